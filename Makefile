@@ -1,0 +1,48 @@
+# Targets for a fresh clone; all they need is make and a Python >= 3.10 (`make demo PYTHON=python3.12`).
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test lint format bench clean distclean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMP) ## train, archive, serve, predict, scale and stop, on this machine
+	@exec $(BIN)/python examples/demo.py
+
+test: lint ## everything that CI runs (ARGS="-k scale" is passed to pytest)
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## the figures of benchmarks/, measured here
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+clean: ## what the targets made, but for the virtual environment
+	rm -rf build dist logs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf examples/digits/digits.pt examples/digits/held-out model-store/digits.mar
+	find handlergen tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## the virtual environment too
+	rm -rf $(VENV)
+
+venv: $(STAMP) ## .venv with handlergen (editable) and all that the other targets need
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
+	@echo "Installing into $(VENV) (torch is large: this takes a minute or two)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
