@@ -1,8 +1,8 @@
 """What a hook sees of a request besides its data: `request` and `files`.
 
 TorchServe hands a worker, per request, one mapping that mixes the request's headers (`str` values) with one
-`{"content-type": ...}` mapping per part (`Service.retrieve_data_for_inference`, ts/service.py:57-100). Nothing
-is parsed until a hook asks for it: most never do.
+`{"content-type": ...}` mapping per part (`Service.retrieve_data_for_inference`, ts/service.py:57-100).
+Nothing is parsed until a hook asks for it: most never do.
 """
 
 from __future__ import annotations
@@ -147,12 +147,12 @@ class Request:
 
     @property
     def path(self) -> str:
-        """What followed the model's version in the address, e.g. `extra` of `/predictions/m/1.0/extra`; else ""."""
+        """What followed the version in the address: `extra` of `/predictions/m/1.0/extra`; else ""."""
         return self.headers.get("url_path", "")
 
     @property
     def is_grpc(self) -> bool:
-        """True if the request came over gRPC: TorchServe passes no headers there, and always some over REST."""
+        """True over gRPC: TorchServe passes no headers there, and always some over REST."""
         return not any(isinstance(value, str) for value in self._properties.values())
 
     def __repr__(self) -> str:

@@ -1,0 +1,224 @@
+"""What a client is told when a request fails (contract, section 6), and what the log holds.
+
+A 4xx tells the client what to change; a 5xx tells it the request id and nothing of the inside, unless the
+user's code raised an exception that carries a status and a message for the client.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .requests import BadRequest
+from .tracebacks import user_traceback
+from .wire import NO_HEADERS, is_status, json_bytes, reason_phrase, safe_headers
+
+__all__ = [
+    "INPUT",
+    "BadRequest",
+    "EncodeError",
+    "Failure",
+    "LockTimeout",
+    "failure_of",
+    "is_out_of_memory",
+    "user_traceback",
+]
+
+INPUT = "input"
+"""The `hook` to name when handlergen itself converts data to the type that a hook's parameter asks for."""
+
+_MESSAGE_CHARACTERS = 4000
+
+# RuntimeErrors that mean "out of memory" without being torch.OutOfMemoryError: raised by cuBLAS and cuDNN, by
+# CPU allocation (c10/core/impl/alloc_cpu.cpp), by MPS, by onnxruntime.
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED"
+    r"|can't allocate memory|not enough memory|Failed to allocate memory|std::bad_alloc",
+    re.IGNORECASE,
+)
+
+
+class LockTimeout(Exception):
+    """The device lock was not obtained in time.
+
+    Args:
+        message: For the log: who holds the lock, for how long.
+        retry_after_s: What the client is told to wait, in whole seconds.
+    """
+
+    def __init__(self, message: str = "", *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EncodeError(Exception):
+    """An answer that cannot be sent. The client gets the message: it names types and places, no values."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A failed request's answer.
+
+    Attributes:
+        status: HTTP status, 300 to 599.
+        type: One word for programs: the exception's name for what the client did, else what failed here.
+        message: For people.
+        headers: ASCII, fit to be sent.
+    """
+
+    status: int
+    type: str
+    message: str
+    headers: Mapping[str, str] = NO_HEADERS
+
+    @property
+    def phrase(self) -> str:
+        """ASCII reason phrase."""
+        return reason_phrase(self.status)
+
+    def body(self, request_id: str) -> bytes:
+        """The JSON body that every failed request has: code, type, message, request_id."""
+        return json_bytes(
+            {"code": self.status, "type": self.type, "message": self.message, "request_id": request_id}
+        )
+
+
+def failure_of(error: BaseException, *, hook: str, form: str, request_id: str) -> Failure:
+    """What the client is told of `error`.
+
+    Args:
+        error: As it came out of the hook.
+        hook: The hook's role (`preprocess`, `predict`, ...), `INPUT`, `decode` or `encode`.
+        form: The contract's form.
+        request_id: Named in opaque messages, so that a client's report finds the log's traceback.
+    """
+    error = _single(error)
+    told = _chosen(error) or _known(error, request_id)
+    if told is not None:
+        return told
+    own_input = hook in (INPUT, "preprocess")
+    if own_input and (fields := _field_errors(error)) is not None:
+        return Failure(400, "ValidationError", fields)
+    if isinstance(error, ValueError) and hook == "preprocess" and form != "model-class":
+        return Failure(400, type(error).__name__, _text(error) or "The request's data is not valid")
+    where = hook if hook not in (INPUT, "decode", "encode") else "prediction"
+    return _opaque(500, "InternalError", f"The model's {where} failed", request_id)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Is it a lack of memory, on the host or the device? Looks through `raise ... from`."""
+    seen: set[int] = set()
+    current: BaseException | None = _single(error)
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if isinstance(current, MemoryError) or _named(current, "OutOfMemoryError"):
+            return True
+        # torch's errors are RuntimeErrors, onnxruntime's are not.
+        library = isinstance(current, RuntimeError) or type(current).__module__.startswith("onnxruntime")
+        if library and _OUT_OF_MEMORY.search(_text(current)):
+            return True
+        current = current.__cause__
+    return False
+
+
+def _chosen(error: BaseException) -> Failure | None:
+    """An exception that says itself what the client gets."""
+    status: Any = getattr(error, "status_code", None)
+    if is_status(status) and status >= 300:
+        detail = getattr(error, "detail", None)
+        if detail is None:
+            # Without a `detail` the text was not written for a client; a 5xx must not show it.
+            detail = _text(error) if status < 500 else None
+        return Failure(
+            int(status),
+            type(error).__name__,
+            _cut(_message(detail) or reason_phrase(int(status)) or "The request failed"),
+            _headers_of(error),
+        )
+    code: Any = getattr(error, "error_code", None)
+    if _named(error, "PredictionException") and isinstance(code, int):  # ts/utils/util.py
+        message = _cut(_message(getattr(error, "message", None)) or "The prediction failed")
+        return Failure(int(code) if is_status(code) and code >= 300 else 500, "PredictionException", message)
+    return None
+
+
+def _known(error: BaseException, request_id: str) -> Failure | None:
+    """The failures that handlergen has a status for."""
+    if isinstance(error, BadRequest):
+        return Failure(400, "BadRequest", _cut(_text(error)))
+    if isinstance(error, LockTimeout):
+        wait = {"Retry-After": str(max(1, int(error.retry_after_s)))}
+        return Failure(503, "DeviceBusy", "The device is busy; try again later", wait)
+    if isinstance(error, EncodeError):
+        return Failure(500, "EncodeError", _cut(_text(error)))
+    if is_out_of_memory(error):
+        return _opaque(507, "OutOfMemory", "Out of memory", request_id)
+    return None
+
+
+def _opaque(status: int, kind: str, what: str, request_id: str) -> Failure:
+    return Failure(status, kind, f"{what}; the server's log says why, under request id {request_id}")
+
+
+def _single(error: BaseException) -> BaseException:
+    """The one exception inside a group of one (what an async task group raises for one failed task)."""
+    for _ in range(16):
+        inner = getattr(error, "exceptions", None)
+        if not (isinstance(inner, tuple) and len(inner) == 1 and isinstance(inner[0], BaseException)):
+            break
+        error = inner[0]
+    return error
+
+
+def _named(error: BaseException, name: str) -> bool:
+    """Is one of its classes called that? So that neither torch, ts nor pydantic is imported to ask."""
+    return any(kind.__name__ == name for kind in type(error).__mro__)
+
+
+def _field_errors(error: BaseException) -> str | None:
+    """A pydantic ValidationError as text, `field.name: what is wrong; ...`; None if it is none.
+
+    The values that were sent are left out (they may be large, or secret).
+    """
+    if not any(k.__name__ == "ValidationError" and "pydantic" in k.__module__ for k in type(error).__mro__):
+        return None
+    return "; ".join(_field_lines(error)) or "The request's data is not valid"
+
+
+def _field_lines(error: Any) -> Iterator[str]:
+    for entry in error.errors():
+        place = ".".join(str(part) for part in entry.get("loc", ()))
+        text = str(entry.get("msg", "not valid"))
+        yield f"{place}: {text}" if place else text
+
+
+def _headers_of(error: BaseException) -> Mapping[str, str]:
+    headers = getattr(error, "headers", None)
+    try:
+        return safe_headers(headers) if headers else NO_HEADERS
+    except (TypeError, ValueError, AttributeError):
+        return NO_HEADERS
+
+
+def _message(detail: Any) -> str:
+    """A `detail` as text: FastAPI allows any JSON value there."""
+    if detail is None or isinstance(detail, str):
+        return detail or ""
+    try:
+        return json.dumps(detail, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return ""
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return _cut(str(error))
+    except Exception:  # the user's own __str__
+        return ""
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MESSAGE_CHARACTERS else text[:_MESSAGE_CHARACTERS] + "…"

@@ -1,0 +1,58 @@
+"""Tracebacks cut to the frames of the user's own code."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+_RUNTIME = os.path.realpath(Path(__file__).parent) + os.sep
+_HANDLER = "handlergen_handler.py"
+_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+
+
+def user_traceback(error: BaseException, *, user_root: str) -> str:
+    """The traceback of `error`, its causes and contexts, each cut to the frames of the user's files.
+
+    Args:
+        error: The exception; may have any chain of causes, be an exception group or a SyntaxError.
+        user_root: The directory that the user's files are under: the model directory, or the project's root.
+
+    Returns:
+        Text that ends in a line break. If no frame of the whole chain is the user's, nothing is cut: the
+        fault then lies elsewhere, and the frames are needed to find it.
+    """
+    try:
+        report = traceback.TracebackException.from_exception(error, compact=True)
+        every = list(_chain(report))
+        own = [[frame for frame in each.stack if _is_own(frame.filename, user_root)] for each in every]
+        if any(own):
+            for each, frames in zip(every, own, strict=True):
+                each.stack = traceback.StackSummary.from_list(frames)
+        return "".join(report.format())
+    except Exception as trouble:
+        # An exception class may make its own formatting fail; the log line must still appear.
+        return f"{type(error).__name__} (its traceback cannot be shown: {type(trouble).__name__})\n"
+
+
+def _chain(report: traceback.TracebackException) -> Iterator[traceback.TracebackException]:
+    waiting, seen = [report], set[int]()
+    while waiting:
+        current = waiting.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        nested = getattr(current, "exceptions", None) or ()  # exception groups, Python 3.11
+        waiting += [each for each in (current.__cause__, current.__context__, *nested) if each is not None]
+
+
+def _is_own(filename: str, user_root: str) -> bool:
+    """Is it the user's: under the root, and not the runtime, the handler or an installed package?"""
+    root = os.path.realpath(user_root) + os.sep
+    real = os.path.realpath(filename)
+    if not real.startswith(root) or real.startswith(_RUNTIME):
+        return False
+    inside = os.sep + real[len(root) :]
+    return inside != os.sep + _HANDLER and not any(part in inside for part in _INSTALLED)
