@@ -1,0 +1,99 @@
+"""Settings that contradict one another: warnings, not errors, because each alone is allowed."""
+
+from __future__ import annotations
+
+from handlergen.setting_fields import Settings
+
+
+def contradictions(
+    settings: Settings, *, weights_bytes: int | None = None, device_bytes: int | None = None
+) -> list[str]:
+    """What cannot work as set, or has no effect; each with what to write instead.
+
+    Args:
+        settings: Resolved or not; a `batch` of `auto` counts as `each`.
+        weights_bytes: Size of the weights file, when there is one.
+        device_bytes: Memory of the smallest device (of the whole machine for the CPU), when it is known.
+    """
+    return [
+        *_times(settings),
+        *_batches(settings),
+        *_memory(settings, weights_bytes, device_bytes),
+    ]
+
+
+def _times(settings: Settings) -> list[str]:
+    found = []
+    limit = settings.response_timeout_s
+    locked = settings.lock != "none"
+    if locked and settings.lock_timeout_s >= limit:
+        found.append(
+            f"lock_timeout_s ({settings.lock_timeout_s:g}) is not below response_timeout_s ({limit}): "
+            f"TorchServe kills a worker that waits for the device before its request can get 503. "
+            f"Write lock_timeout_s: {limit / 2:g}."
+        )
+    elif locked and settings.lock_timeout_s > 0.8 * limit:
+        found.append(
+            f"lock_timeout_s ({settings.lock_timeout_s:g}) leaves {limit - settings.lock_timeout_s:g} s of "
+            f"response_timeout_s ({limit}) for preprocess, predict and postprocess. "
+            f"Write lock_timeout_s: {limit / 2:g}."
+        )
+    predict = settings.predict_timeout_s
+    if predict is None:
+        return found
+    if predict >= limit:
+        found.append(
+            f"predict_timeout_s ({predict:g}) is not below response_timeout_s ({limit}): "
+            f"TorchServe kills the worker first. Raise response_timeout_s."
+        )
+        return found
+    calls = settings.batch_size if settings.batch in ("each", "auto") else 1
+    workers = settings.workers_per_device if locked else 1
+    queue = workers * calls * predict
+    if queue >= limit:
+        each = f" x {calls} requests of a batch, one after another" if calls > 1 else ""
+        found.append(
+            f"{workers} workers on a device{each} x predict_timeout_s ({predict:g}) are {queue:g} s, which "
+            f"response_timeout_s ({limit}) cannot meet: the last worker is killed while it waits. "
+            f"Raise response_timeout_s above {queue:g}, or lower workers_per_device or batch_size."
+        )
+    return found
+
+
+def _batches(settings: Settings) -> list[str]:
+    found = []
+    if settings.batch_size == 1 and settings.max_batch_delay_ms > 1:
+        found.append(
+            f"max_batch_delay_ms ({settings.max_batch_delay_ms}) has no effect with batch_size: 1. "
+            f"Raise batch_size, or leave it out."
+        )
+    if settings.batch_size == 1 and settings.batch in ("collate", "list"):
+        found.append(
+            f"batch: {settings.batch} with batch_size: 1: predict never sees more than one request. "
+            f"Write batch_size: 8, say."
+        )
+    if settings.queue_size < settings.batch_size:
+        found.append(
+            f"queue_size ({settings.queue_size}) is below batch_size ({settings.batch_size}): "
+            f"no batch fills. Write queue_size: {max(100, 4 * settings.batch_size)}."
+        )
+    return found
+
+
+def _memory(settings: Settings, weights_bytes: int | None, device_bytes: int | None) -> list[str]:
+    if not weights_bytes or not device_bytes:
+        return []
+    copies = settings.workers_per_device
+    if copies * weights_bytes <= device_bytes:
+        return []
+    fitting = max(1, device_bytes // weights_bytes)
+    change = "A smaller model or a larger device is needed." if fitting >= copies else ""
+    return [
+        f"{copies} workers on a device hold {copies} copies of the weights, "
+        f"{_gib(copies * weights_bytes)} altogether; the device has {_gib(device_bytes)}. "
+        + (change or f"Write workers_per_device: {fitting} at most.")
+    ]
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

@@ -1,0 +1,326 @@
+"""Every setting of a model: its default, its help and its check stand here and nowhere else.
+
+The flags, the environment variables, the starter `handlergen.yaml` and the table in the docs are made from
+the fields of `Settings`. Server settings (ports, authorization, the model store) stand in
+`handlergen.properties`. Other modules import all of this from `handlergen.settings`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from handlergen import setting_kinds as kinds
+from handlergen.setting_kinds import Kind
+
+EXECUTABLE_FORMATS = ("torchscript", "exported", "onnx")
+"""Formats of weights that hold the computation too, so that a module needs no `predict` of its own."""
+
+FORMS = ("functions", "model-class", "module", "flow", "sagemaker")
+
+# What torch-model-archiver takes as a model's name (model_archiver/model_packaging_utils.py, 0.12.0: letters,
+# digits, `-`, `_` and `.`), with a first character that is no option and no hidden file.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+_NEEDS_PROCESS = "it belongs to the predictor process, which this version does not have"
+
+
+def _setting(default: Any, help: str, kind: Kind, *, group: str, example: str = "") -> Any:
+    """A field of `Settings`. `example` is YAML text to show where the default alone would teach nothing."""
+    metadata = {"help": help, "kind": kind, "group": group, "example": example}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def _name_kind() -> Kind:
+    wanted = "letters, digits, `.`, `_` and `-`, the first a letter or digit, at most 128"
+    plain = kinds.text(wanted=wanted)
+
+    def convert(value: Any) -> str:
+        converted: str = plain.convert(value)
+        if not _NAME.fullmatch(converted):
+            raise ValueError
+        return converted
+
+    return dataclasses.replace(plain, convert=convert)
+
+
+_MODEL, _FILES, _PREDICTION, _WORKERS, _TIME, _ANSWERS = (
+    "The model",
+    "What is packed",
+    "What the module is given",
+    "Workers, devices and batches",
+    "Time limits and queues",
+    "Answers and the archive",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One model's settings. Paths are relative to the project's root; each field's metadata has the rest."""
+
+    name: str = _setting(
+        "",
+        "Name of the model and of its archive; clients ask for /predictions/NAME. "
+        "Without it: the name of the source file or directory.",
+        _name_kind(),
+        group=_MODEL,
+        example="digits",
+    )
+    version: str = _setting(
+        "1.0", "Version of the model, as TorchServe lists it.", _name_kind(), group=_MODEL
+    )
+    form: str | None = _setting(
+        None,
+        "How the module is written. Without it: found by reading the source.",
+        kinds.choice(*FORMS),
+        group=_MODEL,
+        example="functions",
+    )
+    source: str | None = _setting(
+        None,
+        "The .py file or package that holds the hooks. Without it: the only .py file beside this one, "
+        "else model.py.",
+        kinds.path(),
+        group=_MODEL,
+        example="digits.py",
+    )
+    call: str = _setting(
+        "auto",
+        "How a module that has predict but no preprocess receives a JSON object: positional (one argument) "
+        "or keywords (its keys are the arguments). auto: keywords when predict takes several plain "
+        "parameters.",
+        kinds.choice("auto", "positional", "keywords"),
+        group=_MODEL,
+    )
+    weights: str | None = _setting(
+        None,
+        "Weights file, packed at its place relative to the source.",
+        kinds.path(),
+        group=_FILES,
+        example="digits.pt",
+    )
+    weights_format: str | None = _setting(
+        None,
+        "What the weights file holds. Without it: told from the file.",
+        kinds.choice(*EXECUTABLE_FORMATS, "safetensors", "state_dict", "other"),
+        group=_FILES,
+        example="state_dict",
+    )
+    extra_files: tuple[str, ...] = _setting(
+        (),
+        "Files and directories to pack; each keeps its place relative to the source.",
+        kinds.strings(wanted="a list of paths", metavar="PATH"),
+        group=_FILES,
+        example="[labels.json, models/]",
+    )
+    packages: tuple[str, ...] = _setting(
+        (),
+        "Directories of Python packages to pack; the module imports each by the directory's name.",
+        kinds.strings(wanted="a list of paths", metavar="PATH"),
+        group=_FILES,
+        example="[../common/textutils]",
+    )
+    requirements: tuple[str, ...] = _setting(
+        (),
+        "What pip must install for the model, or a requirements file (a name that ends in .txt). TorchServe "
+        "installs it only with install_py_dep_per_model=true in config.properties.",
+        kinds.requirements(),
+        group=_FILES,
+        example="[pillow>=10]",
+    )
+    model_args: tuple[Any, ...] = _setting(
+        (),
+        "Positional arguments of the model's class (form: module).",
+        kinds.values(),
+        group=_PREDICTION,
+        example="[64, 10]",
+    )
+    model_kwargs: Mapping[str, Any] = _setting(
+        {},
+        "Keyword arguments of the model's class (form: module).",
+        kinds.mapping(),
+        group=_PREDICTION,
+        example="{hidden: 64}",
+    )
+    config: Mapping[str, Any] = _setting(
+        {},
+        "Your own values; hooks read them as context.config.",
+        kinds.mapping(),
+        group=_PREDICTION,
+        example="{threshold: 0.5}",
+    )
+    secrets: tuple[str, ...] = _setting(
+        (),
+        "Names of environment variables of the server that hooks read as context.secrets. Names only: no "
+        "value is ever packed.",
+        kinds.strings(wanted="a list of names"),
+        group=_PREDICTION,
+        example="[HF_TOKEN]",
+    )
+    batch: str = _setting(
+        "auto",
+        "What predict sees when TorchServe delivers several requests at once: each (one call a request), "
+        "collate (one collated batch) or list (a list in, a list of the same length out). auto: the default "
+        "of the form; each for functions.",
+        kinds.choice("auto", "each", "collate", "list"),
+        group=_WORKERS,
+    )
+    batch_size: int = _setting(
+        1,
+        "Most requests that TorchServe hands a worker at once. 1: no request waits for another.",
+        kinds.whole(least=1, most=65536),
+        group=_WORKERS,
+    )
+    max_batch_delay_ms: int = _setting(
+        1,
+        "How long TorchServe waits for a batch to fill, in milliseconds. A busy device fills batches by "
+        "itself, an idle one gains nothing by waiting: hence 1, the least (TorchServe takes 0 for "
+        "its default of 100).",
+        kinds.whole(least=1),
+        group=_WORKERS,
+    )
+    workers_per_device: int = _setting(
+        4,
+        "Workers on each device, each with a copy of the model: while one predicts, the others preprocess "
+        "and postprocess. 4 keep a device busy when the other two stages take as long as predict; take fewer "
+        "when the copies do not fit, or raise batch_size instead.",
+        kinds.whole(least=1, most=256),
+        group=_WORKERS,
+    )
+    devices: str | tuple[int, ...] = _setting(
+        "auto",
+        "auto (every GPU, else the CPU), cpu, or a list of GPU indices such as [0, 1].",
+        kinds.devices(),
+        group=_WORKERS,
+    )
+    predictor: str = _setting(
+        "worker",
+        "Where predict runs: worker (in each worker, a copy of the model each). This version has no other.",
+        kinds.choice(
+            "worker",
+            later={
+                "process": "a predictor process of its own is not in this version; write worker",
+                "auto": "a choice of predictors is not in this version; write worker",
+            },
+        ),
+        group=_WORKERS,
+    )
+    stages: str = _setting(
+        "auto",
+        "Where preprocess and postprocess run. auto: in the workers; this version has no other.",
+        kinds.choice(
+            "auto", later={"worker": "write auto, which is the workers", "predictor": _NEEDS_PROCESS}
+        ),
+        group=_WORKERS,
+    )
+    max_batch: int | None = _setting(
+        None,
+        "Most requests of several workers in one predict. For the predictor process; not in this version.",
+        kinds.unavailable(_NEEDS_PROCESS),
+        group=_WORKERS,
+    )
+    linger_ms: float | None = _setting(
+        None,
+        "How long the predictor process waits for such a batch. Not in this version.",
+        kinds.unavailable(_NEEDS_PROCESS),
+        group=_WORKERS,
+    )
+    lock: str = _setting(
+        "device",
+        "device: one predict at a time on each physical device, over all models and servers of this user. "
+        "model: one at a time for this model only. none: no lock.",
+        kinds.choice("device", "model", "none"),
+        group=_TIME,
+    )
+    lock_timeout_s: float = _setting(
+        60.0,
+        "How long a request may wait for the device; then it gets 503 with Retry-After. Half of the response "
+        "timeout, which leaves the other half for the three stages.",
+        kinds.seconds(),
+        group=_TIME,
+    )
+    predict_timeout_s: float | None = _setting(
+        None,
+        "The longest that one predict takes. The other limits are checked against it; a worker cannot be "
+        "interrupted in predict, so that response_timeout_s is what ends it.",
+        kinds.seconds(),
+        group=_TIME,
+        example="2",
+    )
+    response_timeout_s: int = _setting(
+        120,
+        "TorchServe kills a worker that has not answered after so many seconds, and its whole batch fails. "
+        "Must exceed preprocess + workers on the device x predict + postprocess.",
+        kinds.whole(least=1),
+        group=_TIME,
+    )
+    startup_timeout_s: int = _setting(
+        300,
+        "How long a worker may take to start and load. Workers of one device load one after another, so that "
+        "this is for all of them; TorchServe's own 120 s is short for large weights.",
+        kinds.whole(least=1),
+        group=_TIME,
+    )
+    queue_size: int = _setting(
+        100,
+        "Requests that may wait in TorchServe for a worker; more get 503 at once. 100 is TorchServe's own.",
+        kinds.whole(least=1),
+        group=_TIME,
+    )
+    nan: str = _setting(
+        "null",
+        "NaN and infinities in an answer, which JSON does not have: null (written so) or error (a 500).",
+        kinds.choice("null", "error"),
+        group=_ANSWERS,
+    )
+    max_response_bytes: int = _setting(
+        6_553_500,
+        "The longest answer; a longer one is a 500 for its request. TorchServe closes the worker's "
+        "connection above its own max_response_size, so keep this at or below that (6553500 unless "
+        "configured).",
+        kinds.whole(least=1),
+        group=_ANSWERS,
+    )
+    compression: str = _setting(
+        "stored",
+        "stored or deflated. Weights hardly shrink, and deflating 512 MB takes ten seconds.",
+        kinds.choice("stored", "deflated"),
+        group=_ANSWERS,
+    )
+
+
+@dataclass(frozen=True)
+class SettingInfo:
+    """One setting as flags, docs and the starter file show it."""
+
+    name: str
+    default: Any
+    help: str
+    kind: Kind
+    group: str
+    example: str
+
+    @property
+    def flag(self) -> str:
+        """`--workers-per-device`; a list's is its singular: `--extra-file`."""
+        name = self.name
+        if self.kind.repeatable and name.endswith("s"):
+            name = name.removesuffix("s")
+        return "--" + name.replace("_", "-")
+
+
+def _info() -> dict[str, SettingInfo]:
+    blank = Settings()
+    return {
+        item.name: SettingInfo(name=item.name, default=getattr(blank, item.name), **item.metadata)
+        for item in fields(Settings)
+    }
+
+
+SETTINGS: Mapping[str, SettingInfo] = _info()
+"""By name, in the order of the fields."""

@@ -1,0 +1,132 @@
+"""Reading a YAML mapping that somebody else wrote: safely, with the line of each key.
+
+Refused, each with its line: duplicate keys (YAML 1.2, section 3.2.1.3; PyYAML keeps the last in silence),
+aliases (they make small files expand without bound, and settings need none), tags that build objects, several
+documents, and documents that are no mapping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from handlergen.errors import Problem
+
+LARGEST_FILE = 1_000_000
+"""Bytes; a settings file is a few kilobytes."""
+
+
+@dataclass(frozen=True)
+class YamlSource:
+    """A YAML mapping and where its keys stand.
+
+    Attributes:
+        file: The name for messages.
+        values: By top-level key; empty when the file could not be read.
+        lines: Line of each top-level key, 1-based.
+        problems: Why the file, or a part of it, could not be read.
+    """
+
+    file: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    lines: Mapping[str, int] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+
+
+class _Refused(yaml.YAMLError):
+    def __init__(self, mark: yaml.Mark, message: str, fix: str) -> None:
+        super().__init__(message)
+        self.mark, self.message, self.fix = mark, message, fix
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise _Refused(
+                event.start_mark, f"the alias *{event.anchor} is not taken here", "Write the value out."
+            )
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        first: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode):
+                if key_node.value in first:
+                    raise _Refused(
+                        key_node.start_mark,
+                        f"`{key_node.value}` stands here twice (first in line {first[key_node.value]})",
+                        "Keep one of them.",
+                    )
+                first[key_node.value] = key_node.start_mark.line + 1
+        return super().construct_mapping(node, deep=deep)
+
+
+def read_yaml(  # noqa: PLR0911 - one return a way of failing
+    path: Path, *, shown: str, as_written: tuple[str, ...] = ()
+) -> YamlSource:
+    """Read a YAML mapping.
+
+    Args:
+        path: The file.
+        shown: Its name for messages.
+        as_written: Top-level keys whose plain numbers are kept as the text they are written as, so that
+            `version: 1.10` does not become 1.1.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    raw = path.read_bytes()
+    if len(raw) > LARGEST_FILE:
+        return _failed(shown, 0, f"{len(raw)} bytes are too many for a settings file", "")
+    try:
+        return _read(raw.decode("utf-8-sig"), shown, as_written)
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        return _failed(shown, line, "the file is not UTF-8", "Save it as UTF-8.")
+    except _Refused as error:
+        return _failed(shown, error.mark.line + 1, error.message, error.fix)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        return _failed(shown, mark.line + 1 if mark else 0, f"this is not valid YAML: {error.problem}", "")
+    except yaml.YAMLError as error:
+        return _failed(shown, 0, f"this is not valid YAML: {error}", "")
+    except ValueError as error:  # e.g. the date 2020-13-45
+        return _failed(shown, 0, f"a value cannot be read: {error}", "Write it in quotes.")
+    except RecursionError:
+        return _failed(shown, 0, "the file is nested too deeply", "")
+
+
+def _read(text: str, shown: str, as_written: tuple[str, ...]) -> YamlSource:
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return YamlSource(shown)
+        if not isinstance(root, yaml.MappingNode):
+            return _failed(
+                shown,
+                root.start_mark.line + 1,
+                f"this is a {root.id}, not a mapping of settings",
+                "Write lines such as `name: digits`.",
+            )
+        lines: dict[str, int] = {}
+        for key, value in root.value:
+            if isinstance(key, yaml.ScalarNode):
+                lines.setdefault(key.value, key.start_mark.line + 1)
+                number = value.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+                if key.value in as_written and number:
+                    value.tag = "tag:yaml.org,2002:str"
+        values = loader.construct_document(root)
+        return YamlSource(shown, {str(key): value for key, value in values.items()}, lines)
+    finally:
+        loader.dispose()
+
+
+def _failed(shown: str, line: int, message: str, fix: str) -> YamlSource:
+    return YamlSource(shown, problems=(Problem(shown, line, message, fix),))
