@@ -24,8 +24,8 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]+")
 
 # Written by TorchServe itself, or (ts_stream_next) a command to it.
 _RESERVED = frozenset(
-    "connection content-length content-type keep-alive transfer-encoding ts_stream_next upgrade x-request-id".split()
-)
+    ("connection", "content-length", "content-type", "keep-alive", "transfer-encoding", "upgrade")
+) | {"ts_stream_next", "x-request-id"}
 
 
 def header_value(value: Any) -> str:
