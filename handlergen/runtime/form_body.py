@@ -1,10 +1,10 @@
 """Bodies that `curl -d '{...}'` sends as `application/x-www-form-urlencoded` though they are no form.
 
-TorchServe runs every such body through a form decoder (Netty 4.1.53, HttpPostStandardRequestDecoder): it splits
-at `&` and the first `=`, turns `+` into a blank and `%41` into `A`, stops at a line break after the first `=`,
-keeps the last of two equal names, and drops a last name without `=`. So of `{"a": 1}` nothing arrives at all, of
-`{"a": "x=1"}` everything, and of `{"a": "b=", "c": "1+1"}` something else than was sent. (Later Nettys keep the
-last name.) What provably arrived whole is put together again; for the rest the client is told what to send.
+TorchServe runs every such body through a form decoder (Netty 4.1.53, HttpPostStandardRequestDecoder). It
+splits at `&` and the first `=`, turns `+` into a blank and `%41` into `A`, stops at a line break after the first `=`,
+keeps the last of two equal names, and drops a last name without `=`. So of `{"a": 1}` nothing arrives at all,
+of `{"a": "x=1"}` everything, of `{"a": "b=", "c": "1+1"}` something else than was sent. (Later Nettys keep the
+last name.) What arrived whole is put together again; for the rest the client is told what to send.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def whole_text(entry: Mapping[str, Any], length: str | None) -> str | None:
     """
     first = next(iter(entry))
     if len(entry) == 1 and not entry[first] and length == str(len(first.encode("utf-8", "replace"))):
-        return None if first == "data" else _certain(first)  # a Netty that keeps the last name
+        return first  # a Netty that keeps the last name
     if not first.lstrip().startswith(("{", "[", '"')):
         return None
     for bare in (False, True):  # `x` and `x=` arrive alike
@@ -71,7 +71,6 @@ def _is_json(text: str) -> bool:
 
 def _certain(text: str) -> str:
     """The text, unless a blank in it may have been a `+`. Between JSON's tokens there can be no `+`."""
-    strings = _STRING.findall(text) if _is_json(text) else [text]
-    if any(" " in each for each in strings):
+    if any(" " in each for each in _STRING.findall(text)):
         raise lost_body()
     return text
