@@ -87,7 +87,7 @@ def of_stage(spans: Iterable[Span], *stages: str) -> list[Span]:
 def overlapping(spans: Iterable[Span]) -> list[tuple[Span, Span]]:
     """Pairs of spans that ran at the same time on one device; one ending as the other starts is none.
 
-    Each span is paired with at most one earlier one, that which lasts longest: enough to tell whether there is
+    Each span is paired with one earlier one at most, the longest: enough to tell whether there is
     any, and which.
     """
     found = []
