@@ -1,0 +1,132 @@
+"""One predict at a time per device, across threads, workers, models and TorchServe instances of this user."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import math
+import os
+import re
+import stat
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from .failures import LockTimeout
+
+STATE_DIR_VARIABLE = "HANDLERGEN_STATE_DIR"
+_LONGEST_WAIT_S = 10 * 365 * 24 * 3600.0
+
+
+class LockFile(Protocol):
+    """What a lock's mechanism offers; one implementation a kind of system."""
+
+    def acquire(self, deadline: float) -> bool: ...
+    def release(self) -> None: ...
+    def owner(self) -> tuple[int, float]: ...
+
+
+class DeviceLock:
+    """A lock named after a device; whoever asks for the same name in the same directory takes turns.
+
+    Args:
+        key: What is locked: a GPU's UUID, `cpu`, or a model's own name with `lock: model`.
+        directory: Where the lock file lives; `lock_directory()` unless a test says otherwise.
+
+    Raises:
+        OSError: The lock file cannot be made.
+    """
+
+    def __init__(self, key: str, directory: Path) -> None:
+        self.key = key
+        self._file = _open(directory / _file_name(key))
+
+    def acquire(self, timeout_s: float) -> None:
+        """Wait for the turn.
+
+        Args:
+            timeout_s: Seconds to wait at most; `math.inf` waits for ever.
+
+        Raises:
+            LockTimeout: The deadline passed; says who holds the lock and for how long.
+        """
+        deadline = time.monotonic() + min(timeout_s, _LONGEST_WAIT_S)
+        if not self._file.acquire(deadline):
+            pid, since_s = self._file.owner()
+            raise LockTimeout(
+                f"the device was not free within {timeout_s:g} s (held by process {pid} for {since_s:.1f} s)",
+                retry_after_s=max(1, math.ceil(timeout_s / 10)),
+            )
+
+    def release(self) -> None:
+        """Let the next one have the device; only by the thread that acquired."""
+        self._file.release()
+
+
+class NoLock:
+    """`lock: none`: predictions are not serialized."""
+
+    key = "none"
+
+    def acquire(self, timeout_s: float) -> None:
+        """Never waits."""
+
+    def release(self) -> None:
+        """Nothing to give back."""
+
+
+def lock_directory(environ: Mapping[str, str] = os.environ) -> Path:
+    """The directory that holds this user's lock files: private (0700), the same for every process of the user.
+
+    `HANDLERGEN_STATE_DIR` names it; else a directory with the user's id in /dev/shm (empty after a reboot, as the
+    locks must be) or /tmp. Neither `TMPDIR` nor `XDG_RUNTIME_DIR` is asked: two servers of one user may differ in
+    those, and would then not see each other's locks.
+
+    Raises:
+        PermissionError: The directory belongs to somebody else, is a link, or is open to others.
+    """
+    named = environ.get(STATE_DIR_VARIABLE)
+    if named:
+        directory = Path(named).expanduser().absolute() / "locks"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    else:
+        shared_memory = Path("/dev/shm")  # noqa: S108 - checked below: ours, private, no link
+        base = shared_memory if os.access(shared_memory, os.W_OK) else Path("/tmp")  # noqa: S108
+        directory = base / f"handlergen-{os.getuid()}"
+        directory.mkdir(mode=0o700, exist_ok=True)
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise PermissionError(
+            f"{directory} must be a directory of this user with mode 0700, or the device lock could be tampered "
+            f"with; remove it, or name another with {STATE_DIR_VARIABLE}"
+        )
+    return directory
+
+
+def _file_name(key: str) -> str:
+    """A file name for a key: readable, and different for different keys and boots of the machine."""
+    readable = re.sub(r"[^A-Za-z0-9._-]", "_", key)[:80]
+    digest = hashlib.sha256(f"{key}\0{_boot_id()}".encode()).hexdigest()[:16]
+    return f"{readable}-{digest}.lock"
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return "unknown"
+
+
+def _open(path: Path) -> LockFile:
+    try:
+        from .robust_mutex import RobustMutexFile
+
+        return RobustMutexFile(path)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+    from .record_lock import RecordLockFile
+
+    # Another name: a process that can use mutexes must not mistake this file for one.
+    return RecordLockFile(path.with_suffix(".record"))

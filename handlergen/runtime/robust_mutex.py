@@ -1,0 +1,191 @@
+"""A mutex in a memory-mapped file that the kernel releases when its holder dies (Linux).
+
+POSIX robust, process-shared mutexes give what a file lock cannot: a wait with a deadline in the waiting thread
+itself, no system call when nobody contends, no inheritance by forked children, and a wake-up of one waiter
+instead of all (pthread_mutexattr_setrobust(3), pthread_mutex_clocklock(3), Linux robust-futexes documentation).
+
+The words in the file are only meaningful to the running kernel, so the file's name carries the boot id: a mutex
+that a power cut left locked is never looked at again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+import secrets
+import struct
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+_MAGIC = b"HGLOCK1\0"
+_GATE_OFFSET = 64
+_DEVICE_OFFSET = 192
+_OWNER_OFFSET = 320
+_OWNER = struct.Struct("=qq")  # pid of the holder, monotonic ns at which it took the mutex
+_SIZE = mmap.PAGESIZE
+_PROCESS_SHARED = 1
+_ROBUST = 1
+_WAIT_SLICE_S = 0.25  # a wait returns to Python this often, so that signals (Ctrl-C) are handled
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = [("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long)]
+
+
+class _Mapped(NamedTuple):
+    """A lock file in this process's memory."""
+
+    memory: mmap.mmap
+    identity: tuple[int, int]
+    gate: ctypes.c_void_p
+    device: ctypes.c_void_p
+
+
+class RobustMutexFile:
+    """One mutex in one file, shared by every thread and process that opens the same path.
+
+    Two mutexes stand in the file: whoever wants the device first passes the gate and waits for the device while
+    holding it, so a holder that releases and asks again queues behind a waiter instead of overtaking it.
+
+    Args:
+        path: The file; made if it does not exist. Its directory must exist.
+
+    Raises:
+        OSError: The file cannot be made or mapped, or the C library has no robust mutexes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # A thread may still wait in a mapping that another one has replaced: none is ever unmapped.
+        self._mapped: list[_Mapped] = []
+        self._held: _Mapped | None = None
+        try:
+            waiting = ctypes.CDLL(None, use_errno=True)  # releases the GIL
+            quick = ctypes.PyDLL(None)  # keeps it: for calls that never wait
+            self._clocklock = waiting.pthread_mutex_clocklock
+            self._trylock = quick.pthread_mutex_trylock
+            self._unlock = quick.pthread_mutex_unlock
+            self._consistent = quick.pthread_mutex_consistent
+            self._library = quick
+        except (AttributeError, OSError, TypeError) as error:
+            raise OSError(errno.ENOTSUP, f"no robust mutexes in this C library ({error})") from error
+        self._open()
+
+    def acquire(self, deadline: float) -> bool:
+        """Take the mutex.
+
+        Args:
+            deadline: `time.monotonic()` value after which to give up.
+
+        Returns:
+            True when taken, False at the deadline.
+        """
+        while True:
+            mapped = self._mapped[-1]
+            if not self._take(mapped.gate, deadline):
+                return False
+            try:
+                taken = self._take(mapped.device, deadline)
+            finally:
+                self._unlock(mapped.gate)
+            if not taken:
+                return False
+            if self._is_current(mapped):
+                _OWNER.pack_into(mapped.memory, _OWNER_OFFSET, os.getpid(), time.monotonic_ns())
+                self._held = mapped
+                return True
+            # Somebody deleted or replaced the file: others may meet at a new one. Go there too.
+            self._unlock(mapped.device)
+            self._open()
+
+    def release(self) -> None:
+        """Give the mutex back; only by the thread that took it."""
+        mapped = self._held
+        result = errno.EPERM if mapped is None else self._unlock(mapped.device)
+        if result:
+            raise OSError(result, f"cannot release {self._path.name}: {os.strerror(result)}")
+
+    def owner(self) -> tuple[int, float]:
+        """The pid that took the mutex last and how long ago, in seconds."""
+        pid, since = _OWNER.unpack_from(self._mapped[-1].memory, _OWNER_OFFSET)
+        return pid, (time.monotonic_ns() - since) / 1e9
+
+    def _take(self, mutex: ctypes.c_void_p, deadline: float) -> bool:
+        result = self._trylock(mutex)
+        while result in (errno.EBUSY, errno.ETIMEDOUT):
+            now = time.monotonic()
+            if now >= deadline:
+                return False
+            until = min(deadline, now + _WAIT_SLICE_S)
+            limit = _Timespec(int(until), int((until % 1) * 1e9))
+            result = self._clocklock(mutex, time.CLOCK_MONOTONIC, ctypes.byref(limit))
+        if (
+            result == errno.EOWNERDEAD
+        ):  # the holder was killed; the mutex is ours, and nothing else was shared
+            result = self._consistent(mutex)
+        if result:
+            raise OSError(result, f"cannot take {self._path.name}: {os.strerror(result)}")
+        return True
+
+    def _is_current(self, mapped: _Mapped) -> bool:
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            return False
+        return (found.st_dev, found.st_ino) == mapped.identity
+
+    def _open(self) -> None:
+        descriptor = None
+        while descriptor is None:
+            try:
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                self._create()
+        try:
+            found = os.fstat(descriptor)
+            if found.st_size != _SIZE:
+                raise OSError(errno.EINVAL, f"{self._path} is not a lock file of handlergen")
+            memory = mmap.mmap(descriptor, _SIZE)
+        finally:
+            os.close(descriptor)
+        if memory[: len(_MAGIC)] != _MAGIC:
+            raise OSError(errno.EINVAL, f"{self._path} is not a lock file of handlergen")
+        base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        self._mapped.append(
+            _Mapped(
+                memory,
+                (found.st_dev, found.st_ino),
+                ctypes.c_void_p(base + _GATE_OFFSET),
+                ctypes.c_void_p(base + _DEVICE_OFFSET),
+            )
+        )
+
+    def _create(self) -> None:
+        """Make a complete file under another name, then link it into place: nobody sees half of one."""
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = self._path.with_name(f".{self._path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(descriptor, _SIZE)
+            memory = mmap.mmap(descriptor, _SIZE)
+            base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+            attributes = ctypes.create_string_buffer(64)
+            for call in (
+                self._library.pthread_mutexattr_init(attributes),
+                self._library.pthread_mutexattr_setpshared(attributes, _PROCESS_SHARED),
+                self._library.pthread_mutexattr_setrobust(attributes, _ROBUST),
+                self._library.pthread_mutex_init(ctypes.c_void_p(base + _GATE_OFFSET), attributes),
+                self._library.pthread_mutex_init(ctypes.c_void_p(base + _DEVICE_OFFSET), attributes),
+            ):
+                if call:
+                    raise OSError(call, f"cannot make {self._path.name}: {os.strerror(call)}")
+            memory[: len(_MAGIC)] = _MAGIC
+            with contextlib.suppress(FileExistsError):  # another process was first
+                os.link(draft, self._path)
+        finally:
+            os.close(descriptor)
+            draft.unlink(missing_ok=True)

@@ -1,0 +1,258 @@
+"""The device lock, with real processes: taking turns, deadlines, killed holders, forks, a deleted file."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from handlergen.runtime import device_lock
+from handlergen.runtime.device_lock import DeviceLock, lock_directory
+from handlergen.runtime.failures import LockTimeout
+from handlergen.runtime.record_lock import RecordLockFile
+from handlergen.runtime.robust_mutex import RobustMutexFile
+
+KINDS = ["mutex", "record"]
+
+# A process that takes turns and reports when it held the lock.
+WORKER = """
+import json, sys, time
+from pathlib import Path
+from handlergen.runtime import device_lock
+from handlergen.runtime.record_lock import RecordLockFile
+if sys.argv[1] == "record":
+    device_lock._open = lambda path: RecordLockFile(path.with_suffix(".record"))
+lock = device_lock.DeviceLock("card", Path(sys.argv[2]))
+turns = []
+for _ in range(int(sys.argv[3])):
+    lock.acquire(30)
+    start = time.monotonic_ns()
+    time.sleep(0.002)
+    turns.append((start, time.monotonic_ns()))
+    lock.release()
+print(json.dumps(turns))
+"""
+
+# A process that takes the lock, says so, and keeps it.
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from handlergen.runtime import device_lock
+from handlergen.runtime.record_lock import RecordLockFile
+if sys.argv[1] == "record":
+    device_lock._open = lambda path: RecordLockFile(path.with_suffix(".record"))
+lock = device_lock.DeviceLock("card", Path(sys.argv[2]))
+lock.acquire(30)
+if sys.argv[3] == "fork" and os.fork() == 0:
+    os.close(1)
+    time.sleep(60)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "record":
+        monkeypatch.setattr(device_lock, "_open", lambda path: RecordLockFile(path.with_suffix(".record")))
+    return str(request.param)
+
+
+def _spawn(script: str, *args: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, args)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _hold(kind: str, directory: Path, how: str = "plain") -> subprocess.Popen[str]:
+    holder = _spawn(HOLDER, kind, directory, how)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    return holder
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+def test_linux_uses_the_mutex(tmp_path: Path) -> None:
+    assert sys.platform != "linux" or isinstance(device_lock._open(tmp_path / "x.lock"), RobustMutexFile)
+
+
+def test_processes_take_turns(kind: str, tmp_path: Path) -> None:
+    workers = [_spawn(WORKER, kind, tmp_path, 25) for _ in range(4)]
+    turns = []
+    for number, worker in enumerate(workers):
+        out, _ = worker.communicate(timeout=60)
+        turns += [(start, end, number) for start, end in json.loads(out)]
+    assert len(turns) == 100
+    turns.sort()
+    overlaps = [pair for pair in itertools.pairwise(turns) if pair[0][1] > pair[1][0]]
+    assert overlaps == []
+
+
+def test_no_worker_starves(tmp_path: Path) -> None:
+    """While all four want the lock, none gets it more than a few times in a row."""
+    workers = [_spawn(WORKER, "mutex", tmp_path, 40) for _ in range(4)]
+    turns = []
+    for number, worker in enumerate(workers):
+        out, _ = worker.communicate(timeout=60)
+        turns.append([(start, number) for start, _ in json.loads(out)])
+    all_started = max(worker[0][0] for worker in turns)
+    first_finished = min(worker[-1][0] for worker in turns)
+    contended = [
+        number for start, number in sorted(itertools.chain(*turns)) if all_started <= start <= first_finished
+    ]
+    longest, run = 0, 0
+    for previous, number in zip([None, *contended], contended, strict=False):
+        run = run + 1 if number == previous else 1
+        longest = max(longest, run)
+    assert longest <= 4, contended
+
+
+def test_threads_take_turns(kind: str, tmp_path: Path) -> None:
+    inside: list[int] = []
+    seen = []
+
+    def work() -> None:
+        lock = DeviceLock("card", tmp_path)
+        for _ in range(20):
+            lock.acquire(30)
+            inside.append(1)
+            seen.append(len(inside))
+            time.sleep(0.0005)
+            inside.pop()
+            lock.release()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [1] * 80
+
+
+def test_deadline_names_the_holder(kind: str, tmp_path: Path) -> None:
+    holder = _hold(kind, tmp_path)
+    try:
+        lock = DeviceLock("card", tmp_path)
+        start = time.monotonic()
+        with pytest.raises(LockTimeout, match=f"held by process {holder.pid}"):
+            lock.acquire(0.4)
+        assert time.monotonic() - start >= 0.4
+    finally:
+        _end(holder)
+
+
+def test_killed_holder_frees_the_lock(kind: str, tmp_path: Path) -> None:
+    holder = _hold(kind, tmp_path)
+    lock = DeviceLock("card", tmp_path)
+    threading.Timer(0.3, _end, [holder]).start()
+    lock.acquire(20)
+    lock.release()
+    # And once more, by another process: the lock is whole again.
+    again = _hold(kind, tmp_path)
+    _end(again)
+    lock.acquire(20)
+    lock.release()
+
+
+def test_forked_child_does_not_keep_a_dead_holders_lock(kind: str, tmp_path: Path) -> None:
+    holder = _hold(kind, tmp_path, "fork")
+    try:
+        holder.kill()  # its child lives on
+        holder.wait()
+        lock = DeviceLock("card", tmp_path)
+        lock.acquire(20)
+        lock.release()
+    finally:
+        _end(holder)
+
+
+def test_other_keys_do_not_wait(tmp_path: Path) -> None:
+    first, second = DeviceLock("GPU-1", tmp_path), DeviceLock("GPU-2", tmp_path)
+    first.acquire(1)
+    second.acquire(0)
+    second.release()
+    first.release()
+
+
+def test_a_deleted_lock_file_is_noticed(tmp_path: Path) -> None:
+    """Two processes must not hold two files of one name."""
+    old = DeviceLock("card", tmp_path)
+    old.acquire(1)
+    old.release()
+    for path in tmp_path.iterdir():
+        path.unlink()
+    new = DeviceLock("card", tmp_path)
+    new.acquire(1)
+    with pytest.raises(LockTimeout):
+        old.acquire(0.1)
+    new.release()
+    old.acquire(1)
+    old.release()
+
+
+def test_a_deleted_directory_is_made_again(tmp_path: Path) -> None:
+    directory = tmp_path / "locks"
+    directory.mkdir()
+    lock = DeviceLock("card", directory)
+    for path in directory.iterdir():
+        path.unlink()
+    directory.rmdir()
+    lock.acquire(1)
+    lock.release()
+    assert [path.suffix for path in directory.iterdir()] == [".lock"]
+
+
+def test_garbage_in_the_lock_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.lock"
+    path.write_bytes(b"\0" * os.sysconf("SC_PAGESIZE"))
+    with pytest.raises(OSError, match="not a lock file"):
+        RobustMutexFile(path)
+
+
+def test_waiting_for_ever_is_possible(tmp_path: Path) -> None:
+    lock = DeviceLock("card", tmp_path)
+    lock.acquire(math.inf)
+    lock.release()
+
+
+def test_directory_is_private_and_ours(tmp_path: Path) -> None:
+    directory = lock_directory({"HANDLERGEN_STATE_DIR": str(tmp_path / "state")})
+    assert directory.stat().st_mode & 0o777 == 0o700
+    directory.chmod(0o755)
+    with pytest.raises(PermissionError, match="0700"):
+        lock_directory({"HANDLERGEN_STATE_DIR": str(tmp_path / "state")})
+
+
+def test_a_linked_directory_is_refused(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "locks").symlink_to(elsewhere)
+    with pytest.raises(PermissionError):
+        lock_directory({"HANDLERGEN_STATE_DIR": str(tmp_path / "state")})
+
+
+def test_the_directory_does_not_depend_on_the_temp_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert tmp_path not in lock_directory({"TMPDIR": str(tmp_path)}).parents
