@@ -1,0 +1,9 @@
+"""Talking to a running TorchServe: predictions and management over REST and gRPC."""
+
+from __future__ import annotations
+
+from handlergen.client.client import Client
+from handlergen.client.rest import UNSET
+from handlergen.client.results import Answer, ModelStatus, WorkerStatus
+
+__all__ = ["UNSET", "Answer", "Client", "ModelStatus", "WorkerStatus"]

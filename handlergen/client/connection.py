@@ -1,0 +1,115 @@
+"""HTTP to one address of the server: tokens, errors, one retry with a fresh token."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from handlergen.client.key_file import KeyFile
+from handlergen.errors import RequestFailed, ServerError
+
+#: TorchServe answers a wrong, expired or missing token with 400 and this type (InvalidKeyException.java).
+_TOKEN_REFUSED = "InvalidKeyException"  # noqa: S105 - the name of an exception, no password
+
+
+class Tokens:
+    """The Authorization values for inference and management; renews what has expired."""
+
+    def __init__(self, key_file: KeyFile | None, renew: Callable[[str, str], None]) -> None:
+        self._key_file = key_file
+        self._renew = renew
+
+    def header(self, kind: str) -> dict[str, str]:
+        """`{"Authorization": "Bearer …"}`, or nothing when the server wants no token."""
+        if self._key_file is None:
+            return {}
+        if self._key_file.expired(kind):
+            self._renew(kind, self._key_file.token("API"))
+        return {"Authorization": f"Bearer {self._key_file.token(kind)}"}
+
+
+class Connection:
+    """Requests to one address with the token of one kind."""
+
+    def __init__(self, http: httpx.Client, base_url: str, kind: str, tokens: Tokens) -> None:
+        self._http = http
+        self._base_url = base_url.rstrip("/")
+        self._kind = kind
+        self._tokens = tokens
+
+    def request(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **options: Any
+    ) -> httpx.Response:
+        """Send and read the whole answer.
+
+        Raises:
+            ServerError: Nobody answers at the address.
+            RequestFailed: The answer's status is 400 or above; its body is kept.
+        """
+        with self._sent(method, path, headers, options) as response:
+            response.read()
+            _raise_for_status(response)
+            return response
+
+    @contextmanager
+    def stream(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **options: Any
+    ) -> Iterator[httpx.Response]:
+        """Send; the body is read by the caller as it arrives. Raises like `request`."""
+        with self._sent(method, path, headers, options) as response:
+            if response.status_code >= 400:
+                response.read()
+            _raise_for_status(response)
+            yield response
+
+    @contextmanager
+    def _sent(
+        self, method: str, path: str, headers: Mapping[str, str] | None, options: dict[str, Any]
+    ) -> Iterator[httpx.Response]:
+        url = self._base_url + path
+        # A caller's own Authorization wins over the key file.
+        own = dict(headers or {})
+        carried = (
+            own
+            if "authorization" in {name.lower() for name in own}
+            else {**self._tokens.header(self._kind), **own}
+        )
+        try:
+            with self._http.stream(method, url, headers=carried, **options) as response:
+                yield response
+        except httpx.ConnectError as error:
+            raise ServerError(
+                f"no server answers at {self._base_url}", hint="start one with `handlergen serve`"
+            ) from error
+        except httpx.TimeoutException as error:
+            raise ServerError(f"no answer from {url} in time ({type(error).__name__})") from error
+        except httpx.HTTPError as error:
+            raise ServerError(f"the connection to {url} broke: {error or type(error).__name__}") from error
+
+
+def _raise_for_status(response: httpx.Response) -> None:
+    if response.status_code < 400:
+        return
+    kind, message = error_text(response.content)
+    hint = None
+    if kind == _TOKEN_REFUSED:
+        hint = "the server wants a token: start handlergen in the server's directory or pass --key-file"
+    raise RequestFailed(
+        f"{response.status_code}: {message or response.reason_phrase}",
+        status=response.status_code,
+        body=response.content,
+        hint=hint,
+    )
+
+
+def error_text(body: bytes) -> tuple[str, str]:
+    """(type, message) of TorchServe's or handlergen's error body; the body's text when it is neither."""
+    try:
+        value = json.loads(body)
+        return str(value.get("type", "")), str(value["message"])
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return "", body[:2000].decode("utf-8", "replace").strip()

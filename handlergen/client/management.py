@@ -1,0 +1,106 @@
+"""The management address over REST: list, describe, scale, register, unregister, renew tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+from handlergen.client.connection import Connection
+from handlergen.client.results import ModelStatus
+from handlergen.errors import ServerError
+
+_POLL_S = 0.2
+
+
+class Management:
+    """Models and workers."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def models(self) -> list[str]:
+        """Names of the registered models, sorted."""
+        names: list[str] = []
+        page: str | None = ""
+        while page is not None:
+            params: dict[str, str] = {"limit": "100", **({"next_page_token": page} if page else {})}
+            answer = self._connection.request("GET", "/models", params=params).json()
+            names += [model["modelName"] for model in answer["models"]]
+            page = answer.get("nextPageToken")
+        return sorted(names)
+
+    def describe(self, name: str, *, version: str | None = None) -> ModelStatus:
+        """The default version of a model, or the one named. Raises RequestFailed (404) when there is none."""
+        return self._described(name, version)[0]
+
+    def describe_all(self, name: str) -> list[ModelStatus]:
+        """Every version of a model."""
+        return self._described(name, "all")
+
+    def scale(
+        self,
+        name: str,
+        workers: int,
+        *,
+        version: str | None = None,
+        timeout: float = 300.0,
+        progress: Callable[[ModelStatus], None] | None = None,
+    ) -> ModelStatus:
+        """Set the number of workers and wait until exactly so many are READY.
+
+        The server is asked without `synchronous=true`: a call of minutes would say nothing meanwhile, and
+        TorchServe answers it before surplus workers are gone. `min_worker` and `max_worker` are both set,
+        since TorchServe leaves the maximum where it was otherwise.
+
+        Raises:
+            RequestFailed: The server refuses (no such model).
+            ServerError: The workers are not READY in time.
+        """
+        counts = {"min_worker": str(workers), "max_worker": str(workers)}
+        self._connection.request("PUT", _path(name, version), params=counts)
+        deadline = time.monotonic() + timeout
+        while True:
+            status = self.describe(name, version=version)
+            if progress:
+                progress(status)
+            if len(status.workers) == workers and status.ready_workers == workers:
+                return status
+            if time.monotonic() > deadline:
+                raise ServerError(
+                    f"{name}: {status.ready_workers} of {workers} workers are READY after {timeout:g} s",
+                    hint="what the workers printed stands in logs/model_log.log",
+                )
+            time.sleep(_POLL_S)
+
+    def register(self, url: str, **parameters: Any) -> str:
+        """Register an archive of the model store by file name. Needs the model API (`enable_model_api`).
+
+        Args:
+            parameters: TorchServe's own: model_name, initial_workers, synchronous, batch_size, ...
+        """
+        params = {"url": url, **{key: _param(value) for key, value in parameters.items()}}
+        return str(self._connection.request("POST", "/models", params=params, timeout=None).json()["status"])
+
+    def unregister(self, name: str, *, version: str | None = None) -> str:
+        """Unregister a model. Needs the model API. TorchServe also deletes an archive it had downloaded."""
+        return str(self._connection.request("DELETE", _path(name, version), timeout=None).json()["status"])
+
+    def renew_token(self, kind: str, api_key: str) -> None:
+        """Have TorchServe write a new key for `inference` or `management` into its key file."""
+        self._connection.request(
+            "GET", "/token", params={"type": kind}, headers={"Authorization": f"Bearer {api_key}"}
+        )
+
+    def _described(self, name: str, version: str | None) -> list[ModelStatus]:
+        answer = self._connection.request("GET", _path(name, version)).json()
+        return [ModelStatus.from_description(item) for item in answer]
+
+
+def _path(name: str, version: str | None) -> str:
+    return f"/models/{quote(name, safe='')}" + (f"/{quote(version, safe='')}" if version else "")
+
+
+def _param(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

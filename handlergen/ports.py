@@ -1,0 +1,63 @@
+"""Who holds the ports that a server wants."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Mapping
+from contextlib import closing, suppress
+
+import psutil
+
+
+def taken(addresses: Mapping[str, tuple[str, int]]) -> list[str]:
+    """One line for each address that cannot be listened on: what for, which port, who holds it."""
+    problems = []
+    for purpose, (host, port) in addresses.items():
+        error = _bind_error(host, port)
+        if error is None:
+            continue
+        if error.errno == errno.EADDRINUSE:
+            problems.append(f"port {port} ({purpose}) is in use{_by_whom(port)}")
+        else:
+            problems.append(f"cannot listen on {host}:{port} ({purpose}): {error.strerror or error}")
+    return problems
+
+
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """That many different ports that nobody listens on right now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind((host, 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def _bind_error(host: str, port: int) -> OSError | None:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    except OSError as error:
+        return error
+    with closing(socket.socket(family)) as probe:
+        # As the server itself does: connections in TIME_WAIT don't keep it from listening.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error
+    return None
+
+
+def _by_whom(port: int) -> str:
+    """`` by pid 123 (java …)``, or nothing where the system does not tell (another user's process)."""
+    with suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
+                if connection.pid is None:
+                    return ", by another user's process"
+                command = " ".join(psutil.Process(connection.pid).cmdline())
+                return f" by pid {connection.pid} ({command[:100]})"
+    return ""

@@ -1,0 +1,130 @@
+"""The text format of `config.properties`, as TorchServe reads it. Pure functions, no server knowledge.
+
+Two programs read the file and they do not agree. The Java frontend uses `java.util.Properties.load`:
+ISO-8859-1 bytes, backslash escapes, trailing blanks kept as part of the value. The Python launcher
+(`ts/model_server.py:load_properties`) reads `model_store`, `vmargs` and `plugins_path` itself, as plain text
+without escapes, and hands them to Java on its command line. Hence `LAUNCHER_KEYS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LAUNCHER_KEYS = frozenset({"model_store", "vmargs", "plugins_path"})
+"""Keys that TorchServe's launcher takes from the raw text: written as they are, never escaped."""
+
+_BLANKS = " \t\f"
+_ESCAPES = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One `key=value` of the file.
+
+    Attributes:
+        line: 1-based line on which the entry starts.
+        value: Unescaped; trailing blanks are kept, as Java keeps them.
+    """
+
+    key: str
+    value: str
+    line: int
+
+
+def parse_entries(text: str) -> list[Entry]:
+    """The entries of a properties text, in order. Comments (`#`, `!`) and blank lines are left out.
+
+    Raises:
+        ValueError: An escape `\\uXXXX` is malformed; Java refuses such a file.
+    """
+    entries = []
+    for number, logical in _logical_lines(text):
+        key, value = _split(logical)
+        if (name := _unescape(key)) in LAUNCHER_KEYS:
+            entries.append(Entry(name, value, number))
+        else:
+            entries.append(Entry(name, _unescape(value), number))
+    return entries
+
+
+def format_entry(key: str, value: str) -> str:
+    """One line `key=value` that both readers understand.
+
+    Raises:
+        ValueError: The value cannot be written: a line break, or in one of `LAUNCHER_KEYS` a backslash or an
+            outer blank.
+    """
+    if "\n" in value or "\r" in value:
+        raise ValueError(f"{key} must not contain a line break")
+    if key in LAUNCHER_KEYS:
+        if "\\" in value or value != value.strip():
+            raise ValueError(f"{key} must not contain a backslash, or a blank at either end: {value!r}")
+        return f"{key}={value}"
+    escaped = value.replace("\\", "\\\\").replace("\t", "\\t").replace("\f", "\\f")
+    if escaped.startswith(" "):
+        escaped = "\\" + escaped
+    return f"{key}=" + "".join(c if c.isascii() else _unicode_escape(c) for c in escaped)
+
+
+def _unicode_escape(character: str) -> str:
+    units = character.encode("utf-16-be")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
+
+
+def _logical_lines(text: str) -> list[tuple[int, str]]:
+    """Lines without comments, with `\\`-continued lines joined; the number is that of the first one."""
+    lines: list[tuple[int, str]] = []
+    pending: tuple[int, str] | None = None
+    # Not splitlines(): Java ends lines at \n, \r and \r\n only.
+    for number, raw in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), start=1):
+        line = raw.lstrip(_BLANKS)
+        if pending is None:
+            if not line or line[0] in "#!":
+                continue
+            pending = (number, line)
+        else:
+            pending = (pending[0], pending[1] + line)
+        backslashes = len(pending[1]) - len(pending[1].rstrip("\\"))
+        if backslashes % 2:
+            pending = (pending[0], pending[1][:-1])
+            continue
+        lines.append(pending)
+        pending = None
+    if pending is not None:
+        lines.append(pending)
+    return lines
+
+
+def _split(line: str) -> tuple[str, str]:
+    """Key and value at the first unescaped `=`, `:` or blank."""
+    at = 0
+    while at < len(line) and line[at] not in "=:" + _BLANKS:
+        at += 2 if line[at] == "\\" else 1
+    rest = line[at:].lstrip(_BLANKS)
+    if rest[:1] in ("=", ":"):
+        rest = rest[1:].lstrip(_BLANKS)
+    return line[:at], rest
+
+
+def _unescape(text: str) -> str:
+    if "\\" not in text:
+        return text
+    out: list[str] = []
+    at = 0
+    while at < len(text):
+        if text[at] != "\\":
+            out.append(text[at])
+            at += 1
+            continue
+        follower = text[at + 1 : at + 2]
+        if follower == "u":
+            digits = text[at + 2 : at + 6]
+            if len(digits) != 4:
+                raise ValueError(f"malformed \\u escape in {text!r}")
+            out.append(chr(int(digits, 16)))
+            at += 6
+        else:
+            out.append(_ESCAPES.get(follower, follower))
+            at += 2
+    # \uXXXX escapes name UTF-16 units; two of them make one character beyond the basic plane.
+    return "".join(out).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

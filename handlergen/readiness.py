@@ -1,0 +1,164 @@
+"""Waiting until a starting server is ready, and telling why it does not become so."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from handlergen.client import Client, ModelStatus
+from handlergen.client.key_file import KEY_FILE
+from handlergen.errors import HandlergenError, ModuleFailed, ServerError
+from handlergen.properties import ServerSettings
+from handlergen.server_state import ServerState
+from handlergen.worker_log import load_failures, registration_failures
+
+_POLL_S = 0.25
+_LAST_LINES = 30
+
+Progress = Callable[[Sequence[ModelStatus]], None]
+
+
+class ServerLogs:
+    """What a server writes to its logs from now on.
+
+    Args:
+        directory: Where model_log.log and ts_log.log are; they need not exist yet.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.model_log = directory / "model_log.log"
+        self.server_log = directory / "ts_log.log"
+        self._start = {path: _mark(path) for path in (self.model_log, self.server_log)}
+
+    def new_text(self, path: Path) -> str:
+        """What was added to one of the two logs since this object was made."""
+        inode, size = self._start[path]
+        try:
+            with path.open("rb") as file:
+                # A log that was rolled over meanwhile is another file: all of it is new.
+                if _mark(path)[0] == inode:
+                    file.seek(size)
+                return file.read().decode("utf-8", "replace")
+        except OSError:
+            return ""
+
+
+def wait_until_ready(
+    state: ServerState,
+    settings: ServerSettings,
+    logs: ServerLogs,
+    *,
+    timeout: float,
+    progress: Progress | None,
+) -> tuple[ModelStatus, ...]:
+    """Return the models when every archive of the store is registered and all its workers are READY.
+
+    `/ping` would not do: it says Healthy while models are still loading.
+
+    Raises:
+        ModuleFailed: A worker's load raised.
+        ServerError: The server ended, refused an archive, or was not ready in time.
+    """
+    directory = Path(state.config).parent
+    expected = expected_models(directory / settings.model_store, settings.load_models)
+    deadline = time.monotonic() + timeout
+    models: tuple[ModelStatus, ...] = ()
+    with Client(settings, key_file=directory / KEY_FILE, timeout=30) as client:
+        while True:
+            if not state.running():
+                raise ServerError(
+                    f"TorchServe ended while it was starting\n{_last_words(state, logs)}".rstrip()
+                )
+            listening = False
+            with contextlib.suppress(HandlergenError):
+                models = tuple(client.status())
+                listening = True
+            if listening:
+                _check_registered(expected, {model.name for model in models}, logs)
+                if progress:
+                    progress(models)
+                if all(model.ready for model in models):
+                    return models
+            _check_workers(logs)
+            if time.monotonic() > deadline:
+                raise ServerError(
+                    f"not ready after {timeout:g} s: {_readiness(models) or 'it does not listen yet'}",
+                    hint=f"what the workers print stands in {logs.model_log}; --timeout gives them longer",
+                )
+            time.sleep(_POLL_S)
+
+
+def expected_models(store: Path, load_models: str) -> dict[str, str]:
+    """Model name -> archive file of what TorchServe will load at start.
+
+    The name is the manifest's (ModelManager.java); an archive whose manifest cannot be read is left to
+    TorchServe to refuse, under its file's name.
+    """
+    if load_models.lower() == "all":
+        files = {path.name: "" for path in sorted(store.glob("*.mar"))}
+    else:
+        named = [part.strip().rpartition("=") for part in load_models.split(",") if part.strip()]
+        files = {file.strip(): name.strip() for name, _, file in named}
+    return {name or _manifest_name(store / file): file for file, name in files.items()}
+
+
+def _manifest_name(archive: Path) -> str:
+    try:
+        with zipfile.ZipFile(archive) as mar:
+            return str(json.loads(mar.read("MAR-INF/MANIFEST.json"))["model"]["modelName"])
+    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError):
+        return archive.stem
+
+
+def _check_registered(expected: Mapping[str, str], registered: set[str], logs: ServerLogs) -> None:
+    """TorchServe listens only after it has tried every archive, so one that is missing now was refused."""
+    missing = {file for name, file in expected.items() if name not in registered}
+    if not missing:
+        return
+    said = registration_failures(logs.new_text(logs.server_log))
+    raise ServerError(
+        "\n".join(
+            f"TorchServe refused {file}: {said.get(file, 'it does not say why')}" for file in sorted(missing)
+        ),
+        hint=f"see {logs.server_log}",
+    )
+
+
+def _check_workers(logs: ServerLogs) -> None:
+    """A traceback while loading ends the wait at once: TorchServe would try again and again for minutes."""
+    failures = load_failures(logs.new_text(logs.model_log))
+    if failures:
+        first = failures[0]
+        raise ModuleFailed(
+            f"model {first.model}: worker {first.worker} could not load it",
+            traceback=first.traceback,
+            hint=f"all that the workers printed stands in {logs.model_log}",
+        )
+
+
+def _last_words(state: ServerState, logs: ServerLogs) -> str:
+    try:
+        console = Path(state.console).read_text("utf-8", "replace")
+    except OSError:
+        console = ""
+    lines = (console + logs.new_text(logs.server_log)).strip().splitlines()
+    return "\n".join(lines[-_LAST_LINES:])
+
+
+def _readiness(models: Sequence[ModelStatus]) -> str:
+    return ", ".join(
+        f"{model.name} {model.version}: {model.ready_workers} of {model.min_workers} workers READY"
+        for model in models
+    )
+
+
+def _mark(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return -1, 0
+    return found.st_ino, found.st_size

@@ -1,0 +1,333 @@
+"""Starting and stopping TorchServe: the only place that starts or ends its processes."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from handlergen import ports
+from handlergen.client import Client, ModelStatus
+from handlergen.client.key_file import KEY_FILE
+from handlergen.errors import ModuleFailed, ServerError
+from handlergen.java import find_java
+from handlergen.properties import ServerSettings, read_properties
+from handlergen.readiness import Progress, ServerLogs, wait_until_ready
+from handlergen.server_state import (
+    MARKER,
+    STATE_DIR,
+    TEMP_PREFIX,
+    ServerState,
+    read_state,
+    running_neighbours,
+    state_path,
+    write_state,
+)
+
+DEFAULT_TIMEOUT_S = 600.0
+_POLL_S = 0.25
+_ENDING_POLL_S = 0.05
+_WORKER_GRACE_S = 3.0
+#: A unix socket's path has at most 107 characters on Linux, 103 on macOS; TorchServe's is TEMP/.ts.sock.9000.
+_LONGEST_TEMP = 103 - len("/.ts.sock.65535")
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A TorchServe that is ready.
+
+    Attributes:
+        models: As they were when it became ready.
+    """
+
+    state: ServerState
+    settings: ServerSettings
+    models: tuple[ModelStatus, ...]
+
+    @property
+    def pid(self) -> int:
+        """The frontend's process."""
+        return self.state.pid
+
+    @property
+    def directory(self) -> Path:
+        """Its working directory, the configuration's own: key_file.json and logs/ lie there."""
+        return Path(self.state.config).parent
+
+    @property
+    def key_file(self) -> Path | None:
+        """Where TorchServe wrote the tokens; None when it wants none."""
+        return self.directory / KEY_FILE if self.settings.token_authorization else None
+
+    @property
+    def log_directory(self) -> Path:
+        return log_directory(self.directory)
+
+    def running(self) -> bool:
+        return self.state.running()
+
+    def client(self, *, timeout: float = 300.0) -> Client:
+        """A new client for it."""
+        return Client(self.settings, key_file=self.key_file, timeout=timeout)
+
+    def wait(self) -> None:
+        """Return when the server has ended."""
+        while self.running():
+            time.sleep(_POLL_S)
+
+    def stop(self, *, timeout: float = 30.0) -> None:
+        """End it and every process it started; see `stop`."""
+        stop(Path(self.state.config), timeout=timeout)
+
+    def __enter__(self) -> RunningServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def serve(
+    config: Path | str = "config.properties",
+    *,
+    timeout: float = DEFAULT_TIMEOUT_S,
+    progress: Progress | None = None,
+    environ: Mapping[str, str] | None = None,
+    console: bool = False,
+    keep: bool = False,
+) -> RunningServer:
+    """Start TorchServe on a config.properties and return when every worker of every model is READY.
+
+    It runs in a session and with a temp directory of its own, in the directory of the configuration. When
+    this fails or is interrupted, none of its processes is left.
+
+    Args:
+        timeout: Seconds until everything must be READY.
+        progress: Called several times a second with the models as they are.
+        environ: In place of this process's environment.
+        console: Let the server write to this process's stdout and stderr.
+        keep: Leave the server running when a model fails to load; it is raised all the same.
+
+    Raises:
+        ModuleFailed: A worker died while it loaded the model; `traceback` is the user's own.
+        ServerError: No Java, ports in use, already running, an archive was refused, not ready in time.
+        HandlergenError: The configuration is missing or wrong.
+    """
+    path = Path(config).resolve()
+    settings = read_properties(path)
+    environ = dict(os.environ if environ is None else environ)
+    java = find_java(environ)
+    with _starting(path):
+        _refuse_conflicts(path, settings)
+        (path.parent / KEY_FILE).unlink(missing_ok=True)
+        marker = uuid.uuid4().hex
+        temp_dir = _temp_directory()
+        logs = ServerLogs(log_directory(path.parent, environ))
+        try:
+            environ.update(_environment(environ, java_home=java.home, temp_dir=temp_dir, marker=marker))
+            if not console:
+                environ["HANDLERGEN_CONSOLE"] = "off"
+            state = _launch(path, environ, marker=marker, temp_dir=temp_dir, console=console)
+            write_state(state)
+            models = wait_until_ready(state, settings, logs, timeout=timeout, progress=progress)
+        except BaseException as error:
+            if not (keep and isinstance(error, ModuleFailed)):
+                _end(marker, grace=_WORKER_GRACE_S)
+                _clean_up(path, temp_dir)
+            raise
+    return RunningServer(state, settings, models)
+
+
+def running_server(config: Path | str = "config.properties") -> RunningServer | None:
+    """The server that `serve` started on this configuration, None when there is none (any more)."""
+    path = Path(config).resolve()
+    state = read_state(path)
+    if state is None or not state.running():
+        return None
+    return RunningServer(state, read_properties(path), ())
+
+
+def stop(config: Path | str = "config.properties", *, timeout: float = 30.0) -> bool:
+    """End the server that `serve` started on this configuration, and every process that it started.
+
+    The frontend gets SIGTERM and `timeout` seconds; whatever is left then is killed. Only processes that
+    carry this server's mark are touched.
+
+    Returns:
+        Whether one was running.
+    """
+    path = Path(config).resolve()
+    state = read_state(path)
+    if state is None:
+        return False
+    was_running = state.running()
+    if was_running:
+        with contextlib.suppress(psutil.Error):
+            psutil.Process(state.pid).terminate()
+        deadline = time.monotonic() + timeout
+        while state.running() and time.monotonic() < deadline:
+            time.sleep(_ENDING_POLL_S)
+    _end(state.marker, grace=_WORKER_GRACE_S)
+    _clean_up(path, Path(state.temp_dir))
+    return was_running
+
+
+def log_directory(directory: Path, environ: Mapping[str, str] | None = None) -> Path:
+    """Where a server started in this directory logs (ConfigManager.java: LOG_LOCATION, else logs)."""
+    return directory / (os.environ if environ is None else environ).get("LOG_LOCATION", "logs")
+
+
+@contextlib.contextmanager
+def _starting(config: Path) -> Iterator[None]:
+    """Two `serve` on one configuration at once: the second waits for no one, it is refused."""
+    lock = config.parent / STATE_DIR / f"{config.name}.lock"
+    try:
+        lock.parent.mkdir(mode=0o700, exist_ok=True)
+        handle = lock.open("w")
+    except OSError as error:
+        raise ServerError(f"{lock.parent} cannot be written: {error}") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ServerError(f"another `handlergen serve` is starting a server on {config}") from None
+        yield
+
+
+def _refuse_conflicts(config: Path, settings: ServerSettings) -> None:
+    """Raises ServerError for whatever would make two servers collide."""
+    state = read_state(config)
+    if state is not None:
+        if state.running():
+            raise ServerError(
+                f"a server is already running on {config} (pid {state.pid})",
+                hint="`handlergen stop` ends it",
+            )
+        stop(config)  # what a crash left behind
+    if not (config.parent / settings.model_store).is_dir() or not settings.model_store:
+        raise ServerError(
+            f"there is no model store at {config.parent / (settings.model_store or '?')}",
+            hint="`handlergen archive SOURCE` makes one; model_store in config.properties names it",
+        )
+    problems = ports.taken(settings.addresses())
+    if problems:
+        raise ServerError(
+            "\n".join(problems), hint="stop that program, or choose other ports with `handlergen config`"
+        )
+    if settings.token_authorization:
+        for neighbour in running_neighbours(config):
+            raise ServerError(
+                f"the server on {neighbour.config} (pid {neighbour.pid}) keeps its tokens here, too",
+                hint=f"put one of the two configurations into a directory of its own: both write {KEY_FILE}",
+            )
+
+
+def _temp_directory() -> Path:
+    """A new directory of this user's (0700), short enough for the unix sockets in it."""
+    base = tempfile.gettempdir()
+    if len(base) + len(f"/{TEMP_PREFIX}12345678") > _LONGEST_TEMP:
+        base = "/tmp"  # noqa: S108 - mkdtemp makes a private directory in it
+    return Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=base))
+
+
+def _environment(
+    environ: Mapping[str, str], *, java_home: Path, temp_dir: Path, marker: str
+) -> dict[str, str]:
+    """What the server's environment has beyond this one's."""
+    own = {
+        MARKER: marker,
+        "JAVA_HOME": str(java_home),
+        # TEMP is what TorchServe hands to Java, TMPDIR where its launcher puts .model_server.pid: with both
+        # its own, two servers don't meet, and what workers leave in their temp directory goes when it stops.
+        "TEMP": str(temp_dir),
+        "TMPDIR": str(temp_dir),
+    }
+    if trace := environ.get("HANDLERGEN_TRACE_DIR"):
+        own["HANDLERGEN_TRACE_DIR"] = str(Path(trace).resolve())
+    return own
+
+
+def _launch(
+    config: Path, environ: dict[str, str], *, marker: str, temp_dir: Path, console: bool
+) -> ServerState:
+    """Run TorchServe's own launcher, which starts Java and returns.
+
+    Raises:
+        ServerError: The launcher refused; with what it said.
+    """
+    environ.pop("TS_CONFIG_FILE", None)  # it would win over --ts-config
+    script = Path(sysconfig.get_path("scripts")) / "torchserve"
+    # The script rather than `-m ts.model_server`: with -m the working directory comes first on sys.path, and
+    # a user's platform.py or ts.py would be imported.
+    launcher = [str(script)] if script.is_file() else ["-m", "ts.model_server"]
+    command = [sys.executable, *launcher, "--start", "--ts-config", config.name, "--ncs"]
+    console_file = config.parent / STATE_DIR / f"{config.name}.console"
+    with console_file.open("wb") as capture:
+        output = None if console else capture
+        process = subprocess.Popen(
+            command,
+            cwd=config.parent,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT if output else None,
+            start_new_session=True,
+        )
+        process.wait()
+    pid_file = temp_dir / ".model_server.pid"
+    try:
+        pid = int(pid_file.read_text())
+        created = psutil.Process(pid).create_time()
+    except (OSError, ValueError, psutil.Error) as error:
+        said = console_file.read_text("utf-8", "replace").strip()
+        raise ServerError(f"TorchServe did not start\n{said}".rstrip()) from error
+    return ServerState(pid, created, marker, str(config), str(temp_dir), str(console_file))
+
+
+def _end(marker: str, *, grace: float) -> None:
+    """End every process that carries the mark: SIGTERM, some seconds, SIGKILL; until none is left."""
+    signal_to_send = signal.SIGTERM
+    while found := _marked(marker):
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(signal_to_send)
+        # Not psutil.wait_procs: these are no children of ours, and where pid 1 reaps nobody they stay zombies.
+        deadline = time.monotonic() + grace
+        while _marked(marker) and time.monotonic() < deadline:
+            time.sleep(_ENDING_POLL_S)
+        signal_to_send = signal.SIGKILL
+
+
+def _marked(marker: str) -> list[psutil.Process]:
+    """This user's processes whose environment carries the mark."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if (
+                process.uids().real == os.getuid()
+                and process.environ().get(MARKER) == marker
+                and process.status() != psutil.STATUS_ZOMBIE
+            ):
+                found.append(process)
+    return found
+
+
+def _clean_up(config: Path, temp_dir: Path) -> None:
+    """Remove what a stopped server leaves: its temp directory, its tokens, its state."""
+    # The state file could have been edited: remove nothing but what _temp_directory could have made.
+    if temp_dir.name.startswith(TEMP_PREFIX) and temp_dir.is_dir() and not temp_dir.is_symlink():
+        shutil.rmtree(temp_dir, ignore_errors=True)
+    (config.parent / KEY_FILE).unlink(missing_ok=True)
+    state_path(config).unlink(missing_ok=True)

@@ -1,0 +1,127 @@
+"""Why a worker did not come up, read from what TorchServe logged. Pure functions on text.
+
+TorchServe itself only says "worker died". The cause is in what the worker printed: `model_service_worker.py`
+logs the exception of `initialize`, then dies with a second one that says nothing ("500 - Unknown exception").
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_TRACEBACK = "Traceback (most recent call last):"
+_DIED = "Backend worker process died."
+_BORN = re.compile(r"s_name_part0=|Listening on (addr:)?port")
+#: A line of the model log: time, level, thread (which names worker and model), logger, text.
+_LINE = re.compile(
+    r"\[\w+ *\] (?P<worker>W-\d+)-(?P<model>\S+)-(?:stdout|stderr) (?:MODEL_LOG|org\.\S+) - (?P<text>.*)$"
+)
+_EVENT = re.compile(r"^\d{4}-\d\d-\d\dT[\d:,.]+ +\[(?P<level>\w+) *\] \S.*? - (?P<text>.*)$")
+_FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line \d+')
+#: TorchServe unpacks an archive into TEMP/models/<32 hex digits>; the rest is the path inside the archive.
+_MODEL_DIR = re.compile(r"(?:/[^/\"\n]+)*/models/[0-9a-f]{32}/")
+#: Frames of TorchServe, of the runtime and of the generated handler: not the user's.
+_OURS = re.compile(r"(/site-packages/ts/|/ts/model_\w+\.py|handlergen_runtime/|handlergen_handler\.py)")
+
+
+@dataclass(frozen=True)
+class WorkerFailure:
+    """One death of a worker before it was ready.
+
+    Attributes:
+        model: `NAME_VERSION`, as TorchServe names it in the log.
+        worker: `W-9000`.
+        traceback: The user's traceback, cut to the user's frames; "" when the worker printed none.
+    """
+
+    model: str
+    worker: str
+    traceback: str
+
+
+def load_failures(log: str) -> list[WorkerFailure]:
+    """The workers' deaths with a traceback that a model log tells of, in order."""
+    lives: dict[tuple[str, str], list[str]] = {}
+    failures = []
+    for line in log.splitlines():
+        found = _LINE.search(line)
+        if found is None:
+            continue
+        key = found["model"], found["worker"]
+        text = found["text"]
+        if _BORN.match(text):
+            lives[key] = []
+        life = lives.setdefault(key, [])
+        life.append(text)
+        if text.startswith(_DIED):
+            # Its own traceback follows, but only repeats; what matters came before, unless nothing did.
+            if _TRACEBACK in life:
+                failures.append(WorkerFailure(*key, user_traceback(life[:-1])))
+                lives[key] = []
+        elif life[0].startswith(_DIED) and _is_last_line(life):
+            failures.append(WorkerFailure(*key, user_traceback(life)))
+            lives[key] = []
+    for key, life in lives.items():
+        # A worker that died before TorchServe's own code could report it (an import of its own failed).
+        if _TRACEBACK in life and "Torch worker started." not in life and _is_last_line(life):
+            failures.append(WorkerFailure(*key, user_traceback(life)))
+    return failures
+
+
+def _is_last_line(life: list[str]) -> bool:
+    """Whether the last traceback in these lines is complete: it ends in a line that is not indented."""
+    starts = [number for number, text in enumerate(life) if text == _TRACEBACK]
+    if not starts:
+        return False
+    tail = life[starts[-1] + 1 :]
+    return bool(tail) and bool(tail[-1].strip()) and not tail[-1].startswith(" ")
+
+
+def user_traceback(lines: list[str]) -> str:
+    """The first traceback in these lines, chained causes included: the user's frames, paths in the archive."""
+    start = next((number for number, text in enumerate(lines) if text == _TRACEBACK), None)
+    if start is None:
+        return ""
+    kept = [_MODEL_DIR.sub("", line) for line in _cut(lines[start:])]
+    if not any(_FRAME.match(line) for line in kept):
+        kept = [_MODEL_DIR.sub("", line) for line in lines[start:]]
+    return "\n".join(kept).rstrip()
+
+
+def _cut(lines: list[str]) -> list[str]:
+    """Without the frames that are not the user's: a `File` line and the deeper lines below it."""
+    out = []
+    dropping = False
+    for line in lines:
+        if _FRAME.match(line):
+            dropping = bool(_OURS.search(line))
+        elif not line.startswith("    "):
+            dropping = False
+        if not dropping:
+            out.append(line)
+    return out
+
+
+def registration_failures(log: str) -> dict[str, str]:
+    """Archives that TorchServe refused to load: file name -> what it logged about it (from ts_log.log).
+
+    TorchServe goes on without them; the last lines of pip's output are among the text when the archive's
+    requirements could not be installed.
+    """
+    refused: dict[str, str] = {}
+    event: list[str] = []
+    before = ""
+    for line in [*log.splitlines(), "9999-01-01T00:00:00,000 [INFO ] end end - end"]:
+        if _EVENT.match(line) is None:
+            event.append(line)
+            continue
+        if event:
+            head = _EVENT.match(event[0])
+            text = head["text"] if head else event[0]
+            if text.startswith("Failed to load model: "):
+                name = text.removeprefix("Failed to load model: ").strip()
+                causes = [part for part in event[1:] if part and not part.startswith(("\t", " "))]
+                refused[name] = "\n".join([*causes, before] if before else causes).strip()
+            before = "\n".join([text, *event[1:]]) if "pip package installation failed" in text else ""
+        event = [line]
+    return refused
