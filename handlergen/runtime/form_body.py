@@ -1,10 +1,11 @@
 """Bodies that `curl -d '{...}'` sends as `application/x-www-form-urlencoded` though they are no form.
 
 TorchServe runs every such body through a form decoder (Netty 4.1.53, HttpPostStandardRequestDecoder). It
-splits at `&` and the first `=`, turns `+` into a blank and `%41` into `A`, stops at a line break after the first `=`,
-keeps the last of two equal names, and drops a last name without `=`. So of `{"a": 1}` nothing arrives at all,
-of `{"a": "x=1"}` everything, of `{"a": "b=", "c": "1+1"}` something else than was sent. (Later Nettys keep the
-last name.) What arrived whole is put together again; for the rest the client is told what to send.
+splits at `&` and the first `=`, turns `+` into a blank and `%41` into `A`, stops at a line break after the
+first `=`, keeps the last of two equal names, and drops a last name without `=`. So of `{"a": 1}` nothing
+arrives at all, of `{"a": "x=1"}` everything, of `{"a": "b=", "c": "1+1"}` something else than was sent.
+(Later Nettys keep the last name.) What arrived whole is put together again; for the rest the client is told
+what to send.
 """
 
 from __future__ import annotations
