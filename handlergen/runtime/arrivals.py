@@ -1,0 +1,49 @@
+"""The requests of one TorchServe batch, in the order in which they become ready for the device."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+
+from .hooks import Item
+
+
+class Arrivals:
+    """Between the stages that prepare requests and the predictor that takes them.
+
+    Args:
+        expected: How many requests the batch has.
+        done: Called with each request that the predictor is finished with, on the predicting thread.
+    """
+
+    def __init__(self, expected: int, done: Callable[[Item], None]) -> None:
+        self._left = expected
+        self._queue: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self.done = done
+
+    def put(self, item: Item) -> None:
+        """Hand over a request that is ready, or that has failed; the latter is passed on without a prediction."""
+        self._queue.put(item)
+
+    def next(self) -> Item | None:
+        """Wait for the next request that is ready; None when the batch has no more."""
+        while self._left:
+            item = self._queue.get()
+            self._left -= 1
+            if item.failure is None:
+                return item
+            self.done(item)
+        return None
+
+    def next_ready(self) -> Item | None:
+        """The next request if one is ready now, without waiting; else None."""
+        while self._left:
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return None
+            self._left -= 1
+            if item.failure is None:
+                return item
+            self.done(item)
+        return None

@@ -1,0 +1,93 @@
+"""What hooks receive as `context`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .contract import RuntimeSettings
+
+
+class MissingSecret(LookupError):
+    """A secret that the settings name is not in the environment."""
+
+
+class Secrets(Mapping[str, str]):
+    """The secrets that the settings name, read from the environment; never stored, never printed.
+
+    Args:
+        names: The secrets' names: those of the environment variables that hold them.
+        environ: Where the values come from.
+
+    Raises:
+        MissingSecret: One or more are not set; names them all.
+    """
+
+    def __init__(self, names: tuple[str, ...], environ: Mapping[str, str] = os.environ) -> None:
+        missing = [name for name in names if name not in environ]
+        if missing:
+            raise MissingSecret(
+                f"secret{'s' if len(missing) > 1 else ''} not set: {', '.join(missing)}; "
+                "set environment variables of these names for the server"
+            )
+        self._values = {name: environ[name] for name in names}
+
+    def __getitem__(self, name: str) -> str:
+        if name not in self._values:
+            raise MissingSecret(f"secret {name!r} is not declared; add it to `secrets` in handlergen.yaml")
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"Secrets({', '.join(self._values)})"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a worker knows, the same for every request.
+
+    Attributes:
+        device: Where `predict` runs.
+        model_dir: The archive's root, unpacked; also the working directory.
+        model_name: As registered with TorchServe.
+        model_version: As packed.
+        config: The user's own mapping from `handlergen.yaml`.
+        secrets: By name, from the environment.
+        logger: Goes to TorchServe's model log.
+    """
+
+    device: torch.device
+    model_dir: Path
+    model_name: str
+    model_version: str
+    config: Mapping[str, Any]
+    secrets: Mapping[str, str]
+    logger: logging.Logger = field(repr=False)
+
+    @classmethod
+    def open(cls, settings: RuntimeSettings, *, device: torch.device, model_dir: Path) -> Context:
+        """Build it for a model.
+
+        Raises:
+            MissingSecret: A secret that the settings name is not set.
+        """
+        return cls(
+            device=device,
+            model_dir=model_dir,
+            model_name=settings.name,
+            model_version=settings.version,
+            config=settings.config,
+            secrets=Secrets(settings.secrets),
+            logger=logging.getLogger(f"handlergen.{settings.name}"),
+        )

@@ -1,0 +1,99 @@
+"""Which device a worker has, moving nested values to and from it, and waiting until it is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+
+class Device:
+    """The device that one worker predicts on.
+
+    Args:
+        gpu_id: What TorchServe assigned: a logical index into CUDA_VISIBLE_DEVICES, or None for the CPU.
+
+    Attributes:
+        torch: The `torch.device`.
+        key: What names the physical device in the lock and in spans: a GPU's UUID, or `cpu`. Two servers may
+            both say index 0 and mean different cards, so an index would not do.
+    """
+
+    def __init__(self, gpu_id: int | None) -> None:
+        if gpu_id is not None and torch.cuda.is_available():
+            self.torch = torch.device("cuda", gpu_id)
+            self.key = _gpu_key(gpu_id)
+        else:
+            self.torch = torch.device("cpu")
+            self.key = "cpu"
+        self.is_cpu = self.torch.type == "cpu"
+
+    def put(self, value: Any) -> Any:
+        """`value` with every tensor in it on this device; containers are rebuilt only when something moved."""
+        if self.is_cpu:
+            # A tensor can only be elsewhere when there is an elsewhere.
+            return value
+        return _map_tensors(value, lambda tensor: tensor.to(self.torch, non_blocking=True))
+
+    def fetch(self, value: Any) -> Any:
+        """`value` with every tensor in it on the CPU."""
+        if self.is_cpu:
+            return value
+        return _map_tensors(value, lambda tensor: tensor.cpu())
+
+    def wait(self) -> None:
+        """Return when everything that was launched on the device has finished; launches are asynchronous."""
+        if not self.is_cpu:
+            torch.cuda.synchronize(self.torch)
+
+    def release_memory(self) -> None:
+        """Give cached device memory back, after an out-of-memory error."""
+        if not self.is_cpu:
+            torch.cuda.empty_cache()
+
+
+def _gpu_key(index: int) -> str:
+    uuid = getattr(torch.cuda.get_device_properties(index), "uuid", None)
+    if uuid is not None:
+        return f"GPU-{uuid}"
+    # Before torch 2.4 there is no UUID; the physical index is the next best name.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    return f"GPU-index-{names[index] if index < len(names) else index}"
+
+
+def _map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Apply `change` to every tensor in nested dicts, lists, tuples, named tuples and dataclasses.
+
+    Objects with a `.to(device)` of their own that are no tensors (a tokenizer's batch) are mappings in practice;
+    other objects are passed on as they are. A value without tensors is returned itself, not a copy.
+    """
+    changed: Any = value
+    if isinstance(value, torch.Tensor):
+        changed = change(value)
+    elif isinstance(value, Mapping):
+        items = {key: _map_tensors(item, change) for key, item in value.items()}
+        if any(items[key] is not value[key] for key in items):
+            changed = items if type(value) is dict else _like(value, items)
+    elif isinstance(value, list | tuple):
+        parts = [_map_tensors(item, change) for item in value]
+        if any(new is not old for new, old in zip(parts, value, strict=True)):
+            named = hasattr(value, "_fields")
+            changed = type(value)(*parts) if named else parts if isinstance(value, list) else tuple(parts)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+        moved = {name: _map_tensors(item, change) for name, item in fields.items()}
+        if any(moved[name] is not fields[name] for name in moved):
+            changed = dataclasses.replace(value, **moved)
+    return changed
+
+
+def _like(value: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    """A mapping of the same type where its constructor takes a dict (an OrderedDict, a tokenizer's batch)."""
+    try:
+        return type(value)(items)  # type: ignore[call-arg]
+    except TypeError:
+        return items

@@ -1,0 +1,227 @@
+"""A batch of requests: decode, preprocess, predict, postprocess, encode; each request alone in its success and failure.
+
+The same code runs in TorchServe, locally and offline.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import CoroutineType
+from typing import Any
+
+import torch
+
+from .arrivals import Arrivals
+from .contract import Contract, RuntimeSettings
+from .decode import decode, open_request
+from .encode import encode
+from .failures import failure_of, user_traceback
+from .hooks import BoundHook, EventLoopThread, Hooks, Item
+from .predictor import HOOK_ERRORS, Predictor
+from .spans import Spans
+
+
+class Pipeline:
+    """Takes requests through the stages of one model.
+
+    Args:
+        contract: What the user's module looks like.
+        settings: What the archive carries.
+        user_root: Directory of the user's code; tracebacks are cut to it.
+        spans: Where stage times go, or None.
+        batch_size: The most requests that come at once.
+        logger: Gets one traceback for each request that fails by the module's fault.
+    """
+
+    def __init__(
+        self,
+        contract: Contract,
+        settings: RuntimeSettings,
+        *,
+        user_root: str,
+        spans: Spans | None,
+        batch_size: int,
+        logger: logging.Logger,
+    ) -> None:
+        self._contract = contract
+        self._settings = settings
+        self._user_root = user_root
+        self._spans = spans
+        self._batch_size = batch_size
+        self._logger = logger
+        self._hooks: Hooks
+        self._predictor: Predictor
+        self._threads: ThreadPoolExecutor | None = None
+        self._async: EventLoopThread | None = None
+        self._async_starts = threading.Lock()
+
+    def start(self, hooks: Hooks, predictor: Predictor) -> None:
+        """Connect the loaded model; before the first request."""
+        self._hooks = hooks
+        self._predictor = predictor
+
+    def close(self) -> None:
+        """End the threads; nothing may be under way."""
+        if self._threads is not None:
+            self._threads.shutdown()
+        if self._async is not None:
+            self._async.close()
+
+    def run(self, items: Sequence[Item]) -> None:
+        """Answer a batch: each item ends with its `reply` or its `failure`.
+
+        A single request runs in this thread, from stage to stage. Of several, each is prepared and answered in a
+        thread (or on the event loop) of its own, while this thread predicts for those that are ready.
+        """
+        if len(items) == 1:
+            self.preprocess(items)
+            self.predict(items)
+            self.postprocess(items)
+            return
+        finished = threading.Semaphore(0)
+        threads = self._pool()
+
+        def answered(_item: Item) -> None:
+            finished.release()
+
+        def predicted(item: Item) -> None:
+            if item.failure is None:
+                threads.submit(self._finish, item, answered)
+            else:
+                finished.release()
+
+        arrivals = Arrivals(len(items), predicted)
+        for item in items:
+            threads.submit(self._prepare, item, arrivals.put)
+        self._predictor.predict(arrivals)
+        for _ in items:
+            finished.acquire()
+
+    def preprocess(self, items: Sequence[Item]) -> None:
+        """Decode and preprocess, one after the other, in this thread."""
+        self._each(items, self._prepare)
+
+    def predict(self, items: Sequence[Item]) -> None:
+        """Predict for every item that has not failed."""
+        arrivals = Arrivals(len(items), lambda _item: None)
+        for item in items:
+            arrivals.put(item)
+        self._predictor.predict(arrivals)
+
+    def postprocess(self, items: Sequence[Item]) -> None:
+        """Postprocess and encode every item that has not failed, one after the other, in this thread."""
+        self._each([item for item in items if item.failure is None], self._finish)
+
+    def fail(self, item: Item, error: BaseException, hook: str) -> None:
+        """Settle that a request has no answer, and log why when it is not the client's fault."""
+        request_id = item.request.id
+        item.failure = failure_of(error, hook=hook, form=self._contract.form, request_id=request_id)
+        if item.failure.status >= 500:
+            self._logger.error(
+                "request %s failed in %s with status %d\n%s",
+                request_id,
+                hook,
+                item.failure.status,
+                user_traceback(error, user_root=self._user_root),
+            )
+
+    def _each(self, items: Sequence[Item], stage: Callable[[Item, Callable[[Item], None]], None]) -> None:
+        for item in items:
+            done = threading.Event()
+            stage(item, lambda _item, done=done: done.set())  # type: ignore[misc]
+            done.wait()
+
+    def _prepare(self, item: Item, then: Callable[[Item], None]) -> None:
+        spans = self._spans
+        start = time.monotonic_ns() if spans is not None else 0
+        try:
+            decoded = decode(item.entry, item.properties)
+            item.data, item.files = decoded.data, decoded.files
+        except HOOK_ERRORS as error:
+            self.fail(item, error, "decode")
+        if spans is not None:
+            spans.record("decode", item.request.id, start, time.monotonic_ns())
+
+        def ready(value: Any) -> None:
+            item.inputs = value
+            item.ready_ns = time.monotonic_ns()
+            then(item)
+
+        self._call(self._hooks.preprocess, item, item.data, "preprocess", ready)
+
+    def _finish(self, item: Item, then: Callable[[Item], None]) -> None:
+        def answered(value: Any) -> None:
+            spans = self._spans
+            start = time.monotonic_ns() if spans is not None else 0
+            if item.failure is None:
+                try:
+                    item.reply = encode(
+                        value, nan=self._settings.nan, limit=self._settings.max_response_bytes
+                    )
+                except HOOK_ERRORS as error:
+                    self.fail(item, error, "encode")
+            if spans is not None:
+                spans.record("encode", item.request.id, start, time.monotonic_ns())
+            then(item)
+
+        # predict's outputs are inference tensors, which only inference mode lets a hook change in place.
+        with torch.inference_mode():
+            self._call(self._hooks.postprocess, item, item.outputs, "postprocess", answered)
+
+    def _call(
+        self, hook: BoundHook | None, item: Item, unchanged: Any, stage: str, then: Callable[[Any], None]
+    ) -> None:
+        """Call a hook and continue with what it returns: here, or on the event loop when it is async."""
+        if item.failure is not None or hook is None:
+            then(unchanged)
+            return
+        spans = self._spans
+        start = time.monotonic_ns() if spans is not None else 0
+
+        def returned(value: Any, error: BaseException | None) -> None:
+            if spans is not None:
+                spans.record(stage, item.request.id, start, time.monotonic_ns())
+            if error is not None:
+                self.fail(item, error, stage)
+            then(value)
+
+        try:
+            value = hook.call(item)
+        except HOOK_ERRORS as error:
+            returned(None, error)
+            return
+        if type(value) is CoroutineType:
+            self._event_loop().submit(value, returned)
+        else:
+            returned(value, None)
+
+    def _pool(self) -> ThreadPoolExecutor:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._batch_size, thread_name_prefix="handlergen")
+        return self._threads
+
+    def _event_loop(self) -> EventLoopThread:
+        with self._async_starts:
+            if self._async is None:
+                self._async = EventLoopThread()
+            return self._async
+
+
+def open_items(
+    data: Sequence[Mapping[str, Any]], properties: Sequence[Mapping[str, Any]], request_ids: Sequence[str]
+) -> list[Item]:
+    """One item a request.
+
+    Args:
+        data: A mapping a request: `{"body": ...}`, or a value a part.
+        properties: The request's headers and its parts' content types.
+        request_ids: The requests' ids.
+    """
+    return [
+        Item(index, entry, headers, open_request(entry, headers, request_id))
+        for index, (entry, headers, request_id) in enumerate(zip(data, properties, request_ids, strict=True))
+    ]

@@ -1,0 +1,254 @@
+"""The only caller of `predict`: under the device lock, in inference mode, with the device finished before release."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Sequence
+from types import CoroutineType
+from typing import Any, Protocol
+
+import torch
+
+from .arrivals import Arrivals
+from .batching import BatchError, check_length, collate, split
+from .device import Device
+from .failures import is_out_of_memory
+from .hooks import Hooks, Item
+from .spans import Spans
+from .user_module import UserModule
+
+#: What a hook may raise that is its request's failure. SystemExit is: a hook that exits must not end the worker.
+HOOK_ERRORS = (Exception, SystemExit)
+
+
+class Lock(Protocol):
+    """What serializes predictions (`device_lock`)."""
+
+    key: str
+
+    def acquire(self, timeout_s: float) -> None: ...
+    def release(self) -> None: ...
+
+
+class Predictor(Protocol):
+    """Where predictions happen. The pipeline does not know whether that is this process."""
+
+    def load(self) -> None:
+        """Load the model; once."""
+
+    def predict(self, arrivals: Arrivals) -> None:
+        """Give every request of a batch its `outputs` or its `failure`, and hand each to `arrivals.done`."""
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values about the model's copy: device, process, counts."""
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+
+
+class WorkerPredictor:
+    """Predicts in this process, with its own copy of the model, taking turns with others by the device lock.
+
+    A turn lasts while requests of the batch are ready: the device is not handed over between two predictions
+    whose inputs are both there, so batches of different workers follow each other whole, and one worker's
+    answers go out while the other one predicts.
+
+    Args:
+        module: The user's module.
+        device: Where its model is.
+        lock: Who has the device.
+        batch: `each`, `collate` or `list`.
+        lock_timeout_s: How long a request may wait for the device, in seconds.
+        fail: Called with an item, what was raised and the hook's name; sets the item's failure.
+        spans: Where stage times go, or None.
+    """
+
+    def __init__(
+        self,
+        module: UserModule,
+        device: Device,
+        lock: Lock,
+        *,
+        batch: str,
+        lock_timeout_s: float,
+        fail: Callable[[Item, BaseException, str], None],
+        spans: Spans | None,
+    ) -> None:
+        self._module = module
+        self._device = device
+        self._lock = lock
+        self._lock_timeout_s = lock_timeout_s
+        self._fail = fail
+        self._spans = spans
+        self._predict_batch = {"each": None, "collate": self._collated, "list": self._listed}[batch]
+        self._hooks: Hooks
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._predictions = 0
+        self._load_s = 0.0
+
+    @property
+    def hooks(self) -> Hooks:
+        """The module's stages; after `load`."""
+        return self._hooks
+
+    def load(self) -> None:
+        """Load the model under the device lock; waits for it as long as TorchServe lets a worker start."""
+        self._lock.acquire(math.inf)
+        try:
+            start = time.monotonic()
+            self._module.load()
+            self._device.wait()
+            self._load_s = time.monotonic() - start
+        finally:
+            self._lock.release()
+        self._hooks = self._module.hooks()
+
+    def predict(self, arrivals: Arrivals) -> None:
+        item = arrivals.next()
+        if self._predict_batch is not None:
+            items = []
+            while item is not None:
+                items.append(item)
+                item = arrivals.next()
+            self._predict_together(items)
+            for item in items:
+                arrivals.done(item)
+            return
+        while item is not None:
+            if self._turn_begins([item]):
+                try:
+                    while item is not None:
+                        self._one(item)
+                        arrivals.done(item)
+                        item = arrivals.next_ready()
+                finally:
+                    self._lock.release()
+            else:
+                arrivals.done(item)
+            item = arrivals.next()
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "placement": "worker",
+            "device": str(self._device.torch),
+            "device_key": self._device.key,
+            "lock": self._lock.key,
+            "load_s": round(self._load_s, 3),
+            "predictions": self._predictions,
+        }
+
+    def close(self) -> None:
+        if self._loop is not None:
+            self._loop.close()
+
+    def _turn_begins(self, items: Sequence[Item]) -> bool:
+        """Wait for the device. The deadline counts from when the first of the items was ready."""
+        waited_s = (time.monotonic_ns() - items[0].ready_ns) / 1e9
+        try:
+            self._lock.acquire(max(0.0, self._lock_timeout_s - waited_s))
+        except HOOK_ERRORS as error:
+            for item in items:
+                self._fail(item, error, "predict")
+            return False
+        return True
+
+    def _one(self, item: Item) -> None:
+        started = time.monotonic_ns()
+        try:
+            item.outputs = self._on_device(item)
+        except HOOK_ERRORS as error:
+            self._after_error(error)
+            self._fail(item, error, "predict")
+        if self._spans is not None:
+            self._record([item], started)
+
+    def _predict_together(self, items: list[Item]) -> None:
+        if not items:
+            return
+        assert self._predict_batch is not None
+        try:
+            together = self._join(items)
+        except HOOK_ERRORS as error:
+            for item in items:
+                self._fail(item, error, "predict")
+            return
+        if not self._turn_begins(items):
+            return
+        try:
+            started = time.monotonic_ns()
+            try:
+                self._predict_batch(items, together)
+            except HOOK_ERRORS as error:
+                self._after_error(error)
+                if len(items) == 1 or isinstance(error, BatchError):
+                    for item in items:
+                        self._fail(item, error, "predict")
+                else:
+                    self._one_by_one(items)
+            if self._spans is not None:
+                self._record(items, started)
+        finally:
+            self._lock.release()
+
+    def _one_by_one(self, items: Sequence[Item]) -> None:
+        """After a failed batch: each request alone, so that only the culprit fails."""
+        assert self._predict_batch is not None
+        for item in items:
+            try:
+                self._predict_batch([item], self._join([item]))
+            except HOOK_ERRORS as error:
+                self._after_error(error)
+                self._fail(item, error, "predict")
+
+    def _join(self, items: Sequence[Item]) -> Item:
+        """One item that stands for several: what `predict` sees in the batch modes."""
+        joined = Item(-1, {}, {}, [item.request for item in items])
+        inputs = [item.inputs for item in items]
+        joined.inputs = collate(inputs) if self._predict_batch == self._collated else inputs
+        return joined
+
+    def _collated(self, items: Sequence[Item], joined: Item) -> None:
+        for item, output in zip(items, split(self._on_device(joined), len(items)), strict=True):
+            item.outputs = output
+
+    def _listed(self, items: Sequence[Item], joined: Item) -> None:
+        outputs = self._on_device(joined)
+        check_length(outputs, len(items), hook="predict")
+        for item, output in zip(items, outputs, strict=True):
+            item.outputs = output
+
+    def _on_device(self, item: Item) -> Any:
+        """Inputs to the device, `predict`, wait, outputs to the CPU."""
+        self._predictions += 1
+        device = self._device
+        with torch.inference_mode():
+            item.inputs = device.put(item.inputs)
+            outputs = self._hooks.predict.call(item)
+            if type(outputs) is CoroutineType:
+                outputs = self._await(outputs)
+            device.wait()
+            return device.fetch(outputs)
+
+    def _await(self, coroutine: CoroutineType[Any, Any, Any]) -> Any:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+        return self._loop.run_until_complete(coroutine)
+
+    def _after_error(self, error: BaseException) -> None:
+        """What a failed predict launched must have ended, and its cached memory be free, before the next turn."""
+        try:
+            self._device.wait()
+            if is_out_of_memory(error):
+                self._device.release_memory()
+        except RuntimeError:
+            # A sticky CUDA error: every later call fails too, and says so itself.
+            return
+
+    def _record(self, items: Sequence[Item], started: int) -> None:
+        assert self._spans is not None
+        ended = time.monotonic_ns()
+        for item in items:
+            self._spans.record("lock_wait", item.request.id, item.ready_ns, started)
+        self._spans.record("predict", ",".join(item.request.id for item in items), started, ended)

@@ -1,0 +1,61 @@
+"""When each stage of each request ran: JSON lines of monotonic times, for proofs and for the timeline.
+
+`HANDLERGEN_TRACE_DIR` turns recording on. Times are `time.monotonic_ns()` (CLOCK_MONOTONIC on Linux), which all
+processes of a machine share, so spans of different workers can be compared.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+TRACE_DIR_VARIABLE = "HANDLERGEN_TRACE_DIR"
+STAGES = ("decode", "preprocess", "lock_wait", "predict", "postprocess", "encode")
+
+
+class Spans:
+    """Writes spans of one worker to `spans-MODEL-PID.jsonl`, one line a span, each line in one write.
+
+    Args:
+        directory: Where the file goes; made if missing, private to the user.
+        model: The model's name, in every line.
+        device: The device's key, in every line.
+        worker: What TorchServe calls the worker, if known.
+
+    Raises:
+        OSError: The directory cannot be made or written.
+    """
+
+    def __init__(self, directory: Path, *, model: str, device: str, worker: str = "") -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        pid = os.getpid()
+        path = directory / f"spans-{model}-{pid}.jsonl"
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        tail = {"pid": pid, "worker": worker or str(pid), "device": device, "model": model}
+        self._tail = json.dumps(tail)[1:]
+
+    def record(self, stage: str, request_id: str, start_ns: int, end_ns: int) -> None:
+        """Write one span.
+
+        Args:
+            stage: One of `STAGES`.
+            request_id: The request's id; several, joined by commas, for one predict over a batch.
+            start_ns: `time.monotonic_ns()` at its start.
+            end_ns: The same at its end.
+        """
+        line = (
+            f'{{"stage": "{stage}", "start_ns": {start_ns}, "end_ns": {end_ns}, '
+            f'"request_id": {json.dumps(request_id)}, "thread": {threading.get_ident()}, {self._tail}\n'
+        )
+        os.write(self._descriptor, line.encode())
+
+
+def spans_from_environment(
+    model: str, device: str, *, worker: str = "", environ: Mapping[str, str] = os.environ
+) -> Spans | None:
+    """A recorder when `HANDLERGEN_TRACE_DIR` is set, else None; the pipeline then takes no times at all."""
+    directory = environ.get(TRACE_DIR_VARIABLE)
+    return Spans(Path(directory), model=model, device=device, worker=worker) if directory else None
