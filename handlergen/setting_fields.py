@@ -8,22 +8,19 @@ the fields of `Settings`. Server settings (ports, authorization, the model store
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from handlergen import setting_kinds as kinds
+from handlergen.errors import HandlergenError
+from handlergen.names import check_model_name, check_version
 from handlergen.setting_kinds import Kind
 
 EXECUTABLE_FORMATS = ("torchscript", "exported", "onnx")
 """Formats of weights that hold the computation too, so that a module needs no `predict` of its own."""
 
 FORMS = ("functions", "model-class", "module", "flow", "sagemaker")
-
-# What torch-model-archiver takes as a model's name (model_archiver/model_packaging_utils.py, 0.12.0: letters,
-# digits, `-`, `_` and `.`), with a first character that is no option and no hidden file.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 _NEEDS_PROCESS = "it belongs to the predictor process, which this version does not have"
 
@@ -36,14 +33,16 @@ def _setting(default: Any, help: str, kind: Kind, *, group: str, example: str = 
     return field(default=default, metadata=metadata)
 
 
-def _name_kind() -> Kind:
-    wanted = "letters, digits, `.`, `_` and `-`, the first a letter or digit, at most 128"
+def _checked(check: Callable[[str], None], wanted: str) -> Kind:
+    """A string that passes a check of `handlergen.names`."""
     plain = kinds.text(wanted=wanted)
 
     def convert(value: Any) -> str:
         converted: str = plain.convert(value)
-        if not _NAME.fullmatch(converted):
-            raise ValueError
+        try:
+            check(converted)
+        except HandlergenError as error:
+            raise ValueError(error.message) from error
         return converted
 
     return dataclasses.replace(plain, convert=convert)
@@ -67,12 +66,15 @@ class Settings:
         "",
         "Name of the model and of its archive; clients ask for /predictions/NAME. "
         "Without it: the name of the source file or directory.",
-        _name_kind(),
+        _checked(check_model_name, "a model name"),
         group=_MODEL,
         example="digits",
     )
     version: str = _setting(
-        "1.0", "Version of the model, as TorchServe lists it.", _name_kind(), group=_MODEL
+        "1.0",
+        "Version of the model, as TorchServe lists it.",
+        _checked(check_version, 'a version such as "1.0"'),
+        group=_MODEL,
     )
     form: str | None = _setting(
         None,

@@ -20,8 +20,8 @@ class Kind:
     """One kind of setting.
 
     Attributes:
-        wanted: In words, for messages and help: "a whole number of at least 1". Empty for a setting that takes
-            no value in this version.
+        wanted: In words, for messages and help: "a whole number of at least 1". Empty for a setting that
+            takes no value in this version.
         metavar: Stands for the value in `--help`.
         convert: A value from YAML or Python to the setting's own; raises ValueError with a reason, or with an
             empty message when `wanted` says it all.

@@ -46,7 +46,7 @@ class _Refused(yaml.YAMLError):
 class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
+            event = self.peek_event()  # type: ignore[no-untyped-call]
             raise _Refused(
                 event.start_mark, f"the alias *{event.anchor} is not taken here", "Write the value out."
             )
@@ -112,7 +112,7 @@ def _read(text: str, shown: str, as_written: tuple[str, ...]) -> YamlSource:
             return _failed(
                 shown,
                 root.start_mark.line + 1,
-                f"this is a {root.id}, not a mapping of settings",
+                f"this is a {'list' if isinstance(root, yaml.SequenceNode) else 'value'}, not a mapping of settings",
                 "Write lines such as `name: digits`.",
             )
         lines: dict[str, int] = {}

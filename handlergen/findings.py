@@ -1,0 +1,42 @@
+"""What reading a source brings to light: a contract, or problems; and warnings either way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from handlergen.errors import Problem
+from handlergen.runtime.contract import Contract
+from handlergen.settings import Settings
+from handlergen.source_module import SourceModule
+from handlergen.source_tree import SourceTree
+
+
+@dataclass(frozen=True)
+class Source:
+    """A user's source as the forms read it.
+
+    Attributes:
+        module: The file, or the package's `__init__.py`, parsed.
+        name: Its import name in the archive.
+        tree: To follow imports with.
+        settings: As given; `weights` is relative to `root`.
+        root: What the settings' paths are relative to.
+        weights_format: Of the weights, resolved; None without weights, or when the file is missing.
+    """
+
+    module: SourceModule
+    name: str
+    tree: SourceTree
+    settings: Settings
+    root: Path
+    weights_format: str | None
+
+
+@dataclass
+class Findings:
+    """The result of reading a source. `contract` is None when there are problems."""
+
+    contract: Contract | None = None
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)

@@ -1,0 +1,248 @@
+"""A hook's parameters: which argument the runtime passes to each (contract, section 1)."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from handlergen.errors import Problem
+from handlergen.runtime.contract import NAMED_PARAMETERS, Parameter
+from handlergen.source_module import Function
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a hook may take.
+
+    Attributes:
+        name: The hook's name.
+        order: What its plain parameters receive, in this order, whatever their names.
+        named: What it may ask for by parameter name.
+        takes: What to call the first of `order` in messages; empty when the hook may do without it.
+        withheld: Named parameters it may not ask for, each with the reason.
+    """
+
+    name: str
+    order: tuple[str, ...]
+    named: tuple[str, ...] = NAMED_PARAMETERS
+    takes: str = ""
+    withheld: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def allowed(self) -> str:
+        """`data, files and, by name, context, model, device, request`, for messages."""
+        by_name = [name for name in self.named if name not in self.order]
+        return ", ".join(self.order) + (f" and, by name, {', '.join(by_name)}" if by_name else "")
+
+
+@dataclass
+class Signature:
+    """What `read_signature` found."""
+
+    parameters: tuple[Parameter, ...] = ()
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """One parameter as the source has it."""
+
+    name: str
+    line: int
+    keyword_only: bool
+    positional_only: bool
+    default: ast.expr | None
+
+    @property
+    def required(self) -> bool:
+        return self.default is None
+
+
+def plain_parameters(node: Function) -> Iterator[Plain]:
+    """Parameters in the order of the source, `*args` and `**kwargs` left out."""
+    args = node.args
+    positional = [*args.posonlyargs, *args.args]
+    defaults = [None] * (len(positional) - len(args.defaults)) + list(args.defaults)
+    for index, (arg, default) in enumerate(zip(positional, defaults, strict=True)):
+        yield Plain(arg.arg, arg.lineno, False, index < len(args.posonlyargs), default)
+    for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True):
+        yield Plain(arg.arg, arg.lineno, True, False, default)
+
+
+def read_signature(node: Function, role: Role, *, file: str) -> Signature:
+    """Assign an argument to every parameter of a hook.
+
+    Args:
+        node: The function.
+        role: What it may take.
+        file: Name of its file, for messages.
+    """
+    found = Signature(problems=_variadic(node, role, file))
+    parameters = []
+    waiting = list(role.order)
+    plain = 0
+    for parameter in plain_parameters(node):
+        source: str | None
+        if parameter.name in role.withheld:
+            message = f"{role.name} cannot ask for `{parameter.name}`: {role.withheld[parameter.name]}"
+            found.problems.append(Problem(file, parameter.line, message, f"It may take {role.allowed}."))
+            continue
+        if parameter.name in role.named:
+            source = parameter.name
+            if source in waiting:  # setup(context): the name says what the position would
+                waiting.remove(source)
+        else:
+            plain += 1
+            source = _plain_source(parameter, waiting)
+            if source is None:
+                found.problems.append(_surplus(parameter, role, plain, file))
+                continue
+            problem = _own_default(parameter, role, source, file)
+            if problem:
+                found.problems.append(problem)
+                continue
+            found.warnings += _misleading(parameter, role, source, file)
+        parameters.append(Parameter(parameter.name, source, parameter.keyword_only, parameter.required))
+    found.parameters = tuple(parameters)
+    if role.takes and not found.problems and role.order[0] in waiting:
+        found.problems += _missing(node, role, found, file)
+    return found
+
+
+def read_keywords(node: Function, role: Role, *, file: str) -> Signature:
+    """Parameters of a `predict` that takes a JSON object's keys as keyword arguments (`call: keywords`)."""
+    found = Signature(problems=_variadic(node, role, file, keywords=True))
+    parameters = []
+    for parameter in plain_parameters(node):
+        if parameter.positional_only:
+            message = f"{role.name} takes keyword arguments, but `{parameter.name}` is positional-only"
+            found.problems.append(Problem(file, parameter.line, message, "Leave out the `/`."))
+        source = parameter.name if parameter.name in role.named else "key"
+        parameters.append(Parameter(parameter.name, source, parameter.keyword_only, parameter.required))
+    found.parameters = tuple(parameters)
+    return found
+
+
+def _plain_source(parameter: Plain, waiting: list[str]) -> str | None:
+    """Takes the next of `waiting`; a keyword-only parameter has no position, so its name must say which."""
+    if not waiting:
+        return None
+    if not parameter.keyword_only:
+        return waiting.pop(0)
+    if parameter.name in waiting:
+        waiting.remove(parameter.name)
+        return parameter.name
+    return None
+
+
+def _surplus(parameter: Plain, role: Role, plain: int, file: str) -> Problem:
+    near = difflib.get_close_matches(parameter.name, role.named, n=1, cutoff=0.6)
+    if near:
+        fix = f"Did you mean `{near[0]}`?"
+    elif parameter.default is not None:
+        fix = "Make it a constant of the module, or read it from context.config."
+    elif parameter.keyword_only:
+        fix = f"Drop the `*`, or take one of these by name: {', '.join(role.named)}."
+    else:
+        fix = "Leave it out."
+    if parameter.keyword_only:
+        reason = "nothing has that name"
+    else:
+        reason = f"it is plain parameter {plain}, and there are only {len(role.order)}"
+        if len(role.order) == 1:
+            reason = f"it is plain parameter {plain}, and there is only one"
+    return Problem(
+        file,
+        parameter.line,
+        f"{role.name} has no argument for its parameter `{parameter.name}`: {reason}",
+        f"It may take {role.allowed}. {fix}",
+    )
+
+
+def _own_default(parameter: Plain, role: Role, source: str, file: str) -> Problem | None:
+    """A default such as 224 says that the author means a value of their own, not the request's files."""
+    default = parameter.default
+    if default is None or parameter.name == source:
+        return None
+    if isinstance(default, ast.Constant) and default.value is None:
+        return None
+    return Problem(
+        file,
+        parameter.line,
+        f"`{parameter.name}` of {role.name} receives {_article(source)}, never its default "
+        f"{ast.unparse(default)}",
+        "If it is a value of your own, make it a constant of the module or read it from context.config; "
+        f"if not, name it `{source}`.",
+    )
+
+
+def _misleading(parameter: Plain, role: Role, source: str, file: str) -> list[str]:
+    """A name that says something else than what the position brings."""
+    others = [name for name in ("data", "files", "inputs", "outputs", "input_data") if name != source]
+    place = f"{file}:{parameter.line}"
+    # `data`, `inputs` and `input_data` are anyone's words for "what comes in"; files and outputs are not.
+    telling = ("files", "outputs") if source != "files" else tuple(role.order)
+    if parameter.name in others and parameter.name in telling:
+        return [
+            f"{place}: `{parameter.name}` of {role.name} receives {_article(source)}: "
+            f"parameters go by position ({', '.join(role.order)})"
+        ]
+    near = difflib.get_close_matches(parameter.name, role.named, n=1, cutoff=0.85)
+    if near:
+        return [
+            f"{place}: `{parameter.name}` of {role.name} receives {_article(source)}. "
+            f"Did you mean `{near[0]}`?"
+        ]
+    return []
+
+
+def _missing(node: Function, role: Role, found: Signature, file: str) -> list[Problem]:
+    if any(parameter.source == "request" for parameter in found.parameters) and role.name == "preprocess":
+        found.warnings.append(
+            f"{file}:{node.lineno}: preprocess takes `request` (headers, path, id) but not the data of the "
+            f"request. If it should: def preprocess(data, request)"
+        )
+        return []
+    return [
+        Problem(
+            file,
+            node.lineno,
+            f"{role.name} takes no {role.takes}",
+            f"Write {_definition(role, found)}; it may take {role.allowed}.",
+        )
+    ]
+
+
+def _definition(role: Role, found: Signature) -> str:
+    names = [role.order[0], *(parameter.name for parameter in found.parameters)]
+    return f"def {role.name}({', '.join(names)})"
+
+
+def _variadic(node: Function, role: Role, file: str, *, keywords: bool = False) -> list[Problem]:
+    problems = []
+    for star, arg in (("*", node.args.vararg), ("**", node.args.kwarg)):
+        if arg is not None:
+            allowed = "one parameter for each key of the JSON object" if keywords else role.allowed
+            problems.append(
+                Problem(
+                    file,
+                    arg.lineno,
+                    f"{role.name} takes `{star}{arg.arg}`, which does not say what to pass",
+                    f"Write the parameters out: {allowed}.",
+                )
+            )
+    return problems
+
+
+def _article(source: str) -> str:
+    return {
+        "data": "the request's data",
+        "files": "the request's files",
+        "inputs": "what preprocess returned",
+        "outputs": "what predict returned",
+        "input_data": "the request's data",
+        "context": "the context",
+    }[source]

@@ -1,0 +1,120 @@
+"""From a source to its contract, by reading it. Nothing of the user's is imported; all problems at once."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+from collections.abc import Iterator
+from pathlib import Path
+
+from handlergen.errors import ContractError, Problem
+from handlergen.findings import Findings, Source
+from handlergen.forms import FORMS, REFUSED, Form, form_named
+from handlergen.forms.functions import FORM as FUNCTIONS
+from handlergen.runtime.contract import Contract
+from handlergen.settings import Settings
+from handlergen.source_module import SourceModule
+from handlergen.source_tree import SourceTree
+from handlergen.weights_file import weights_format
+
+
+def inspect_source(path: Path, *, form: str | None = None, settings: Settings | None = None) -> Contract:
+    """The contract of a module.
+
+    Args:
+        path: A `.py` file or a package directory.
+        form: Skips recognition; `settings.form` when None.
+        settings: Paths in them are relative to the directory of `path`.
+
+    Raises:
+        ContractError: With every problem, sorted.
+    """
+    findings = read_source(path, form=form, settings=settings or Settings(), root=path.parent)
+    if findings.contract is None:
+        raise ContractError(sorted(findings.problems))
+    return findings.contract
+
+
+def read_source(path: Path, *, form: str | None, settings: Settings, root: Path) -> Findings:
+    """`inspect_source` that returns its problems, and its warnings.
+
+    Args:
+        path: A `.py` file or a package directory.
+        form: Skips recognition; `settings.form` when None.
+        settings: Paths in them are relative to `root`.
+        root: The project's root.
+    """
+    tree = SourceTree(root, [root / package for package in settings.packages])
+    module = tree.open(path / "__init__.py" if path.is_dir() else path)
+    if isinstance(module, Problem):
+        return Findings(problems=[module])
+    weights = root / settings.weights if settings.weights else None
+    held = settings.weights_format or (weights_format(weights) if weights else None)
+    name = path.name if path.is_dir() else path.stem
+    source = Source(module, name, tree, settings, root, held)
+    findings = _inspect(source, form or settings.form)
+    findings.warnings += _imports_left_out(source)
+    return findings
+
+
+def _inspect(source: Source, wanted: str | None) -> Findings:
+    for refused in REFUSED:
+        if refused.recognise(source):
+            return refused.inspect(source)
+    if wanted:
+        return form_named(wanted).inspect(source)
+    matches: list[tuple[Form, str]] = []
+    for form in FORMS:
+        evidence = form.recognise(source)
+        if evidence:
+            matches.append((form, evidence))
+    if len(matches) > 1:
+        what = " and ".join(f"{form.name} ({evidence})" for form, evidence in matches)
+        return Findings(
+            problems=[
+                Problem(
+                    source.module.file,
+                    0,
+                    f"the form is ambiguous: {what}",
+                    f"Say which: --form {matches[0][0].name}, or form: in handlergen.yaml.",
+                )
+            ]
+        )
+    # Nothing recognised: either executable weights do the predicting, or `predict` is what is missing.
+    return (matches[0][0] if matches else FUNCTIONS).inspect(source)
+
+
+def _imports_left_out(source: Source) -> list[str]:
+    """Imports of the project's own files that nothing packs: they would fail in the worker."""
+    module = source.module
+    own = module.path.parent if module.is_package else module.path
+    packed = [*source.settings.extra_files, *source.settings.packages]
+    warnings = []
+    for line, parts in _absolute_imports(module):
+        path = source.tree.importable(parts[:1], beside=module.path.parent) or source.tree.importable(parts)
+        if path is None or path == own or own in path.parents:
+            continue
+        top = path.parent if path.name == "__init__.py" else path
+        if not any(_covers(entry, top, source.root) for entry in packed):
+            shown = top.relative_to(source.root).as_posix() if source.root in top.parents else str(top)
+            setting = "packages" if top.is_dir() else "extra_files"
+            warnings.append(
+                f"{module.file}:{line}: imports {'.'.join(parts)}, which is not packed. "
+                f"Write {setting}: [{shown}]."
+            )
+    return list(dict.fromkeys(warnings))
+
+
+def _covers(entry: str, path: Path, root: Path) -> bool:
+    packed = root / entry.rstrip("/")
+    return path == packed or packed in path.parents or fnmatch.fnmatch(str(path), str(packed))
+
+
+def _absolute_imports(module: SourceModule) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Line and parts of every absolute import in the file, those inside functions included."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, tuple(alias.name.split("."))
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            yield node.lineno, tuple(node.module.split("."))

@@ -1,0 +1,287 @@
+"""From what a user names on the command line to a project: source, settings and contract, all checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from handlergen.errors import ContractError, HandlergenError, Problem
+from handlergen.findings import Findings
+from handlergen.inspection import read_source
+from handlergen.names import check_model_name, module_name_problem
+from handlergen.runtime.contract import Contract
+from handlergen.settings import (
+    SETTINGS,
+    SETTINGS_FILE,
+    Settings,
+    contradictions,
+    read_settings,
+    shown,
+)
+from handlergen.weights_file import weights_format
+from handlergen.yaml_source import read_yaml
+
+_DEFAULT_SOURCE = "model.py"
+_NOT_A_SOURCE = ("conftest.py", "setup.py", "__init__.py")
+_BATCH_OF_FORM = {"module": "collate"}  # contract, section 2; each for all others
+
+
+@dataclass(frozen=True)
+class Project:
+    """A source, ready to be packed or run.
+
+    Attributes:
+        root: Absolute directory that paths in `settings` are relative to; paths outside it are absolute there.
+        source: Absolute path of the `.py` file or the package directory.
+        is_package: `source` is a directory.
+        settings: Resolved: `name`, `form`, `batch` and `weights_format` filled.
+        contract: What inspection found.
+        warnings: What looks wrong but is allowed.
+    """
+
+    root: Path
+    source: Path
+    is_package: bool
+    settings: Settings
+    contract: Contract
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What SOURCE names: where the source is, what settings go with it, what its name is by default."""
+
+    source: Path
+    root: Path
+    settings_file: Path | None
+    default_name: str
+    warnings: tuple[str, ...] = ()
+
+
+def open_project(
+    source: Path | str,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Project:
+    """Read a project: its settings, then its source; the user's code is not imported.
+
+    A directory with `handlergen.yaml` is read with it; its `source:` names the file or package, by default the
+    only `.py` file, else `model.py`, or the directory itself when it is a package. A `.py` file or a package
+    named directly takes the `handlergen.yaml` beside it only when that file's source is this one. Paths in the
+    file are relative to it. Paths in `overrides` are relative to the project, or, if nothing is there, to the
+    current directory.
+
+    Args:
+        source: A `.py` file, a package directory or a directory with `handlergen.yaml`.
+        overrides: Settings that win over file and environment; None values are skipped.
+        environ: The environment; `os.environ` when None.
+
+    Raises:
+        HandlergenError: SOURCE is none of these.
+        ContractError: With every problem of settings and source together.
+    """
+    environ = os.environ if environ is None else environ
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    chosen = given.pop("source", None) or environ.get("HANDLERGEN_SOURCE")
+    place = _find(_absolute(Path(source)), chosen)
+    settings, problems = read_settings(place.settings_file, environ=environ, overrides=given)
+    settings = _with_paths(settings, place, set(given))
+    if not settings.name:
+        settings = dataclasses.replace(settings, name=place.default_name)
+        problems += _name_problems(place)
+    problems += _file_problems(place, settings)
+    findings = read_source(place.source, form=None, settings=settings, root=place.root)
+    problems += findings.problems
+    if problems or findings.contract is None:
+        raise ContractError(sorted(dict.fromkeys(problems)))
+    return _resolved(place, settings, findings, findings.contract)
+
+
+def _resolved(place: _Place, settings: Settings, findings: Findings, contract: Contract) -> Project:
+    weights = place.root / settings.weights if settings.weights else None
+    settings = dataclasses.replace(
+        settings,
+        form=contract.form,
+        batch=_BATCH_OF_FORM.get(contract.form, "each") if settings.batch == "auto" else settings.batch,
+        weights_format=settings.weights_format or (weights_format(weights) if weights else None),
+    )
+    warnings = [
+        *place.warnings,
+        *findings.warnings,
+        *contradictions(
+            settings,
+            weights_bytes=weights.stat().st_size if weights else None,
+            device_bytes=psutil.virtual_memory().total if settings.devices == "cpu" else None,
+        ),
+    ]
+    return Project(
+        place.root, place.source, place.source.is_dir(), settings, contract, tuple(dict.fromkeys(warnings))
+    )
+
+
+def _find(path: Path, chosen: str | None) -> _Place:
+    """What SOURCE names.
+
+    Args:
+        path: Absolute.
+        chosen: `source` from a flag or the environment, for a directory.
+    """
+    if not path.exists():
+        raise HandlergenError(
+            f"{shown(path)} does not exist",
+            hint="Name a .py file, a package directory, or a directory with handlergen.yaml.",
+        )
+    if path.is_file():
+        if path.name == SETTINGS_FILE:
+            return _find(path.parent, chosen)
+        if path.suffix == ".mar":
+            raise HandlergenError(f"{shown(path)} is an archive already", hint="See it: handlergen inspect")
+        if path.suffix != ".py":
+            raise HandlergenError(f"{shown(path)} is no .py file", hint="Name the module that has predict.")
+        return _beside(path)
+    settings_file = path / SETTINGS_FILE
+    if settings_file.is_file():
+        target = _source_of(path, chosen or _source_setting(settings_file))
+        root = path.parent if target == path else path
+        return _Place(target, root, settings_file, path.name)
+    if (path / "__init__.py").is_file():
+        return _beside(path)
+    if chosen:
+        return _Place(_source_of(path, chosen), path, None, path.name)
+    if (path / "config.yaml").is_file() and (path / "model" / "model.py").is_file():
+        raise ContractError(
+            [
+                Problem(
+                    shown(path),
+                    0,
+                    "this is a Truss directory, which is not supported yet by this version of handlergen",
+                    "Write module-level functions: def predict(inputs), and if needed load(context), "
+                    "preprocess(data), postprocess(outputs).",
+                )
+            ]
+        )
+    candidates = sorted(shown(file) for file in path.glob("*.py") if file.name not in _NOT_A_SOURCE)
+    raise HandlergenError(
+        f"{shown(path)} has neither {SETTINGS_FILE} nor __init__.py",
+        hint=f"Name the module: {' or '.join(candidates[:3])}"
+        if candidates
+        else "Start with: handlergen init DIR",
+    )
+
+
+def _beside(path: Path) -> _Place:
+    """A file or package that is named itself; `handlergen.yaml` beside it counts only when it is meant."""
+    settings_file = path.parent / SETTINGS_FILE
+    default_name = path.stem if path.is_file() else path.name
+    plain = _Place(path, path.parent, None, default_name)
+    if not settings_file.is_file():
+        return plain
+    try:
+        target = _source_of(path.parent, _source_setting(settings_file))
+    except HandlergenError:
+        target = None
+    if target == path:
+        return dataclasses.replace(plain, settings_file=settings_file)
+    why = f"its source is {shown(target)}" if target else f"it does not say that its source is {path.name}"
+    return dataclasses.replace(
+        plain, warnings=(f"{shown(settings_file)} is not used for {shown(path)}: {why}",)
+    )
+
+
+def _source_setting(settings_file: Path) -> str | None:
+    value = read_yaml(settings_file, shown=shown(settings_file)).values.get("source")
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def _source_of(directory: Path, named: str | None) -> Path:
+    """The source of a directory with settings."""
+    if named:
+        path = _absolute(directory / named)
+        if not path.exists():
+            raise HandlergenError(
+                f"source: {named} does not exist", hint=f"It is looked for in {shown(directory)}."
+            )
+        if path.is_file() and path.suffix != ".py":
+            raise HandlergenError(f"source: {named} is no .py file", hint="Name the module that has predict.")
+        if path.is_dir() and not (path / "__init__.py").is_file():
+            raise HandlergenError(f"source: {named} is no package", hint=f"Add {named}/__init__.py.")
+        return path
+    if (directory / "__init__.py").is_file():
+        return directory
+    candidates = sorted(
+        path
+        for path in directory.glob("*.py")
+        if path.name not in _NOT_A_SOURCE and not path.name.startswith("test_")
+    )
+    if len(candidates) == 1:
+        return candidates[0]
+    if (directory / _DEFAULT_SOURCE).is_file():
+        return directory / _DEFAULT_SOURCE
+    if not candidates:
+        raise HandlergenError(
+            f"{shown(directory)} has no .py file",
+            hint="Write model.py, or name it: `source:` in handlergen.yaml.",
+        )
+    names = ", ".join(path.name for path in candidates)
+    raise HandlergenError(
+        f"{shown(directory)} has several .py files: {names}",
+        hint=f"Say which has predict: `source: {candidates[0].name}` in handlergen.yaml.",
+    )
+
+
+def _with_paths(settings: Settings, place: _Place, given: set[str]) -> Settings:
+    """Every path of the settings relative to the root, or absolute when it lies outside."""
+    base = place.settings_file.parent if place.settings_file else place.root
+
+    def one(entry: str, *, flag: bool) -> str:
+        path = _absolute(base / entry)
+        if flag and not path.exists() and _absolute(Path(entry)).exists():
+            path = _absolute(Path(entry))
+        return path.relative_to(place.root).as_posix() if path.is_relative_to(place.root) else str(path)
+
+    changes: dict[str, Any] = {"source": one(str(place.source), flag=False)}
+    if settings.weights:
+        changes["weights"] = one(settings.weights, flag="weights" in given)
+    for key in ("extra_files", "packages"):
+        changes[key] = tuple(one(entry, flag=key in given) for entry in getattr(settings, key))
+    changes["requirements"] = tuple(
+        one(entry, flag="requirements" in given) if entry.endswith(".txt") else entry
+        for entry in settings.requirements
+    )
+    return dataclasses.replace(settings, **changes)
+
+
+def _name_problems(place: _Place) -> list[Problem]:
+    """The derived name must be a model name too."""
+    try:
+        check_model_name(place.default_name)
+    except HandlergenError as error:
+        return [Problem(shown(place.source), 0, error.message, f"Give it one: {error.hint}.")]
+    return []
+
+
+def _file_problems(place: _Place, settings: Settings) -> list[Problem]:
+    problems = []
+    module = place.source.name if place.source.is_dir() else place.source.stem
+    reason = module_name_problem(module)
+    if reason:
+        problems.append(
+            Problem(shown(place.source), 0, f"the module cannot be named {module!r}: {reason}", "Rename it.")
+        )
+    if settings.weights and not (place.root / settings.weights).is_file():
+        path = place.root / settings.weights
+        what = "is a directory" if path.is_dir() else "does not exist"
+        file = shown(place.settings_file) if place.settings_file else f"option {SETTINGS['weights'].flag}"
+        problems.append(Problem(file, 0, f"weights: {shown(path)} {what}", "Name the weights file."))
+    return problems
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links and change names

@@ -1,0 +1,262 @@
+"""A user's module as its syntax tree: what it binds at module level, without importing it."""
+
+from __future__ import annotations
+
+import ast
+import io
+import tokenize
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from handlergen.errors import Problem
+
+Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+"""What has parameters to read."""
+
+#: Decorators after which a call does something else than the `def` beneath them says.
+_GENERATOR_WRAPPERS = ("contextmanager", "asynccontextmanager")
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One name bound at module level; the last binding of a name counts, as at run time.
+
+    Attributes:
+        name: The name.
+        line: 1-based.
+        node: What it is bound to: a `def`, a `class`, the expression of an assignment, or the import statement.
+        imported: The name it has where it is imported from; None when it is not imported from a module.
+    """
+
+    name: str
+    line: int
+    node: ast.AST
+    imported: str | None = None
+
+
+@dataclass(frozen=True)
+class SourceModule:
+    """A parsed source file.
+
+    Attributes:
+        path: The file.
+        file: Its name for messages.
+        tree: Its syntax tree.
+        bindings: By name.
+        star_imports: `from x import *`, in order.
+        is_package: It is a package's `__init__.py`.
+        empty: It has no statement but perhaps a docstring.
+    """
+
+    path: Path
+    file: str
+    tree: ast.Module
+    bindings: dict[str, Binding] = field(default_factory=dict)
+    star_imports: tuple[ast.ImportFrom, ...] = ()
+    is_package: bool = False
+    empty: bool = False
+
+    def functions(self) -> Iterator[Binding]:
+        """Names bound by `def`, `async def` or a lambda here."""
+        for binding in self.bindings.values():
+            if isinstance(binding.node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                yield binding
+
+    def classes(self) -> Iterator[ast.ClassDef]:
+        """Classes defined at module level."""
+        for binding in self.bindings.values():
+            if isinstance(binding.node, ast.ClassDef):
+                yield binding.node
+
+
+def parse_source(path: Path, *, file: str) -> SourceModule | Problem:  # noqa: PLR0911 - a return a way to fail
+    """Read and parse a file, as the interpreter would: encoding cookies and byte order marks are honoured.
+
+    Returns:
+        The module, or the problem why it cannot be parsed.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        return Problem(file, 0, f"the file cannot be read: {error.strerror}")
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
+        text = raw.decode(encoding)
+    except SyntaxError as error:
+        return Problem(file, 1, f"the encoding is not known: {error}", "Save the file as UTF-8.")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        return Problem(
+            file,
+            line,
+            f"byte 0x{raw[error.start]:02x} is not {error.encoding}",
+            "Save the file as UTF-8, or name its encoding in the first line: # -*- coding: latin-1 -*-",
+        )
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        return Problem(file, line, "a null byte: this is no Python source")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # what the author's linter says about escapes is not ours to repeat
+            tree = ast.parse(text.removeprefix("\ufeff"), filename=file)
+    except SyntaxError as error:
+        return _syntax_problem(file, error)
+    except (RecursionError, MemoryError):
+        return Problem(file, 0, "the source is nested too deeply to be read")
+    body = tree.body[1:] if ast.get_docstring(tree, clean=False) is not None else tree.body
+    module = SourceModule(
+        path,
+        file,
+        tree,
+        star_imports=tuple(
+            node
+            for node in _statements(tree.body)
+            if isinstance(node, ast.ImportFrom) and node.names[0].name == "*"
+        ),
+        is_package=path.name == "__init__.py",
+        empty=not body,
+    )
+    for node in _statements(tree.body):
+        for binding in _bindings(node):
+            if not is_overload(binding.node):
+                module.bindings[binding.name] = binding
+    return module
+
+
+def call_kind(node: Function) -> str:
+    """`sync`, `async`, `generator` or `async_generator`, as `Hook.kind` has it."""
+    generator = not isinstance(node, ast.Lambda) and any(_own_yields(node.body))
+    if isinstance(node, ast.AsyncFunctionDef):
+        return "async_generator" if generator else "async"
+    return "generator" if generator else "sync"
+
+
+def first_yield(node: Function) -> int:
+    """Line of the first `yield`, or of the `def` when it has none."""
+    lines = [] if isinstance(node, ast.Lambda) else [found.lineno for found in _own_yields(node.body)]
+    return min(lines, default=node.lineno)
+
+
+def wrapped_in_context_manager(node: Function) -> bool:
+    """Decorated with `contextmanager`: calling it returns no value of the function."""
+    return any(dotted(item).rpartition(".")[2] in _GENERATOR_WRAPPERS for item in _decorators(node))
+
+
+def is_overload(node: ast.AST) -> bool:
+    """A `typing.overload` stub, which is not what gets called."""
+    return any(dotted(item).rpartition(".")[2] == "overload" for item in _decorators(node))
+
+
+def dotted(node: ast.AST) -> str:
+    """`torch.nn.Module` for such an expression (a call's or subscript's own part counts), else the empty string."""
+    if isinstance(node, ast.Call):
+        return dotted(node.func)
+    if isinstance(node, ast.Subscript):
+        return dotted(node.value)
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        base = dotted(node.value)
+        return f"{base}.{node.attr}" if base else ""
+    return ""
+
+
+def base_names(module: SourceModule, node: ast.ClassDef) -> set[str]:
+    """Dotted names of a class's bases, written in full by the module's imports, and of the bases of local ones."""
+    found: set[str] = set()
+    waiting = [node]
+    seen = set()
+    while waiting:
+        current = waiting.pop()
+        seen.add(current.name)
+        for base in current.bases:
+            name = dotted(base)
+            if not name:
+                continue
+            found.add(full_name(module, name))
+            binding = module.bindings.get(name)
+            if binding and isinstance(binding.node, ast.ClassDef) and name not in seen:
+                waiting.append(binding.node)
+    return found
+
+
+def full_name(module: SourceModule, name: str) -> str:
+    """`nn.Module` to `torch.nn.Module` when the module says `from torch import nn`."""
+    first, _, rest = name.partition(".")
+    binding = module.bindings.get(first)
+    if binding is None:
+        return name
+    origin = first
+    if isinstance(binding.node, ast.ImportFrom):
+        origin = ".".join(part for part in (binding.node.module or "", binding.imported or "") if part)
+    elif isinstance(binding.node, ast.Import):
+        origin = next((item.name for item in binding.node.names if item.asname == first), first)
+    return f"{origin}.{rest}" if rest else origin
+
+
+def _syntax_problem(file: str, error: SyntaxError) -> Problem:
+    code = (error.text or "").strip()
+    return Problem(file, error.lineno or 0, f"syntax error: {error.msg}", f"The line: {code}" if code else "")
+
+
+def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements that run when the module is imported, those inside `if`, `try`, `with` and loops included."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.If):
+            if not _runs_elsewhere(node.test):
+                yield from _statements(node.body)
+            yield from _statements(node.orelse)
+        elif isinstance(node, ast.Try):
+            # Handlers first: what the `try` itself binds is what counts when nothing goes wrong.
+            for handler in node.handlers:
+                yield from _statements(handler.body)
+            for part in (node.body, node.orelse, node.finalbody):
+                yield from _statements(part)
+        elif isinstance(node, ast.With | ast.For | ast.While):
+            yield from _statements(node.body)
+
+
+def _runs_elsewhere(test: ast.expr) -> bool:
+    """`if TYPE_CHECKING:` and `if __name__ == "__main__":` do not run when a worker imports the module."""
+    if dotted(test).rpartition(".")[2] == "TYPE_CHECKING":
+        return True
+    return isinstance(test, ast.Compare) and "__name__" in (dotted(test.left), *map(dotted, test.comparators))
+
+
+def _bindings(node: ast.stmt) -> Iterator[Binding]:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        yield Binding(node.name, node.lineno, node)
+    elif isinstance(node, ast.Assign):
+        for target in node.targets:
+            if isinstance(target, ast.Name):
+                yield Binding(target.id, node.lineno, node.value)
+    elif isinstance(node, ast.AnnAssign):
+        if isinstance(node.target, ast.Name) and node.value is not None:
+            yield Binding(node.target.id, node.lineno, node.value)
+    elif isinstance(node, ast.ImportFrom):
+        for alias in node.names:
+            if alias.name != "*":
+                yield Binding(alias.asname or alias.name, node.lineno, node, imported=alias.name)
+    elif isinstance(node, ast.Import):
+        for alias in node.names:
+            yield Binding(alias.asname or alias.name.partition(".")[0], node.lineno, node)
+
+
+def _decorators(node: ast.AST) -> list[ast.expr]:
+    return node.decorator_list if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else []
+
+
+def _own_yields(body: Iterable[ast.AST]) -> Iterator[ast.Yield | ast.YieldFrom]:
+    """Every `yield` of a function itself, not of functions inside it."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
+            continue
+        if isinstance(node, ast.Yield | ast.YieldFrom):
+            yield node
+        yield from _own_yields(ast.iter_child_nodes(node))
