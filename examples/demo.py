@@ -1,0 +1,307 @@
+"""What handlergen does, shown on this machine: `make demo`.
+
+Trains a digit classifier, archives it, starts TorchServe, predicts over REST and gRPC, scales the workers while
+requests flow, proves from recorded spans that predictions never overlapped, and stops the server. Everything it
+writes lies in `build/demo`. Ctrl-C at any moment ends every process that it started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from handlergen.client import Answer, Client
+from handlergen.errors import HandlergenError, RequestFailed, ServerError
+from handlergen.ports import free_ports, taken
+from handlergen.properties import ServerSettings
+from handlergen.recordings import Span, beside, busiest_window, of_stage, overlapping, read_spans, timeline
+from handlergen.server import stop
+
+EXAMPLE = Path(__file__).resolve().parent / "digits"
+WORKPLACE = EXAMPLE.parents[1] / "build" / "demo"
+CONFIG = WORKPLACE / "config.properties"
+SPANS = WORKPLACE / "spans"
+PROGRAMS = Path(sys.executable).parent
+MARK = "HANDLERGEN_DEMO"
+"""Environment variable that every process started here carries, to be found by it at the end."""
+
+CLIENTS = 8
+PHASE_S = 2.0
+PICTURE_NS = 40_000_000
+COLUMNS = 100
+END_S = 20.0
+
+
+def heading(number: int, text: str) -> None:
+    bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
+    print(f"\n{bold}{number}. {text}{plain}", flush=True)
+
+
+def say(text: str = "") -> None:
+    print(f"   {text}".rstrip(), flush=True)
+
+
+class Demo:
+    """Runs the commands that a user would type, in `build/demo`, and ends what they started."""
+
+    def __init__(self) -> None:
+        self.mark = uuid.uuid4().hex
+        self.environ = {
+            **os.environ,
+            MARK: self.mark,
+            "HANDLERGEN_TRACE_DIR": str(SPANS),
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def run(self, *words: str) -> None:
+        """Show a command and run it. It gets a session of its own, so that Ctrl-C reaches it once, through us.
+
+        Raises:
+            SystemExit: It failed; it has said why.
+        """
+        say(f"$ {' '.join(words)}")
+        with subprocess.Popen(
+            [PROGRAMS / words[0], *words[1:]],
+            cwd=WORKPLACE,
+            env=self.environ,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as process:
+            try:
+                status = process.wait()
+            except BaseException:
+                process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(END_S)
+                process.kill()
+                raise
+        if status:
+            raise SystemExit(status)
+
+    def processes(self) -> list[psutil.Process]:
+        """What still runs of all that was started here."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.pid != os.getpid() and process.environ().get(MARK) == self.mark:
+                    found.append(process)
+        return found
+
+
+@dataclass
+class Traffic:
+    """Clients that ask for held-out digits without pause, half over REST and half over gRPC."""
+
+    client: Client
+    images: Sequence[Path]
+    right: int = 0
+    wrong: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._numbers = itertools.count()
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(CLIENTS)]
+
+    @property
+    def sent(self) -> int:
+        with self._lock:
+            return self.right + self.wrong + self.failed.total()
+
+    def __enter__(self) -> Traffic:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(END_S)
+
+    def _ask(self) -> None:
+        while not self._over.is_set():
+            number = next(self._numbers)
+            image = self.images[number % len(self.images)]
+            outcome = ask(self.client, image, over_grpc=number % 2 == 1)
+            with self._lock:
+                if isinstance(outcome, Answer):
+                    right = outcome.json()["digit"] == true_digit(image)
+                    self.right += right
+                    self.wrong += not right
+                else:
+                    self.failed[outcome] += 1
+
+
+def true_digit(image: Path) -> int:
+    return int(image.name.partition("_")[0])
+
+
+def ask(client: Client, image: Path, *, over_grpc: bool) -> Answer | str:
+    """The answer for one image, or why there is none."""
+    try:
+        if over_grpc:
+            return client.predict_grpc("digits", inputs={"data": image.read_bytes()})
+        return client.predict("digits", file=image)
+    except (RequestFailed, ServerError) as error:
+        return str(error).splitlines()[0]
+
+
+def read(outcome: Answer | str) -> str:
+    if isinstance(outcome, str):
+        return outcome
+    answer = outcome.json()
+    return f"{answer['digit']}  ({answer['probability']:.1%})"
+
+
+def choose_ports() -> list[str]:
+    """No flags when TorchServe's usual ports are free, else flags for others."""
+    usual = ServerSettings()
+    if not taken(usual.addresses()):
+        return []
+    names = ("inference", "management", "metrics", "grpc-inference", "grpc-management")
+    ports = free_ports(len(names))
+    return [word for name, port in zip(names, ports, strict=True) for word in (f"--{name}-port", str(port))]
+
+
+def predict_some(client: Client, images: Sequence[Path]) -> None:
+    """One image of each digit, asked for twice."""
+    say("true digit   over REST     over gRPC")
+    first = {true_digit(image): image for image in reversed(images)}
+    for digit, image in sorted(first.items()):
+        rest, grpc = (read(ask(client, image, over_grpc=over_grpc)) for over_grpc in (False, True))
+        say(f"    {digit}        {rest:<13} {grpc}")
+
+
+def scale_under_load(demo: Demo, client: Client, images: Sequence[Path]) -> tuple[int, int]:
+    """1 -> 4 -> 2 workers while requests flow. Returns the time (ns) with four workers, for the picture."""
+    with Traffic(client, images) as traffic:
+        time.sleep(PHASE_S)
+        demo.run("handlergen", "scale", "digits", "--workers", "4")
+        start = time.monotonic_ns()
+        time.sleep(PHASE_S)
+        end = time.monotonic_ns()
+        demo.run("handlergen", "scale", "digits", "--workers", "2")
+        time.sleep(PHASE_S)
+    say()
+    say(f"{traffic.sent} requests sent meanwhile by {CLIENTS} clients, half REST, half gRPC:")
+    say(f"{traffic.right:>6} answered with the true digit")
+    say(f"{traffic.wrong:>6} answered with another digit")
+    say(f"{traffic.failed.total():>6} lost")
+    for reason, count in traffic.failed.most_common():
+        say(f"       {count} x {reason}")
+    return start, end
+
+
+def prove(spans: Sequence[Span], start: int, end: int) -> None:
+    """What the spans, recorded by the workers themselves, say."""
+    predictions = of_stage(spans, "predict")
+    preprocessing = of_stage(spans, "preprocess")
+    together = overlapping(predictions)
+    beside_others = beside(preprocessing, predictions)
+    workers = len({span.pid for span in predictions})
+    say(f"{len(predictions)} predictions by {workers} worker processes, {len(together)} pairs overlapped")
+    say(
+        f"{len(preprocessing)} requests preprocessed, {len(beside_others)} of them while another was predicted"
+    )
+    say()
+    inside = [span for span in predictions if start <= span.start_ns and span.end_ns <= end]
+    if not inside:
+        return
+    left = busiest_window(inside, PICTURE_NS)
+    say(
+        f"{PICTURE_NS // 1_000_000} ms with four workers, a line each:  # predict   p preprocess   a answer   . waits"
+    )
+    for row in timeline(spans, left, left + PICTURE_NS, columns=COLUMNS).values():
+        say(f"|{row}|")
+    if together:
+        raise SystemExit("two predictions overlapped: this must never happen")
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM, or the terminal closing) ends the demo; further ones don't end the ending."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    for each in signals:
+        signal.signal(each, interrupt)
+    try:
+        yield
+    finally:
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)
+
+
+def show(demo: Demo) -> None:
+    heading(1, "Train: scikit-learn's handwriting, a small convolutional network")
+    demo.run("python", str(os.path.relpath(EXAMPLE / "train.py", WORKPLACE)))
+    images = sorted((EXAMPLE / "held-out").glob("*.png"))
+
+    heading(2, "Archive: examples/digits/digits.py and its weights become model-store/digits.mar")
+    demo.run("handlergen", "archive", os.path.relpath(EXAMPLE, WORKPLACE))
+
+    heading(3, "Serve: TorchServe, on a config.properties")
+    demo.run("handlergen", "config", *choose_ports())
+    say("the next command runs `torchserve --start --ts-config config.properties --ncs`, and waits")
+    demo.run("handlergen", "serve")
+
+    with Client.from_config(CONFIG, timeout=60) as client:
+        heading(4, "Predict: digits that the network has never seen")
+        demo.run("handlergen", "invoke", "digits", "--file", os.path.relpath(images[0], WORKPLACE))
+        predict_some(client, images)
+
+        heading(5, "Scale: 1 worker, then 4, then 2, while requests flow")
+        start, end = scale_under_load(demo, client, images)
+
+    heading(6, "Proof: predictions one at a time on the device, everything else beside them")
+    prove(read_spans(SPANS, model="digits"), start, end)
+
+    heading(7, "Stop")
+    demo.run("handlergen", "stop")
+
+
+def main() -> None:
+    WORKPLACE.mkdir(parents=True, exist_ok=True)
+    stop(CONFIG)  # what an earlier demo could not end itself
+    shutil.rmtree(WORKPLACE)
+    WORKPLACE.mkdir()
+    demo = Demo()
+    try:
+        with interruptible():
+            show(demo)
+    except KeyboardInterrupt:
+        print("\nInterrupted; stopping.", flush=True)
+        raise SystemExit(130) from None
+    except HandlergenError as error:
+        raise SystemExit(f"Error: {error.message}") from error
+    finally:
+        stop(CONFIG)
+        left = demo.processes()
+        for process in left:
+            process.kill()
+    say(f"processes left: {len(left)}")
+    say(f"all that was written: {os.path.relpath(WORKPLACE)}")
+
+
+if __name__ == "__main__":
+    main()
