@@ -1,0 +1,177 @@
+"""`handlergen archive`: SOURCE to a `.mar` in the model store."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from handlergen.cli.options import setting_options
+
+if TYPE_CHECKING:
+    from handlergen.archive import ArchiveResult
+    from handlergen.project import Project
+
+_PROGRESS_FROM = 64 << 20
+"""Bytes; less is packed before anybody could read a progress bar."""
+
+
+@click.command
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option(
+    "--model-store",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="model-store",
+    show_default=True,
+    help="Directory of the archives.",
+)
+@click.option("-f", "--force", is_flag=True, help="Replace an archive of the same name.")
+@click.option("--verify", is_flag=True, help="Read the archive back and compare every file with its origin.")
+@click.option("--dry-run", is_flag=True, help="List what would be packed; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+@setting_options()
+def command(
+    source: Path,
+    *,
+    model_store: Path,
+    force: bool,
+    verify: bool,
+    dry_run: bool,
+    as_json: bool,
+    **overrides: Any,
+) -> None:
+    """Pack SOURCE, its weights and its files into MODEL_STORE/NAME.mar.
+
+    SOURCE is a .py file, a package directory, or a directory with handlergen.yaml. Its module is read, never
+    imported. The archive appears complete or not at all, and equal inputs give equal bytes.
+
+    \b
+    Example:
+      handlergen archive digits.py --weights digits.pt --extra-file labels.json
+      handlergen archive . --workers-per-device 2 --batch-size 8 --force
+      handlergen archive . --dry-run
+    """
+    from handlergen.archive import archive_project
+    from handlergen.project import open_project
+
+    project = open_project(source, overrides=overrides)
+    if dry_run:
+        _report_plan(project, model_store, force=force, as_json=as_json)
+        return
+    with _terminated_like_ctrl_c(), _progress_bar() as progress:
+        result = archive_project(
+            project, model_store=model_store, force=force, verify=verify, progress=progress
+        )
+    _warn(result.warnings)
+    if as_json:
+        click.echo(json.dumps(_as_json(result), indent=2))
+        return
+    click.echo(f"archive  {result.path}")
+    click.echo(f"size     {result.size:,} bytes, {len(result.files) + 1} files")
+    click.echo(f"sha256   {result.sha256}")
+    click.echo(f"form     {result.contract.form}")
+    hooks = [
+        f"{hook.name}" + (" (async)" if hook.is_async else "") for hook in result.contract.hooks.values()
+    ]
+    click.echo(f"hooks    {', '.join(hooks) or 'none: the weights predict by themselves'}")
+    click.echo(f"workers  {_workers(result)}")
+    if verify:
+        click.echo("verified every file against its origin")
+
+
+def _workers(result: ArchiveResult) -> str:
+    if result.device_ids is not None:
+        return f"{result.workers} on GPUs {', '.join(str(index) for index in result.device_ids)}"
+    where = {"cpu": "on the CPU"}.get(
+        result.device_type or "", "on the GPU if the server has one, else on the CPU"
+    )
+    return f"{result.workers} {where}"
+
+
+def _as_json(result: ArchiveResult) -> dict[str, Any]:
+    return {
+        "path": str(result.path),
+        "size": result.size,
+        "sha256": result.sha256,
+        "name": result.settings.name,
+        "version": result.settings.version,
+        "form": result.contract.form,
+        "hooks": {role: hook.name for role, hook in result.contract.hooks.items()},
+        "workers": result.workers,
+        "device_type": result.device_type,
+        "device_ids": result.device_ids,
+        "files": [{"path": file.archive_path, "size": file.size} for file in result.files],
+        "warnings": list(result.warnings),
+    }
+
+
+def _report_plan(project: Project, model_store: Path, *, force: bool, as_json: bool) -> None:
+    from handlergen.archive import gpus_for, target_path
+    from handlergen.staging import make_plan
+
+    target = target_path(project, model_store, force=force)
+    plan = make_plan(project, gpus=gpus_for(project.settings))
+    _warn((*project.warnings, *plan.warnings))
+    rows = [
+        (file.archive_path, file.size, str(file.origin) if isinstance(file.origin, Path) else None)
+        for file in plan.files
+    ]
+    if as_json:
+        files = [{"path": place, "size": size, "origin": origin} for place, size, origin in rows]
+        click.echo(json.dumps({"path": str(target), "size": plan.size, "files": files}, indent=2))
+        return
+    click.echo(f"{target} would hold {len(rows) + 1} files, {plan.size:,} bytes:")
+    width = max(len(f"{size:,}") for _, size, _ in rows)
+    for place, size, origin in rows:
+        click.echo(f"  {size:>{width},}  {place}  <- {origin or 'written by handlergen'}")
+
+
+def _warn(warnings: tuple[str, ...]) -> None:
+    for warning in warnings:
+        click.echo(f"Warning: {warning}", err=True)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr for large archives, when somebody looks."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    bar: Any = None
+    shown = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal bar, shown
+        if total < _PROGRESS_FROM:
+            return
+        if bar is None:
+            bar = click.progressbar(length=total, label="packing", file=sys.stderr, show_pos=False)
+            bar.__enter__()
+        bar.update(done - shown)
+        shown = done
+
+    try:
+        yield progress
+    finally:
+        if bar is not None:
+            bar.__exit__(None, None, None)
+
+
+@contextmanager
+def _terminated_like_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM end the command as Ctrl-C does, so that it leaves nothing behind either."""
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

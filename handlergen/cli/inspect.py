@@ -1,0 +1,90 @@
+"""`handlergen inspect`: what an archive says and holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from handlergen.mar import Mar
+    from handlergen.runtime.contract import Bundle
+
+
+@click.command
+@click.argument("mar", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+def command(mar: Path, as_json: bool) -> None:
+    """Show the manifest, contract, settings and files of the archive MAR.
+
+    Nothing is unpacked. An archive with links, absolute or doubled names, or names that lead out of it is refused.
+
+    \b
+    Example:
+      handlergen inspect model-store/digits.mar
+      handlergen inspect digits.mar --json | jq .files
+    """
+    from handlergen.mar import read_mar
+
+    archive = read_mar(mar)
+    click.echo(json.dumps(_as_json(archive), indent=2, ensure_ascii=False) if as_json else _as_text(archive))
+
+
+def _as_json(archive: Mar) -> dict[str, Any]:
+    bundle = archive.bundle
+    return {
+        "path": str(archive.path),
+        "manifest": archive.manifest,
+        "handlergen": json.loads(bundle.to_json()) if bundle else None,
+        "model_config": archive.model_config,
+        "files": [dataclasses.asdict(file) for file in archive.files],
+    }
+
+
+def _as_text(archive: Mar) -> str:
+    model = archive.manifest.get("model", {})
+    lines = [
+        f"{archive.path}: {_clean(archive.name)} {_clean(archive.version)}",
+        "",
+        "manifest",
+        *_rows({**model, **{key: value for key, value in archive.manifest.items() if key != "model"}}),
+    ]
+    if archive.bundle is None:
+        lines += ["", "not written by handlergen: no contract in it"]
+    else:
+        lines += ["", "contract", *_rows(_contract(archive.bundle)), "", "settings"]
+        lines += _rows(json.loads(archive.bundle.to_json())["settings"])
+    if archive.model_config:
+        lines += ["", "model-config.yaml", *_rows(archive.model_config)]
+    width = max((len(f"{file.size:,}") for file in archive.files), default=1)
+    lines += ["", f"files ({len(archive.files)}): bytes, SHA-256, name"]
+    lines += [f"  {file.size:>{width},}  {file.sha256}  {_clean(file.name)}" for file in archive.files]
+    return "\n".join(lines)
+
+
+def _contract(bundle: Bundle) -> dict[str, Any]:
+    from handlergen.render import signature
+
+    contract = bundle.contract
+    rows: dict[str, Any] = {"form": contract.form, "module": contract.module}
+    if contract.class_name:
+        rows["class"] = contract.class_name
+    rows.update({role: signature(hook) for role, hook in contract.hooks.items()})
+    return {**rows, "written by": f"handlergen {bundle.handlergen}"}
+
+
+def _rows(values: Any) -> list[str]:
+    width = max((len(_clean(key)) for key in values), default=0)
+    return [f"  {_clean(key):<{width}}  {_shown(value)}" for key, value in values.items()]
+
+
+def _shown(value: Any) -> str:
+    return _clean(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=True, default=str)
+
+
+def _clean(text: Any) -> str:
+    """Text from somebody's archive, without what a terminal would obey."""
+    return "".join(character if character.isprintable() else "?" for character in str(text))

@@ -1,0 +1,162 @@
+"""The user's files for an archive: found, walked, and kept inside the project."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+#: Left out of a walked directory without a word; other hidden entries are left out with a warning.
+_NOISE = frozenset(
+    {
+        ".git",
+        ".hg",
+        ".svn",
+        ".DS_Store",
+        ".gitignore",
+        ".gitattributes",
+        ".gitkeep",
+        ".idea",
+        ".vscode",
+        ".venv",
+    }
+    | {".ipynb_checkpoints", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", ".cache", ".tox"}
+    | {"__pycache__", "__MACOSX"}
+)
+
+
+class Collector:
+    """Collects files under their archive paths, and every problem on the way, not just the first.
+
+    Attributes:
+        files: Archive path to the file it is copied from.
+        modules: Import name to where it comes from, for what the user wants importable.
+        problems: Lines of an error message.
+        warnings: What was left out or moved.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = _absolute(root)
+        self.files: dict[str, Path] = {}
+        self.modules: dict[str, str] = {}
+        self.problems: list[str] = []
+        self.warnings: list[str] = []
+
+    def locate(self, entry: str, setting: str) -> Path | None:
+        """The existing path that `entry` of `setting` names; None after noting a problem."""
+        path = self._absolute(entry)
+        if not path.exists():
+            lost = "is a link that leads nowhere" if path.is_symlink() else "does not exist"
+            self.problems.append(f"{setting}: {entry} {lost} (looked for {path})")
+            return None
+        return path if self.check_inside(path) else None
+
+    def add_named(self, entry: str, setting: str, *, patterns: bool = False) -> str | None:
+        """Add the file or directory that `entry` of `setting` names, at its place relative to the project.
+
+        What lies outside the project has no such place: it goes into the archive's root under its bare name.
+
+        Args:
+            entry: A path relative to the project, or an absolute one.
+            setting: For messages.
+            patterns: `entry` may hold `*`, `?` and `[...]`.
+
+        Returns:
+            The archive path, or None when nothing was added or a pattern matched several.
+        """
+        if patterns and any(character in entry for character in "*?[") and not self._absolute(entry).exists():
+            matches = [] if Path(entry).is_absolute() else sorted(self.root.glob(entry))
+            if not matches:
+                self.problems.append(f"{setting}: nothing in {self.root} matches {entry}")
+            for match in matches:
+                if match.name not in _NOISE:
+                    self.add_named(os.path.relpath(match, self.root), setting)
+            return None
+        path = self.locate(entry, setting)
+        if path is None:
+            return None
+        if path == self.root:
+            self.problems.append(
+                f"{setting}: {entry} is the project itself; name the files or directories in it"
+            )
+            return None
+        if path.is_relative_to(self.root):
+            place = path.relative_to(self.root).as_posix()
+        else:
+            place = path.name
+            self.warnings.append(
+                f"{setting}: {entry} lies outside the project; its place in the archive is {place}"
+            )
+        if path.is_dir():
+            self.add_tree(path, place)
+        else:
+            self.add_file(path, place)
+        return place
+
+    def add_tree(self, directory: Path, place: str) -> None:
+        """Add every file below `directory` under the archive path `place`."""
+        found = 0
+        for path in self._walk(directory, (directory.resolve(),)):
+            found += 1
+            self.add_file(path, f"{place}/{path.relative_to(directory).as_posix()}")
+        if not found:
+            self.problems.append(f"{directory} holds no file to pack")
+
+    def add_file(self, path: Path, place: str) -> None:
+        """Add one file, unless it is already there from the same place."""
+        if not path.is_file():
+            self.problems.append(f"{path} is neither a file nor a directory")
+            return
+        if not os.access(path, os.R_OK):
+            self.problems.append(f"{path} cannot be read: check its permissions")
+            return
+        known = self.files.get(place)
+        if known is not None and not known.samefile(path):
+            self.problems.append(f"{known} and {path} would both be {place} in the archive")
+            return
+        self.files.setdefault(place, path)
+
+    def check_inside(self, path: Path) -> bool:
+        """Note a problem when a path in the project leads out of it through a symbolic link."""
+        absolute = _absolute(path)
+        real = absolute.resolve()
+        if absolute.is_relative_to(self.root) and not real.is_relative_to(self.root.resolve()):
+            self.problems.append(f"{absolute} is a link out of the project, to {real}; name that file itself")
+            return False
+        return True
+
+    def _absolute(self, entry: str) -> Path:
+        return _absolute(self.root / entry)
+
+    def _walk(self, directory: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+        """Files below `directory` by name; `above` are the real directories on the way to it."""
+        for path in sorted(directory.iterdir()):
+            if path.name in _NOISE or path.suffix in (".pyc", ".pyo"):
+                continue
+            if path.name.startswith("."):
+                advice = "rename it" if path.is_dir() else "name it under extra_files"
+                self.warnings.append(f"left out {path}, which is hidden; if the model needs it, {advice}")
+                continue
+            if path.is_symlink() and not self._link_is_fine(path, above):
+                continue
+            if path.is_dir():
+                yield from self._walk(path, (*above, path.resolve()))
+            else:
+                yield path
+
+    def _link_is_fine(self, path: Path, above: tuple[Path, ...]) -> bool:
+        real = path.resolve()
+        if not path.exists():
+            self.problems.append(f"{path} is a link that leads nowhere")
+        elif real in above:
+            self.problems.append(f"{path} is a link to a directory that holds it")
+        elif not real.is_relative_to(self.root.resolve()) and not real.is_relative_to(above[0]):
+            self.problems.append(f"{path} is a link out of the project, to {real}; name that file itself")
+        else:
+            return True
+        return False
+
+
+def _absolute(path: Path) -> Path:
+    """Absolute and without `..`, with its links as they are: what matters is where the user said it is."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow the links

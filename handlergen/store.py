@@ -1,0 +1,159 @@
+"""Puts a packed archive into the model store: normalised, complete, in one step, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from handlergen import normalise
+from handlergen.errors import HandlergenError
+from handlergen.mar import check_copy, read_manifest
+from handlergen.names import MANIFEST_FILE
+from handlergen.staging import Plan
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes dealt with so far and the bytes in all."""
+
+_CREATED_ON = "01/01/1980 00:00:00"
+"""In the manifest's own format; fixed, so that equal inputs give equal bytes."""
+
+
+def publish(
+    packed: Path,
+    target: Path,
+    *,
+    plan: Plan,
+    filled: Mapping[str, Path],
+    deflated: bool = False,
+    force: bool = False,
+    verify: bool = False,
+    progress: Progress | None = None,
+) -> str:
+    """Write the normal form of `packed` beside `target` and give it that name in one step.
+
+    Args:
+        packed: What torch-model-archiver wrote.
+        target: Where the archive goes; its directory is made when it is missing.
+        plan: What the archive must hold.
+        filled: Files that are empty in `packed`, and where their contents are.
+        deflated: How the filled files are packed.
+        force: Replace what is at `target`.
+        verify: Read the result back and compare every file with its origin before it gets its name.
+        progress: Called now and then while contents are written.
+
+    Returns:
+        The SHA-256 of the archive, in hexadecimal.
+
+    Raises:
+        FileExistsError: Without `force`: there is a file at `target`, even one that came a moment ago.
+        HandlergenError: A file changed while it was read, there is no room, the archiver left something out.
+        OSError: Reading or writing failed.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    total, done = plan.size, 0
+    free = shutil.disk_usage(target.parent).free
+    if not deflated and total > free:
+        raise HandlergenError(f"{target.parent} has {free:,} bytes left; the archive takes {total:,}")
+
+    def wrote(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            # The manifest comes on top of the planned files.
+            progress(min(done, total), total)
+
+    # Not `.mar`, so that a TorchServe that loads everything in the store does not load half a file.
+    partial = target.parent / f".{target.name}.{secrets.token_hex(8)}.part"
+    try:
+        with partial.open("x+b", buffering=1 << 20) as output:
+            try:
+                normalise.normalise(
+                    packed,
+                    output,
+                    replaced={MANIFEST_FILE: _manifest(packed, plan)},
+                    filled=filled,
+                    method=normalise.DEFLATED if deflated else normalise.STORED,
+                    wrote=wrote,
+                )
+            except ValueError as error:
+                raise HandlergenError(str(error), hint="archive again when nothing writes to it") from error
+            sha256 = _flush_and_hash(output)
+        if verify:
+            check_copy(partial, plan)
+        if force:
+            partial.replace(target)
+        else:
+            _link(partial, target)
+        _flush_directory(target.parent)
+    finally:
+        with suppress(FileNotFoundError):
+            partial.unlink()
+    return sha256
+
+
+def _manifest(packed: Path, plan: Plan) -> bytes:
+    """The archiver's manifest with a fixed date; checks on the way that it packed what was planned."""
+    manifest, names = read_manifest(packed)
+    dropped = {file.archive_path for file in plan.files} ^ (set(names) - {MANIFEST_FILE})
+    if dropped:
+        raise HandlergenError(f"torch-model-archiver did not pack as told: {', '.join(sorted(dropped))}")
+    return (json.dumps({**manifest, "createdOn": _CREATED_ON}, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _flush_and_hash(output: IO[bytes]) -> str:
+    """The SHA-256 of a file just written, computed while the disk takes it."""
+    output.flush()
+    digest = hashlib.sha256()
+
+    def read() -> None:
+        output.seek(0)
+        buffer = memoryview(bytearray(4 << 20))
+        while count := output.readinto(buffer):  # type: ignore[attr-defined]
+            digest.update(buffer[:count])
+
+    with ThreadPoolExecutor(1, thread_name_prefix="sha256") as executor:
+        reading = executor.submit(read)
+        os.fsync(output.fileno())
+        reading.result()
+    return digest.hexdigest()
+
+
+def _link(partial: Path, target: Path) -> None:
+    """Give `partial` the name `target` unless there is a file of that name.
+
+    Raises:
+        FileExistsError: There is, even if it came a moment ago.
+    """
+    try:
+        os.link(partial, target)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        # A file system without hard links: take the name first, then replace what took it.
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        try:
+            partial.replace(target)
+        except BaseException:
+            target.unlink()
+            raise
+
+
+def _flush_directory(directory: Path) -> None:
+    """Make a rename in `directory` outlive a power cut, where the file system can."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

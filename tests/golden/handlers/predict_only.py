@@ -1,0 +1,42 @@
+"""TorchServe handler for `add`, written by handlergen 0.0.0.
+
+There is no logic here: requests go to the package handlergen_runtime beside this file, which calls the hooks
+of that module. To change what happens, change the module or handlergen.yaml and archive again.
+"""
+
+from typing import Any
+
+from handlergen_runtime.worker import Worker
+from ts.torch_handler.base_handler import BaseHandler
+
+
+class AddHandler(BaseHandler):
+    """Serves `add` (form: functions).
+
+        predict  add.predict(a, b)
+
+    Several requests at once: predict is called for each of them, as soon as its inputs are ready.
+    One predict of this model at a time on each device.
+    """
+
+    def initialize(self, context: Any) -> None:
+        """Import the user's module and load the model, once per worker."""
+        self.worker = Worker.start(context)
+        self.context = context
+        self.initialized = True
+
+    def preprocess(self, data: Any) -> Any:
+        """Decode the requests of one batch and make model inputs of them."""
+        return self.worker.preprocess(data, self.context)
+
+    def inference(self, data: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run the model on prepared inputs."""
+        return self.worker.predict(data)
+
+    def postprocess(self, data: Any) -> Any:
+        """Make answers of the model's outputs and encode them."""
+        return self.worker.postprocess(data, self.context)
+
+    def handle(self, data: Any, context: Any) -> Any:
+        """Answer one batch: the three stages above, overlapped between its requests."""
+        return self.worker.handle(data, context)
