@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .contract import RuntimeSettings
+from .store import Store, open_store
 
 
 class MissingSecret(LookupError):
@@ -64,6 +65,7 @@ class Context:
         model_version: As packed.
         config: The user's own mapping from `handlergen.yaml`.
         secrets: By name, from the environment.
+        store: Named values that every hook and worker of the model shares.
         logger: Goes to TorchServe's model log.
     """
 
@@ -73,6 +75,7 @@ class Context:
     model_version: str
     config: Mapping[str, Any]
     secrets: Mapping[str, str]
+    store: Store = field(repr=False)
     logger: logging.Logger = field(repr=False)
 
     @classmethod
@@ -89,5 +92,6 @@ class Context:
             model_version=settings.version,
             config=settings.config,
             secrets=Secrets(settings.secrets),
+            store=open_store(settings.name),
             logger=logging.getLogger(f"handlergen.{settings.name}"),
         )

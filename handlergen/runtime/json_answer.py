@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .failures import EncodeError
-from .plain import converter_of, finite_list, numpy_array
+from .plain import ARRAY_CONVERTERS, converter_of, finite_list, numpy_array
 
 orjson: Any = None
 with contextlib.suppress(ImportError):  # optional; the standard library takes its place
@@ -28,6 +28,7 @@ _OPTIONS: int = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETI
 MAX_DEPTH = 250
 """Levels of nesting that an answer may have in any case (orjson stops at 254)."""
 
+_PLACE = b"\0"  # where an array's text goes; JSON text never has this byte
 _SMALL = 64  # elements; below, orjson's call for a single array costs more than its list
 
 _HINTS = {
@@ -51,17 +52,53 @@ def dump(value: Any, nan: str) -> bytes:
     """
     if orjson is not None:
         try:
-            body: bytes = orjson.dumps(value, _for_orjson, _OPTIONS)
+            body = _by_orjson(value)
         except (TypeError, ValueError, RecursionError):  # JSONEncodeError is a TypeError
             pass
         else:
             if nan == "null" or b"null" not in body:  # orjson writes NaN as null
                 return body
     try:
-        return _encoder(nan)(value).encode("utf-8", "backslashreplace")
+        return _ENCODERS[nan](value).encode("utf-8", "backslashreplace")
     except (TypeError, ValueError, RecursionError):
         pass
     return _Walk(nan).dump(value)
+
+
+def _by_orjson(value: Any) -> bytes:
+    """Large arrays are encoded apart and put in their places at the end, which copies their text only once."""
+    arrays: list[bytes] = []
+
+    def default(item: Any) -> Any:
+        convert = converter_of(item)
+        if convert in ARRAY_CONVERTERS and (text := _array_text(item)) is not None:
+            arrays.append(text)
+            return orjson.Fragment(_PLACE)
+        return _plain(item)
+
+    body: bytes = orjson.dumps(value, default, _OPTIONS)
+    if not arrays:
+        return body
+    if body == _PLACE:
+        return arrays[0]
+    pieces = body.split(_PLACE)
+    return pieces[0] + b"".join([part for pair in zip(arrays, pieces[1:], strict=True) for part in pair])
+
+
+def _array_text(value: Any) -> bytes | None:
+    """The JSON of an array or tensor; None if it is small, or of a type that orjson does not write."""
+    array = numpy_array(value)
+    if array is None or array.size < _SMALL:
+        return None
+    if array.dtype.kind == "f":
+        # float32 too as the double that it is: what `tolist` gives, and what the other encoder writes.
+        array = array.astype("=f8", order="C", copy=False)
+    elif array.dtype.kind in "iub":
+        array = array.astype(array.dtype.newbyteorder("="), order="C", copy=False)
+    else:
+        return None
+    text: bytes = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
+    return text
 
 
 def _plain(value: Any) -> Any:
@@ -79,23 +116,9 @@ def _plain(value: Any) -> Any:
         raise TypeError from error
 
 
-def _for_orjson(value: Any) -> Any:
-    array = numpy_array(value)
-    if array is None or array.size < _SMALL:
-        return _plain(value)
-    if array.dtype.kind == "f":
-        # float32 too as the double that it is: what `tolist` gives, and what the other encoder writes.
-        array = array.astype("=f8", order="C", copy=False)
-    elif array.dtype.kind in "iub":
-        array = array.astype(array.dtype.newbyteorder("="), order="C", copy=False)
-    else:
-        return _plain(value)
-    return orjson.Fragment(orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY))
-
-
 def _finite(value: Any) -> Any:
     """For the standard library's encoder, which refuses NaN: arrays with their NaN as None."""
-    array = numpy_array(value)
+    array = numpy_array(value) if converter_of(value) in ARRAY_CONVERTERS else None
     return finite_list(array) if array is not None and array.dtype.kind == "f" else _plain(value)
 
 
@@ -110,10 +133,6 @@ def _encoders() -> dict[str, Callable[[Any], str]]:
 
 
 _ENCODERS = _encoders()
-
-
-def _encoder(nan: str) -> Callable[[Any], str]:
-    return _ENCODERS["null" if nan == "null" else "error"]
 
 
 class _Walk:
@@ -134,7 +153,7 @@ class _Walk:
         except RecursionError:
             raise self._error("is nested too deeply") from None
         try:
-            return _encoder("error")(plain).encode("utf-8", "backslashreplace")
+            return _ENCODERS["error"](plain).encode("utf-8", "backslashreplace")
         except (TypeError, ValueError, RecursionError) as error:
             raise EncodeError(f"The answer cannot be encoded as JSON ({type(error).__name__})") from error
 

@@ -163,3 +163,6 @@ _KNOWN: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
     (tuple, list),
     (c_array, c_array.tolist),
 )
+
+ARRAY_CONVERTERS = (_array_list, _tensor_list)
+"""What `converter_of` returns for arrays (and numpy's scalars) and tensors."""

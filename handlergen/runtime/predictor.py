@@ -112,6 +112,7 @@ class WorkerPredictor:
             while item is not None:
                 items.append(item)
                 item = arrivals.next()
+            items.sort(key=lambda item: item.index)  # the same batch, whoever was ready first
             self._predict_together(items)
             for item in items:
                 arrivals.done(item)

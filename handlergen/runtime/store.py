@@ -1,0 +1,110 @@
+"""`context.store`: a small shared memory of a model, for every hook and every worker, that outlives a worker.
+
+One SQLite file a model in the user's state directory, opened on first use. SQLite's write-ahead log keeps what
+was saved when a worker is killed between two statements (sqlite.org/wal.html).
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sqlite3
+import stat
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .device_lock import STATE_DIR_VARIABLE
+
+_BUSY_S = 10.0
+_SCHEMA = "CREATE TABLE IF NOT EXISTS entries (name TEXT PRIMARY KEY, value BLOB NOT NULL, expires REAL)"
+
+
+class Store:
+    """Named values of one model. Each call is one transaction; threads and processes may call at once.
+
+    Values are pickled: any picklable type comes back as it went in. Only what a hook of this model saved is ever
+    unpickled; the file's directory is private to the user.
+
+    Args:
+        path: The SQLite file; its directory is made when the store is first used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._local = threading.local()
+
+    def save(self, name: str, value: Any, *, ttl_s: float | None = None) -> None:
+        """Keep a value under a name, in place of an earlier one.
+
+        Args:
+            name: The name.
+            value: Anything that can be pickled.
+            ttl_s: Seconds after which it is gone; None keeps it.
+
+        Raises:
+            ValueError: `ttl_s` is not positive.
+            sqlite3.OperationalError: The file cannot be written (disk full, say).
+        """
+        if ttl_s is not None and ttl_s <= 0:
+            raise ValueError(f"ttl_s must be positive, not {ttl_s}")
+        blob = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+        now = time.time()
+        with self._connection() as connection:
+            connection.execute("DELETE FROM entries WHERE expires <= ?", (now,))
+            connection.execute(
+                "INSERT OR REPLACE INTO entries VALUES (?, ?, ?)",
+                (name, blob, None if ttl_s is None else now + ttl_s),
+            )
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value under a name, or `default` when there is none or its time is over."""
+        row = (
+            self._connection()
+            .execute(
+                "SELECT value FROM entries WHERE name = ? AND (expires IS NULL OR expires > ?)",
+                (name, time.time()),
+            )
+            .fetchone()
+        )
+        return default if row is None else pickle.loads(row[0])  # noqa: S301 - written by save, in a private file
+
+    def delete(self, name: str) -> bool:
+        """Forget a name; False when there was none."""
+        with self._connection() as connection:
+            return connection.execute("DELETE FROM entries WHERE name = ?", (name,)).rowcount > 0
+
+    def _connection(self) -> sqlite3.Connection:
+        """This thread's connection; a forked child opens its own (sqlite.org/howtocorrupt.html, section 2.6)."""
+        if getattr(self._local, "pid", None) != os.getpid():
+            _private(self.path.parent)
+            connection = sqlite3.connect(self.path, timeout=_BUSY_S)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute(_SCHEMA)
+            self._local.connection = connection
+            self._local.pid = os.getpid()
+        found: sqlite3.Connection = self._local.connection
+        return found
+
+
+def open_store(model: str, environ: Mapping[str, str] = os.environ) -> Store:
+    """The store of a model: under `HANDLERGEN_STATE_DIR`, else `XDG_STATE_HOME`, else `~/.local/state`."""
+    named = environ.get(STATE_DIR_VARIABLE)
+    if named:
+        base = Path(named).expanduser().absolute()
+    else:
+        state = environ.get("XDG_STATE_HOME")
+        base = (Path(state) if state else Path.home() / ".local" / "state") / "handlergen"
+    return Store(base / "store" / f"{model}.sqlite")
+
+
+def _private(directory: Path) -> None:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise PermissionError(f"{directory} must be a directory of this user")
+    if found.st_mode & 0o077:
+        directory.chmod(0o700)
