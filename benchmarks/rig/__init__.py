@@ -1,0 +1,1 @@
+"""What `serving.py` measures with: a load generator, servers, figures from recordings."""

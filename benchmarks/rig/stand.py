@@ -1,0 +1,160 @@
+"""Archives and servers to measure: handlergen's, and the ones somebody would make by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from handlergen.archive import archive
+from handlergen.configuration import write_configuration
+from handlergen.ports import free_ports
+from handlergen.properties import server_settings
+from handlergen.server import serve
+
+HANDLERS = Path(__file__).parent.parent / "handlers"
+_TIMEOUT_S = 600.0
+
+
+class Stand:
+    """A directory with a model store, to start servers in.
+
+    Args:
+        directory: Empty, and the caller's to remove.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.store = directory / "model-store"
+        self.store.mkdir()
+        self.trace_dir = directory / "spans"
+        self.trace_dir.mkdir()
+
+    def archive(
+        self, name: str, module: str, *, workers: int, batch_size: int, config: Mapping[str, Any]
+    ) -> None:
+        """Archive a module of `handlers/` with handlergen."""
+        archive(
+            HANDLERS / f"{module}.py",
+            model_store=self.store,
+            name=name,
+            workers_per_device=workers,
+            batch_size=batch_size,
+            config=dict(config),
+            devices="cpu",
+        )
+
+    def archive_by_hand(
+        self,
+        name: str,
+        handler: str,
+        *,
+        workers: int,
+        batch_size: int,
+        config: Mapping[str, Any],
+        extra_files: tuple[str, ...] = (),
+    ) -> None:
+        """Archive a hand-written handler of `handlers/` with torch-model-archiver, under the same settings."""
+        model_config = {
+            "minWorkers": workers,
+            "maxWorkers": workers,
+            "batchSize": batch_size,
+            "maxBatchDelay": 1,
+            "responseTimeout": 120,
+            "startupTimeout": 300,
+            "deviceType": "cpu",
+            "handler": dict(config),
+        }
+        config_file = self._directory / f"{name}.yaml"
+        config_file.write_text(json.dumps(model_config))  # JSON is YAML
+        # It deletes $TMPDIR/NAME before it starts.
+        private = self._directory / f"archiver-{name}"
+        private.mkdir()
+        subprocess.run(
+            [
+                Path(sysconfig.get_path("scripts")) / "torch-model-archiver",
+                *("--model-name", name, "--version", "1.0", "--export-path", self.store),
+                *("--handler", HANDLERS / f"{handler}.py", "--config-file", config_file),
+                *(
+                    ("--extra-files", ",".join(str(HANDLERS / file) for file in extra_files))
+                    if extra_files
+                    else ()
+                ),
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            env=os.environ | {"TMPDIR": str(private)},
+        )
+
+    @contextmanager
+    def server(self, *, stock_log: bool = False, trace: bool = False) -> Iterator[tuple[str, int]]:
+        """Run TorchServe over the model store; yields the address of its predictions.
+
+        Token authorization is off: it costs every subject the same, and is not what is measured.
+
+        Args:
+            stock_log: With TorchServe's own log configuration instead of handlergen's.
+            trace: Record spans in `trace_dir`.
+
+        Raises:
+            HandlergenError: It did not start.
+        """
+        # A log4j2.xml in the working directory would be picked up: each kind of server has its own directory.
+        directory = self._directory / ("stock" if stock_log else "handlergen")
+        directory.mkdir(exist_ok=True)
+        names = (
+            "inference_port",
+            "management_port",
+            "metrics_port",
+            "grpc_inference_port",
+            "grpc_management_port",
+        )
+        settings = server_settings(
+            token_authorization=False,
+            model_store=str(self.store),
+            **({"log_config": ""} if stock_log else {}),
+            **dict(zip(names, free_ports(len(names)), strict=True)),
+        )
+        write_configuration(directory / "config.properties", settings, force=True)
+        environ = {name: value for name, value in os.environ.items() if name != "HANDLERGEN_TRACE_DIR"}
+        # Its own locks: a model served elsewhere on this machine must not take turns with the measured ones.
+        environ["HANDLERGEN_STATE_DIR"] = str(self._directory / "state")
+        if trace:
+            environ["HANDLERGEN_TRACE_DIR"] = str(self.trace_dir)
+        with serve(directory / "config.properties", timeout=_TIMEOUT_S, environ=environ) as running:
+            yield running.settings.addresses()["inference"]
+
+
+def machine() -> dict[str, str]:
+    """What the figures were measured on."""
+    from importlib.metadata import version
+
+    from handlergen.java import find_java
+
+    cpu = (
+        next(
+            (
+                line.partition(":")[2].strip()
+                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            "unknown",
+        )
+        if Path("/proc/cpuinfo").exists()
+        else "unknown"
+    )
+    return {
+        "cores": str(os.cpu_count()),
+        "CPU": cpu,
+        "system": " ".join(os.uname()[index] for index in (0, 2, 4)),
+        "Python": sys.version.split()[0],
+        "torch": version("torch"),
+        "TorchServe": version("torchserve"),
+        "Java": str(find_java().version),
+    }

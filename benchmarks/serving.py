@@ -1,0 +1,266 @@
+"""What handlergen makes of TorchServe, beside handlers written by hand: busy devices, requests per second.
+
+    python benchmarks/serving.py [--workloads A,B] [--repeats 3] [--seconds 8] [--json] [--out FILE]
+
+Real servers on loopback, every subject in the same run, their turns interleaved; medians over the repeats, and
+ratios of neighbouring turns, so that what else the machine does meanwhile hits both. Every answer is checked.
+
+    A   wait 10 ms, predict 10 ms, wait 10 ms; 16 clients, 4 workers, batch size 1
+    B   burn 8 ms of CPU, predict 10 ms, burn 4 ms; the same
+    C   as A with 2 workers and batch size 8
+    D   a module that does nothing; 1 and 16 clients, 4 workers, batch size 1; also with TorchServe's own log
+        configuration
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rig.load import Exchange, Load, run_load
+from rig.stand import Stand, machine
+
+from handlergen.recordings import busy_share, of_stage, overlapping, read_spans
+
+SKIP_FIRST_S = 1.0
+SKIP_LAST_S = 0.5
+NUMBERS = range(64)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the report.
+
+    Attributes:
+        workload: Its letter.
+        what: What the figure is.
+        values: One a repeat.
+        value: Their median (of `worst` ones their largest).
+        target: What is wanted, or None for a figure that only informs.
+        met: Whether it is.
+    """
+
+    workload: str
+    what: str
+    values: Sequence[float]
+    value: float
+    target: str | None = None
+    met: bool | None = None
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A workload of three stages with known times."""
+
+    letter: str
+    config: Mapping[str, Any]
+    workers: int
+    batch_size: int
+    busy_target: float
+    ratio_target: float | None
+
+
+WAITS = {"before": 10, "predict": 10, "after": 10, "burn": False}
+BURNS = {"before": 8, "predict": 10, "after": 4, "burn": True}
+STAGED = (
+    Staged("A", WAITS, workers=4, batch_size=1, busy_target=0.98, ratio_target=1.0),
+    Staged("B", BURNS, workers=4, batch_size=1, busy_target=0.95, ratio_target=None),
+    Staged("C", WAITS, workers=2, batch_size=8, busy_target=0.93, ratio_target=None),
+)
+
+
+def main() -> int:
+    arguments = _arguments()
+    start = time.monotonic()
+    about = machine()
+    if not arguments.json:
+        print("; ".join(f"{name} {value}" for name, value in about.items()), flush=True)
+    chosen = arguments.workloads.upper().split(",")
+    results: list[Result] = []
+    for workload in STAGED:
+        if workload.letter in chosen:
+            results += _in_a_stand(lambda stand, w=workload: measure_staged(stand, w, arguments))
+    if "D" in chosen:
+        results += _in_a_stand(lambda stand: measure_nothing(stand, arguments))
+    if arguments.json:
+        report = json.dumps({"machine": about, "results": [asdict(result) for result in results]}, indent=2)
+    else:
+        report = table(results)
+    print(report)
+    print(f"{time.monotonic() - start:.0f} s", file=sys.stderr)
+    if arguments.out is not None:
+        arguments.out.write_text(report + "\n", encoding="utf-8")
+    return 0 if all(result.met is not False for result in results) else 1
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workloads", default="A,B,C,D", help="which, by letter (default: all)")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each subject (default: 3)")
+    parser.add_argument("--seconds", type=float, default=8.0, help="length of a turn (default: 8)")
+    parser.add_argument("--json", action="store_true", help="every value, for programs")
+    parser.add_argument("--out", type=Path, help="write the report to this file too")
+    arguments = parser.parse_args()
+    if arguments.seconds <= SKIP_FIRST_S + SKIP_LAST_S:
+        parser.error(f"--seconds must exceed {SKIP_FIRST_S + SKIP_LAST_S:g}, which are cut off")
+    return arguments
+
+
+def _in_a_stand(measure: Callable[[Stand], list[Result]]) -> list[Result]:
+    with tempfile.TemporaryDirectory(prefix="handlergen-bench-") as directory:
+        return measure(Stand(Path(directory)))
+
+
+def measure_staged(stand: Stand, workload: Staged, arguments: argparse.Namespace) -> list[Result]:
+    """handlergen and the hand-written flock handler on one server, in turn, with recorded spans."""
+    options = {"workers": workload.workers, "batch_size": workload.batch_size, "config": workload.config}
+    stand.archive("handlergen", "staged", **options)
+    stand.archive_by_hand("flock", "flock_handler", extra_files=("staged.py",), **options)
+    rates: dict[str, list[float]] = {"handlergen": [], "flock": []}
+    busy: dict[str, list[float]] = {"handlergen": [], "flock": []}
+    p95: dict[str, list[float]] = {"handlergen": [], "flock": []}
+    with stand.server(trace=True) as address:
+        for _repeat, name in _turns(("flock", "handlergen"), arguments.repeats):
+            exchanges = [
+                Exchange(f"/predictions/{name}", {"number": n}, {"answer": 2 * n + 1}) for n in NUMBERS
+            ]
+            load = _run(address, exchanges, clients=16, seconds=arguments.seconds)
+            window = load.steady(skip_first_s=SKIP_FIRST_S, skip_last_s=SKIP_LAST_S)
+            predictions = of_stage(read_spans(stand.trace_dir, model=name), "predict")
+            figures = load.figures(window)
+            rates[name].append(figures.requests_per_s)
+            p95[name].append(figures.latency_ms[95])
+            busy[name].append(busy_share(predictions, *window))
+        overlaps = len(overlapping(of_stage(read_spans(stand.trace_dir, model="handlergen"), "predict")))
+    ratios = [ours / other for ours, other in zip(rates["handlergen"], rates["flock"], strict=True)]
+    letter = workload.letter
+    return [
+        _at_least(letter, "device busy", busy["handlergen"], workload.busy_target),
+        _at_least(letter, "requests/s, ratio to flock", ratios, workload.ratio_target),
+        Result(letter, "predict overlaps", [overlaps], overlaps, "= 0", overlaps == 0),
+        _at_least(letter, "requests/s", rates["handlergen"]),
+        _at_least(letter, "requests/s, flock", rates["flock"]),
+        _at_least(letter, "device busy, flock", busy["flock"]),
+        _at_least(letter, "latency p95, ms", p95["handlergen"]),
+        _at_least(letter, "latency p95, ms, flock", p95["flock"]),
+    ]
+
+
+def measure_nothing(stand: Stand, arguments: argparse.Namespace) -> list[Result]:
+    """Modules that do nothing, on a server with handlergen's log configuration and one with TorchServe's own."""
+    stand.archive("handlergen", "echo", workers=4, batch_size=1, config={})
+    stand.archive_by_hand("hand", "echo_handler", workers=4, batch_size=1, config={})
+    results = []
+    with ExitStack() as servers:
+        our_address = servers.enter_context(stand.server())
+        stock_address = servers.enter_context(stand.server(stock_log=True))
+        subjects = {
+            "handlergen": ("handlergen", our_address),
+            "hand": ("hand", our_address),
+            "handlergen, stock log": ("handlergen", stock_address),
+            "hand, stock log": ("hand", stock_address),
+        }
+        exchanges = {
+            model: [Exchange(f"/predictions/{model}", {"number": n}, {"number": n}) for n in NUMBERS]
+            for model in ("handlergen", "hand")
+        }
+        for model, address in subjects.values():  # until Java has compiled what it runs often
+            _run(address, exchanges[model], clients=16, seconds=4.0)
+        for clients in (1, 16):
+            rates: dict[str, list[float]] = {name: [] for name in subjects}
+            cpu: list[float] = []
+            for _repeat, name in _turns(tuple(subjects), arguments.repeats):
+                model, address = subjects[name]
+                load = _run(address, exchanges[model], clients=clients, seconds=arguments.seconds)
+                window = load.steady(skip_first_s=SKIP_FIRST_S, skip_last_s=SKIP_LAST_S)
+                rates[name].append(load.figures(window).requests_per_s)
+                cpu.append(load.client_cpu_s / len(load.answers) * 1e6)
+            some = f"{clients} client{'s' if clients > 1 else ''}"
+            results += [
+                _at_least("D", f"{some}: ratio to hand-written", _ratios(rates, "handlergen", "hand"), 0.95),
+                _at_least(
+                    "D",
+                    f"{some}: ratio to stock log",
+                    _ratios(rates, "handlergen", "handlergen, stock log"),
+                    1.5,
+                ),
+                _at_least(
+                    "D",
+                    f"{some}: hand-written, ratio to stock log",
+                    _ratios(rates, "hand", "hand, stock log"),
+                ),
+                *(_at_least("D", f"{some}: requests/s, {name}", values) for name, values in rates.items()),
+                _at_least("D", f"{some}: load generator, CPU µs a request", cpu),
+            ]
+    return results
+
+
+def _turns(names: Sequence[str], repeats: int) -> list[tuple[int, str]]:
+    """(repeat, name): each name once a repeat, back and forth, so that none always follows the same."""
+    return [
+        (repeat, name)
+        for repeat in range(repeats)
+        for name in (names if repeat % 2 == 0 else tuple(reversed(names)))
+    ]
+
+
+def _run(address: tuple[str, int], exchanges: Sequence[Exchange], *, clients: int, seconds: float) -> Load:
+    """A load whose every answer was right.
+
+    Raises:
+        RuntimeError: One was not; figures of a server that answers wrongly mean nothing.
+    """
+    load = run_load(address, exchanges, clients=clients, seconds=seconds)
+    wrong = sorted({answer.outcome for answer in load.answers} - {"right"})
+    if wrong or not load.answers:
+        raise RuntimeError(f"not every answer was right: {', '.join(wrong) or 'there is none'}")
+    return load
+
+
+def _ratios(rates: Mapping[str, Sequence[float]], ours: str, other: str) -> list[float]:
+    return [a / b for a, b in zip(rates[ours], rates[other], strict=True)]
+
+
+def _at_least(workload: str, what: str, values: Sequence[float], target: float | None = None) -> Result:
+    value = median(values)
+    if target is None:
+        return Result(workload, what, values, value)
+    return Result(workload, what, values, value, f">= {target:g}", value >= target)
+
+
+def table(results: Sequence[Result]) -> str:
+    """The report as a Markdown table."""
+    lines = ["|   | figure | median | smallest to largest | target |", "| - | --- | ---: | ---: | --- |"]
+    for result in results:
+        low, high = min(result.values), max(result.values)
+        verdict = "" if result.met is None else f"{result.target}: {'met' if result.met else 'NOT met'}"
+        lines.append(
+            f"| {result.workload} | {result.what} | {_number(result.value)} | {_number(low)} to {_number(high)} "
+            f"| {verdict} |"
+        )
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return (
+        f"{value:.0f}"
+        if value >= 100 or value == int(value)
+        else f"{value:.3f}"
+        if value < 10
+        else f"{value:.1f}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
