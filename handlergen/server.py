@@ -11,6 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -298,16 +299,33 @@ def _launch(
 
 def _end(marker: str, *, grace: float) -> None:
     """End every process that carries the mark: SIGTERM, some seconds, SIGKILL; until none is left."""
-    signal_to_send = signal.SIGTERM
-    while found := _marked(marker):
-        for process in found:
-            with contextlib.suppress(psutil.Error):
-                process.send_signal(signal_to_send)
-        # Not psutil.wait_procs: these are no children of ours, and where pid 1 reaps nobody they stay zombies.
-        deadline = time.monotonic() + grace
-        while _marked(marker) and time.monotonic() < deadline:
-            time.sleep(_ENDING_POLL_S)
-        signal_to_send = signal.SIGKILL
+    with _uninterrupted():
+        signal_to_send = signal.SIGTERM
+        while found := _marked(marker):
+            for process in found:
+                with contextlib.suppress(psutil.Error):
+                    process.send_signal(signal_to_send)
+            # Not psutil.wait_procs: these are no children of ours, and where pid 1 reaps nobody they stay
+            # zombies.
+            deadline = time.monotonic() + grace
+            while _marked(marker) and time.monotonic() < deadline:
+                time.sleep(_ENDING_POLL_S)
+            signal_to_send = signal.SIGKILL
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A second Ctrl-C, while the first one is being obeyed, must not leave half of the processes behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 def _marked(marker: str) -> list[psutil.Process]:

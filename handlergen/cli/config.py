@@ -1,0 +1,146 @@
+"""`handlergen config`: write config.properties, or explain it."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from handlergen.cli.serving_options import json_option
+
+_DEFAULT_OUTPUT = Path("config.properties")
+
+
+@click.command("config")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=_DEFAULT_OUTPUT,
+    show_default=True,
+    help="The file to write; TorchServe must be started in its directory.",
+)
+@click.option("--show", is_flag=True, help="Write nothing; explain every line: of the file when it exists.")
+@click.option("--force", is_flag=True, help="Overwrite a file that says something else.")
+@click.option(
+    "--model-store",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("model-store"),
+    show_default=True,
+    help="Directory of the archives.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where predictions listen.")
+@click.option("--inference-port", type=int, default=8080, show_default=True)
+@click.option("--management-port", type=int, default=8081, show_default=True, help="Always on 127.0.0.1.")
+@click.option("--metrics-port", type=int, default=8082, show_default=True, help="Always on 127.0.0.1.")
+@click.option("--grpc-inference-port", type=int, default=7070, show_default=True)
+@click.option(
+    "--grpc-management-port", type=int, default=7071, show_default=True, help="Always on 127.0.0.1."
+)
+@click.option("--no-token-auth", is_flag=True, help="Ask for no tokens. For local play only.")
+@click.option("--model-api", is_flag=True, help="Allow registering and unregistering models at run time.")
+@click.option(
+    "--install-requirements/--no-install-requirements",
+    default=None,
+    help="Install archives' requirements.txt when they are loaded.  [default: when an archive has one]",
+)
+@click.option("--queue-size", type=int, default=100, show_default=True, help="Waiting requests per model.")
+@click.option("--max-request-size", type=int, default=6_553_500, show_default=True, help="Bytes.")
+@click.option("--max-response-size", type=int, default=6_553_500, show_default=True, help="Bytes.")
+@click.option("--log-config", default="log4j2.xml", show_default=True, help="Written if it does not exist.")
+@click.option(
+    "--metrics-config", default="metrics.yaml", show_default=True, help="Written if it does not exist."
+)
+@json_option
+def command(
+    *,
+    output: Path,
+    show: bool,
+    force: bool,
+    model_store: Path,
+    host: str,
+    inference_port: int,
+    management_port: int,
+    metrics_port: int,
+    grpc_inference_port: int,
+    grpc_management_port: int,
+    no_token_auth: bool,
+    model_api: bool,
+    install_requirements: bool | None,
+    queue_size: int,
+    max_request_size: int,
+    max_response_size: int,
+    log_config: str,
+    metrics_config: str,
+    as_json: bool,
+) -> None:
+    """Write TorchServe's config.properties with safe defaults.
+
+    It listens on 127.0.0.1, wants tokens, downloads no models, and logs no line per request. A plain
+    `torchserve --start --ts-config config.properties --ncs` in its directory runs on it.
+
+    \b
+    Example:
+      handlergen config --inference-port 9080
+      handlergen config --show
+    """
+    from handlergen.configuration import (
+        configuration_warnings,
+        relative_to_config,
+        store_has_requirements,
+        write_configuration,
+    )
+    from handlergen.properties import explain, read_properties, server_settings, unknown_keys
+
+    if install_requirements is None:
+        install_requirements = store_has_requirements(model_store)
+    settings = server_settings(
+        host=host,
+        inference_port=inference_port,
+        management_port=management_port,
+        metrics_port=metrics_port,
+        grpc_inference_port=grpc_inference_port,
+        grpc_management_port=grpc_management_port,
+        token_authorization=not no_token_auth,
+        model_api=model_api,
+        install_requirements=install_requirements,
+        model_store=relative_to_config(model_store, output),
+        job_queue_size=queue_size,
+        max_request_size=max_request_size,
+        max_response_size=max_response_size,
+        log_config=log_config,
+        metrics_config=metrics_config,
+    )
+    written: list[Path] = []
+    if not show:
+        written = write_configuration(output, settings, force=force)
+    elif output.exists():
+        settings = read_properties(output)
+    lines = explain(settings)
+    warnings = [*unknown_keys(settings), *configuration_warnings(output, settings)]
+    if host not in ("127.0.0.1", "localhost", "::1") and no_token_auth:
+        warnings.append(f"anybody who reaches {host} can predict: there are no tokens")
+    if as_json:
+        report = {
+            "file": str(output),
+            "written": [str(path) for path in written],
+            "lines": [asdict(line) for line in lines],
+            "warnings": warnings,
+        }
+        click.echo(json.dumps(report, indent=2))
+        return
+    if show:
+        section = ""
+        for line in lines:
+            if line.section != section:
+                section = line.section
+                click.echo(f"\n{section}")
+            click.echo(f"  {line.key}={line.value}" + ("" if line.is_default else "   (not the default)"))
+            click.echo(textwrap.fill(line.why, 100, initial_indent="      ", subsequent_indent="      "))
+    for path in written:
+        click.echo(f"wrote {path}")
+    for warning in warnings:
+        click.echo(f"Warning: {warning}", err=True)

@@ -1,0 +1,181 @@
+"""`handlergen invoke`: one request to a running model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from handlergen.cli.serving_options import config_option, json_option, key_file_option, open_client
+from handlergen.errors import HandlergenError, RequestFailed
+
+if TYPE_CHECKING:
+    from handlergen.client import Answer, Client
+
+
+@click.command("invoke")
+@click.argument("name")
+@click.option("--data", default=None, help="The request as JSON.")
+@click.option(
+    "--file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="The request as a file's bytes; its name tells the content type.",
+)
+@click.option(
+    "--field",
+    "fields",
+    multiple=True,
+    metavar="NAME=VALUE|NAME=@PATH",
+    help="A field or a file of a form; may be repeated.",
+)
+@click.option("--content-type", default=None, help="In place of the one that --file's name tells.")
+@click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="May be repeated. REST only.")
+@click.option("--grpc", "over_grpc", is_flag=True, help="Over gRPC instead of REST.")
+@click.option("--stream", is_flag=True, help="Print parts of the answer as they arrive.")
+@click.option("--version", default=None, help="A version of the model other than the default one.")
+@click.option("--timeout", type=float, default=300.0, show_default=True, help="Seconds to wait.")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the answer to a file."
+)
+@config_option
+@key_file_option
+@json_option
+def command(
+    *,
+    name: str,
+    data: str | None,
+    file: Path | None,
+    fields: tuple[str, ...],
+    content_type: str | None,
+    headers: tuple[str, ...],
+    over_grpc: bool,
+    stream: bool,
+    version: str | None,
+    timeout: float,
+    output: Path | None,
+    config: Path,
+    key_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Send one request to model NAME and print the answer as it came.
+
+    An error answer goes to stderr, with exit status 6.
+
+    \b
+    Example:
+      handlergen invoke digits --data '{"pixels": [0, 1, 2]}'
+      handlergen invoke digits --file three.png --grpc
+      handlergen invoke digits --field image=@three.png --field top=3
+    """
+    if sum((data is not None, file is not None, bool(fields))) != 1:
+        raise click.UsageError("give exactly one of --data, --file and --field")
+    if over_grpc and (headers or content_type):
+        raise click.UsageError("--header and --content-type mean nothing over gRPC, which carries no headers")
+    if stream and as_json:
+        raise click.UsageError("--stream prints the answer as it comes; --json wants all of it")
+    body: dict[str, Any]
+    if over_grpc:
+        body = {"inputs": _grpc_inputs(data, file, fields)}
+    else:
+        body = {**_rest_body(data, file, fields), "headers": _headers(headers)}
+        if content_type:
+            body["content_type"] = content_type
+    with open_client(config, key_file, timeout=timeout) as client:
+        try:
+            if stream:
+                call = client.stream_grpc if over_grpc else client.stream
+                _write(call(name, version=version, **body), output)
+                return
+            answer = _ask(client, name, over_grpc, version, body)
+        except RequestFailed as error:
+            if as_json:
+                click.echo(json.dumps({"status": error.status, "body": _readable(error.body)}, indent=2))
+            raise
+    if as_json:
+        report = {"status": answer.status, "headers": dict(answer.headers), "body": _readable(answer.body)}
+        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        return
+    _write([answer.body], output)
+
+
+def _ask(client: Client, name: str, over_grpc: bool, version: str | None, body: dict[str, Any]) -> Answer:
+    if over_grpc:
+        return client.predict_grpc(name, version=version, **body)
+    return client.predict(name, version=version, **body)
+
+
+def _rest_body(data: str | None, file: Path | None, fields: tuple[str, ...]) -> dict[str, Any]:
+    if data is not None:
+        # Sent as it was typed: the model, not this command, is the judge of its JSON.
+        return {"content": data.encode(), "content_type": "application/json"}
+    if file is not None:
+        return {"file": file}
+    return {"fields": dict(_field(text) for text in fields)}
+
+
+def _grpc_inputs(data: str | None, file: Path | None, fields: tuple[str, ...]) -> dict[str, bytes]:
+    if data is not None:
+        return {"data": data.encode()}
+    if file is not None:
+        return {"data": file.read_bytes()}
+    values = dict(_field(text) for text in fields)
+    return {
+        key: value.read_bytes() if isinstance(value, Path) else value.encode()
+        for key, value in values.items()
+    }
+
+
+def _field(text: str) -> tuple[str, str | Path]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise click.UsageError(f"--field wants NAME=VALUE or NAME=@PATH, not {text!r}")
+    if not value.startswith("@"):
+        return name, value
+    path = Path(value[1:])
+    if not path.is_file():
+        raise HandlergenError(f"there is no file {path}", hint=f"--field {name}=@PATH sends a file")
+    return name, path
+
+
+def _headers(texts: Iterable[str]) -> dict[str, str]:
+    headers = {}
+    for text in texts:
+        name, colon, value = text.partition(":")
+        if not name.strip() or not colon:
+            raise click.UsageError(f"--header wants NAME:VALUE, not {text!r}")
+        headers[name.strip()] = value.strip()
+    return headers
+
+
+def _write(parts: Iterable[bytes], output: Path | None) -> None:
+    """The bytes as they came; on a terminal a line break is added, so that the prompt stands alone."""
+    if output is not None:
+        with output.open("wb") as file:
+            for part in parts:
+                file.write(part)
+        return
+    last = b"\n"
+    for part in parts:
+        sys.stdout.buffer.write(part)
+        sys.stdout.buffer.flush()
+        last = part or last
+    if not last.endswith(b"\n") and sys.stdout.isatty():
+        sys.stdout.buffer.write(b"\n")
+        sys.stdout.buffer.flush()
+
+
+def _readable(body: bytes) -> Any:
+    """JSON as a value, other text as a string, other bytes as their number."""
+    try:
+        return json.loads(body)
+    except ValueError:
+        pass
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        return {"bytes": len(body)}

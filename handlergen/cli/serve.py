@@ -1,0 +1,160 @@
+"""`handlergen serve`: start TorchServe and wait until it is ready."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from handlergen.cli.serving_options import json_option
+
+if TYPE_CHECKING:
+    from handlergen.client import ModelStatus
+    from handlergen.server import RunningServer
+
+
+@click.command("serve")
+@click.option(
+    "-c",
+    "--config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("config.properties"),
+    show_default=True,
+    help="TorchServe's configuration; written with the defaults when it does not exist.",
+)
+@click.option(
+    "--foreground", is_flag=True, help="Stay attached, show what the server prints; Ctrl-C stops it."
+)
+@click.option("--timeout", type=float, default=600.0, show_default=True, help="Seconds until all is READY.")
+@click.option("--keep", is_flag=True, help="Leave the server running when a model fails to load.")
+@json_option
+def command(*, config: Path, foreground: bool, timeout: float, keep: bool, as_json: bool) -> None:
+    """Start TorchServe and wait until every worker of every model is READY.
+
+    Returns then and leaves it running; `handlergen stop` ends it. When a worker cannot load its model, the
+    traceback of the model's own code is printed and nothing is left running.
+
+    \b
+    Example:
+      handlergen archive digits.py
+      handlergen serve
+      handlergen invoke digits --file three.png
+    """
+    from handlergen.configuration import configuration_warnings, write_configuration
+    from handlergen.properties import ServerSettings, read_properties
+    from handlergen.server import serve
+
+    if not config.exists():
+        for path in write_configuration(config, ServerSettings()):
+            click.echo(f"wrote {path}", err=True)
+    for warning in configuration_warnings(config, read_properties(config)):
+        click.echo(f"Warning: {warning}", err=True)
+    # A terminal that closes or a supervisor that says stop must leave no more behind than Ctrl-C does.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    reporter = _Reporter(quiet=as_json)
+    try:
+        running = serve(config, timeout=timeout, progress=reporter, console=foreground, keep=keep)
+    finally:
+        reporter.end()
+    if as_json:
+        click.echo(json.dumps(_report(running), indent=2))
+    else:
+        _print(running)
+    if foreground:
+        click.echo("\nCtrl-C stops the server.", err=True)
+        try:
+            running.wait()
+        except KeyboardInterrupt:
+            click.echo("stopping", err=True)
+        else:
+            click.echo("the server has ended", err=True)
+        finally:
+            running.stop()
+
+
+class _Reporter:
+    """One line that is rewritten on a terminal; elsewhere a line for each change."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._terminal = sys.stderr.isatty()
+        self._last = ""
+
+    def __call__(self, models: Sequence[ModelStatus]) -> None:
+        text = ", ".join(f"{m.name}: {m.ready_workers}/{m.min_workers} workers READY" for m in models)
+        if self._quiet or text == self._last:
+            return
+        self._last = text
+        click.echo(f"\r\x1b[K{text}" if self._terminal else text, err=True, nl=not self._terminal)
+
+    def end(self) -> None:
+        if self._last and self._terminal:
+            click.echo(err=True)
+
+
+def _report(running: RunningServer) -> dict[str, Any]:
+    return {
+        "pid": running.pid,
+        "config": running.state.config,
+        "addresses": {
+            purpose: f"{host}:{port}" for purpose, (host, port) in running.settings.addresses().items()
+        },
+        "key_file": str(running.key_file) if running.key_file else None,
+        "logs": str(running.log_directory),
+        "models": {
+            model.name: {
+                "version": model.version,
+                "workers": model.ready_workers,
+                "placement": model.placement,
+            }
+            for model in running.models
+        },
+    }
+
+
+def _print(running: RunningServer) -> None:
+    settings = running.settings
+    addresses = settings.addresses()
+    for model in running.models:
+        where = ", ".join(f"{count} on {device}" for device, count in model.placement.items())
+        click.echo(f"{model.name} {model.version}: {model.ready_workers} workers READY ({where or 'none'})")
+    if not running.models:
+        click.echo("no models: the store is empty")
+    click.echo()
+    click.echo(f"predictions  {settings.inference_address}   gRPC {_joined(addresses['gRPC inference'])}")
+    click.echo(f"management   {settings.management_address}   gRPC {_joined(addresses['gRPC management'])}")
+    click.echo(f"metrics      {settings.metrics_address}/metrics")
+    click.echo(f"logs         {running.log_directory}")
+    if running.key_file:
+        click.echo(f"tokens       {running.key_file}")
+    click.echo(f"process      {running.pid}, ended by: handlergen stop")
+    if running.models:
+        name = running.models[0].name
+        click.echo("\nTry it:")
+        click.echo(f"  handlergen invoke {name} --data '{{}}'")
+        click.echo(f"  {_curl(running, name)}")
+
+
+def _curl(running: RunningServer, name: str) -> str:
+    token = ""
+    if running.key_file:
+        reader = (
+            f"{shlex.quote(sys.executable)} -c 'import json,sys; print(json.load(open(sys.argv[1]))"
+            f'["inference"]["key"])\' {shlex.quote(str(running.key_file))}'
+        )
+        token = f'-H "Authorization: Bearer $({reader})" '
+    return (
+        f"curl {token}-H 'Content-Type: application/json' -d '{{}}' "
+        f"{running.settings.inference_address}/predictions/{name}"
+    )
+
+
+def _joined(address: tuple[str, int]) -> str:
+    return f"{address[0]}:{address[1]}"

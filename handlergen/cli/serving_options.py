@@ -1,0 +1,53 @@
+"""Options and small helpers that config, serve, stop, status, invoke and scale share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from handlergen.client import Client
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
+
+def config_option(function: Function) -> Function:
+    """`-c/--config`: which server is meant."""
+    return click.option(
+        "-c",
+        "--config",
+        type=click.Path(dir_okay=False, path_type=Path),
+        default=Path("config.properties"),
+        show_default=True,
+        help="The server's configuration: where it listens, and whose directory it runs in.",
+    )(function)
+
+
+def key_file_option(function: Function) -> Function:
+    """`--key-file`: where the tokens are."""
+    return click.option(
+        "--key-file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        default=None,
+        help="TorchServe's key_file.json.  [default: beside the configuration]",
+    )(function)
+
+
+def open_client(config: Path, key_file: Path | None, *, timeout: float = 300.0) -> Client:
+    """A client for the server on this configuration; stock addresses when there is no such file.
+
+    Raises:
+        HandlergenError: The file is not understood, or was named and is missing.
+    """
+    from handlergen.client import Client
+    from handlergen.properties import ServerSettings
+
+    if config == Path("config.properties") and not config.exists():
+        # A TorchServe that runs on its defaults, started from this directory.
+        return Client(ServerSettings(), key_file=key_file, timeout=timeout)
+    return Client.from_config(config, key_file=key_file, timeout=timeout)
