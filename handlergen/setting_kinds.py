@@ -128,8 +128,7 @@ def requirements() -> Kind:
         converted: tuple[str, ...] = many.convert([value] if isinstance(value, str | PurePath) else value)
         return converted
 
-    # Not split at commas, as other lists are: `torch>=2,<3` is one requirement.
-    return Kind(many.wanted, many.metavar, convert, _parse_structure_or([]), repeatable=True)
+    return Kind(many.wanted, many.metavar, convert, _parse_lines, repeatable=True)
 
 
 def values() -> Kind:
@@ -140,7 +139,7 @@ def values() -> Kind:
             raise ValueError
         return tuple(_plain(list(value), ""))
 
-    return Kind("a list", "VALUE", convert, _parse_structure_or([]), repeatable=True)
+    return Kind("a list", "VALUE", convert, _parse_values, repeatable=True)
 
 
 def mapping() -> Kind:
@@ -198,15 +197,15 @@ def _parse_strings(raw: str) -> Any:
     return [part.strip() for part in raw.split(",") if part.strip()]
 
 
-def _parse_structure_or(_empty: list[Any]) -> Callable[[str], Any]:
-    """A YAML list when the text is one, else a list of the one value that the text is."""
+def _parse_lines(raw: str) -> Any:
+    """A YAML list when the text is one, else the text alone: `torch>=2,<3` is one requirement."""
+    return _structure(raw) if raw.lstrip().startswith("[") else [raw]
 
-    def parse(raw: str) -> Any:
-        if raw.lstrip().startswith("["):
-            return _structure(raw)
-        return [raw]
 
-    return parse
+def _parse_values(raw: str) -> Any:
+    """A YAML list when the text is one, else a list of the one YAML value that the text is."""
+    value = _structure(raw)
+    return value if isinstance(value, list) else [value]
 
 
 def _parse_mapping(raw: str) -> Any:

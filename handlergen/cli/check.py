@@ -1,0 +1,143 @@
+"""`handlergen check`: what handlergen reads in a source, or everything that is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from handlergen.cli.options import setting_options
+from handlergen.errors import ContractError, HandlergenError, Problem
+from handlergen.project import Project, open_project
+from handlergen.runtime.contract import Hook
+from handlergen.settings import shown
+
+_WHEN = {
+    "setup": "once per worker",
+    "load": "once per copy of the model, on the device",
+    "preprocess": "beside other requests",
+    "predict": "one at a time on the device",
+    "postprocess": "beside other requests",
+    "explain": "when a client asks for an explanation",
+    "is_healthy": "when a client asks how the model is",
+}
+
+
+@click.command
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON on stdout, problems included.")
+@setting_options()
+@click.pass_context
+def command(context: click.Context, /, source: Path, *, as_json: bool, **overrides: Any) -> None:
+    """Read SOURCE's contract without importing it; report all problems at once.
+
+    SOURCE is a .py file, a package directory, or a directory with handlergen.yaml. Exit status 3 means that the
+    source or its settings do not meet the contract.
+
+    \b
+    Example:
+      handlergen check digits.py
+      handlergen check . --json
+    """
+    try:
+        project = open_project(source, overrides=overrides)
+        warnings = (*project.warnings, *_files(project))
+    except ContractError as error:
+        if not as_json:
+            raise
+        click.echo(json.dumps(_failed_as_json(source, error), indent=2))
+        context.exit(error.exit_status)
+    if as_json:
+        click.echo(json.dumps(_as_json(project, warnings), indent=2))
+        return
+    for warning in warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    _report(project)
+
+
+def _files(project: Project) -> tuple[str, ...]:
+    """What the archive would hold is checked too: missing files and clashing names are found now, not later.
+
+    Returns:
+        The warnings.
+
+    Raises:
+        ContractError: Files are missing, or cannot be together in an archive.
+    """
+    from handlergen.staging import make_plan
+
+    try:
+        return make_plan(project).warnings
+    except ContractError:
+        raise
+    except HandlergenError as error:
+        place = shown(project.source)
+        raise ContractError([Problem(place, 0, line) for line in error.message.splitlines()]) from error
+
+
+def _report(project: Project) -> None:
+    contract, settings = project.contract, project.settings
+    click.echo(f"{shown(project.source)}: form {contract.form}, model {settings.name} {settings.version}")
+    rows = [(_definition(hook), _line(hook), _WHEN.get(role, "")) for role, hook in contract.hooks.items()]
+    if "predict" not in contract.hooks:
+        rows.append((f"({settings.weights})", settings.weights_format or "", _WHEN["predict"]))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for definition, line, when in rows:
+        click.echo(f"  {definition:<{widths[0]}}  {line:<{widths[1]}}  {when}".rstrip())
+    if contract.call == "keywords":
+        keys = [
+            p.name if p.required else f"{p.name} (optional)"
+            for p in contract.hooks["predict"].parameters
+            if p.source == "key"
+        ]
+        click.echo(f"  predict takes the keys of a JSON object: {', '.join(keys)}")
+    click.echo("No problems.")
+
+
+def _definition(hook: Hook) -> str:
+    prefix = "async " if hook.is_async else ""
+    return f"{prefix}{hook.name}({', '.join(parameter.name for parameter in hook.parameters)})"
+
+
+def _line(hook: Hook) -> str:
+    return f"line {hook.line}" if hook.line else "imported"
+
+
+def _as_json(project: Project, warnings: tuple[str, ...]) -> dict[str, Any]:
+    contract, settings = project.contract, project.settings
+    return {
+        "ok": True,
+        "source": shown(project.source),
+        "name": settings.name,
+        "version": settings.version,
+        "form": contract.form,
+        "call": contract.call,
+        "batch": settings.batch,
+        "weights": settings.weights,
+        "weights_format": settings.weights_format,
+        "hooks": {
+            role: {
+                "name": hook.name,
+                "line": hook.line,
+                "kind": hook.kind,
+                "parameters": [
+                    {"name": p.name, "receives": p.source, "required": p.required} for p in hook.parameters
+                ],
+            }
+            for role, hook in contract.hooks.items()
+        },
+        "warnings": list(warnings),
+        "problems": [],
+    }
+
+
+def _failed_as_json(source: Path, error: ContractError) -> dict[str, Any]:
+    return {
+        "ok": False,
+        "source": shown(source),
+        "problems": [
+            {"file": p.file, "line": p.line, "message": p.message, "fix": p.fix} for p in error.problems
+        ],
+    }

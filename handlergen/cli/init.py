@@ -1,0 +1,42 @@
+"""`handlergen init`: a starter project."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+from handlergen.settings import FORMS
+from handlergen.starter import create_starter
+
+
+@click.command
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--form",
+    type=click.Choice(FORMS),
+    default="functions",
+    show_default=True,
+    help="How the module is written.",
+)
+def command(directory: Path, *, form: str) -> None:
+    """Write a starter project into DIR.
+
+    It holds a module whose preprocess and postprocess pass things through and whose predict works as it is, a
+    sample request, and handlergen.yaml with every setting explained. Nothing that is there is overwritten.
+
+    \b
+    Example:
+      handlergen init digits
+      handlergen init . --form functions
+    """
+    name, written = create_starter(directory, form=form)
+    for path in written:
+        click.echo(f"wrote {path}")
+    place = shlex.quote(str(directory))
+    request = next(path for path in written if path.name.startswith("request"))
+    click.echo("\nNext:")
+    click.echo(f"  handlergen archive {place}")
+    click.echo("  handlergen serve")
+    click.echo(f"  handlergen invoke {name} --file {shlex.quote(str(request))}")
