@@ -82,7 +82,9 @@ def _by_orjson(value: Any) -> bytes:
     if body == _PLACE:
         return arrays[0]
     pieces = body.split(_PLACE)
-    return pieces[0] + b"".join([part for pair in zip(arrays, pieces[1:], strict=True) for part in pair])
+    whole = [b""] * (len(pieces) + len(arrays))
+    whole[::2], whole[1::2] = pieces, arrays
+    return b"".join(whole)
 
 
 def _array_text(value: Any) -> bytes | None:

@@ -1,0 +1,106 @@
+"""How fast answers are encoded, beside orjson's and the standard library's own calls.
+
+    python benchmarks/encode_speed.py [--elements 1000000] [--repeat 7]
+
+Prints, for each kind of answer, the time of `encode` with orjson over orjson's own time (to stay under 1.5 for
+arrays) and without orjson over the standard library's (to stay at 1), and what the do-nothing path costs:
+decode + open_request + encode of a small JSON object (to stay under 10 microseconds). Best of the repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import timeit
+from collections.abc import Callable
+from typing import Any
+
+import numpy
+import orjson
+import torch
+
+from handlergen.runtime import json_answer
+from handlergen.runtime.decode import decode, open_request
+from handlergen.runtime.encode import encode
+
+
+def milliseconds(call: Callable[[], object], repeat: int) -> float:
+    return min(timeit.repeat(call, number=1, repeat=repeat)) * 1e3
+
+
+def stdlib(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def by_orjson(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+
+
+def answers(elements: int) -> dict[str, tuple[Any, Any, Callable[[], Any]]]:
+    """Name → the answer, what orjson gets, and what makes the standard library's input."""
+    doubles = numpy.random.default_rng(0).random(elements)
+    floats = doubles.tolist()
+    singles = doubles.astype("float32")
+    tensor = torch.from_numpy(singles)
+    integers = (doubles * 1000).astype("int64")
+    rows = [{"label": "cat", "score": 0.5, "box": [1, 2, 3, 4]} for _ in range(elements // 10)]
+    by_number = dict.fromkeys(range(elements // 10), 0.5)
+    return {
+        "list of floats": (floats, floats, lambda: floats),
+        "float64 array": (doubles, doubles, doubles.tolist),
+        "float64 array in a dict": ({"a": doubles}, {"a": doubles}, lambda: {"a": doubles.tolist()}),
+        "float32 array": (singles, singles, singles.tolist),
+        "float32 tensor": (tensor, singles, tensor.tolist),
+        "int64 array": (integers, integers, integers.tolist),
+        "list of dicts": (rows, rows, lambda: rows),
+        "dict with int keys": (by_number, by_number, lambda: by_number),
+        "list of float64 scalars": (list(doubles), list(doubles), lambda: list(doubles)),
+    }
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--elements", type=int, default=1_000_000)
+    options.add_argument("--repeat", type=int, default=7)
+    args = options.parse_args()
+
+    print(f"{'answer':26}{'encode':>10}{'orjson':>10}{'ratio':>8}{'encode':>13}{'stdlib':>10}{'ratio':>8}")
+    print(f"{'':26}{'ms':>10}{'ms':>10}{'':8}{'no orjson, ms':>13}{'ms':>10}")
+    for name, (answer, for_orjson, for_stdlib) in answers(args.elements).items():
+        ours = milliseconds(lambda: encode(answer), args.repeat)  # noqa: B023
+        theirs = milliseconds(lambda: by_orjson(for_orjson), args.repeat)  # noqa: B023
+        installed, json_answer.orjson = json_answer.orjson, None
+        slow = milliseconds(lambda: encode(answer), args.repeat)  # noqa: B023
+        json_answer.orjson = installed
+        plain = milliseconds(lambda: stdlib(for_stdlib()), args.repeat)  # noqa: B023
+        print(
+            f"{name:26}{ours:10.1f}{theirs:10.1f}{ours / theirs:8.2f}{slow:13.1f}{plain:10.1f}{slow / plain:8.2f}"
+        )
+
+    entry = {"body": {"text": "hello", "top": 3}}
+    properties = {
+        "body": {"content-type": "application/json"},
+        "explain": "False",
+        "Accept": "*/*",
+        "User-Agent": "curl/8",
+        "Host": "localhost:8080",
+        "Content-Length": "28",
+        "Content-Type": "application/json",
+        "url_path": "",
+    }
+    answer = {"label": 3, "probability": 0.93, "scores": [0.93, 0.05, 0.02]}
+
+    def nothing() -> None:
+        open_request(entry, properties, "id")
+        decode(entry, properties)
+        encode(answer, limit=6_553_500)
+
+    print(
+        f"do nothing: {min(timeit.repeat(nothing, number=20_000, repeat=args.repeat)) / 20_000 * 1e6:.2f} us"
+    )
+
+
+if __name__ == "__main__":
+    main()
