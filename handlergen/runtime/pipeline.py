@@ -6,6 +6,7 @@ The same code runs in TorchServe, locally and offline.
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -130,10 +131,10 @@ class Pipeline:
             )
 
     def _each(self, items: Sequence[Item], stage: Callable[[Item, Callable[[Item], None]], None]) -> None:
+        done: queue.SimpleQueue[Item] = queue.SimpleQueue()  # the cheapest signal there is
         for item in items:
-            done = threading.Event()
-            stage(item, lambda _item, done=done: done.set())  # type: ignore[misc]
-            done.wait()
+            stage(item, done.put)
+            done.get()
 
     def _prepare(self, item: Item, then: Callable[[Item], None]) -> None:
         spans = self._spans

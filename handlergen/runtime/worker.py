@@ -72,6 +72,7 @@ class Worker:
         """
         properties = context.system_properties
         model_dir = Path(properties["model_dir"]).resolve()
+        logging.getLogger("ts.service").addFilter(_not_told_yet)
         try:
             bundle = Bundle.from_json((model_dir / CONTRACT_FILE).read_text(encoding="utf-8"))
             return cls(
@@ -203,7 +204,14 @@ def _raise_for_grpc(failure: Failure) -> None:
         from ts.utils.util import PredictionException
     except ImportError:  # no TorchServe in this process: nobody to raise it to
         return
-    raise PredictionException(failure.message, failure.status)
+    error = PredictionException(failure.message, failure.status)
+    error.told_by_handlergen = True
+    raise error
+
+
+def _not_told_yet(record: logging.LogRecord) -> bool:
+    """TorchServe logs a traceback of its own for what `_raise_for_grpc` raises; the user's stands there already."""
+    return not (record.exc_info and getattr(record.exc_info[1], "told_by_handlergen", False))
 
 
 def _lock(kind: str, model: str, device_key: str) -> DeviceLock | NoLock:
