@@ -39,6 +39,8 @@ def shifted(images: torch.Tensor) -> list[torch.Tensor]:
 
 def load(context: Any) -> nn.Module:
     """Once per worker: the trained weights, on the device that this worker was given."""
+    # On a CPU every further thread of a network this small waits for a core that preprocessing keeps busy.
+    torch.set_num_threads(1)
     path = Path(context.model_dir) / "digits.pt"
     model = network()
     model.load_state_dict(torch.load(path, map_location=context.device, weights_only=True))
