@@ -76,6 +76,11 @@ def field_value(value: bytes | bytearray) -> str | bytes:
         return bytes(value)
 
 
+def plain_bytes(value: Any) -> Any:
+    """Bytes that hooks can rely on being `bytes`: TorchServe hands over bytearrays. Other values unchanged."""
+    return bytes(value) if isinstance(value, bytearray) else value
+
+
 def raw_bytes(value: Any) -> bytes | bytearray:
     """A part's bytes. Of a JSON part that TorchServe has parsed, bytes that mean the same."""
     if isinstance(value, bytes | bytearray):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .content import field_value, parse_type, raw_bytes, read, sniff
+from .content import field_value, parse_type, plain_bytes, raw_bytes, read, sniff
 from .form_body import FORM, lost_body, whole_text
 from .requests import BadRequest, Files, Request, UploadedFile
 from .wire import OCTETS
@@ -94,9 +94,9 @@ def _part_type(name: str, properties: _Parts) -> str:
 def _read_map(entry: _Parts) -> Decoded:
     """gRPC's input map: `data` and files, or the whole map."""
     if "data" not in entry:
-        return Decoded({name: bytes(value) for name, value in entry.items()})
-    files = Files(UploadedFile(value, name) for name, value in entry.items() if name != "data")
-    return Decoded(sniff(entry["data"]), files)
+        return Decoded({name: plain_bytes(value) for name, value in entry.items()})
+    files = Files(UploadedFile(raw_bytes(value), name) for name, value in entry.items() if name != "data")
+    return Decoded(read(entry["data"], "", None), files)
 
 
 def _read_parts(entry: _Parts, properties: _Parts) -> Decoded:
