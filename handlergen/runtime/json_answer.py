@@ -177,12 +177,24 @@ class _Walk:
             self._open.discard(id(value))
 
     def _container(self, value: Any) -> Any:
+        # Loops, so that a level of nesting costs two frames: Python allows a thousand.
         if isinstance(value, dict):
-            return {self._key(key): self._at(key, item) for key, item in value.items()}
+            plain = {}
+            for key, item in value.items():
+                name = self._key(key)
+                self._path.append(key)
+                plain[name] = self._visit(item)
+                self._path.pop()  # not on the way out of an error, whose text is made from the path
+            return plain
         if isinstance(value, list | tuple):
             if set(map(type, value)) <= {float} and all(map(math.isfinite, value)):
                 return value
-            return [self._at(index, item) for index, item in enumerate(value)]
+            items = []
+            for index, item in enumerate(value):
+                self._path.append(index)
+                items.append(self._visit(item))
+                self._path.pop()
+            return items
         convert = converter_of(value)
         if convert is None:
             raise self._error(*_no_meaning(value))
@@ -193,12 +205,6 @@ class _Walk:
         if isinstance(inner, dict | list):
             return self._container(inner)
         return self._visit(inner)
-
-    def _at(self, key: Any, item: Any) -> Any:
-        self._path.append(key)
-        plain = self._visit(item)
-        self._path.pop()  # not on the way out of an error: its text is made from the path before
-        return plain
 
     def _float(self, value: float) -> float | None:
         if math.isfinite(value):
