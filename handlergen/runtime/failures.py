@@ -128,10 +128,8 @@ def _chosen(error: BaseException) -> Failure | None:
     """An exception that says itself what the client gets."""
     status: Any = getattr(error, "status_code", None)
     if is_status(status) and status >= 300:
-        detail = getattr(error, "detail", None)
-        if detail is None:
-            # Without a `detail` the text was not written for a client; a 5xx must not show it.
-            detail = _text(error) if status < 500 else None
+        # Without a `detail` the text may not have been written for a client; a 5xx must not show it.
+        detail = getattr(error, "detail", _text(error) if status < 500 else None)
         return Failure(
             int(status),
             type(error).__name__,
