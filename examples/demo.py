@@ -68,6 +68,9 @@ class Demo:
             **os.environ,
             MARK: self.mark,
             "HANDLERGEN_TRACE_DIR": str(SPANS),
+            "TORCHINDUCTOR_CACHE_DIR": str(
+                WORKPLACE / "torch"
+            ),  # made by training, else in the temp directory
             "PYTHONUNBUFFERED": "1",
         }
 
