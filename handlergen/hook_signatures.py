@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from handlergen.errors import Problem
@@ -22,13 +22,15 @@ class Role:
         named: What it may ask for by parameter name.
         takes: What to call the first of `order` in messages; empty when the hook may do without it.
         withheld: Named parameters it may not ask for, each with the reason.
+        instead: What to write instead of more plain parameters.
     """
 
     name: str
     order: tuple[str, ...]
     named: tuple[str, ...] = NAMED_PARAMETERS
     takes: str = ""
-    withheld: dict[str, str] = field(default_factory=dict)
+    withheld: Mapping[str, str] = field(default_factory=dict)
+    instead: str = "Leave it out."
 
     @property
     def allowed(self) -> str:
@@ -122,6 +124,15 @@ def read_keywords(node: Function, role: Role, *, file: str) -> Signature:
             found.problems.append(Problem(file, parameter.line, message, "Leave out the `/`."))
         source = parameter.name if parameter.name in role.named else "key"
         parameters.append(Parameter(parameter.name, source, parameter.keyword_only, parameter.required))
+    if not found.problems and not any(parameter.source == "key" for parameter in parameters):
+        found.problems.append(
+            Problem(
+                file,
+                node.lineno,
+                f"{role.name} takes no key of the JSON object",
+                "Write one parameter for each key.",
+            )
+        )
     found.parameters = tuple(parameters)
     return found
 
@@ -147,7 +158,7 @@ def _surplus(parameter: Plain, role: Role, plain: int, file: str) -> Problem:
     elif parameter.keyword_only:
         fix = f"Drop the `*`, or take one of these by name: {', '.join(role.named)}."
     else:
-        fix = "Leave it out."
+        fix = role.instead
     if parameter.keyword_only:
         reason = "nothing has that name"
     else:

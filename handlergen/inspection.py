@@ -58,11 +58,11 @@ def read_source(path: Path, *, form: str | None, settings: Settings, root: Path)
 
 
 def _inspect(source: Source, wanted: str | None) -> Findings:
+    if wanted:
+        return form_named(wanted).inspect(source)
     for refused in REFUSED:
         if refused.recognise(source):
             return refused.inspect(source)
-    if wanted:
-        return form_named(wanted).inspect(source)
     matches: list[tuple[Form, str]] = []
     for form in FORMS:
         evidence = form.recognise(source)

@@ -96,7 +96,7 @@ def open_project(
     if not settings.name:
         settings = dataclasses.replace(settings, name=place.default_name)
         problems += _name_problems(place)
-    problems += _file_problems(place, settings)
+    problems += _file_problems(place, settings, set(given))
     findings = read_source(place.source, form=None, settings=settings, root=place.root)
     problems += findings.problems
     if problems or findings.contract is None:
@@ -267,7 +267,7 @@ def _name_problems(place: _Place) -> list[Problem]:
     return []
 
 
-def _file_problems(place: _Place, settings: Settings) -> list[Problem]:
+def _file_problems(place: _Place, settings: Settings, given: set[str]) -> list[Problem]:
     problems = []
     module = place.source.name if place.source.is_dir() else place.source.stem
     reason = module_name_problem(module)
@@ -277,9 +277,12 @@ def _file_problems(place: _Place, settings: Settings) -> list[Problem]:
         )
     if settings.weights and not (place.root / settings.weights).is_file():
         path = place.root / settings.weights
-        what = "is a directory" if path.is_dir() else "does not exist"
-        file = shown(place.settings_file) if place.settings_file else f"option {SETTINGS['weights'].flag}"
-        problems.append(Problem(file, 0, f"weights: {shown(path)} {what}", "Name the weights file."))
+        what = "this is a directory" if path.is_dir() else "there is no such file"
+        file, line = f"option {SETTINGS['weights'].flag}", 0
+        if place.settings_file and "weights" not in given:
+            file = shown(place.settings_file)
+            line = read_yaml(place.settings_file, shown=file).lines.get("weights", 0)
+        problems.append(Problem(file, line, f"the weights {shown(path)}: {what}", "Name the weights file."))
     return problems
 
 

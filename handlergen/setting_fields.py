@@ -206,8 +206,8 @@ class Settings:
         kinds.choice(
             "worker",
             later={
-                "process": "a predictor process of its own is not in this version; write worker",
-                "auto": "a choice of predictors is not in this version; write worker",
+                "process": "process, one predictor a device, is not in this version; write worker",
+                "auto": "auto, a choice of predictors, is not in this version; write worker",
             },
         ),
         group=_WORKERS,
@@ -216,7 +216,8 @@ class Settings:
         "auto",
         "Where preprocess and postprocess run. auto: in the workers; this version has no other.",
         kinds.choice(
-            "auto", later={"worker": "write auto, which is the workers", "predictor": _NEEDS_PROCESS}
+            "auto",
+            later={"worker": "write auto, which is the workers", "predictor": f"predictor: {_NEEDS_PROCESS}"},
         ),
         group=_WORKERS,
     )

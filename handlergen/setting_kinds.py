@@ -111,10 +111,10 @@ def strings(*, wanted: str = "a list of strings", metavar: str = "TEXT") -> Kind
 
     def convert(value: Any) -> tuple[str, ...]:
         if not _is_list(value):
-            raise ValueError(f"write a list: [{value}]" if isinstance(value, str) else "")
+            raise ValueError(f"{value!r} is a string; write [{value}]" if isinstance(value, str) else "")
         for index, item in enumerate(value):
             if not isinstance(item, str | PurePath) or not str(item).strip():
-                raise ValueError(f"item {index + 1} is {item!r}, wanted a string")
+                raise ValueError(f"item {index + 1} is {item!r}, not a string")
         return tuple(dict.fromkeys(str(item) for item in value))
 
     return Kind(wanted, metavar, convert, _parse_strings, repeatable=True)
@@ -166,7 +166,7 @@ def devices() -> Kind:
             if isinstance(index, bool) or not isinstance(index, int) or index < 0:
                 raise ValueError(f"{index!r} is no index of a GPU; they count from 0")
         if len(set(value)) != len(value):
-            raise ValueError("an index stands there twice")
+            raise ValueError(f"{list(value)} has an index twice")
         return tuple(value)
 
     def parse(raw: str) -> Any:

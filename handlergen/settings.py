@@ -176,12 +176,14 @@ def _refusal(setting: SettingInfo, value: Any, error: ValueError) -> tuple[str, 
     reason = str(error)
     if reason.startswith("invalid literal") or reason.startswith("could not convert"):
         reason = ""  # int() and float() on text: our own words are clearer
-    fix = f"{reason[0].upper()}{reason[1:]}." if reason else ""
     if not setting.kind.wanted:
-        return f"`{setting.name}` is not available", fix
-    given = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
+        return f"`{setting.name}` is not available: {reason}", ""
+    if reason:
+        return f"`{setting.name}`: {reason}", f"Wanted: {setting.kind.wanted}."
+    given = str(value).lower() if isinstance(value, bool) else repr(value)
+    given = given if len(given) <= 60 else given[:57] + "..."
     kind = _KINDS_IN_WORDS.get(type(value), f"a {type(value).__name__}")
-    return f"`{setting.name}` is {given}, {kind}; wanted: {setting.kind.wanted}", fix
+    return f"`{setting.name}` is {given}, {kind}; wanted: {setting.kind.wanted}", ""
 
 
 def _nearest(key: str) -> str:

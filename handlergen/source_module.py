@@ -204,29 +204,29 @@ def _syntax_problem(file: str, error: SyntaxError) -> Problem:
     return Problem(file, error.lineno or 0, f"syntax error: {error.msg}", f"The line: {code}" if code else "")
 
 
-def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements that run when the module is imported, those inside `if`, `try`, `with` and loops included."""
+def _statements(body: Iterable[ast.AST]) -> Iterator[ast.stmt]:
+    """Statements that run when the module is imported, those inside `if`, `try`, `with`, `match` and loops too."""
     for node in body:
-        yield node
-        if isinstance(node, ast.If):
-            if not _runs_elsewhere(node.test):
-                yield from _statements(node.body)
+        if isinstance(node, ast.stmt):
+            yield node
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        if isinstance(node, ast.If) and _runs_elsewhere(node.test):
             yield from _statements(node.orelse)
-        elif isinstance(node, ast.Try):
-            # Handlers first: what the `try` itself binds is what counts when nothing goes wrong.
-            for handler in node.handlers:
-                yield from _statements(handler.body)
-            for part in (node.body, node.orelse, node.finalbody):
-                yield from _statements(part)
-        elif isinstance(node, ast.With | ast.For | ast.While):
-            yield from _statements(node.body)
+            continue
+        # Handlers first: what a `try` itself binds is what counts when nothing goes wrong.
+        for part in ("handlers", "cases", "body", "orelse", "finalbody"):
+            inner = getattr(node, part, ())
+            yield from _statements(inner if isinstance(inner, list) else ())
 
 
 def _runs_elsewhere(test: ast.expr) -> bool:
     """`if TYPE_CHECKING:` and `if __name__ == "__main__":` do not run when a worker imports the module."""
     if dotted(test).rpartition(".")[2] == "TYPE_CHECKING":
         return True
-    return isinstance(test, ast.Compare) and "__name__" in (dotted(test.left), *map(dotted, test.comparators))
+    if not isinstance(test, ast.Compare) or not isinstance(test.ops[0], ast.Eq):
+        return False
+    return "__name__" in (dotted(test.left), dotted(test.comparators[0]))
 
 
 def _bindings(node: ast.stmt) -> Iterator[Binding]:
@@ -234,11 +234,9 @@ def _bindings(node: ast.stmt) -> Iterator[Binding]:
         yield Binding(node.name, node.lineno, node)
     elif isinstance(node, ast.Assign):
         for target in node.targets:
-            if isinstance(target, ast.Name):
-                yield Binding(target.id, node.lineno, node.value)
-    elif isinstance(node, ast.AnnAssign):
-        if isinstance(node.target, ast.Name) and node.value is not None:
-            yield Binding(node.target.id, node.lineno, node.value)
+            yield from _assigned(target, node.value)
+    elif isinstance(node, ast.AnnAssign) and node.value is not None:
+        yield from _assigned(node.target, node.value)
     elif isinstance(node, ast.ImportFrom):
         for alias in node.names:
             if alias.name != "*":
@@ -246,6 +244,15 @@ def _bindings(node: ast.stmt) -> Iterator[Binding]:
     elif isinstance(node, ast.Import):
         for alias in node.names:
             yield Binding(alias.asname or alias.name.partition(".")[0], node.lineno, node)
+
+
+def _assigned(target: ast.expr, value: ast.expr) -> Iterator[Binding]:
+    if isinstance(target, ast.Name):
+        yield Binding(target.id, target.lineno, value)
+        return
+    for name in ast.walk(target):  # first, second = make(): bound, but to nothing that can be read
+        if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store):
+            yield Binding(name.id, name.lineno, target)
 
 
 def _decorators(node: ast.AST) -> list[ast.expr]:

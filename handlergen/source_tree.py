@@ -85,7 +85,7 @@ class SourceTree:
         if isinstance(node, ast.ImportFrom):
             return self._through_import(module, node, name, binding.imported or name, seen)
         aliased = self._follow(module, node.id, seen) if isinstance(node, ast.Name) else None
-        return aliased or _unreadable(module, name, binding)
+        return aliased if isinstance(aliased, Found) else _unreadable(module, name, binding)
 
     def _through_import(
         self,

@@ -24,7 +24,13 @@ ROLES: dict[str, Role] = {
         Role("setup", ("context",), _ONCE, withheld=_BEFORE_LOAD),
         Role("load", ("context",), _ONCE, withheld=_BEFORE_LOAD),
         Role("preprocess", ("data", "files"), takes="data"),
-        Role("predict", ("inputs",), takes="inputs"),
+        Role(
+            "predict",
+            ("inputs",),
+            takes="inputs",
+            instead="What preprocess returns arrives as one value: take it apart inside predict. Without preprocess, "
+            "call: keywords makes the keys of a JSON object the parameters.",
+        ),
         Role("postprocess", ("outputs", "input_data", "files"), takes="outputs"),
         Role("explain", ("inputs", "data"), takes="inputs"),
         Role("is_healthy", ("context",), (*_ONCE, "model"), withheld={"request": _NO_REQUEST}),
@@ -75,7 +81,8 @@ def inspect(source: Source) -> Findings:
         )
         if hook:
             hooks[name] = hook
-    _needs_model(source, hooks, bound, findings)
+    findings.problems += _needs_model(source, hooks, bound)
+    findings.problems += _one_predict_for_many(source, hooks, call)
     if not findings.problems:
         findings.contract = Contract("functions", source.name, hooks, call=call)
     return findings
@@ -161,23 +168,39 @@ def _predict_or_weights(source: Source, bound: set[str]) -> list[Problem]:
     return problems
 
 
-def _needs_model(source: Source, hooks: dict[str, Hook], bound: set[str], findings: Findings) -> None:
+def _needs_model(source: Source, hooks: dict[str, Hook], bound: set[str]) -> list[Problem]:
     """A hook that asks for `model` needs something that makes one."""
-    executable = source.settings.weights and (
-        source.weights_format is None or source.weights_format in EXECUTABLE_FORMATS
-    )
-    if "load" in bound or executable:
-        return
-    for hook in hooks.values():
-        if any(parameter.source == "model" for parameter in hook.parameters):
-            findings.problems.append(
-                Problem(
-                    source.module.file,
-                    hook.line,
-                    f"{hook.name} asks for `model`, but the module has no load(context) that returns one",
-                    "Write def load(context), or set weights: to a TorchScript, exported or ONNX file.",
-                )
-            )
+    if "load" in bound or source.settings.weights:
+        return []  # weights that make none without a load() are reported as such
+    return [
+        Problem(
+            source.module.file,
+            hook.line,
+            f"{hook.name} asks for `model`, but the module has no load(context) that returns one",
+            "Write def load(context), or set weights: to a TorchScript, exported or ONNX file.",
+        )
+        for hook in hooks.values()
+        if any(parameter.source == "model" for parameter in hook.parameters)
+    ]
+
+
+def _one_predict_for_many(source: Source, hooks: dict[str, Hook], call: str) -> list[Problem]:
+    """With `batch: list` or `collate`, one call of predict serves several requests: no single one can be passed."""
+    batch = source.settings.batch
+    if batch not in ("list", "collate") or "predict" not in hooks:
+        return []
+    predict = hooks["predict"]
+    if call == "keywords":
+        message = (
+            f"batch: {batch} hands predict one value for several requests, not the keys of a JSON object"
+        )
+        fix = "Write batch: each, or def predict(inputs)."
+    elif any(parameter.source == "request" for parameter in predict.parameters):
+        message = f"predict asks for `request`, but with batch: {batch} one call serves several requests"
+        fix = "Write batch: each, or let preprocess put what predict needs into its inputs."
+    else:
+        return []
+    return [Problem(source.module.file, predict.line, message, fix)]
 
 
 def _slips(source: Source, bound: set[str]) -> list[str]:

@@ -21,7 +21,7 @@ def recognise(source: Source) -> str | None:
     for node in source.module.classes():
         for base in base_names(source.module, node):
             if base.startswith("ts.torch_handler") or base.rpartition(".")[2] == "BaseHandler":
-                return f"class {node.name}, line {node.lineno}, is a {base.rpartition('.')[2]}"
+                return f"class {node.name}, line {node.lineno}, extends {base.rpartition('.')[2]}"
     binding = source.module.bindings.get("handle")
     if binding and isinstance(binding.node, ast.FunctionDef | ast.AsyncFunctionDef):
         names = [arg.arg for arg in (*binding.node.args.posonlyargs, *binding.node.args.args)]

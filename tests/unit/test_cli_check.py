@@ -1,0 +1,114 @@
+"""`handlergen check`: exit statuses, JSON, and what is not imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from handlergen.cli import main
+
+MODULE = "async def preprocess(data):\n    return data\n\n\ndef predict(x, *, device=None):\n    return x\n"
+
+
+def check(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["check", *arguments])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "digits.py"
+    path.write_text(MODULE, encoding="utf-8")
+    return path
+
+
+def test_a_good_source(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check("digits.py") == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [
+        "digits.py: form functions, model digits 1.0",
+        "  async preprocess(data)  line 1  beside other requests",
+        "  predict(x, device)      line 5  one at a time on the device",
+        "No problems.",
+    ]
+    assert printed.err == ""
+
+
+def test_keys_are_listed(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source.write_text("def predict(prompt, temperature=0.7, *, context): ...\n", encoding="utf-8")
+    assert check("digits.py") == 0
+    assert "takes the keys of a JSON object: prompt, temperature (optional)\n" in capsys.readouterr().out
+
+
+def test_json_of_a_good_source(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check("digits.py", "--json", "--name", "other") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["ok"], report["name"], report["form"], report["problems"]) == (
+        True,
+        "other",
+        "functions",
+        [],
+    )
+    assert report["hooks"]["predict"]["parameters"] == [
+        {"name": "x", "receives": "inputs", "required": True},
+        {"name": "device", "receives": "device", "required": False},
+    ]
+    assert report["hooks"]["preprocess"]["kind"] == "async"
+
+
+def test_json_of_a_bad_source_holds_all_problems(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source.write_text("def preprocess(): ...\ndef predict(*x): ...\n", encoding="utf-8")
+    assert check("digits.py", "--json") == 3
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert report["ok"] is False
+    assert [problem["line"] for problem in report["problems"]] == [1, 2]
+    assert printed.err == ""
+
+
+def test_files_that_cannot_be_packed_are_problems_too(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check("digits.py", "--extra-file", "lost.txt", "--extra-file", "gone.txt") == 3
+    said = capsys.readouterr().err
+    assert "lost.txt" in said
+    assert "gone.txt" in said
+
+
+def test_a_flag_that_makes_no_sense_is_a_usage_error(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check("digits.py", "--batch-size", "many") == 2
+    assert "wanted: a whole number from 1 to 65536" in capsys.readouterr().err
+    assert check("digits.py", "--max-batch", "4") == 2
+    assert "predictor process" in capsys.readouterr().err
+
+
+def test_lists_are_repeated_singular_flags(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.txt", "b.txt"):
+        (source.parent / name).touch()
+    flags = ["--extra-file", "a.txt", "--extra-file", "b.txt", "--device", "0", "--device", "1"]
+    assert (
+        check("digits.py", *flags, "--config", "a=1", "--config", "b=[x]", "--workers-per-device", "4") == 0
+    )
+    assert check("digits.py", "--devices", "0,0") == 2
+    assert "an index twice" in capsys.readouterr().err
+
+
+def test_neither_the_module_nor_torch_is_imported(source: Path) -> None:
+    source.write_text("raise SystemExit('imported')\n" + MODULE, encoding="utf-8")
+    code = (
+        "import sys\nfrom handlergen.cli import main\n"
+        "try:\n    main(['check', 'digits.py'])\n"
+        "except SystemExit as ended:\n    assert ended.code == 0, ended.code\n"
+        "print(sorted({'torch', 'ts', 'grpc', 'digits', 'numpy'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

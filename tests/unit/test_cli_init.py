@@ -1,0 +1,83 @@
+"""`handlergen init`: the starter project is right before anybody touches it."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from handlergen.cli import main
+from handlergen.errors import HandlergenError
+from handlergen.project import open_project
+from handlergen.starter import STARTER_FORMS, create_starter
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+@pytest.mark.parametrize("form", STARTER_FORMS)
+def test_a_starter_meets_the_contract_without_a_warning(form: str, tmp_path: Path) -> None:
+    name, written = create_starter(tmp_path / "digits", form=form)
+    project = open_project(tmp_path / "digits", environ={})
+    assert name == project.settings.name == "digits"
+    assert project.contract.form == form
+    assert project.warnings == ()
+    assert {path.name for path in written} == {"model.py", "request.json", "handlergen.yaml"}
+
+
+def test_the_functions_starter_works_as_it_is(tmp_path: Path) -> None:
+    import torch
+
+    create_starter(tmp_path / "digits")
+    module = runpy.run_path(str(tmp_path / "digits" / "model.py"))
+    data = json.loads((tmp_path / "digits" / "request.json").read_text(encoding="utf-8"))
+    outputs = module["predict"](module["preprocess"](data), torch.device("cpu"))
+    assert module["preprocess"](data) is data
+    assert module["postprocess"](outputs) is outputs
+    assert outputs.tolist() == [2.0, 4.0, 6.0]
+
+
+def test_init_prints_three_commands_that_can_be_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("init", "my digits") == 0
+    assert capsys.readouterr().out.splitlines()[-4:] == [
+        "Next:",
+        "  handlergen archive 'my digits'",
+        "  handlergen serve",
+        "  handlergen invoke my-digits --file 'my digits/request.json'",
+    ]
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text("mine", encoding="utf-8")
+    with pytest.raises(HandlergenError, match=r"already has model\.py"):
+        create_starter(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.py"}
+    assert (tmp_path / "model.py").read_text(encoding="utf-8") == "mine"
+
+
+def test_other_files_may_be_there(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    assert len(create_starter(tmp_path)[1]) == 3
+
+
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(HandlergenError, match="is a file"):
+        create_starter(tmp_path / "file")
+    with pytest.raises(HandlergenError, match="cannot be written"):
+        create_starter(tmp_path / "file" / "below")
+
+
+def test_a_form_without_a_starter_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("init", str(tmp_path / "x"), "--form", "flow") == 1
+    assert "no starter project of the form flow" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()

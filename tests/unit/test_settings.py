@@ -1,0 +1,307 @@
+"""Settings: file < environment < flags, typed, frozen, and every problem at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, strategies
+from hypothesis import settings as hypothesis_settings
+
+from handlergen.errors import ContractError
+from handlergen.settings import (
+    SETTINGS,
+    Settings,
+    archive_path,
+    contradictions,
+    load_settings,
+    read_settings,
+    starter_yaml,
+    to_runtime,
+)
+
+NAMES_OF_THE_CONTRACT = [
+    "name",
+    "version",
+    "form",
+    "source",
+    "call",
+    "weights",
+    "weights_format",
+    "extra_files",
+    "packages",
+    "requirements",
+    "model_args",
+    "model_kwargs",
+    "config",
+    "secrets",
+    "batch",
+    "batch_size",
+    "max_batch_delay_ms",
+    "workers_per_device",
+    "devices",
+    "predictor",
+    "stages",
+    "max_batch",
+    "linger_ms",
+    "predict_timeout_s",
+    "lock",
+    "lock_timeout_s",
+    "response_timeout_s",
+    "startup_timeout_s",
+    "queue_size",
+    "nan",
+    "compression",
+]
+
+
+def load(text: str, tmp_path: Path, environ: dict[str, str] | None = None, **overrides: Any) -> Settings:
+    path = tmp_path / "handlergen.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_settings(path, environ=environ or {}, overrides=overrides)
+
+
+def refusals(text: str, tmp_path: Path) -> list[str]:
+    with pytest.raises(ContractError) as refused:
+        load(text, tmp_path)
+    assert refused.value.exit_status == 3
+    return [problem.message for problem in refused.value.problems]
+
+
+def test_every_setting_of_the_contract_exists_with_help_and_a_check() -> None:
+    assert set(NAMES_OF_THE_CONTRACT) | {"max_response_bytes"} == set(SETTINGS)
+    for setting in SETTINGS.values():
+        assert setting.help.endswith("."), setting.name
+        assert setting.default in (None, "") or setting.kind.convert(setting.default) == setting.default
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().batch_size = 2  # type: ignore[misc]
+
+
+def test_the_environment_wins_over_the_file_and_a_flag_over_both(tmp_path: Path) -> None:
+    text = "batch_size: 2\nqueue_size: 20\nworkers_per_device: 5\n"
+    found = load(text, tmp_path, {"HANDLERGEN_BATCH_SIZE": "4", "HANDLERGEN_QUEUE_SIZE": "40"}, batch_size=8)
+    assert (found.batch_size, found.queue_size, found.workers_per_device) == (8, 40, 5)
+
+
+def test_a_flag_that_was_not_given_changes_nothing(tmp_path: Path) -> None:
+    assert load("batch_size: 2\n", tmp_path, batch_size=None).batch_size == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "raw", "value"),
+    [
+        ("devices", "cpu", "cpu"),
+        ("devices", "0,2", (0, 2)),
+        ("devices", "[1]", (1,)),
+        ("extra_files", "a.txt,b/c", ("a.txt", "b/c")),
+        ("extra_files", '["a,b.txt"]', ("a,b.txt",)),
+        ("requirements", "torch>=2,<3", ("torch>=2,<3",)),
+        ("requirements", "[a, b]", ("a", "b")),
+        ("model_args", "[1, x]", (1, "x")),
+        ("model_args", "3", (3,)),
+        ("config", '{"a": [1, {"b": null}]}', {"a": [1, {"b": None}]}),
+        ("config", "threshold=0.5", {"threshold": 0.5}),
+        ("lock_timeout_s", "1.5", 1.5),
+        ("version", "1.10", "1.10"),
+        ("predict_timeout_s", "2", 2.0),
+    ],
+)
+def test_text_of_the_environment(key: str, raw: str, value: Any) -> None:
+    found = load_settings(None, environ={f"HANDLERGEN_{key.upper()}": raw}, overrides={})
+    assert getattr(found, key) == value
+
+
+def test_a_slip_in_a_variable_is_refused_and_a_stranger_is_not() -> None:
+    with pytest.raises(ContractError, match=r"HANDLERGEN_BATCHSIZE(.|\n)*`batch_size`"):
+        load_settings(None, environ={"HANDLERGEN_BATCHSIZE": "8"}, overrides={})
+    other = {
+        "HANDLERGEN_TRACE_DIR": "/t",
+        "HANDLERGEN_STATE_DIR": "/s",
+        "HANDLERGEN_HOME": "/h",
+        "PATH": "/bin",
+    }
+    assert load_settings(None, environ=other, overrides={}) == Settings()
+
+
+def test_a_version_keeps_its_trailing_zero(tmp_path: Path) -> None:
+    assert load("version: 1.10\n", tmp_path).version == "1.10"
+    assert load("version: 2\n", tmp_path).version == "2"
+
+
+def test_nothing_behind_a_key_is_the_default(tmp_path: Path) -> None:
+    assert load("weights:\nnan: null\nbatch_size: ~\n", tmp_path) == Settings()
+    assert load("", tmp_path) == Settings()
+    assert load("# only a comment\n", tmp_path) == Settings()
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "'4'", "true", "[4]", "2147483648"])
+def test_what_is_no_batch_size(value: str, tmp_path: Path) -> None:
+    (message,) = refusals(f"batch_size: {value}\n", tmp_path)
+    assert "`batch_size`" in message
+    assert "wanted: a whole number from 1 to 65536" in message
+
+
+@pytest.mark.parametrize("value", ["0", "-0.1", ".inf", ".nan", "true", "soon"])
+def test_what_is_no_number_of_seconds(value: str, tmp_path: Path) -> None:
+    (message,) = refusals(f"lock_timeout_s: {value}\n", tmp_path)
+    assert "wanted: a number of seconds above 0" in message
+
+
+@pytest.mark.parametrize("value", ["../x", "-x", "a b", "a/b", "all", "x.mar", "''", ".x", "é"])
+def test_what_is_no_model_name(value: str, tmp_path: Path) -> None:
+    assert "`name`" in refusals(f"name: {value}\n", tmp_path)[0]
+
+
+def test_values_that_json_cannot_hold_are_named_with_their_place(tmp_path: Path) -> None:
+    (message,) = refusals("config: {a: {when: 2026-01-01}}\n", tmp_path)
+    assert "a.when" in message
+    (message,) = refusals("config: {1: x}\n", tmp_path)
+    assert "the key 1" in message
+    (message,) = refusals("config: {a: [.nan]}\n", tmp_path)
+    assert "a[0]" in message
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("predictor: process", "not in this version"),
+        ("predictor: auto", "not in this version"),
+        ("stages: predictor", "does not have"),
+        ("max_batch: 8", "does not have"),
+        ("linger_ms: 2", "does not have"),
+    ],
+)
+def test_what_is_not_built_yet_is_refused_by_name(setting: str, reason: str, tmp_path: Path) -> None:
+    (message,) = refusals(setting, tmp_path)
+    assert reason in message
+
+
+def test_a_refused_value_leaves_the_others_readable(tmp_path: Path) -> None:
+    path = tmp_path / "handlergen.yaml"
+    path.write_text("batch_size: x\nqueue_size: 7\n", encoding="utf-8")
+    found, problems = read_settings(path, environ={}, overrides={"lock": "mine"})
+    assert (found.batch_size, found.queue_size, found.lock) == (1, 7, "device")
+    assert [(problem.line, problem.file.split()[0]) for problem in problems] == [
+        (1, str(path)),
+        (0, "option"),
+    ]
+
+
+def test_python_values_are_checked_like_any_other() -> None:
+    found = load_settings(None, environ={}, overrides={"extra_files": [Path("a"), "b"], "devices": [0]})
+    assert (found.extra_files, found.devices) == (("a", "b"), (0,))
+    with pytest.raises(ContractError, match="there is no setting `batchsize`"):
+        load_settings(None, environ={}, overrides={"batchsize": 1})
+
+
+def test_the_starter_file_shows_every_setting_and_reads_back(tmp_path: Path) -> None:
+    text = starter_yaml({"name": "digits", "batch_size": 8, "extra_files": ("a.txt",), "lock": "none"})
+    assert load(text, tmp_path) == Settings(name="digits", batch_size=8, extra_files=("a.txt",), lock="none")
+    for name in SETTINGS:
+        assert f"\n{name}:" in text or f"\n# {name}:" in text
+
+
+def test_the_starter_files_comments_are_valid_settings(tmp_path: Path) -> None:
+    # What somebody gets who removes the `#` in front of a setting.
+    for line in starter_yaml().splitlines():
+        key = line.removeprefix("# ").partition(":")[0]
+        if line.startswith("# ") and key in SETTINGS:
+            load(line.removeprefix("# ") + "\n", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [x]\nb: *a\n",
+        "name: x\nname: y\n",
+        "config: {a: 1, a: 2}\n",
+        "name: !!python/name:os.system\n",
+        "- 1\n",
+        "just text\n",
+        "name: x\n---\nname: y\n",
+        "name: [\n",
+        "\tname: x\n",
+        "config: {d: 2026-99-99}\n",
+        "config: " + "[" * 5000 + "\n",
+        "config: " + "{a: " * 3000 + "\n",
+    ],
+)
+def test_documents_that_are_refused(text: str, tmp_path: Path) -> None:
+    assert refusals(text, tmp_path)
+
+
+def test_a_file_that_is_not_utf8_or_too_large_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "handlergen.yaml"
+    path.write_bytes(b"name: x\nversion: \xff\n")
+    with pytest.raises(ContractError, match=":2: the file is not UTF-8"):
+        load_settings(path, environ={})
+    path.write_bytes(b"#" * 1_000_001)
+    with pytest.raises(ContractError, match="too many"):
+        load_settings(path, environ={})
+    path.write_bytes(b"\xef\xbb\xbfname: x\r\nbatch_size: 2\r\n")
+    assert load_settings(path, environ={}).batch_size == 2
+
+
+@hypothesis_settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150
+)
+@given(strategies.text(alphabet="abcnamebatch_size:- \n\t[]{}&*!?|>'\"#,%@`0129.~", max_size=60))
+def test_no_document_fails_in_another_way(tmp_path: Path, text: str) -> None:
+    try:
+        found = load(text, tmp_path)
+    except ContractError as refused:
+        assert refused.problems  # noqa: PT017 - either way out is right
+    else:
+        assert isinstance(found, Settings)
+
+
+def test_what_the_runtime_is_told() -> None:
+    runtime = to_runtime(
+        Settings(name="digits", batch="each", weights="models/digits.pt", secrets=("TOKEN",))
+    )
+    assert (runtime.name, runtime.batch, runtime.weights) == ("digits", "each", "models/digits.pt")
+    assert (runtime.lock, runtime.lock_timeout_s, runtime.secrets) == ("device", 60.0, ("TOKEN",))
+    assert to_runtime(Settings(weights="/elsewhere/digits.pt")).weights == "digits.pt"
+    assert archive_path("a/./b.txt") == "a/b.txt"
+
+
+def test_the_defaults_do_not_contradict_themselves() -> None:
+    assert contradictions(Settings()) == []
+    assert contradictions(Settings(batch_size=8)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lock_timeout_s": 120.0}, "lock_timeout_s (120) is not below response_timeout_s (120)"),
+        ({"lock_timeout_s": 110.0}, "leaves 10 s"),
+        ({"predict_timeout_s": 120.0}, "predict_timeout_s (120) is not below"),
+        ({"predict_timeout_s": 30.0}, "4 workers on a device x predict_timeout_s (30) are 120 s"),
+        ({"predict_timeout_s": 4.0, "batch_size": 8}, "x 8 requests of a batch"),
+        ({"max_batch_delay_ms": 20}, "has no effect"),
+        ({"batch": "list"}, "never sees more than one"),
+        ({"batch_size": 200}, "no batch fills"),
+    ],
+)
+def test_contradictions_say_what_to_write(changes: dict[str, Any], words: str) -> None:
+    (warning,) = contradictions(Settings(**changes))
+    assert words in warning
+
+
+def test_a_lock_that_is_off_waits_for_nobody() -> None:
+    assert contradictions(Settings(lock="none", lock_timeout_s=500.0, predict_timeout_s=100.0)) == []
+
+
+def test_copies_of_the_weights_that_cannot_fit() -> None:
+    gib = 2**30
+    assert contradictions(Settings(), weights_bytes=4 * gib, device_bytes=16 * gib) == []
+    (warning,) = contradictions(Settings(), weights_bytes=5 * gib, device_bytes=16 * gib)
+    assert "4 copies of the weights, 20.0 GiB" in warning
+    assert "workers_per_device: 3" in warning
+    (warning,) = contradictions(Settings(workers_per_device=1), weights_bytes=17 * gib, device_bytes=16 * gib)
+    assert "larger device" in warning
