@@ -13,11 +13,13 @@ class Arrivals:
 
     Args:
         expected: How many requests the batch has.
+        last_stage: A request is put once for each stage of the model, from 0 to this one.
         done: Called with each request that the predictor is finished with, on the predicting thread.
     """
 
-    def __init__(self, expected: int, done: Callable[[Item], None]) -> None:
+    def __init__(self, expected: int, last_stage: int, done: Callable[[Item], None]) -> None:
         self._left = expected
+        self._last_stage = last_stage
         self._queue: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self.done = done
 
@@ -29,10 +31,8 @@ class Arrivals:
         """Wait for the next request that is ready; None when the batch has no more."""
         while self._left:
             item = self._queue.get()
-            self._left -= 1
-            if item.failure is None:
+            if self._is_taken(item):
                 return item
-            self.done(item)
         return None
 
     def next_ready(self) -> Item | None:
@@ -42,8 +42,16 @@ class Arrivals:
                 item = self._queue.get_nowait()
             except queue.Empty:
                 return None
-            self._left -= 1
-            if item.failure is None:
+            if self._is_taken(item):
                 return item
-            self.done(item)
         return None
+
+    def _is_taken(self, item: Item) -> bool:
+        """Count a request that does not come back; one that has failed is handed on at once."""
+        if item.failure is not None:
+            self._left -= 1
+            self.done(item)
+            return False
+        if item.stage == self._last_stage:
+            self._left -= 1
+        return True

@@ -24,6 +24,7 @@ class Item:
         request: What hooks see as `request`.
         entry, properties: What came on the wire, as TorchServe hands it over.
         data, files: The same, decoded.
+        stage: Which of the model's stages it is in.
         inputs: What `preprocess` returned.
         outputs: What `predict` returned for it.
         failure: Why it has no answer; the stages after the failing one skip it.
@@ -43,6 +44,7 @@ class Item:
         "ready_ns",
         "reply",
         "request",
+        "stage",
     )
 
     def __init__(
@@ -54,6 +56,7 @@ class Item:
         self.request = request
         self.data: Any = None
         self.files: Files | None = None
+        self.stage = 0
         self.inputs: Any = None
         self.outputs: Any = None
         self.failure: Failure | None = None
@@ -75,12 +78,19 @@ class BoundHook:
 
 
 @dataclass(frozen=True)
-class Hooks:
-    """The three stages of a model; None where the module has no such hook and the value passes through."""
+class Stage:
+    """One visit to the device with what surrounds it; None where the value passes through.
+
+    Every form has one stage, its three hooks, but the flow, which has one for each of its models.
+    """
 
     preprocess: BoundHook | None
     predict: BoundHook
-    postprocess: BoundHook | None
+    postprocess: BoundHook | None = None
+
+
+Hooks = tuple[Stage, ...]
+"""The stages of a model, one at least."""
 
 
 _ITEM_SOURCES: dict[str, Callable[[Item], Any]] = {

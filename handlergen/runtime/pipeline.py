@@ -89,13 +89,17 @@ class Pipeline:
         def answered(_item: Item) -> None:
             finished.release()
 
+        last = len(self._hooks) - 1
+
         def predicted(item: Item) -> None:
-            if item.failure is None:
+            if item.failure is not None:
+                finished.release()
+            elif item.stage == last:
                 threads.submit(self._finish, item, answered)
             else:
-                finished.release()
+                threads.submit(self._advance, item, arrivals.put)
 
-        arrivals = Arrivals(len(items), predicted)
+        arrivals = Arrivals(len(items), last, predicted)
         for item in items:
             threads.submit(self._prepare, item, arrivals.put)
         self._predictor.predict(arrivals)
@@ -107,11 +111,14 @@ class Pipeline:
         self._each(items, self._prepare)
 
     def predict(self, items: Sequence[Item]) -> None:
-        """Predict for every item that has not failed."""
-        arrivals = Arrivals(len(items), lambda _item: None)
-        for item in items:
-            arrivals.put(item)
-        self._predictor.predict(arrivals)
+        """Predict for every item that has not failed; between two stages, answer one and prepare the other."""
+        for stage in range(len(self._hooks)):
+            if stage:
+                self._each([item for item in items if item.failure is None], self._advance)
+            arrivals = Arrivals(len(items), stage, lambda _item: None)
+            for item in items:
+                arrivals.put(item)
+            self._predictor.predict(arrivals)
 
     def postprocess(self, items: Sequence[Item]) -> None:
         """Postprocess and encode every item that has not failed, one after the other, in this thread."""
@@ -147,12 +154,28 @@ class Pipeline:
         if spans is not None:
             spans.record("decode", item.request.id, start, time.monotonic_ns())
 
-        def ready(value: Any) -> None:
-            item.inputs = value
+        self._make_ready(item, item.data, then)
+
+    def _make_ready(self, item: Item, value: Any, then: Callable[[Item], None]) -> None:
+        """Preprocess for the item's stage; the item is then ready for the device."""
+
+        def ready(inputs: Any) -> None:
+            item.inputs = inputs
             item.ready_ns = time.monotonic_ns()
             then(item)
 
-        self._call(self._hooks.preprocess, item, item.data, "preprocess", ready)
+        item.inputs = value
+        self._call(self._hooks[item.stage].preprocess, item, value, "preprocess", ready)
+
+    def _advance(self, item: Item, then: Callable[[Item], None]) -> None:
+        """From one stage of the model to the next, outside the lock."""
+
+        def answered(value: Any) -> None:
+            item.stage += 1
+            self._make_ready(item, value, then)
+
+        with torch.inference_mode():
+            self._call(self._hooks[item.stage].postprocess, item, item.outputs, "postprocess", answered)
 
     def _finish(self, item: Item, then: Callable[[Item], None]) -> None:
         def answered(value: Any) -> None:
@@ -171,7 +194,7 @@ class Pipeline:
 
         # predict's outputs are inference tensors, which only inference mode lets a hook change in place.
         with torch.inference_mode():
-            self._call(self._hooks.postprocess, item, item.outputs, "postprocess", answered)
+            self._call(self._hooks[-1].postprocess, item, item.outputs, "postprocess", answered)
 
     def _call(
         self, hook: BoundHook | None, item: Item, unchanged: Any, stage: str, then: Callable[[Any], None]

@@ -226,7 +226,7 @@ class WorkerPredictor:
         device = self._device
         with torch.inference_mode():
             item.inputs = device.put(item.inputs)
-            outputs = self._hooks.predict.call(item)
+            outputs = self._hooks[item.stage].predict.call(item)
             if type(outputs) is CoroutineType:
                 outputs = self._await(outputs)
             device.wait()

@@ -435,3 +435,32 @@ def test_describe_and_explain(serve: Serve) -> None:
 def test_missing_secrets_stop_the_start(serve: Serve) -> None:
     with pytest.raises(LookupError, match="API_KEY_OF_TEST"):
         serve("def predict(inputs):\n    return inputs", secrets=("API_KEY_OF_TEST",))
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_model_of_two_stages_visits_the_device_twice(serve: Serve, tmp_path: Path, count: int) -> None:
+    """What a flow needs: between its models' predictions the device is free, and a failure ends only its own."""
+    from handlergen.runtime.hooks import BoundHook, Stage
+
+    def second(item: Any) -> Any:
+        if item.data == 3:
+            raise RuntimeError("no threes")
+        return item.inputs * 10
+
+    model = serve("def predict(inputs):\n    return inputs")
+    stages = (
+        Stage(
+            None,
+            BoundHook("one", lambda item: item.inputs + 1),
+            BoundHook("post", lambda item: [item.outputs]),
+        ),
+        Stage(BoundHook("pre", lambda item: item.inputs[0]), BoundHook("two", second)),
+    )
+    model.worker._predictor._hooks = stages
+    model.worker._pipeline.start(stages, model.worker._predictor)
+    answers = [value if status == 200 else status for status, value in model(*range(count))]
+    assert answers == [10, 20, 30, 500, 50][:count]
+    found = [span for span in spans(tmp_path) if span["stage"] == "predict"]
+    assert len(found) == 2 * count
+    found.sort(key=lambda span: span["start_ns"])
+    assert all(a["end_ns"] <= b["start_ns"] for a, b in itertools.pairwise(found))

@@ -1,0 +1,62 @@
+"""The `functions` form: module-level `setup`, `load`, `preprocess`, `predict`, `postprocess`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from .context import Context
+from .contract import Contract, RuntimeSettings
+from .hooks import BoundHook, Hooks, Stage, bind, call_once
+from .weights import load_executable
+
+
+class FunctionsModule:
+    """A module of functions, imported and bound. See `UserModule` for the methods."""
+
+    def __init__(self, contract: Contract, settings: RuntimeSettings, context: Context) -> None:
+        self._contract = contract
+        self._settings = settings
+        self._context = context
+        self._constants: dict[str, Any] = {"context": context, "device": context.device, "model": None}
+        self._module: ModuleType = importlib.import_module(contract.module)
+        self._program: Callable[[Any], Any] | None = None
+
+    def setup(self) -> None:
+        self._call_once("setup")
+
+    def load(self) -> None:
+        if "load" in self._contract.hooks:
+            self._constants["model"] = self._call_once("load")
+        elif self._settings.weights and self._settings.weights_format in ("torchscript", "exported", "onnx"):
+            path = self._context.model_dir / self._settings.weights
+            self._program = load_executable(path, self._settings.weights_format, self._context.device)
+            self._constants["model"] = self._program
+
+    def hooks(self) -> Hooks:
+        predict = self._bound("predict")
+        if predict is None:
+            program = self._program
+            if program is None:
+                raise RuntimeError(
+                    f"{self._contract.module} has neither predict nor weights that can predict"
+                )
+            predict = BoundHook("predict", lambda item: program(item.inputs))
+        return (Stage(self._bound("preprocess"), predict, self._bound("postprocess")),)
+
+    def optional(self, role: str) -> Callable[[Mapping[str, Any]], Any] | None:
+        hook = self._contract.hooks.get(role)
+        if hook is None:
+            return None
+        function = getattr(self._module, hook.name)
+        return lambda values: call_once(function, hook, {**self._constants, **values})
+
+    def _call_once(self, role: str) -> Any:
+        hook = self._contract.hooks.get(role)
+        return call_once(getattr(self._module, hook.name), hook, self._constants) if hook else None
+
+    def _bound(self, role: str) -> BoundHook | None:
+        hook = self._contract.hooks.get(role)
+        return bind(getattr(self._module, hook.name), hook, self._constants) if hook else None
