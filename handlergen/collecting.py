@@ -6,22 +6,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from handlergen.settings import SETTINGS_FILE, shown
+
 #: Left out of a walked directory without a word; other hidden entries are left out with a warning.
-_NOISE = frozenset(
-    {
-        ".git",
-        ".hg",
-        ".svn",
-        ".DS_Store",
-        ".gitignore",
-        ".gitattributes",
-        ".gitkeep",
-        ".idea",
-        ".vscode",
-        ".venv",
-    }
-    | {".ipynb_checkpoints", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", ".cache", ".tox"}
-    | {"__pycache__", "__MACOSX"}
+_NOISE = (
+    frozenset({".git", ".gitattributes", ".gitignore", ".gitkeep", ".hg", ".svn", ".DS_Store", "__MACOSX"})
+    | {"__pycache__", ".cache", ".hypothesis", ".ipynb_checkpoints", ".mypy_cache", ".pytest_cache"}
+    | {".idea", ".ruff_cache", ".tox", ".venv", ".vscode", SETTINGS_FILE}
 )
 
 
@@ -47,7 +38,7 @@ class Collector:
         path = self._absolute(entry)
         if not path.exists():
             lost = "is a link that leads nowhere" if path.is_symlink() else "does not exist"
-            self.problems.append(f"{setting}: {entry} {lost} (looked for {path})")
+            self.problems.append(f"{setting}: {entry} {lost} (looked for {shown(path)})")
             return None
         return path if self.check_inside(path) else None
 
@@ -67,7 +58,7 @@ class Collector:
         if patterns and any(character in entry for character in "*?[") and not self._absolute(entry).exists():
             matches = [] if Path(entry).is_absolute() else sorted(self.root.glob(entry))
             if not matches:
-                self.problems.append(f"{setting}: nothing in {self.root} matches {entry}")
+                self.problems.append(f"{setting}: nothing in {shown(self.root)} matches {entry}")
             for match in matches:
                 if match.name not in _NOISE:
                     self.add_named(os.path.relpath(match, self.root), setting)
@@ -100,19 +91,19 @@ class Collector:
             found += 1
             self.add_file(path, f"{place}/{path.relative_to(directory).as_posix()}")
         if not found:
-            self.problems.append(f"{directory} holds no file to pack")
+            self.problems.append(f"{shown(directory)} holds no file to pack")
 
     def add_file(self, path: Path, place: str) -> None:
         """Add one file, unless it is already there from the same place."""
         if not path.is_file():
-            self.problems.append(f"{path} is neither a file nor a directory")
+            self.problems.append(f"{shown(path)} is neither a file nor a directory")
             return
         if not os.access(path, os.R_OK):
-            self.problems.append(f"{path} cannot be read: check its permissions")
+            self.problems.append(f"{shown(path)} cannot be read: check its permissions")
             return
         known = self.files.get(place)
         if known is not None and not known.samefile(path):
-            self.problems.append(f"{known} and {path} would both be {place} in the archive")
+            self.problems.append(f"{shown(known)} and {shown(path)} would both be {place} in the archive")
             return
         self.files.setdefault(place, path)
 
@@ -121,7 +112,9 @@ class Collector:
         absolute = _absolute(path)
         real = absolute.resolve()
         if absolute.is_relative_to(self.root) and not real.is_relative_to(self.root.resolve()):
-            self.problems.append(f"{absolute} is a link out of the project, to {real}; name that file itself")
+            self.problems.append(
+                f"{shown(absolute)} is a link out of the project, to {real}; name that file itself"
+            )
             return False
         return True
 
@@ -135,7 +128,9 @@ class Collector:
                 continue
             if path.name.startswith("."):
                 advice = "rename it" if path.is_dir() else "name it under extra_files"
-                self.warnings.append(f"left out {path}, which is hidden; if the model needs it, {advice}")
+                self.warnings.append(
+                    f"left out {shown(path)}, which is hidden; if the model needs it, {advice}"
+                )
                 continue
             if path.is_symlink() and not self._link_is_fine(path, above):
                 continue
@@ -147,11 +142,13 @@ class Collector:
     def _link_is_fine(self, path: Path, above: tuple[Path, ...]) -> bool:
         real = path.resolve()
         if not path.exists():
-            self.problems.append(f"{path} is a link that leads nowhere")
+            self.problems.append(f"{shown(path)} is a link that leads nowhere")
         elif real in above:
-            self.problems.append(f"{path} is a link to a directory that holds it")
+            self.problems.append(f"{shown(path)} is a link to a directory that holds it")
         elif not real.is_relative_to(self.root.resolve()) and not real.is_relative_to(above[0]):
-            self.problems.append(f"{path} is a link out of the project, to {real}; name that file itself")
+            self.problems.append(
+                f"{shown(path)} is a link out of the project, to {real}; name that file itself"
+            )
         else:
             return True
         return False

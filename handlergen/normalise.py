@@ -7,6 +7,7 @@ Format: PKWARE's APPNOTE.TXT, sections 4.3 and 4.5.3 (zip64).
 
 from __future__ import annotations
 
+import io
 import struct
 import zipfile
 import zlib
@@ -50,6 +51,7 @@ class NormalWriter:
         self._output = output
         self._wrote = wrote
         self._entries: list[_Entry] = []
+        self._buffer = memoryview(bytearray(_CHUNK))
 
     def add(self, name: str, source: IO[bytes], *, method: int, expected_size: int) -> None:
         """Write one entry from `source`, deflated or stored.
@@ -59,9 +61,9 @@ class NormalWriter:
         """
         entry = self._begin(name, method, expected_size)
         compressor = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS) if method == DEFLATED else None
-        buffer = memoryview(bytearray(_CHUNK))
-        while count := source.readinto(buffer):  # type: ignore[attr-defined]
-            chunk = buffer[:count]
+        # Not for ever: a file that somebody appends to may grow as fast as it is read.
+        while entry.size <= expected_size and (count := source.readinto(self._buffer)):  # type: ignore[attr-defined]
+            chunk = self._buffer[:count]
             entry.crc = zlib.crc32(chunk, entry.crc)
             entry.size += count
             packed = chunk if compressor is None else compressor.compress(chunk)
@@ -190,8 +192,6 @@ def normalise(
         ValueError: A file changed while it was read; names it.
         OSError: Reading or writing failed.
     """
-    import io
-
     writer = NormalWriter(output, wrote)
     with zipfile.ZipFile(source) as packed, source.open("rb") as raw:
         for info in sorted(packed.infolist(), key=lambda info: info.filename):

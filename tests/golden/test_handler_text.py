@@ -25,7 +25,10 @@ def hook(name: str, *parameters: str, kind: str = "sync") -> Hook:
     """`*name` marks a keyword-only parameter, `name=` an optional one."""
     made = tuple(
         Parameter(
-            text.strip("*="), text.strip("*="), keyword_only=text.startswith("*"), required=not text.endswith("=")
+            text.strip("*="),
+            text.strip("*="),
+            keyword_only=text.startswith("*"),
+            required=not text.endswith("="),
         )
         for text in parameters
     )
@@ -108,14 +111,25 @@ def test_torchserve_finds_one_class_and_no_function(case: str) -> None:
 def test_the_module_is_imported_by_initialize_only(case: str) -> None:
     # TorchServe swallows an ImportError of the handler's own imports: the user's must not be among them.
     module = CASES[case][0].module.split(".")[0]
-    imports = [ast.unparse(node) for node in ast.parse(rendered(case)).body if isinstance(node, ast.ImportFrom)]
+    imports = [
+        ast.unparse(node) for node in ast.parse(rendered(case)).body if isinstance(node, ast.ImportFrom)
+    ]
     assert imports
     assert not [line for line in imports if line.split()[1].split(".")[0] == module]
 
 
 def test_golden_handlers_pass_ruff() -> None:
     for arguments in (["check", "--select", "E,F,W,I,B,UP,RET,D1"], ["format", "--check"]):
-        command = [sys.executable, "-m", "ruff", *arguments, "--isolated", "--line-length", "110", "--no-cache"]
+        command = [
+            sys.executable,
+            "-m",
+            "ruff",
+            *arguments,
+            "--isolated",
+            "--line-length",
+            "110",
+            "--no-cache",
+        ]
         done = subprocess.run([*command, str(HANDLERS)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -123,7 +137,9 @@ def test_golden_handlers_pass_ruff() -> None:
 def test_golden_handlers_pass_mypy_strict(tmp_path: Path) -> None:
     # ts has no types, hence the two exceptions; the runtime is the real one, under the name it travels by.
     shutil.copytree(
-        Path(runtime.__file__).parent, tmp_path / "handlergen_runtime", ignore=shutil.ignore_patterns("__pycache__")
+        Path(runtime.__file__).parent,
+        tmp_path / "handlergen_runtime",
+        ignore=shutil.ignore_patterns("__pycache__"),
     )
     for case in CASES:
         shutil.copyfile(HANDLERS / f"{case}.py", tmp_path / f"{case}.py")

@@ -1,0 +1,247 @@
+"""Reading archives that may come from anybody."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from handlergen.archive import archive
+from handlergen.errors import HandlergenError
+from handlergen.mar import read_mar, unpack
+from handlergen.normalise import DEFLATED, STORED, NormalWriter
+
+MANIFEST = json.dumps(
+    {"model": {"modelName": "m", "modelVersion": "2.0", "handler": "h.py"}, "runtime": "python"}
+)
+
+
+def crafted(
+    path: Path, *entries: tuple[str | zipfile.ZipInfo, bytes | str], manifest: str | None = MANIFEST
+) -> Path:
+    with zipfile.ZipFile(path, "w") as opened:
+        if manifest is not None:
+            opened.writestr("MAR-INF/MANIFEST.json", manifest)
+        for name, content in entries:
+            opened.writestr(name, content)
+    return path
+
+
+def patched(path: Path, before: bytes, after: bytes) -> Path:
+    """Change names in the finished file, where zipfile would not write such ones."""
+    assert len(before) == len(after)
+    path.write_bytes(path.read_bytes().replace(before, after))
+    return path
+
+
+def link(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.create_system = 3
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return info
+
+
+def encrypted(path: Path) -> Path:
+    crafted(path, ("secret.txt", "x"))
+    data = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.rindex(signature) + offset] |= 1
+    path.write_bytes(data)
+    return path
+
+
+def bomb(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("MAR-INF/MANIFEST.json", MANIFEST)
+        opened.writestr("zeros", b"\0" * (1 << 20))
+        opened.getinfo("zeros").file_size = 3 << 30
+    return path
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "parent": (lambda path: crafted(path, ("../evil.py", "x")), "leads out of the archive"),
+    "parent inside": (lambda path: crafted(path, ("a/../../evil.py", "x")), "leads out of the archive"),
+    "absolute": (lambda path: crafted(path, ("/etc/cron.d/evil", "x")), "absolute"),
+    "drive": (lambda path: crafted(path, ("C:evil.py", "x")), "absolute"),
+    "backslash": (lambda path: crafted(path, ("..\\evil.py", "x")), "backslash"),
+    "NUL": (lambda path: patched(crafted(path, ("evil.pyX.txt", "x")), b"pyX.txt", b"py\0.txt"), "control"),
+    "escape": (lambda path: crafted(path, ("\x1b[2Jevil", "x")), "control"),
+    "dot": (lambda path: crafted(path, ("./evil.py", "x")), "no plain path"),
+    "link": (lambda path: crafted(path, (link("evil"), "/etc/passwd")), "link"),
+    "twice": (lambda path: patched(crafted(path, ("a.py", "1"), ("b.py", "2")), b"b.py", b"a.py"), "twice"),
+    "case": (lambda path: crafted(path, ("a.py", "1"), ("A.py", "2")), "twice"),
+    "second manifest": (
+        lambda path: patched(crafted(path, ("MAR-INF/MANIFEST.jsoX", "{}")), b".jsoX", b".json"),
+        "twice",
+    ),
+    "file as directory": (lambda path: crafted(path, ("a", "1"), ("a/b", "2")), "below a file"),
+    "directory as file": (lambda path: crafted(path, ("a/b", "2"), ("a", "1")), "file and a directory"),
+    "encrypted": (encrypted, "encrypted"),
+    "bomb": (bomb, "would unpack to"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_hostile_archives_are_refused_before_anything_is_written(tmp_path: Path, case: str) -> None:
+    make, reason = HOSTILE[case]
+    path = make(tmp_path / "evil.mar")
+    with pytest.raises(HandlergenError, match=reason):
+        read_mar(path)
+    with pytest.raises(HandlergenError, match=reason):
+        unpack(path, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_message_cannot_steer_a_terminal(tmp_path: Path) -> None:
+    with pytest.raises(HandlergenError) as caught:
+        read_mar(crafted(tmp_path / "evil.mar", ("\x1b[2Jevil", "x")))
+    assert "\x1b" not in caught.value.message
+
+
+def truncated(path: Path) -> Path:
+    crafted(path, ("weights", b"w" * 1000))
+    path.write_bytes(path.read_bytes()[:-30])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: path, "does not exist"),
+        (lambda path: path.mkdir() or path, "is a directory"),
+        (lambda path: path.write_bytes(b"PK not at all") and path, "no archive"),
+        (lambda path: path.write_bytes(b"") or path, "no archive"),
+        (truncated, "no archive"),
+        (lambda path: crafted(path, ("a.py", "x"), manifest=None), "no TorchServe archive"),
+        (lambda path: crafted(path, manifest="not json"), "not JSON"),
+        (lambda path: crafted(path, manifest="[1]"), "no manifest"),
+        (lambda path: crafted(path, manifest='{"model": 3}'), "no manifest"),
+        (lambda path: crafted(path, ("handlergen.json", "{}")), "archive the model again"),
+        (lambda path: crafted(path, ("model-config.yaml", "{a: ")), "not YAML"),
+        (lambda path: patched(crafted(path, ("w.bin", b"wwww1234")), b"wwww1234", b"wwww1235"), "CRC"),
+    ],
+)
+def test_what_is_no_archive_is_told_so(tmp_path: Path, make: Callable[[Path], Path], reason: str) -> None:
+    with pytest.raises(HandlergenError, match=reason):
+        read_mar(make(tmp_path / "bad.mar"))
+
+
+def test_an_archive_of_somebody_elses(tmp_path: Path) -> None:
+    path = crafted(tmp_path / "other.mar", ("h.py", "def handle(data, context): pass"))
+    mar = read_mar(path)
+    assert (mar.name, mar.version, mar.bundle, mar.model_config) == ("m", "2.0", None, {})
+    assert [file.name for file in mar.files] == ["MAR-INF/MANIFEST.json", "h.py"]
+    assert mar.files[1].sha256 == hashlib.sha256(b"def handle(data, context): pass").hexdigest()
+
+
+def test_our_own_archive_reads_back_and_unpacks(tmp_path: Path) -> None:
+    source = tmp_path / "add.py"
+    source.write_text("def predict(a, b):\n    return a + b\n")
+    result = archive(source, model_store=tmp_path / "store", environ={}, config={"limit": 3}, devices="cpu")
+    mar = read_mar(result.path)
+    assert mar.bundle is not None
+    assert mar.bundle.contract == result.contract
+    assert mar.bundle.settings.config == {"limit": 3}
+    assert mar.model_config["deviceType"] == "cpu"
+    unpack(result.path, tmp_path / "out")
+    found = {
+        str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()
+    }
+    assert found == {file.name for file in mar.files}
+    assert (tmp_path / "out" / "add.py").read_bytes() == source.read_bytes()
+    with pytest.raises(HandlergenError, match="not empty"):
+        unpack(result.path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("method", [STORED, DEFLATED])
+def test_the_normal_form_reads_back_in_zipfile(method: int) -> None:
+    contents = {"a.txt": b"", "b/ü.bin": bytes(range(256)) * 40_000, "c": b"x"}
+    output = io.BytesIO()
+    writer = NormalWriter(output)
+    for name, content in contents.items():
+        writer.add(name, io.BytesIO(content), method=method, expected_size=len(content))
+    writer.close()
+    with zipfile.ZipFile(output) as opened:
+        assert opened.testzip() is None
+        assert {name: opened.read(name) for name in opened.namelist()} == contents
+        assert {info.date_time for info in opened.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        assert {info.external_attr >> 16 for info in opened.infolist()} == {0o100644}
+
+
+class Zeros(io.RawIOBase):
+    """So many zero bytes, from nowhere."""
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        count = min(len(buffer), self._left)
+        buffer[:count] = bytes(count)
+        self._left -= count
+        return count
+
+
+class Sparse(io.RawIOBase):
+    """A file that stores zero bytes as holes, for archives of more than 4 GiB that take no room."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w+b", buffering=0)
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        if any(memoryview(data)[:64]):
+            return self._file.write(data)
+        self._file.seek(len(data), io.SEEK_CUR)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def test_more_than_four_gibibytes(tmp_path: Path) -> None:
+    path = tmp_path / "large.zip"
+    size = (4 << 30) + 5
+    output = Sparse(path)
+    writer = NormalWriter(output)  # type: ignore[arg-type]
+    writer.add("large", Zeros(size), method=STORED, expected_size=size)  # type: ignore[arg-type]
+    writer.add("after", io.BytesIO(b"small"), method=STORED, expected_size=5)
+    writer.close()
+    output.close()
+    with zipfile.ZipFile(path) as opened:
+        assert opened.getinfo("large").file_size == size
+        assert opened.getinfo("after").header_offset > 4 << 30
+        assert opened.read("after") == b"small"
+        with opened.open("large") as content:
+            assert content.read(3) == bytes(3)
+    shutil.rmtree(tmp_path)
+
+
+def test_more_entries_than_a_plain_zip_can_count() -> None:
+    output = io.BytesIO()
+    writer = NormalWriter(output)
+    for number in range(66_000):
+        writer.add(f"{number}", io.BytesIO(b""), method=STORED, expected_size=0)
+    writer.close()
+    with zipfile.ZipFile(output) as opened:
+        assert len(opened.namelist()) == 66_000
+
+
+def test_a_source_of_another_size_is_noticed() -> None:
+    with pytest.raises(ValueError, match="5 bytes at first and 3"):
+        NormalWriter(io.BytesIO()).add("a", io.BytesIO(b"abc"), method=STORED, expected_size=5)

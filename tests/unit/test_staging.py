@@ -1,0 +1,304 @@
+"""What goes into an archive, and what is refused before anything is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handlergen import runtime
+from handlergen.errors import HandlergenError
+from handlergen.names import check_model_name, check_version, propose
+from handlergen.project import Project, open_project
+from handlergen.staging import make_plan, plan
+
+MODULE = "def load(context):\n    return None\n\n\ndef predict(inputs, model):\n    return inputs\n"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Callable[..., Project]:
+    """`project(files, **settings)`: a project of these files, with `digits.py` in it."""
+
+    def make(files: dict[str, str] | None = None, /, **settings: Any) -> Project:
+        root = tmp_path / "project"
+        for name, text in {"digits.py": MODULE, **(files or {})}.items():
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return open_project(root / "digits.py", overrides=settings, environ={})
+
+    return make
+
+
+def places(project: Project) -> list[str]:
+    """Archive paths without handlergen's runtime."""
+    return [
+        file.archive_path for file in plan(project) if not file.archive_path.startswith("handlergen_runtime/")
+    ]
+
+
+def refusal(project: Project) -> str:
+    with pytest.raises(HandlergenError) as caught:
+        plan(project)
+    return str(caught.value)
+
+
+def test_a_module_alone(project: Callable[..., Project]) -> None:
+    assert places(project()) == ["digits.py", "handlergen.json", "handlergen_handler.py", "model-config.yaml"]
+
+
+def test_the_whole_runtime_travels_and_nothing_else_of_handlergen(project: Callable[..., Project]) -> None:
+    directory = Path(runtime.__file__).parent
+    expected = {f"handlergen_runtime/{path.relative_to(directory)}" for path in directory.rglob("*.py")}
+    found = {
+        file.archive_path: file.origin
+        for file in plan(project())
+        if "handlergen_runtime" in file.archive_path
+    }
+    assert found.keys() == expected
+    assert found["handlergen_runtime/worker.py"] == directory / "worker.py"
+
+
+def test_files_keep_their_place(project: Callable[..., Project]) -> None:
+    made = project(
+        {"models/rf.joblib": "w", "data/a/labels.txt": "l", "data/b.txt": "b"},
+        weights="models/rf.joblib",
+        weights_format="other",
+        extra_files=["data"],
+    )
+    found = places(made)
+    assert {"models/rf.joblib", "data/a/labels.txt", "data/b.txt"} <= set(found)
+    assert make_plan(made).bundle.settings.weights == "models/rf.joblib"
+
+
+def test_packages_stay_packages(project: Callable[..., Project]) -> None:
+    made = project(
+        {"libs/shapes/__init__.py": "", "libs/shapes/deep/circle.py": "", "libs/one.py": ""},
+        packages=["libs/shapes", "libs/one.py"],
+    )
+    assert {"shapes/__init__.py", "shapes/deep/circle.py", "one.py"} <= set(places(made))
+
+
+def test_a_package_as_source(tmp_path: Path) -> None:
+    package = tmp_path / "detector"
+    (package / "parts").mkdir(parents=True)
+    (package / "__init__.py").write_text(MODULE)
+    (package / "parts" / "labels.txt").write_text("x")
+    (package / "handlergen.yaml").write_text("name: finder\n")
+    made = open_project(package, environ={})
+    assert made.settings.name == "finder"
+    user = [place for place in places(made) if place.startswith("detector")]
+    assert user == ["detector/__init__.py", "detector/parts/labels.txt"]
+
+
+def test_patterns(project: Callable[..., Project]) -> None:
+    made = project({"a.json": "", "b.json": "", "c.txt": ""}, extra_files=["*.json"])
+    assert {"a.json", "b.json"} <= set(places(made))
+    assert "c.txt" not in places(made)
+    assert "nothing in" in refusal(project(extra_files=["*.csv"]))
+
+
+def test_a_name_with_brackets_is_a_name_first(project: Callable[..., Project]) -> None:
+    assert "a[1].json" in places(project({"a[1].json": "", "a1.json": ""}, extra_files=["a[1].json"]))
+
+
+def test_caches_and_hidden_files_stay_at_home(project: Callable[..., Project]) -> None:
+    made = project(
+        {
+            "data/keep.txt": "",
+            "data/.env": "SECRET=1",
+            "data/.git/config": "",
+            "data/__pycache__/x.cpython-311.pyc": "",
+            "data/old.pyc": "",
+        },
+        extra_files=["data"],
+    )
+    assert [place for place in places(made) if place.startswith("data")] == ["data/keep.txt"]
+    (warning,) = make_plan(made).warnings
+    assert ".env" in warning
+
+
+def test_a_hidden_file_that_is_named_is_packed(project: Callable[..., Project]) -> None:
+    made = project({"data/.vocab": "v"}, extra_files=["data/.vocab"])
+    assert "data/.vocab" in places(made)
+    assert make_plan(made).warnings == ()
+
+
+def test_a_hidden_directory_cannot_be_packed(project: Callable[..., Project]) -> None:
+    # torch-model-archiver would drop it without a word.
+    assert "drops the directory '.hub'" in refusal(project({".hub/x": "v"}, extra_files=[".hub"]))
+
+
+def test_a_file_from_outside_lands_in_the_root_with_a_warning(
+    project: Callable[..., Project], tmp_path: Path
+) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "labels.json").write_text("[]")
+    made = project(extra_files=["../shared/labels.json"])
+    assert "labels.json" in places(made)
+    (warning,) = make_plan(made).warnings
+    assert "outside the project" in warning
+    assert warning.endswith("labels.json")
+
+
+def test_weights_from_outside_are_found_by_the_runtime(
+    project: Callable[..., Project], tmp_path: Path
+) -> None:
+    weights = tmp_path / "elsewhere.bin"
+    weights.write_bytes(b"w")
+    made = make_plan(project(weights=str(weights), weights_format="other"))
+    assert made.bundle.settings.weights == "elsewhere.bin"
+    assert "elsewhere.bin" in [file.archive_path for file in made.files]
+
+
+def test_missing_files_are_all_named(project: Callable[..., Project]) -> None:
+    message = refusal(
+        project(extra_files=["lost.txt", "gone/"], packages=["nowhere"], requirements=["need.txt"])
+    )
+    for name in ("lost.txt", "gone", "nowhere", "need.txt"):
+        assert name in message
+
+
+@pytest.mark.parametrize("name", ["lost.txt", "directory"])
+def test_links_out_of_the_project_are_refused(
+    project: Callable[..., Project], tmp_path: Path, name: str
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("s")
+    made = project({"data/keep.txt": ""}, extra_files=["data"])
+    (made.root / "data" / name).symlink_to(outside / "secret" if name == "lost.txt" else outside)
+    assert "link out of the project" in refusal(made)
+
+
+def test_a_named_link_out_of_the_project_is_refused(project: Callable[..., Project], tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("s")
+    made = project(extra_files=["innocent.txt"])
+    (made.root / "innocent.txt").symlink_to(tmp_path / "secret")
+    assert "link out of the project" in refusal(made)
+
+
+def test_a_link_inside_the_project_is_followed(project: Callable[..., Project]) -> None:
+    made = project({"real/x.txt": "x"}, extra_files=["linked"])
+    (made.root / "linked").symlink_to("real")
+    assert "linked/x.txt" in places(made)
+
+
+def test_links_that_lead_nowhere_or_in_circles_are_refused(project: Callable[..., Project]) -> None:
+    made = project({"data/keep.txt": ""}, extra_files=["data"])
+    (made.root / "data" / "nowhere").symlink_to("absent")
+    (made.root / "data" / "circle").symlink_to(".")
+    message = refusal(made)
+    assert "leads nowhere" in message
+    assert "directory that holds it" in message
+
+
+def test_a_pipe_is_no_file(project: Callable[..., Project]) -> None:
+    made = project({"data/keep.txt": ""}, extra_files=["data"])
+    os.mkfifo(made.root / "data" / "pipe")
+    assert "neither a file nor a directory" in refusal(made)
+
+
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        ({"handlergen_handler.py": ""}, "handlergen_handler.py"),
+        ({"handlergen.json": ""}, "handlergen.json"),
+        ({"model-config.yaml": ""}, "model-config.yaml"),
+        ({"handlergen_runtime/worker.py": ""}, "handlergen_runtime"),
+    ],
+)
+def test_handlergens_own_names_are_taken(
+    project: Callable[..., Project], files: dict[str, str], named: str
+) -> None:
+    assert named in refusal(project(files, extra_files=list(files)))
+
+
+def test_the_manifests_directory_is_taken(project: Callable[..., Project]) -> None:
+    assert "manifest" in refusal(project({"MAR-INF/MANIFEST.json": "{}"}, extra_files=["MAR-INF"]))
+
+
+@pytest.mark.parametrize(
+    "name", ["json.py", "torch/__init__.py", "ts/__init__.py", "numpy.py", "logging/__init__.py"]
+)
+def test_an_extra_module_must_not_shadow_what_the_worker_imports(
+    project: Callable[..., Project], name: str
+) -> None:
+    message = refusal(project({name: ""}, extra_files=[name]))
+    assert "would replace" in message
+
+
+def test_a_data_directory_may_be_named_as_a_module(project: Callable[..., Project]) -> None:
+    # Without __init__.py a directory never wins over a module of that name that comes later on the path.
+    assert "email/a.txt" in places(project({"email/a.txt": ""}, extra_files=["email"]))
+
+
+def test_two_files_of_one_name(project: Callable[..., Project], tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_text("outside")
+    made = project({"labels.json": "inside"}, extra_files=["labels.json", "../labels.json"])
+    assert "both be labels.json" in refusal(made)
+
+
+def test_the_same_file_named_twice_is_one_file(project: Callable[..., Project]) -> None:
+    made = project(
+        {"data/w.bin": "w"}, extra_files=["data", "data/w.bin"], weights="data/w.bin", weights_format="other"
+    )
+    assert places(made).count("data/w.bin") == 1
+
+
+def test_names_that_differ_only_in_case(project: Callable[..., Project]) -> None:
+    made = project({"data/Labels.txt": "", "data/labels.txt": ""}, extra_files=["data"])
+    assert "upper and lower case" in refusal(made)
+
+
+def test_a_module_and_a_package_of_one_name(project: Callable[..., Project]) -> None:
+    made = project({"digits/__init__.py": ""}, extra_files=["digits"])
+    assert "only the package" in refusal(made)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "-m", "a b", "a/b", "../a", "name\n", "ümlaut", "all", "None", "digits.mar", "x" * 201]
+)
+def test_bad_model_names(name: str) -> None:
+    with pytest.raises(HandlergenError) as caught:
+        check_model_name(name)
+    assert caught.value.hint is not None
+    check_model_name(propose(name))
+
+
+@pytest.mark.parametrize("version", ["1/2", "", "all", "1.0\n"])
+def test_bad_versions(version: str) -> None:
+    with pytest.raises(HandlergenError, match="version"):
+        check_version(version)
+
+
+def requirements_of(project: Project) -> str | None:
+    found = [file.origin for file in plan(project) if file.archive_path == "requirements.txt"]
+    return found[0].decode() if found and isinstance(found[0], bytes) else None
+
+
+def test_requirements(project: Callable[..., Project]) -> None:
+    assert requirements_of(project()) is None
+    assert requirements_of(project(requirements=["pillow>=10", "torch>=2,<3"])) == "pillow>=10\ntorch>=2,<3\n"
+    files = {"requirements.txt": "# comment\nnumpy", "more.txt": "scipy\n"}
+    assert requirements_of(project(files, requirements=["requirements.txt"])) == "# comment\nnumpy\n"
+    both = project(
+        files, requirements=["requirements.txt", "more.txt", "six"], extra_files=["requirements.txt"]
+    )
+    assert requirements_of(both) == "# comment\nnumpy\nscipy\nsix\n"
+
+
+@pytest.mark.parametrize("line", ["-r other.txt", "-e .", "./wheels/a.whl", "--constraint=c.txt", "-c c.txt"])
+def test_requirements_that_name_files_are_refused(project: Callable[..., Project], line: str) -> None:
+    made = project({"requirements.txt": f"six\n{line}\n"}, requirements=["requirements.txt"])
+    assert "names another file" in refusal(made)
+
+
+def test_planning_writes_nothing(project: Callable[..., Project], tmp_path: Path) -> None:
+    made = project({"data/x": ""}, extra_files=["data"])
+    before = sorted(tmp_path.rglob("*"))
+    plan(made)
+    assert sorted(tmp_path.rglob("*")) == before
