@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _RUNTIME = os.path.realpath(Path(__file__).parent) + os.sep
+_PACKAGE = __name__.partition(".")[0]
 _HANDLER = "handlergen_handler.py"
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
@@ -30,6 +31,8 @@ def user_traceback(error: BaseException, *, user_root: str) -> str:
         if any(own):
             for each, frames in zip(every, own, strict=True):
                 each.stack = traceback.StackSummary.from_list(frames)
+        elif len(every) == 1 and type(error).__module__.partition(".")[0] == _PACKAGE:
+            return "".join(report.format_exception_only())  # the runtime's own verdict; its message says all
         return "".join(report.format())
     except Exception as trouble:
         # An exception class may make its own formatting fail; the log line must still appear.

@@ -18,6 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from handlergen.runtime.encode import encode
 from handlergen.runtime.failures import (
     INPUT,
     BadRequest,
@@ -336,6 +337,11 @@ class TestTraceback:
     def test_a_fault_outside_the_users_files_is_shown_whole(self, tmp_path: Path) -> None:
         text = traceback_of(lambda: json.loads("{"), tmp_path)
         assert "decoder.py" in text
+
+    def test_a_verdict_of_the_runtime_is_one_line(self, tmp_path: Path) -> None:
+        text = traceback_of(lambda: encode(object()), tmp_path)
+        assert text.count("\n") == 1
+        assert text.endswith("EncodeError: The answer cannot be encoded: answer is of type object\n")
 
     def test_a_syntax_error_shows_the_line(self, load: Load, tmp_path: Path) -> None:
         text = traceback_of(lambda: load("def predict(:\n    pass\n", "broken.py"), tmp_path / "root")
