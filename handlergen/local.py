@@ -195,12 +195,19 @@ def _importable(root: Path, module: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if str(root) in sys.path:
-            sys.path.remove(str(root))
-        for name in set(sys.modules) - before:
-            file = getattr(sys.modules[name], "__file__", None)
-            if file and Path(file).is_relative_to(root) and "site-packages" not in file:
-                del sys.modules[name]
+        if (
+            sys.modules is not None and sys.path is not None
+        ):  # not at the interpreter's end, when both are gone
+            _forget(root, before)
+
+
+def _forget(root: Path, before: set[str]) -> None:
+    if str(root) in sys.path:
+        sys.path.remove(str(root))
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file and Path(file).is_relative_to(root) and "site-packages" not in file:
+            del sys.modules[name]
 
 
 def _wire(
