@@ -200,6 +200,9 @@ def server_settings(
     Raises:
         HandlergenError: Two sockets share a port, or a value cannot be written.
     """
+    if ":" in host:
+        # Its pattern for addresses has no colon in a host (ConfigManager.java, ADDRESS_PATTERN).
+        raise HandlergenError(f"{host}: TorchServe cannot listen on IPv6 addresses")
     local = "127.0.0.1"
     settings = ServerSettings(
         inference_address=f"http://{host}:{inference_port}",
@@ -403,7 +406,8 @@ def _host_port(address: str) -> tuple[str, int]:
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{address!r} is not of the form http://host:port")
-    return parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+    default = 443 if parts.scheme == "https" else 80
+    return parts.hostname, default if parts.port is None else parts.port
 
 
 #: What TorchServe assumes for a key that the file leaves out, where that differs from handlergen's default

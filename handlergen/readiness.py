@@ -14,10 +14,11 @@ from handlergen.client.key_file import KEY_FILE
 from handlergen.errors import HandlergenError, ModuleFailed, ServerError
 from handlergen.properties import ServerSettings
 from handlergen.server_state import ServerState
-from handlergen.worker_log import load_failures, registration_failures
+from handlergen.worker_log import load_failures, registration_failures, silent_deaths
 
 _POLL_S = 0.25
 _LAST_LINES = 30
+_DEATHS = 3
 
 Progress = Callable[[Sequence[ModelStatus]], None]
 
@@ -129,15 +130,26 @@ def _check_registered(expected: Mapping[str, str], registered: set[str], logs: S
 
 
 def _check_workers(logs: ServerLogs) -> None:
-    """A traceback while loading ends the wait at once: TorchServe would try again and again for minutes."""
-    failures = load_failures(logs.new_text(logs.model_log))
-    if failures:
-        first = failures[0]
+    """A traceback while loading ends the wait at once: TorchServe would try again and again for minutes.
+
+    A death without one (killed, perhaps for memory) may have passed when TorchServe tries again, so only the
+    third of a model counts.
+    """
+    if load_failures(logs.new_text(logs.model_log)):
+        time.sleep(_POLL_S)  # the traceback may have been caught half written
+        first = load_failures(logs.new_text(logs.model_log))[0]
         raise ModuleFailed(
             f"model {first.model}: worker {first.worker} could not load it",
             traceback=first.traceback,
             hint=f"all that the workers printed stands in {logs.model_log}",
         )
+    for model, reasons in silent_deaths(logs.new_text(logs.server_log)).items():
+        if len(reasons) >= _DEATHS:
+            raise ServerError(
+                f"model {model}: its workers end while they load it, without an exception ({reasons[-1]})\n"
+                "the process exited or was killed, perhaps for want of memory",
+                hint=f"what the workers printed stands in {logs.model_log}",
+            )
 
 
 def _last_words(state: ServerState, logs: ServerLogs) -> str:

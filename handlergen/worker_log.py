@@ -20,8 +20,11 @@ _EVENT = re.compile(r"^\d{4}-\d\d-\d\dT[\d:,.]+ +\[(?P<level>\w+) *\] \S.*? - (?
 _FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line \d+')
 #: TorchServe unpacks an archive into TEMP/models/<32 hex digits>; the rest is the path inside the archive.
 _MODEL_DIR = re.compile(r"(?:/[^/\"\n]+)*/models/[0-9a-f]{32}/")
-#: Frames of TorchServe, of the runtime and of the generated handler: not the user's.
-_OURS = re.compile(r"(/site-packages/ts/|/ts/model_\w+\.py|handlergen_runtime/|handlergen_handler\.py)")
+#: Frames of TorchServe, the runtime, the generated handler and the import system: not the user's.
+_OURS = re.compile(
+    r"/site-packages/ts/|/ts/model_\w+\.py|handlergen_runtime/|handlergen_handler\.py"
+    r"|<frozen importlib|/importlib/__init__\.py"
+)
 
 
 @dataclass(frozen=True)
@@ -40,41 +43,38 @@ class WorkerFailure:
 
 
 def load_failures(log: str) -> list[WorkerFailure]:
-    """The workers' deaths with a traceback that a model log tells of, in order."""
-    lives: dict[tuple[str, str], list[str]] = {}
-    failures = []
+    """The workers' deaths by an exception that a model log tells of, in the order in which they began."""
+    lives: list[tuple[str, str, list[str]]] = []
+    current: dict[tuple[str, str], list[str]] = {}
     for line in log.splitlines():
         found = _LINE.search(line)
         if found is None:
             continue
-        key = found["model"], found["worker"]
-        text = found["text"]
-        if _BORN.match(text):
-            lives[key] = []
-        life = lives.setdefault(key, [])
-        life.append(text)
-        if text.startswith(_DIED):
-            # Its own traceback follows, but only repeats; what matters came before, unless nothing did.
-            if _TRACEBACK in life:
-                failures.append(WorkerFailure(*key, user_traceback(life[:-1])))
-                lives[key] = []
-        elif life[0].startswith(_DIED) and _is_last_line(life):
-            failures.append(WorkerFailure(*key, user_traceback(life)))
-            lives[key] = []
-    for key, life in lives.items():
-        # A worker that died before TorchServe's own code could report it (an import of its own failed).
-        if _TRACEBACK in life and "Torch worker started." not in life and _is_last_line(life):
-            failures.append(WorkerFailure(*key, user_traceback(life)))
+        key, text = (found["model"], found["worker"]), found["text"]
+        if key not in current or (_BORN.match(text) and not _BORN.match((current[key] or [""])[-1])):
+            current[key] = []
+            lives.append((*key, current[key]))
+        current[key].append(text)
+    failures = []
+    for model, worker, life in lives:
+        end = next((number for number, text in enumerate(life) if text.startswith(_DIED)), None)
+        if end is not None:
+            # A RuntimeError was logged before this line, and what follows only repeats that something failed;
+            # any other exception follows.
+            traceback = user_traceback(life[:end]) or user_traceback(life[end:])
+            failures.append(WorkerFailure(model, worker, traceback))
+        elif _TRACEBACK in life and "Torch worker started." not in life:
+            # It died before TorchServe's own code could report it: an import of TorchServe's failed.
+            failures.append(WorkerFailure(model, worker, user_traceback(life)))
     return failures
 
 
-def _is_last_line(life: list[str]) -> bool:
-    """Whether the last traceback in these lines is complete: it ends in a line that is not indented."""
-    starts = [number for number, text in enumerate(life) if text == _TRACEBACK]
-    if not starts:
-        return False
-    tail = life[starts[-1] + 1 :]
-    return bool(tail) and bool(tail[-1].strip()) and not tail[-1].startswith(" ")
+def silent_deaths(log: str) -> dict[str, list[str]]:
+    """Model name -> what ts_log.log says each time a worker ended while it was loading the model."""
+    deaths: dict[str, list[str]] = {}
+    for found in re.finditer(r"BatchAggregator - Load model failed: (\S+), error: (.*)", log):
+        deaths.setdefault(found[1], []).append(found[2].strip())
+    return deaths
 
 
 def user_traceback(lines: list[str]) -> str:

@@ -25,7 +25,9 @@ class Tokens:
 
     def header(self, kind: str) -> dict[str, str]:
         """`{"Authorization": "Bearer …"}`, or nothing when the server wants no token."""
-        if self._key_file is None:
+        if self._key_file is None or not self._key_file.path.exists():
+            # Without the file the request goes out bare: "no server answers" and "it wants a token" both say
+            # more than "there is no file".
             return {}
         if self._key_file.expired(kind):
             self._renew(kind, self._key_file.token("API"))

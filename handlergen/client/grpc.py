@@ -87,7 +87,7 @@ class Service:
                 f"no server answers at {self._address} (gRPC)", hint="start one with `handlergen serve`"
             )
         hint = None
-        if code is grpc.StatusCode.CANCELLED and "Token Authorization failed" in details:
+        if "Token Authorization failed" in details:
             hint = "the server wants a token: start handlergen in the server's directory or pass --key-file"
         # An unknown model arrives as INTERNAL, with the name of the Java exception on a second line.
         unknown = re.search(r"\n\S+\.Model(Version)?NotFoundException$", details)

@@ -132,7 +132,8 @@ def _factory(tmp_path_factory: pytest.TempPathFactory, stack: ExitStack) -> Fact
         (home / "model-store").mkdir(exist_ok=True)
         for archive in archives:
             shutil.copy(archive, home / "model-store" / archive.name)
-        write_configuration(home / "config.properties", server_settings(**free_port_settings(), **settings))
+        chosen: dict[str, Any] = {**free_port_settings(), **settings}
+        write_configuration(home / "config.properties", server_settings(**chosen))
         running = serve(
             home / "config.properties", timeout=timeout, environ={**os.environ, **(environ or {})}
         )

