@@ -1,3 +1,31 @@
 """Wrap a user's module into a TorchServe archive whose predictions run one at a time on the device."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from handlergen.archiving import ArchiveResult, archive
+
 __version__ = "0.1.0"
+
+__all__ = ["ArchiveResult", "__version__", "archive"]
+
+# Name -> module that has it. Imported when first asked for, so that `import handlergen` costs nothing. No module
+# may have the name of something here: importing it would put the module in its place.
+_EXPORTS = {
+    "ArchiveResult": "handlergen.archiving",
+    "archive": "handlergen.archiving",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _EXPORTS.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS})

@@ -38,7 +38,8 @@ class Collector:
         path = self._absolute(entry)
         if not path.exists():
             lost = "is a link that leads nowhere" if path.is_symlink() else "does not exist"
-            self.problems.append(f"{setting}: {entry} {lost} (looked for {shown(path)})")
+            place = "" if shown(path) == entry else f" (looked for {shown(path)})"
+            self.problems.append(f"{setting}: {entry} {lost}{place}")
             return None
         return path if self.check_inside(path) else None
 

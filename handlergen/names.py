@@ -63,7 +63,7 @@ def check_version(version: str) -> None:
     """
     if not _NAME.fullmatch(version) or version.lower() in ("all", "set-default"):
         raise HandlergenError(
-            f"{version!r} is no model version: letters, digits, '_', '-' and '.' only, and not 'all' (it stands in URLs)",
+            f"{version!r} is no model version: it stands in URLs, so letters, digits, '_', '-', '.' and not 'all'",
             hint="write a version such as '1.0'",
         )
 
@@ -125,7 +125,9 @@ def clashes(paths: Iterable[str]) -> Iterator[tuple[str, str, str]]:
     for path in ordered:
         folded = path.casefold()
         if folded in files:
-            reason = "have one name" if files[folded] == path else "differ only in upper and lower case"
+            reason = (
+                "is the name of two files" if files[folded] == path else "differ only in upper and lower case"
+            )
             yield files[folded], path, reason
         files.setdefault(folded, path)
         parts = path.split("/")

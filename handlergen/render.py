@@ -67,6 +67,11 @@ def class_name(model_name: str) -> str:
     return ("Model" if not camel or camel[0].isdigit() else "") + camel + "Handler"
 
 
+def ordered_hooks(contract: Contract) -> dict[str, Hook]:
+    """The hooks by role, in the order of a request's life."""
+    return {role: contract.hooks[role] for role, _ in ROLES if role in contract.hooks}
+
+
 def hook_lines(contract: Contract) -> list[str]:
     """A line a hook: role, call with its parameters, and when it runs if that is not every request."""
     owner = contract.class_name or contract.module.rpartition(".")[2]

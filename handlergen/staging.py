@@ -24,7 +24,7 @@ from handlergen.names import (
 )
 from handlergen.render import render_handler
 from handlergen.runtime.contract import CONTRACT_FILE, Bundle
-from handlergen.settings import to_runtime
+from handlergen.settings import shown, to_runtime
 
 if TYPE_CHECKING:
     from handlergen.project import Project
@@ -119,9 +119,11 @@ def make_plan(project: Project, *, gpus: int = 0) -> Plan:
     files += _runtime_files()
     problems = [*collector.problems, *_name_problems(files, collector)]
     if problems:
-        raise HandlergenError("\n".join(problems))
+        raise HandlergenError(
+            problems[0] if len(problems) == 1 else "\n".join(["cannot pack:", *_indented(problems)])
+        )
     files.sort(key=lambda file: file.archive_path)
-    return Plan(tuple(files), bundle, tuple(collector.warnings))
+    return Plan(tuple(files), bundle, (*collector.warnings, *_foreign_names(files)))
 
 
 def make_bundle(project: Project) -> Bundle:
@@ -213,9 +215,25 @@ def _name_problems(files: list[StagedFile], collector: Collector) -> list[str]:
         ):
             problems.append(f"{origin} cannot be packed as the module {name!r}: {problem}; rename it")
     for first, second, reason in clashes(file.archive_path for file in files):
-        origins = [_origin(place, files) for place in dict.fromkeys((first, second))]
-        problems.append(f"{first} and {second} {reason} in the archive ({', '.join(origins)})")
+        names = list(dict.fromkeys((first, second)))
+        origins = ", ".join(_origin(place, files) for place in names)
+        problems.append(f"{' and '.join(names)} {reason} in the archive: {origins}")
     return problems
+
+
+def _indented(lines: list[str]) -> list[str]:
+    return [f"  {line}" for line in lines]
+
+
+def _foreign_names(files: list[StagedFile]) -> list[str]:
+    """A warning when Java may be unable to unpack a file; tried with Java 17 under LC_ALL=C."""
+    foreign = [file.archive_path for file in files if not file.archive_path.isascii()]
+    if not foreign:
+        return []
+    return [
+        f"{foreign[0]} has letters outside ASCII in its name: TorchServe can unpack it only where the locale is UTF-8 "
+        "(LC_ALL=C.UTF-8)" + (f"; so have {len(foreign) - 1} more" if len(foreign) > 1 else "")
+    ]
 
 
 def _origin(place: str, files: list[StagedFile]) -> str:
@@ -223,5 +241,5 @@ def _origin(place: str, files: list[StagedFile]) -> str:
     found = [
         file.origin for file in files if file.archive_path == place or file.archive_path.startswith(place)
     ]
-    shown = [str(origin) if isinstance(origin, Path) else "written by handlergen" for origin in found[:2]]
-    return " and ".join(dict.fromkeys(shown))
+    texts = [shown(origin) if isinstance(origin, Path) else "handlergen's own" for origin in found[:2]]
+    return " and ".join(dict.fromkeys(texts))

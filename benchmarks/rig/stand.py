@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from handlergen.archive import archive
+from handlergen.archiving import archive
 from handlergen.configuration import write_configuration
 from handlergen.ports import free_ports
 from handlergen.properties import server_settings

@@ -15,7 +15,7 @@ import click
 from handlergen.cli.options import setting_options
 
 if TYPE_CHECKING:
-    from handlergen.archive import ArchiveResult
+    from handlergen.archiving import ArchiveResult
     from handlergen.project import Project
 
 _PROGRESS_FROM = 64 << 20
@@ -57,8 +57,9 @@ def command(
       handlergen archive . --workers-per-device 2 --batch-size 8 --force
       handlergen archive . --dry-run
     """
-    from handlergen.archive import archive_project
+    from handlergen.archiving import archive_project
     from handlergen.project import open_project
+    from handlergen.render import ordered_hooks, signature
 
     project = open_project(source, overrides=overrides)
     if dry_run:
@@ -76,9 +77,7 @@ def command(
     click.echo(f"size     {result.size:,} bytes, {len(result.files) + 1} files")
     click.echo(f"sha256   {result.sha256}")
     click.echo(f"form     {result.contract.form}")
-    hooks = [
-        f"{hook.name}" + (" (async)" if hook.is_async else "") for hook in result.contract.hooks.values()
-    ]
+    hooks = [signature(hook) for hook in ordered_hooks(result.contract).values()]
     click.echo(f"hooks    {', '.join(hooks) or 'none: the weights predict by themselves'}")
     click.echo(f"workers  {_workers(result)}")
     if verify:
@@ -112,7 +111,8 @@ def _as_json(result: ArchiveResult) -> dict[str, Any]:
 
 
 def _report_plan(project: Project, model_store: Path, *, force: bool, as_json: bool) -> None:
-    from handlergen.archive import gpus_for, target_path
+    from handlergen.archiving import gpus_for, target_path
+    from handlergen.settings import shown
     from handlergen.staging import make_plan
 
     target = target_path(project, model_store, force=force)
@@ -129,7 +129,9 @@ def _report_plan(project: Project, model_store: Path, *, force: bool, as_json: b
     click.echo(f"{target} would hold {len(rows) + 1} files, {plan.size:,} bytes:")
     width = max(len(f"{size:,}") for _, size, _ in rows)
     for place, size, origin in rows:
-        click.echo(f"  {size:>{width},}  {place}  <- {origin or 'written by handlergen'}")
+        click.echo(
+            f"  {size:>{width},}  {place}  <- {shown(Path(origin)) if origin else 'written by handlergen'}"
+        )
 
 
 def _warn(warnings: tuple[str, ...]) -> None:

@@ -66,13 +66,13 @@ def _as_text(archive: Mar) -> str:
 
 
 def _contract(bundle: Bundle) -> dict[str, Any]:
-    from handlergen.render import signature
+    from handlergen.render import ordered_hooks, signature
 
     contract = bundle.contract
     rows: dict[str, Any] = {"form": contract.form, "module": contract.module}
     if contract.class_name:
         rows["class"] = contract.class_name
-    rows.update({role: signature(hook) for role, hook in contract.hooks.items()})
+    rows.update({role: signature(hook) for role, hook in ordered_hooks(contract).items()})
     return {**rows, "written by": f"handlergen {bundle.handlergen}"}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 import pytest
 
-from handlergen.archive import archive
+from handlergen.archiving import archive
 from handlergen.errors import ModuleFailed, RequestFailed, ServerError
 from handlergen.recordings import beside, of_stage, overlapping, read_spans
 

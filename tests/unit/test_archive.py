@@ -21,9 +21,8 @@ from typing import Any
 
 import pytest
 
-from handlergen import archive as archiving
-from handlergen import store
-from handlergen.archive import archive, visible_gpus
+from handlergen import archiving, store
+from handlergen.archiving import archive, visible_gpus
 from handlergen.errors import ContractError, HandlergenError
 from handlergen.mar import read_mar
 
@@ -114,7 +113,7 @@ def test_equal_inputs_give_equal_bytes(source: Path, tmp_path: Path) -> None:
             copy.chmod(0o700)
             os.utime(copy, (1_000_000_000, 1_000_000_000))
     program = (
-        "import sys\nfrom handlergen.archive import archive\n"
+        "import sys\nfrom handlergen.archiving import archive\n"
         "archive(sys.argv[1], model_store=sys.argv[2], weights='weights.bin', weights_format='other', "
         "extra_files=['data'], packages=['mylib'], count_gpus=lambda: 1)"
     )

@@ -26,7 +26,7 @@ for _path in sorted(PACKAGE.rglob("*.py")):
 RUNTIME_NEEDS = frozenset(sys.stdlib_module_names) | {"torch"}
 
 #: Who may start processes, and who may make temporary files.
-STARTS_PROCESSES = {"handlergen.server", "handlergen.archive", "handlergen.java"}
+STARTS_PROCESSES = {"handlergen.server", "handlergen.archiving", "handlergen.java"}
 TOUCHES_TEMPORARY_FILES = STARTS_PROCESSES | {"handlergen.local"}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from handlergen.archive import archive
+from handlergen.archiving import archive
 from handlergen.errors import HandlergenError
 from handlergen.mar import read_mar, unpack
 from handlergen.normalise import DEFLATED, STORED, NormalWriter

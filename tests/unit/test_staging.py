@@ -302,3 +302,10 @@ def test_planning_writes_nothing(project: Callable[..., Project], tmp_path: Path
     before = sorted(tmp_path.rglob("*"))
     plan(made)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_names_that_java_may_not_unpack_are_warned_about(project: Callable[..., Project]) -> None:
+    made = make_plan(project({"data/größe.txt": "", "data/ä.txt": ""}, extra_files=["data"]))
+    (warning,) = made.warnings
+    assert "größe.txt" in warning
+    assert "C.UTF-8" in warning
