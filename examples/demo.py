@@ -313,7 +313,7 @@ def main() -> None:
         left = demo.processes()
         for process in left:
             process.kill()
-    say(f"processes left: {len(left)}")
+        say(f"processes left: {len(left)}")
     say(f"all that was written: {os.path.relpath(WORKPLACE)}")
 
 
