@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,9 @@ def collate(samples: Sequence[Any]) -> Any:
 def split(outputs: Any, count: int, *, hook: str = "predict") -> list[Any]:
     """The outputs of each sample: element i along the first dimension, inside nested structures.
 
+    A tuple, mapping or dataclass is one structure with a batch in each of its parts (None stays None); a list is a
+    list of samples.
+
     Args:
         outputs: What `predict` returned for the collated batch.
         count: How many samples went in.
@@ -45,14 +49,35 @@ def split(outputs: Any, count: int, *, hook: str = "predict") -> list[Any]:
         BatchError: Something has no first dimension, or one of another length.
     """
     if isinstance(outputs, Mapping):
-        parts = {key: split(value, count, hook=f"{hook}[{key!r}]") for key, value in outputs.items()}
-        return [{key: part[index] for key, part in parts.items()} for index in range(count)]
+        parts = {key: _part(value, count, f"{hook}[{key!r}]") for key, value in outputs.items()}
+        rows = [{key: part[index] for key, part in parts.items()} for index in range(count)]
+        # A model's own kind of mapping keeps its attributes, as `output.logits`.
+        return rows if type(outputs) is dict else [_like(outputs, row) for row in rows]
+    if dataclasses.is_dataclass(outputs) and not isinstance(outputs, type):
+        names = [field.name for field in dataclasses.fields(outputs) if field.init]
+        parts = {name: _part(getattr(outputs, name), count, f"{hook}.{name}") for name in names}
+        return [
+            dataclasses.replace(outputs, **{name: part[index] for name, part in parts.items()})
+            for index in range(count)
+        ]
     if isinstance(outputs, tuple) and outputs and not isinstance(outputs[0], int | float | str):
-        columns = [split(value, count, hook=f"{hook}[{place}]") for place, value in enumerate(outputs)]
-        rows: list[Any] = list(zip(*columns, strict=True))
-        return [type(outputs)(*row) for row in rows] if hasattr(outputs, "_fields") else rows
+        columns = [_part(value, count, f"{hook}[{place}]") for place, value in enumerate(outputs)]
+        tuples = zip(*columns, strict=True)
+        return [type(outputs)(*row) for row in tuples] if hasattr(outputs, "_fields") else list(tuples)
     check_length(outputs, count, hook=hook)
     return [outputs[index] for index in range(count)]
+
+
+def _part(value: Any, count: int, hook: str) -> list[Any]:
+    return [None] * count if value is None else split(value, count, hook=hook)
+
+
+def _like(outputs: Mapping[Any, Any], row: dict[Any, Any]) -> Any:
+    """A row of the same type where its constructor takes keywords (an OrderedDict, a transformer's output)."""
+    try:
+        return type(outputs)(**row)
+    except TypeError:
+        return row
 
 
 def check_length(outputs: Any, count: int, *, hook: str) -> None:

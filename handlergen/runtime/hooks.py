@@ -82,11 +82,17 @@ class Stage:
     """One visit to the device with what surrounds it; None where the value passes through.
 
     Every form has one stage, its three hooks, but the flow, which has one for each of its models.
+
+    Attributes:
+        collate: Several requests' inputs to one batch (`batch: collate`); None for torch's default.
+        one_by_one: Inputs that cannot be collated are predicted one by one; else that is an error.
     """
 
     preprocess: BoundHook | None
     predict: BoundHook
     postprocess: BoundHook | None = None
+    collate: Callable[[list[Any]], Any] | None = None
+    one_by_one: bool = False
 
 
 Hooks = tuple[Stage, ...]

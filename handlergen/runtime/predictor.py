@@ -169,18 +169,26 @@ class WorkerPredictor:
         if not items:
             return
         assert self._predict_batch is not None
+        together: Item | None = None
         try:
             together = self._join(items)
         except HOOK_ERRORS as error:
-            for item in items:
-                self._fail(item, error, "predict")
-            return
+            # An own collate that fails is retried one by one, so that only the culprit fails, and samples that
+            # cannot be stacked are predicted one by one when the form says so.
+            hopeless = isinstance(error, BatchError) and not self._hooks[0].one_by_one
+            if hopeless or len(items) == 1:
+                for item in items:
+                    self._fail(item, error, "predict")
+                return
         if not self._turn_begins(items):
             return
         try:
             started = time.monotonic_ns()
             try:
-                self._predict_batch(items, together)
+                if together is None:
+                    self._one_by_one(items)
+                else:
+                    self._predict_batch(items, together)
             except HOOK_ERRORS as error:
                 self._after_error(error)
                 if len(items) == 1 or isinstance(error, BatchError):
@@ -207,7 +215,11 @@ class WorkerPredictor:
         """One item that stands for several: what `predict` sees in the batch modes."""
         joined = Item(-1, {}, {}, [item.request for item in items])
         inputs = [item.inputs for item in items]
-        joined.inputs = collate(inputs) if self._predict_batch == self._collated else inputs
+        own = self._hooks[0].collate
+        if self._predict_batch != self._collated:
+            joined.inputs = inputs
+        else:
+            joined.inputs = collate(inputs) if own is None else own(inputs)
         return joined
 
     def _collated(self, items: Sequence[Item], joined: Item) -> None:
