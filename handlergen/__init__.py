@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from handlergen.archiving import ArchiveResult, archive
+    from handlergen.client import Client
+    from handlergen.server import RunningServer, serve
 
 __version__ = "0.1.0"
 
-__all__ = ["ArchiveResult", "__version__", "archive"]
+__all__ = ["ArchiveResult", "Client", "RunningServer", "__version__", "archive", "serve"]
 
 # Name -> module that has it. Imported when first asked for, so that `import handlergen` costs nothing. No module
 # may have the name of something here: importing it would put the module in its place.
 _EXPORTS = {
     "ArchiveResult": "handlergen.archiving",
+    "Client": "handlergen.client",
+    "RunningServer": "handlergen.server",
     "archive": "handlergen.archiving",
+    "serve": "handlergen.server",
 }
 
 

@@ -21,6 +21,7 @@ _LAST_LINES = 30
 _DEATHS = 3
 
 Progress = Callable[[Sequence[ModelStatus]], None]
+ModelVersion = tuple[str, str]
 
 
 class ServerLogs:
@@ -53,6 +54,7 @@ def wait_until_ready(
     settings: ServerSettings,
     logs: ServerLogs,
     *,
+    expected: Mapping[ModelVersion, str],
     timeout: float,
     progress: Progress | None,
 ) -> tuple[ModelStatus, ...]:
@@ -60,12 +62,14 @@ def wait_until_ready(
 
     `/ping` would not do: it says Healthy while models are still loading.
 
+    Args:
+        expected: (Model name, version) -> archive file; see `expected_models`.
+
     Raises:
         ModuleFailed: A worker's load raised.
         ServerError: The server ended, refused an archive, or was not ready in time.
     """
     directory = Path(state.config).parent
-    expected = expected_models(directory / settings.model_store, settings.load_models)
     deadline = time.monotonic() + timeout
     models: tuple[ModelStatus, ...] = ()
     with Client(settings, key_file=directory / KEY_FILE, timeout=30) as client:
@@ -79,7 +83,7 @@ def wait_until_ready(
                 models = tuple(client.status())
                 listening = True
             if listening:
-                _check_registered(expected, {model.name for model in models}, logs)
+                _check_registered(expected, {(model.name, model.version) for model in models}, logs)
                 if progress:
                     progress(models)
                 if all(model.ready for model in models):
@@ -93,31 +97,51 @@ def wait_until_ready(
             time.sleep(_POLL_S)
 
 
-def expected_models(store: Path, load_models: str) -> dict[str, str]:
-    """Model name -> archive file of what TorchServe will load at start.
+def expected_models(store: Path, load_models: str) -> dict[ModelVersion, str]:
+    """(Model name, version) -> archive file of what TorchServe will load at start.
 
-    The name is the manifest's (ModelManager.java); an archive whose manifest cannot be read is left to
-    TorchServe to refuse, under its file's name.
+    Both stand in the manifest (ModelManager.java), whatever the file is called.
+
+    Raises:
+        ServerError: A file is no archive (TorchServe would register a model of that name all the same, whose
+            workers then die), or two archives are the same model.
     """
     if load_models.lower() == "all":
-        files = {path.name: "" for path in sorted(store.glob("*.mar"))}
+        files = [("", path.name) for path in sorted(store.glob("*.mar"))]
     else:
-        named = [part.strip().rpartition("=") for part in load_models.split(",") if part.strip()]
-        files = {file.strip(): name.strip() for name, _, file in named}
-    return {name or _manifest_name(store / file): file for file, name in files.items()}
+        parts = [part.strip().rpartition("=") for part in load_models.split(",") if part.strip()]
+        files = [(name.strip(), file.strip()) for name, _, file in parts]
+    expected: dict[ModelVersion, str] = {}
+    for name, file in files:
+        own_name, version = _manifest(store / file)
+        model = (name or own_name, version)
+        if model in expected:
+            raise ServerError(
+                f"{file} and {expected[model]} are both model {model[0]} {model[1]}",
+                hint="take one of the two out of the model store",
+            )
+        expected[model] = file
+    return expected
 
 
-def _manifest_name(archive: Path) -> str:
+def _manifest(archive: Path) -> ModelVersion:
+    """Name and version in an archive's manifest. Raises ServerError when there is none."""
     try:
         with zipfile.ZipFile(archive) as mar:
-            return str(json.loads(mar.read("MAR-INF/MANIFEST.json"))["model"]["modelName"])
-    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError):
-        return archive.stem
+            model = json.loads(mar.read("MAR-INF/MANIFEST.json"))["model"]
+            return str(model["modelName"]), str(model.get("modelVersion", "1.0"))
+    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ServerError(
+            f"{archive} is no model archive ({type(error).__name__}: {error})",
+            hint="archive the model again with `handlergen archive`, or take the file out of the store",
+        ) from error
 
 
-def _check_registered(expected: Mapping[str, str], registered: set[str], logs: ServerLogs) -> None:
+def _check_registered(
+    expected: Mapping[ModelVersion, str], registered: set[ModelVersion], logs: ServerLogs
+) -> None:
     """TorchServe listens only after it has tried every archive, so one that is missing now was refused."""
-    missing = {file for name, file in expected.items() if name not in registered}
+    missing = {file for model, file in expected.items() if model not in registered}
     if not missing:
         return
     said = registration_failures(logs.new_text(logs.server_log))

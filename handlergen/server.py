@@ -26,7 +26,7 @@ from handlergen.client.key_file import KEY_FILE
 from handlergen.errors import ModuleFailed, ServerError
 from handlergen.java import find_java
 from handlergen.properties import ServerSettings, read_properties
-from handlergen.readiness import Progress, ServerLogs, wait_until_ready
+from handlergen.readiness import Progress, ServerLogs, expected_models, wait_until_ready
 from handlergen.server_state import (
     MARKER,
     STATE_DIR,
@@ -132,6 +132,7 @@ def serve(
     java = find_java(environ)
     with _starting(path):
         _refuse_conflicts(path, settings)
+        expected = expected_models(path.parent / settings.model_store, settings.load_models)
         (path.parent / KEY_FILE).unlink(missing_ok=True)
         marker = uuid.uuid4().hex
         temp_dir = _temp_directory()
@@ -142,7 +143,9 @@ def serve(
                 environ["HANDLERGEN_CONSOLE"] = "off"
             state = _launch(path, environ, marker=marker, temp_dir=temp_dir, console=console)
             write_state(state)
-            models = wait_until_ready(state, settings, logs, timeout=timeout, progress=progress)
+            models = wait_until_ready(
+                state, settings, logs, expected=expected, timeout=timeout, progress=progress
+            )
         except BaseException as error:
             if not (keep and isinstance(error, ModuleFailed)):
                 _end(marker, grace=_WORKER_GRACE_S)

@@ -133,7 +133,7 @@ def _factory(tmp_path_factory: pytest.TempPathFactory, stack: ExitStack) -> Fact
         for archive in archives:
             shutil.copy(archive, home / "model-store" / archive.name)
         chosen: dict[str, Any] = {**free_port_settings(), **settings}
-        write_configuration(home / "config.properties", server_settings(**chosen))
+        write_configuration(home / "config.properties", server_settings(**chosen), force=True)
         running = serve(
             home / "config.properties", timeout=timeout, environ={**os.environ, **(environ or {})}
         )
@@ -201,8 +201,9 @@ def make_mar(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             "startupTimeout": 60,
             **model_config,
         }
+        manifest = {"createdOn": "today", "runtime": "python", "model": model, "archiverVersion": "0.12.0"}
         with zipfile.ZipFile(path, "w") as mar:
-            mar.writestr("MAR-INF/MANIFEST.json", json.dumps({"runtime": "python", "model": model}))
+            mar.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
             mar.writestr("handler.py", handler)
             mar.writestr("model.yaml", json.dumps(config))  # JSON is YAML
             if requirements is not None:

@@ -162,12 +162,32 @@ def test_the_wait_has_an_end(tmp_path, ports, make_mar):
     assert descendants_left(config) == []
 
 
-def test_an_archive_that_torchserve_refuses_is_named_with_the_reason(tmp_path, ports, echo_mar):
+def test_an_archive_that_torchserve_refuses_is_named_with_the_reason(tmp_path, ports, make_mar, echo_mar):
+    # A requirement that pip cannot install, without asking any index.
+    refused = make_mar("refused", requirements="./there-is-no-such.whl")
+    config = project(tmp_path / "p", ports, echo_mar, refused)
+    config.write_text(config.read_text().replace("per_model=false", "per_model=true"))
+    with pytest.raises(ServerError) as caught:
+        serve(config, timeout=120)
+    assert "TorchServe refused refused.mar" in caught.value.message
+    assert "there-is-no-such.whl" in caught.value.message
+    assert descendants_left(config) == []
+
+
+def test_two_archives_of_one_model_are_refused_before_anything_starts(tmp_path, ports, echo_mar):
+    config = project(tmp_path / "p", ports, echo_mar)
+    (config.parent / "model-store" / "copy.mar").write_bytes(echo_mar.read_bytes())
+    with pytest.raises(ServerError, match=r"echo\.mar and copy\.mar are both model echo 1\.0"):
+        serve(config)
+    assert not (config.parent / "logs").exists()
+
+
+def test_a_file_that_is_no_archive_is_refused_before_anything_starts(tmp_path, ports, echo_mar):
     config = project(tmp_path / "p", ports, echo_mar)
     (config.parent / "model-store" / "broken.mar").write_bytes(b"no zip file")
-    with pytest.raises(ServerError, match=r"TorchServe refused broken\.mar: .*Exception"):
+    with pytest.raises(ServerError, match=r"broken\.mar is no model archive"):
         serve(config, timeout=120)
-    assert descendants_left(config) == []
+    assert not (config.parent / "logs").exists()
 
 
 def test_a_port_in_use_names_its_holder(tmp_path, ports, echo_mar):
