@@ -8,19 +8,42 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from handlergen.archiving import ArchiveResult, archive
     from handlergen.client import Client
+    from handlergen.errors import ContractError, HandlergenError, ModuleFailed, RequestFailed, ServerError
+    from handlergen.local import LocalModel, load
     from handlergen.server import RunningServer, serve
 
 __version__ = "0.1.0"
 
-__all__ = ["ArchiveResult", "Client", "RunningServer", "__version__", "archive", "serve"]
+__all__ = [
+    "ArchiveResult",
+    "Client",
+    "ContractError",
+    "HandlergenError",
+    "LocalModel",
+    "ModuleFailed",
+    "RequestFailed",
+    "RunningServer",
+    "ServerError",
+    "__version__",
+    "archive",
+    "load",
+    "serve",
+]
 
 # Name -> module that has it. Imported when first asked for, so that `import handlergen` costs nothing. No module
 # may have the name of something here: importing it would put the module in its place.
 _EXPORTS = {
     "ArchiveResult": "handlergen.archiving",
     "Client": "handlergen.client",
+    "ContractError": "handlergen.errors",
+    "HandlergenError": "handlergen.errors",
+    "LocalModel": "handlergen.local",
+    "ModuleFailed": "handlergen.errors",
+    "RequestFailed": "handlergen.errors",
     "RunningServer": "handlergen.server",
+    "ServerError": "handlergen.errors",
     "archive": "handlergen.archiving",
+    "load": "handlergen.local",
     "serve": "handlergen.server",
 }
 
