@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import timeit
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy
@@ -24,8 +25,16 @@ from handlergen.runtime.decode import decode, open_request
 from handlergen.runtime.encode import encode
 
 
-def milliseconds(call: Callable[[], object], repeat: int) -> float:
-    return min(timeit.repeat(call, number=1, repeat=repeat)) * 1e3
+def milliseconds(calls: Sequence[Callable[[], object]], repeat: int) -> list[float]:
+    """The best time of each call; they take turns, so that a busy moment of the machine meets all of them."""
+    rounds = [[timeit.timeit(call, number=1) for call in calls] for _ in range(repeat)]
+    return [min(times) * 1e3 for times in zip(*rounds, strict=True)]
+
+
+def without_orjson(answer: Any) -> None:
+    installed, json_answer.orjson = json_answer.orjson, None
+    encode(answer)
+    json_answer.orjson = installed
 
 
 def stdlib(value: Any) -> bytes:
@@ -69,12 +78,13 @@ def main() -> None:
     print(f"{'answer':26}{'encode':>10}{'orjson':>10}{'ratio':>8}{'encode':>13}{'stdlib':>10}{'ratio':>8}")
     print(f"{'':26}{'ms':>10}{'ms':>10}{'':8}{'no orjson, ms':>13}{'ms':>10}")
     for name, (answer, for_orjson, for_stdlib) in answers(args.elements).items():
-        ours = milliseconds(lambda: encode(answer), args.repeat)  # noqa: B023
-        theirs = milliseconds(lambda: by_orjson(for_orjson), args.repeat)  # noqa: B023
-        installed, json_answer.orjson = json_answer.orjson, None
-        slow = milliseconds(lambda: encode(answer), args.repeat)  # noqa: B023
-        json_answer.orjson = installed
-        plain = milliseconds(lambda: stdlib(for_stdlib()), args.repeat)  # noqa: B023
+        calls = (
+            partial(encode, answer),
+            partial(by_orjson, for_orjson),
+            partial(without_orjson, answer),
+            lambda make=for_stdlib: stdlib(make()),
+        )
+        ours, theirs, slow, plain = milliseconds(calls, args.repeat)
         print(
             f"{name:26}{ours:10.1f}{theirs:10.1f}{ours / theirs:8.2f}{slow:13.1f}{plain:10.1f}{slow / plain:8.2f}"
         )
