@@ -40,7 +40,7 @@ class VerbGroup(click.Group):
         if module is None:
             return None
         command = importlib.import_module(module).command
-        assert isinstance(command, click.Command)  # noqa: S101 - a programming error, not a user's
+        assert isinstance(command, click.Command)
         return command
 
 

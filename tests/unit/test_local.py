@@ -1,0 +1,97 @@
+"""load(): the served pipeline in this process, from a source and from its archive."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import handlergen
+
+SOURCE = """
+from pathlib import Path
+
+labels = Path("labels.txt").read_text().split()
+
+def preprocess(data, files):
+    if files:
+        return len(files[0].read())
+    return data["n"]
+
+def predict(inputs):
+    return labels[inputs]
+
+def postprocess(outputs, input_data):
+    return {"label": outputs}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "labels.txt").write_text("zero one two")
+    (tmp_path / "handlergen.yaml").write_text(
+        "name: labels\nsource: labeller.py\nextra_files: [labels.txt]\n"
+    )
+    (tmp_path / "labeller.py").write_text(SOURCE)
+    return tmp_path
+
+
+def test_the_public_api_is_what_it_says() -> None:
+    for name in handlergen.__all__:
+        assert getattr(handlergen, name) is not None
+    with pytest.raises(AttributeError):
+        _ = handlergen.nothing_of_the_kind
+
+
+def test_importing_handlergen_is_cheap() -> None:
+    script = (
+        "import sys, handlergen; print(sorted({'torch', 'ts', 'grpc', 'httpx', 'click'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_source_and_archive_answer_alike(project: Path, tmp_path: Path) -> None:
+    mar = handlergen.archive(project, model_store=tmp_path / "store").path
+    before = Path.cwd(), list(sys.path)
+    for source in (project, mar):
+        with handlergen.load(source) as model:
+            assert model.predict({"n": 2}) == {"label": "two"}
+            answer = model.request(fields={"image": b"x", "note": "y"})
+            assert (answer.status, answer.body) == (200, b'{"label":"one"}')
+            assert model.request({"n": 7}).status == 500
+            with pytest.raises(handlergen.RequestFailed) as raised:
+                model.predict({})
+            assert raised.value.status == 500
+    assert (Path.cwd(), list(sys.path)) == before
+    assert "labeller" not in sys.modules
+
+
+def test_two_modules_of_one_name_do_not_mix(tmp_path: Path) -> None:
+    for number in (1, 2):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        (directory / "same.py").write_text(f"def predict(inputs):\n    return {number}\n")
+    with (
+        handlergen.load(tmp_path / "1" / "same.py") as first,
+        handlergen.load(tmp_path / "2" / "same.py") as second,
+    ):
+        assert (first.predict(0), second.predict(0)) == (1, 2)
+
+
+def test_a_module_that_fails_to_load_is_the_users_error(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text(
+        "def load(context):\n    return 1 / 0\ndef predict(inputs):\n    return 1\n"
+    )
+    with pytest.raises(handlergen.ModuleFailed, match="ZeroDivisionError") as raised:
+        handlergen.load(tmp_path / "bad.py")
+    assert "in load" in raised.value.traceback
+    assert "user_module.py" not in raised.value.traceback
+
+
+def test_settings_of_an_archive_cannot_be_changed(project: Path, tmp_path: Path) -> None:
+    mar = handlergen.archive(project, model_store=tmp_path / "store").path
+    with pytest.raises(handlergen.HandlergenError, match="batch"):
+        handlergen.load(mar, batch="list")
