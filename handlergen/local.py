@@ -10,7 +10,6 @@ import mimetypes
 import os
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from handlergen import __version__
 from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed
-from handlergen.mar import read_mar
+from handlergen.mar import read_mar, unpack
 from handlergen.project import open_project
 from handlergen.runtime.contract import Bundle
 from handlergen.settings import to_runtime
@@ -146,15 +145,14 @@ def load(source: str | Path, *, gpu: int | None = None, **settings: Any) -> Loca
 
 
 def _unpack(path: Path, cleanup: contextlib.ExitStack) -> tuple[Bundle, Path]:
-    bundle = read_mar(path).bundle  # refuses what would write outside the directory
+    bundle = read_mar(path).bundle
     if bundle is None:
         raise HandlergenError(
             f"{path} was not made by handlergen",
             hint="load its source, or archive that with `handlergen archive`",
         )
     root = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="handlergen-")))
-    with zipfile.ZipFile(path) as archive:
-        archive.extractall(root)
+    unpack(path, root)
     return bundle, root
 
 
@@ -231,14 +229,7 @@ def _wire(
     else:
         content_type = content_type or "application/json"
         body = json.dumps(data).encode()
-    arrived: Any = bytearray(body)
-    if content_type == "application/json":
-        # TorchServe decodes JSON itself for exactly this type, and hands over the bytes when it cannot.
-        with contextlib.suppress(ValueError):
-            arrived = json.loads(body)
-    elif content_type.startswith("text"):
-        arrived = body.decode("utf-8", "replace")
-    return {"body": arrived}, {"body": {"content-type": content_type}, "content-type": content_type}
+    return {"body": bytearray(body)}, {"body": {"content-type": content_type}, "content-type": content_type}
 
 
 def _part(value: Any) -> tuple[bytes, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,9 @@ class Worker:
         properties = context.system_properties
         model_dir = Path(properties["model_dir"]).resolve()
         logging.getLogger("ts.service").addFilter(_not_told_yet)
+        # Bodies arrive as they were sent, and `decode` reads them: TorchServe's own reading logs a traceback for
+        # every broken JSON text and loses its bytes (ts/protocol/otf_message_handler.py, _retrieve_input_data).
+        os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
         try:
             bundle = Bundle.from_json((model_dir / CONTRACT_FILE).read_text(encoding="utf-8"))
             return cls(
