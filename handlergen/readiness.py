@@ -140,11 +140,14 @@ def _manifest(archive: Path) -> ModelVersion:
 def _check_registered(
     expected: Mapping[ModelVersion, str], registered: set[ModelVersion], logs: ServerLogs
 ) -> None:
-    """TorchServe listens only after it has tried every archive, so one that is missing now was refused."""
-    missing = {file for model, file in expected.items() if model not in registered}
+    """TorchServe listens only after it has tried every archive, so one that is missing now was refused.
+
+    One whose requirements could not be installed stays registered, without any worker: only the log tells.
+    """
+    said = registration_failures(logs.new_text(logs.server_log))
+    missing = {file for model, file in expected.items() if model not in registered or file in said}
     if not missing:
         return
-    said = registration_failures(logs.new_text(logs.server_log))
     raise ServerError(
         "\n".join(
             f"TorchServe refused {file}: {said.get(file, 'it does not say why')}" for file in sorted(missing)

@@ -119,7 +119,7 @@ def registration_failures(log: str) -> dict[str, str]:
             head = _EVENT.match(event[0])
             text = head["text"] if head else event[0]
             if text.startswith("Failed to load model: "):
-                name = text.removeprefix("Failed to load model: ").strip()
+                name = text.removeprefix("Failed to load model: ").strip().rpartition("/")[2]
                 causes = [part for part in event[1:] if part and not part.startswith(("\t", " "))]
                 refused[name] = "\n".join([*causes, before] if before else causes).strip()
             before = "\n".join([text, *event[1:]]) if "pip package installation failed" in text else ""

@@ -124,7 +124,7 @@ DEATH = "org.pytorch.serve.wlm.BatchAggregator - Load model failed: bad, error: 
 TS_LOG = f"""2026-11-20T12:37:40,303 [WARN ] pool-3-thread-1 org.pytorch.serve.metrics.MetricCollector - not yet.
 2026-11-20T12:37:42,446 [WARN ] W-9001-bad_1.0 {DEATH}
 2026-11-20T12:37:42,519 [WARN ] W-9000-bad_1.0 {DEATH}
-2026-11-20T12:37:43,001 [WARN ] main org.pytorch.serve.ModelServer - Failed to load model: broken.mar
+2026-11-20T12:37:43,001 [WARN ] main org.pytorch.serve.ModelServer - Failed to load model: /models of mine/broken.mar
 org.pytorch.serve.archive.model.InvalidModelException: Model archive is corrupted
 \tat org.pytorch.serve.archive.model.ModelArchive.validate(ModelArchive.java:1)
 """
@@ -132,6 +132,20 @@ org.pytorch.serve.archive.model.InvalidModelException: Model archive is corrupte
 
 def test_deaths_without_a_traceback_are_counted():
     assert silent_deaths(TS_LOG) == {"bad": ["Worker died.", "Worker died."]}
+
+
+PIP_LOG = """2026-11-20T12:55:05,381 [ERROR] main org.pytorch.serve.wlm.ModelManager - \
+Custom pip package installation failed for model req:
+ERROR: No matching distribution found for nothing
+
+2026-11-20T12:55:05,385 [WARN ] main org.pytorch.serve.ModelServer - Failed to load model: /store/req.mar
+org.pytorch.serve.archive.model.ModelException: Custom pip package installation failed for model req
+\tat org.pytorch.serve.wlm.ModelManager.setupModelDependencies(ModelManager.java:378)
+"""
+
+
+def test_what_pip_said_is_part_of_the_reason():
+    assert "No matching distribution found for nothing" in registration_failures(PIP_LOG)["req.mar"]
 
 
 def test_why_an_archive_was_refused():

@@ -1,0 +1,143 @@
+"""config, serve, status, invoke, scale and stop as a user types them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+HANDLERGEN = str(Path(sys.executable).parent / "handlergen")
+
+FAILING = """
+from ts.utils.util import PredictionException
+
+
+class Failing:
+    def initialize(self, context):
+        pass
+
+    def handle(self, data, context):
+        raise PredictionException("no pixels", 422)
+"""
+
+Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, make_mar, echo_mar) -> Iterator[Run]:
+    """`run("status", "--json")` in a directory where `handlergen serve` has started a server."""
+    directory = tmp_path_factory.mktemp("project")
+    (directory / "model-store").mkdir()
+    for archive in (echo_mar, make_mar("failing", FAILING)):
+        (directory / "model-store" / archive.name).write_bytes(archive.read_bytes())
+
+    def command(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run([HANDLERGEN, *arguments], cwd=directory, capture_output=True, check=False)
+
+    from handlergen.ports import free_ports
+
+    names = ("inference", "management", "metrics", "grpc-inference", "grpc-management")
+    ports = [f"--{name}-port={port}" for name, port in zip(names, free_ports(5), strict=True)]
+    configured = command("config", *ports)
+    assert configured.returncode == 0, configured.stderr
+    try:
+        served = command("serve", "--json", "--timeout", "180")
+        assert served.returncode == 0, served.stderr
+        report = json.loads(served.stdout)
+        assert report["models"]["echo"]["workers"] == 1
+        assert Path(report["key_file"]).exists()
+        yield command
+    finally:
+        stopped = command("stop", "--json")
+    assert json.loads(stopped.stdout)["stopped"] is True
+    assert command("status").returncode == 5
+
+
+def test_invoke_prints_the_answer_as_it_came(run: Run):
+    assert run("invoke", "echo", "--data", '{"a": "ä"}').stdout == b'{"body": {"a": "\\u00e4"}}'
+    assert run("invoke", "echo", "--grpc", "--data", '{"a": 1}').stdout == b'{"data": "{\\"a\\": 1}"}'
+
+
+def test_invoke_sends_files_and_forms(run: Run, tmp_path: Path):
+    (tmp_path / "x.txt").write_text("text")
+    path = str(tmp_path / "x.txt")
+    assert json.loads(run("invoke", "echo", "--file", path).stdout) == {"body": "text"}
+    assert json.loads(run("invoke", "echo", "--file", path, "--grpc").stdout) == {"data": "text"}
+    form = ("--field", f"image=@{path}", "--field", "top=3")
+    for way in ((), ("--grpc",)):
+        assert json.loads(run("invoke", "echo", *form, *way).stdout) == {"image": "text", "top": "3"}
+
+
+def test_invoke_writes_to_a_file_and_as_json(run: Run, tmp_path: Path):
+    done = run("invoke", "echo", "--data", "1", "-o", str(tmp_path / "answer"))
+    assert (done.stdout, (tmp_path / "answer").read_bytes()) == (b"", b'{"body": 1}')
+    report = json.loads(run("invoke", "echo", "--data", "1", "--json").stdout)
+    assert (report["status"], report["body"]) == (200, {"body": 1})
+
+
+def test_error_answers_go_to_stderr_with_status_6(run: Run):
+    for way in ((), ("--grpc",)):
+        done = run("invoke", "failing", "--data", "1", *way)
+        assert (done.returncode, done.stdout) == (6, b"")
+        assert b"no pixels" in done.stderr
+    report = json.loads(run("invoke", "failing", "--data", "1", "--json").stdout)
+    assert report["status"] == 422
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "exactly one of --data, --file and --field"),
+        (("--data", "1", "--field", "a=1"), "exactly one of"),
+        (("--field", "a"), "NAME=VALUE or NAME=@PATH"),
+        (("--field", "a=@/no/such/file"), "there is no file /no/such/file"),
+        (("--data", "1", "--header", "x"), "NAME:VALUE"),
+        (("--data", "1", "--grpc", "--header", "a:b"), "mean nothing over gRPC"),
+    ],
+)
+def test_requests_that_make_no_sense_are_refused(run: Run, arguments: tuple[str, ...], said: str):
+    done = run("invoke", "echo", *arguments)
+    assert done.returncode in (1, 2)
+    assert said in done.stderr.decode()
+
+
+def test_scale_waits_and_reports_placement(run: Run):
+    assert run("scale", "echo", "--workers", "2").stdout == b"echo: 2 workers READY (2 on cpu)\n"
+    report = json.loads(run("scale", "echo", "--workers", "1", "--json").stdout)
+    assert report == {"model": "echo", "workers": 1, "placement": {"cpu": 1}}
+    assert run("scale", "nobody", "--workers", "1").returncode == 6
+
+
+def test_status_shows_models_workers_and_queue(run: Run):
+    report = json.loads(run("status", "--json").stdout)
+    assert report["health"] == "Healthy"
+    echo = next(model for model in report["models"] if model["name"] == "echo")
+    assert echo["queue"] == {"waiting": 0, "free": 100}
+    (worker,) = echo["workers"]
+    assert (worker["state"], worker["device"]) == ("READY", "cpu")
+    assert worker["memory_bytes"] > 10 * 2**20
+    text = run("status").stdout.decode()
+    assert f"pid {worker['pid']}" in text
+    assert "queue 0 of 100" in text
+
+
+def test_show_explains_the_file_that_is_there(run: Run):
+    shown = run("config", "--show").stdout.decode()
+    assert "inference_address=http://127.0.0.1:" in shown
+    assert "(not the default)" in shown
+    assert "allowed_urls=(?!)" in shown
+    report = json.loads(run("config", "--show", "--json").stdout)
+    assert report["written"] == []
+    assert all(line["why"] for line in report["lines"])
+
+
+def test_a_second_serve_says_who_is_there(run: Run):
+    done = run("serve")
+    assert done.returncode == 5
+    assert b"already running" in done.stderr
