@@ -67,7 +67,8 @@ def _batches(settings: Settings) -> list[str]:
             f"max_batch_delay_ms ({settings.max_batch_delay_ms}) has no effect with batch_size: 1. "
             f"Raise batch_size, or leave it out."
         )
-    if settings.batch_size == 1 and settings.batch in ("collate", "list"):
+    # For the form `module` collate is the default, and a lone sample a batch of one.
+    if settings.batch_size == 1 and settings.batch in ("collate", "list") and settings.form != "module":
         found.append(
             f"batch: {settings.batch} with batch_size: 1: predict never sees more than one request. "
             f"Write batch_size: 8, say."

@@ -108,8 +108,9 @@ class Settings:
     )
     weights_format: str | None = _setting(
         None,
-        "What the weights file holds. Without it: told from the file.",
-        kinds.choice(*EXECUTABLE_FORMATS, "safetensors", "state_dict", "other"),
+        "What the weights file holds. Without it: told from the file. pickle (form: module) loads a whole pickled "
+        "module, which runs whatever code the file holds: only for files that you made yourself.",
+        kinds.choice(*EXECUTABLE_FORMATS, "safetensors", "state_dict", "pickle", "other"),
         group=_FILES,
         example="state_dict",
     )
@@ -250,7 +251,8 @@ class Settings:
     predict_timeout_s: float | None = _setting(
         None,
         "The longest that one predict takes. The other limits are checked against it; a worker cannot be "
-        "interrupted in predict, so that response_timeout_s is what ends it.",
+        "interrupted in predict, so that response_timeout_s is what ends it. Of a predict that streams, the "
+        "longest from one chunk to the next; a stream that takes longer is ended.",
         kinds.seconds(),
         group=_TIME,
         example="2",

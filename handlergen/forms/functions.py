@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
 from handlergen.errors import Problem
@@ -86,6 +87,20 @@ def inspect(source: Source) -> Findings:
     if not findings.problems:
         findings.contract = Contract("functions", source.name, hooks, call=call)
     return findings
+
+
+def hooks_of(source: Source, names: Iterable[str], findings: Findings) -> dict[str, Hook]:
+    """Module-level hooks of these roles, for the forms that share some with this one (`setup`, `load`)."""
+    hooks = {}
+    for name in names:
+        function = source.tree.function(source.module, name)
+        if isinstance(function, Problem):
+            findings.problems.append(function)
+        elif function is not None:
+            hook = _hook(source, ROLES[name], function, findings, keywords=False)
+            if hook:
+                hooks[name] = hook
+    return hooks
 
 
 def _hook(source: Source, role: Role, found: Found, findings: Findings, *, keywords: bool) -> Hook | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from types import CoroutineType
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from .device import Device
 from .failures import is_out_of_memory
 from .hooks import Hooks, Item
 from .spans import Spans
+from .streaming import STREAMS, StreamAnswerError, Streaming, drain, drain_async
 from .user_module import UserModule
 
 #: What a hook may raise that is its request's failure. SystemExit is: a hook that exits must not end the worker.
@@ -62,6 +63,7 @@ class WorkerPredictor:
         batch: `each`, `collate` or `list`.
         lock_timeout_s: How long a request may wait for the device, in seconds.
         fail: Called with an item, what was raised and the hook's name; sets the item's failure.
+        streaming: Where the chunks go of a predict that is a generator. It has the device until it ends.
         spans: Where stage times go, or None.
     """
 
@@ -74,6 +76,7 @@ class WorkerPredictor:
         batch: str,
         lock_timeout_s: float,
         fail: Callable[[Item, BaseException, str], None],
+        streaming: Streaming,
         spans: Spans | None,
     ) -> None:
         self._module = module
@@ -81,6 +84,7 @@ class WorkerPredictor:
         self._lock = lock
         self._lock_timeout_s = lock_timeout_s
         self._fail = fail
+        self._streaming = streaming
         self._spans = spans
         self._predict_batch = {"each": None, "collate": self._collated, "list": self._listed}[batch]
         self._hooks: Hooks
@@ -169,17 +173,12 @@ class WorkerPredictor:
         if not items:
             return
         assert self._predict_batch is not None
-        together: Item | None = None
         try:
-            together = self._join(items)
+            together = self._together(items)
         except HOOK_ERRORS as error:
-            # An own collate that fails is retried one by one, so that only the culprit fails, and samples that
-            # cannot be stacked are predicted one by one when the form says so.
-            hopeless = isinstance(error, BatchError) and not self._hooks[0].one_by_one
-            if hopeless or len(items) == 1:
-                for item in items:
-                    self._fail(item, error, "predict")
-                return
+            for item in items:
+                self._fail(item, error, "predict")
+            return
         if not self._turn_begins(items):
             return
         try:
@@ -211,6 +210,20 @@ class WorkerPredictor:
                 self._after_error(error)
                 self._fail(item, error, "predict")
 
+    def _together(self, items: Sequence[Item]) -> Item | None:
+        """The requests joined to one batch; None when they are to be predicted one by one.
+
+        That is: an own collate failed (one by one only the culprit does), or the samples cannot be stacked and the
+        form allows it.
+        """
+        try:
+            return self._join(items)
+        except HOOK_ERRORS as error:
+            hopeless = isinstance(error, BatchError) and not self._hooks[0].one_by_one
+            if hopeless or len(items) == 1:
+                raise
+            return None
+
     def _join(self, items: Sequence[Item]) -> Item:
         """One item that stands for several: what `predict` sees in the batch modes."""
         joined = Item(-1, {}, {}, [item.request for item in items])
@@ -223,12 +236,13 @@ class WorkerPredictor:
         return joined
 
     def _collated(self, items: Sequence[Item], joined: Item) -> None:
-        for item, output in zip(items, split(self._on_device(joined), len(items)), strict=True):
+        outputs = split(self._on_device(joined), len(items), hook=self._hooks[0].predict.name)
+        for item, output in zip(items, outputs, strict=True):
             item.outputs = output
 
     def _listed(self, items: Sequence[Item], joined: Item) -> None:
         outputs = self._on_device(joined)
-        check_length(outputs, len(items), hook="predict")
+        check_length(outputs, len(items), hook=self._hooks[0].predict.name)
         for item, output in zip(items, outputs, strict=True):
             item.outputs = output
 
@@ -241,10 +255,34 @@ class WorkerPredictor:
             outputs = self._hooks[item.stage].predict.call(item)
             if type(outputs) is CoroutineType:
                 outputs = self._await(outputs)
+            if type(outputs) in STREAMS:
+                outputs = self._streamed(item, outputs)
             device.wait()
             return device.fetch(outputs)
 
-    def _await(self, coroutine: CoroutineType[Any, Any, Any]) -> Any:
+    def _streamed(self, item: Item, stream: Any) -> Any:
+        """Iterate what `predict` returned, here, and send its chunks; what is left to be answered."""
+        if self._predict_batch is not None or item.stage != len(self._hooks) - 1:
+            raise StreamAnswerError("predict returned a generator, which only one request at a time can have")
+        if self._hooks[item.stage].postprocess is not None:
+            raise StreamAnswerError(
+                "predict returned a generator, whose chunks go out as they are made, and there is a postprocess: "
+                "do its work inside predict, and remove it"
+            )
+        chunks = self._streaming.chunks(item)
+        device = self._device
+
+        def put(chunk: Any) -> None:
+            device.wait()
+            chunks.put(device.fetch(chunk))
+
+        if isinstance(stream, Generator):
+            drain(stream, put, self._streaming.limit_s)
+        else:
+            self._await(drain_async(stream, put, self._streaming.limit_s))
+        return chunks.answer()
+
+    def _await(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
         return self._loop.run_until_complete(coroutine)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from .context import Context
 from .contract import Contract, RuntimeSettings
 from .form_functions import FunctionsModule
+from .form_module import ModuleModule
 from .hooks import Hooks
 
 
@@ -27,7 +28,10 @@ class UserModule(Protocol):
         """A hook outside the stages (`is_healthy`), or None."""
 
 
-_FORMS: dict[str, Callable[[Contract, RuntimeSettings, Context], UserModule]] = {"functions": FunctionsModule}
+_FORMS: dict[str, Callable[[Contract, RuntimeSettings, Context], UserModule]] = {
+    "functions": FunctionsModule,
+    "module": ModuleModule,
+}
 
 
 def open_user_module(contract: Contract, settings: RuntimeSettings, context: Context) -> UserModule:

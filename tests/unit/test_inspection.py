@@ -393,7 +393,6 @@ MODULE = (
     ("text", "form"),
     [
         (MODEL, "model-class"),
-        (MODULE, "module"),
         ("FLOW: list = []", "flow"),
         ("async def predict_fn(a, b): ...", "sagemaker"),
     ],

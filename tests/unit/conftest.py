@@ -1,0 +1,93 @@
+"""A project as a server would run it, without the server: inspected, its contract written and read, loaded."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handlergen.project import open_project
+from handlergen.runtime.contract import Bundle
+from handlergen.runtime.worker import Worker
+from handlergen.staging import make_bundle
+
+
+class ServerContext:
+    """TorchServe's context, as far as the runtime uses it (ts/context.py)."""
+
+    class Processor:
+        def __init__(self, properties: dict[str, Any]) -> None:
+            self.properties = properties
+
+        def get_request_properties(self) -> dict[str, Any]:
+            return self.properties
+
+    def __init__(self, properties: list[dict[str, Any]]) -> None:
+        self.request_ids = {index: f"r{index}" for index in range(len(properties))}
+        self.request_processor = [self.Processor(item) for item in properties]
+        self.statuses = [200] * len(properties)
+        self.headers: list[dict[str, str]] = [{} for _ in properties]
+
+    def set_response_content_type(self, index: int, value: str) -> None:
+        self.headers[index]["content-type"] = value
+
+    def set_response_status(self, code: int, phrase: str, index: int) -> None:
+        self.statuses[index] = code
+
+    def set_response_header(self, index: int, name: str, value: str) -> None:
+        self.headers[index][name] = value
+
+
+class ServedProject:
+    """A loaded project. Call it with values: one batch of JSON requests, answered as (status, value) pairs."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.context: ServerContext
+
+    def __call__(self, *values: Any) -> list[tuple[int, Any]]:
+        return [(status, json.loads(body)) for status, body in self.raw(*[(value, {}) for value in values])]
+
+    def raw(self, *requests: tuple[Any, dict[str, str]]) -> list[tuple[int, bytes]]:
+        """One batch of (body, headers) pairs; the content type is JSON where the headers name none."""
+        properties = []
+        for _, headers in requests:
+            kind = headers.get("content-type", "application/json")
+            properties.append({"host": "h", "content-type": kind, "body": {"content-type": kind}, **headers})
+        self.context = ServerContext(properties)
+        bodies = self.worker.handle([{"body": body} for body, _ in requests], self.context)
+        return list(zip(self.context.statuses, bodies, strict=True))
+
+
+@pytest.fixture
+def serve_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ServedProject]]:
+    """`serve_project(source, batch_size=8, **settings)`: source text becomes a module beside tmp_path's files."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)  # as in a worker: the archive's root
+    monkeypatch.setenv("HANDLERGEN_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("HANDLERGEN_TRACE_DIR", str(tmp_path / "spans"))
+    opened: list[Worker] = []
+
+    def serve(source: str, *, batch_size: int = 8, **settings: Any) -> ServedProject:
+        name = f"served_{len(opened)}_{abs(hash(tmp_path))}"
+        (tmp_path / f"{name}.py").write_text(textwrap.dedent(source))
+        importlib.invalidate_caches()
+        project = open_project(
+            tmp_path / f"{name}.py", overrides={"name": "m", "batch_size": batch_size, **settings}, environ={}
+        )
+        bundle = Bundle.from_json(make_bundle(project).to_json())
+        worker = Worker(bundle, tmp_path, gpu_id=None, batch_size=batch_size)
+        opened.append(worker)
+        return ServedProject(worker)
+
+    yield serve
+    for worker in opened:
+        worker.close()
+    for name in [name for name in sys.modules if name.startswith("served_")]:
+        del sys.modules[name]
