@@ -1,0 +1,92 @@
+"""What the documents say is so: every verb is explained, and the README's module runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import handlergen
+from handlergen.cli import VERBS, cli
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return [body for name, body in FENCE.findall(text) if name == language]
+
+
+def commands(text: str) -> list[list[str]]:
+    """Every `handlergen VERB ...` in the code blocks of a document, as words; a leading `$ ` is the prompt."""
+    found = []
+    for _, body in FENCE.findall(text):
+        for line in body.splitlines():
+            words = line.strip().removeprefix("$ ").split(" #")[0].split("&&")
+            found += [part.split()[1:] for part in words if part.split()[:1] == ["handlergen"]]
+    return found
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example(verb: str) -> None:
+    result = CliRunner().invoke(cli, [verb, "--help"])
+    assert result.exit_code == 0
+    assert f"handlergen {verb}" in result.output.partition("Example")[2]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_stands_in_the_readme(verb: str) -> None:
+    assert re.search(rf"^\| .*`{verb}\b", README, re.MULTILINE), f"no row for {verb}"
+
+
+def test_the_readme_promises_no_verb_that_is_not_there() -> None:
+    table = re.search(r"^\| verb \|.*\n\| ---.*\n((?:\|.*\n)+)", README, re.MULTILINE)
+    assert table
+    named = {name for row in table[1].splitlines() for name in re.findall(r"`(\w+)", row.split("|")[1])}
+    assert named == set(VERBS)
+
+
+@pytest.mark.parametrize("words", commands(README) + commands(CONTRIBUTING), ids=" ".join)
+def test_commands_in_the_documents_are_understood(words: list[str]) -> None:
+    verb = cli.get_command(click.Context(cli), words[0])
+    assert verb is not None, words[0]
+    options = {name for parameter in verb.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    used = {word.partition("=")[0] for word in words[1:] if word.startswith("-")}
+    assert used <= options | {"--help"}
+
+
+def test_the_readme_module_reads_a_digit(tmp_path: Path) -> None:
+    """With weights like those the README packs: an exported program, here a linear one."""
+    (module,) = [body for body in blocks(README, "python") if "def predict" in body]
+    assert sum(bool(line.strip()) for line in module.splitlines()) <= 12
+    source = tmp_path / "digits.py"
+    source.write_text(module, encoding="utf-8")
+    save_exported_classifier(tmp_path / "digits.pt2")
+
+    example = ROOT / "examples" / "digits"
+    with handlergen.load(source, weights="digits.pt2") as model:
+        answer = model.predict(example / "sample.png")
+    assert answer["digit"] == json.loads((example / "sample.json").read_text())["digit"]
+    assert 0.5 < answer["probability"] <= 1
+
+
+def save_exported_classifier(path: Path) -> None:
+    import torch
+    from sklearn.datasets import load_digits
+    from sklearn.linear_model import RidgeClassifier
+
+    pixels, labels = load_digits(return_X_y=True)
+    fitted = RidgeClassifier().fit(pixels / 16, labels)
+    linear = torch.nn.Linear(64, 10)
+    with torch.no_grad():
+        # Its scores lie in -1..1; ten times as far apart, softmax makes probabilities of them.
+        linear.weight.copy_(10 * torch.from_numpy(fitted.coef_))
+        linear.bias.copy_(10 * torch.from_numpy(fitted.intercept_))
+    network = torch.nn.Sequential(torch.nn.Flatten(), linear).eval()
+    torch.export.save(torch.export.export(network, (torch.rand(1, 1, 8, 8),)), path)
