@@ -117,6 +117,7 @@ def to_runtime(settings: Settings) -> RuntimeSettings:
         secrets=settings.secrets,
         model_args=settings.model_args,
         model_kwargs=settings.model_kwargs,
+        predict_timeout_s=settings.predict_timeout_s,
     )
 
 

@@ -24,8 +24,9 @@ class Parameter:
 
     Attributes:
         name: As written in the source.
-        source: What the runtime passes: `data`, `files`, `inputs`, `outputs`, `input_data`, one of
-            `NAMED_PARAMETERS`, or `key` (the JSON object's value under `name`, `call: keywords`).
+        source: What the runtime passes: `data`, `files`, `inputs`, `outputs`, `input_data`, `http_request` (the
+            model-class form's `Request`), one of `NAMED_PARAMETERS`, or `key` (the JSON object's value under
+            `name`, `call: keywords`).
         keyword_only: Passed by keyword, not by position.
         required: False when the parameter has a default.
     """
@@ -102,6 +103,7 @@ class RuntimeSettings:
     secrets: tuple[str, ...]
     model_args: tuple[Any, ...]
     model_kwargs: Mapping[str, Any]
+    predict_timeout_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 from .content import field_value, parse_type, plain_bytes, raw_bytes, read, sniff
 from .form_body import FORM, lost_body, whole_text
 from .requests import BadRequest, Files, Request, UploadedFile
-from .wire import OCTETS
+from .wire import OCTETS, STREAM_WISH
 
 _Parts = Mapping[str, Any]
 
@@ -93,6 +93,8 @@ def _part_type(name: str, properties: _Parts) -> str:
 
 def _read_map(entry: _Parts) -> Decoded:
     """gRPC's input map: `data` and files, or the whole map."""
+    if STREAM_WISH in entry:
+        entry = {name: value for name, value in entry.items() if name != STREAM_WISH}
     if "data" not in entry:
         return Decoded({name: plain_bytes(value) for name, value in entry.items()})
     files = Files(UploadedFile(raw_bytes(value), name) for name, value in entry.items() if name != "data")

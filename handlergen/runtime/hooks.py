@@ -13,6 +13,7 @@ import torch
 
 from .contract import Hook
 from .failures import Failure
+from .http_request import HttpRequest
 from .requests import BadRequest, Files
 
 
@@ -29,6 +30,9 @@ class Item:
         outputs: What `predict` returned for it.
         failure: Why it has no answer; the stages after the failing one skip it.
         reply: The encoded answer.
+        outlet: Where chunks of its answer can be sent before it has ended (`streaming.Outlet`); None: nowhere.
+        sent: At least one chunk has been sent.
+        http: What the model-class form's hooks see as `Request`, once one of them asked for it.
         ready_ns: When it was ready for the device (`time.monotonic_ns()`).
     """
 
@@ -37,13 +41,16 @@ class Item:
         "entry",
         "failure",
         "files",
+        "http",
         "index",
         "inputs",
+        "outlet",
         "outputs",
         "properties",
         "ready_ns",
         "reply",
         "request",
+        "sent",
         "stage",
     )
 
@@ -61,6 +68,9 @@ class Item:
         self.outputs: Any = None
         self.failure: Failure | None = None
         self.reply: Any = None
+        self.outlet: Any = None
+        self.sent = False
+        self.http: HttpRequest | None = None
         self.ready_ns = 0
 
 
@@ -99,6 +109,13 @@ Hooks = tuple[Stage, ...]
 """The stages of a model, one at least."""
 
 
+def http_request(item: Item) -> HttpRequest:
+    """The same object for every hook of a request."""
+    if item.http is None:
+        item.http = HttpRequest(item.request, item.entry)
+    return item.http
+
+
 _ITEM_SOURCES: dict[str, Callable[[Item], Any]] = {
     "data": attrgetter("data"),
     "files": attrgetter("files"),
@@ -106,6 +123,7 @@ _ITEM_SOURCES: dict[str, Callable[[Item], Any]] = {
     "outputs": attrgetter("outputs"),
     "input_data": attrgetter("data"),
     "request": attrgetter("request"),
+    "http_request": http_request,
 }
 
 

@@ -9,7 +9,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import CoroutineType
 from typing import Any
@@ -24,6 +24,7 @@ from .failures import failure_of, user_traceback
 from .hooks import BoundHook, EventLoopThread, Hooks, Item
 from .predictor import HOOK_ERRORS, Predictor
 from .spans import Spans
+from .streaming import STREAMS, Streaming, drain, drain_async
 
 
 class Pipeline:
@@ -33,6 +34,7 @@ class Pipeline:
         contract: What the user's module looks like.
         settings: What the archive carries.
         user_root: Directory of the user's code; tracebacks are cut to it.
+        streaming: Where the chunks go of a postprocess that is a generator.
         spans: Where stage times go, or None.
         batch_size: The most requests that come at once.
         logger: Gets one traceback for each request that fails by the module's fault.
@@ -44,6 +46,7 @@ class Pipeline:
         settings: RuntimeSettings,
         *,
         user_root: str,
+        streaming: Streaming,
         spans: Spans | None,
         batch_size: int,
         logger: logging.Logger,
@@ -51,6 +54,7 @@ class Pipeline:
         self._contract = contract
         self._settings = settings
         self._user_root = user_root
+        self._streaming = streaming
         self._spans = spans
         self._batch_size = batch_size
         self._logger = logger
@@ -179,6 +183,9 @@ class Pipeline:
 
     def _finish(self, item: Item, then: Callable[[Item], None]) -> None:
         def answered(value: Any) -> None:
+            if type(value) in STREAMS and item.failure is None:
+                self._stream(item, value, answered)
+                return
             spans = self._spans
             start = time.monotonic_ns() if spans is not None else 0
             if item.failure is None:
@@ -195,6 +202,25 @@ class Pipeline:
         # predict's outputs are inference tensors, which only inference mode lets a hook change in place.
         with torch.inference_mode():
             self._call(self._hooks[-1].postprocess, item, item.outputs, "postprocess", answered)
+
+    def _stream(self, item: Item, stream: Any, then: Callable[[Any], None]) -> None:
+        """Send the chunks of a postprocess that is a generator; outside the lock, beside other requests."""
+        chunks = self._streaming.chunks(item)
+
+        def ended(_nothing: Any, error: BaseException | None) -> None:
+            if error is not None:
+                self.fail(item, error, "postprocess")
+            then(None if error is not None else chunks.answer())
+
+        if isinstance(stream, AsyncGenerator):
+            self._event_loop().submit(drain_async(stream, chunks.put, self._streaming.limit_s), ended)
+            return
+        try:
+            drain(stream, chunks.put, self._streaming.limit_s)
+        except HOOK_ERRORS as error:
+            ended(None, error)
+        else:
+            ended(None, None)
 
     def _call(
         self, hook: BoundHook | None, item: Item, unchanged: Any, stage: str, then: Callable[[Any], None]

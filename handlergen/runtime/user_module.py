@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from .context import Context
 from .contract import Contract, RuntimeSettings
 from .form_functions import FunctionsModule
+from .form_model_class import ModelClassModule
 from .form_module import ModuleModule
 from .hooks import Hooks
 
@@ -30,6 +31,7 @@ class UserModule(Protocol):
 
 _FORMS: dict[str, Callable[[Contract, RuntimeSettings, Context], UserModule]] = {
     "functions": FunctionsModule,
+    "model-class": ModelClassModule,
     "module": ModuleModule,
 }
 

@@ -19,13 +19,17 @@ OCTETS = "application/octet-stream"
 TEXT = "text/plain; charset=utf-8"
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
+STREAM_WISH = "ts_stream_next"
+"""TorchServe's header for the chunks of an answer; also the entry of a gRPC request's input whose value `true` asks
+for chunks as they are made (see `streaming`). Hooks see neither."""
+
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110, 5.6.2
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]+")
 
 # Written by TorchServe itself, or (ts_stream_next) a command to it.
 _RESERVED = frozenset(
     ("connection", "content-length", "content-type", "keep-alive", "transfer-encoding", "upgrade")
-) | {"ts_stream_next", "x-request-id"}
+) | {STREAM_WISH, "x-request-id"}
 
 
 def header_value(value: Any) -> str:

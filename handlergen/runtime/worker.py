@@ -18,8 +18,9 @@ from .hooks import Item
 from .pipeline import Pipeline, open_items
 from .predictor import HOOK_ERRORS, WorkerPredictor
 from .spans import spans_from_environment
+from .streaming import Outlet, Streaming, TorchServeOutlet, raise_to_torchserve
 from .user_module import UserModule, open_user_module
-from .wire import reason_phrase
+from .wire import NO_HEADERS, STREAM_WISH, reason_phrase
 
 
 class Worker:
@@ -35,11 +36,15 @@ class Worker:
         self._model_dir = model_dir
         context = Context.open(settings, device=self.device.torch, model_dir=model_dir)
         self._logger = context.logger
+        streaming = Streaming(
+            nan=settings.nan, limit=settings.max_response_bytes, limit_s=settings.predict_timeout_s
+        )
         spans = spans_from_environment(settings.name, self.device.key)
         self._pipeline = Pipeline(
             bundle.contract,
             settings,
             user_root=str(model_dir),
+            streaming=streaming,
             spans=spans,
             batch_size=batch_size,
             logger=context.logger,
@@ -53,6 +58,7 @@ class Worker:
             batch=settings.batch,
             lock_timeout_s=settings.lock_timeout_s,
             fail=self._pipeline.fail,
+            streaming=streaming,
             spans=spans,
         )
         self._predictor.load()
@@ -103,10 +109,14 @@ class Worker:
             context: TorchServe's context; gets each request's status, content type and headers.
 
         Returns:
-            One body a request, in the order of `data`. Nothing is raised, but for a failed single gRPC request,
-            whose status TorchServe takes from an exception only.
+            One body a request, in the order of `data`; empty for one whose chunks have been sent. Nothing is
+            raised, but for a failed single gRPC request, whose status TorchServe takes from an exception only,
+            and for a single stream that failed midway.
         """
         items = self._receive(data, context)
+        outlet: Outlet = getattr(context, "outlet", None) or TorchServeOutlet(context)
+        for item in items:
+            item.outlet = outlet
         special = self._special(items)
         try:
             self._pipeline.run(special if special is not None else items)
@@ -183,6 +193,9 @@ class Worker:
         bodies = []
         for index, item in enumerate(items):
             failure = item.failure
+            if item.request.is_grpc:
+                # StreamPredictions ends only with this; without it the frontend throws and ends the worker.
+                context.set_response_header(index, STREAM_WISH, "false")
             if failure is None:
                 reply = item.reply
                 context.set_response_content_type(index, reply.content_type)
@@ -190,9 +203,14 @@ class Worker:
                     context.set_response_status(reply.status, reason_phrase(reply.status), index)
                 headers = reply.headers
                 bodies.append(reply.body)
+            elif item.sent:
+                if len(items) == 1:
+                    item.outlet.break_off(failure)
+                headers = NO_HEADERS  # of a batch no single response can be broken off: the stream just ends
+                bodies.append(b"")
             else:
-                if len(items) == 1 and item.request.is_grpc and not item.properties.get("describe"):
-                    _raise_for_grpc(failure)
+                if len(items) == 1 and item.request.is_grpc:
+                    raise_to_torchserve(failure)
                 context.set_response_content_type(index, "application/json")
                 context.set_response_status(failure.status, failure.phrase, index)
                 headers = failure.headers
@@ -202,19 +220,8 @@ class Worker:
         return bodies
 
 
-def _raise_for_grpc(failure: Failure) -> None:
-    """gRPC has no status per request in TorchServe; a batch of one can raise, and that gets a gRPC code."""
-    try:
-        from ts.utils.util import PredictionException
-    except ImportError:  # no TorchServe in this process: nobody to raise it to
-        return
-    error = PredictionException(failure.message, failure.status)
-    error.told_by_handlergen = True
-    raise error
-
-
 def _not_told_yet(record: logging.LogRecord) -> bool:
-    """TorchServe logs a traceback of its own for what `_raise_for_grpc` raises; the user's stands there already."""
+    """TorchServe logs a traceback of its own for what `raise_to_torchserve` raises; the user's stands there already."""
     return not (record.exc_info and getattr(record.exc_info[1], "told_by_handlergen", False))
 
 
