@@ -122,16 +122,12 @@ class WorkerPredictor:
                 arrivals.done(item)
             return
         while item is not None:
-            if self._turn_begins([item]):
-                try:
-                    while item is not None:
-                        self._one(item)
-                        arrivals.done(item)
-                        item = arrivals.next_ready()
-                finally:
-                    self._lock.release()
-            else:
-                arrivals.done(item)
+            # Entered before the wait: under the lock, nothing that could have been done earlier or later.
+            with torch.inference_mode():
+                if self._turn_begins([item]):
+                    self._turn(item, arrivals)
+                else:
+                    arrivals.done(item)
             item = arrivals.next()
 
     def describe(self) -> dict[str, Any]:
@@ -159,15 +155,26 @@ class WorkerPredictor:
             return False
         return True
 
-    def _one(self, item: Item) -> None:
-        started = time.monotonic_ns()
+    def _turn(self, first: Item, arrivals: Arrivals) -> None:
+        """Predict, one after the other, for the requests that are ready; the lock is held, and given back."""
+        predicted = []
+        item: Item | None = first
         try:
-            item.outputs = self._on_device(item)
-        except HOOK_ERRORS as error:
-            self._after_error(error)
-            self._fail(item, error, "predict")
+            while item is not None:
+                started = time.monotonic_ns()
+                try:
+                    item.outputs = self._on_device(item)
+                except HOOK_ERRORS as error:
+                    self._after_error(error)
+                    self._fail(item, error, "predict")
+                predicted.append((item, started, time.monotonic_ns()))
+                arrivals.done(item)
+                item = arrivals.next_ready()
+        finally:
+            self._lock.release()
         if self._spans is not None:
-            self._record([item], started)
+            for item, started, ended in predicted:
+                self._record([item], started, ended)
 
     def _predict_together(self, items: list[Item]) -> None:
         if not items:
@@ -179,9 +186,9 @@ class WorkerPredictor:
             for item in items:
                 self._fail(item, error, "predict")
             return
-        if not self._turn_begins(items):
-            return
-        try:
+        with torch.inference_mode():
+            if not self._turn_begins(items):
+                return
             started = time.monotonic_ns()
             try:
                 if together is None:
@@ -195,10 +202,11 @@ class WorkerPredictor:
                         self._fail(item, error, "predict")
                 else:
                     self._one_by_one(items)
-            if self._spans is not None:
-                self._record(items, started)
-        finally:
-            self._lock.release()
+            finally:
+                ended = time.monotonic_ns()
+                self._lock.release()
+        if self._spans is not None:
+            self._record(items, started, ended)
 
     def _one_by_one(self, items: Sequence[Item]) -> None:
         """After a failed batch: each request alone, so that only the culprit fails."""
@@ -247,18 +255,17 @@ class WorkerPredictor:
             item.outputs = output
 
     def _on_device(self, item: Item) -> Any:
-        """Inputs to the device, `predict`, wait, outputs to the CPU."""
+        """Inputs to the device, `predict`, wait, outputs to the CPU; in inference mode."""
         self._predictions += 1
         device = self._device
-        with torch.inference_mode():
-            item.inputs = device.put(item.inputs)
-            outputs = self._hooks[item.stage].predict.call(item)
-            if type(outputs) is CoroutineType:
-                outputs = self._await(outputs)
-            if type(outputs) in STREAMS:
-                outputs = self._streamed(item, outputs)
-            device.wait()
-            return device.fetch(outputs)
+        item.inputs = device.put(item.inputs)
+        outputs = self._hooks[item.stage].predict.call(item)
+        if type(outputs) is CoroutineType:
+            outputs = self._await(outputs)
+        if type(outputs) in STREAMS:
+            outputs = self._streamed(item, outputs)
+        device.wait()
+        return device.fetch(outputs)
 
     def _streamed(self, item: Item, stream: Any) -> Any:
         """Iterate what `predict` returned, here, and send its chunks; what is left to be answered."""
@@ -297,9 +304,8 @@ class WorkerPredictor:
             # A sticky CUDA error: every later call fails too, and says so itself.
             return
 
-    def _record(self, items: Sequence[Item], started: int) -> None:
+    def _record(self, items: Sequence[Item], started: int, ended: int) -> None:
         assert self._spans is not None
-        ended = time.monotonic_ns()
         for item in items:
             self._spans.record("lock_wait", item.request.id, item.ready_ns, started)
         self._spans.record("predict", ",".join(item.request.id for item in items), started, ended)
