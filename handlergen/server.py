@@ -6,12 +6,10 @@ import contextlib
 import fcntl
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -25,6 +23,7 @@ from handlergen.client import Client, ModelStatus
 from handlergen.client.key_file import KEY_FILE
 from handlergen.errors import ModuleFailed, ServerError
 from handlergen.java import find_java
+from handlergen.processes import end_marked
 from handlergen.properties import ServerSettings, read_properties
 from handlergen.readiness import Progress, ServerLogs, expected_models, wait_until_ready
 from handlergen.server_state import (
@@ -148,7 +147,7 @@ def serve(
             )
         except BaseException as error:
             if not (keep and isinstance(error, ModuleFailed)):
-                _end(marker, grace=_WORKER_GRACE_S)
+                end_marked(marker, grace=_WORKER_GRACE_S)
                 _clean_up(path, temp_dir)
             raise
     return RunningServer(state, settings, models)
@@ -183,7 +182,7 @@ def stop(config: Path | str = "config.properties", *, timeout: float = 30.0) -> 
         deadline = time.monotonic() + timeout
         while state.running() and time.monotonic() < deadline:
             time.sleep(_ENDING_POLL_S)
-    _end(state.marker, grace=_WORKER_GRACE_S)
+    end_marked(state.marker, grace=_WORKER_GRACE_S)
     _clean_up(path, Path(state.temp_dir))
     return was_running
 
@@ -298,51 +297,6 @@ def _launch(
         said = console_file.read_text("utf-8", "replace").strip()
         raise ServerError(f"TorchServe did not start\n{said}".rstrip()) from error
     return ServerState(pid, created, marker, str(config), str(temp_dir), str(console_file))
-
-
-def _end(marker: str, *, grace: float) -> None:
-    """End every process that carries the mark: SIGTERM, some seconds, SIGKILL; until none is left."""
-    with _uninterrupted():
-        signal_to_send = signal.SIGTERM
-        while found := _marked(marker):
-            for process in found:
-                with contextlib.suppress(psutil.Error):
-                    process.send_signal(signal_to_send)
-            # Not psutil.wait_procs: these are no children of ours, and where pid 1 reaps nobody they stay
-            # zombies.
-            deadline = time.monotonic() + grace
-            while _marked(marker) and time.monotonic() < deadline:
-                time.sleep(_ENDING_POLL_S)
-            signal_to_send = signal.SIGKILL
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """A second Ctrl-C, while the first one is being obeyed, must not leave half of the processes behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-
-
-def _marked(marker: str) -> list[psutil.Process]:
-    """This user's processes whose environment carries the mark."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if (
-                process.uids().real == os.getuid()
-                and process.environ().get(MARKER) == marker
-                and process.status() != psutil.STATUS_ZOMBIE
-            ):
-                found.append(process)
-    return found
 
 
 def _clean_up(config: Path, temp_dir: Path) -> None:

@@ -30,9 +30,9 @@ import pytest
 from handlergen.client import Client
 from handlergen.configuration import write_configuration
 from handlergen.ports import free_ports
+from handlergen.processes import marked
 from handlergen.properties import ServerSettings, server_settings
 from handlergen.server import RunningServer, serve
-from handlergen.server_state import MARKER
 
 ECHO = '''
 import json
@@ -85,7 +85,7 @@ class Server:
 
     def processes(self) -> list[psutil.Process]:
         """Every living process that belongs to this server, the frontend included."""
-        return marked_processes(self.running.state.marker)
+        return marked(self.running.state.marker)
 
     def log_text(self) -> str:
         """Everything in logs/: what workers printed and what TorchServe complained about."""
@@ -96,17 +96,6 @@ class Server:
     def stop(self) -> None:
         self.client.close()
         self.running.stop()
-
-
-def marked_processes(marker: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARKER) == marker and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.Error, OSError):
-            continue
-    return found
 
 
 Factory = Callable[..., Server]
