@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from handlergen.errors import Problem
 from handlergen.runtime.contract import Contract
@@ -23,6 +25,8 @@ class Source:
         settings: As given; `weights` is relative to `root`.
         root: What the settings' paths are relative to.
         weights_format: Of the weights, resolved; None without weights, or when the file is missing.
+        class_name: The class that the model-class form looks for.
+        details: What the contract shall carry besides what the source says (a Truss directory's configuration).
     """
 
     module: SourceModule
@@ -31,6 +35,8 @@ class Source:
     settings: Settings
     root: Path
     weights_format: str | None
+    class_name: str = "Model"
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass

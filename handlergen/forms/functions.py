@@ -9,6 +9,7 @@ from pathlib import Path
 from handlergen.errors import Problem
 from handlergen.findings import Findings, Source
 from handlergen.forms.form import Form
+from handlergen.forms.streams import stream_problems, stream_warnings
 from handlergen.hook_signatures import Role, Signature, plain_parameters, read_keywords, read_signature
 from handlergen.runtime.contract import Contract, Hook
 from handlergen.settings import EXECUTABLE_FORMATS
@@ -84,6 +85,8 @@ def inspect(source: Source) -> Findings:
             hooks[name] = hook
     findings.problems += _needs_model(source, hooks, bound)
     findings.problems += _one_predict_for_many(source, hooks, call)
+    findings.problems += stream_problems(source.module.file, found, source.settings)
+    findings.warnings += stream_warnings(source.module.file, found, source.settings)
     if not findings.problems:
         findings.contract = Contract("functions", source.name, hooks, call=call)
     return findings
@@ -110,8 +113,15 @@ def _hook(source: Source, role: Role, found: Found, findings: Findings, *, keywo
         findings.problems.append(
             Problem(file, node.lineno, f"{role.name} is a context manager", "Return the value instead.")
         )
-    elif kind in ("generator", "async_generator"):
-        findings.problems.append(_generator(role, first_yield(node), file))
+    elif kind in ("generator", "async_generator") and role.name != "predict":
+        findings.problems.append(
+            Problem(
+                file,
+                first_yield(node),
+                f"{role.name} is a generator",
+                "Return the value instead of yielding it.",
+            )
+        )
     signature = _signature(node_of=found, role=role, keywords=keywords)
     findings.problems += signature.problems
     findings.warnings += signature.warnings
@@ -122,17 +132,6 @@ def _hook(source: Source, role: Role, found: Found, findings: Findings, *, keywo
 def _signature(*, node_of: Found, role: Role, keywords: bool) -> Signature:
     read = read_keywords if keywords else read_signature
     return read(node_of.node, role, file=node_of.module.file)
-
-
-def _generator(role: Role, line: int, file: str) -> Problem:
-    if role.name == "predict":
-        return Problem(
-            file,
-            line,
-            "predict is a generator, and streaming is not supported yet by this version of handlergen",
-            "Collect what it yields and return it.",
-        )
-    return Problem(file, line, f"{role.name} is a generator", "Return the value instead of yielding it.")
 
 
 def _call(source: Source, found: dict[str, Found], bound: set[str], findings: Findings) -> str:
