@@ -18,6 +18,7 @@ import os
 import secrets
 import struct
 import time
+import weakref
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +41,7 @@ class _Mapped(NamedTuple):
     """A lock file in this process's memory."""
 
     memory: mmap.mmap
-    identity: tuple[int, int]
+    descriptor: int
     gate: ctypes.c_void_p
     device: ctypes.c_void_p
 
@@ -84,23 +85,21 @@ class RobustMutexFile:
         Returns:
             True when taken, False at the deadline.
         """
-        while True:
-            mapped = self._mapped[-1]
-            if not self._take(mapped.gate, deadline):
-                return False
-            try:
-                taken = self._take(mapped.device, deadline)
-            finally:
-                self._unlock(mapped.gate)
-            if not taken:
-                return False
-            if self._is_current(mapped):
-                _OWNER.pack_into(mapped.memory, _OWNER_OFFSET, os.getpid(), time.monotonic_ns())
-                self._held = mapped
-                return True
-            # Somebody deleted or replaced the file: others may meet at a new one. Go there too.
-            self._unlock(mapped.device)
-            self._open()
+        mapped = self._mapped[-1]
+        if not os.fstat(mapped.descriptor).st_nlink:
+            # Somebody deleted or replaced the file: others may meet at a new one. Go there too. Asked before the
+            # wait, not after it, when the device would wait for the answer.
+            mapped = self._open()
+        if not self._take(mapped.gate, deadline):
+            return False
+        try:
+            taken = self._take(mapped.device, deadline)
+        finally:
+            self._unlock(mapped.gate)
+        if taken:
+            _OWNER.pack_into(mapped.memory, _OWNER_OFFSET, os.getpid(), time.monotonic_ns())
+            self._held = mapped
+        return taken
 
     def release(self) -> None:
         """Give the mutex back; only by the thread that took it."""
@@ -116,6 +115,8 @@ class RobustMutexFile:
 
     def _take(self, mutex: ctypes.c_void_p, deadline: float) -> bool:
         result = self._trylock(mutex)
+        if not result:
+            return True
         while result in (errno.EBUSY, errno.ETIMEDOUT):
             now = time.monotonic()
             if now >= deadline:
@@ -125,20 +126,13 @@ class RobustMutexFile:
             result = self._clocklock(mutex, time.CLOCK_MONOTONIC, ctypes.byref(limit))
         if (
             result == errno.EOWNERDEAD
-        ):  # the holder was killed; the mutex is ours, and nothing else was shared
+        ):  # its holder was killed; the mutex is ours, and nothing else was shared
             result = self._consistent(mutex)
         if result:
             raise OSError(result, f"cannot take {self._path.name}: {os.strerror(result)}")
         return True
 
-    def _is_current(self, mapped: _Mapped) -> bool:
-        try:
-            found = self._path.stat()
-        except FileNotFoundError:
-            return False
-        return (found.st_dev, found.st_ino) == mapped.identity
-
-    def _open(self) -> None:
+    def _open(self) -> _Mapped:
         descriptor = None
         while descriptor is None:
             try:
@@ -146,23 +140,25 @@ class RobustMutexFile:
             except FileNotFoundError:
                 self._create()
         try:
-            found = os.fstat(descriptor)
-            if found.st_size != _SIZE:
+            if os.fstat(descriptor).st_size != _SIZE:
                 raise OSError(errno.EINVAL, f"{self._path} is not a lock file of handlergen")
             memory = mmap.mmap(descriptor, _SIZE)
-        finally:
+            if memory[: len(_MAGIC)] != _MAGIC:
+                raise OSError(errno.EINVAL, f"{self._path} is not a lock file of handlergen")
+        except BaseException:
             os.close(descriptor)
-        if memory[: len(_MAGIC)] != _MAGIC:
-            raise OSError(errno.EINVAL, f"{self._path} is not a lock file of handlergen")
+            raise
+        # Kept open as long as the mapping, to ask whether the file still has its name: fstat needs no path.
+        weakref.finalize(memory, os.close, descriptor).atexit = False
         base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        self._mapped.append(
-            _Mapped(
-                memory,
-                (found.st_dev, found.st_ino),
-                ctypes.c_void_p(base + _GATE_OFFSET),
-                ctypes.c_void_p(base + _DEVICE_OFFSET),
-            )
+        mapped = _Mapped(
+            memory,
+            descriptor,
+            ctypes.c_void_p(base + _GATE_OFFSET),
+            ctypes.c_void_p(base + _DEVICE_OFFSET),
         )
+        self._mapped.append(mapped)
+        return mapped
 
     def _create(self) -> None:
         """Make a complete file under another name, then link it into place: nobody sees half of one."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +18,10 @@ STAGES = ("decode", "preprocess", "lock_wait", "predict", "postprocess", "encode
 
 
 class Spans:
-    """Writes spans of one worker to `spans-MODEL-PID.jsonl`, one line a span, each line in one write.
+    """Writes spans of one worker to `spans-MODEL-PID.jsonl`, one line a span.
+
+    They are kept until `flush`, which writes them at once: between two predictions every microsecond counts, and
+    a write costs tens of them. A worker that is killed takes the spans of the batch under way with it.
 
     Args:
         directory: Where the file goes; made if missing, private to the user.
@@ -36,9 +40,10 @@ class Spans:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         tail = {"pid": pid, "worker": worker or str(pid), "device": device, "model": model}
         self._tail = json.dumps(tail)[1:]
+        self._kept: deque[tuple[str, str, int, int, int]] = deque()
 
     def record(self, stage: str, request_id: str, start_ns: int, end_ns: int) -> None:
-        """Write one span.
+        """Keep one span; from any thread.
 
         Args:
             stage: One of `STAGES`.
@@ -46,11 +51,18 @@ class Spans:
             start_ns: `time.monotonic_ns()` at its start.
             end_ns: The same at its end.
         """
-        line = (
-            f'{{"stage": "{stage}", "start_ns": {start_ns}, "end_ns": {end_ns}, '
-            f'"request_id": {json.dumps(request_id)}, "thread": {threading.get_ident()}, {self._tail}\n'
-        )
-        os.write(self._descriptor, line.encode())
+        self._kept.append((stage, request_id, start_ns, end_ns, threading.get_ident()))
+
+    def flush(self) -> None:
+        """Write what was kept, in one piece: lines of several threads never mix."""
+        lines = []
+        while self._kept:
+            stage, request_id, start_ns, end_ns, thread = self._kept.popleft()
+            lines.append(
+                f'{{"stage": "{stage}", "start_ns": {start_ns}, "end_ns": {end_ns}, '
+                f'"request_id": {json.dumps(request_id)}, "thread": {thread}, {self._tail}\n'
+            )
+        os.write(self._descriptor, "".join(lines).encode())
 
 
 def spans_from_environment(

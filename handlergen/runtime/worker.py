@@ -39,7 +39,7 @@ class Worker:
         streaming = Streaming(
             nan=settings.nan, limit=settings.max_response_bytes, limit_s=settings.predict_timeout_s
         )
-        spans = spans_from_environment(settings.name, self.device.key)
+        spans = self._spans = spans_from_environment(settings.name, self.device.key)
         self._pipeline = Pipeline(
             bundle.contract,
             settings,
@@ -124,22 +124,26 @@ class Worker:
             for item in items:
                 if item.reply is None and item.failure is None:
                     self._pipeline.fail(item, error, "handle")
+        self._flush()
         return self._answer(items, context)
 
     def preprocess(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Item]:
         """The first stage alone, for subclasses of the generated handler: decode and preprocess."""
         items = self._receive(data, context)
         self._pipeline.preprocess(items)
+        self._flush()
         return items
 
     def predict(self, items: list[Item]) -> list[Item]:
         """The second stage alone: under the device lock."""
         self._pipeline.predict(items)
+        self._flush()
         return items
 
     def postprocess(self, items: list[Item], context: Any) -> list[bytes]:
         """The third stage alone: postprocess and encode."""
         self._pipeline.postprocess(items)
+        self._flush()
         return self._answer(items, context)
 
     def describe(self) -> dict[str, Any]:
@@ -167,6 +171,10 @@ class Worker:
         """Let go of threads and of the model."""
         self._pipeline.close()
         self._predictor.close()
+
+    def _flush(self) -> None:
+        if self._spans is not None:
+            self._spans.flush()
 
     def _receive(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Item]:
         ids = context.request_ids

@@ -40,6 +40,7 @@ def test_reads_what_the_runtime_writes(tmp_path: Path) -> None:
     recorder = Spans(tmp_path, model="digits", device="cpu", worker="9000")
     recorder.record("predict", "one,two", 20, 30)
     recorder.record("preprocess", "one", 5, 10)
+    recorder.flush()
     read = read_spans(tmp_path)
     assert [(s.stage, s.request_id, s.start_ns, s.end_ns) for s in read] == [
         ("preprocess", "one", 5, 10),
