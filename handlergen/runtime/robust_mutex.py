@@ -86,20 +86,22 @@ class RobustMutexFile:
             True when taken, False at the deadline.
         """
         mapped = self._mapped[-1]
-        if not os.fstat(mapped.descriptor).st_nlink:
-            # Somebody deleted or replaced the file: others may meet at a new one. Go there too. Asked before the
-            # wait, not after it, when the device would wait for the answer.
+        while True:
+            if not self._take(mapped.gate, deadline):
+                return False
+            try:
+                taken = self._take(mapped.device, deadline)
+            finally:
+                self._unlock(mapped.gate)
+            if not taken:
+                return False
+            if os.fstat(mapped.descriptor).st_nlink:
+                _OWNER.pack_into(mapped.memory, _OWNER_OFFSET, os.getpid(), time.monotonic_ns())
+                self._held = mapped
+                return True
+            # Somebody deleted or replaced the file, before the wait or during it: others may meet at a new one.
+            self._unlock(mapped.device)
             mapped = self._open()
-        if not self._take(mapped.gate, deadline):
-            return False
-        try:
-            taken = self._take(mapped.device, deadline)
-        finally:
-            self._unlock(mapped.gate)
-        if taken:
-            _OWNER.pack_into(mapped.memory, _OWNER_OFFSET, os.getpid(), time.monotonic_ns())
-            self._held = mapped
-        return taken
 
     def release(self) -> None:
         """Give the mutex back; only by the thread that took it."""

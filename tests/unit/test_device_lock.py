@@ -256,3 +256,30 @@ def test_the_directory_does_not_depend_on_the_temp_directory(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     assert tmp_path not in lock_directory({"TMPDIR": str(tmp_path)}).parents
+
+
+def test_a_lock_file_deleted_during_the_wait_is_noticed(tmp_path: Path) -> None:
+    """Whoever waited at the deleted file must queue at the new one, where somebody else may be already."""
+    holder, waiter = DeviceLock("card", tmp_path), DeviceLock("card", tmp_path)
+    holder.acquire(1)
+    outcome: list[str] = []
+
+    def wait() -> None:
+        try:
+            waiter.acquire(3)
+            outcome.append("taken")
+            waiter.release()
+        except LockTimeout:
+            outcome.append("timeout")
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    time.sleep(0.3)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    new = DeviceLock("card", tmp_path)
+    new.acquire(1)
+    holder.release()
+    waiting.join()
+    new.release()
+    assert outcome == ["timeout"]
