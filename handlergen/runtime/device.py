@@ -36,13 +36,13 @@ class Device:
         if self.is_cpu:
             # A tensor can only be elsewhere when there is an elsewhere.
             return value
-        return _map_tensors(value, lambda tensor: tensor.to(self.torch, non_blocking=True))
+        return map_tensors(value, lambda tensor: tensor.to(self.torch, non_blocking=True))
 
     def fetch(self, value: Any) -> Any:
         """`value` with every tensor in it on the CPU."""
         if self.is_cpu:
             return value
-        return _map_tensors(value, lambda tensor: tensor.cpu())
+        return map_tensors(value, lambda tensor: tensor.cpu())
 
     def wait(self) -> None:
         """Return when everything that was launched on the device has finished; launches are asynchronous."""
@@ -65,7 +65,7 @@ def _gpu_key(index: int) -> str:
     return f"GPU-index-{names[index] if index < len(names) else index}"
 
 
-def _map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """Apply `change` to every tensor in nested dicts, lists, tuples, named tuples and dataclasses.
 
     Objects with a `.to(device)` of their own that are no tensors (a tokenizer's batch) are mappings in practice;
@@ -75,17 +75,17 @@ def _map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> 
     if isinstance(value, torch.Tensor):
         changed = change(value)
     elif isinstance(value, Mapping):
-        items = {key: _map_tensors(item, change) for key, item in value.items()}
+        items = {key: map_tensors(item, change) for key, item in value.items()}
         if any(items[key] is not value[key] for key in items):
             changed = items if type(value) is dict else _like(value, items)
     elif isinstance(value, list | tuple):
-        parts = [_map_tensors(item, change) for item in value]
+        parts = [map_tensors(item, change) for item in value]
         if any(new is not old for new, old in zip(parts, value, strict=True)):
             named = hasattr(value, "_fields")
             changed = type(value)(*parts) if named else parts if isinstance(value, list) else tuple(parts)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
-        moved = {name: _map_tensors(item, change) for name, item in fields.items()}
+        moved = {name: map_tensors(item, change) for name, item in fields.items()}
         if any(moved[name] is not fields[name] for name in moved):
             changed = dataclasses.replace(value, **moved)
     return changed

@@ -44,7 +44,14 @@ class FunctionsModule:
                     f"{self._contract.module} has neither predict nor weights that can predict"
                 )
             predict = BoundHook("predict", lambda item: program(item.inputs))
-        return (Stage(self._bound("preprocess"), predict, self._bound("postprocess")),)
+        return (
+            Stage(
+                self._bound("preprocess"),
+                predict,
+                self._bound("postprocess"),
+                explain=self._bound("explain"),
+            ),
+        )
 
     def optional(self, role: str) -> Callable[[Mapping[str, Any]], Any] | None:
         hook = self._contract.hooks.get(role)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .contract import Hook
+from .contract import Hook, Parameter
 from .failures import Failure
 from .http_request import HttpRequest
 from .requests import BadRequest, Files
@@ -27,6 +27,7 @@ class Item:
         data, files: The same, decoded.
         stage: Which of the model's stages it is in.
         inputs: What `preprocess` returned.
+        wrap: Makes the answer that is encoded of what the hooks returned (`kserve`); None: it is that itself.
         outputs: What `predict` returned for it.
         failure: Why it has no answer; the stages after the failing one skip it.
         reply: The encoded answer.
@@ -52,6 +53,7 @@ class Item:
         "request",
         "sent",
         "stage",
+        "wrap",
     )
 
     def __init__(
@@ -71,6 +73,7 @@ class Item:
         self.outlet: Any = None
         self.sent = False
         self.http: HttpRequest | None = None
+        self.wrap: Callable[[Any], Any] | None = None
         self.ready_ns = 0
 
 
@@ -81,10 +84,14 @@ class BoundHook:
     Attributes:
         name: For error messages and the log.
         call: Takes the item, returns what the hook returns: a value, or a coroutine to be awaited.
+        function: The user's own, whose annotations say what it takes and returns; None where there is none.
+        parameters: Its signature, as inspection found it.
     """
 
     name: str
     call: Callable[[Item], Any]
+    function: Callable[..., Any] | None = None
+    parameters: tuple[Parameter, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,7 @@ class Stage:
     Attributes:
         collate: Several requests' inputs to one batch (`batch: collate`); None for torch's default.
         one_by_one: Inputs that cannot be collated are predicted one by one; else that is an error.
+        explain: Takes the place of `predict` for a request for an explanation; only a form with one stage has it.
     """
 
     preprocess: BoundHook | None
@@ -103,6 +111,7 @@ class Stage:
     postprocess: BoundHook | None = None
     collate: Callable[[list[Any]], Any] | None = None
     one_by_one: bool = False
+    explain: BoundHook | None = None
 
 
 Hooks = tuple[Stage, ...]
@@ -138,7 +147,7 @@ def bind(function: Callable[..., Any], hook: Hook, constants: Mapping[str, Any])
     Raises:
         ValueError: The contract names a source that this runtime does not have.
     """
-    return BoundHook(hook.name, _caller(function, hook, constants))
+    return BoundHook(hook.name, _caller(function, hook, constants), function, hook.parameters)
 
 
 def call_once(function: Callable[..., Any], hook: Hook, constants: Mapping[str, Any]) -> Any:

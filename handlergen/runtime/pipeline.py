@@ -20,7 +20,7 @@ from .arrivals import Arrivals
 from .contract import Contract, RuntimeSettings
 from .decode import decode, open_request
 from .encode import encode
-from .failures import failure_of, user_traceback
+from .failures import INPUT, failure_of, user_traceback
 from .hooks import BoundHook, EventLoopThread, Hooks, Item
 from .predictor import HOOK_ERRORS, Predictor
 from .spans import Spans
@@ -64,10 +64,18 @@ class Pipeline:
         self._async: EventLoopThread | None = None
         self._async_starts = threading.Lock()
 
-    def start(self, hooks: Hooks, predictor: Predictor) -> None:
-        """Connect the loaded model; before the first request."""
+    def start(
+        self, hooks: Hooks, predictor: Predictor, convert: Callable[[Any], Any] | None = None
+    ) -> None:
+        """Connect the loaded model; before the first request.
+
+        Args:
+            convert: Makes of a request's data what the first hook's annotation asks for; raises what `failure_of`
+                takes for the hook `INPUT`.
+        """
         self._hooks = hooks
         self._predictor = predictor
+        self._convert = convert
 
     def close(self) -> None:
         """End the threads; nothing may be under way."""
@@ -150,11 +158,17 @@ class Pipeline:
     def _prepare(self, item: Item, then: Callable[[Item], None]) -> None:
         spans = self._spans
         start = time.monotonic_ns() if spans is not None else 0
-        try:
-            decoded = decode(item.entry, item.properties)
-            item.data, item.files = decoded.data, decoded.files
-        except HOOK_ERRORS as error:
-            self.fail(item, error, "decode")
+        if item.files is None:  # else it has been decoded already, as what stands in it
+            try:
+                decoded = decode(item.entry, item.properties)
+                item.data, item.files = decoded.data, decoded.files
+            except HOOK_ERRORS as error:
+                self.fail(item, error, "decode")
+        if self._convert is not None and item.failure is None:
+            try:
+                item.data = self._convert(item.data)
+            except HOOK_ERRORS as error:
+                self.fail(item, error, INPUT)
         if spans is not None:
             spans.record("decode", item.request.id, start, time.monotonic_ns())
 
@@ -190,6 +204,8 @@ class Pipeline:
             start = time.monotonic_ns() if spans is not None else 0
             if item.failure is None:
                 try:
+                    if item.wrap is not None:
+                        value = item.wrap(value)
                     item.reply = encode(
                         value, nan=self._settings.nan, limit=self._settings.max_response_bytes
                     )

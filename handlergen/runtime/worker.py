@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .context import Context
 from .contract import CONTRACT_FILE, Bundle
+from .describe import Counts, description
 from .device import Device
 from .device_lock import DeviceLock, NoLock, lock_directory
-from .encode import encode
-from .failures import Failure, user_traceback
-from .hooks import Item
+from .dispatch import Dispatch
+from .explain import Explainer
+from .failures import user_traceback
+from .health import Health
+from .hooks import Item, Stage
+from .kserve import refuse_envelope
 from .pipeline import Pipeline, open_items
 from .predictor import HOOK_ERRORS, WorkerPredictor
 from .spans import spans_from_environment
 from .streaming import Outlet, Streaming, TorchServeOutlet, raise_to_torchserve
+from .typed_hooks import TypedHooks
 from .user_module import UserModule, open_user_module
 from .wire import NO_HEADERS, STREAM_WISH, reason_phrase
 
@@ -27,9 +33,16 @@ class Worker:
     """A model that is loaded in this process and answers batches of requests.
 
     `Worker.start` is what TorchServe's `initialize` calls.
+
+    Args:
+        gpu_id: A logical index, or None for the CPU.
+        batch_size: The most requests that come at once.
+        metrics: TorchServe's `context.metrics`, if there is a TorchServe.
     """
 
-    def __init__(self, bundle: Bundle, model_dir: Path, *, gpu_id: int | None, batch_size: int) -> None:
+    def __init__(
+        self, bundle: Bundle, model_dir: Path, *, gpu_id: int | None, batch_size: int, metrics: Any = None
+    ) -> None:
         self.bundle = bundle
         settings = bundle.settings
         self.device = Device(gpu_id)
@@ -40,21 +53,26 @@ class Worker:
             nan=settings.nan, limit=settings.max_response_bytes, limit_s=settings.predict_timeout_s
         )
         spans = self._spans = spans_from_environment(settings.name, self.device.key)
-        self._pipeline = Pipeline(
-            bundle.contract,
-            settings,
-            user_root=str(model_dir),
-            streaming=streaming,
-            spans=spans,
-            batch_size=batch_size,
-            logger=context.logger,
-        )
+
+        def pipeline() -> Pipeline:
+            return Pipeline(
+                bundle.contract,
+                settings,
+                user_root=str(model_dir),
+                streaming=streaming,
+                spans=spans,
+                batch_size=batch_size,
+                logger=context.logger,
+            )
+
+        self._pipeline = pipeline()
+        lock = _lock(settings.lock, settings.name, self.device.key)
         self._module: UserModule = open_user_module(bundle.contract, settings, context)
         self._module.setup()
         self._predictor = WorkerPredictor(
             self._module,
             self.device,
-            _lock(settings.lock, settings.name, self.device.key),
+            lock,
             batch=settings.batch,
             lock_timeout_s=settings.lock_timeout_s,
             fail=self._pipeline.fail,
@@ -62,7 +80,35 @@ class Worker:
             spans=spans,
         )
         self._predictor.load()
-        self._pipeline.start(self._predictor.hooks, self._predictor)
+        hooks = self._predictor.hooks
+        self._types = TypedHooks(hooks, settings.batch, context.logger)
+        convert = self._types.converter()
+        self._pipeline.start(hooks, self._predictor, convert)
+        self._explanations: Pipeline | None = None
+        if hooks[0].explain is not None:
+            self._explanations = pipeline()
+            explainer = Explainer(
+                hooks[0].explain,
+                self.device,
+                lock,
+                lock_timeout_s=settings.lock_timeout_s,
+                fail=self._pipeline.fail,
+            )
+            self._explanations.start((Stage(hooks[0].preprocess, hooks[0].explain),), explainer, convert)
+        self._counts = Counts()
+        is_healthy = self._module.optional("is_healthy")
+        self._health: Health | None = None
+        if is_healthy is not None:
+            self._health = Health(
+                is_healthy,
+                metrics=metrics,
+                model=getattr(metrics, "model_name", None) or settings.name,
+                version=settings.version,
+                logger=context.logger,
+                user_root=str(model_dir),
+            )
+        self._dispatch = Dispatch(bundle, self._pipeline, self._explanations, self.describe, batch_size)
+        self._asked_before = False
 
     @classmethod
     def start(cls, context: Any) -> Worker:
@@ -90,6 +136,7 @@ class Worker:
                 model_dir,
                 gpu_id=properties.get("gpu_id"),
                 batch_size=int(properties.get("batch_size") or 1),
+                metrics=getattr(context, "metrics", None),
             )
         except MemoryError:
             raise
@@ -113,13 +160,15 @@ class Worker:
             raised, but for a failed single gRPC request, whose status TorchServe takes from an exception only,
             and for a single stream that failed midway.
         """
+        if not self._asked_before:
+            refuse_envelope(sys._getframe(1))
+            self._asked_before = True
         items = self._receive(data, context)
         outlet: Outlet = getattr(context, "outlet", None) or TorchServeOutlet(context)
         for item in items:
             item.outlet = outlet
-        special = self._special(items)
         try:
-            self._pipeline.run(special if special is not None else items)
+            self._counts.requests += self._dispatch.run(items)
         except HOOK_ERRORS as error:
             for item in items:
                 if item.reply is None and item.failure is None:
@@ -148,27 +197,20 @@ class Worker:
 
     def describe(self) -> dict[str, Any]:
         """What `GET /models/NAME?customized=true` answers: contract, settings, device, counts. No secrets."""
-        contract, settings = self.bundle.contract, self.bundle.settings
-        return {
-            "handlergen": self.bundle.handlergen,
-            "form": contract.form,
-            "module": contract.module,
-            "hooks": {
-                role: {"line": hook.line, "kind": hook.kind, "parameters": [p.name for p in hook.parameters]}
-                for role, hook in contract.hooks.items()
-            },
-            "settings": {
-                "batch": settings.batch,
-                "lock": settings.lock,
-                "lock_timeout_s": settings.lock_timeout_s,
-                "nan": settings.nan,
-                "weights": settings.weights,
-            },
-            "predictor": self._predictor.describe(),
-        }
+        return description(
+            self.bundle,
+            predictor=self._predictor.describe(),
+            counts=self._counts,
+            types=self._types.describe(),
+            health=self._health.check() if self._health is not None else None,
+        )
 
     def close(self) -> None:
         """Let go of threads and of the model."""
+        if self._health is not None:
+            self._health.close()
+        if self._explanations is not None:
+            self._explanations.close()
         self._pipeline.close()
         self._predictor.close()
 
@@ -184,19 +226,6 @@ class Worker:
             [ids[index] for index in range(len(data))],
         )
 
-    def _special(self, items: list[Item]) -> list[Item] | None:
-        """Answer what is no prediction: TorchServe sends `describe` and `explain` as headers of a request."""
-        ordinary = []
-        for item in items:
-            properties = item.properties
-            if properties.get("describe") == "True":
-                item.reply = encode(self.describe())
-            elif properties.get("explain") == "True" and "explain" not in self.bundle.contract.hooks:
-                item.failure = Failure(501, "NotSupported", "this model has no explain hook", {})
-            else:
-                ordinary.append(item)
-        return None if len(ordinary) == len(items) else ordinary
-
     def _answer(self, items: Sequence[Item], context: Any) -> list[bytes]:
         bodies = []
         for index, item in enumerate(items):
@@ -208,15 +237,19 @@ class Worker:
                 reply = item.reply
                 context.set_response_content_type(index, reply.content_type)
                 if reply.status != 200:
+                    if reply.status >= 400:
+                        self._counts.failures[reply.status] += 1
                     context.set_response_status(reply.status, reason_phrase(reply.status), index)
                 headers = reply.headers
                 bodies.append(reply.body)
             elif item.sent:
+                self._counts.failures[failure.status] += 1
                 if len(items) == 1:
                     item.outlet.break_off(failure)
                 headers = NO_HEADERS  # of a batch no single response can be broken off: the stream just ends
                 bodies.append(b"")
             else:
+                self._counts.failures[failure.status] += 1
                 if len(items) == 1 and item.request.is_grpc:
                     raise_to_torchserve(failure)
                 context.set_response_content_type(index, "application/json")

@@ -1,0 +1,101 @@
+"""Explanations: `POST /explanations/NAME` calls the module's `explain`.
+
+As with TorchServe's own handlers (BaseHandler.explain_handle) it gets what `preprocess` returned, and its answer is
+not postprocessed. Like `predict` it has the device to itself; unlike it, not in inference mode: attributions need
+gradients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from types import CoroutineType
+from typing import Any, Protocol
+
+from .arrivals import Arrivals
+from .device import Device, map_tensors
+from .failures import is_out_of_memory
+from .hooks import BoundHook, Item
+
+#: As in `predictor`.
+_HOOK_ERRORS = (Exception, SystemExit)
+
+
+class _Lock(Protocol):
+    def acquire(self, timeout_s: float) -> None: ...
+    def release(self) -> None: ...
+
+
+class Explainer:
+    """A `Predictor` whose predictions are explanations, one request at a time.
+
+    Args:
+        hook: The module's `explain`.
+        device: Where the model is.
+        lock: The same as the predictions': explanations and predictions take turns.
+        lock_timeout_s: How long a request may wait for the device, in seconds.
+        fail: Called with an item, what was raised and the hook's name; sets the item's failure.
+    """
+
+    def __init__(
+        self,
+        hook: BoundHook,
+        device: Device,
+        lock: _Lock,
+        *,
+        lock_timeout_s: float,
+        fail: Callable[[Item, BaseException, str], None],
+    ) -> None:
+        self._hook = hook
+        self._device = device
+        self._lock = lock
+        self._lock_timeout_s = lock_timeout_s
+        self._fail = fail
+
+    def load(self) -> None:
+        """Nothing: the predictor has loaded the model."""
+
+    def predict(self, arrivals: Arrivals) -> None:
+        """Explain each request when it is ready."""
+        item = arrivals.next()
+        while item is not None:
+            try:
+                item.outputs = self._explain(item)
+            except _HOOK_ERRORS as error:
+                self._fail(item, error, "explain")
+            arrivals.done(item)
+            item = arrivals.next()
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        """Nothing is held between two explanations."""
+
+    def _explain(self, item: Item) -> Any:
+        waited_s = (time.monotonic_ns() - item.ready_ns) / 1e9
+        self._lock.acquire(max(0.0, self._lock_timeout_s - waited_s))
+        try:
+            # An async preprocess runs in inference mode; what it made could not be differentiated.
+            inputs = map_tensors(item.inputs, lambda each: each.clone() if each.is_inference() else each)
+            item.inputs = self._device.put(inputs)
+            outputs = self._hook.call(item)
+            if type(outputs) is CoroutineType:
+                outputs = asyncio.run(outputs)
+            self._device.wait()
+            return self._device.fetch(outputs)
+        except _HOOK_ERRORS as error:
+            self._after_error(error)
+            raise
+        finally:
+            self._lock.release()
+
+    def _after_error(self, error: BaseException) -> None:
+        """As after a failed predict: nothing of it may run, or hold memory, in the next turn."""
+        try:
+            self._device.wait()
+            if is_out_of_memory(error):
+                self._device.release_memory()
+        except RuntimeError:
+            return  # a sticky CUDA error, which every later call reports itself
