@@ -10,13 +10,15 @@ import mimetypes
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from handlergen import __version__
 from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed
+from handlergen.local_stream import LocalOutlet, in_chunks
 from handlergen.mar import read_mar, unpack
 from handlergen.project import open_project
 from handlergen.runtime.contract import Bundle
@@ -68,10 +70,21 @@ class LocalModel:
         Raises:
             RequestFailed: The request failed; the message and status are those a client gets.
         """
-        answer = self.request(data)
-        if answer.status >= 400:
-            raise RequestFailed(_message(answer), status=answer.status, body=answer.body)
-        return answer.value
+        return _succeeded(self.request(data)).value
+
+    def stream(self, data: Any) -> Iterator[bytes]:
+        """Predict for one input; yield the parts of the answer as they are made.
+
+        A model that does not stream yields its whole answer. The parts are made in another thread, which holds the
+        device until the model has made the last one, not until it is taken. Closing the iterator ends the stream.
+
+        Args:
+            data: As in `predict`.
+
+        Raises:
+            RequestFailed: The request failed, perhaps midway.
+        """
+        return in_chunks(lambda take: _succeeded(self.request(data, on_chunk=take)).body)
 
     def request(
         self,
@@ -80,6 +93,7 @@ class LocalModel:
         content_type: str | None = None,
         fields: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        on_chunk: Callable[[bytes, str], None] | None = None,
     ) -> Answer:
         """One request as it would arrive over REST; errors come back as an answer, not as an exception.
 
@@ -88,13 +102,20 @@ class LocalModel:
             content_type: Of `data`; guessed for a file, else `application/json` or `application/octet-stream`.
             fields: A multipart form: by name a `Path` (a file), bytes, or a value that becomes text.
             headers: The request's headers.
+            on_chunk: Called with each chunk of a streamed answer and the answer's content type, as soon as it is
+                made; the body is then empty. Without it, the chunks are gathered in the body.
 
         Raises:
             HandlergenError: A file cannot be read.
+            RequestFailed: A streamed answer failed midway.
         """
         entry, properties = _wire(data, content_type, fields)
         context = _LocalContext(f"local-{next(self._numbers)}", {**properties, **(headers or {})})
+        context.outlet = LocalOutlet(on_chunk) if on_chunk else None
         (body,) = self._worker.handle([entry], context)
+        failure = context.outlet.failure if context.outlet else None
+        if failure is not None:
+            raise RequestFailed(failure.message, status=failure.status)
         sent = dict(context.headers)
         return Answer(context.status, sent.pop("content-type", ""), body, sent)
 
@@ -136,11 +157,13 @@ def load(source: str | Path, *, gpu: int | None = None, **settings: Any) -> Loca
                     hint="load the source instead, or archive it again with these settings",
                 )
             bundle, root = _unpack(path, cleanup)
+            beside: set[Path] = set()
         else:
             project = open_project(path, overrides=settings)
             bundle, root = Bundle(__version__, project.contract, to_runtime(project.settings)), project.root
+            beside = {(root / package).resolve().parent for package in project.settings.packages}
         root = root.resolve()
-        worker = _open_worker(bundle, root, gpu, cleanup)
+        worker = _open_worker(bundle, [root, *sorted(beside - {root})], gpu, cleanup)
         return LocalModel(worker, cleanup.pop_all())
 
 
@@ -156,11 +179,19 @@ def _unpack(path: Path, cleanup: contextlib.ExitStack) -> tuple[Bundle, Path]:
     return bundle, root
 
 
-def _open_worker(bundle: Bundle, root: Path, gpu: int | None, cleanup: contextlib.ExitStack) -> Worker:
+def _open_worker(
+    bundle: Bundle, roots: Sequence[Path], gpu: int | None, cleanup: contextlib.ExitStack
+) -> Worker:
+    """Import and load.
+
+    Args:
+        roots: The model's directory, then those that hold its `packages` where they have not been packed yet.
+    """
     from handlergen.runtime.failures import user_traceback
     from handlergen.runtime.worker import Worker
 
-    cleanup.enter_context(_importable(root, bundle.contract.module))
+    root = roots[0]
+    cleanup.enter_context(_importable(roots, bundle.contract.module))
     try:
         with _working_directory(root):
             return Worker(bundle, root, gpu_id=gpu, batch_size=1)
@@ -182,12 +213,13 @@ def _working_directory(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _importable(root: Path, module: str) -> Iterator[None]:
-    """Put the module's directory first on the path; forget everything imported from it afterwards."""
-    stale = [name for name in sys.modules if name == module or name.startswith(f"{module}.")]
+def _importable(roots: Sequence[Path], module: str) -> Iterator[None]:
+    """Put directories first on the path; forget everything imported from them afterwards."""
+    top = module.partition(".")[0]
+    stale = [name for name in sys.modules if name == top or name.startswith(f"{top}.")]
     for name in stale:
         del sys.modules[name]
-    sys.path.insert(0, str(root))
+    sys.path[:0] = [str(root) for root in roots]
     importlib.invalidate_caches()
     before = set(sys.modules)
     try:
@@ -196,16 +228,23 @@ def _importable(root: Path, module: str) -> Iterator[None]:
         if (
             sys.modules is not None and sys.path is not None
         ):  # not at the interpreter's end, when both are gone
-            _forget(root, before)
+            _forget(roots, before)
 
 
-def _forget(root: Path, before: set[str]) -> None:
-    if str(root) in sys.path:
-        sys.path.remove(str(root))
+def _forget(roots: Sequence[Path], before: set[str]) -> None:
+    for root in roots:
+        if str(root) in sys.path:
+            sys.path.remove(str(root))
     for name in set(sys.modules) - before:
-        file = getattr(sys.modules[name], "__file__", None)
-        if file and Path(file).is_relative_to(root) and "site-packages" not in file:
+        file = _place_of(sys.modules[name])
+        if file and any(file.is_relative_to(root) for root in roots) and "site-packages" not in str(file):
             del sys.modules[name]
+
+
+def _place_of(module: ModuleType) -> Path | None:
+    """A module's file; the directory of a package without `__init__.py`."""
+    file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
+    return Path(file) if file else None
 
 
 def _wire(
@@ -243,6 +282,12 @@ def _part(value: Any) -> tuple[bytes, str]:
     return (value if isinstance(value, str) else json.dumps(value)).encode(), ""
 
 
+def _succeeded(answer: Answer) -> Answer:
+    if answer.status >= 400:
+        raise RequestFailed(_message(answer), status=answer.status, body=answer.body)
+    return answer
+
+
 def _message(answer: Answer) -> str:
     value = answer.value
     return str(value.get("message", value)) if isinstance(value, dict) else repr(value)
@@ -256,6 +301,7 @@ class _LocalContext:
         self.request_processor = [self]
         self.status = 200
         self.headers: dict[str, str] = {}
+        self.outlet: LocalOutlet | None = None
         self._properties = properties
 
     def get_request_properties(self) -> dict[str, Any]:

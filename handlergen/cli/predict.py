@@ -45,7 +45,8 @@ def command(
     """Answer one request in this process: no server, no Java.
 
     SOURCE is what `handlergen archive` takes, or a .mar. DATA is JSON text; `-` reads it from standard input. The
-    answer is what a client of the served model would get, byte for byte; an error exits with status 6.
+    answer is what a client of the served model would get, byte for byte, and is printed as it is made when the model
+    streams; an error exits with status 6.
 
     \b
     Examples:
@@ -57,13 +58,16 @@ def command(
     from handlergen.local import load
 
     with load(source, gpu=gpu) as model:
+        on_chunk = None if output is not None else _write_chunk
         if fields:
-            answer = model.request(fields=dict(_field(text) for text in fields))
+            answer = model.request(fields=dict(_field(text) for text in fields), on_chunk=on_chunk)
         elif file is not None:
-            answer = model.request(file, content_type=content_type)
+            answer = model.request(file, content_type=content_type, on_chunk=on_chunk)
         else:
             text = sys.stdin.read() if data == "-" else str(data)
-            answer = model.request(text.encode(), content_type=content_type or "application/json")
+            answer = model.request(
+                text.encode(), content_type=content_type or "application/json", on_chunk=on_chunk
+            )
     if answer.status >= 400:
         raise RequestFailed(answer.body.decode(), status=answer.status, body=answer.body)
     if output is not None:
@@ -72,6 +76,11 @@ def command(
     sys.stdout.buffer.write(answer.body)
     if answer.content_type.startswith(("application/json", "text/")):
         click.echo()
+
+
+def _write_chunk(chunk: bytes, _content_type: str) -> None:
+    sys.stdout.buffer.write(chunk)
+    sys.stdout.buffer.flush()
 
 
 def _field(text: str) -> tuple[str, Any]:

@@ -106,6 +106,14 @@ class TorchServeOutlet:
         raise_to_torchserve(failure)
 
 
+def outlet_of(context: Any) -> Outlet | None:
+    """Where chunks go: the context's own `outlet`, else TorchServe's connection, else nowhere."""
+    if hasattr(context, "outlet"):
+        own: Outlet | None = context.outlet
+        return own
+    return TorchServeOutlet(context) if hasattr(context, "cl_socket") else None
+
+
 def raise_to_torchserve(failure: Failure) -> None:
     """Fail a batch of one as a whole.
 
