@@ -46,6 +46,19 @@ class _Mapped(NamedTuple):
     device: ctypes.c_void_p
 
 
+def _pin(memory: mmap.mmap) -> None:
+    """Keep the mapping until `_unpin`, even when nothing refers to it any more, even while the interpreter ends.
+
+    The kernel finds the mutexes that a dying thread holds by reading the process's memory: one whose mapping is
+    gone by then stays locked for ever. An interpreter that ends drops its objects, so a reference does not do.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(memory))
+
+
+def _unpin(memory: mmap.mmap) -> None:
+    ctypes.pythonapi.Py_DecRef(ctypes.py_object(memory))
+
+
 class RobustMutexFile:
     """One mutex in one file, shared by every thread and process that opens the same path.
 
@@ -87,13 +100,16 @@ class RobustMutexFile:
         """
         mapped = self._mapped[-1]
         while True:
+            _pin(mapped.memory)
             if not self._take(mapped.gate, deadline):
+                _unpin(mapped.memory)
                 return False
             try:
                 taken = self._take(mapped.device, deadline)
             finally:
                 self._unlock(mapped.gate)
             if not taken:
+                _unpin(mapped.memory)
                 return False
             if os.fstat(mapped.descriptor).st_nlink:
                 _OWNER.pack_into(mapped.memory, _OWNER_OFFSET, os.getpid(), time.monotonic_ns())
@@ -101,14 +117,16 @@ class RobustMutexFile:
                 return True
             # Somebody deleted or replaced the file, before the wait or during it: others may meet at a new one.
             self._unlock(mapped.device)
+            _unpin(mapped.memory)
             mapped = self._open()
 
     def release(self) -> None:
         """Give the mutex back; only by the thread that took it."""
         mapped = self._held
         result = errno.EPERM if mapped is None else self._unlock(mapped.device)
-        if result:
+        if mapped is None or result:
             raise OSError(result, f"cannot release {self._path.name}: {os.strerror(result)}")
+        _unpin(mapped.memory)
 
     def owner(self) -> tuple[int, float]:
         """The pid that took the mutex last and how long ago, in seconds."""

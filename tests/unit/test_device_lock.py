@@ -42,6 +42,22 @@ for _ in range(int(sys.argv[3])):
 print(json.dumps(turns))
 """
 
+# A process that takes the lock and ends without giving it back: its interpreter, or the kernel, tidies up.
+QUITTER = """
+import gc, os, signal, sys
+from pathlib import Path
+from handlergen.runtime import device_lock
+from handlergen.runtime.record_lock import RecordLockFile
+if sys.argv[1] == "record":
+    device_lock._open = lambda path: RecordLockFile(path.with_suffix(".record"))
+lock = device_lock.DeviceLock("card", Path(sys.argv[2]))
+lock.acquire(30)
+if sys.argv[3] == "forgotten":
+    del lock
+    gc.collect()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
 # A process that takes the lock, says so, and keeps it.
 HOLDER = """
 import os, sys, time
@@ -169,6 +185,16 @@ def test_killed_holder_frees_the_lock(kind: str, tmp_path: Path) -> None:
     again = _hold(kind, tmp_path)
     _end(again)
     lock.acquire(20)
+    lock.release()
+
+
+@pytest.mark.parametrize("how", ["exit", "forgotten"])
+def test_a_holder_that_just_ends_frees_the_lock(kind: str, how: str, tmp_path: Path) -> None:
+    # The kernel can only free a mutex that is still mapped when its holder dies.
+    quitter = _spawn(QUITTER, kind, tmp_path, how)
+    quitter.communicate(timeout=60)
+    lock = DeviceLock("card", tmp_path)
+    lock.acquire(5)
     lock.release()
 
 
