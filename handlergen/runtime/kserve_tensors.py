@@ -65,11 +65,13 @@ def _numbers(data: Any, shape: list[int], datatype: str, place: str) -> Any:
     name, kinds = _TYPES[datatype]
     try:
         array = numpy.array(data)
+        if kinds == "iu" and array.dtype.kind in "fO" and all(type(each) is int for each in _flat(data)):
+            array = numpy.array(data, dtype=name)  # over 63 bits: read as doubles, or as objects
         if array.size and array.dtype.kind not in kinds:
             raise ValueError
         with numpy.errstate(all="ignore"):
             typed = array.astype(name)
-        if "i" in kinds and "f" not in kinds and not (typed == array).all():
+        if kinds == "iu" and not (typed == array).all():
             raise ValueError
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise BadRequest(f'{place}: "data" is not {datatype}') from error

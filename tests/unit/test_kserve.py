@@ -1,0 +1,245 @@
+"""KServe's protocols v1 and v2, recognised by the address that a request came to."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+KSERVE = {"explain": "False"}
+"""What TorchServe adds under /v1/models and /v2/models; under /predictions it adds `url_path` too."""
+
+DOUBLE = """
+def preprocess(data):
+    if data == "bad":
+        raise ValueError("no number")
+    return data
+
+def predict(inputs):
+    if inputs == "burst":
+        raise RuntimeError("secret")
+    return inputs * 2
+
+def explain(inputs, data):
+    return {"because": data}
+"""
+
+
+def ask(served: Any, *bodies: Any, **headers: str) -> list[tuple[int, Any]]:
+    requests = [(json.dumps(body).encode(), {**KSERVE, **headers}) for body in bodies]
+    return [(status, json.loads(body)) for status, body in served.raw(*requests)]
+
+
+def tensor(data: Any, shape: list[int], datatype: str = "FP32", name: str = "x") -> dict[str, Any]:
+    return {"name": name, "shape": shape, "datatype": datatype, "data": data}
+
+
+def test_v1_predicts_each_instance_for_itself(serve_project: Callable[..., Any]) -> None:
+    served = serve_project(DOUBLE)
+    assert ask(served, {"instances": [1, "ab", [3]]}) == [(200, {"predictions": [2, "abab", [3, 3]]})]
+    assert served.worker.describe()["predictor"]["predictions"] == 3
+    assert served.worker.describe()["worker"]["requests"] == 1
+
+
+def test_v1_requests_of_a_batch_beside_other_requests(serve_project: Callable[..., Any]) -> None:
+    """TorchServe's own envelope reads only the first request of a batch."""
+    served = serve_project(DOUBLE)
+    answers = served.raw(
+        (b'{"instances":[1,2]}', KSERVE),
+        (b"5", {"explain": "False", "url_path": ""}),
+        (b'{"instances":["bad"]}', KSERVE),
+        (b'{"instances":[4]}', KSERVE),
+    )
+    assert [status for status, _ in answers] == [200, 200, 400, 200]
+    assert [json.loads(body) for _, body in answers[:2]] == [{"predictions": [2, 4]}, 10]
+    assert json.loads(answers[3][1]) == {"predictions": [8]}
+
+
+def test_v1_one_bad_instance_fails_its_request_and_is_named(serve_project: Callable[..., Any]) -> None:
+    served = serve_project(DOUBLE)
+    ((status, body),) = ask(served, {"instances": [1, "bad", 2]})
+    assert status == 400
+    assert body["error"] == body["message"] == "instances[1]: no number"
+    ((status, body),) = ask(served, {"instances": ["burst"]})
+    assert status == 500
+    assert "secret" not in json.dumps(body)
+
+
+def test_v1_bytes_both_ways(serve_project: Callable[..., Any]) -> None:
+    served = serve_project("def predict(inputs): return inputs[::-1]")
+    ((_, body),) = ask(served, {"instances": [{"b64": base64.b64encode(b"\x00\xff").decode()}]})
+    assert body == {"predictions": [{"b64": base64.b64encode(b"\xff\x00").decode()}]}
+    ((status, body),) = ask(served, {"instances": [{"b64": "%"}]})
+    assert (status, body["message"]) == (400, "instances[0] is not valid base64")
+
+
+def test_v1_larger_than_the_batch_keeps_to_it(serve_project: Callable[..., Any]) -> None:
+    served = serve_project(
+        "def predict(inputs): return [len(inputs)] * len(inputs)", batch="list", batch_size=3
+    )
+    assert ask(served, {"instances": [0] * 7}) == [(200, {"predictions": [3, 3, 3, 3, 3, 3, 1]})]
+
+
+def test_v1_answers_over_the_limit_together(serve_project: Callable[..., Any]) -> None:
+    served = serve_project("def predict(inputs): return 'a' * 60", max_response_bytes=100)
+    ((status, body),) = ask(served, {"instances": [1, 2]})
+    assert (status, body["type"]) == (500, "EncodeError")
+    assert "max_response_size" in body["error"]
+
+
+def test_v2_tensors_in_and_out(serve_project: Callable[..., Any]) -> None:
+    served = serve_project(
+        """
+        import torch
+        def preprocess(data):
+            return torch.as_tensor(data)
+        def predict(inputs):
+            return {"sum": inputs.sum(), "twice": inputs * 2}
+        """
+    )
+    ((status, body),) = ask(served, {"id": "mine", "inputs": [tensor([[1, 2], [3, 4]], [2, 2])]})
+    assert status == 200
+    assert body == {
+        "model_name": "m",
+        "model_version": "1.0",
+        "id": "mine",
+        "outputs": [
+            {"name": "sum", "shape": [1], "datatype": "FP32", "data": [10.0]},
+            {"name": "twice", "shape": [2, 2], "datatype": "FP32", "data": [2.0, 4.0, 6.0, 8.0]},
+        ],
+    }
+    wanted = {"inputs": [tensor([1.0], [1])], "outputs": [{"name": "twice"}]}
+    ((_, body),) = ask(served, wanted)
+    assert [output["name"] for output in body["outputs"]] == ["twice"]
+    wanted["outputs"] = [{"name": "twice"}, {"name": "half"}]
+    ((status, body),) = ask(served, wanted)
+    assert (status, body["error"]) == (400, "The model has no output half; it has sum, twice")
+
+
+@pytest.mark.parametrize(
+    ("answer", "output"),
+    [
+        ("1", {"name": "x", "shape": [1], "datatype": "INT64", "data": [1]}),
+        ("[True, False]", {"name": "x", "shape": [2], "datatype": "BOOL", "data": [True, False]}),
+        ("[[1.5], [2.5]]", {"name": "x", "shape": [2, 1], "datatype": "FP64", "data": [1.5, 2.5]}),
+        ("'text'", {"name": "x", "shape": [1], "datatype": "BYTES", "data": ["text"]}),
+        ("['a', 'b']", {"name": "x", "shape": [2], "datatype": "BYTES", "data": ["a", "b"]}),
+        ("[{'a': 1}]", {"name": "x", "shape": [1], "datatype": "BYTES", "data": ['{"a":1}']}),
+        ("[[1], [2, 3]]", {"name": "x", "shape": [2], "datatype": "BYTES", "data": ["[1]", "[2,3]"]}),
+        ("None", {"name": "x", "shape": [1], "datatype": "BYTES", "data": ["null"]}),
+        ("float('nan')", {"name": "x", "shape": [1], "datatype": "FP64", "data": [None]}),
+        ("{'y': 2}", {"name": "y", "shape": [1], "datatype": "INT64", "data": [2]}),
+    ],
+)
+def test_v2_answers_of_every_kind(
+    serve_project: Callable[..., Any], answer: str, output: dict[str, Any]
+) -> None:
+    served = serve_project(f"def predict(inputs): return {answer}")
+    ((status, body),) = ask(served, {"inputs": [tensor([1], [1])]})
+    assert (status, body["outputs"]) == (200, [output])
+
+
+@pytest.mark.parametrize(
+    ("datatype", "data", "numpy_type"),
+    [
+        ("BOOL", [True, False], "bool"),
+        ("UINT8", [0, 255], "uint8"),
+        ("INT64", [-(2**63), 2**63 - 1], "int64"),
+        ("UINT64", [2**64 - 1, 0], "uint64"),
+        ("FP16", [0.5, 2], "float16"),
+        ("FP64", [1e300, -1], "float64"),
+    ],
+)
+def test_v2_datatypes(
+    serve_project: Callable[..., Any], datatype: str, data: list[Any], numpy_type: str
+) -> None:
+    served = serve_project("def predict(inputs): return {'type': inputs.dtype.name, 'same': inputs}")
+    ((_, body),) = ask(served, {"inputs": [tensor(data, [2], datatype)]})
+    assert body["outputs"][0]["data"] == [numpy_type]
+    assert body["outputs"][1] == {"name": "same", "shape": [2], "datatype": datatype, "data": data}
+
+
+def test_v2_text_several_inputs_and_keywords(serve_project: Callable[..., Any]) -> None:
+    served = serve_project("def predict(inputs): return sorted(inputs) + inputs['text']")
+    body = {"inputs": [tensor(["a", "ü"], [2], "BYTES", "text"), tensor([1], [1], "INT8", "k")]}
+    assert ask(served, body)[0][1]["outputs"][0]["data"] == ["k", "text", "a", "ü"]
+    served = serve_project("def predict(text): return text", call="keywords")
+    assert ask(served, {"inputs": body["inputs"][:1]})[0][1]["outputs"][0]["data"] == ["a", "ü"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": [3]}, 'inputs[0]: "data" has 2 elements, which shape [3] does not hold'),
+        ({"shape": [-1, 2]}, 'inputs[0]: "shape" is a list of whole numbers'),
+        ({"shape": [10**30, 0], "data": []}, "which shape"),
+        ({"shape": [1] * 200 + [2]}, "which shape"),
+        ({"datatype": "FP128"}, "datatype 'FP128' is none of BOOL, INT8"),
+        ({"datatype": "INT8", "data": [1, 300]}, 'inputs[0]: "data" is not INT8'),
+        ({"datatype": "INT8", "data": [1, 1.5]}, 'inputs[0]: "data" is not INT8'),
+        ({"datatype": "BOOL"}, 'inputs[0]: "data" is not BOOL'),
+        ({"data": ["a", "b"]}, 'inputs[0]: "data" is not FP32'),
+        ({"data": [[1], [2, 3]]}, 'inputs[0]: "data" is not FP32'),
+        ({"data": [None, {}]}, 'inputs[0]: "data" is not FP32'),
+        ({"datatype": "BYTES"}, 'inputs[0]: "data" is not BYTES'),
+        ({"name": 3}, 'inputs[0] has no "name"'),
+    ],
+)
+def test_v2_tensors_that_are_none(
+    serve_project: Callable[..., Any], change: dict[str, Any], message: str
+) -> None:
+    served = serve_project(DOUBLE)
+    bad, good = ask(served, {"inputs": [{**tensor([1, 2], [2]), **change}]}, {"inputs": [tensor([1], [1])]})
+    assert bad[0] == 400
+    assert message in bad[1]["error"]
+    assert good[0] == 200
+
+
+@pytest.mark.parametrize(
+    "body", [{}, [], 1, "x", {"instances": 3}, {"instances": []}, {"inputs": []}, {"inputs": {"a": 1}}]
+)
+def test_what_is_neither_protocol(serve_project: Callable[..., Any], body: Any) -> None:
+    ((status, answer),) = ask(serve_project(DOUBLE), body)
+    assert status == 400
+    assert set(answer) == {"error", "code", "type", "message", "request_id"}
+
+
+def test_a_kserve_body_under_predictions_is_the_module_s_own(serve_project: Callable[..., Any]) -> None:
+    served = serve_project("def predict(inputs): return inputs")
+    body = {"instances": [1]}
+    assert ask(served, body, url_path="") == [(200, body)]
+
+
+def test_explanations_by_both_protocols(serve_project: Callable[..., Any]) -> None:
+    served = serve_project(DOUBLE)
+    assert ask(served, {"instances": [1, 2]}, explain="True") == [
+        (200, {"explanations": [{"because": 1}, {"because": 2}]})
+    ]
+    ((status, body),) = ask(served, {"inputs": [tensor([7], [1], "INT32")]}, explain="True")
+    assert (status, body["outputs"]) == (
+        200,
+        [{"name": "because", "shape": [1], "datatype": "INT32", "data": [7]}],
+    )
+    served = serve_project("def predict(inputs): return inputs")
+    ((status, body),) = ask(served, {"instances": [1]}, explain="True")
+    assert (status, body["error"]) == (501, body["message"])
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # ts leaves its version file open
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_the_envelope_of_torchserve_is_refused_with_what_to_do(serve_project: Callable[..., Any]) -> None:
+    from ts.torch_handler.request_envelope.kserve import KServeEnvelope
+    from ts.utils.util import PredictionException
+
+    served = serve_project(DOUBLE)
+
+    def handle(data: Any, context: Any) -> Any:  # stands for the generated handler
+        return served.worker.handle(data, context)
+
+    with pytest.raises(PredictionException, match=r"service_envelope.*Remove that line"):
+        KServeEnvelope(handle).handle([{"body": {"instances": [1]}}], object())

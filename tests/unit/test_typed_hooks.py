@@ -1,0 +1,300 @@
+"""Annotations that validate and convert a request's data, and the JSON Schemas they give."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+TYPED = """
+from __future__ import annotations
+import datetime, enum
+from dataclasses import dataclass, field
+from typing import Literal, Optional, TYPE_CHECKING
+if TYPE_CHECKING:
+    from nowhere import Unknown
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+@dataclass
+class Point:
+    x: float
+    y: float = 0.0
+
+@dataclass
+class Job:
+    name: str
+    count: int
+    at: Point
+    path: list[Point] = field(default_factory=list)
+    flags: dict[str, bool] = field(default_factory=dict)
+    mode: Literal["fast", "slow"] = "fast"
+    colour: Optional[Colour] = None
+    size: int | str = 1
+    when: datetime.datetime | None = None
+    parent: Optional[Job] = None
+
+    def __post_init__(self):
+        if self.count < 0:
+            raise ValueError("count must not be negative")
+
+def preprocess(data: Job, request: Unknown):
+    assert isinstance(data, Job) and isinstance(data.at, Point)
+    return data
+
+def predict(inputs):
+    return inputs
+
+def postprocess(outputs, input_data) -> Job:
+    assert outputs is input_data
+    return outputs
+"""
+
+
+class FormContext:
+    """TorchServe's context for one request."""
+
+    def __init__(self, properties: dict[str, Any]) -> None:
+        self.request_ids = {0: "r"}
+        self.request_processor = [self]
+        self.statuses = [200]
+        self.properties = properties
+
+    def get_request_properties(self) -> dict[str, Any]:
+        return self.properties
+
+    def set_response_content_type(self, _index: int, value: str) -> None:
+        assert value == "application/json"
+
+    def set_response_status(self, code: int, _phrase: str, index: int) -> None:
+        self.statuses[index] = code
+
+
+GOOD = {"name": "a", "count": 2, "at": {"x": 1}}
+
+
+@pytest.fixture
+def job(serve_project: Callable[..., Any]) -> Any:
+    return serve_project(TYPED)
+
+
+def test_a_dataclass_arrives_as_one(job: Any) -> None:
+    ((status, value),) = job({
+        **GOOD, "path": [{"x": 1, "y": 2}], "flags": {"a": True}, "mode": "slow", "colour": "blue", "size": "XL",
+        "when": "2024-05-01T10:00:00Z", "parent": GOOD,
+    })  # fmt: skip
+    assert status == 200
+    assert value["at"] == {"x": 1.0, "y": 0.0}
+    assert value["path"] == [{"x": 1.0, "y": 2.0}]
+    assert (value["mode"], value["colour"], value["size"]) == ("slow", "blue", "XL")
+    assert value["when"] == "2024-05-01T10:00:00+00:00"
+    assert value["parent"]["name"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"at": {}}, "at.x: missing"),
+        ({"at": {"x": 1, "z": 2}}, "at.z: unknown key"),
+        ({"at": [1]}, "at: wanted an object with the keys x, y, got a list"),
+        ({"count": "many"}, "count: wanted a whole number, got text"),
+        ({"count": 1.5}, "count: wanted a whole number, got a number"),
+        ({"count": True}, "count: wanted a whole number, got a truth value"),
+        ({"count": -1}, "count must not be negative"),
+        ({"name": 7}, "name: wanted text, got a number"),
+        ({"path": [{"x": 1}, {"x": None}]}, "path.1.x: wanted a number, got null"),
+        ({"flags": {"a": "perhaps"}}, "flags.a: wanted true or false, got text"),
+        ({"mode": "medium"}, "mode: wanted one of 'fast', 'slow', got text"),
+        ({"colour": "green"}, "colour: wanted one of 'red', 'blue', got text"),
+        ({"when": "tomorrow"}, "when: wanted a date and time (ISO 8601), got text"),
+        ({"parent": {"name": "a"}}, "parent.count: missing; parent.at: missing"),
+        ({"at": {}, "extra": 1, "count": None}, "at.x: missing; extra: unknown key; count: wanted"),
+    ],
+)
+def test_each_field_error_is_told_and_nobody_else_fails(
+    job: Any, change: dict[str, Any], message: str
+) -> None:
+    first, second = job({**GOOD, **change}, GOOD)
+    assert first[0] == 400
+    assert first[1]["type"] == "ValidationError"
+    for part in message.split("; "):
+        assert part in first[1]["message"]
+    assert second[0] == 200
+
+
+@pytest.mark.parametrize("value", [None, 3, "text", [], [GOOD]])
+def test_no_object_at_all(job: Any, value: Any) -> None:
+    ((status, answer),) = job(value)
+    assert status == 400
+    assert answer["message"].startswith("wanted an object with the keys name, count, at")
+
+
+def test_the_values_that_were_sent_are_not_told(job: Any) -> None:
+    ((_, answer),) = job({**GOOD, "count": "hunter2"})
+    assert "hunter2" not in json.dumps(answer)
+
+
+def test_describe_has_both_schemas(job: Any) -> None:
+    described = job.worker.describe()
+    schema = described["input"]["schema"]
+    assert described["input"]["validated"] is True
+    assert schema["$ref"] == "#/$defs/Job"
+    definition = schema["$defs"]["Job"]
+    assert definition["required"] == ["name", "count", "at"]
+    assert definition["properties"]["path"] == {"type": "array", "items": {"$ref": "#/$defs/Point"}}
+    assert definition["properties"]["parent"]["anyOf"] == [{"$ref": "#/$defs/Job"}, {"type": "null"}]
+    assert definition["properties"]["colour"]["anyOf"][0] == {"enum": ["red", "blue"]}
+    assert described["output"]["schema"] == schema
+    json.dumps(described)
+
+
+def test_pydantic_models_convert_by_pydantic(serve_project: Callable[..., Any]) -> None:
+    served = serve_project(
+        """
+        from pydantic import BaseModel, Field
+        class Inner(BaseModel):
+            n: int = Field(ge=0)
+        class Query(BaseModel):
+            text: str
+            inner: list[Inner] = []
+        class Answer(BaseModel):
+            length: int
+        def predict(query: Query) -> Answer:
+            return Answer(length=len(query.text) + sum(i.n for i in query.inner))
+        """
+    )
+    good, bad, worse = served({"text": "abc", "inner": [{"n": "4"}]}, {"inner": [{"n": -1}]}, 5)
+    assert good == (200, {"length": 7})
+    assert (bad[0], bad[1]["type"]) == (400, "ValidationError")
+    assert "text: Field required" in bad[1]["message"]
+    assert "inner.0.n: Input should be greater than or equal to 0" in bad[1]["message"]
+    assert worse[0] == 400
+    described = served.worker.describe()
+    assert described["input"]["schema"]["$defs"]["Inner"]["properties"]["n"]["minimum"] == 0
+    assert "length" in described["output"]["schema"]["$defs"]["Answer"]["properties"]
+
+
+def test_typed_dicts_lists_of_records_and_arrays(serve_project: Callable[..., Any]) -> None:
+    served = serve_project(
+        """
+        from dataclasses import dataclass
+        from typing import TypedDict
+        import numpy, torch
+        from pydantic import BaseModel
+        class Box(BaseModel):
+            side: float
+        class Row(TypedDict, total=False):
+            id: int
+            box: Box
+        @dataclass
+        class Batch:
+            rows: list[Row]
+            pixels: numpy.ndarray
+            weights: torch.Tensor
+        def predict(batches: list[Batch]):
+            (batch,) = batches
+            return [batch.rows[0], str(batch.pixels.shape), str(tuple(batch.weights.shape))]
+        """
+    )
+    batch = {"rows": [{"id": 1, "box": {"side": 2}}], "pixels": [[1, 2]], "weights": [0.5]}
+    ragged = {"rows": [{"id": "x", "box": {}}], "pixels": [[1], [1, 2]], "weights": ["a"]}
+    (good, bad) = served([batch], [ragged])
+    assert good == (200, [{"id": 1, "box": {"side": 2.0}}, "(1, 2)", "(1,)"])
+    for place in ("0.rows.0.id: ", "0.rows.0.box.side: Field required", "0.pixels: ", "0.weights: "):
+        assert place in bad[1]["message"]
+
+
+def test_a_form_s_text_fields_become_numbers(serve_project: Callable[..., Any]) -> None:
+    served = serve_project(
+        """
+        from dataclasses import dataclass
+        @dataclass
+        class Query:
+            k: int
+            exact: bool
+            text: str
+        def preprocess(data: Query):
+            return data
+        def predict(inputs):
+            return [inputs.k + 1, inputs.exact, inputs.text]
+        """
+    )
+    properties = {"content-type": "multipart/form-data; boundary=x", "host": "h"}
+    context = FormContext({**properties, **{key: {"content-type": None} for key in ("k", "exact", "text")}})
+    (body,) = served.worker.handle([{"k": b"4", "exact": b"true", "text": b"4"}], context)
+    assert (context.statuses[0], json.loads(body)) == (200, [5, True, "4"])
+
+
+def test_an_annotation_that_cannot_be_read_is_no_reason_not_to_serve(
+    serve_project: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    served = serve_project(
+        """
+        from __future__ import annotations
+        from typing import TYPE_CHECKING
+        if TYPE_CHECKING:
+            from PIL.Image import Image
+        def preprocess(data: Image):
+            return data
+        def predict(inputs):
+            return inputs
+        """
+    )
+    assert served({"a": 1}) == [(200, {"a": 1})]
+    assert "the annotation 'data' of preprocess cannot be read (NameError" in caplog.text
+    assert served.worker.describe()["input"] == {"schema": None, "validated": False}
+
+
+def test_plain_annotations_do_not_convert_but_are_described(serve_project: Callable[..., Any]) -> None:
+    served = serve_project(
+        """
+        def preprocess(data: list[int]):
+            return data
+        def predict(inputs):
+            return inputs
+        def postprocess(outputs) -> dict[str, float]:
+            return {"n": len(outputs)}
+        """
+    )
+    assert served(["a", "b"]) == [(200, {"n": 2})]
+    described = served.worker.describe()
+    assert described["input"] == {
+        "schema": {"type": "array", "items": {"type": "integer"}},
+        "validated": False,
+    }
+    assert described["output"]["schema"] == {"type": "object", "additionalProperties": {"type": "number"}}
+
+
+def test_keyword_arguments_are_described_as_an_object(serve_project: Callable[..., Any]) -> None:
+    served = serve_project("def predict(text: str, top_k: int = 3): return [text] * top_k")
+    assert served({"text": "a", "top_k": 1}) == [(200, ["a"])]
+    assert served.worker.describe()["input"] == {
+        "validated": True,
+        "schema": {
+            "type": "object",
+            "properties": {"text": {"type": "string"}, "top_k": {"type": "integer"}},
+            "additionalProperties": False,
+            "required": ["text"],
+        },
+    }
+
+
+def test_in_list_mode_the_element_is_what_is_validated(serve_project: Callable[..., Any]) -> None:
+    served = serve_project(
+        """
+        from dataclasses import dataclass
+        @dataclass
+        class Point:
+            x: float
+        def predict(points: list[Point]) -> list[float]:
+            return [2 * point.x for point in points]
+        """,
+        batch="list",
+    )
+    assert served({"x": 1}, {"x": "two"}, {"x": 3})[::2] == [(200, 2.0), (200, 6.0)]
+    assert served({"x": "two"})[0][0] == 400
+    assert served.worker.describe()["output"]["schema"] == {"type": "number"}
