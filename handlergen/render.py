@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from handlergen import templates
@@ -67,24 +68,59 @@ def class_name(model_name: str) -> str:
     return ("Model" if not camel or camel[0].isdigit() else "") + camel + "Handler"
 
 
+@dataclass(frozen=True)
+class Call:
+    """One thing that runs for a request, or once a worker.
+
+    Attributes:
+        role: `preprocess`, `load`; `pre 2`, `predict 2` and `post 2` in a flow.
+        hook: The user's function; None where a flow's stage runs a model of the archive.
+        model: That model: `xgboost_classifier head.json`.
+    """
+
+    role: str
+    hook: Hook | None
+    model: str = ""
+
+    @property
+    def step(self) -> str:
+        """The role as a hook of one stage has it: `predict` for `predict 2`."""
+        step = self.role.partition(" ")[0]
+        return {"pre": "preprocess", "post": "postprocess"}.get(step, step)
+
+
+def calls(contract: Contract) -> list[Call]:
+    """Everything that runs, in the order of a request's life."""
+    hooks = contract.hooks
+    found = [Call(role, hooks[role]) for role, _ in ROLES if role in hooks]
+    for number, stage in enumerate(contract.details.get("stages", ()), 1):
+        for role in (f"pre {number}", f"predict {number}", f"post {number}"):
+            if role in hooks:
+                found.append(Call(role, hooks[role]))
+            elif role.startswith("predict"):
+                found.append(Call(role, None, f"{stage['type']} {stage['shown']}"))
+    return found
+
+
 def ordered_hooks(contract: Contract) -> dict[str, Hook]:
     """The hooks by role, in the order of a request's life."""
-    return {role: contract.hooks[role] for role, _ in ROLES if role in contract.hooks}
+    return {call.role: call.hook for call in calls(contract) if call.hook is not None}
 
 
 def hook_lines(contract: Contract) -> list[str]:
-    """A line a hook: role, call with its parameters, and when it runs if that is not every request."""
+    """A line a call: role, function with its parameters, and when it runs if that is not every request."""
     owner = contract.class_name or contract.module.rpartition(".")[2]
-    width = max((len(role) for role in contract.hooks), default=0)
+    when = dict(ROLES)
+    found = calls(contract)
+    width = max((len(call.role) for call in found), default=0)
     lines = []
-    for role, when in ROLES:
-        hook = contract.hooks.get(role)
-        if hook is not None:
-            notes = ", ".join(filter(None, [_KINDS.get(hook.kind, ""), when]))
-            note = f"  ({notes})" if notes else ""
-            lines.append(
-                _shortened(f"    {role:<{width}}  {owner}.{signature(hook)}", _WIDTH - len(note)) + note
-            )
+    for call in found:
+        text, notes = call.model, [when.get(call.role, "")]
+        if call.hook is not None:
+            text, notes = f"{owner}.{signature(call.hook)}", [_KINDS.get(call.hook.kind, ""), *notes]
+        note = ", ".join(filter(None, notes))
+        note = f"  ({note})" if note else ""
+        lines.append(_shortened(f"    {call.role:<{width}}  {text}", _WIDTH - len(note)) + note)
     return lines or ["    No function of its own for predict: the weights are executed."]
 
 

@@ -105,6 +105,8 @@ def make_plan(project: Project, *, gpus: int = 0) -> Plan:
         collector.add_named(entry, "extra_files", patterns=True)
     if settings.weights:
         collector.add_named(settings.weights, "weights")
+    for entry in project.contract.details.get("files", ()):  # what the source itself names: a flow's models
+        collector.add_named(entry, project.contract.form)
     requirements = _requirements(project, collector)
     bundle = make_bundle(project)
     generated: list[tuple[str, bytes]] = [

@@ -80,8 +80,15 @@ def _files(project: Project) -> tuple[str, ...]:
 def _report(project: Project) -> None:
     contract, settings = project.contract, project.settings
     click.echo(f"{shown(project.source)}: form {contract.form}, model {settings.name} {settings.version}")
-    rows = [(_definition(hook), _line(hook), _WHEN.get(role, "")) for role, hook in contract.hooks.items()]
-    if "predict" not in contract.hooks:
+    from handlergen.render import calls
+
+    rows = [
+        (_definition(call.hook), _line(call.hook), _WHEN.get(call.step, ""))
+        if call.hook
+        else (call.model, call.role.replace("predict", "stage"), _WHEN["predict"])
+        for call in calls(contract)
+    ]
+    if "predict" not in {call.step for call in calls(contract)}:
         rows.append((f"({settings.weights})", settings.weights_format or "", _WHEN["predict"]))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for definition, line, when in rows:

@@ -104,6 +104,7 @@ class Stage:
         collate: Several requests' inputs to one batch (`batch: collate`); None for torch's default.
         one_by_one: Inputs that cannot be collated are predicted one by one; else that is an error.
         explain: Takes the place of `predict` for a request for an explanation; only a form with one stage has it.
+        name: For messages, where there may be several: `stage 2, torch encoder.pt`.
     """
 
     preprocess: BoundHook | None
@@ -112,6 +113,7 @@ class Stage:
     collate: Callable[[list[Any]], Any] | None = None
     one_by_one: bool = False
     explain: BoundHook | None = None
+    name: str = ""
 
 
 Hooks = tuple[Stage, ...]

@@ -139,7 +139,14 @@ class Pipeline:
     def fail(self, item: Item, error: BaseException, hook: str) -> None:
         """Settle that a request has no answer, and log why when it is not the client's fault."""
         request_id = item.request.id
-        item.failure = failure_of(error, hook=hook, form=self._contract.form, request_id=request_id)
+        name = self._hooks[item.stage].name
+        if name and hook in ("preprocess", "predict", "postprocess"):
+            # What comes into a later stage is the module's own doing: its ValueError is not the client's.
+            own = hook == "preprocess" and item.stage == 0
+            told, hook = hook if own else f"stage {item.stage + 1} ({hook})", f"{hook} of {name}"
+        else:
+            told = hook
+        item.failure = failure_of(error, hook=told, form=self._contract.form, request_id=request_id)
         if item.failure.status >= 500:
             self._logger.error(
                 "request %s failed in %s with status %d\n%s",

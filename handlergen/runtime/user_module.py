@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from .context import Context
 from .contract import Contract, RuntimeSettings
+from .form_flow import FlowModule
 from .form_functions import FunctionsModule
 from .form_model_class import ModelClassModule
 from .form_module import ModuleModule
@@ -30,6 +31,7 @@ class UserModule(Protocol):
 
 
 _FORMS: dict[str, Callable[[Contract, RuntimeSettings, Context], UserModule]] = {
+    "flow": FlowModule,
     "functions": FunctionsModule,
     "model-class": ModelClassModule,
     "module": ModuleModule,

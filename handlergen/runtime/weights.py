@@ -26,16 +26,17 @@ def load_executable(path: Path, weights_format: str, device: torch.device) -> Ca
     """
     if weights_format == "torchscript":
         scripted = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
-        return lambda inputs: _call_torch(scripted, inputs, device)
+        return lambda inputs: call_torch(scripted, inputs, device)
     if weights_format == "exported":
         program = torch.export.load(path).module().to(device)
-        return lambda inputs: _call_torch(program, inputs, device)
+        return lambda inputs: call_torch(program, inputs, device)
     if weights_format == "onnx":
         return _onnx(path, device)
     raise ValueError(f"weights of the format {weights_format!r} cannot predict by themselves; write a load()")
 
 
-def _call_torch(program: Callable[..., Any], inputs: Any, device: torch.device) -> Any:
+def call_torch(program: Callable[..., Any], inputs: Any, device: torch.device) -> Any:
+    """Call a network with tensors made of what `load_executable` says inputs may be."""
     if isinstance(inputs, Mapping):
         return program(**{str(name): _tensor(value, device) for name, value in inputs.items()})
     if isinstance(inputs, tuple):
