@@ -5,6 +5,7 @@ The same code runs in TorchServe, locally and offline.
 
 from __future__ import annotations
 
+import copy
 import logging
 import queue
 import threading
@@ -64,9 +65,7 @@ class Pipeline:
         self._async: EventLoopThread | None = None
         self._async_starts = threading.Lock()
 
-    def start(
-        self, hooks: Hooks, predictor: Predictor, convert: Callable[[Any], Any] | None = None
-    ) -> None:
+    def start(self, hooks: Hooks, predictor: Predictor, convert: Callable[[Any], Any] | None = None) -> None:
         """Connect the loaded model; before the first request.
 
         Args:
@@ -83,6 +82,13 @@ class Pipeline:
             self._threads.shutdown()
         if self._async is not None:
             self._async.close()
+
+    def forked(self) -> Pipeline:
+        """The same stages for use in a process that was forked off this one, which threads do not cross."""
+        own = copy.copy(self)
+        own._threads, own._async, own._async_starts = None, None, threading.Lock()
+        own._spans = self._spans.forked() if self._spans is not None else None
+        return own
 
     def run(self, items: Sequence[Item]) -> None:
         """Answer a batch: each item ends with its `reply` or its `failure`.
@@ -119,7 +125,7 @@ class Pipeline:
             finished.acquire()
 
     def preprocess(self, items: Sequence[Item]) -> None:
-        """Decode and preprocess, one after the other, in this thread."""
+        """Decode and preprocess in this thread, one after the other; async hooks run side by side."""
         self._each(items, self._prepare)
 
     def predict(self, items: Sequence[Item]) -> None:
@@ -133,7 +139,7 @@ class Pipeline:
             self._predictor.predict(arrivals)
 
     def postprocess(self, items: Sequence[Item]) -> None:
-        """Postprocess and encode every item that has not failed, one after the other, in this thread."""
+        """Postprocess and encode what has not failed, in this thread, one after the other; async hooks side by side."""
         self._each([item for item in items if item.failure is None], self._finish)
 
     def fail(self, item: Item, error: BaseException, hook: str) -> None:
@@ -160,6 +166,7 @@ class Pipeline:
         done: queue.SimpleQueue[Item] = queue.SimpleQueue()  # the cheapest signal there is
         for item in items:
             stage(item, done.put)
+        for _ in items:
             done.get()
 
     def _prepare(self, item: Item, then: Callable[[Item], None]) -> None:

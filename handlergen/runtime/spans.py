@@ -37,10 +37,16 @@ class Spans:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         pid = os.getpid()
         path = directory / f"spans-{model}-{pid}.jsonl"
+        self._place = (directory, model, device)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         tail = {"pid": pid, "worker": worker or str(pid), "device": device, "model": model}
         self._tail = json.dumps(tail)[1:]
         self._kept: deque[tuple[str, str, int, int, int]] = deque()
+
+    def forked(self) -> Spans:
+        """A recorder for a process that was forked off this one."""
+        directory, model, device = self._place
+        return Spans(directory, model=model, device=device)
 
     def record(self, stage: str, request_id: str, start_ns: int, end_ns: int) -> None:
         """Keep one span; from any thread.

@@ -22,7 +22,7 @@ from .hooks import Item, Stage
 from .kserve import refuse_envelope
 from .pipeline import Pipeline, open_items
 from .predictor import HOOK_ERRORS, WorkerPredictor
-from .spans import Spans, spans_from_environment
+from .spans import spans_from_environment
 from .streaming import Streaming, outlet_of, raise_to_torchserve
 from .torchserve_log import leave_out_batch_lines
 from .typed_hooks import TypedHooks
@@ -111,31 +111,10 @@ class Worker:
         self._dispatch = Dispatch(bundle, self._pipeline, self._explanations, self.describe, batch_size)
         self._asked_before = False
 
-    def _new_pipeline(self, streaming: Streaming, spans: Spans | None) -> Pipeline:
-        return Pipeline(
-            self.bundle.contract,
-            self.bundle.settings,
-            user_root=str(self._model_dir),
-            streaming=streaming,
-            spans=spans,
-            batch_size=self._batch_size,
-            logger=self._logger,
-        )
-
     @property
     def pipeline(self) -> Pipeline:
         """The stages one by one, for whoever places them himself (`handlergen map`)."""
         return self._pipeline
-
-    def forked_pipeline(self) -> Pipeline:
-        """The same stages for a process that was forked off this one: threads and the span file do not cross a fork."""
-        settings = self.bundle.settings
-        streaming = Streaming(
-            nan=settings.nan, limit=settings.max_response_bytes, limit_s=settings.predict_timeout_s
-        )
-        pipeline = self._new_pipeline(streaming, spans_from_environment(settings.name, self.device.key))
-        pipeline.start(self._predictor.hooks, self._predictor)
-        return pipeline
 
     @classmethod
     def start(cls, context: Any) -> Worker:
