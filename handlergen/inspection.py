@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import fnmatch
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from handlergen.errors import ContractError, Problem
@@ -15,6 +16,7 @@ from handlergen.runtime.contract import Contract
 from handlergen.settings import Settings
 from handlergen.source_module import SourceModule
 from handlergen.source_tree import SourceTree
+from handlergen.truss import Truss
 from handlergen.weights_file import weights_format
 
 
@@ -35,7 +37,9 @@ def inspect_source(path: Path, *, form: str | None = None, settings: Settings | 
     return findings.contract
 
 
-def read_source(path: Path, *, form: str | None, settings: Settings, root: Path) -> Findings:
+def read_source(
+    path: Path, *, form: str | None, settings: Settings, root: Path, truss: Truss | None = None
+) -> Findings:
     """`inspect_source` that returns its problems, and its warnings.
 
     Args:
@@ -43,17 +47,22 @@ def read_source(path: Path, *, form: str | None, settings: Settings, root: Path)
         form: Skips recognition; `settings.form` when None.
         settings: Paths in them are relative to `root`.
         root: The project's root.
+        truss: The Truss directory that the source lies in: says which file of the package, and which class in it.
     """
     tree = SourceTree(root, [root / package for package in settings.packages])
-    module = tree.open(path / "__init__.py" if path.is_dir() else path)
+    entry = truss.module if truss else path / "__init__.py" if path.is_dir() else path
+    module = tree.open(entry)
     if isinstance(module, Problem):
         return Findings(problems=[module])
     weights = root / settings.weights if settings.weights else None
     held = settings.weights_format or (weights_format(weights) if weights else None)
     name = path.name if path.is_dir() else path.stem
     source = Source(module, name, tree, settings, root, held)
-    findings = _inspect(source, form or settings.form)
-    findings.warnings += _imports_left_out(source)
+    if truss:
+        name = ".".join(entry.relative_to(root).with_suffix("").parts)
+        source = replace(source, name=name, class_name=truss.class_name, details=truss.details)
+    findings = _inspect(source, form or settings.form or ("model-class" if truss else None))
+    findings.warnings += _imports_left_out(source, path)
     return findings
 
 
@@ -84,10 +93,14 @@ def _inspect(source: Source, wanted: str | None) -> Findings:
     return (matches[0][0] if matches else FUNCTIONS).inspect(source)
 
 
-def _imports_left_out(source: Source) -> list[str]:
-    """Imports of the project's own files that nothing packs: they would fail in the worker."""
+def _imports_left_out(source: Source, own: Path) -> list[str]:
+    """Imports of the project's own files that nothing packs: they would fail in the worker.
+
+    Args:
+        source: As it was read.
+        own: The file or directory that is packed as the source.
+    """
     module = source.module
-    own = module.path.parent if module.is_package else module.path
     packed = [*source.settings.extra_files, *source.settings.packages]
     warnings = []
     for line, parts in _absolute_imports(module):

@@ -20,10 +20,12 @@ from handlergen.settings import (
     SETTINGS,
     SETTINGS_FILE,
     Settings,
+    SettingsBeneath,
     contradictions,
     read_settings,
     shown,
 )
+from handlergen.truss import CONFIG_FILE, Truss, is_truss, read_truss
 from handlergen.weights_file import weights_format
 from handlergen.yaml_source import read_yaml
 
@@ -62,6 +64,7 @@ class _Place:
     settings_file: Path | None
     default_name: str
     warnings: tuple[str, ...] = ()
+    truss: Truss | None = None
 
 
 def open_project(
@@ -76,10 +79,10 @@ def open_project(
     only `.py` file, else `model.py`, or the directory itself when it is a package. A `.py` file or a package
     named directly takes the `handlergen.yaml` beside it only when that file's source is this one. Paths in the
     file are relative to it. Paths in `overrides` are relative to the project, or, if nothing is there, to the
-    current directory.
+    current directory. A Truss directory's `config.yaml` makes settings too; `handlergen.yaml` beside it wins.
 
     Args:
-        source: A `.py` file, a package directory or a directory with `handlergen.yaml`.
+        source: A `.py` file, a package directory, a directory with `handlergen.yaml`, or a Truss directory.
         overrides: Settings that win over file and environment; None values are skipped.
         environ: The environment; `os.environ` when None.
 
@@ -91,13 +94,16 @@ def open_project(
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     chosen = given.pop("source", None) or environ.get("HANDLERGEN_SOURCE")
     place = _find(_absolute(Path(source)), chosen)
-    settings, problems = read_settings(place.settings_file, environ=environ, overrides=given)
+    settings, problems = read_settings(
+        place.settings_file, environ=environ, overrides=given, beneath=_beneath(place)
+    )
+    problems += place.truss.problems if place.truss else ()
     settings = _with_paths(settings, place, set(given))
     if not settings.name:
         settings = dataclasses.replace(settings, name=place.default_name)
         problems += _name_problems(place)
     problems += _file_problems(place, settings, set(given))
-    findings = read_source(place.source, form=None, settings=settings, root=place.root)
+    findings = read_source(place.source, form=None, settings=settings, root=place.root, truss=place.truss)
     problems += findings.problems
     if problems or findings.contract is None:
         raise ContractError(sorted(dict.fromkeys(problems)))
@@ -139,7 +145,7 @@ def _find(path: Path, chosen: str | None) -> _Place:
             hint="Name a .py file, a package directory, or a directory with handlergen.yaml.",
         )
     if path.is_file():
-        if path.name == SETTINGS_FILE:
+        if path.name == SETTINGS_FILE or (path.name == CONFIG_FILE and is_truss(path.parent)):
             return _find(path.parent, chosen)
         if path.suffix == ".mar":
             raise HandlergenError(f"{shown(path)} is an archive already", hint="See it: handlergen inspect")
@@ -147,26 +153,17 @@ def _find(path: Path, chosen: str | None) -> _Place:
             raise HandlergenError(f"{shown(path)} is no .py file", hint="Name the module that has predict.")
         return _beside(path)
     settings_file = path / SETTINGS_FILE
+    named = chosen or (_source_setting(settings_file) if settings_file.is_file() else None)
+    if not named and is_truss(path):
+        return _truss_place(path, settings_file if settings_file.is_file() else None)
     if settings_file.is_file():
-        target = _source_of(path, chosen or _source_setting(settings_file))
+        target = _source_of(path, named)
         root = path.parent if target == path else path
         return _Place(target, root, settings_file, path.name)
     if (path / "__init__.py").is_file():
         return _beside(path)
     if chosen:
         return _Place(_source_of(path, chosen), path, None, path.name)
-    if (path / "config.yaml").is_file() and (path / "model" / "model.py").is_file():
-        raise ContractError(
-            [
-                Problem(
-                    shown(path),
-                    0,
-                    "this is a Truss directory, which is not supported yet by this version of handlergen",
-                    "Write module-level functions: def predict(inputs), and if needed load(context), "
-                    "preprocess(data), postprocess(outputs).",
-                )
-            ]
-        )
     candidates = sorted(shown(file) for file in path.glob("*.py") if file.name not in _NOT_A_SOURCE)
     raise HandlergenError(
         f"{shown(path)} has neither {SETTINGS_FILE} nor __init__.py",
@@ -174,6 +171,18 @@ def _find(path: Path, chosen: str | None) -> _Place:
         if candidates
         else "Start with: handlergen init DIR",
     )
+
+
+def _truss_place(directory: Path, settings_file: Path | None) -> _Place:
+    truss = read_truss(directory)
+    source = truss.package or truss.module
+    return _Place(source, directory, settings_file, directory.name, tuple(truss.warnings), truss)
+
+
+def _beneath(place: _Place) -> SettingsBeneath | None:
+    if place.truss is None:
+        return None
+    return SettingsBeneath(shown(place.root / CONFIG_FILE), place.truss.settings, place.truss.lines)
 
 
 def _beside(path: Path) -> _Place:

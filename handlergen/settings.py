@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,6 +27,7 @@ __all__ = [
     "SETTINGS_FILE",
     "SettingInfo",
     "Settings",
+    "SettingsBeneath",
     "archive_path",
     "contradictions",
     "load_settings",
@@ -76,12 +78,34 @@ def load_settings(
     return settings
 
 
+@dataclass(frozen=True)
+class SettingsBeneath:
+    """Settings that another file makes (a Truss's `config.yaml`); `handlergen.yaml` and all else win over them.
+
+    Attributes:
+        file: Its name for messages.
+        values: By setting.
+        lines: Line of each, 1-based.
+    """
+
+    file: str
+    values: Mapping[str, Any]
+    lines: Mapping[str, int]
+
+
 def read_settings(
-    path: Path | None, *, environ: Mapping[str, str], overrides: Mapping[str, Any]
+    path: Path | None,
+    *,
+    environ: Mapping[str, str],
+    overrides: Mapping[str, Any],
+    beneath: SettingsBeneath | None = None,
 ) -> tuple[Settings, list[Problem]]:
     """`load_settings` that returns its problems; a refused value leaves the setting at its default."""
     values: dict[str, Any] = {}
     problems: list[Problem] = []
+    if beneath is not None:
+        for key, value in beneath.values.items():
+            _take(values, problems, key, value, file=beneath.file, line=beneath.lines.get(key, 0))
     if path is not None:
         source = read_yaml(path, shown=shown(path), as_written=("version", "name"))
         problems += source.problems

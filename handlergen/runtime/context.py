@@ -15,6 +15,10 @@ from .contract import RuntimeSettings
 from .store import Store, open_store
 
 
+TRUSS_PREFIX = "TRUSS_SECRET_"
+"""A secret may stand in the variable `TRUSS_SECRET_NAME` too, as Truss has it (secrets_resolver.py)."""
+
+
 class MissingSecret(LookupError):
     """A secret that the settings name is not in the environment."""
 
@@ -23,7 +27,8 @@ class Secrets(Mapping[str, str]):
     """The secrets that the settings name, read from the environment; never stored, never printed.
 
     Args:
-        names: The secrets' names: those of the environment variables that hold them.
+        names: The secrets' names: those of the environment variables that hold them, perhaps behind the prefix
+            that Truss gives them.
         environ: Where the values come from.
 
     Raises:
@@ -31,13 +36,14 @@ class Secrets(Mapping[str, str]):
     """
 
     def __init__(self, names: tuple[str, ...], environ: Mapping[str, str] = os.environ) -> None:
-        missing = [name for name in names if name not in environ]
+        variables = {name: next((v for v in (name, TRUSS_PREFIX + name) if v in environ), "") for name in names}
+        missing = [name for name in names if not variables[name]]
         if missing:
             raise MissingSecret(
                 f"secret{'s' if len(missing) > 1 else ''} not set: {', '.join(missing)}; "
                 "set environment variables of these names for the server"
             )
-        self._values = {name: environ[name] for name in names}
+        self._values = {name: environ[variable] for name, variable in variables.items()}
 
     def __getitem__(self, name: str) -> str:
         if name not in self._values:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-import sys
 import time
-import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +14,7 @@ from typing import Any
 from .context import Context
 from .contract import Contract, RuntimeSettings
 from .failures import user_traceback
-from .hooks import BoundHook, Hooks, Item, Stage, bind, call_once
+from .hooks import BoundHook, Hooks, Stage, bind, call_once
 
 ENVIRONMENT_VARIABLE = "HANDLERGEN_ENVIRONMENT"
 """Its value, `production` say, is the `name` in what the constructor gets as `environment`."""
@@ -68,12 +66,7 @@ class ModelClassModule:
         predict = self._bound("predict")
         if predict is None:
             raise RuntimeError(f"{self._contract.class_name} has no predict")
-        preprocess = self._bound("preprocess")
-        first = "preprocess" if preprocess is not None else "predict"
-        schema = self._schema(first)
-        if schema is not None:
-            preprocess = _parsed(preprocess, schema)
-        return (Stage(preprocess, predict, self._bound("postprocess")),)
+        return (Stage(self._bound("preprocess"), predict, self._bound("postprocess")),)
 
     def optional(self, role: str) -> Callable[[Mapping[str, Any]], Any] | None:
         hook = self._contract.hooks.get(role)
@@ -105,22 +98,6 @@ class ModelClassModule:
         directory.mkdir(parents=True, exist_ok=True)
         return directory
 
-    def _schema(self, role: str) -> Any:
-        """The pydantic model that the first hook's data parameter is annotated with, if it is."""
-        hook = self._contract.hooks[role]
-        source = "data" if role == "preprocess" else "inputs"
-        name = next((parameter.name for parameter in hook.parameters if parameter.source == source), None)
-        pydantic = sys.modules.get("pydantic")  # imported by whoever annotates with its models
-        if name is None or pydantic is None:
-            return None
-        function = getattr(self._model, hook.name)
-        try:
-            annotation = typing.get_type_hints(function).get(name)
-        except Exception:  # an annotation that names what only a type checker imports
-            annotation = getattr(function, "__annotations__", {}).get(name)
-        is_model = isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel)
-        return annotation if is_model else None
-
 
 class LazyDataResolver:
     """Truss's handle on data that is downloaded while the model starts. Here all data is in the archive already.
@@ -144,20 +121,3 @@ def _environment() -> dict[str, Any] | None:
     """What Truss calls the environment of a deployment; None when the server's environment names none."""
     name = os.environ.get(ENVIRONMENT_VARIABLE)
     return {"name": name} if name else None
-
-
-def _parsed(preprocess: BoundHook | None, schema: Any) -> BoundHook:
-    """Make the first hook receive the data as the pydantic model it asks for, as Truss does.
-
-    It runs as a part of `preprocess`, where a ValidationError is the client's: a 400 that names the fields.
-    """
-    validate = schema.model_validate if hasattr(schema, "model_validate") else schema.parse_obj
-    if preprocess is None:
-        return BoundHook(schema.__name__, lambda item: validate(item.data))
-    call = preprocess.call
-
-    def parsed(item: Item) -> Any:
-        item.data = validate(item.data)
-        return call(item)
-
-    return BoundHook(preprocess.name, parsed)
