@@ -27,7 +27,9 @@ def end_marked(marker: str, *, grace: float) -> None:
             # Not psutil.wait_procs: these are no children of ours, and where pid 1 reaps nobody they stay
             # zombies.
             deadline = time.monotonic() + grace
-            while marked(marker) and time.monotonic() < deadline:
+            # Asked of each one found, not of a new search: the environment of a process that is just ending
+            # cannot be read any more, while its ports are still held.
+            while any(map(_alive, found)) and time.monotonic() < deadline:
                 time.sleep(_POLL_S)
             signal_to_send = signal.SIGKILL
 
@@ -45,6 +47,13 @@ def _uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def marked(marker: str) -> list[psutil.Process]:

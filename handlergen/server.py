@@ -145,12 +145,12 @@ def serve(
             models = wait_until_ready(
                 state, settings, logs, expected=expected, timeout=timeout, progress=progress
             )
+            return RunningServer(state, settings, models)
         except BaseException as error:
             if not (keep and isinstance(error, ModuleFailed)):
                 end_marked(marker, grace=_WORKER_GRACE_S)
                 _clean_up(path, temp_dir)
             raise
-    return RunningServer(state, settings, models)
 
 
 def running_server(config: Path | str = "config.properties") -> RunningServer | None:

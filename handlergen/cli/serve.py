@@ -48,7 +48,7 @@ def command(*, config: Path, foreground: bool, timeout: float, keep: bool, as_js
     """
     from handlergen.configuration import configuration_warnings, write_configuration
     from handlergen.properties import ServerSettings, read_properties
-    from handlergen.server import serve
+    from handlergen.server import running_server
 
     if not config.exists():
         for path in write_configuration(config, ServerSettings()):
@@ -58,25 +58,37 @@ def command(*, config: Path, foreground: bool, timeout: float, keep: bool, as_js
     # A terminal that closes or a supervisor that says stop must leave no more behind than Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
-    reporter = _Reporter(quiet=as_json)
+    before = running_server(config)
     try:
-        running = serve(config, timeout=timeout, progress=reporter, console=foreground, keep=keep)
+        running = _serve(config, timeout=timeout, console=foreground, keep=keep, quiet=as_json)
+        if as_json:
+            click.echo(json.dumps(_report(running), indent=2))
+        else:
+            _print(running)
+        if foreground:
+            click.echo("\nCtrl-C stops the server.", err=True)
+            running.wait()
+            click.echo("the server has ended", err=True)
+            running.stop()
+    except KeyboardInterrupt:
+        # It may have been started without this function knowing yet; one that ran before is not ours to end.
+        started = running_server(config)
+        if started and (before is None or started.state.marker != before.state.marker):
+            started.stop()
+            if foreground:
+                click.echo("stopped", err=True)
+                return
+        raise
+
+
+def _serve(config: Path, *, timeout: float, console: bool, keep: bool, quiet: bool) -> RunningServer:
+    from handlergen.server import serve
+
+    reporter = _Reporter(quiet=quiet)
+    try:
+        return serve(config, timeout=timeout, progress=reporter, console=console, keep=keep)
     finally:
         reporter.end()
-    if as_json:
-        click.echo(json.dumps(_report(running), indent=2))
-    else:
-        _print(running)
-    if foreground:
-        click.echo("\nCtrl-C stops the server.", err=True)
-        try:
-            running.wait()
-        except KeyboardInterrupt:
-            click.echo("stopping", err=True)
-        else:
-            click.echo("the server has ended", err=True)
-        finally:
-            running.stop()
 
 
 class _Reporter:

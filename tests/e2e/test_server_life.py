@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,26 +64,37 @@ class Slow:
 """
 
 
-def project(directory: Path, ports: Callable[[], dict[str, int]], *archives: Path) -> Path:
-    """A directory with a model store and a configuration; the path of the latter."""
-    (directory / "model-store").mkdir(parents=True)
-    for archive in archives:
-        (directory / "model-store" / archive.name).write_bytes(archive.read_bytes())
-    settings: dict[str, Any] = dict(ports())
-    config = directory / "config.properties"
-    write_configuration(config, server_settings(**settings))
-    return config
+@pytest.fixture
+def project(tmp_path, ports) -> Iterator[Callable[..., Path]]:
+    """`project(*archives)` -> config.properties in a new directory with these in its model store.
+
+    Whatever a failed test has left running in it is ended.
+    """
+    config = tmp_path / "p" / "config.properties"
+
+    def make(*archives: Path) -> Path:
+        (config.parent / "model-store").mkdir(parents=True)
+        for archive in archives:
+            (config.parent / "model-store" / archive.name).write_bytes(archive.read_bytes())
+        settings: dict[str, Any] = dict(ports())
+        write_configuration(config, server_settings(**settings))
+        return config
+
+    yield make
+    stop(config)
+    for process in processes_of(config):
+        process.kill()
 
 
-def descendants_left(config: Path) -> list[str]:
-    """Command lines of living processes whose temp directory or working directory belongs to this project."""
+def processes_of(config: Path) -> list[psutil.Process]:
+    """Living processes that run in a project's directory or name its configuration."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.status() == psutil.STATUS_ZOMBIE:
+            if process.status() == psutil.STATUS_ZOMBIE or process.pid == os.getpid():
                 continue
             if Path(process.cwd()) == config.parent or str(config) in " ".join(process.cmdline()):
-                found.append(" ".join(process.cmdline()))
+                found.append(process)
         except (psutil.Error, OSError):
             continue
     return found
@@ -115,8 +126,8 @@ def test_two_servers_live_side_by_side(torchserve, echo_mar):
     assert second.client.predict("echo", {"still": "there"}).json() == {"body": {"still": "there"}}
 
 
-def test_a_model_that_fails_to_load_shows_the_users_traceback(tmp_path, ports, make_mar, echo_mar):
-    config = project(tmp_path / "p", ports, make_mar("broken", BROKEN), echo_mar)
+def test_a_model_that_fails_to_load_shows_the_users_traceback(project, make_mar, echo_mar):
+    config = project(make_mar("broken", BROKEN), echo_mar)
     with pytest.raises(ModuleFailed) as caught:
         serve(config, timeout=120)
     assert "model broken_1.0" in caught.value.message
@@ -127,12 +138,12 @@ def test_a_model_that_fails_to_load_shows_the_users_traceback(tmp_path, ports, m
         '    raise ValueError("weights are broken")',
         "ValueError: weights are broken",
     ]
-    assert descendants_left(config) == []
+    assert processes_of(config) == []
     assert not (config.parent / "key_file.json").exists()
 
 
-def test_keep_leaves_the_other_models_running(tmp_path, ports, make_mar, echo_mar):
-    config = project(tmp_path / "p", ports, make_mar("broken", BROKEN), echo_mar)
+def test_keep_leaves_the_other_models_running(project, make_mar, echo_mar):
+    config = project(make_mar("broken", BROKEN), echo_mar)
     try:
         with pytest.raises(ModuleFailed):
             serve(config, timeout=120, keep=True)
@@ -145,53 +156,53 @@ def test_keep_leaves_the_other_models_running(tmp_path, ports, make_mar, echo_ma
             assert client.predict("echo", 1).json() == {"body": 1}
     finally:
         assert stop(config) is True
-    assert descendants_left(config) == []
+    assert processes_of(config) == []
 
 
-def test_a_worker_that_just_ends_is_not_waited_for(tmp_path, ports, make_mar):
-    config = project(tmp_path / "p", ports, make_mar("dying", DYING))
+def test_a_worker_that_just_ends_is_not_waited_for(project, make_mar):
+    config = project(make_mar("dying", DYING))
     with pytest.raises(ServerError, match="model dying: its workers end while they load it"):
         serve(config, timeout=120)
-    assert descendants_left(config) == []
+    assert processes_of(config) == []
 
 
-def test_the_wait_has_an_end(tmp_path, ports, make_mar):
-    config = project(tmp_path / "p", ports, make_mar("slow", SLOW))
+def test_the_wait_has_an_end(project, make_mar):
+    config = project(make_mar("slow", SLOW))
     with pytest.raises(ServerError, match=r"not ready after 10 s: slow 1\.0: 0 of 1 workers READY"):
         serve(config, timeout=10)
-    assert descendants_left(config) == []
+    assert processes_of(config) == []
 
 
-def test_an_archive_that_torchserve_refuses_is_named_with_the_reason(tmp_path, ports, make_mar, echo_mar):
+def test_an_archive_that_torchserve_refuses_is_named_with_the_reason(project, make_mar, echo_mar):
     # A requirement that pip cannot install, without asking any index.
     refused = make_mar("refused", requirements="./there-is-no-such.whl")
-    config = project(tmp_path / "p", ports, echo_mar, refused)
+    config = project(echo_mar, refused)
     config.write_text(config.read_text().replace("per_model=false", "per_model=true"))
     with pytest.raises(ServerError) as caught:
         serve(config, timeout=120)
     assert "TorchServe refused refused.mar" in caught.value.message
     assert "there-is-no-such.whl" in caught.value.message
-    assert descendants_left(config) == []
+    assert processes_of(config) == []
 
 
-def test_two_archives_of_one_model_are_refused_before_anything_starts(tmp_path, ports, echo_mar):
-    config = project(tmp_path / "p", ports, echo_mar)
+def test_two_archives_of_one_model_are_refused_before_anything_starts(project, echo_mar):
+    config = project(echo_mar)
     (config.parent / "model-store" / "copy.mar").write_bytes(echo_mar.read_bytes())
     with pytest.raises(ServerError, match=r"echo\.mar and copy\.mar are both model echo 1\.0"):
         serve(config)
     assert not (config.parent / "logs").exists()
 
 
-def test_a_file_that_is_no_archive_is_refused_before_anything_starts(tmp_path, ports, echo_mar):
-    config = project(tmp_path / "p", ports, echo_mar)
+def test_a_file_that_is_no_archive_is_refused_before_anything_starts(project, echo_mar):
+    config = project(echo_mar)
     (config.parent / "model-store" / "broken.mar").write_bytes(b"no zip file")
     with pytest.raises(ServerError, match=r"broken\.mar is no model archive"):
         serve(config, timeout=120)
     assert not (config.parent / "logs").exists()
 
 
-def test_a_port_in_use_names_its_holder(tmp_path, ports, echo_mar):
-    config = project(tmp_path / "p", ports, echo_mar)
+def test_a_port_in_use_names_its_holder(project, echo_mar):
+    config = project(echo_mar)
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
@@ -229,8 +240,8 @@ def test_a_crash_leaves_nothing_that_hinders_the_next_start(torchserve, echo_mar
     assert not temp_dir.exists()
 
 
-def test_stop_does_not_touch_a_process_that_only_has_the_same_pid(tmp_path, ports, echo_mar):
-    config = project(tmp_path / "p", ports, echo_mar)
+def test_stop_does_not_touch_a_process_that_only_has_the_same_pid(project, echo_mar):
+    config = project(echo_mar)
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         (config.parent / ".handlergen").mkdir()
@@ -253,8 +264,8 @@ def test_stop_does_not_touch_a_process_that_only_has_the_same_pid(tmp_path, port
 
 @pytest.mark.parametrize("delay", [0.2, 1.5, 4.0])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupting_serve_leaves_no_process(tmp_path, ports, make_mar, delay: float, number: int):
-    config = project(tmp_path / "p", ports, make_mar("slow", SLOW))
+def test_interrupting_serve_leaves_no_process(project, make_mar, delay: float, number: int):
+    config = project(make_mar("slow", SLOW))
     process = subprocess.Popen([HANDLERGEN, "serve"], cwd=config.parent, stderr=subprocess.PIPE, text=True)
     try:
         # Counted from the moment it has begun to start something, not from the start of the interpreter.
@@ -270,12 +281,12 @@ def test_interrupting_serve_leaves_no_process(tmp_path, ports, make_mar, delay: 
         process.wait()
     assert process.returncode == 130, said
     assert "Interrupted" in said
-    assert descendants_left(config) == []
+    assert processes_of(config) == []
     assert not (config.parent / ".handlergen" / "config.properties.json").exists()
 
 
-def test_foreground_shows_what_models_print_and_ends_with_ctrl_c(tmp_path, ports, echo_mar):
-    config = project(tmp_path / "p", ports, echo_mar)
+def test_foreground_shows_what_models_print_and_ends_with_ctrl_c(project, echo_mar):
+    config = project(echo_mar)
     process = subprocess.Popen(
         [HANDLERGEN, "serve", "--foreground"],
         cwd=config.parent,
@@ -297,7 +308,7 @@ def test_foreground_shows_what_models_print_and_ends_with_ctrl_c(tmp_path, ports
         process.wait()
     assert process.returncode == 0, "".join(said)
     assert any("echo is loading" in line for line in said)
-    assert descendants_left(config) == []
+    assert processes_of(config) == []
 
 
 def test_a_bare_torchserve_runs_on_what_config_writes(tmp_path, ports, echo_mar):
