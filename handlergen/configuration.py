@@ -63,12 +63,18 @@ def configuration_warnings(config: Path, settings: ServerSettings | None = None)
     """
     settings = settings or read_properties(config)
     warnings = []
+    envelope = dict(settings.other).get("service_envelope")
     for archive in sorted((config.resolve().parent / settings.model_store).glob("*.mar")):
         found = _archive_facts(archive)
         if found.get("requirements") and not settings.install_requirements:
             warnings.append(
                 f"{archive.name} carries {found['requirements']}, which nobody installs: "
                 "install_py_dep_per_model is not true (`handlergen config --install-requirements`)"
+            )
+        if envelope and found.get("handlergen"):
+            warnings.append(
+                f"service_envelope={envelope} makes {archive.name} answer every request with 501: it reads KServe's "
+                "protocols itself, at batch sizes over 1 too, which that envelope does not. Remove the line."
             )
         largest = found.get("max_response_bytes")
         if isinstance(largest, int) and largest > settings.max_response_size:
@@ -93,6 +99,7 @@ def _archive_facts(archive: Path) -> Mapping[str, object]:
             }
             if "handlergen.json" in mar.namelist():
                 settings = json.loads(mar.read("handlergen.json"))["settings"]
+                facts["handlergen"] = True
                 facts["max_response_bytes"] = settings.get("max_response_bytes")
             return facts
     except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError):

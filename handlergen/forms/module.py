@@ -27,6 +27,7 @@ ROLES = {
     "postprocess": Role(
         "postprocess", ("outputs", "input_data", "files"), _NAMED, takes="outputs", withheld=_SELF
     ),
+    "explain": Role("explain", ("inputs", "data"), _NAMED, takes="inputs", withheld=_SELF),
     "collate": Role("collate", ("samples",), (), takes="samples"),
 }
 
@@ -45,8 +46,8 @@ def inspect(source: Source) -> Findings:
         findings.problems.append(_not_one(source, found))
         return findings
     (model,) = found
-    hooks = functions.hooks_of(source, ("setup", "load"), findings)
-    for name in OWN_HOOKS:
+    hooks = functions.hooks_of(source, ("setup", "load", "is_healthy"), findings)
+    for name in (*OWN_HOOKS, "explain"):
         method = find_method(model.module, model.node, name)
         if method:
             hooks[name] = _hook(model, method, ROLES[name], findings)

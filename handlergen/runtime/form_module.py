@@ -69,6 +69,7 @@ class ModuleModule:
                 self._bound("postprocess"),
                 collate=join if owner is not None else None,
                 one_by_one=bool(details.get("one_by_one")),
+                explain=self._bound("explain"),
             ),
         )
 

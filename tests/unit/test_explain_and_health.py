@@ -193,3 +193,28 @@ def test_a_client_cannot_describe_by_a_header_of_its_own(serve_project: Callable
     served = serve_project("def predict(inputs): return inputs")
     sent = {"describe": "True", "explain": "False", "url_path": ""}
     assert served.raw((b"1", sent)) == [(200, b"1")]
+
+
+def test_an_nn_module_explains_itself(serve_project: Callable[..., Any]) -> None:
+    served = serve_project(
+        """
+        import torch
+        class Model(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = torch.nn.Linear(2, 1, bias=False)
+                torch.nn.init.constant_(self.layer.weight, 3.0)
+            def preprocess(self, x):
+                return torch.tensor(x)
+            def forward(self, batch):
+                return self.layer(batch)
+            def explain(self, inputs, data):
+                (gradient,) = torch.autograd.grad(self(inputs[None].requires_grad_()).sum(), inputs)
+                return gradient
+
+        def is_healthy(model):
+            return bool(model.layer.weight.isfinite().all())
+        """.replace("inputs[None].requires_grad_()", "inputs.requires_grad_()[None]")
+    )
+    assert explain(served, [1.0, 2.0], [0.0, 0.0]) == [(200, [3.0, 3.0]), (200, [3.0, 3.0])]
+    assert served.worker.describe()["health"] == {"healthy": True}
