@@ -136,8 +136,8 @@ class Client:
     ) -> Iterator[bytes]:
         """Like `predict_grpc`, through StreamPredictions; yields the parts of the answer as they arrive.
 
-        Only for models that stream: TorchServe's worker dies of this call to any other (a
-        NullPointerException in the frontend).
+        A model that does not stream answers in one part. Only models that handlergen packed, or that stream: in
+        TorchServe 0.12 the worker of any other is ended by this call (a NullPointerException in the frontend).
         """
         return self.grpc.predict_stream(
             name, _grpc_inputs(json, inputs), version=version, timeout=self._timeout

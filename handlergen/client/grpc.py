@@ -13,6 +13,7 @@ from handlergen.client.connection import Tokens
 from handlergen.client.protocol import INFERENCE, MANAGEMENT, METHODS, message_class
 from handlergen.client.results import ModelStatus
 from handlergen.errors import RequestFailed, ServerError
+from handlergen.runtime.wire import STREAM_WISH
 
 #: The HTTP status that TorchServe made a gRPC code from (GRPCUtils.java); the others arrive as INTERNAL.
 _HTTP_STATUS = {
@@ -128,11 +129,15 @@ class GrpcInference(Service):
         version: str | None = None,
         timeout: float | None = None,
     ) -> Iterator[bytes]:
+        """The parts of the answer as they arrive; empty ones, which end a stream, left out."""
+        # A worker cannot tell StreamPredictions from Predictions: the entry says that parts are wanted.
+        wish = {STREAM_WISH: b"true"}
         request = self.message(
-            "PredictionsRequest", model_name=name, model_version=version or "", input=dict(inputs)
+            "PredictionsRequest", model_name=name, model_version=version or "", input={**inputs, **wish}
         )
         for part in self.stream("StreamPredictions", request, timeout=timeout):
-            yield bytes(part.prediction)
+            if part.prediction:
+                yield bytes(part.prediction)
 
     def ping(self) -> str:
         health = self.call("Ping", message_class(INFERENCE, "google.protobuf.Empty")(), timeout=10).health
