@@ -210,37 +210,39 @@ class Pipeline:
             self._call(self._hooks[item.stage].postprocess, item, item.outputs, "postprocess", answered)
 
     def _finish(self, item: Item, then: Callable[[Item], None]) -> None:
-        def answered(value: Any) -> None:
-            if type(value) in STREAMS and item.failure is None:
-                self._stream(item, value, answered)
-                return
-            spans = self._spans
-            start = time.monotonic_ns() if spans is not None else 0
-            if item.failure is None:
-                try:
-                    if item.wrap is not None:
-                        value = item.wrap(value)
-                    item.reply = encode(
-                        value, nan=self._settings.nan, limit=self._settings.max_response_bytes
-                    )
-                except HOOK_ERRORS as error:
-                    self.fail(item, error, "encode")
-            if spans is not None:
-                spans.record("encode", item.request.id, start, time.monotonic_ns())
-            then(item)
-
+        hook = self._hooks[-1].postprocess
+        if hook is None:
+            self._encode(item, item.outputs, then)
+            return
         # predict's outputs are inference tensors, which only inference mode lets a hook change in place.
         with torch.inference_mode():
-            self._call(self._hooks[-1].postprocess, item, item.outputs, "postprocess", answered)
+            self._call(hook, item, item.outputs, "postprocess", lambda value: self._encode(item, value, then))
 
-    def _stream(self, item: Item, stream: Any, then: Callable[[Any], None]) -> None:
+    def _encode(self, item: Item, value: Any, then: Callable[[Item], None]) -> None:
+        if type(value) in STREAMS and item.failure is None:
+            self._stream(item, value, then)
+            return
+        spans = self._spans
+        start = time.monotonic_ns() if spans is not None else 0
+        if item.failure is None:
+            try:
+                if item.wrap is not None:
+                    value = item.wrap(value)
+                item.reply = encode(value, nan=self._settings.nan, limit=self._settings.max_response_bytes)
+            except HOOK_ERRORS as error:
+                self.fail(item, error, "encode")
+        if spans is not None:
+            spans.record("encode", item.request.id, start, time.monotonic_ns())
+        then(item)
+
+    def _stream(self, item: Item, stream: Any, then: Callable[[Item], None]) -> None:
         """Send the chunks of a postprocess that is a generator; outside the lock, beside other requests."""
         chunks = self._streaming.chunks(item)
 
         def ended(_nothing: Any, error: BaseException | None) -> None:
             if error is not None:
                 self.fail(item, error, "postprocess")
-            then(None if error is not None else chunks.answer())
+            self._encode(item, None if error is not None else chunks.answer(), then)
 
         if isinstance(stream, AsyncGenerator):
             self._event_loop().submit(drain_async(stream, chunks.put, self._streaming.limit_s), ended)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import itertools
 import json
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -464,3 +466,29 @@ def test_a_model_of_two_stages_visits_the_device_twice(serve: Serve, tmp_path: P
     assert len(found) == 2 * count
     found.sort(key=lambda span: span["start_ns"])
     assert all(a["end_ns"] <= b["start_ns"] for a, b in itertools.pairwise(found))
+
+
+def test_an_answered_request_leaves_nothing_behind(serve: Serve) -> None:
+    """Its tensors, those on the device too, go when it is answered: a cycle would keep them until a collection."""
+    from handlergen.runtime.hooks import Item
+
+    model = serve("""
+        async def preprocess(data):
+            return data
+        def predict(inputs):
+            return inputs
+        def postprocess(outputs):
+            return outputs
+        """)
+    model(1, 2)
+    gc.collect()
+    gc.disable()
+    try:
+        model(1)
+        model(1, 2)
+        end = time.monotonic() + 10  # a thread of the pool may still be letting go
+        while any(type(each) is Item for each in gc.get_objects()):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    finally:
+        gc.enable()
