@@ -89,7 +89,9 @@ def _report(project: Project) -> None:
         for call in calls(contract)
     ]
     if "predict" not in {call.step for call in calls(contract)}:
-        rows.append((f"({settings.weights})", settings.weights_format or "", _WHEN["predict"]))
+        itself = contract.form == "functions"  # the weights predict; else the model that the module loads
+        model = settings.weights if itself and settings.weights else "the model, called with its input"
+        rows.append((f"({model})", settings.weights_format or "", _WHEN["predict"]))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for definition, line, when in rows:
         click.echo(f"  {definition:<{widths[0]}}  {line:<{widths[1]}}  {when}".rstrip())

@@ -89,7 +89,7 @@ def read_model(source: Source, kind: str, node: ast.expr, note: Note, findings: 
         )
     else:
         what = "is a directory" if path.is_dir() else "does not exist"
-        note(node, f"the file {name} {what}", f"It is looked for in {source.root.name or source.root}.")
+        note(node, f"the file {name} {what}", "Write its path relative to the project's directory.")
         return described
     if kind == "torch":
         _torch(source, described, node, note)

@@ -25,6 +25,9 @@ class Device:
     def __init__(self, gpu_id: int | None) -> None:
         if gpu_id is not None and torch.cuda.is_available():
             self.torch = torch.device("cuda", gpu_id)
+            # A module that says just "cuda" means the device it was given, not the first of the machine. (CUDA
+            # keeps this per thread; load and predict run in the one that starts the worker.)
+            torch.cuda.set_device(self.torch)
             self.key = _gpu_key(gpu_id)
         else:
             self.torch = torch.device("cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import CoroutineType, ModuleType
 from typing import Any
@@ -132,9 +133,10 @@ def _checked(post: BoundHook | None, name: str) -> BoundHook:
 
 
 def _fit(value: Any, name: str) -> Any:
-    import numpy as np
-
-    if not isinstance(value, list | dict | np.ndarray | torch.Tensor):
+    numpy: Any = sys.modules.get("numpy")  # without it there are no arrays
+    if not isinstance(value, list | dict | torch.Tensor) and not (
+        numpy is not None and isinstance(value, numpy.ndarray)
+    ):
         raise EncodeError(
             f"{name} ends in {type(value).__name__}; the last stage of a flow must end in a list, dict, array or "
             f"tensor"

@@ -11,6 +11,7 @@ from .form_flow import FlowModule
 from .form_functions import FunctionsModule
 from .form_model_class import ModelClassModule
 from .form_module import ModuleModule
+from .form_sagemaker import SagemakerModule
 from .hooks import Hooks
 
 
@@ -35,6 +36,7 @@ _FORMS: dict[str, Callable[[Contract, RuntimeSettings, Context], UserModule]] = 
     "functions": FunctionsModule,
     "model-class": ModelClassModule,
     "module": ModuleModule,
+    "sagemaker": SagemakerModule,
 }
 
 

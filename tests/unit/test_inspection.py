@@ -393,8 +393,6 @@ MODULE = (
     ("text", "form"),
     [
         (MODEL, "model-class"),
-        ("FLOW: list = []", "flow"),
-        ("async def predict_fn(a, b): ...", "sagemaker"),
     ],
 )
 def test_other_forms_are_recognised_and_refused(text: str, form: str, tmp_path: Path) -> None:
