@@ -13,7 +13,8 @@ from handlergen.client.connection import Connection, Tokens
 from handlergen.client.key_file import KEY_FILE, KeyFile
 from handlergen.client.management import Management
 from handlergen.client.rest import UNSET, FieldValue, RestInference
-from handlergen.client.results import Answer, ModelStatus
+from handlergen.client.results import Answer, ModelStatus, error_of
+from handlergen.errors import RequestFailed
 from handlergen.properties import ServerSettings, read_properties
 
 if TYPE_CHECKING:
@@ -120,10 +121,14 @@ class Client:
         """One prediction over gRPC: `json` goes into the entry `data`; `inputs` are the entries themselves.
 
         Raises:
-            RequestFailed: The call failed; `.status` is the HTTP status that stands for the gRPC code.
+            RequestFailed: The call failed; `.status` is the HTTP status that stands for the gRPC code. Or the
+                answer is an error's body, as in a batch with others (`results.error_of`).
             ServerError: No server answers.
         """
         body = self.grpc.predict(name, _grpc_inputs(json, inputs), version=version, timeout=self._timeout)
+        error = error_of(body)
+        if error is not None:
+            raise RequestFailed(f"{error['code']}: {error['message']}", status=error["code"], body=body)
         return Answer(200, body)
 
     def stream_grpc(

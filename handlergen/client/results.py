@@ -37,6 +37,25 @@ class Answer:
         return json.loads(self.body)
 
 
+_ERROR_KEYS = frozenset(("code", "type", "message", "request_id"))
+
+
+def error_of(body: bytes) -> dict[str, Any] | None:
+    """What is wrong, if these bytes are the body of a failed request of a model that handlergen packed; else None.
+
+    Over gRPC that is the only sign of it where several requests came in one batch: TorchServe has one status for
+    all of them. It is a JSON object with exactly the keys code, type, message and request_id.
+    """
+    if not body.startswith(b'{"code":'):
+        return None
+    try:
+        value = json.loads(body)
+    except ValueError:
+        return None
+    is_error = isinstance(value, dict) and value.keys() == _ERROR_KEYS and isinstance(value["code"], int)
+    return value if is_error else None
+
+
 @dataclass(frozen=True)
 class WorkerStatus:
     """One worker of a model.

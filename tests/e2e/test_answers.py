@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from handlergen.archiving import archive
+from handlergen.client.results import error_of
 from handlergen.errors import RequestFailed
 
 pytestmark = pytest.mark.e2e
@@ -283,25 +284,28 @@ def test_grpc_in_a_batch_gets_the_error_s_body_for_an_answer(server: Any) -> Non
     """TorchServe has no gRPC status per request: of several, none can fail by code."""
     barrier = threading.Barrier(2)
 
-    def ask(wish: str) -> tuple[bool, Any]:
+    def ask(wish: str) -> bytes | RequestFailed:
         barrier.wait()
         try:
-            return True, server.client.predict_grpc("batched", {"wish": wish}).json()
+            return server.client.grpc.predict(
+                "batched", {"data": json.dumps({"wish": wish}).encode()}, timeout=60
+            )
         except RequestFailed as error:
-            return False, error.status
+            return error
 
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with ThreadPoolExecutor(2) as pool:
             good, bad = pool.map(ask, ["", "value error"])
-        assert good == (True, {"wish": ""})
-        if bad[0]:  # they came in one batch
+        assert good == b'{"wish":""}'
+        if isinstance(bad, bytes):
             break
-        assert bad == (False, 400)
-    ok, body = bad
-    assert ok
-    assert set(body) == {"code", "type", "message", "request_id"}
-    assert (body["code"], body["message"]) == (400, "x must be a number")
+        assert bad.status == 400  # they came one after the other
+    assert isinstance(bad, bytes)
+    error = error_of(bad)
+    assert error is not None
+    assert (error["code"], error["message"]) == (400, "x must be a number")
+    assert error_of(good) is None
 
 
 def test_stream_predictions_of_a_model_that_does_not_stream(server: Any) -> None:

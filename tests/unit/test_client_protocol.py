@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from handlergen.client.protocol import INFERENCE, MANAGEMENT, METHODS, message_class
+from handlergen.client.results import error_of
 
 
 def _published(file: str) -> str:
@@ -74,3 +75,18 @@ def test_a_request_survives_the_wire():
     assert dict(again.input) == {"data": b"\x00\xff", "other": b""}
     # Field 1, length-delimited, "digits": what any other gRPC client would send.
     assert request.SerializeToString().startswith(b"\n\x06digits")
+
+
+@pytest.mark.parametrize(
+    ("body", "is_error"),
+    [
+        (b'{"code":400,"type":"ValueError","message":"m","request_id":"r"}', True),
+        (b'{"code":400,"type":"ValueError","message":"m","request_id":"r","more":1}', False),
+        (b'{"code":"A4","type":"t","message":"m","request_id":"r"}', False),
+        (b'{"code":400', False),
+        (b'{"label":"cat"}', False),
+        (b"", False),
+    ],
+)
+def test_an_error_s_body_is_told_from_an_answer(body: bytes, is_error: bool) -> None:
+    assert (error_of(body) is not None) is is_error
