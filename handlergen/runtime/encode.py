@@ -26,12 +26,14 @@ class Encoded:
         content_type: ASCII.
         status: HTTP status, 200 to 599.
         headers: ASCII, without the content type.
+        verbatim: The body is a hook's own: it may not be what the content type says.
     """
 
     body: bytes
     content_type: str
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
+    verbatim: bool = False
 
 
 def encode(answer: Any, *, nan: str = "null", limit: int | None = None) -> Encoded:
@@ -109,4 +111,6 @@ def _response(answer: Any, nan: str) -> Encoded:
         inner = encode(body, nan=nan)
         content, usual = inner.body, inner.content_type
     declared = declared or getattr(answer, "media_type", None) or getattr(answer, "content_type", None)
-    return Encoded(content, (header_value(declared) if declared else "") or usual, status, kept)
+    return Encoded(
+        content, (header_value(declared) if declared else "") or usual, status, kept, verbatim=True
+    )

@@ -97,6 +97,10 @@ class WorkerPredictor:
         """The module's stages; after `load`."""
         return self._hooks
 
+    def wait_for_ever(self) -> None:
+        """Let no request fail because the device is not free in time: an offline run has no client that waits."""
+        self._lock_timeout_s = math.inf
+
     def load(self) -> None:
         """Load the model under the device lock; waits for it as long as TorchServe lets a worker start."""
         self._lock.acquire(math.inf)

@@ -116,6 +116,10 @@ class Worker:
         """The stages one by one, for whoever places them himself (`handlergen map`)."""
         return self._pipeline
 
+    def wait_for_ever(self) -> None:
+        """Let no request fail because the device is not free in time."""
+        self._predictor.wait_for_ever()
+
     @classmethod
     def start(cls, context: Any) -> Worker:
         """Load the model that TorchServe unpacked.
