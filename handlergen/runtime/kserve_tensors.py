@@ -49,8 +49,10 @@ def read_tensor(given: Any, place: str) -> tuple[str, Any]:
     if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
         raise BadRequest(f'{place} has no "name"')
     shape, datatype, data = given.get("shape"), given.get("datatype"), given.get("data")
-    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+    if not isinstance(shape, list) or not all(type(size) is int and size >= -1 for size in shape):
         raise BadRequest(f'{place}: "shape" is a list of whole numbers')
+    if shape.count(-1) > 1:
+        raise BadRequest(f'{place}: "shape" leaves two sizes open')
     if "data" not in given:
         raise BadRequest(f'{place} has no "data"; tensors as binary data after the JSON are not read')
     if datatype == "BYTES":
@@ -90,7 +92,9 @@ def _texts(data: Any, shape: list[int], place: str) -> Any:
 
 
 def _shaped(array: Any, shape: list[int], place: str) -> Any:
-    if math.prod(shape) == array.size:
+    """In the shape that was sent; one -1 in it is what the others leave, as in TorchServe's examples of BYTES."""
+    known = math.prod(size for size in shape if size >= 0)
+    if known == array.size or (-1 in shape and known and array.size % known == 0):
         try:
             return array.reshape(shape)
         except (ValueError, OverflowError):  # more dimensions than numpy has

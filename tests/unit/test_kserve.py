@@ -162,6 +162,15 @@ def test_v2_datatypes(
     assert body["outputs"][1] == {"name": "same", "shape": [2], "datatype": datatype, "data": data}
 
 
+def test_v2_an_open_size_is_what_the_others_leave(serve_project: Callable[..., Any]) -> None:
+    served = serve_project("def predict(inputs): return {'shape': list(inputs.shape)}")
+    ((_, body),) = ask(served, {"inputs": [tensor([1, 2, 3, 4, 5, 6], [-1, 2])]})
+    assert body["outputs"][0]["data"] == [3, 2]
+    served = serve_project("def predict(inputs): return inputs")
+    ((_, body),) = ask(served, {"inputs": [tensor(["text"], [-1], "BYTES")]})
+    assert body["outputs"][0]["data"] == ["text"]
+
+
 def test_v2_text_several_inputs_and_keywords(serve_project: Callable[..., Any]) -> None:
     served = serve_project("def predict(inputs): return sorted(inputs) + inputs['text']")
     body = {"inputs": [tensor(["a", "ü"], [2], "BYTES", "text"), tensor([1], [1], "INT8", "k")]}
@@ -174,7 +183,9 @@ def test_v2_text_several_inputs_and_keywords(serve_project: Callable[..., Any]) 
     ("change", "message"),
     [
         ({"shape": [3]}, 'inputs[0]: "data" has 2 elements, which shape [3] does not hold'),
-        ({"shape": [-1, 2]}, 'inputs[0]: "shape" is a list of whole numbers'),
+        ({"shape": [-2, 2]}, 'inputs[0]: "shape" is a list of whole numbers'),
+        ({"shape": [-1, -1]}, 'inputs[0]: "shape" leaves two sizes open'),
+        ({"shape": [-1, 3]}, 'inputs[0]: "data" has 2 elements, which shape [-1, 3] does not hold'),
         ({"shape": [10**30, 0], "data": []}, "which shape"),
         ({"shape": [1] * 200 + [2]}, "which shape"),
         ({"datatype": "FP128"}, "datatype 'FP128' is none of BOOL, INT8"),
