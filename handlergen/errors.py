@@ -75,3 +75,9 @@ class RequestFailed(HandlergenError):
         super().__init__(message, hint=hint)
         self.status = status
         self.body = body
+
+
+class TooManyErrors(HandlergenError):
+    """More rows failed than were allowed. What is done is kept."""
+
+    exit_status = 7

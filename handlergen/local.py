@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import itertools
 import json
-import mimetypes
-import os
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from handlergen import __version__
 from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed
+from handlergen.identity import identity_of_archive, identity_of_project
 from handlergen.local_stream import LocalOutlet, in_chunks
 from handlergen.mar import read_mar, unpack
+from handlergen.outgoing import body_of, body_request, form_request
 from handlergen.project import open_project
 from handlergen.runtime.contract import Bundle
 from handlergen.settings import to_runtime
+from handlergen.user_place import importable, working_directory
 
 if TYPE_CHECKING:
+    from handlergen.offline.rows import Result
     from handlergen.runtime.worker import Worker
 
 
@@ -53,8 +53,12 @@ class Answer:
 class LocalModel:
     """A model that is loaded in this process; made by `load`. Use it as a context manager, or call `close`."""
 
-    def __init__(self, worker: Worker, cleanup: contextlib.ExitStack) -> None:
+    def __init__(
+        self, worker: Worker, root: Path, identity: Callable[[], str], cleanup: contextlib.ExitStack
+    ) -> None:
         self._worker = worker
+        self._root = root
+        self._identity = identity
         self._cleanup = cleanup
         self._numbers = itertools.count(1)
 
@@ -109,7 +113,9 @@ class LocalModel:
             HandlergenError: A file cannot be read.
             RequestFailed: A streamed answer failed midway.
         """
-        entry, properties = _wire(data, content_type, fields)
+        entry, properties = (
+            form_request(fields) if fields is not None else body_request(*body_of(data, content_type))
+        )
         context = _LocalContext(f"local-{next(self._numbers)}", {**properties, **(headers or {})})
         context.outlet = LocalOutlet(on_chunk) if on_chunk else None
         (body,) = self._worker.handle([entry], context)
@@ -118,6 +124,61 @@ class LocalModel:
             raise RequestFailed(failure.message, status=failure.status)
         sent = dict(context.headers)
         return Answer(context.status, sent.pop("content-type", ""), body, sent)
+
+    def map(
+        self,
+        inputs: Iterable[Any],
+        *,
+        batch_size: int = 32,
+        workers: int | None = None,
+        threads: bool = False,
+        ordered: bool = True,
+    ) -> Iterator[Result]:
+        """Answer many inputs: preparation in parallel, batches predicted, postprocessing beside the next batch.
+
+        Nothing else may use the model until the iterator has ended or is closed.
+
+        Args:
+            inputs: Each as in `predict`, or a numpy array; read as they are needed. The id of a result is the
+                number of its input, from 0.
+            batch_size: How many rows go to `predict` together, as the setting `batch` says.
+            workers: Processes that decode and preprocess; 0 does it in this thread. By default one a core if there
+                is a `preprocess`, else 0.
+            threads: Threads instead of processes; for programs that must not fork.
+            ordered: Keep the order of the inputs.
+
+        Yields:
+            A result for each input; an error is a result too.
+
+        Raises:
+            HandlergenError: An input cannot be sent, or a preparing process died.
+        """
+        from handlergen.offline.api import results
+
+        return results(
+            self._worker,
+            self._root,
+            inputs,
+            batch_size=batch_size,
+            workers=workers,
+            threads=threads,
+            ordered=ordered,
+        )
+
+    @property
+    def worker(self) -> Worker:
+        """What answers, for `handlergen.offline`."""
+        return self._worker
+
+    @property
+    def root(self) -> Path:
+        """The model's directory, where its hooks expect to run."""
+        return self._root
+
+    @property
+    def identity(self) -> str:
+        """Changes with the model: its code, its files, its settings."""
+        return self._identity()
 
     def describe(self) -> dict[str, Any]:
         """Contract, settings, device and counts, as a server's `describe` shows them."""
@@ -158,13 +219,15 @@ def load(source: str | Path, *, gpu: int | None = None, **settings: Any) -> Loca
                 )
             bundle, root = _unpack(path, cleanup)
             beside: set[Path] = set()
+            identity = partial(identity_of_archive, path.resolve())
         else:
             project = open_project(path, overrides=settings)
             bundle, root = Bundle(__version__, project.contract, to_runtime(project.settings)), project.root
+            identity = partial(identity_of_project, project, bundle)
             beside = {(root / package).resolve().parent for package in project.settings.packages}
         root = root.resolve()
         worker = _open_worker(bundle, [root, *sorted(beside - {root})], gpu, cleanup)
-        return LocalModel(worker, cleanup.pop_all())
+        return LocalModel(worker, root, identity, cleanup.pop_all())
 
 
 def _unpack(path: Path, cleanup: contextlib.ExitStack) -> tuple[Bundle, Path]:
@@ -191,95 +254,15 @@ def _open_worker(
     from handlergen.runtime.worker import Worker
 
     root = roots[0]
-    cleanup.enter_context(_importable(roots, bundle.contract.module))
+    cleanup.enter_context(importable(roots, bundle.contract.module))
     try:
-        with _working_directory(root):
+        with working_directory(root):
             return Worker(bundle, root, gpu_id=gpu, batch_size=1)
     except Exception as error:
         raise ModuleFailed(
             f"{bundle.contract.module} could not be loaded: {type(error).__name__}: {error}",
             traceback=user_traceback(error, user_root=str(root)),
         ) from error
-
-
-@contextlib.contextmanager
-def _working_directory(path: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(path)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
-@contextlib.contextmanager
-def _importable(roots: Sequence[Path], module: str) -> Iterator[None]:
-    """Put directories first on the path; forget everything imported from them afterwards."""
-    top = module.partition(".")[0]
-    stale = [name for name in sys.modules if name == top or name.startswith(f"{top}.")]
-    for name in stale:
-        del sys.modules[name]
-    sys.path[:0] = [str(root) for root in roots]
-    importlib.invalidate_caches()
-    before = set(sys.modules)
-    try:
-        yield
-    finally:
-        if (
-            sys.modules is not None and sys.path is not None
-        ):  # not at the interpreter's end, when both are gone
-            _forget(roots, before)
-
-
-def _forget(roots: Sequence[Path], before: set[str]) -> None:
-    for root in roots:
-        if str(root) in sys.path:
-            sys.path.remove(str(root))
-    for name in set(sys.modules) - before:
-        file = _place_of(sys.modules[name])
-        if file and any(file.is_relative_to(root) for root in roots) and "site-packages" not in str(file):
-            del sys.modules[name]
-
-
-def _place_of(module: ModuleType) -> Path | None:
-    """A module's file; the directory of a package without `__init__.py`."""
-    file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
-    return Path(file) if file else None
-
-
-def _wire(
-    data: Any, content_type: str | None, fields: Mapping[str, Any] | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A request as TorchServe hands it to a worker (ts/service.py:57-100)."""
-    if fields is not None:
-        entry: dict[str, Any] = {}
-        types: dict[str, Any] = {}
-        for name, value in fields.items():
-            body, kind = _part(value)
-            entry[name] = bytearray(body)
-            types[name] = {"content-type": kind}
-        return entry, {**types, "content-type": "multipart/form-data"}
-    if isinstance(data, Path):
-        body, kind = _part(data)
-        content_type = content_type or kind
-    elif isinstance(data, bytes | bytearray):
-        body = bytes(data)
-        content_type = content_type or "application/octet-stream"
-    else:
-        content_type = content_type or "application/json"
-        body = json.dumps(data).encode()
-    return {"body": bytearray(body)}, {"body": {"content-type": content_type}, "content-type": content_type}
-
-
-def _part(value: Any) -> tuple[bytes, str]:
-    if isinstance(value, Path):
-        try:
-            return value.read_bytes(), mimetypes.guess_type(value.name)[0] or "application/octet-stream"
-        except OSError as error:
-            raise HandlergenError(f"cannot read {value}: {error.strerror}") from error
-    if isinstance(value, bytes | bytearray):
-        return bytes(value), "application/octet-stream"
-    return (value if isinstance(value, str) else json.dumps(value)).encode(), ""
 
 
 def _succeeded(answer: Answer) -> Answer:

@@ -26,6 +26,7 @@ VERBS: dict[str, str] = {
     "invoke": "handlergen.cli.invoke",
     "scale": "handlergen.cli.scale",
     "predict": "handlergen.cli.predict",
+    "map": "handlergen.cli.map",
 }
 
 

@@ -1,0 +1,267 @@
+"""`handlergen map`: many inputs, many answers, no server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from handlergen.offline.job import Engine, Progress, Summary
+
+_FORMATS = ("jsonl", "csv", "npy", "files")
+_REFRESH_S = 0.2
+_TRACEBACKS = 5
+
+
+@click.command("map")
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.argument("input", metavar="INPUT")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="FILE",
+    help="Where the answers go: a .jsonl, .npy or .parquet file, or - for lines on standard output.",
+)
+@click.option("--format", "input_format", type=click.Choice(_FORMATS), help="What INPUT is; by its name.")
+@click.option("--id-field", metavar="NAME", help="The field of a row that is its id; its number by default.")
+@click.option("--content-type", help="Of the files that are sent; by their names.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Rows that are predicted, written and recorded together.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="Processes that decode and preprocess; 0 for none. One a core if the model has a preprocess.",
+)
+@click.option("--threads", is_flag=True, help="Preprocess in threads instead of processes.")
+@click.option(
+    "--unordered", is_flag=True, help="Write rows as they are ready, not in the order of the input."
+)
+@click.option(
+    "--max-errors",
+    type=click.IntRange(min=0),
+    help="Stop with status 7 when more rows than this have failed.",
+)
+@click.option("--overwrite", is_flag=True, help="Begin anew, whatever is there.")
+@click.option("--gpu", type=int, help="Predict on this GPU instead of the CPU.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+def command(
+    *,
+    source: Path,
+    input: str,
+    output: str,
+    input_format: str | None,
+    id_field: str | None,
+    content_type: str | None,
+    batch_size: int,
+    workers: int | None,
+    threads: bool,
+    unordered: bool,
+    max_errors: int | None,
+    overwrite: bool,
+    gpu: int | None,
+    engine: str,
+    as_json: bool,
+) -> None:
+    """Answer many inputs with the model of SOURCE (what `handlergen archive` takes, or a .mar).
+
+    INPUT is a file of JSON lines, a CSV file with a header, a .npy file, a directory or quoted glob of files, or
+    `-` for standard input. Each row is answered as a client of the served model would be; a failed one becomes an
+    error row. Predictions take turns with those of a server on the same device.
+
+    A run that was interrupted, by whatever, goes on when the same command is given again.
+
+    \b
+    Examples:
+      handlergen map digits.py rows.jsonl -o answers.jsonl
+      handlergen map model-store/digits.mar scans/ -o answers.parquet --batch-size 64
+      tail -f rows.jsonl | handlergen map digits.py - -o - --workers 0
+    """
+    from handlergen.offline.job import as_json as plain
+    from handlergen.offline.job import left_by, map_to_file
+    from handlergen.offline.sources import open_source
+
+    rows = open_source(
+        input,
+        format=input_format,
+        id_field=id_field,
+        content_type=content_type,
+        stdin=sys.stdin.buffer,
+    )
+    if as_json and output == "-":
+        raise click.UsageError("--json reports on standard output, where -o - writes the answers")
+    bar = _Bar() if sys.stderr.isatty() else None
+    path = Path(output).absolute()
+    try:
+        with (
+            _few_tracebacks(),
+            _stdout_of_its_own() as stdout,
+            _opened(engine, source, gpu=gpu, workers=workers, threads=threads) as answering,
+        ):
+            summary = map_to_file(
+                answering,
+                rows,
+                stdout if output == "-" else path,
+                batch_size=batch_size,
+                ordered=not unordered,
+                max_errors=max_errors,
+                overwrite=overwrite,
+                progress=bar.show if bar is not None else _quiet,
+            )
+    except KeyboardInterrupt:
+        if output != "-" and left_by(path):
+            click.echo(f"\nWhat is done is in {output}; the same command goes on.", err=True)
+        raise
+    finally:
+        if bar is not None:
+            bar.clear()
+    if as_json:
+        click.echo(json.dumps(plain(summary)))
+    elif output != "-" or summary.failed:
+        click.echo(_sentence(summary, output), err=True)
+
+
+def _opened(
+    engine: str, source: Path, *, gpu: int | None, workers: int | None, threads: bool
+) -> AbstractContextManager[Engine]:
+    if engine == "ray":
+        if gpu is not None or threads:
+            raise click.UsageError(
+                "--engine ray places models and processes itself: --gpu and --threads mean nothing"
+            )
+        from handlergen.offline.ray_engine import open_ray_engine
+
+        opened: AbstractContextManager[Engine] = open_ray_engine(source, actors=workers)
+        return opened
+    return _local(source, gpu=gpu, workers=workers, threads=threads)
+
+
+@contextlib.contextmanager
+def _local(source: Path, *, gpu: int | None, workers: int | None, threads: bool) -> Iterator[Engine]:
+    from handlergen.local import load
+    from handlergen.offline.api import LocalEngine
+    from handlergen.user_place import working_directory
+
+    with load(source, gpu=gpu) as model, working_directory(model.root):
+        yield LocalEngine(model, workers=workers, threads=threads, tell=_warn)
+
+
+def _warn(message: str) -> None:
+    click.echo(f"Warning: {message}", err=True)
+
+
+def _quiet(_progress: Progress) -> None:
+    """Nobody looks."""
+
+
+def _sentence(summary: Summary, output: str) -> str:
+    new = summary.rows - summary.resumed_rows
+    text = f"{new} rows in {summary.seconds:.1f} s ({summary.rows_per_s:.0f} rows/s)"
+    if summary.resumed_rows:
+        text += f", after the {summary.resumed_rows} that were there"
+    if summary.failed:
+        text += (
+            f"; {summary.failed} of them failed" if not summary.resumed_rows else f"; {summary.failed} failed"
+        )
+    return f"{text}: {output}" if output != "-" else text
+
+
+class _Bar:
+    """A line on the terminal: share, rows, rate, time left."""
+
+    def __init__(self) -> None:
+        self._shown_at = 0.0
+
+    def show(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._shown_at < _REFRESH_S:
+            return
+        self._shown_at = now
+        click.echo(f"\r\x1b[K{bar_text(progress)}", err=True, nl=False)
+
+    def clear(self) -> None:
+        click.echo("\r\x1b[K", err=True, nl=False)
+
+
+class _FewTracebacks(logging.Filter):
+    """Lets the first few records of each process pass: a million bad rows must not bury the one message that helps."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._left = limit
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self._left -= 1
+        if self._left == 0:
+            record.msg, record.args = f"{record.getMessage()}\n(further tracebacks are left out)", ()
+        return self._left >= 0
+
+
+@contextlib.contextmanager
+def _few_tracebacks() -> Iterator[None]:
+    logger = logging.getLogger("handlergen")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_FewTracebacks(_TRACEBACKS))
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def _stdout_of_its_own() -> Iterator[IO[bytes]]:
+    """Standard output for answers only: what hooks print goes to standard error."""
+    try:
+        file = sys.stdout.fileno()
+    except (OSError, AttributeError):  # replaced by something without a descriptor
+        yield sys.stdout.buffer
+        return
+    sys.stdout.flush()
+    kept = os.dup(file)
+    os.dup2(2, file)
+    try:
+        with os.fdopen(os.dup(kept), "wb") as own:
+            yield own
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, file)
+        os.close(kept)
+
+
+def bar_text(progress: Progress) -> str:
+    """What the progress line says."""
+    rate = progress.new_rows / progress.seconds if progress.seconds > 0 else 0.0
+    parts = [f"{progress.rows} rows", f"{rate:.0f} rows/s"]
+    if progress.failed:
+        parts.insert(1, f"{progress.failed} failed")
+    share = progress.fraction
+    if share is None:
+        return ", ".join(parts)
+    filled = int(share * 24)
+    total = progress.rows / share if share > 0 else 0.0
+    if rate > 0 and share < 1:
+        parts.append(f"{_duration((total - progress.rows) / rate)} left")
+    return f"[{'#' * filled}{'.' * (24 - filled)}] {share:4.0%}  " + ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"

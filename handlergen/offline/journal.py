@@ -1,0 +1,237 @@
+"""What of a run is written, so that another run goes on where this one ended, whatever ended it.
+
+Beside the output lies OUTPUT.journal: a line that describes the run, then one line a chunk, written after the chunk's
+lines are in the output: `[number, rows, failed, size of the output, CRC-32 of its lines, CRC-32 of its input]`. What a
+process wrote survives its SIGKILL; so that it survives the machine too, both files are synced in a thread of its own
+after every chunk (the thread takes several at once when the disk is slower than the model).
+
+A resumed run believes the longest prefix of the journal whose last chunk stands in the output as it was written, cuts
+the output there, and leaves out these chunks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import threading
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from handlergen.errors import HandlergenError
+
+VERSION = 1
+SUFFIX = ".journal"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One chunk that is done."""
+
+    number: int
+    rows: int
+    failed: int
+    size: int
+    lines_crc: int
+    input_crc: int
+
+    def line(self) -> bytes:
+        return b"[%d,%d,%d,%d,%d,%d]\n" % (
+            self.number,
+            self.rows,
+            self.failed,
+            self.size,
+            self.lines_crc,
+            self.input_crc,
+        )
+
+
+def journal_path(output: Path) -> Path:
+    """Where the journal of an output lies while it is not complete."""
+    return output.with_name(output.name + SUFFIX)
+
+
+class Journal:
+    """An output of lines and the record of what is in it; made by `open_journal`.
+
+    Attributes:
+        done: Input CRC by number of the chunks that an earlier run wrote.
+        rows, failed: How many rows are in the output, and how many of them are errors.
+    """
+
+    def __init__(self, output: Path, files: tuple[int, int], entries: list[Entry]) -> None:
+        self.output = output
+        self._output, self._journal = files
+        self.done = {entry.number: entry.input_crc for entry in entries}
+        self.rows = sum(entry.rows for entry in entries)
+        self.failed = sum(entry.failed for entry in entries)
+        self._size = entries[-1].size if entries else 0
+        self._dirty = threading.Event()
+        self._ending = False
+        self._trouble: OSError | None = None
+        self._syncer: threading.Thread | None = None
+
+    def write(self, number: int, lines: bytes, *, rows: int, failed: int, input_crc: int) -> None:
+        """Add a chunk's lines; when this returns, a resumed run does not repeat them.
+
+        Raises:
+            OSError: The disk is full, say.
+        """
+        if self._trouble is not None:
+            raise self._trouble
+        _write_all(self._output, lines)
+        self._size += len(lines)
+        entry = Entry(number, rows, failed, self._size, zlib.crc32(lines), input_crc)
+        _write_all(self._journal, entry.line())
+        self.rows += rows
+        self.failed += failed
+        self._dirty.set()
+        if (
+            self._syncer is None
+        ):  # not earlier: preparing processes are forked before the first chunk is written
+            self._syncer = threading.Thread(target=self._sync, name="handlergen-sync", daemon=True)
+            self._syncer.start()
+
+    def close(self, *, complete: bool) -> None:
+        """Sync and close; the journal of a complete output is removed.
+
+        Raises:
+            OSError: What was written may not have reached the disk.
+        """
+        self._ending = True
+        self._dirty.set()
+        if self._syncer is not None:
+            self._syncer.join()
+        try:
+            if self._trouble is not None:
+                raise self._trouble
+            os.fsync(self._output)
+            if complete:
+                journal_path(self.output).unlink(missing_ok=True)
+        finally:
+            os.close(self._output)
+            os.close(self._journal)
+
+    def _sync(self) -> None:
+        while not self._ending:
+            self._dirty.wait()
+            self._dirty.clear()
+            try:
+                os.fdatasync(self._output)
+                os.fdatasync(self._journal)
+            except OSError as error:
+                self._trouble = error
+                return
+
+
+def open_journal(output: Path, run: dict[str, Any], *, restart: bool) -> Journal:
+    """Begin an output, or go on with one that another run left.
+
+    Args:
+        output: Of lines.
+        run: What makes this run the same as another one; plain JSON values.
+        restart: Begin anew whatever is there.
+
+    Raises:
+        HandlergenError: There is a complete output, another run's, or one that is being written now.
+    """
+    path = journal_path(output)
+    if output.exists() and not path.exists() and not restart:
+        raise HandlergenError(f"{output} is there already", hint="--overwrite makes it anew")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as opened:
+        journal = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        opened.callback(os.close, journal)
+        _claim(journal, output)
+        lines = os.open(output, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        opened.callback(os.close, lines)
+        described, entries = _read(journal)
+        if restart or described is None:
+            described, entries = None, []
+        else:
+            _check_same(described, run, output)
+        while entries and not _stands(lines, entries):
+            entries.pop()
+        os.ftruncate(lines, entries[-1].size if entries else 0)
+        os.lseek(lines, 0, os.SEEK_END)
+        head = _head(described or run)
+        if described is None:
+            os.ftruncate(journal, 0)
+            os.lseek(journal, 0, os.SEEK_SET)
+            _write_all(journal, head)
+        os.ftruncate(journal, len(head) + sum(len(entry.line()) for entry in entries))
+        os.lseek(journal, 0, os.SEEK_END)
+        opened.pop_all()
+    return Journal(output, (lines, journal), entries)
+
+
+def _claim(journal: int, output: Path) -> None:
+    """Only one run at a time. A record lock: forked preparing processes do not inherit it (fcntl(2))."""
+    try:
+        fcntl.lockf(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise HandlergenError(f"another run is writing {output}") from None
+
+
+def _read(journal: int) -> tuple[dict[str, Any] | None, list[Entry]]:
+    """The run's description and its entries; a torn last line is as if it had not been begun."""
+    with os.fdopen(os.dup(journal), "rb") as file:
+        text = file.read()
+    lines = text.split(b"\n")[:-1]
+    try:
+        described: dict[str, Any] = json.loads(lines[0])["run"]
+        if lines[0] + b"\n" != _head(described):
+            return None, []
+    except (IndexError, KeyError, ValueError, TypeError):
+        return None, []
+    entries: list[Entry] = []
+    for line in lines[1:]:
+        try:
+            entries.append(Entry(*json.loads(line)))
+        except (ValueError, TypeError):
+            break
+        if entries[-1].line() != line + b"\n":
+            entries.pop()
+            break
+    return described, entries
+
+
+def _stands(output: int, entries: list[Entry]) -> bool:
+    """Is the last entry's chunk in the output as it was written? (After a crash of the machine it may not be.)"""
+    last = entries[-1]
+    start = entries[-2].size if len(entries) > 1 else 0
+    return zlib.crc32(_pread(output, start, last.size - start)) == last.lines_crc
+
+
+def _check_same(described: dict[str, Any], run: dict[str, Any], output: Path) -> None:
+    different = [key for key in run if described.get(key) != run[key]]
+    if different:
+        what = "; ".join(f"{key} was {described.get(key)}, is {run[key]}" for key in different)
+        raise HandlergenError(
+            f"{output} was begun by another run: {what}",
+            hint="give what that run was given to go on with it, or --overwrite to begin anew",
+        )
+
+
+def _head(run: dict[str, Any]) -> bytes:
+    return json.dumps({"handlergen_journal": VERSION, "run": run}).encode() + b"\n"
+
+
+def _pread(file: int, start: int, size: int) -> bytes:
+    parts = []
+    while size > 0:
+        part = os.pread(file, min(size, 1 << 24), start)
+        if not part:
+            break
+        parts.append(part)
+        start, size = start + len(part), size - len(part)
+    return b"".join(parts)
+
+
+def _write_all(file: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(file, view) :]

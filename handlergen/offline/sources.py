@@ -1,0 +1,216 @@
+"""Where rows come from: JSONL, CSV, .npy, a directory or glob of files, standard input."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from handlergen.errors import HandlergenError
+from handlergen.offline.rows import Row, RowId
+from handlergen.outgoing import JSON, content_type_of, npy_bytes
+
+FORMATS = ("jsonl", "csv", "npy", "files")
+_BY_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".npy": "npy"}
+_TSV = {".tsv": "csv"}
+
+
+@dataclass
+class Source:
+    """An input that can be read from its beginning, once.
+
+    Attributes:
+        format: One of `FORMATS`.
+        path: The file or directory; None for standard input.
+        pattern: A glob in place of a path.
+        id_field: The field of a row that is its id; None: its number.
+        content_type: In place of the one that a file's name suggests.
+        stream: What to read in place of `path`.
+        directory: What `pattern` is relative to.
+    """
+
+    format: str
+    path: Path | None = None
+    pattern: str | None = None
+    id_field: str | None = None
+    content_type: str | None = None
+    stream: IO[bytes] | None = None
+    directory: Path = field(default_factory=Path.cwd)
+    _read: list[float] = field(default_factory=lambda: [0.0])
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this input from another one, for a run that is resumed."""
+        return {
+            "format": self.format,
+            "input": self.pattern or (str(self.path.resolve()) if self.path is not None else "-"),
+            "id_field": self.id_field,
+            "content_type": self.content_type,
+        }
+
+    def rows(self) -> Iterator[Row]:
+        """The rows, read as they are asked for.
+
+        Raises:
+            HandlergenError: The input cannot be read, or a row of it has no such field as `id_field`.
+        """
+        try:
+            yield from {
+                "jsonl": self._jsonl,
+                "csv": self._csv,
+                "npy": self._npy,
+                "files": self._files,
+            }[self.format]()
+        except OSError as error:
+            raise HandlergenError(f"cannot read {error.filename or self._name}: {error.strerror}") from error
+
+    def fraction(self) -> float | None:
+        """How much of the input has been read, 0 to 1; None when its size is not known. From any thread."""
+        return self._read[0] or None
+
+    @property
+    def _name(self) -> str:
+        return str(self.path or self.pattern or "standard input")
+
+    def _opened(self) -> IO[bytes]:
+        if self.stream is not None:
+            return self.stream
+        assert self.path is not None
+        return self.path.open("rb")
+
+    def _jsonl(self) -> Iterator[Row]:
+        with self._opened() as file:
+            size = os.fstat(file.fileno()).st_size if self.path is not None else 0
+            done = number = 0
+            for line in file:
+                done += len(line)
+                body = line.strip()
+                if not body:
+                    continue
+                if size:
+                    self._read[0] = done / size
+                yield Row(self._id(number, body), body, JSON)
+                number += 1
+
+    def _csv(self) -> Iterator[Row]:
+        with self._opened() as file:
+            size = os.fstat(file.fileno()).st_size if self.path is not None else 0
+            text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+            delimiter = "\t" if self.path is not None and self.path.suffix in _TSV else ","
+            reader = csv.DictReader(text, delimiter=delimiter, strict=True)
+            try:
+                for number, row in enumerate(reader):
+                    self._check_width(row, reader.line_num)
+                    if size:
+                        self._read[0] = min(1.0, file.tell() / size)
+                    body = json.dumps(row, ensure_ascii=False).encode()
+                    yield Row(self._id(number, row), body, JSON)
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise HandlergenError(f"{self._name}, line {reader.line_num + 1}: {error}") from error
+
+    def _check_width(self, row: dict[Any, Any], line: int) -> None:
+        if None in row or None in row.values():
+            raise HandlergenError(
+                f"{self._name}, line {line}: the row has {'more' if None in row else 'fewer'} fields than the header"
+            )
+
+    def _npy(self) -> Iterator[Row]:
+        import numpy
+
+        if self.path is None:
+            raise HandlergenError("a .npy input cannot come from standard input")
+        try:
+            array = numpy.load(self.path, mmap_mode="r", allow_pickle=False)
+        except ValueError as error:
+            raise HandlergenError(f"{self.path} is no .npy file of numbers: {error}") from error
+        if array.ndim == 0:
+            raise HandlergenError(f"{self.path} has no rows: it is a single number")
+        for number in range(len(array)):
+            self._read[0] = (number + 1) / len(array)
+            yield Row(number, npy_bytes(array[number]), "application/x-npy")
+
+    def _files(self) -> Iterator[Row]:
+        if self.pattern is not None:
+            # Path.glob takes no absolute pattern and gives back another spelling than the user's.
+            names = glob.glob(self.pattern, root_dir=self.directory, recursive=True)  # noqa: PTH207
+            found = sorted(name for name in names if (self.directory / name).is_file())
+            if not found:
+                raise HandlergenError(f"no file matches {self.pattern}")
+            for number, name in enumerate(found):
+                self._read[0] = (number + 1) / len(found)
+                yield Row(name, self.directory / name, self.content_type or content_type_of(name))
+            return
+        assert self.path is not None
+        root = self.path.absolute()
+        total = sum(1 for _ in _walk(root))
+        if total == 0:
+            raise HandlergenError(f"there are no files in {self.path}")
+        for number, path in enumerate(_walk(root)):
+            self._read[0] = min(1.0, (number + 1) / total)
+            name = path.relative_to(root).as_posix()
+            yield Row(name, path, self.content_type or content_type_of(path))
+
+    def _id(self, number: int, row: bytes | dict[str, Any]) -> RowId:
+        if self.id_field is None:
+            return number
+        try:
+            value = (json.loads(row) if isinstance(row, bytes) else row)[self.id_field]
+        except (ValueError, KeyError, TypeError, IndexError):
+            return number  # the row's own fault, which it is told when it is decoded
+        return value if isinstance(value, int | str) and not isinstance(value, bool) else json.dumps(value)
+
+
+def open_source(
+    given: str,
+    *,
+    format: str | None = None,
+    id_field: str | None = None,
+    content_type: str | None = None,
+    stdin: IO[bytes] | None = None,
+) -> Source:
+    """Find out what an input is.
+
+    Args:
+        given: A file (JSONL, CSV with a header, .npy), a directory, a glob, or `-` for JSONL (CSV) on `stdin`.
+        format: In place of what the file's suffix says.
+        id_field: As for `Source`.
+        content_type: As for `Source`; for files only.
+        stdin: Where `-` reads.
+
+    Raises:
+        HandlergenError: There is no such input, or its format cannot be told.
+    """
+    path = Path(given).absolute()
+    if id_field is not None and format not in (None, "jsonl", "csv"):
+        raise HandlergenError("only rows of JSONL or CSV have a field to take the id from")
+    if given == "-":
+        return Source(format or "jsonl", id_field=id_field, stream=stdin)
+    if path.is_dir():
+        return Source("files", path, content_type=content_type)
+    if path.is_file() or (path.exists() and not path.is_dir()):
+        found = format or {**_BY_SUFFIX, **_TSV}.get(path.suffix.lower()) or "files"
+        if found == "files":
+            return Source("files", pattern=glob.escape(given), content_type=content_type)
+        return Source(found, path, id_field=id_field, content_type=content_type)
+    if glob.has_magic(given):
+        return Source("files", pattern=given, content_type=content_type)
+    raise HandlergenError(
+        f"there is no input {given}", hint="give a file, a directory, a quoted glob, or - for standard input"
+    )
+
+
+def _walk(directory: Path) -> Iterator[Path]:
+    """Files below a directory in the order of their names; hidden ones are left out. One directory at a time."""
+    with os.scandir(directory) as found:
+        entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda e: e.name)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(Path(entry.path))
+        elif entry.is_file():
+            yield Path(entry.path)

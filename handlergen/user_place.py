@@ -1,0 +1,57 @@
+"""The place of a user's module in this process: its directory on the path and as working directory, for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+
+@contextlib.contextmanager
+def working_directory(path: Path) -> Iterator[None]:
+    """Be in a directory, as hooks are while they are served."""
+    before = Path.cwd()
+    os.chdir(path)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextlib.contextmanager
+def importable(roots: Sequence[Path], module: str) -> Iterator[None]:
+    """Put directories first on the path; forget everything imported from them afterwards."""
+    top = module.partition(".")[0]
+    stale = [name for name in sys.modules if name == top or name.startswith(f"{top}.")]
+    for name in stale:
+        del sys.modules[name]
+    sys.path[:0] = [str(root) for root in roots]
+    importlib.invalidate_caches()
+    before = set(sys.modules)
+    try:
+        yield
+    finally:
+        if (
+            sys.modules is not None and sys.path is not None
+        ):  # not at the interpreter's end, when both are gone
+            _forget(roots, before)
+
+
+def _forget(roots: Sequence[Path], before: set[str]) -> None:
+    for root in roots:
+        if str(root) in sys.path:
+            sys.path.remove(str(root))
+    for name in set(sys.modules) - before:
+        file = _place_of(sys.modules[name])
+        if file and any(file.is_relative_to(root) for root in roots) and "site-packages" not in str(file):
+            del sys.modules[name]
+
+
+def _place_of(module: ModuleType) -> Path | None:
+    """A module's file; the directory of a package without `__init__.py`."""
+    file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
+    return Path(file) if file else None
