@@ -14,18 +14,24 @@ class Arrivals:
     Args:
         expected: How many requests the batch has.
         last_stage: A request is put once for each stage of the model, from 0 to this one.
-        done: Called with each request that the predictor is finished with, on the predicting thread.
+        finished: Called with each request that the predictor is finished with, on the predicting thread.
     """
 
-    def __init__(self, expected: int, last_stage: int, done: Callable[[Item], None]) -> None:
+    def __init__(self, expected: int, last_stage: int, finished: Callable[[Item], None]) -> None:
         self._left = expected
         self._last_stage = last_stage
         self._queue: queue.SimpleQueue[Item] = queue.SimpleQueue()
-        self.done = done
+        self._finished = finished
 
     def put(self, item: Item) -> None:
         """Hand over a request that is ready, or that has failed; the latter is passed on without a prediction."""
         self._queue.put(item)
+
+    def done(self, item: Item) -> None:
+        """Hand on a request that was predicted, or failed in it: the latter does not come back for a later stage."""
+        if item.failure is not None and item.stage != self._last_stage:
+            self._left -= 1
+        self._finished(item)
 
     def next(self) -> Item | None:
         """Wait for the next request that is ready; None when the batch has no more."""
@@ -50,7 +56,7 @@ class Arrivals:
         """Count a request that does not come back; one that has failed is handed on at once."""
         if item.failure is not None:
             self._left -= 1
-            self.done(item)
+            self._finished(item)
             return False
         if item.stage == self._last_stage:
             self._left -= 1
