@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 import handlergen
 from handlergen.cli import VERBS, cli
+from handlergen.forms import FORMS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,6 +51,11 @@ def test_the_readme_promises_no_verb_that_is_not_there() -> None:
     assert table
     named = {name for row in table[1].splitlines() for name in re.findall(r"`(\w+)", row.split("|")[1])}
     assert named == set(VERBS)
+
+
+@pytest.mark.parametrize("form", [form.name for form in FORMS])
+def test_every_form_stands_in_the_readme(form: str) -> None:
+    assert f"| `{form}` |" in README
 
 
 @pytest.mark.parametrize("words", commands(README) + commands(CONTRIBUTING), ids=" ".join)
