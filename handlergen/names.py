@@ -28,7 +28,7 @@ WORKER_MODULES = frozenset({"ts", "torch", "torchvision", "numpy", "yaml", "pack
 
 _OURS = frozenset({HANDLER_MODULE, RUNTIME_PACKAGE})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_TOKEN = "token"  # TokenAuthorizationHandler.java: the address contains "/token"
+_SWALLOWED = "token"  # TokenAuthorizationHandler.java: the address contains "/token"
 _LONGEST_NAME = 200
 """Leaves room in a file name of 255 bytes for `.mar` and for the temporary name beside it."""
 
@@ -52,9 +52,9 @@ def check_model_name(name: str) -> None:
         )
     if name.lower() in ("all", "none"):
         raise HandlergenError(f"TorchServe reads load_models={name} as a word of its own", hint=hint)
-    if name.startswith(_TOKEN):
+    if name.startswith(_SWALLOWED):
         raise HandlergenError(
-            f"the model name {name!r} begins with {_TOKEN!r}: TorchServe takes every address with /token in it for a "
+            f"the model name {name!r} begins with {_SWALLOWED!r}: TorchServe takes every address with /token in it for a "
             "request for a new key",
             hint=hint,
         )
@@ -71,11 +71,11 @@ def check_version(version: str) -> None:
     if (
         not _NAME.fullmatch(version)
         or version.lower() in ("all", "set-default")
-        or version.startswith(_TOKEN)
+        or version.startswith(_SWALLOWED)
     ):
         raise HandlergenError(
             f"{version!r} is no model version: it stands in URLs, so letters, digits, '_', '-', '.', not 'all', and "
-            f"not {_TOKEN!r} in front",
+            f"not {_SWALLOWED!r} in front",
             hint="write a version such as '1.0'",
         )
 
@@ -84,7 +84,7 @@ def propose(name: str) -> str:
     """A valid model name near `name`."""
     near = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-_.")[:_LONGEST_NAME]
     near = re.sub(r"\.mar$", "", near, flags=re.IGNORECASE)
-    if near.startswith(_TOKEN):
+    if near.startswith(_SWALLOWED):
         return f"model-{near}"
     return f"{near}-model" if near.lower() in ("all", "none") else near or "model"
 
