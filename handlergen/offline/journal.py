@@ -178,9 +178,8 @@ def _claim(journal: int, output: Path) -> None:
 
 def _read(journal: int) -> tuple[dict[str, Any] | None, list[Entry]]:
     """The run's description and its entries; a torn last line is as if it had not been begun."""
-    with os.fdopen(os.dup(journal), "rb") as file:
-        text = file.read()
-    lines = text.split(b"\n")[:-1]
+    # Not through another descriptor: closing it would drop the record lock (fcntl(2)).
+    lines = _pread(journal, 0, os.fstat(journal).st_size).split(b"\n")[:-1]
     try:
         described: dict[str, Any] = json.loads(lines[0])["run"]
         if lines[0] + b"\n" != _head(described):

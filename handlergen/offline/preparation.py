@@ -223,11 +223,8 @@ class Preparation:
             first = next(chunks, None)
             if first is None:
                 return
-            if self._is_cheap(first, ready):
-                workers = 0
-            else:
-                workers = available_cores()
-                chunks = chunks if ready else itertools.chain([first], chunks)
+            workers = 0 if self._is_cheap(first, ready) else available_cores()
+            chunks = chunks if ready else itertools.chain([first], chunks)
         if workers == 0:
             yield from ready
             for chunk in chunks:
