@@ -136,7 +136,7 @@ def received(item: Item) -> tuple[str | bytes | Any, str]:
     """The body as the toolkit hands it over, and its content type.
 
     JSON, which TorchServe has parsed already, becomes text that means the same. Where the client named no type (and
-    gRPC has none), or `curl -d` its form type, it is JSON if the bytes are. A form's fields come as a dict.
+    gRPC has none), or `curl -d` its form type, it is JSON if the bytes are. A form's fields and files (bytes) come as a dict.
 
     Returns:
         `str` for JSON and CSV, else bytes; the header as it was sent.
@@ -148,7 +148,10 @@ def received(item: Item) -> tuple[str | bytes | Any, str]:
             return item.data, "application/octet-stream"
         return json.dumps(item.data, ensure_ascii=False), JSON
     if kind.startswith("multipart/"):
-        return item.data, sent
+        if not item.files:
+            return item.data, sent
+        fields = item.data if isinstance(item.data, Mapping) else {"data": item.data}
+        return {**fields, **{file.name: file.getvalue() for file in item.files}}, sent
     body = item.entry.get("body", b"")
     if isinstance(body, bytes | bytearray):
         return (body.decode() if is_text(kind) else bytes(body)), sent

@@ -48,6 +48,9 @@ def accepted(accept: str) -> str:
 def default_input(body: Any, content_type: str) -> torch.Tensor:
     """A tensor of the numbers: float32 of JSON and CSV, the array's own type of NPY.
 
+    A CSV cell that is no number is NaN and one row is one dimension, as in the toolkit. Pickles inside NPY, which the
+    toolkit loads, are refused: a client could run code by them.
+
     Raises:
         UnsupportedType: Another content type: 415.
         ValueError: The body is not what its type says: 400.
@@ -56,7 +59,10 @@ def default_input(body: Any, content_type: str) -> torch.Tensor:
 
     kind = accepted(content_type)
     if kind == JSON:
-        return torch.from_numpy(np.array(json.loads(body), dtype=np.float32))
+        try:
+            return torch.from_numpy(np.array(json.loads(body), dtype=np.float32))
+        except TypeError as error:  # an object, a null: the client's doing as much as a ragged list is
+            raise ValueError(f"the JSON is no array of numbers: {error}") from error
     if kind == CSV:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # a cell that is no number is only warned of, an empty text too
