@@ -7,6 +7,8 @@ parameters of each function (sagemaker_inference/transformer.py, `_run_handler_f
 
 from __future__ import annotations
 
+import ast
+
 from handlergen.errors import Problem
 from handlergen.findings import Findings, Source
 from handlergen.forms.form import Form
@@ -53,7 +55,7 @@ def inspect(source: Source) -> Findings:
     findings.problems += _transform_fn(source)
     findings.problems += _model(source, hooks)
     settings = source.settings
-    if "load" in hooks and not settings.weights and not settings.extra_files:
+    if _reads_files(source) and not settings.weights and not settings.extra_files:
         findings.warnings.append(
             f"{source.module.file}: nothing but the module is packed. If model_fn reads files of model_dir, name "
             f"them: weights: or extra_files:"
@@ -98,6 +100,17 @@ def _hook(source: Source, name: str, order: tuple[str, ...], found: Found, findi
             Parameter(parameter.name, what, required=parameter.required)
             for parameter, what in zip(parameters, sources, strict=False)
         ),
+    )
+
+
+def _reads_files(source: Source) -> bool:
+    """Does model_fn use its first parameter, the directory?"""
+    found = source.tree.function(source.module, "model_fn")
+    if not isinstance(found, Found):
+        return False
+    first = next(plain_parameters(found.node), None)
+    return first is not None and any(
+        isinstance(node, ast.Name) and node.id == first.name for node in ast.walk(found.node)
     )
 
 

@@ -19,7 +19,7 @@ import torch
 from .context import Context
 from .contract import Contract, Hook, RuntimeSettings
 from .hooks import BoundHook, Hooks, Item, Stage, call_once
-from .sagemaker_content import CSV, JSON, Reply, accepted, default_input, default_output, is_text
+from .sagemaker_content import JSON, Reply, accepted, default_input, default_output, is_text
 from .sagemaker_context import ToolkitContext
 
 _DEFAULT_ACCEPT = "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT"
@@ -136,7 +136,8 @@ def received(item: Item) -> tuple[str | bytes | Any, str]:
     """The body as the toolkit hands it over, and its content type.
 
     JSON, which TorchServe has parsed already, becomes text that means the same. Where the client named no type (and
-    gRPC has none), or `curl -d` its form type, it is JSON if the bytes are. A form's fields and files (bytes) come as a dict.
+    gRPC has none), or `curl -d` its form type, it is JSON if the bytes are. A form's fields and files (bytes) come as
+    a dict.
 
     Returns:
         `str` for JSON and CSV, else bytes; the header as it was sent.
@@ -148,16 +149,19 @@ def received(item: Item) -> tuple[str | bytes | Any, str]:
             return item.data, "application/octet-stream"
         return json.dumps(item.data, ensure_ascii=False), JSON
     if kind.startswith("multipart/"):
-        if not item.files:
-            return item.data, sent
-        fields = item.data if isinstance(item.data, Mapping) else {"data": item.data}
-        return {**fields, **{file.name: file.getvalue() for file in item.files}}, sent
+        return _form(item), sent
     body = item.entry.get("body", b"")
-    if isinstance(body, bytes | bytearray):
-        return (body.decode() if is_text(kind) else bytes(body)), sent
-    if isinstance(body, str):
-        return (body if kind in (JSON, CSV) else body.encode()), sent
-    return json.dumps(body, ensure_ascii=False), sent
+    if not isinstance(body, bytes | bytearray | str):
+        body = json.dumps(body, ensure_ascii=False)
+    raw = body.encode() if isinstance(body, str) else bytes(body)
+    return (raw.decode() if is_text(kind) else raw), sent
+
+
+def _form(item: Item) -> Any:
+    if not item.files:
+        return item.data
+    fields = item.data if isinstance(item.data, Mapping) else {"data": item.data}
+    return {**fields, **{file.name: file.getvalue() for file in item.files}}
 
 
 def _takes_context(hook: Hook) -> bool:

@@ -94,7 +94,11 @@ def _onnx(path: Path, device: torch.device) -> Callable[[Any], Any]:
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
     session = onnxruntime.InferenceSession(str(path), providers=providers)
     expected = {item.name: item.type for item in session.get_inputs()}
-    numbers = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
+    numbers: dict[str, Any] = {
+        "tensor(float)": np.float32,
+        "tensor(double)": np.float64,
+        "tensor(float16)": np.float16,
+    }
     numbers |= {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
 
     def array(value: Any, name: str) -> Any:

@@ -43,6 +43,21 @@ def test_the_functions_starter_works_as_it_is(tmp_path: Path) -> None:
     assert outputs.tolist() == [2.0, 4.0, 6.0]
 
 
+@pytest.mark.parametrize("form", STARTER_FORMS)
+def test_a_starter_answers_its_own_request(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its archive, as a worker loads it."""
+    import handlergen
+
+    monkeypatch.setenv("HANDLERGEN_STATE_DIR", str(tmp_path / "state"))
+    create_starter(tmp_path / "digits", form=form)
+    mar = handlergen.archive(tmp_path / "digits", model_store=tmp_path / "store").path
+    data = json.loads((tmp_path / "digits" / "request.json").read_text(encoding="utf-8"))
+    with handlergen.load(mar) as model:
+        assert model.predict(data) == [2.0, 4.0, 6.0]
+
+
 def test_init_prints_three_commands_that_can_be_typed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,7 +92,7 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
         create_starter(tmp_path / "file" / "below")
 
 
-def test_a_form_without_a_starter_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("init", str(tmp_path / "x"), "--form", "flow") == 1
-    assert "no starter project of the form flow" in capsys.readouterr().err
+def test_a_form_without_a_starter_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HandlergenError, match="no starter project of the form other"):
+        create_starter(tmp_path / "x", form="other")
     assert not (tmp_path / "x").exists()
