@@ -12,7 +12,7 @@ from typing import Any
 from .context import Context
 from .contract import CONTRACT_FILE, Bundle
 from .describe import Counts, description
-from .device import Device
+from .device import Device, share_the_cores
 from .device_lock import DeviceLock, NoLock, lock_directory
 from .dispatch import Dispatch
 from .explain import Explainer
@@ -140,6 +140,7 @@ class Worker:
         # Bodies arrive as they were sent, and `decode` reads them: TorchServe's own reading logs a traceback for
         # every broken JSON text and loses its bytes (ts/protocol/otf_message_handler.py, _retrieve_input_data).
         os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
+        share_the_cores()
         try:
             bundle = Bundle.from_json((model_dir / CONTRACT_FILE).read_text(encoding="utf-8"))
             return cls(

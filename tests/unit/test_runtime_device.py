@@ -1,0 +1,73 @@
+"""Devices: nested values, and how many threads torch gets."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from handlergen.runtime.device import Device, _map_tensors
+
+Pair = namedtuple("Pair", "left right")
+
+
+@dataclass(frozen=True)
+class Sample:
+    pixels: torch.Tensor
+    label: str
+
+
+def test_nested_tensors_are_moved_and_the_rest_is_kept() -> None:
+    """Moving is tried with the meta device, the only other one there is without a GPU."""
+    ones = torch.ones(2)
+    value = {
+        "a": [ones, 1],
+        "b": (ones, "x"),
+        "c": Pair(ones, None),
+        "d": Sample(ones, "seven"),
+        "e": OrderedDict(f=ones),
+    }
+    moved = _map_tensors(value, lambda tensor: tensor.to("meta"))
+    assert moved["a"][0].is_meta
+    assert moved["a"][1] == 1
+    assert type(moved["b"]) is tuple
+    assert moved["b"][0].is_meta
+    assert isinstance(moved["c"], Pair)
+    assert moved["c"].left.is_meta
+    assert isinstance(moved["d"], Sample)
+    assert moved["d"].pixels.is_meta
+    assert moved["d"].label == "seven"
+    assert isinstance(moved["e"], OrderedDict)
+    assert moved["e"]["f"].is_meta
+    assert not ones.is_meta
+
+
+def test_a_value_without_tensors_is_not_copied() -> None:
+    value = {"a": [1, {"b": (2,)}], "c": Sample(torch.ones(1), "x")}
+    assert _map_tensors(value, lambda tensor: tensor) is value
+
+
+def test_without_a_gpu_everything_stays() -> None:
+    device = Device(None)
+    value = {"x": torch.ones(1)}
+    assert (device.key, device.torch.type) == ("cpu", "cpu")
+    assert device.put(value) is value
+    assert device.fetch(value) is value
+    device.wait()
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"), [({}, max(1, len(os.sched_getaffinity(0)) // 2)), ({"OMP_NUM_THREADS": "3"}, 3)]
+)
+def test_threads_of_a_worker(environ: dict[str, str], expected: int) -> None:
+    script = "import torch\nfrom handlergen.runtime.device import share_the_cores\nshare_the_cores()\nprint(torch.get_num_threads())"
+    clean = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**clean, **environ}, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) == expected
