@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from handlergen.runtime.device import Device, _map_tensors
+from handlergen.runtime.device import Device, map_tensors
 
 Pair = namedtuple("Pair", "left right")
 
@@ -32,7 +32,7 @@ def test_nested_tensors_are_moved_and_the_rest_is_kept() -> None:
         "d": Sample(ones, "seven"),
         "e": OrderedDict(f=ones),
     }
-    moved = _map_tensors(value, lambda tensor: tensor.to("meta"))
+    moved = map_tensors(value, lambda tensor: tensor.to("meta"))
     assert moved["a"][0].is_meta
     assert moved["a"][1] == 1
     assert type(moved["b"]) is tuple
@@ -49,7 +49,7 @@ def test_nested_tensors_are_moved_and_the_rest_is_kept() -> None:
 
 def test_a_value_without_tensors_is_not_copied() -> None:
     value = {"a": [1, {"b": (2,)}], "c": Sample(torch.ones(1), "x")}
-    assert _map_tensors(value, lambda tensor: tensor) is value
+    assert map_tensors(value, lambda tensor: tensor) is value
 
 
 def test_without_a_gpu_everything_stays() -> None:
@@ -65,7 +65,12 @@ def test_without_a_gpu_everything_stays() -> None:
     ("environ", "expected"), [({}, max(1, len(os.sched_getaffinity(0)) // 2)), ({"OMP_NUM_THREADS": "3"}, 3)]
 )
 def test_threads_of_a_worker(environ: dict[str, str], expected: int) -> None:
-    script = "import torch\nfrom handlergen.runtime.device import share_the_cores\nshare_the_cores()\nprint(torch.get_num_threads())"
+    script = (
+        "import torch\n"
+        "from handlergen.runtime.device import share_the_cores\n"
+        "share_the_cores()\n"
+        "print(torch.get_num_threads())"
+    )
     clean = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     done = subprocess.run(
         [sys.executable, "-c", script], env={**clean, **environ}, capture_output=True, text=True, check=True
