@@ -54,8 +54,8 @@ def check_model_name(name: str) -> None:
         raise HandlergenError(f"TorchServe reads load_models={name} as a word of its own", hint=hint)
     if name.startswith(_SWALLOWED):
         raise HandlergenError(
-            f"the model name {name!r} begins with {_SWALLOWED!r}: TorchServe takes every address with /token in it for a "
-            "request for a new key",
+            f"the model name {name!r} begins with {_SWALLOWED!r}: TorchServe takes every address with /token in it "
+            "for a request for a new key",
             hint=hint,
         )
     if name.lower().endswith(".mar"):

@@ -148,10 +148,13 @@ def test_async_predict_and_load_are_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "body", ["yield x", "for y in x:\n        yield y", "z = yield from x", "await x\n    yield 1"]
 )
-def test_a_generator_predict_is_refused_at_its_yield(body: str, tmp_path: Path) -> None:
+def test_a_generator_predict_beside_a_postprocess_is_refused_at_its_yield(body: str, tmp_path: Path) -> None:
     prefix = "async " if "await" in body else ""
-    path = write(tmp_path, "\n\n" + f"{prefix}def predict(x):\n    {body}\n")
-    with pytest.raises(ContractError, match="streaming is not supported yet") as refused:
+    source = f"\n\n{prefix}def predict(x):\n    {body}\n"
+    kind = "async_generator" if prefix else "generator"
+    assert inspect_source(write(tmp_path, source)).hooks["predict"].kind == kind
+    path = write(tmp_path, f"{source}def postprocess(x): ...\n")
+    with pytest.raises(ContractError, match="predict is a generator") as refused:
         inspect_source(path)
     (problem,) = refused.value.problems
     assert problem.line == 3 + body[: body.index("yield")].count("\n") + 1
