@@ -61,8 +61,11 @@ def test_without_a_gpu_everything_stays() -> None:
     device.wait()
 
 
+CORES = len(os.sched_getaffinity(0))
+
+
 @pytest.mark.parametrize(
-    ("environ", "expected"), [({}, max(1, len(os.sched_getaffinity(0)) // 2)), ({"OMP_NUM_THREADS": "3"}, 3)]
+    ("environ", "expected"), [({}, max(1, CORES // 2)), ({"OMP_NUM_THREADS": str(CORES)}, CORES)]
 )
 def test_threads_of_a_worker(environ: dict[str, str], expected: int) -> None:
     script = (
