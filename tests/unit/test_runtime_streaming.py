@@ -225,7 +225,7 @@ def test_a_stream_that_fails_midway_and_the_next_request(
     model: Callable[..., LocalModel], caplog: pytest.LogCaptureFixture
 ) -> None:
     loaded = model(COUNT)
-    seen = []
+    seen: list[bytes] = []
     stream = loaded.stream({"n": 5, "fail at": 2})
     with pytest.raises(RequestFailed, match="predict failed") as failed:
         seen.extend(stream)
