@@ -83,7 +83,8 @@ def inspect(source: Source) -> Findings:
     if source.settings.batch == "auto" and not own_collate and source.settings.batch_size > 1:
         findings.warnings.append(
             f"{model.module.file}:{model.node.lineno}: {model.name} has no collate(samples): what preprocess "
-            f"returns is stacked, and samples of different shapes are predicted one by one."
+            f"returns is stacked, and samples of different shapes are predicted one by one. "
+            f"Write batch: collate to have them refused."
         )
     if not findings.problems:
         findings.contract = Contract("module", source.name, hooks, class_name=model.name, details=details)
