@@ -9,7 +9,7 @@ from handlergen.names import propose
 from handlergen.settings import SETTINGS_FILE, starter_yaml
 from handlergen.templates import template_dir
 
-STARTER_FORMS = ("functions", "module", "flow", "sagemaker")
+STARTER_FORMS = ("functions", "model-class", "module", "flow", "sagemaker")
 """Forms that have a starter project."""
 
 
