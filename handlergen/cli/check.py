@@ -28,18 +28,27 @@ _WHEN = {
 @click.command
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON on stdout, problems included.")
+@click.option(
+    "--schema",
+    is_flag=True,
+    help="Also load the module and its model here, and show the JSON Schemas of its input and answer.",
+)
 @setting_options()
 @click.pass_context
-def command(context: click.Context, /, source: Path, *, as_json: bool, **overrides: Any) -> None:
+def command(
+    context: click.Context, /, source: Path, *, as_json: bool, schema: bool, **overrides: Any
+) -> None:
     """Read SOURCE's contract without importing it; report all problems at once.
 
     SOURCE is a .py file, a package directory, or a directory with handlergen.yaml. Exit status 3 means that the
-    source or its settings do not meet the contract.
+    source or its settings do not meet the contract. JSON Schemas come of the real annotations, which only a loaded
+    module has: they are shown with --schema (exit status 4 if it cannot be loaded).
 
     \b
     Example:
       handlergen check digits.py
       handlergen check . --json
+      handlergen check . --json --schema
     """
     try:
         project = open_project(source, overrides=overrides)
@@ -49,12 +58,25 @@ def command(context: click.Context, /, source: Path, *, as_json: bool, **overrid
             raise
         click.echo(json.dumps(_failed_as_json(source, error), indent=2))
         context.exit(error.exit_status)
+    types = _types(source, overrides) if schema else {}
     if as_json:
-        click.echo(json.dumps(_as_json(project, warnings), indent=2))
+        click.echo(json.dumps({**_as_json(project, warnings), **types}, indent=2))
         return
     for warning in warnings:
         click.echo(f"Warning: {warning}", err=True)
     _report(project)
+    for name, found in types.items():
+        click.echo(f"{name}: {json.dumps(found['schema'], indent=2) if found['schema'] else 'no schema'}")
+
+
+def _types(source: Path, overrides: dict[str, Any]) -> dict[str, Any]:
+    """What the loaded module's annotations say of its input and its answer, as describe shows it."""
+    from handlergen.local import load
+
+    given = {name: value for name, value in overrides.items() if value is not None}
+    with load(source, **given) as model:
+        described = model.describe()
+    return {name: described[name] for name in ("input", "output")}
 
 
 def _files(project: Project) -> tuple[str, ...]:

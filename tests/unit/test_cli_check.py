@@ -91,6 +91,24 @@ def test_a_flag_that_makes_no_sense_is_a_usage_error(
     assert "predictor process" in capsys.readouterr().err
 
 
+def test_schemas_come_of_the_loaded_module(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n\n"
+        "@dataclass\nclass Query:\n    text: str\n\n"
+        "def predict(query: Query) -> list[float]:\n    return [len(query.text)]\n",
+        encoding="utf-8",
+    )
+    assert check("digits.py", "--schema", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["input"]["schema"]["$defs"]["Query"]["properties"] == {"text": {"type": "string"}}
+    assert found["output"]["schema"] == {"type": "array", "items": {"type": "number"}}
+    assert check("digits.py", "--schema") == 0
+    assert '"$ref": "#/$defs/Query"' in capsys.readouterr().out
+    source.write_text("def predict(inputs): ...\nraise ValueError('no')\n", encoding="utf-8")
+    assert check("digits.py", "--schema") == 4
+    assert "ValueError: no" in capsys.readouterr().err
+
+
 def test_lists_are_repeated_singular_flags(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a.txt", "b.txt"):
         (source.parent / name).touch()
