@@ -46,7 +46,8 @@ _TRACEBACKS = 5
 @click.option(
     "--workers",
     type=click.IntRange(min=0),
-    help="Processes that decode and preprocess; 0 for none. One a core if the model has a preprocess.",
+    help="Processes that decode and preprocess; 0 for none. One a core where that is worth it. With --engine ray: "
+    "copies of the model; one a GPU, or a node.",
 )
 @click.option("--threads", is_flag=True, help="Preprocess in threads instead of processes.")
 @click.option(
@@ -59,7 +60,13 @@ _TRACEBACKS = 5
 )
 @click.option("--overwrite", is_flag=True, help="Begin anew, whatever is there.")
 @click.option("--gpu", type=int, help="Predict on this GPU instead of the CPU.")
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Run in this process, or on a Ray cluster (needs handlergen[ray]).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def command(
     *,
