@@ -33,6 +33,7 @@ bench: $(STAMP) ## the figures of benchmarks/, measured here
 clean: ## what the targets made, but for the virtual environment
 	rm -rf build dist logs .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -rf examples/digits/digits.pt examples/digits/held-out model-store/digits.mar
+	rm -f examples/cancer/*.joblib examples/cancer/encoder.pt2 examples/cancer/head.json examples/*/held-out.jsonl examples/iris/iris.pt
 	find handlergen tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## the virtual environment too

@@ -6,6 +6,7 @@ How it runs: `handlergen/runtime/form_flow.py`.
 from __future__ import annotations
 
 import ast
+import difflib
 from typing import Any
 
 from handlergen.errors import Problem
@@ -157,9 +158,10 @@ class _Stage:
             found = self._source.tree.function(self._source.module, name) if name else None
             if found is None:
                 what = f"`{name}`" if name else f"`{ast.unparse(node)}`"
-                self._problem(
-                    node, f"{what} is no function of this module", f"Write def {name or 'function'}(...)."
-                )
+                names = [binding.name for binding in self._source.module.functions()]
+                near = difflib.get_close_matches(name, names, n=1)
+                fix = f"Did you mean `{near[0]}`?" if near else f"Write def {name or 'function'}(...)."
+                self._problem(node, f"{what} is no function of this module", fix)
                 return name
             if isinstance(found, Problem):
                 self._findings.problems.append(found)

@@ -1,0 +1,75 @@
+"""The pages for people who come from another system: what they write there is accepted here."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from handlergen.cli import VERBS
+from handlergen.errors import ContractError
+from handlergen.forms.flow_stages import STAGE_TYPES
+from handlergen.project import open_project
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGES = sorted(DOCS.glob("coming-from-*.md"))
+_FILE = re.compile(r"^```\w*\n# (\S+\.(?:py|yaml))\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+# TorchScript is deprecated since torch 2.13, and what the pages' models are.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
+
+def written(page: str, directory: Path) -> Path:
+    """The files of a page, the later of one name counting; with the models that they name."""
+    for name, text in _FILE.findall((DOCS / page).read_text(encoding="utf-8")):
+        path = directory / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    for name in ("encoder.pt", "model.pt", "model.pth"):
+        torch.jit.save(torch.jit.trace(nn.Linear(2, 1), torch.zeros(1, 2)), directory / name)  # type: ignore[no-untyped-call]
+    (directory / "head.json").write_text("{}")
+    (directory / "labels.json").write_text("[]")
+    return directory
+
+
+def test_sagemaker(tmp_path: Path) -> None:
+    import handlergen
+
+    code = written("coming-from-sagemaker.md", tmp_path) / "code" / "inference.py"
+    project = open_project(code, overrides={"weights": "../model.pth"}, environ={})
+    assert (project.contract.form, project.warnings) == ("sagemaker", ())
+    mar = handlergen.archive(code, weights="../model.pth", model_store=tmp_path / "store").path
+    with handlergen.load(mar) as model:
+        assert list(model.predict({"inputs": [[1.0, 2.0]]})) == ["outputs"]
+
+
+def test_cerebrium(tmp_path: Path) -> None:
+    directory = written("coming-from-cerebrium.md", tmp_path)
+    assert open_project(directory / "steps.py", environ={}).contract.form == "flow"
+    contract = open_project(directory / "main.py", environ={}).contract
+    assert (contract.form, contract.call) == ("functions", "keywords")
+    page = (DOCS / "coming-from-cerebrium.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(STAGE_TYPES)
+
+
+def test_torchserve_handler(tmp_path: Path) -> None:
+    directory = written("coming-from-a-torchserve-handler.md", tmp_path)
+    project = open_project(directory, environ={})
+    assert (project.contract.form, project.settings.batch) == ("functions", "collate")
+    (directory / "handlergen.yaml").unlink()
+    with pytest.raises(ContractError, match="torch-model-archiver"):
+        open_project(directory / "handler.py", environ={})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_commands_and_settings_are_real(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    verbs = re.findall(r"^handlergen (\w+)", text, re.MULTILINE)
+    assert verbs
+    assert set(verbs) <= set(VERBS)
+    for body in re.findall(r"--data '(.*)'$", text, re.MULTILINE):
+        json.loads(body)
