@@ -251,6 +251,14 @@ def test_broken_json_and_lost_bodies_are_the_client_s_fault(server: Any) -> None
     assert post(server, "/predictions/fails", content=b'{"a":"x=1"}', headers=form).json() == {"a": "x=1"}
 
 
+def test_what_the_frontend_cannot_read_it_answers_itself(server: Any) -> None:
+    answer = post(server, "/predictions/fails", content=b"a" * 6_600_000)
+    assert (answer.status_code, answer.content) == (413, b"")
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = post(server, "/predictions/fails", content=b"a=%zz", headers=form)
+    assert (answer.status_code, "request_id" in answer.json()) == (500, False)
+
+
 def test_typed_input_over_rest_and_grpc(server: Any) -> None:
     assert post(server, "/predictions/typed", json={"text": "a", "top_k": 2}).json() == ["a", "a"]
     assert post(server, "/predictions/typed", files={"text": (None, "b"), "top_k": (None, "1")}).json() == [
@@ -326,7 +334,7 @@ def test_explanations(server: Any) -> None:
 def test_options_stay_valid(server: Any) -> None:
     answer = post(server, "/predictions/fails", method="OPTIONS")
     assert answer.status_code == 200
-    assert list(answer.json()["paths"]) == ["/prediction/fails"]  # TorchServe's own slip of the pen
+    assert "/prediction/fails" in answer.json()["paths"]  # TorchServe's own slip of the pen
 
 
 def describe(server: Any, name: str) -> Any:
