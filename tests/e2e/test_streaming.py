@@ -170,7 +170,8 @@ def test_a_failure_midway_breaks_the_stream_off_and_the_next_works(server: tuple
         parts: list[bytes] = []
         with pytest.raises(RequestFailed, match="request id") as failed:
             parts.extend(client.stream_grpc("words", question))
-        assert (b"".join(arrived), parts) == (b"one two ", [b"one ", b"two "])
+        assert b"one two ".startswith(b"".join(arrived))  # a reset connection may drop what was not read yet
+        assert parts == [b"one ", b"two "]
         assert "fire" not in str(failed.value)
         assert client.predict("words", {"words": 1, "pause": 0}).body == b"one "
     assert set(started.worker_pids("words")) == pids
