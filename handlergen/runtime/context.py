@@ -14,7 +14,6 @@ import torch
 from .contract import RuntimeSettings
 from .store import Store, open_store
 
-
 TRUSS_PREFIX = "TRUSS_SECRET_"
 """A secret may stand in the variable `TRUSS_SECRET_NAME` too, as Truss has it (secrets_resolver.py)."""
 
@@ -36,7 +35,9 @@ class Secrets(Mapping[str, str]):
     """
 
     def __init__(self, names: tuple[str, ...], environ: Mapping[str, str] = os.environ) -> None:
-        variables = {name: next((v for v in (name, TRUSS_PREFIX + name) if v in environ), "") for name in names}
+        variables = {
+            name: next((v for v in (name, TRUSS_PREFIX + name) if v in environ), "") for name in names
+        }
         missing = [name for name in names if not variables[name]]
         if missing:
             raise MissingSecret(
