@@ -16,7 +16,11 @@ from typing import Any, get_args, get_origin
 
 from .hooks import BoundHook, Hooks
 from .json_schema import object_schema, schema_of
-from .records import LISTS, is_record, reader
+from .records import LISTS, is_pydantic, is_record, reader
+
+_FORMS = frozenset(("functions", "module", "flow"))
+"""Forms in which every record converts. In the others only pydantic models do, as in Truss: there a dataclass or
+TypedDict just says what is meant."""
 
 
 class _Unknown:
@@ -27,26 +31,28 @@ class TypedHooks:
     """The types of a loaded module's input and answer.
 
     Args:
+        form: The contract's form.
         hooks: The stages.
         batch: `each`, `collate` or `list`: a list-mode `predict` without preprocess is annotated with a list.
         logger: Is told once of an annotation that cannot be read.
     """
 
-    def __init__(self, hooks: Hooks, batch: str, logger: logging.Logger) -> None:
+    def __init__(self, form: str, hooks: Hooks, batch: str, logger: logging.Logger) -> None:
         self._logger = logger
         self._input = self._input_type(hooks, batch)
+        self._converts = is_record(self._input) if form in _FORMS else is_pydantic(self._input)
         self._keys = _keys(hooks)
         self._output = self._output_type(hooks, batch)
 
     def converter(self) -> Callable[[Any], Any] | None:
         """Turns a request's data into what the annotation names; None where it names no record."""
-        return reader(self._input) if is_record(self._input) else None
+        return reader(self._input) if self._converts else None
 
     def describe(self) -> dict[str, Any]:
         """The JSON Schemas of input and output, each None where the annotations do not give one."""
         given = object_schema(self._keys) if self._keys else self._schema(self._input)
         return {
-            "input": {"schema": given, "validated": is_record(self._input) or bool(self._keys)},
+            "input": {"schema": given, "validated": self._converts or bool(self._keys)},
             "output": {"schema": self._schema(self._output)},
         }
 

@@ -82,7 +82,7 @@ class Worker:
         )
         self._predictor.load()
         hooks = self._predictor.hooks
-        self._types = TypedHooks(hooks, settings.batch, context.logger)
+        self._types = TypedHooks(bundle.contract.form, hooks, settings.batch, context.logger)
         convert = self._types.converter()
         self._pipeline.start(hooks, self._predictor, convert)
         self._explanations: Pipeline | None = None

@@ -298,3 +298,33 @@ def test_in_list_mode_the_element_is_what_is_validated(serve_project: Callable[.
     assert served({"x": 1}, {"x": "two"}, {"x": 3})[::2] == [(200, 2.0), (200, 6.0)]
     assert served({"x": "two"})[0][0] == 400
     assert served.worker.describe()["output"]["schema"] == {"type": "number"}
+
+
+def test_a_truss_model_s_typed_dict_only_says_what_is_meant(serve_project: Callable[..., Any]) -> None:
+    """Truss reads pydantic models and hands everything else on as it is."""
+    served = serve_project(
+        """
+        from typing import TypedDict
+        class Input(TypedDict):
+            text: str
+        class Model:
+            def predict(self, model_input: Input):
+                return [type(model_input).__name__, model_input]
+        """
+    )
+    assert served({"other": 1}) == [(200, ["dict", {"other": 1}])]
+    assert served.worker.describe()["input"]["validated"] is False
+    served = serve_project(
+        """
+        from pydantic import BaseModel
+        class Input(BaseModel):
+            text: str
+        class Model:
+            def predict(self, model_input: Input):
+                return type(model_input).__name__
+        """
+    )
+    (good, bad) = served({"text": "a"}, {"other": 1})
+    assert good == (200, "Input")
+    assert (bad[0], "text" in bad[1]["message"]) == (400, True)
+    assert served.worker.describe()["input"]["validated"] is True
