@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import click
 
 from handlergen.cli.options import setting_options
-from handlergen.errors import ContractError, HandlergenError, Problem
+from handlergen.errors import ContractError, HandlergenError, ModuleFailed, Problem, RequestFailed
 from handlergen.project import Project, open_project
 from handlergen.runtime.contract import Hook
+from handlergen.sample_run import SampleRun, run_sample
 from handlergen.settings import shown
 
 _WHEN = {
@@ -33,10 +35,24 @@ _WHEN = {
     is_flag=True,
     help="Also load the module and its model here, and show the JSON Schemas of its input and answer.",
 )
+@click.option(
+    "--sample",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Also answer this file once, in a process of its own, and show what passes from stage to stage.",
+)
+@click.option("--gpu", type=int, help="Answer the sample on this GPU instead of the CPU.")
 @setting_options()
 @click.pass_context
 def command(
-    context: click.Context, /, source: Path, *, as_json: bool, schema: bool, **overrides: Any
+    context: click.Context,
+    /,
+    source: Path,
+    *,
+    as_json: bool,
+    schema: bool,
+    sample: Path | None,
+    gpu: int | None,
+    **overrides: Any,
 ) -> None:
     """Read SOURCE's contract without importing it; report all problems at once.
 
@@ -49,6 +65,7 @@ def command(
       handlergen check digits.py
       handlergen check . --json
       handlergen check . --json --schema
+      handlergen check digits.py --sample seven.png
     """
     try:
         project = open_project(source, overrides=overrides)
@@ -59,14 +76,39 @@ def command(
         click.echo(json.dumps(_failed_as_json(source, error), indent=2))
         context.exit(error.exit_status)
     types = _types(source, overrides) if schema else {}
+    ran = run_sample(source, sample, gpu=gpu, overrides=overrides) if sample is not None else None
     if as_json:
-        click.echo(json.dumps({**_as_json(project, warnings), **types}, indent=2))
-        return
+        ran_as_json = {"sample": dataclasses.asdict(ran)} if ran is not None else {}
+        click.echo(json.dumps({**_as_json(project, warnings), **types, **ran_as_json}, indent=2))
+        context.exit(_sample_status(ran))
     for warning in warnings:
         click.echo(f"Warning: {warning}", err=True)
     _report(project)
     for name, found in types.items():
         click.echo(f"{name}: {json.dumps(found['schema'], indent=2) if found['schema'] else 'no schema'}")
+    if ran is not None:
+        _report_sample(ran, str(sample))
+    context.exit(_sample_status(ran))
+
+
+def _sample_status(ran: SampleRun | None) -> int:
+    if ran is None or ran.status < 400:
+        return 0
+    return ModuleFailed.exit_status if ran.status >= 500 else RequestFailed.exit_status
+
+
+def _report_sample(ran: SampleRun, sample: str) -> None:
+    click.echo(f"{sample}, on {ran.device} (loaded in {ran.load_s:.1f} s):")
+    width = max((len(stage.name) for stage in ran.stages), default=0)
+    for stage in ran.stages:
+        click.echo(
+            f"  {stage.name:<{width}}  {stage.milliseconds:9.2f} ms  {stage.received} -> {stage.returned}"
+        )
+    click.echo(f"Answer: {ran.status} {ran.content_type}\n{ran.body}")
+    for finding in ran.findings:
+        click.echo(f"Warning: {finding}", err=True)
+    if ran.traceback:
+        click.echo(ran.traceback, err=True)
 
 
 def _types(source: Path, overrides: dict[str, Any]) -> dict[str, Any]:

@@ -76,6 +76,10 @@ class Pipeline:
         self._predictor = predictor
         self._convert = convert
 
+    def use(self, hooks: Hooks) -> None:
+        """Call these hooks instead, which observe those that were given to `start`."""
+        self._hooks = hooks
+
     def close(self) -> None:
         """End the threads; nothing may be under way."""
         if self._threads is not None:

@@ -97,6 +97,10 @@ class WorkerPredictor:
         """The module's stages; after `load`."""
         return self._hooks
 
+    def use(self, hooks: Hooks) -> None:
+        """Call these hooks instead, which observe the module's."""
+        self._hooks = hooks
+
     def wait_for_ever(self) -> None:
         """Let no request fail because the device is not free in time: an offline run has no client that waits."""
         self._lock_timeout_s = math.inf

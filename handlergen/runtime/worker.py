@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from .dispatch import Dispatch
 from .explain import Explainer
 from .failures import user_traceback
 from .health import Health
-from .hooks import Item, Stage
+from .hooks import BoundHook, Item, Stage
 from .kserve import refuse_envelope
 from .pipeline import Pipeline, open_items
 from .predictor import HOOK_ERRORS, WorkerPredictor
@@ -115,6 +116,28 @@ class Worker:
     def pipeline(self) -> Pipeline:
         """The stages one by one, for whoever places them himself (`handlergen map`)."""
         return self._pipeline
+
+    def observe(self, observed: Callable[[int, str, BoundHook], BoundHook]) -> None:
+        """Call something in place of each hook of the stages, which calls the hook and sees what comes and goes.
+
+        Args:
+            observed: Gets the stage's number, `preprocess`, `predict` or `postprocess`, and the hook.
+        """
+
+        def optional(number: int, role: str, hook: BoundHook | None) -> BoundHook | None:
+            return observed(number, role, hook) if hook is not None else None
+
+        hooks = tuple(
+            replace(
+                stage,
+                preprocess=optional(number, "preprocess", stage.preprocess),
+                predict=observed(number, "predict", stage.predict),
+                postprocess=optional(number, "postprocess", stage.postprocess),
+            )
+            for number, stage in enumerate(self._predictor.hooks)
+        )
+        self._predictor.use(hooks)
+        self._pipeline.use(hooks)
 
     def wait_for_ever(self) -> None:
         """Let no request fail because the device is not free in time."""

@@ -26,8 +26,8 @@ for _path in sorted(PACKAGE.rglob("*.py")):
 RUNTIME_NEEDS = frozenset(sys.stdlib_module_names) | {"torch"}
 
 #: Who may start processes, and who may make temporary files.
-STARTS_PROCESSES = {"handlergen.server", "handlergen.archiving", "handlergen.java"}
-TOUCHES_TEMPORARY_FILES = STARTS_PROCESSES | {"handlergen.local"}
+STARTS_PROCESSES = {"handlergen.server", "handlergen.archiving", "handlergen.java", "handlergen.sample_run"}
+TOUCHES_TEMPORARY_FILES = STARTS_PROCESSES | {"handlergen.local", "handlergen.offline.ray_engine"}
 
 #: Who forks: a child that must end without running its parent's clean-up code calls os._exit.
 ENDS_FORKED_CHILDREN = {"handlergen.offline.preparation"}
