@@ -67,8 +67,9 @@ def test_torchserve_handler(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_commands_and_settings_are_real(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    verbs = re.findall(r"^handlergen (\w+)", text, re.MULTILINE)
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    text = "\n".join(blocks)
+    verbs = re.findall(r"^(?:\$ )?handlergen (\w+)", text, re.MULTILINE)
     assert verbs
     assert set(verbs) <= set(VERBS)
     for body in re.findall(r"--data '(.*)'$", text, re.MULTILINE):
