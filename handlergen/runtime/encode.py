@@ -33,7 +33,7 @@ class Encoded:
     content_type: str
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
-    verbatim: bool = False
+    verbatim: bool = field(default=False, compare=False)
 
 
 def encode(answer: Any, *, nan: str = "null", limit: int | None = None) -> Encoded:
