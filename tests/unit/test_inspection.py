@@ -395,13 +395,15 @@ MODULE = (
 @pytest.mark.parametrize(
     ("text", "form"),
     [
+        (PREDICT, "functions"),
         (MODEL, "model-class"),
+        (MODULE + "    def forward(self, x): ...\n", "module"),
+        ("FLOW: list = [('python', lambda x: [x])]", "flow"),
+        ("def model_fn(directory): ...\nasync def predict_fn(a, b): ...", "sagemaker"),
     ],
 )
-def test_other_forms_are_recognised_and_refused(text: str, form: str, tmp_path: Path) -> None:
-    (message,) = problems(tmp_path, text)
-    assert f"the form {form} (" in message
-    assert "not supported yet" in message
+def test_each_form_is_recognised(text: str, form: str, tmp_path: Path) -> None:
+    assert read(tmp_path, text).form == form
 
 
 @pytest.mark.parametrize("text", [MODEL, MODULE, "FLOW = []\n", "def input_fn(a): ...\n"])
