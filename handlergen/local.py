@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from handlergen import __version__
 from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed
 from handlergen.identity import identity_of_archive, identity_of_project
+from handlergen.local_context import LocalContext
 from handlergen.local_stream import LocalOutlet, in_chunks
 from handlergen.mar import read_mar, unpack
-from handlergen.outgoing import body_of, body_request, form_request
+from handlergen.outgoing import Wire, body_of, body_request, form_request
 from handlergen.project import open_project
 from handlergen.runtime.contract import Bundle
 from handlergen.settings import to_runtime
@@ -26,6 +27,9 @@ from handlergen.user_place import importable, working_directory
 if TYPE_CHECKING:
     from handlergen.offline.rows import Result
     from handlergen.runtime.worker import Worker
+
+_THREADS = 8
+"""That prepare and answer the requests of a batch side by side."""
 
 
 @dataclass(frozen=True)
@@ -113,17 +117,47 @@ class LocalModel:
             HandlergenError: A file cannot be read.
             RequestFailed: A streamed answer failed midway.
         """
-        entry, properties = (
-            form_request(fields) if fields is not None else body_request(*body_of(data, content_type))
-        )
-        context = _LocalContext(f"local-{next(self._numbers)}", {**properties, **(headers or {})})
-        context.outlet = LocalOutlet(on_chunk) if on_chunk else None
-        (body,) = self._worker.handle([entry], context)
-        failure = context.outlet.failure if context.outlet else None
-        if failure is not None:
-            raise RequestFailed(failure.message, status=failure.status)
-        sent = dict(context.headers)
-        return Answer(context.status, sent.pop("content-type", ""), body, sent)
+        wire = form_request(fields) if fields is not None else body_request(*body_of(data, content_type))
+        outlet = LocalOutlet(on_chunk) if on_chunk else None
+        (answer,) = self._answer([wire], headers or {}, outlet)
+        if outlet is not None and outlet.failure is not None:
+            raise RequestFailed(outlet.failure.message, status=outlet.failure.status)
+        return answer
+
+    def batch(
+        self,
+        inputs: Sequence[Any],
+        *,
+        content_type: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[Answer]:
+        """Several requests that arrive together, as in one batch of a server.
+
+        They are prepared and answered side by side; what `predict` sees, the setting `batch` says.
+
+        Args:
+            inputs: Each as in `request`.
+            content_type, headers: Of every one of them.
+
+        Returns:
+            An answer each, errors included, in the order of the inputs.
+
+        Raises:
+            HandlergenError: A file cannot be read.
+        """
+        wires = [body_request(*body_of(data, content_type)) for data in inputs]
+        return self._answer(wires, headers or {}, None)
+
+    def _answer(
+        self, wires: Sequence[Wire], headers: Mapping[str, str], outlet: LocalOutlet | None
+    ) -> list[Answer]:
+        ids = [f"local-{next(self._numbers)}" for _ in wires]
+        context = LocalContext(ids, [{**properties, **headers} for _, properties in wires], outlet)
+        bodies = self._worker.handle([entry for entry, _ in wires], context)
+        return [
+            Answer(status, sent.pop("content-type", ""), body, sent)
+            for status, sent, body in zip(context.statuses, context.headers, bodies, strict=True)
+        ]
 
     def map(
         self,
@@ -257,7 +291,7 @@ def _open_worker(
     cleanup.enter_context(importable(roots, bundle.contract.module))
     try:
         with working_directory(root):
-            return Worker(bundle, root, gpu_id=gpu, batch_size=1)
+            return Worker(bundle, root, gpu_id=gpu, batch_size=_THREADS)
     except Exception as error:
         raise ModuleFailed(
             f"{bundle.contract.module} could not be loaded: {type(error).__name__}: {error}",
@@ -274,27 +308,3 @@ def _succeeded(answer: Answer) -> Answer:
 def _message(answer: Answer) -> str:
     value = answer.value
     return str(value.get("message", value)) if isinstance(value, dict) else repr(value)
-
-
-class _LocalContext:
-    """The part of TorchServe's context that the runtime uses, for one request."""
-
-    def __init__(self, request_id: str, properties: dict[str, Any]) -> None:
-        self.request_ids = {0: request_id}
-        self.request_processor = [self]
-        self.status = 200
-        self.headers: dict[str, str] = {}
-        self.outlet: LocalOutlet | None = None
-        self._properties = properties
-
-    def get_request_properties(self) -> dict[str, Any]:
-        return self._properties
-
-    def set_response_content_type(self, _index: int, value: str) -> None:
-        self.headers["content-type"] = value
-
-    def set_response_status(self, code: int, _phrase: str, _index: int) -> None:
-        self.status = code
-
-    def set_response_header(self, _index: int, name: str, value: str) -> None:
-        self.headers[name] = value

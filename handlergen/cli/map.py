@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import click
+
+from handlergen.cli.hook_output import few_tracebacks, stdout_of_its_own
 
 if TYPE_CHECKING:
     from handlergen.offline.job import Engine, Progress, Summary
@@ -117,8 +117,8 @@ def command(
     path = Path(output).absolute()
     try:
         with (
-            _few_tracebacks(),
-            _stdout_of_its_own() as stdout,
+            few_tracebacks(_TRACEBACKS),
+            stdout_of_its_own() as stdout,
             _opened(engine, source, gpu=gpu, workers=workers, threads=threads) as answering,
         ):
             summary = map_to_file(
@@ -204,52 +204,6 @@ class _Bar:
 
     def clear(self) -> None:
         click.echo("\r\x1b[K", err=True, nl=False)
-
-
-class _FewTracebacks(logging.Filter):
-    """Lets the first few records of each process pass: a million bad rows must not bury the one message that helps."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self._left = limit
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        self._left -= 1
-        if self._left == 0:
-            record.msg, record.args = f"{record.getMessage()}\n(further tracebacks are left out)", ()
-        return self._left >= 0
-
-
-@contextlib.contextmanager
-def _few_tracebacks() -> Iterator[None]:
-    logger = logging.getLogger("handlergen")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(_FewTracebacks(_TRACEBACKS))
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-
-
-@contextlib.contextmanager
-def _stdout_of_its_own() -> Iterator[IO[bytes]]:
-    """Standard output for answers only: what hooks print goes to standard error."""
-    try:
-        file = sys.stdout.fileno()
-    except (OSError, AttributeError):  # replaced by something without a descriptor
-        yield sys.stdout.buffer
-        return
-    sys.stdout.flush()
-    kept = os.dup(file)
-    os.dup2(2, file)
-    try:
-        with os.fdopen(os.dup(kept), "wb") as own:
-            yield own
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, file)
-        os.close(kept)
 
 
 def bar_text(progress: Progress) -> str:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from handlergen.errors import HandlergenError, RequestFailed
+from handlergen.cli.hook_output import failures_kept, stdout_of_its_own
+from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed
+
+if TYPE_CHECKING:
+    from handlergen.local import Answer, LocalModel
 
 
 @click.command("predict")
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
-@click.argument("data", required=False)
+@click.argument("data", nargs=-1)
 @click.option(
-    "--file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Send a file's bytes."
+    "--file",
+    "files",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Send a file's bytes; - is standard input. May be repeated.",
 )
 @click.option(
     "--field",
@@ -25,6 +33,7 @@ from handlergen.errors import HandlergenError, RequestFailed
     help="A field of a multipart form; NAME=@PATH sends a file. May be repeated.",
 )
 @click.option("--content-type", help="Content type of what is sent; guessed by default.")
+@click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="A header. May be repeated.")
 @click.option("--gpu", type=int, help="Predict on this GPU instead of the CPU.")
 @click.option(
     "-o",
@@ -32,55 +41,123 @@ from handlergen.errors import HandlergenError, RequestFailed
     type=click.Path(path_type=Path),
     help="Write the answer to a file instead of standard output.",
 )
+@click.option(
+    "--raise", "raises", is_flag=True, help="For a failed request show the module's traceback; status 4."
+)
 def command(
     *,
     source: Path,
-    data: str | None,
-    file: Path | None,
+    data: tuple[str, ...],
+    files: tuple[Path, ...],
     fields: tuple[str, ...],
     content_type: str | None,
+    headers: tuple[str, ...],
     gpu: int | None,
     output: Path | None,
+    raises: bool,
 ) -> None:
-    """Answer one request in this process: no server, no Java.
+    """Answer one request, or several as one batch, in this process: no server, no Java.
 
     SOURCE is what `handlergen archive` takes, or a .mar. DATA is JSON text; `-` reads it from standard input. The
     answer is what a client of the served model would get, byte for byte, and is printed as it is made when the model
-    streams; an error exits with status 6.
+    streams; an error exits with status 6. Several DATA or --file are one batch; each answer is then a line.
 
     \b
     Examples:
       handlergen predict digits.py --file seven.png
       handlergen predict model-store/digits.mar '{"x": [1, 2]}'
+      handlergen predict digits.py '{"x": 1}' '{"x": 2}'
     """
-    if sum(given is not None and given != () for given in (data, file, fields)) != 1:
+    if sum(map(bool, (data, files, fields))) != 1:
         raise click.UsageError("give one of DATA, --file and --field")
+    inputs, kind = _inputs(data, files, content_type)
+    form = dict(map(_field, fields))
+    named = dict(map(_header, headers))
     from handlergen.local import load
+    from handlergen.user_place import working_directory
 
-    with load(source, gpu=gpu) as model:
-        on_chunk = None if output is not None else _write_chunk
-        if fields:
-            answer = model.request(fields=dict(_field(text) for text in fields), on_chunk=on_chunk)
-        elif file is not None:
-            answer = model.request(file, content_type=content_type, on_chunk=on_chunk)
-        else:
-            text = sys.stdin.read() if data == "-" else str(data)
-            answer = model.request(
-                text.encode(), content_type=content_type or "application/json", on_chunk=on_chunk
-            )
-    if answer.status >= 400:
-        raise RequestFailed(answer.body.decode(), status=answer.status, body=answer.body)
+    tracebacks: list[str] = []
     if output is not None:
-        output.write_bytes(answer.body)
+        output = output.absolute()
+    with (
+        failures_kept(tracebacks),
+        stdout_of_its_own() as stdout,
+        load(source, gpu=gpu) as model,
+        working_directory(model.root),
+    ):
+        if len(inputs) > 1:
+            answers = model.batch(inputs, content_type=kind, headers=named)
+            _write_lines(answers, output, stdout)
+        else:
+            body = {"fields": form} if form else {"data": inputs[0], "content_type": kind}
+            answers = [_one(model, {**body, "headers": named}, output, stdout)]
+    _check(answers, tracebacks, raises=raises)
+
+
+def _inputs(
+    data: tuple[str, ...], files: tuple[Path, ...], content_type: str | None
+) -> tuple[list[Any], str | None]:
+    if data:
+        texts = [sys.stdin.buffer.read() if text == "-" else text.encode() for text in data]
+        return texts, content_type or "application/json"
+    found: list[Any] = []
+    for path in files:
+        if str(path) == "-":
+            found.append(sys.stdin.buffer.read())
+        elif path.is_file():
+            found.append(path.absolute())
+        else:
+            raise HandlergenError(f"cannot read {path}: no such file")
+    return found, content_type
+
+
+def _one(
+    model: LocalModel,
+    body: dict[str, Any],
+    output: Path | None,
+    stdout: IO[bytes],
+) -> Answer:
+    def write(chunk: bytes, _content_type: str = "") -> None:
+        stdout.write(chunk)
+        stdout.flush()
+
+    on_chunk = None if output is not None else write
+    answer = model.request(**body, on_chunk=on_chunk)
+    if answer.status < 400:
+        if output is not None:
+            output.write_bytes(answer.body)
+        else:
+            ending = b"\n" if answer.content_type.startswith(("application/json", "text/")) else b""
+            write(answer.body + ending)
+    return answer
+
+
+def _write_lines(answers: list[Answer], output: Path | None, stdout: IO[bytes]) -> None:
+    lines = b"".join(answer.body + b"\n" for answer in answers)
+    if output is not None:
+        output.write_bytes(lines)
+    else:
+        stdout.write(lines)
+
+
+def _check(answers: list[Answer], tracebacks: list[str], *, raises: bool) -> None:
+    """End with the status that the failed among the answers ask for."""
+    failed = [answer for answer in answers if answer.status >= 400]
+    if not failed:
         return
-    sys.stdout.buffer.write(answer.body)
-    if answer.content_type.startswith(("application/json", "text/")):
-        click.echo()
+    first = failed[0]
+    if raises and tracebacks:
+        raise ModuleFailed(first.body.decode(), traceback="\n".join(tracebacks))
+    what = first.body.decode() if len(answers) == 1 else f"{len(failed)} of {len(answers)} requests failed"
+    hint = "--raise shows where" if tracebacks else None
+    raise RequestFailed(what, status=first.status, body=first.body, hint=hint)
 
 
-def _write_chunk(chunk: bytes, _content_type: str) -> None:
-    sys.stdout.buffer.write(chunk)
-    sys.stdout.buffer.flush()
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not name.strip() or not colon:
+        raise click.UsageError(f"--header takes NAME:VALUE, not {text!r}")
+    return name.strip(), value.strip()
 
 
 def _field(text: str) -> tuple[str, Any]:
@@ -92,4 +169,4 @@ def _field(text: str) -> tuple[str, Any]:
     path = Path(value[1:])
     if not path.is_file():
         raise HandlergenError(f"cannot read {path}: no such file")
-    return name, path
+    return name, path.absolute()

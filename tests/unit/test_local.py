@@ -95,3 +95,61 @@ def test_settings_of_an_archive_cannot_be_changed(project: Path, tmp_path: Path)
     mar = handlergen.archive(project, model_store=tmp_path / "store").path
     with pytest.raises(handlergen.HandlergenError, match="batch"):
         handlergen.load(mar, batch="list")
+
+
+def test_a_batch_is_answered_together_and_fails_apart(tmp_path: Path) -> None:
+    (tmp_path / "sums.py").write_text(
+        "def preprocess(data):\n    return data['n']\n"
+        "def predict(inputs):\n    return [n + len(inputs) for n in inputs]\n"
+    )
+    with handlergen.load(tmp_path / "sums.py", batch="list") as model:
+        answers = model.batch([{"n": 1}, {"n": 2}, {"m": 3}])
+    assert [(answer.status, answer.value) for answer in answers[:2]] == [(200, 3), (200, 4)]
+    assert answers[2].status == 500
+
+
+HANDLERGEN = str(Path(sys.executable).with_name("handlergen"))
+
+
+def predict(*arguments: str, stdin: bytes = b"") -> tuple[int, bytes, str]:
+    done = subprocess.run([HANDLERGEN, "predict", *arguments], input=stdin, capture_output=True, check=False)
+    return done.returncode, done.stdout, done.stderr.decode()
+
+
+def test_predict_prints_the_answer_and_nothing_else(project: Path) -> None:
+    source = project / "labeller.py"
+    source.write_text(SOURCE.replace("def predict(inputs):", "def predict(inputs):\n    print('noise')"))
+    assert predict(str(project), '{"n": 2}') == (0, b'{"label":"two"}\n', "noise\n")
+    assert predict(str(project), "-", stdin=b'{"n": 0}')[:2] == (0, b'{"label":"zero"}\n')
+    (project / "one.bin").write_bytes(b"x")
+    assert predict(str(project), "--field", f"image=@{project / 'one.bin'}")[1] == b'{"label":"one"}\n'
+    status, answers, _ = predict(str(project), '{"n": 1}', '{"n": 2}', '{"n": 9}')
+    assert status == 6
+    assert answers.splitlines()[:2] == [b'{"label":"one"}', b'{"label":"two"}']
+    assert b'"code":500' in answers.splitlines()[2]
+
+
+def test_an_error_is_what_a_client_gets_and_raise_shows_where(project: Path) -> None:
+    status, answer, told = predict(str(project), '{"n": 7}')
+    assert (status, answer) == (6, b"")
+    assert "Traceback" not in told
+    assert '"code":500' in told
+    status, _, told = predict(str(project), '{"n": 7}', "--raise")
+    assert status == 4
+    assert "IndexError" in told
+    assert "labeller.py" in told
+    assert "pipeline.py" not in told
+
+
+def test_hooks_run_where_they_run_when_served(project: Path) -> None:
+    source = SOURCE.replace("return labels[inputs]", "return Path('labels.txt').read_text().split()[inputs]")
+    (project / "labeller.py").write_text(source)
+    assert predict(str(project), '{"n": 2}')[1] == b'{"label":"two"}\n'
+
+
+def test_a_breakpoint_in_a_hook_stops_there(project: Path) -> None:
+    source = SOURCE.replace("    return labels[inputs]", "    breakpoint()\n    return labels[inputs]")
+    (project / "labeller.py").write_text(source)
+    status, answer, told = predict(str(project), '{"n": 2}', stdin=b"p inputs + 40\nc\n")
+    assert (status, answer) == (0, b'{"label":"two"}\n')
+    assert "42" in told
