@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from handlergen.archiving import archive
 from handlergen.configuration import write_configuration
@@ -20,6 +19,16 @@ from handlergen.server import serve
 
 HANDLERS = Path(__file__).parent.parent / "handlers"
 _TIMEOUT_S = 600.0
+
+STOCK = {"log_config": "", "metrics_mode": "log", "metrics_config": "", "system_metrics_cmd": ""}
+"""What TorchServe does unless told otherwise about logs; its metrics go to logs too. All else is as handlergen's."""
+
+
+class Server(NamedTuple):
+    """A running TorchServe: the address of its predictions, and its frontend's process."""
+
+    address: tuple[str, int]
+    pid: int
 
 
 class Stand:
@@ -93,8 +102,8 @@ class Stand:
         )
 
     @contextmanager
-    def server(self, *, stock_log: bool = False, trace: bool = False) -> Iterator[tuple[str, int]]:
-        """Run TorchServe over the model store; yields the address of its predictions.
+    def server(self, *, stock_log: bool = False, trace: bool = False) -> Iterator[Server]:
+        """Run TorchServe over the model store.
 
         Token authorization is off: it costs every subject the same, and is not what is measured.
 
@@ -118,7 +127,7 @@ class Stand:
         settings = server_settings(
             token_authorization=False,
             model_store=str(self.store),
-            **({"log_config": ""} if stock_log else {}),
+            **(STOCK if stock_log else {}),
             **dict(zip(names, free_ports(len(names)), strict=True)),
         )
         write_configuration(directory / "config.properties", settings, force=True)
@@ -128,33 +137,4 @@ class Stand:
         if trace:
             environ["HANDLERGEN_TRACE_DIR"] = str(self.trace_dir)
         with serve(directory / "config.properties", timeout=_TIMEOUT_S, environ=environ) as running:
-            yield running.settings.addresses()["inference"]
-
-
-def machine() -> dict[str, str]:
-    """What the figures were measured on."""
-    from importlib.metadata import version
-
-    from handlergen.java import find_java
-
-    cpu = (
-        next(
-            (
-                line.partition(":")[2].strip()
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")
-            ),
-            "unknown",
-        )
-        if Path("/proc/cpuinfo").exists()
-        else "unknown"
-    )
-    return {
-        "cores": str(os.cpu_count()),
-        "CPU": cpu,
-        "system": " ".join(os.uname()[index] for index in (0, 2, 4)),
-        "Python": sys.version.split()[0],
-        "torch": version("torch"),
-        "TorchServe": version("torchserve"),
-        "Java": str(find_java().version),
-    }
+            yield Server(running.settings.addresses()["inference"], running.pid)
