@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,16 @@ class LocalEngine:
         def finish(chunk: Chunk, items: list[Item]) -> None:
             write(Lines.of(chunk, items))
 
+        # What is there now stays to the end: the collector need not look at it again, nor copy it in forked processes.
+        gc.freeze()
+        try:
+            yield from self._run(chunks, finish, ordered)
+        finally:
+            gc.unfreeze()
+
+    def _run(
+        self, chunks: Iterable[Chunk], finish: Callable[[Chunk, list[Item]], None], ordered: bool
+    ) -> Generator[None, None, None]:
         return run_chunks(
             self._model.worker,
             self._model.root,

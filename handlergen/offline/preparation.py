@@ -52,7 +52,8 @@ def prepare(pipeline: Pipeline, rows: Sequence[Row]) -> list[Item]:
 
 def open_rows(pipeline: Pipeline, rows: Sequence[Row]) -> list[Item]:
     """Rows as requests that have just arrived. One whose file cannot be read has failed already."""
-    entries, properties, unreadable = [], [], {}
+    entries, unreadable = [], {}
+    kinds: dict[str, dict[str, Any]] = {}
     for index, row in enumerate(rows):
         body = row.body
         if isinstance(body, Path):
@@ -61,10 +62,10 @@ def open_rows(pipeline: Pipeline, rows: Sequence[Row]) -> list[Item]:
             except HandlergenError as error:
                 unreadable[index] = error.message
                 body = b""
-        entry, headers = body_request(body, row.content_type)
-        entries.append(entry)
-        properties.append(headers)
-    items = open_items(entries, properties, [str(row.id) for row in rows])
+        if row.content_type not in kinds:  # headers are only read: rows of one type share theirs
+            kinds[row.content_type] = body_request(b"", row.content_type)[1]
+        entries.append({"body": bytearray(body)})
+    items = open_items(entries, [kinds[row.content_type] for row in rows], [str(row.id) for row in rows])
     for index, message in unreadable.items():
         pipeline.fail(items[index], BadRequest(message), "decode")
     return items
