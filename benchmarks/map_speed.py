@@ -1,9 +1,9 @@
 """What `map` costs beside the work that it arranges.
 
-    python benchmarks/map_speed.py [--images 240] [--rows 10000] [--repeat 5]
+    python benchmarks/map_speed.py [--images 320] [--rows 10000] [--repeat 5]
 
-Images: JPEG files of 1280 x 960 are decoded, scaled and normalised by PIL in `preprocess`; a small convolutional network
-on the CPU (one thread) predicts in batches. Beside map's rate stand "decode only" (the same preprocess in a pool of
+Images: JPEG files of 1280 x 960 are decoded, scaled and normalised by PIL in `preprocess`; a small network on
+the CPU (one thread) predicts in batches. Beside map's rate stand "decode only" (the same preprocess in a pool of
 processes, one a core, each image's tensor thrown away) and "predict only" (the same batches, prepared beforehand).
 Decoding and predicting share the cores of this machine, so that no arrangement can reach the better of the two: what
 can be reached is cores / (decode seconds a core + predict seconds a core), the bound that is printed; the network is
@@ -13,7 +13,8 @@ lesser of the two rates.
 Rows: 10 000 rows of 64 numbers through a perceptron, beside a plain loop over the model's own forward in batches of the
 same size, inputs ready. The time of loading is left out.
 
-The kinds take turns, and medians are compared: the machine may be busy with something else.
+The kinds take turns, and medians are compared: the machine may be busy with something else. CPU seconds, which suffer
+less from that, are shown beside.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import io
 import json
 import multiprocessing
 import os
+import resource
 import statistics
 import tempfile
 import time
@@ -96,17 +98,28 @@ class Perceptron(nn.Module):
 """
 
 
+_cpu: dict[str, list[float]] = {}
+"""CPU seconds of every run, by kind, this process and those that it has waited for."""
+
+
 def timed(work: Callable[[], Any]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
+def cpu_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
 def in_turns(works: dict[str, Callable[[], float]], repeat: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeat):
         for name, work in works.items():
+            before = cpu_seconds()
             times[name].append(work())
+            _cpu.setdefault(name, []).append(cpu_seconds() - before)
     return times
 
 
@@ -175,6 +188,10 @@ def images(directory: Path, count: int, batch: int, repeat: int) -> None:
     print(
         f"  map reaches {bound / middle['map']:.0%} of the bound (rounds: {', '.join(f'{r:.0%}' for r in ratios)})"
     )
+    cpu = {name: statistics.median(values) for name, values in _cpu.items()}
+    own = cpu["decode only, all cores"] + cpu["predict only"]
+    print(f"  CPU: map {cpu['map']:.2f} s, decode and predict alone {own:.2f} s = {own / cpu['map']:.0%}")
+    _cpu.clear()
     print(f"  and {max(decoding, predicting) / middle['map']:.0%} of the slower of the two alone")
 
 
@@ -214,7 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=240)
+    parser.add_argument("--images", type=int, default=320)
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeat", type=int, default=5)

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import inspect
 import itertools
 import os
-import signal
-import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from handlergen.errors import HandlergenError
-from handlergen.offline.rows import Chunk, Row
-from handlergen.offline.transport import Packed, pack
-from handlergen.outgoing import body_request, read_file
-from handlergen.runtime.failures import Failure
+from handlergen.offline.child import Piece, Preparing
+from handlergen.offline.crossing import Needs, prepare, restored
+from handlergen.offline.rows import Chunk
+from handlergen.offline.transport import Packed
 from handlergen.runtime.hooks import Item
-from handlergen.runtime.pipeline import Pipeline, open_items
-from handlergen.runtime.requests import BadRequest
+from handlergen.runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from handlergen.runtime.contract import Contract
@@ -35,148 +30,43 @@ if TYPE_CHECKING:
 _AHEAD = 2
 """Chunks that are prepared ahead, for each worker."""
 
+_LEAST_PIECE = 4
+"""Rows that are worth a message to a process."""
+
 _WORTH_A_PROCESS_S = 250e-6
 """A row whose preparation takes less is prepared in the predicting process: sending it costs about as much."""
-
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 Prepared = tuple[Chunk, list[Item]]
 
 
-def prepare(pipeline: Pipeline, rows: Sequence[Row]) -> list[Item]:
-    """Rows as requests, decoded and preprocessed; in this thread."""
-    items = open_rows(pipeline, rows)
-    pipeline.preprocess(items)
-    return items
-
-
-def open_rows(pipeline: Pipeline, rows: Sequence[Row]) -> list[Item]:
-    """Rows as requests that have just arrived. One whose file cannot be read has failed already."""
-    entries, unreadable = [], {}
-    kinds: dict[str, dict[str, Any]] = {}
-    for index, row in enumerate(rows):
-        body = row.body
-        if isinstance(body, Path):
-            try:
-                body = read_file(body)
-            except HandlergenError as error:
-                unreadable[index] = error.message
-                body = b""
-        if row.content_type not in kinds:  # headers are only read: rows of one type share theirs
-            kinds[row.content_type] = body_request(b"", row.content_type)[1]
-        entries.append({"body": bytearray(body)})
-    items = open_items(entries, [kinds[row.content_type] for row in rows], [str(row.id) for row in rows])
-    for index, message in unreadable.items():
-        pipeline.fail(items[index], BadRequest(message), "decode")
-    return items
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What of a prepared request the later stages read, so that no more of it crosses to the predicting process."""
-
-    data: bool
-    files: bool
-    http: bool
-
-    @classmethod
-    def of(cls, contract: Contract) -> Needs:
-        """Read it from the parameters of the hooks that follow."""
-        if contract.form == "flow":
-            return cls(data=True, files=True, http=True)
-        later = [hook for role, hook in contract.hooks.items() if role in ("predict", "postprocess")]
-        sources = {parameter.source for hook in later for parameter in hook.parameters}
-        return cls(bool(sources & {"data", "input_data"}), "files" in sources, "http_request" in sources)
-
-    def taken(self, item: Item) -> tuple[Any, ...]:
-        """The item as plain values."""
-        failure = item.failure
-        if failure is not None:
-            return ((failure.status, failure.type, failure.message, dict(failure.headers)),)
-        return (
-            None,
-            item.inputs,
-            item.request._metadata,
-            item.data if self.data else None,
-            item.files if self.files else None,
-            (item.entry, item.http) if self.http else None,
-        )
-
-
-def restored(rows: Sequence[Row], values: Sequence[tuple[Any, ...]]) -> list[Item]:
-    """The items of `Needs.taken`, in the process that predicts."""
-    kinds: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        if row.content_type not in kinds:
-            kinds[row.content_type] = body_request(b"", row.content_type)[1]
-    items = open_items(
-        [{} for _ in rows], [kinds[row.content_type] for row in rows], [str(row.id) for row in rows]
-    )
-    for item, value in zip(items, values, strict=True):
-        if value[0] is not None:
-            item.failure = Failure(*value[0])
-            continue
-        _, item.inputs, metadata, item.data, item.files, http = value
-        if metadata:
-            item.request.metadata.update(metadata)
-        if http is not None:
-            item.entry, item.http = http
-    return items
-
-
-class Preparing(Dataset[Any]):
-    """What torch's DataLoader runs in its processes: takes a chunk instead of an index, gives it back prepared.
-
-    Args:
-        pipeline: Of the loaded model; a forked process inherits it.
-        needs: What is to be sent back.
-        directory: Where hooks expect to run.
-    """
-
-    def __init__(self, pipeline: Pipeline, needs: Needs, directory: Path) -> None:
-        self._pipeline = pipeline
-        self._needs = needs
-        self._directory = directory
-        self._parent = os.getpid()
-
-    def start(self, _number: int) -> None:
-        """Once in each process."""
-        # The parent ends this process, when it has seen to what is under way; a terminal's Ctrl-C goes to both.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        _end_with_parent(self._parent)
-        os.chdir(self._directory)
-        self._pipeline = _ForkedPipeline.of(self._pipeline)
-
-    def __getitem__(self, chunk: Chunk) -> tuple[int, Packed | str]:
-        pipeline = cast(_ForkedPipeline, self._pipeline)
-        items = prepare(pipeline, chunk.rows) if not pipeline.refused else []
-        if pipeline.refused:
-            return chunk.number, pipeline.refused
-        try:
-            return chunk.number, pack([self._needs.taken(item) for item in items])
-        except Exception as error:  # the pickling of the user's own types raises anything
-            return chunk.number, f"what preprocess returned cannot cross to another process ({error})"
-
-
-class _ForkedPipeline(Pipeline):
-    """The pipeline in a preparing process. What fails because of the fork fails here only, and nobody is told.
+class _Assembly:
+    """A chunk whose pieces come back.
 
     Attributes:
-        refused: Why the rows must be prepared in the parent; "" when they need not.
+        refused: Why its rows must be prepared in this process; "" when they need not.
     """
 
-    refused = ""
+    def __init__(self, chunk: Chunk) -> None:
+        self.chunk = chunk
+        self.refused = ""
+        self._pieces: dict[int, list[Any]] = {}
+        self._missing = len(chunk.rows)
 
-    @classmethod
-    def of(cls, pipeline: Pipeline) -> _ForkedPipeline:
-        own = pipeline.forked()
-        own.__class__ = cls
-        return cast(_ForkedPipeline, own)
+    def add(self, start: int, count: int, packed: Packed | str) -> None:
+        """Take a piece of so many rows."""
+        self._missing -= count
+        if isinstance(packed, Packed):
+            self._pieces[start] = packed.unpack()
+        else:
+            self.refused = packed
 
-    def fail(self, item: Item, error: BaseException, hook: str) -> None:
-        if isinstance(error, RuntimeError) and "forked subprocess" in str(error):
-            self.refused = "preprocess uses the GPU, which a forked process cannot"
-        super().fail(item, error, hook)
+    @property
+    def complete(self) -> bool:
+        return self._missing == 0
+
+    def values(self) -> list[Any]:
+        """The rows' values, in order."""
+        return [value for start in sorted(self._pieces) for value in self._pieces[start]]
 
 
 class Preparation:
@@ -278,19 +168,21 @@ class Preparation:
     def _in_processes(
         self, chunks: Iterable[Chunk], workers: int, ready: Iterable[Prepared]
     ) -> Iterator[Prepared]:
-        sent: dict[int, Chunk] = {}
+        under_way: dict[int, _Assembly] = {}
 
-        def sending() -> Iterator[Chunk]:
+        def sending() -> Iterator[Piece]:
             for chunk in chunks:
-                sent[chunk.number] = chunk
-                yield chunk
+                under_way[chunk.number] = _Assembly(chunk)
+                size = max(_LEAST_PIECE, -(-len(chunk.rows) // workers))
+                for start in range(0, len(chunk.rows), size):
+                    yield chunk.number, start, chunk.rows[start : start + size]
 
         iterator = self._loader(sending(), workers)
         try:
             yield from ready  # after the fork: whoever predicts them starts threads
             while True:
                 try:
-                    number, packed = next(iterator)
+                    number, start, count, packed = next(iterator)
                 except StopIteration:
                     return
                 except RuntimeError as error:
@@ -300,21 +192,26 @@ class Preparation:
                         f"a process that prepares rows died: {error}",
                         hint="what is written stays; fewer --workers, or a smaller --batch-size, need less memory",
                     ) from error
-                chunk = sent.pop(number)
-                if isinstance(packed, Packed):
-                    yield chunk, restored(chunk.rows, packed.unpack())
-                    continue
-                if self._tell is not None:
-                    self._tell(
-                        f"{packed}: rows are prepared in the predicting process; --threads does it beside"
-                    )
-                    self._tell = None
-                yield chunk, prepare(self._pipeline, chunk.rows)
+                assembly = under_way[number]
+                assembly.add(start, count, packed)
+                if assembly.complete:
+                    del under_way[number]
+                    yield assembly.chunk, self._items(assembly)
         finally:
             with contextlib.suppress(AttributeError):
                 iterator._shutdown_workers()  # at once, not when the garbage collector comes to it
 
-    def _loader(self, chunks: Iterator[Chunk], workers: int) -> Any:
+    def _items(self, assembly: _Assembly) -> list[Item]:
+        if assembly.refused:
+            if self._tell is not None:
+                self._tell(
+                    f"{assembly.refused}: rows are prepared in the predicting process; --threads does it beside"
+                )
+                self._tell = None
+            return prepare(self._pipeline, assembly.chunk.rows)
+        return restored(assembly.chunk.rows, assembly.values())
+
+    def _loader(self, pieces: Iterator[Piece], workers: int) -> Any:
         preparing = Preparing(self._pipeline, Needs.of(self._contract), self._directory)
         options: dict[str, Any] = {}
         if not self._ordered and "in_order" in inspect.signature(DataLoader).parameters:  # torch 2.6
@@ -322,9 +219,9 @@ class Preparation:
         loader = DataLoader(
             preparing,
             batch_size=None,
-            sampler=cast(Any, _Once(chunks)),
+            sampler=cast(Any, _Once(pieces)),
             num_workers=workers,
-            prefetch_factor=_AHEAD,
+            prefetch_factor=_AHEAD * 2,
             collate_fn=_as_it_is,
             worker_init_fn=preparing.start,
             # Forked: the model's hooks are there, whatever they hold, without being pickled or loaded again. It is
@@ -339,25 +236,17 @@ class Preparation:
 
 
 class _Once:
-    """A sampler of chunks; DataLoader asks for one whenever a process is free."""
+    """A sampler of pieces; DataLoader asks for one whenever a process is free."""
 
-    def __init__(self, chunks: Iterator[Chunk]) -> None:
-        self._chunks = chunks
+    def __init__(self, pieces: Iterator[Piece]) -> None:
+        self._pieces = pieces
 
-    def __iter__(self) -> Iterator[Chunk]:
-        return self._chunks
+    def __iter__(self) -> Iterator[Piece]:
+        return self._pieces
 
 
 def _as_it_is(value: Any) -> Any:
     return value
-
-
-def _end_with_parent(parent: int) -> None:
-    """Let the kernel end this process when the parent's thread that forked it ends, even by SIGKILL."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the call
-            os._exit(1)
 
 
 def available_cores() -> int:

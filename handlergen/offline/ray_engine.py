@@ -244,7 +244,7 @@ class Answering:
         self._model.worker.wait_for_ever()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        from handlergen.offline.preparation import prepare
+        from handlergen.offline.crossing import prepare
 
         number, rows = pickle.loads(batch["chunk"][0])  # noqa: S301 - from this run's own queue
         pipeline = self._model.worker.pipeline

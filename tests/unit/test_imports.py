@@ -30,7 +30,7 @@ STARTS_PROCESSES = {"handlergen.server", "handlergen.archiving", "handlergen.jav
 TOUCHES_TEMPORARY_FILES = STARTS_PROCESSES | {"handlergen.local", "handlergen.offline.ray_engine"}
 
 #: Who forks: a child that must end without running its parent's clean-up code calls os._exit.
-ENDS_FORKED_CHILDREN = {"handlergen.offline.preparation"}
+ENDS_FORKED_CHILDREN = {"handlergen.offline.child"}
 
 
 def tree_of(module: str) -> ast.Module:

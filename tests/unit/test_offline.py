@@ -288,7 +288,7 @@ def test_an_endless_input_is_read_no_further_than_needed(module: Path) -> None:
             answers = model.map(endless(), batch_size=4, **how)
             assert [next(answers).value["y"] for _ in range(30)] == [2.0 * n for n in range(1, 31)]
             answers.close()
-        assert taken <= 30 + 4 * (2 * 2 + 4)
+        assert taken <= 30 + 4 * (2 * 4 + 4)
     assert not [child for child in psutil.Process().children() if "python" in child.name()]
 
 

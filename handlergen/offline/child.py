@@ -1,0 +1,92 @@
+"""What runs in a process that prepares rows."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+from torch.utils.data import Dataset
+
+from handlergen.offline.crossing import Needs, prepare
+from handlergen.offline.rows import Row
+from handlergen.offline.transport import Packed, pack
+from handlergen.runtime.hooks import Item
+from handlergen.runtime.pipeline import Pipeline
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+Piece = tuple[int, int, list[Row]]
+"""A part of a chunk, which its processes share: the chunk's number, the place of the first row in it, the rows."""
+
+
+class Preparing(Dataset[Any]):
+    """What torch's DataLoader runs in its processes: takes rows instead of an index, gives them back prepared.
+
+    Args:
+        pipeline: Of the loaded model; a forked process inherits it.
+        needs: What is to be sent back.
+        directory: Where hooks expect to run.
+    """
+
+    def __init__(self, pipeline: Pipeline, needs: Needs, directory: Path) -> None:
+        self._pipeline = pipeline
+        self._needs = needs
+        self._directory = directory
+        self._parent = os.getpid()
+
+    def start(self, _number: int) -> None:
+        """Once in each process."""
+        # The parent ends this process, when it has seen to what is under way; a terminal's Ctrl-C goes to both.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _end_with_parent(self._parent)
+        os.chdir(self._directory)
+        self._pipeline = _ForkedPipeline.of(self._pipeline)
+
+    def __getitem__(self, piece: Piece) -> tuple[int, int, int, Packed | str]:
+        number, start, rows = piece
+        pipeline = cast(_ForkedPipeline, self._pipeline)
+        items = prepare(pipeline, rows) if not pipeline.refused else []
+        if pipeline.refused:
+            return number, start, len(rows), pipeline.refused
+        try:
+            return number, start, len(rows), pack([self._needs.taken(item) for item in items])
+        except Exception as error:  # the pickling of the user's own types raises anything
+            return (
+                number,
+                start,
+                len(rows),
+                f"what preprocess returned cannot cross to another process ({error})",
+            )
+
+
+class _ForkedPipeline(Pipeline):
+    """The pipeline in a preparing process. What fails because of the fork fails here only, and nobody is told.
+
+    Attributes:
+        refused: Why the rows must be prepared in the parent; "" when they need not.
+    """
+
+    refused = ""
+
+    @classmethod
+    def of(cls, pipeline: Pipeline) -> _ForkedPipeline:
+        own = pipeline.forked()
+        own.__class__ = cls
+        return cast(_ForkedPipeline, own)
+
+    def fail(self, item: Item, error: BaseException, hook: str) -> None:
+        if isinstance(error, RuntimeError) and "forked subprocess" in str(error):
+            self.refused = "preprocess uses the GPU, which a forked process cannot"
+        super().fail(item, error, hook)
+
+
+def _end_with_parent(parent: int) -> None:
+    """Let the kernel end this process when the parent's thread that forked it ends, even by SIGKILL."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the call
+            os._exit(1)
