@@ -58,15 +58,19 @@ def pack(value: Any) -> Packed:
     _Pickler(target, protocol=5, buffer_callback=keep).dump(value)
     sizes = [buffer.nbytes for buffer in buffers]
     total = sum(_aligned(size) for size in sizes)
-    shared = torch.empty(total, dtype=torch.uint8) if total > _SMALL else None
-    if shared is not None:
-        shared.share_memory_()  # type: ignore[no-untyped-call]
+    shared = _shared(total) if total > _SMALL else None
     memory = memoryview(bytearray(total) if shared is None else shared.numpy())
     start = 0
     for buffer in buffers:
         memory[start : start + buffer.nbytes] = buffer
         start += _aligned(buffer.nbytes)
     return Packed(target.getvalue(), sizes, bytes(memory) if shared is None else shared)
+
+
+def _shared(size: int) -> torch.Tensor:
+    """Shared memory, made as torch's own collate makes it (torch/utils/data/_utils/collate.py), without a copy."""
+    storage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage)
 
 
 class _Pickler(pickle.Pickler):
