@@ -287,6 +287,13 @@ def _open_worker(
     from handlergen.runtime.failures import user_traceback
     from handlergen.runtime.worker import Worker
 
+    if gpu is not None:
+        import torch
+
+        if not 0 <= gpu < torch.cuda.device_count():
+            raise HandlergenError(
+                f"there is no GPU {gpu} here ({torch.cuda.device_count()} visible to torch)"
+            )
     root = roots[0]
     cleanup.enter_context(importable(roots, bundle.contract.module))
     try:

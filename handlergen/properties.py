@@ -90,7 +90,11 @@ def check(settings: ServerSettings) -> None:
     """
     wrong = []
     taken: dict[int, str] = {}
-    for purpose, (_host, port) in settings.addresses().items():
+    try:
+        addresses = settings.addresses()
+    except ValueError as error:
+        raise HandlergenError(str(error)) from error
+    for purpose, (_host, port) in addresses.items():
         if not 0 < port < 65536:
             wrong.append(f"{purpose}: {port} is no port (1 to 65535)")
         elif port in taken:

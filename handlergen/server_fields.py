@@ -166,4 +166,8 @@ def host_and_port(address: str) -> tuple[str, int]:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{address!r} is not of the form http://host:port")
     default = 443 if parts.scheme == "https" else 80
-    return parts.hostname, default if parts.port is None else parts.port
+    try:
+        port = parts.port
+    except ValueError:
+        raise ValueError(f"{address!r} has no port from 1 to 65535") from None
+    return parts.hostname, default if port is None else port

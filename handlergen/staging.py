@@ -25,6 +25,7 @@ from handlergen.names import (
 from handlergen.render import render_handler
 from handlergen.runtime.contract import CONTRACT_FILE, Bundle
 from handlergen.settings import shown, to_runtime
+from handlergen.unpacked import named_but_not_packed
 
 if TYPE_CHECKING:
     from handlergen.project import Project
@@ -125,7 +126,8 @@ def make_plan(project: Project, *, gpus: int = 0) -> Plan:
             problems[0] if len(problems) == 1 else "\n".join(["cannot pack:", *_indented(problems)])
         )
     files.sort(key=lambda file: file.archive_path)
-    return Plan(tuple(files), bundle, (*collector.warnings, *_foreign_names(files)))
+    forgotten = named_but_not_packed(collector.files, project.root)
+    return Plan(tuple(files), bundle, (*collector.warnings, *forgotten, *_foreign_names(files)))
 
 
 def make_bundle(project: Project) -> Bundle:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -13,3 +14,10 @@ def _own_state_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HANDLERGEN_STATE_DIR", str(tmp_path_factory.mktemp("state")))
         yield
+
+
+def pytest_configure() -> None:
+    """A shell that starts the suite in the background has it ignore SIGINT, and so would all that it starts: the
+    tests that press Ctrl-C would press it in vain. A handler of one's own is not inherited; the default is."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -83,7 +83,7 @@ def command(
         context.exit(_sample_status(ran))
     for warning in warnings:
         click.echo(f"Warning: {warning}", err=True)
-    _report(project)
+    _report(project, len(warnings))
     for name, found in types.items():
         click.echo(f"{name}: {json.dumps(found['schema'], indent=2) if found['schema'] else 'no schema'}")
     if ran is not None:
@@ -141,7 +141,7 @@ def _files(project: Project) -> tuple[str, ...]:
         raise ContractError([Problem(place, 0, line) for line in error.message.splitlines()]) from error
 
 
-def _report(project: Project) -> None:
+def _report(project: Project, warned: int) -> None:
     contract, settings = project.contract, project.settings
     click.echo(f"{shown(project.source)}: form {contract.form}, model {settings.name} {settings.version}")
     from handlergen.render import calls
@@ -166,7 +166,7 @@ def _report(project: Project) -> None:
             if p.source == "key"
         ]
         click.echo(f"  predict takes the keys of a JSON object: {', '.join(keys)}")
-    click.echo("No problems.")
+    click.echo(f"No problems, {warned} warning{'s' if warned > 1 else ''}." if warned else "No problems.")
 
 
 def _definition(hook: Hook) -> str:

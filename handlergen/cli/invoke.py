@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from handlergen.cli.output_file import writable
 from handlergen.cli.serving_options import config_option, json_option, key_file_option, open_client
 from handlergen.errors import HandlergenError, RequestFailed
 
@@ -85,6 +86,8 @@ def command(
         body = {**_rest_body(data, file, fields), "headers": _headers(headers)}
         if content_type:
             body["content_type"] = content_type
+    if output is not None:
+        writable(output)
     with open_client(config, key_file, timeout=timeout) as client:
         try:
             if stream:

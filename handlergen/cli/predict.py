@@ -9,6 +9,8 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from handlergen.cli.hook_output import failures_kept, stdout_of_its_own
+from handlergen.cli.options import setting_options
+from handlergen.cli.output_file import writable
 from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 @click.option(
     "--raise", "raises", is_flag=True, help="For a failed request show the module's traceback; status 4."
 )
+@setting_options("name", "form", "call", "weights", "weights_format", "batch", "config", "nan")
 def command(
     *,
     source: Path,
@@ -55,6 +58,7 @@ def command(
     gpu: int | None,
     output: Path | None,
     raises: bool,
+    **overrides: Any,
 ) -> None:
     """Answer one request, or several as one batch, in this process: no server, no Java.
 
@@ -76,13 +80,14 @@ def command(
     from handlergen.local import load
     from handlergen.user_place import working_directory
 
+    settings = {name: value for name, value in overrides.items() if value is not None}
     tracebacks: list[str] = []
     if output is not None:
-        output = output.absolute()
+        output = writable(output.absolute())
     with (
         failures_kept(tracebacks),
         stdout_of_its_own() as stdout,
-        load(source, gpu=gpu) as model,
+        load(source, gpu=gpu, **settings) as model,
         working_directory(model.root),
     ):
         if len(inputs) > 1:

@@ -150,7 +150,7 @@ def _print(running: RunningServer) -> None:
     if running.models:
         name = running.models[0].name
         click.echo("\nTry it:")
-        click.echo(f"  handlergen invoke {name} --data '{{}}'")
+        click.echo(f"  handlergen invoke {name} --data 'JSON'     (or --file PATH)")
         click.echo(f"  {_curl(running, name)}")
 
 
@@ -163,7 +163,7 @@ def _curl(running: RunningServer, name: str) -> str:
         )
         token = f'-H "Authorization: Bearer $({reader})" '
     return (
-        f"curl {token}-H 'Content-Type: application/json' -d '{{}}' "
+        f"curl {token}-H 'Content-Type: application/json' -d 'JSON' "
         f"{running.settings.inference_address}/predictions/{name}"
     )
 
