@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -82,6 +83,7 @@ STAGED = (
 
 def main() -> int:
     arguments = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers are ended on the way out
     start = time.monotonic()
     about = machine()
     if not arguments.json:
@@ -116,7 +118,7 @@ def _arguments() -> argparse.Namespace:
         type=float,
         default=1.0,
         metavar="SHARE",
-        help="repeat turns in which others used a larger share of the CPU time, 0 to 1, at most 40 times",
+        help="repeat turns in which others used a larger share of the CPU time, 0 to 1, at most 10 times",
     )
     parser.add_argument("--json", action="store_true", help="every value, for programs")
     parser.add_argument("--out", type=Path, help="write the report to this file too")
@@ -237,7 +239,7 @@ def _turn(
 ) -> tuple[Load, float]:
     """One turn, and the share of CPU time that others took; again while that is too large."""
     strangers = Strangers([server.pid])
-    for _attempt in range(40):
+    for _attempt in range(10):
         strangers.start()
         load = _run(server.address, exchanges, clients=clients, seconds=arguments.seconds)
         other = strangers.share()
