@@ -11,7 +11,7 @@ made just heavy enough that predicting takes half as long as decoding on all cor
 lesser of the two rates.
 
 Rows: 10 000 rows of 8 numbers through a perceptron, beside a plain loop over the model's own forward in batches of the
-same size, inputs ready. What map adds to a row (reading a line, JSON in and out, the hooks' calls, the journal) does not
+same size, inputs ready. What map adds to a row (reading a line, JSON in and out, calls of hooks, the journal) does not
 depend on the model: twice the plain loop is kept by a model whose forward takes at least that long a row, which is
 printed. The time of loading is left out.
 
