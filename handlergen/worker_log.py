@@ -62,6 +62,9 @@ def load_failures(log: str) -> list[WorkerFailure]:
             # A RuntimeError was logged before this line, and what follows only repeats that something failed;
             # any other exception follows.
             traceback = user_traceback(life[:end]) or user_traceback(life[end:])
+            first, again, _rest = traceback.partition("\nFailed to load model ")
+            if again and _TRACEBACK in first:
+                traceback = first.rstrip() + "\n"
             failures.append(WorkerFailure(model, worker, traceback))
         elif _TRACEBACK in life and "Torch worker started." not in life:
             # It died before TorchServe's own code could report it: an import of TorchServe's failed.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,9 @@ from handlergen.cli.serving_options import config_option, json_option, key_file_
 
 if TYPE_CHECKING:
     from handlergen.client import ModelStatus, WorkerStatus
+
+
+_LOG_TAIL = 2**20  # bytes of the log that are looked through
 
 
 @click.command("status")
@@ -32,8 +37,10 @@ def command(*, config: Path, key_file: Path | None, as_json: bool) -> None:
     with open_client(config, key_file, timeout=30) as client:
         health = client.ping()
         models = client.status()
+    why = _load_failures(config, models)
     if as_json:
-        click.echo(json.dumps({"health": health, "models": [_plain(model) for model in models]}, indent=2))
+        rows = [{**_plain(model), "load_failure": why.get(_key(model))} for model in models]
+        click.echo(json.dumps({"health": health, "models": rows}, indent=2))
         return
     click.echo(f"{health}; {len(models)} model{'' if len(models) == 1 else 's'}")
     for model in models:
@@ -49,6 +56,30 @@ def command(*, config: Path, key_file: Path | None, as_json: bool) -> None:
                 f"  worker {worker.id:<6} {worker.state:<10} pid {worker.pid:<8} {worker.device:<6} "
                 f"{_memory(worker) / 2**20:>8.0f} MB"
             )
+        if _key(model) in why:
+            click.echo("  a worker could not load it:\n" + textwrap.indent(why[_key(model)].rstrip(), "    "))
+
+
+def _key(model: ModelStatus) -> str:
+    """As TorchServe names it in the log."""
+    return f"{model.name}_{model.version}"
+
+
+def _load_failures(config: Path, models: Sequence[ModelStatus]) -> dict[str, str]:
+    """The user's traceback of the last failed load, of each model that lacks workers; from the end of the log."""
+    lacking = {_key(model) for model in models if model.ready_workers < model.min_workers}
+    if not lacking:
+        return {}
+    from handlergen.server import log_directory
+    from handlergen.worker_log import load_failures
+
+    try:
+        with (log_directory(config.parent) / "model_log.log").open("rb") as log:
+            log.seek(max(0, log.seek(0, 2) - _LOG_TAIL))
+            text = log.read().decode("utf-8", "replace")
+    except OSError:
+        return {}
+    return {failure.model: failure.traceback for failure in load_failures(text) if failure.model in lacking}
 
 
 def _plain(model: ModelStatus) -> dict[str, Any]:

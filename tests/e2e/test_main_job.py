@@ -339,3 +339,34 @@ def test_grpc_statuses(server: tuple[Any, Path]) -> None:
         server[0].client.predict_grpc("everything", {"fail in": "preprocess"})
     assert "x must be a number" in str(raised.value)
     assert grpc.StatusCode.INVALID_ARGUMENT.name in str(raised.value)
+
+
+def test_status_shows_why_a_worker_is_missing(
+    torchserve: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model that loaded once and no longer does: its replacement dies, and `status` has the user's traceback."""
+    from handlergen.cli import main
+
+    flag = tmp_path / "flag"
+    flag.write_text("weights")
+    source = f"""
+        def load(context):
+            return open({str(flag)!r}).read()
+
+        def predict(inputs):
+            return inputs
+        """
+    server = torchserve(make_archive(tmp_path, "fickle", source, workers_per_device=1))
+    flag.unlink()
+    os.kill(server.worker_pids("fickle")[0], signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    shown = ""
+    while "FileNotFoundError" not in shown and time.monotonic() < deadline:
+        time.sleep(0.5)
+        with pytest.raises(SystemExit) as ended:
+            main(["status", "-c", str(server.config)])
+        assert ended.value.code == 0
+        shown = capsys.readouterr().out
+    assert "0 of 1 workers READY" in shown
+    assert "in load" in shown
+    assert shown.count("FileNotFoundError") == 1
