@@ -88,6 +88,12 @@ class RuntimeSettings:
     """The settings that travel in the archive because the runtime reads them. Seconds and bytes.
 
     The defaults stand in `handlergen.settings`; an archive always carries every value.
+
+    Attributes:
+        predictor: `worker` (a copy of the model in each) or `process` (one a device, which the workers share).
+        stages: Where preprocess and postprocess run with a predictor process: `worker` or `predictor`.
+        max_batch: Most requests that the predictor process puts into one predict.
+        linger_ms: How long it waits for more of them once one is there, in milliseconds.
     """
 
     name: str
@@ -104,6 +110,10 @@ class RuntimeSettings:
     model_args: tuple[Any, ...]
     model_kwargs: Mapping[str, Any]
     predict_timeout_s: float | None = None
+    predictor: str = "worker"
+    stages: str = "worker"
+    max_batch: int = 32
+    linger_ms: float = 0.0
 
 
 @dataclass(frozen=True)
