@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 
+from handlergen import placement
 from handlergen.errors import ContractError, HandlergenError, Problem
 from handlergen.findings import Findings
 from handlergen.inspection import read_source
@@ -42,7 +43,7 @@ class Project:
         root: Absolute directory that paths in `settings` are relative to; paths outside it are absolute there.
         source: Absolute path of the `.py` file or the package directory.
         is_package: `source` is a directory.
-        settings: Resolved: `name`, `form`, `batch` and `weights_format` filled.
+        settings: Resolved: `name`, `form`, `batch`, `predictor`, `stages` and `weights_format` filled.
         contract: What inspection found.
         warnings: What looks wrong but is allowed.
     """
@@ -112,9 +113,12 @@ def open_project(
 
 def _resolved(place: _Place, settings: Settings, findings: Findings, contract: Contract) -> Project:
     weights = place.root / settings.weights if settings.weights else None
+    placed = placement.place(contract, settings)
     settings = dataclasses.replace(
         settings,
         form=contract.form,
+        predictor=placed.predictor,
+        stages=placed.stages,
         batch=_BATCH_OF_FORM.get(contract.form, "each") if settings.batch == "auto" else settings.batch,
         weights_format=settings.weights_format or (weights_format(weights) if weights else None),
     )

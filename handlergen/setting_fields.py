@@ -22,8 +22,6 @@ EXECUTABLE_FORMATS = ("torchscript", "exported", "onnx")
 
 FORMS = ("functions", "model-class", "module", "flow", "sagemaker")
 
-_NEEDS_PROCESS = "it belongs to the predictor process, which this version does not have"
-
 
 def _setting(default: Any, help: str, kind: Kind, *, group: str, example: str = "") -> Any:
     """A field of `Settings`. `example` is YAML text to show where the default alone would teach nothing."""
@@ -189,9 +187,9 @@ class Settings:
     )
     workers_per_device: int = _setting(
         4,
-        "Workers on each device, each with a copy of the model: while one predicts, the others preprocess "
-        "and postprocess. 4 keep a device busy when the other two stages take as long as predict; take fewer "
-        "when the copies do not fit, or raise batch_size instead.",
+        "Workers on each device: while one predicts, the others preprocess and postprocess. 4 keep a device "
+        "busy when the other two stages take as long as predict. Each has a copy of the model unless "
+        "predictor is a process; where the copies do not fit, write predictor: process, or take fewer.",
         kinds.whole(least=1, most=256),
         group=_WORKERS,
     )
@@ -203,35 +201,32 @@ class Settings:
     )
     predictor: str = _setting(
         "worker",
-        "Where predict runs: worker (in each worker, a copy of the model each). This version has no other.",
-        kinds.choice(
-            "worker",
-            later={
-                "process": "process, one predictor a device, is not in this version; write worker",
-                "auto": "auto, a choice of predictors, is not in this version; write worker",
-            },
-        ),
+        "Who holds the model and predicts: worker (each worker has a copy of its own), process (one process a "
+        "device has the only copy, and predicts for all workers of that device) or auto (process wherever "
+        "the form can; a flow cannot).",
+        kinds.choice("auto", "process", "worker"),
         group=_WORKERS,
     )
     stages: str = _setting(
         "auto",
-        "Where preprocess and postprocess run. auto: in the workers; this version has no other.",
-        kinds.choice(
-            "auto",
-            later={"worker": "write auto, which is the workers", "predictor": f"predictor: {_NEEDS_PROCESS}"},
-        ),
+        "Where preprocess and postprocess run when predictor is a process: worker, or predictor (threads beside "
+        "the model; slower, because they share its interpreter). auto: in the workers, unless they use something "
+        "that load builds; handlergen check says which.",
+        kinds.choice("auto", "worker", "predictor"),
         group=_WORKERS,
     )
-    max_batch: int | None = _setting(
-        None,
-        "Most requests of several workers in one predict. For the predictor process; not in this version.",
-        kinds.unavailable(_NEEDS_PROCESS),
+    max_batch: int = _setting(
+        32,
+        "Most requests of several workers that one predict takes together (batch: collate or list, with a "
+        "predictor process).",
+        kinds.whole(least=1, most=65536),
         group=_WORKERS,
     )
-    linger_ms: float | None = _setting(
-        None,
-        "How long the predictor process waits for such a batch. Not in this version.",
-        kinds.unavailable(_NEEDS_PROCESS),
+    linger_ms: float = _setting(
+        0.0,
+        "How long an idle device waits for more requests once one is there, in milliseconds (with a predictor "
+        "process). 0: not at all; a busy device fills its batches by itself.",
+        kinds.milliseconds(),
         group=_WORKERS,
     )
     lock: str = _setting(
@@ -250,9 +245,10 @@ class Settings:
     )
     predict_timeout_s: float | None = _setting(
         None,
-        "The longest that one predict takes. The other limits are checked against it; a worker cannot be "
-        "interrupted in predict, so that response_timeout_s is what ends it. Of a predict that streams, the "
-        "longest from one chunk to the next; a stream that takes longer is ended.",
+        "The longest that one predict takes. The other limits are checked against it. A predictor process is "
+        "killed after it and another started; a worker that predicts itself cannot be interrupted, so that "
+        "response_timeout_s is what ends it. Of a predict that streams, the longest from one chunk to the next; "
+        "a stream that takes longer is ended.",
         kinds.seconds(),
         group=_TIME,
         example="2",

@@ -20,8 +20,7 @@ class Kind:
     """One kind of setting.
 
     Attributes:
-        wanted: In words, for messages and help: "a whole number of at least 1". Empty for a setting that
-            takes no value in this version.
+        wanted: In words, for messages and help: "a whole number of at least 1".
         metavar: Stands for the value in `--help`.
         convert: A value from YAML or Python to the setting's own; raises ValueError with a reason, or with an
             empty message when `wanted` says it all.
@@ -58,12 +57,10 @@ def path(*, wanted: str = "a path") -> Kind:
     return Kind(wanted, "PATH", convert, str)
 
 
-def choice(*choices: str, later: Mapping[str, str] | None = None) -> Kind:
-    """One of some words; `later` are words that are known but refused, each with the reason."""
+def choice(*choices: str) -> Kind:
+    """One of some words."""
 
     def convert(value: Any) -> str:
-        if isinstance(value, str) and later and value in later:
-            raise ValueError(later[value])
         if not isinstance(value, str) or value not in choices:
             raise ValueError
         return value
@@ -97,13 +94,17 @@ def seconds() -> Kind:
     return Kind("a number of seconds above 0", "SECONDS", convert, float)
 
 
-def unavailable(reason: str) -> Kind:
-    """A setting that this version knows by name only."""
+def milliseconds() -> Kind:
+    """A finite number of milliseconds; 0 is one."""
 
-    def refuse(_value: Any) -> None:
-        raise ValueError(reason)
+    def convert(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError
+        return float(value)
 
-    return Kind("", "NUMBER", refuse, str)
+    return Kind("a number of milliseconds, 0 or more", "MILLISECONDS", convert, float)
 
 
 def strings(*, wanted: str = "a list of strings", metavar: str = "TEXT") -> Kind:

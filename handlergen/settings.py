@@ -125,7 +125,8 @@ def to_runtime(settings: Settings) -> RuntimeSettings:
     """The part of the settings that travels in the archive.
 
     Args:
-        settings: Of a `Project`, that is: name filled, `batch` resolved, paths normalised.
+        settings: Of a `Project`, that is: name filled, `batch`, `predictor` and `stages` resolved, paths
+            normalised.
     """
     return RuntimeSettings(
         name=settings.name,
@@ -142,6 +143,10 @@ def to_runtime(settings: Settings) -> RuntimeSettings:
         model_args=settings.model_args,
         model_kwargs=settings.model_kwargs,
         predict_timeout_s=settings.predict_timeout_s,
+        predictor=settings.predictor,
+        stages=settings.stages,
+        max_batch=settings.max_batch,
+        linger_ms=settings.linger_ms,
     )
 
 
@@ -201,8 +206,6 @@ def _refusal(setting: SettingInfo, value: Any, error: ValueError) -> tuple[str, 
     reason = str(error)
     if reason.startswith("invalid literal") or reason.startswith("could not convert"):
         reason = ""  # int() and float() on text: our own words are clearer
-    if not setting.kind.wanted:
-        return f"`{setting.name}` is not available: {reason}", ""
     if reason:
         return f"`{setting.name}`: {reason}", f"Wanted: {setting.kind.wanted}."
     given = str(value).lower() if isinstance(value, bool) else repr(value)

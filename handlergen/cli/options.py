@@ -47,7 +47,6 @@ def _option(setting: SettingInfo) -> Callable[[_Command], _Command]:
         default=None,
         callback=lambda _context, _parameter, value: _value(setting, value),
         help=_help(setting),
-        hidden=not setting.kind.wanted,
     )
 
 
@@ -74,8 +73,8 @@ def _value(setting: SettingInfo, raw: str | tuple[str, ...] | None) -> Any:
     except ValueError as error:
         given = raw if isinstance(raw, str) else " ".join(raw)
         reason = "" if type(error) is not ValueError or _pythonic(str(error)) else str(error)
-        wanted = f"wanted: {kind.wanted}" if kind.wanted else ""
-        raise click.BadParameter("; ".join(part for part in (repr(given), reason, wanted) if part)) from error
+        parts = (repr(given), reason, f"wanted: {kind.wanted}")
+        raise click.BadParameter("; ".join(part for part in parts if part)) from error
 
 
 def _pythonic(message: str) -> bool:

@@ -166,19 +166,13 @@ def test_values_that_json_cannot_hold_are_named_with_their_place(tmp_path: Path)
     assert "a[0]" in message
 
 
-@pytest.mark.parametrize(
-    ("setting", "reason"),
-    [
-        ("predictor: process", "not in this version"),
-        ("predictor: auto", "not in this version"),
-        ("stages: predictor", "does not have"),
-        ("max_batch: 8", "does not have"),
-        ("linger_ms: 2", "does not have"),
-    ],
-)
-def test_what_is_not_built_yet_is_refused_by_name(setting: str, reason: str, tmp_path: Path) -> None:
-    (message,) = refusals(setting, tmp_path)
-    assert reason in message
+def test_the_settings_of_the_predictor_process(tmp_path: Path) -> None:
+    text = "predictor: process\nstages: worker\nmax_batch: 8\nlinger_ms: 1.5\n"
+    found = load(text, tmp_path)
+    assert (found.predictor, found.stages, found.max_batch, found.linger_ms) == ("process", "worker", 8, 1.5)
+    for wrong in ("predictor: thread", "stages: process", "max_batch: 0", "linger_ms: -1", "linger_ms: .inf"):
+        (message,) = refusals(wrong, tmp_path)
+        assert "wanted: " in message
 
 
 def test_a_refused_value_leaves_the_others_readable(tmp_path: Path) -> None:
@@ -286,6 +280,26 @@ def test_the_defaults_do_not_contradict_themselves() -> None:
         ({"max_batch_delay_ms": 20}, "has no effect"),
         ({"batch": "list"}, "never sees more than one"),
         ({"batch_size": 200}, "no batch fills"),
+        ({"max_batch": 8}, "max_batch (8) has no effect with predictor: worker"),
+        ({"linger_ms": 2.5}, "linger_ms (2.5) has no effect with predictor: worker"),
+        ({"predictor": "process", "max_batch": 8}, "has no effect with batch: each"),
+        ({"predictor": "process", "linger_ms": 1.0, "batch": "each"}, "has no effect with batch: each"),
+        (
+            {"predictor": "process", "linger_ms": 1.0, "batch": "list", "max_batch": 1},
+            "there is nothing to wait for",
+        ),
+        (
+            {"predictor": "process", "batch": "list", "batch_size": 16, "max_batch": 8},
+            "Write max_batch: 16",
+        ),
+        (
+            {"predictor": "process", "batch": "list", "batch_size": 32, "predict_timeout_s": 30.0},
+            "4 batches x predict_timeout_s (30) are 120 s",
+        ),
+        (
+            {"predictor": "process", "predict_timeout_s": 30.0, "lock": "none"},
+            "4 workers on a device x predict_timeout_s (30) are 120 s",
+        ),
     ],
 )
 def test_contradictions_say_what_to_write(changes: dict[str, Any], words: str) -> None:
@@ -297,11 +311,22 @@ def test_a_lock_that_is_off_waits_for_nobody() -> None:
     assert contradictions(Settings(lock="none", lock_timeout_s=500.0, predict_timeout_s=100.0)) == []
 
 
+def test_a_predictor_process_makes_batches_of_several_workers_requests() -> None:
+    given = Settings(predictor="process", batch="collate", max_batch=8, linger_ms=1.0, predict_timeout_s=30.0)
+    assert contradictions(given) == []
+
+
 def test_copies_of_the_weights_that_cannot_fit() -> None:
     gib = 2**30
     assert contradictions(Settings(), weights_bytes=4 * gib, device_bytes=16 * gib) == []
     (warning,) = contradictions(Settings(), weights_bytes=5 * gib, device_bytes=16 * gib)
     assert "4 copies of the weights, 20.0 GiB" in warning
-    assert "workers_per_device: 3" in warning
+    assert "Write predictor: process for one copy, or workers_per_device: 3" in warning
+    (warning,) = contradictions(Settings(form="flow"), weights_bytes=5 * gib, device_bytes=16 * gib)
+    assert "Write workers_per_device: 3" in warning
+    shared = Settings(predictor="process")
+    assert contradictions(shared, weights_bytes=5 * gib, device_bytes=16 * gib) == []
+    (warning,) = contradictions(shared, weights_bytes=17 * gib, device_bytes=16 * gib)
+    assert "the weights are 17.0 GiB, and the device has 16.0 GiB" in warning
     (warning,) = contradictions(Settings(workers_per_device=1), weights_bytes=17 * gib, device_bytes=16 * gib)
     assert "larger device" in warning
