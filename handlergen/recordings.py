@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import json
+import math
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -57,26 +58,60 @@ def read_spans(directory: Path | str, *, model: str | None = None) -> list[Span]
     Raises:
         HandlergenError: There is no recording, or a line is not a span.
     """
-    files = sorted(Path(directory).glob("spans-*.jsonl"))
-    if not files:
-        raise HandlergenError(
-            f"no recorded spans in {directory}",
-            hint="start the server with HANDLERGEN_TRACE_DIR set to that directory",
-        )
-    spans = [span for file in files for span in _read(file)]
+    spans = [span for file in span_files(directory) for span in read_file(file)]
     return sorted(
         (span for span in spans if model in (None, span.model)), key=attrgetter("start_ns", "end_ns")
     )
 
 
-def _read(file: Path) -> Iterable[Span]:
-    text = file.read_text(encoding="utf-8")
-    # A worker killed in the middle of a write (scaling down) leaves a last line without its end.
-    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
-        try:
-            yield Span(**json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise HandlergenError(f"{file}:{number}: not a recorded span: {error}") from error
+def read_file(file: Path, *, size: int | None = None) -> Iterator[Span]:
+    """The spans of one file, as they were written.
+
+    A worker killed in the middle of a write (scaling down) leaves a last line without its end; it is left out.
+
+    Args:
+        size: Read no more than so many bytes; whoever writes the file may be at it still.
+
+    Raises:
+        HandlergenError: A line is not a span, or the file cannot be read.
+    """
+    left = math.inf if size is None else size
+    try:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                left -= len(line)
+                if left < 0 or not line.endswith(b"\n"):
+                    return
+                try:
+                    yield _span(line)
+                except (ValueError, TypeError) as error:
+                    raise HandlergenError(f"{file}:{number}: not a recorded span: {error}") from error
+    except OSError as error:
+        raise HandlergenError(f"{file} cannot be read: {error}") from error
+
+
+def _span(line: bytes) -> Span:
+    """Raises ValueError or TypeError."""
+    span = Span(**json.loads(line))
+    if type(span.start_ns) is not int or type(span.end_ns) is not int:
+        raise ValueError("its times are not whole numbers")
+    return span
+
+
+def span_files(directory: Path | str) -> list[Path]:
+    """The files of a recording.
+
+    Raises:
+        HandlergenError: There is none.
+    """
+    files = sorted(Path(directory).glob("spans-*.jsonl"))
+    if not files:
+        missing = "" if Path(directory).is_dir() else ": there is no such directory"
+        raise HandlergenError(
+            f"no recorded spans in {directory}{missing}",
+            hint="start the server with HANDLERGEN_TRACE_DIR set to that directory, and send it requests",
+        )
+    return files
 
 
 def of_stage(spans: Iterable[Span], *stages: str) -> list[Span]:

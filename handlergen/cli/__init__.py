@@ -27,6 +27,7 @@ VERBS: dict[str, str] = {
     "scale": "handlergen.cli.scale",
     "predict": "handlergen.cli.predict",
     "map": "handlergen.cli.map",
+    "trace": "handlergen.cli.trace",
 }
 
 

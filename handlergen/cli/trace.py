@@ -1,0 +1,149 @@
+"""`handlergen trace`: recorded spans to a file that Perfetto opens."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from handlergen.cli.output_file import writable
+from handlergen.cli.serving_options import json_option
+
+if TYPE_CHECKING:
+    from handlergen.trace import Summary
+
+_STDOUT = Path("-")
+
+
+@click.command("trace")
+@click.argument(
+    "directory",
+    metavar="[DIR]",
+    envvar="HANDLERGEN_TRACE_DIR",
+    type=click.Path(path_type=Path),
+    required=False,
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("trace.json"),
+    show_default=True,
+    help="The file to write, packed when its name ends in .gz; - is stdout.",
+)
+@click.option("--model", metavar="NAME", help="Only this model's spans.")
+@click.option(
+    "--last",
+    "last_s",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Only the last so many seconds.",
+)
+@click.option(
+    "--from",
+    "from_s",
+    type=float,
+    metavar="SECOND",
+    help="Only what runs after this second of the recording.",
+)
+@click.option(
+    "--to", "to_s", type=float, metavar="SECOND", help="Only what runs before this second of the recording."
+)
+@json_option
+def command(
+    *,
+    directory: Path | None,
+    output: Path,
+    model: str | None,
+    last_s: float | None,
+    from_s: float | None,
+    to_s: float | None,
+    as_json: bool,
+) -> None:
+    """Turn recorded spans into a trace for https://ui.perfetto.dev.
+
+    A server that was started with HANDLERGEN_TRACE_DIR=DIR writes down when each stage of each request ran. The
+    trace has a row for each worker and stage, and one for each device with its predictions; arrows lead each
+    request from its preprocess to its predict to its postprocess. DIR defaults to HANDLERGEN_TRACE_DIR.
+
+    \b
+    Example:
+      HANDLERGEN_TRACE_DIR=spans handlergen serve
+      handlergen invoke digits --file three.png
+      handlergen trace spans
+      handlergen trace spans --last 5 -o trace.json.gz
+    """
+    from handlergen.trace import Trace, open_output, write_trace
+
+    if directory is None:
+        raise click.UsageError("Say in which directory the spans are: handlergen trace DIR")
+    if last_s is not None and (from_s is not None or to_s is not None):
+        raise click.UsageError("--last cannot be used together with --from or --to.")
+    if from_s is not None and to_s is not None and to_s <= from_s:
+        raise click.UsageError("--to must be later than --from.")
+    if as_json and output == _STDOUT:
+        raise click.UsageError("With -o - stdout is the trace; --json needs a file.")
+    trace = Trace(directory, model, last_s, from_s, to_s)
+    if output == _STDOUT:
+        summary = write_trace(trace, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+    else:
+        with open_output(writable(output)) as file:
+            summary = write_trace(trace, file)
+    if as_json:
+        click.echo(json.dumps(_as_json(summary, output), indent=2))
+    else:
+        _report(summary, output)
+
+
+def _report(summary: Summary, output: Path) -> None:
+    """On stderr, where it is in nobody's way when the trace goes to stdout."""
+    name = "trace" if output == _STDOUT else f"{output} ({output.stat().st_size:,} bytes)"
+    lines = [
+        f"{name}: {_counted(summary.requests, 'request')} answered by "
+        f"{_counted(len(summary.pids), 'process', 'processes')} in {summary.seconds:.3f} s"
+    ]
+    for device, use in sorted(summary.devices.items()):
+        mean_ms = use.total_ns / use.predicts / 1e6
+        lines.append(
+            f"{device}: {_counted(use.predicts, 'predict')}, {_counted(use.overlaps, 'overlap')}, "
+            f"busy {100 * summary.busy_share(device):.1f} % of the time, {mean_ms:.2f} ms each"
+        )
+        if use.overlaps:
+            lines.append("  they can overlap with the settings `lock: model` and `lock: none` only")
+    if summary.torn:
+        lines.append(f"left out: {_counted(summary.torn, 'last line')} that a killed worker did not finish")
+    if summary.backwards:
+        lines.append(f"left out: {_counted(summary.backwards, 'span')} that end before they start")
+    if output != _STDOUT:
+        lines.append("open it at https://ui.perfetto.dev (nothing is uploaded) or in chrome://tracing")
+    for line in lines:
+        click.echo(line, err=True)
+
+
+def _counted(number: int, one: str, many: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def _as_json(summary: Summary, output: Path) -> dict[str, Any]:
+    return {
+        "file": str(output),
+        "requests": summary.requests,
+        "spans": summary.spans,
+        "seconds": summary.seconds,
+        "processes": sorted(summary.pids),
+        "devices": {
+            device: {
+                "predicts": use.predicts,
+                "overlaps": use.overlaps,
+                "busy_s": use.busy_ns / 1e9,
+                "busy_share": summary.busy_share(device),
+            }
+            for device, use in sorted(summary.devices.items())
+        },
+        "torn_lines": summary.torn,
+        "backward_spans": summary.backwards,
+    }
