@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -22,6 +24,9 @@ from handlergen.staging import Plan
 
 Progress = Callable[[int, int], None]
 """Called with the bytes dealt with so far and the bytes in all."""
+
+_PARTIAL = re.compile(r"\..+\.mar\.[0-9a-f]{16}\.part")
+"""What `_partial_beside` calls its files."""
 
 _CREATED_ON = "01/01/1980 00:00:00"
 """In the manifest's own format; fixed, so that equal inputs give equal bytes."""
@@ -59,6 +64,7 @@ def publish(
         OSError: Reading or writing failed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(target.parent)
     total, done = plan.size, 0
     free = shutil.disk_usage(target.parent).free
     if not deflated and total > free:
@@ -71,10 +77,8 @@ def publish(
             # The manifest comes on top of the planned files.
             progress(min(done, total), total)
 
-    # Not `.mar`, so that a TorchServe that loads everything in the store does not load half a file.
-    partial = target.parent / f".{target.name}.{secrets.token_hex(8)}.part"
-    try:
-        with partial.open("x+b", buffering=1 << 20) as output:
+    with _partial_beside(target) as partial:
+        with partial.open("r+b", buffering=1 << 20) as output:
             try:
                 normalise.normalise(
                     packed,
@@ -94,10 +98,41 @@ def publish(
         else:
             _link(partial, target)
         _flush_directory(target.parent)
+    return sha256
+
+
+@contextmanager
+def _partial_beside(target: Path) -> Iterator[Path]:
+    """A new empty file to become `target`, locked by this process; removed at the end if it still has its name.
+
+    Not `.mar`, so that a TorchServe that loads everything in the store does not load half a file.
+    """
+    while True:
+        partial = target.parent / f".{target.name}.{secrets.token_hex(8)}.part"
+        descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        with suppress(
+            OSError
+        ):  # a file system without locks: then nothing there is ever taken for stale either
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if partial.exists():  # else another process came in between and took it for stale
+            break
+        os.close(descriptor)
+    try:
+        yield partial
     finally:
         with suppress(FileNotFoundError):
             partial.unlink()
-    return sha256
+        os.close(descriptor)
+
+
+def _remove_stale(store: Path) -> None:
+    """Remove the partial archives of processes that were killed: the kernel gave up their locks."""
+    for partial in store.glob(".*.mar.*.part"):
+        if not _PARTIAL.fullmatch(partial.name):
+            continue
+        with suppress(OSError), partial.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            partial.unlink()
 
 
 def _manifest(packed: Path, plan: Plan) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -243,6 +244,39 @@ def test_what_is_being_written_is_no_archive_yet(source: Path, tmp_path: Path) -
         progress=lambda *_: seen.update(p.suffix for p in (tmp_path / "store").iterdir()),
     )
     assert seen == {".part"}
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(source: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    left = store / f".other.mar.{'0' * 16}.part"
+    left.write_bytes(b"half")
+    (store / ".mine.part").write_bytes(b"not handlergen's")
+    building = store / f".more.mar.{'1' * 16}.part"
+    with building.open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as a process does that is still at it
+        build(source, store)
+        assert building.exists()
+    assert not left.exists()
+    assert (store / ".mine.part").exists()
+
+
+def test_a_running_archive_is_not_stale_for_another(source: Path, tmp_path: Path) -> None:
+    """Every partial file is locked from its first byte until it has its name."""
+    stale: list[bool] = []
+
+    def progress(_done: int, _total: int) -> None:
+        (partial,) = (tmp_path / "store").glob(".*.part")
+        with partial.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stale.append(True)
+            except BlockingIOError:
+                stale.append(False)
+
+    build(source, tmp_path / "store", progress=progress)
+    assert stale
+    assert not any(stale)
 
 
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
