@@ -16,6 +16,7 @@ from handlergen import __version__
 from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed
 from handlergen.identity import identity_of_archive, identity_of_project
 from handlergen.local_context import LocalContext
+from handlergen.local_failures import without_server
 from handlergen.local_stream import LocalOutlet, in_chunks
 from handlergen.mar import read_mar, unpack
 from handlergen.outgoing import Wire, body_of, body_request, form_request
@@ -308,10 +309,13 @@ def _open_worker(
 
 def _succeeded(answer: Answer) -> Answer:
     if answer.status >= 400:
-        raise RequestFailed(_message(answer), status=answer.status, body=answer.body)
+        raise RequestFailed(error_message(answer), status=answer.status, body=answer.body)
     return answer
 
 
-def _message(answer: Answer) -> str:
+def error_message(answer: Answer) -> str:
+    """What a failed answer says, for somebody who has no server."""
     value = answer.value
-    return str(value.get("message", value)) if isinstance(value, dict) else repr(value)
+    if not isinstance(value, dict):
+        return repr(value)
+    return without_server(str(value.get("message", value)), str(value.get("request_id")))

@@ -98,13 +98,16 @@ def _sample_status(ran: SampleRun | None) -> int:
 
 
 def _report_sample(ran: SampleRun, sample: str) -> None:
+    from handlergen.local_failures import body_without_server
+
     click.echo(f"{sample}, on {ran.device} (loaded in {ran.load_s:.1f} s):")
     width = max((len(stage.name) for stage in ran.stages), default=0)
     for stage in ran.stages:
         click.echo(
             f"  {stage.name:<{width}}  {stage.milliseconds:9.2f} ms  {stage.received} -> {stage.returned}"
         )
-    click.echo(f"Answer: {ran.status} {ran.content_type}\n{ran.body}")
+    body = body_without_server(ran.body.encode()).decode() if ran.status >= 400 else ran.body
+    click.echo(f"Answer: {ran.status} {ran.content_type}\n{body}")
     for finding in ran.findings:
         click.echo(f"Warning: {finding}", err=True)
     if ran.traceback:

@@ -8,6 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from handlergen.cli.given_data import HOW_TO_QUOTE, refuse_file_name
 from handlergen.cli.hook_output import failures_kept, stdout_of_its_own
 from handlergen.cli.options import setting_options
 from handlergen.cli.output_file import writable
@@ -15,6 +16,8 @@ from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed
 
 if TYPE_CHECKING:
     from handlergen.local import Answer, LocalModel
+
+_ENCODING = "EncodeError: "
 
 
 @click.command("predict")
@@ -64,7 +67,8 @@ def command(
 
     SOURCE is what `handlergen archive` takes, or a .mar. DATA is JSON text; `-` reads it from standard input. The
     answer is what a client of the served model would get, byte for byte, and is printed as it is made when the model
-    streams; an error exits with status 6. Several DATA or --file are one batch; each answer is then a line.
+    streams; an error goes to stderr and exits with status 6. Several DATA or --file are one batch; each answer is then
+    a line.
 
     \b
     Examples:
@@ -73,7 +77,7 @@ def command(
       handlergen predict digits.py '{"x": 1}' '{"x": 2}'
     """
     if sum(map(bool, (data, files, fields))) != 1:
-        raise click.UsageError("give one of DATA, --file and --field")
+        raise click.UsageError("give one of DATA (JSON text), --file PATH and --field NAME=VALUE")
     inputs, kind = _inputs(data, files, content_type)
     form = dict(map(_field, fields))
     named = dict(map(_header, headers))
@@ -96,13 +100,17 @@ def command(
         else:
             body = {"fields": form} if form else {"data": inputs[0], "content_type": kind}
             answers = [_one(model, {**body, "headers": named}, output, stdout)]
-    _check(answers, tracebacks, raises=raises)
+        last_hook = _last_hook(model)
+    _check(answers, tracebacks, raises=raises, last_hook=last_hook)
 
 
 def _inputs(
     data: tuple[str, ...], files: tuple[Path, ...], content_type: str | None
 ) -> tuple[list[Any], str | None]:
     if data:
+        if content_type is None:
+            for text in data:
+                refuse_file_name(text)
         texts = [sys.stdin.buffer.read() if text == "-" else text.encode() for text in data]
         return texts, content_type or "application/json"
     found: list[Any] = []
@@ -138,24 +146,51 @@ def _one(
 
 
 def _write_lines(answers: list[Answer], output: Path | None, stdout: IO[bytes]) -> None:
-    lines = b"".join(answer.body + b"\n" for answer in answers)
+    from handlergen.local_failures import body_without_server
+
+    bodies = [body_without_server(a.body) if a.status >= 400 else a.body for a in answers]
+    lines = b"".join(body + b"\n" for body in bodies)
     if output is not None:
         output.write_bytes(lines)
     else:
         stdout.write(lines)
 
 
-def _check(answers: list[Answer], tracebacks: list[str], *, raises: bool) -> None:
+def _check(answers: list[Answer], tracebacks: list[str], *, raises: bool, last_hook: str) -> None:
     """End with the status that the failed among the answers ask for."""
+    from handlergen.local import error_message
+
     failed = [answer for answer in answers if answer.status >= 400]
     if not failed:
         return
     first = failed[0]
-    if raises and tracebacks:
-        raise ModuleFailed(first.body.decode(), traceback="\n".join(tracebacks))
-    what = first.body.decode() if len(answers) == 1 else f"{len(failed)} of {len(answers)} requests failed"
-    hint = "--raise shows where" if tracebacks else None
+    if len(answers) == 1:
+        what = f"{first.status}: {error_message(first)}"
+    else:
+        what = f"{len(failed)} of {len(answers)} requests failed"
+    hint: str | None
+    if any(_ENCODING in text for text in tracebacks):
+        # Raised by handlergen when the hook had returned: the traceback has no line of the user's.
+        hint = (
+            f"it is what {last_hook} returned; return dicts, lists, text, numbers, tensors, arrays or bytes"
+        )
+        tracebacks = [text for text in tracebacks if _ENCODING not in text]
+    elif b'"type":"BadRequest"' in first.body and b"not valid JSON" in first.body:
+        hint = HOW_TO_QUOTE
+    else:
+        hint = "--raise shows where" if tracebacks and not raises else None
+    if raises and (tracebacks or hint):
+        raise ModuleFailed(what, traceback="\n".join(tracebacks), hint=hint)
     raise RequestFailed(what, status=first.status, body=first.body, hint=hint)
+
+
+def _last_hook(model: LocalModel) -> str:
+    """The hook whose value is the answer, with its line."""
+    hooks = model.worker.bundle.contract.hooks
+    hook = hooks.get("postprocess") or hooks.get("predict")
+    if hook is None:
+        return "the model"
+    return f"{hook.name} (line {hook.line})" if hook.line else hook.name
 
 
 def _header(text: str) -> tuple[str, str]:

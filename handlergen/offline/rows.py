@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from handlergen.local_failures import body_without_server, without_server
+
 if TYPE_CHECKING:
     from handlergen.runtime.hooks import Item
 
@@ -90,7 +92,8 @@ def result_of(row_id: RowId, item: Item) -> Result:
     """What became of a row; `item` has its reply or its failure."""
     failure = item.failure
     if failure is not None:
-        return Result(row_id, failure.status, "application/json", failure.body(str(row_id)))
+        body = body_without_server(failure.body(str(row_id)))
+        return Result(row_id, failure.status, "application/json", body)
     reply = item.reply
     return Result(row_id, reply.status, reply.content_type, reply.body)
 
@@ -103,7 +106,8 @@ def line_of(row_id: RowId, item: Item) -> bytes:
     failure = item.failure
     start = b'{"id":%s,"status":%d,' % (_id_bytes(row_id), failure.status if failure else item.reply.status)
     if failure is not None:
-        return start + b'"error":%s}\n' % _json({"type": failure.type, "message": failure.message})
+        message = without_server(failure.message, str(row_id))
+        return start + b'"error":%s}\n' % _json({"type": failure.type, "message": message})
     reply = item.reply
     key = b'"answer"' if reply.status < 400 else b'"error"'
     if _is_json(reply.content_type):

@@ -158,7 +158,12 @@ def _known(error: BaseException, request_id: str) -> Failure | None:
 
 
 def _opaque(status: int, kind: str, what: str, request_id: str) -> Failure:
-    return Failure(status, kind, f"{what}; the server's log says why, under request id {request_id}")
+    return Failure(status, kind, what + in_the_log(request_id))
+
+
+def in_the_log(request_id: str) -> str:
+    """Ends an opaque message; handlergen takes it off again where no server is involved."""
+    return f"; the server's log says why, under request id {request_id}"
 
 
 def _single(error: BaseException) -> BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -132,13 +133,44 @@ def test_predict_prints_the_answer_and_nothing_else(project: Path) -> None:
 def test_an_error_is_what_a_client_gets_and_raise_shows_where(project: Path) -> None:
     status, answer, told = predict(str(project), '{"n": 7}')
     assert (status, answer) == (6, b"")
-    assert "Traceback" not in told
-    assert '"code":500' in told
+    assert told == "Error: 500: The model's predict failed\nHint: --raise shows where\n"
     status, _, told = predict(str(project), '{"n": 7}', "--raise")
     assert status == 4
     assert "IndexError" in told
     assert "labeller.py" in told
     assert "pipeline.py" not in told
+
+
+def test_an_answer_that_cannot_be_sent_names_the_hook_that_returned_it(tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text("def predict(inputs):\n    return {'a': object()}\n")
+    for flags, expected in (((), 6), (("--raise",), 4)):
+        status, _, told = predict(str(tmp_path / "odd.py"), "1", *flags)
+        assert status == expected
+        assert "is of type object" in told
+        assert "what predict (line 1) returned" in told
+        assert "--raise shows" not in told
+
+
+def test_no_failure_points_to_a_server_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("def predict(inputs):\n    return 1 / inputs\n")
+    status, answers, told = predict(str(tmp_path / "bad.py"), "0", "1")
+    assert status == 6
+    assert json.loads(answers.splitlines()[0])["message"] == "The model's predict failed"
+    assert "server" not in told
+    with handlergen.load(tmp_path / "bad.py") as model:
+        with pytest.raises(handlergen.RequestFailed, match=r"^The model's predict failed$"):
+            model.predict(0)
+        # What a client gets: byte for byte, so that a test of the local model is a test of the served one.
+        assert b"the server's log" in model.request(0).body
+        (row,) = model.map([0], workers=0)
+        assert row.value["message"] == "The model's predict failed"
+
+
+def test_json_that_the_shell_took_apart_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "echo.py").write_text("def predict(inputs):\n    return inputs\n")
+    status, _, told = predict(str(tmp_path / "echo.py"), "text")
+    assert status == 6
+    assert """a text keeps quotes of its own: '"text"'""" in told
 
 
 def test_hooks_run_where_they_run_when_served(project: Path) -> None:
