@@ -11,6 +11,17 @@ from handlergen.errors import Problem
 from handlergen.runtime.contract import NAMED_PARAMETERS, Parameter
 from handlergen.source_module import Function
 
+_SHORT_FOR = {"ctx": "context", "cntx": "context", "req": "request", "dev": "device", "mdl": "model"}
+"""Abbreviations of the named parameters: their spelling is too far from them to be found by it."""
+
+_OF_CONTEXT = {
+    **dict.fromkeys(("model_dir", "model_path", "dir", "path", "directory", "weights"), "model_dir"),
+    **dict.fromkeys(("config", "cfg", "settings"), "config"),
+    "secrets": "secrets",
+    "logger": "logger",
+}
+"""What the lone parameter of another system's load means, by its name, as an attribute of the context."""
+
 
 @dataclass(frozen=True)
 class Role:
@@ -201,11 +212,17 @@ def _misleading(parameter: Plain, role: Role, source: str, file: str) -> list[st
             f"{place}: `{parameter.name}` of {role.name} receives {_article(source)}: "
             f"parameters go by position ({', '.join(role.order)})"
         ]
-    near = difflib.get_close_matches(parameter.name, role.named, n=1, cutoff=0.85)
-    if near:
+    short = _SHORT_FOR.get(parameter.name.strip("_"))
+    near = [short] if short else difflib.get_close_matches(parameter.name, role.named, n=1, cutoff=0.85)
+    if near and near[0] != source:
         return [
             f"{place}: `{parameter.name}` of {role.name} receives {_article(source)}. "
             f"Did you mean `{near[0]}`?"
+        ]
+    if source == "context" and parameter.name in _OF_CONTEXT:
+        return [
+            f"{place}: `{parameter.name}` of {role.name} receives {_article(source)}. "
+            f"Did you mean context.{_OF_CONTEXT[parameter.name]}?"
         ]
     return []
 
