@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from handlergen import __version__
+from handlergen.cli.file_list import in_order, runtime_line
 from handlergen.cli.options import setting_options
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ _PROGRESS_FROM = 64 << 20
 @click.option("-f", "--force", is_flag=True, help="Replace an archive of the same name.")
 @click.option("--verify", is_flag=True, help="Read the archive back and compare every file with its origin.")
 @click.option("--dry-run", is_flag=True, help="List what would be packed; write nothing.")
+@click.option("--all", "all_files", is_flag=True, help="With --dry-run: list handlergen's own runtime, too.")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 @setting_options()
 def command(
@@ -43,6 +46,7 @@ def command(
     force: bool,
     verify: bool,
     dry_run: bool,
+    all_files: bool,
     as_json: bool,
     **overrides: Any,
 ) -> None:
@@ -63,7 +67,7 @@ def command(
 
     project = open_project(source, overrides=overrides)
     if dry_run:
-        _report_plan(project, model_store, force=force, as_json=as_json)
+        _report_plan(project, model_store, force=force, all_files=all_files, as_json=as_json)
         return
     with _terminated_like_ctrl_c(), _progress_bar() as progress:
         result = archive_project(
@@ -110,7 +114,7 @@ def _as_json(result: ArchiveResult) -> dict[str, Any]:
     }
 
 
-def _report_plan(project: Project, model_store: Path, *, force: bool, as_json: bool) -> None:
+def _report_plan(project: Project, model_store: Path, *, force: bool, all_files: bool, as_json: bool) -> None:
     from handlergen.archiving import gpus_for, target_path
     from handlergen.settings import shown
     from handlergen.staging import make_plan
@@ -127,11 +131,17 @@ def _report_plan(project: Project, model_store: Path, *, force: bool, as_json: b
         click.echo(json.dumps({"path": str(target), "size": plan.size, "files": files}, indent=2))
         return
     click.echo(f"{target} would hold {len(rows) + 1} files, {plan.size:,} bytes:")
-    width = max(len(f"{size:,}") for _, size, _ in rows)
-    for place, size, origin in rows:
-        click.echo(
-            f"  {size:>{width},}  {place}  <- {shown(Path(origin)) if origin else 'written by handlergen'}"
-        )
+    first, runtime = in_order(rows, lambda row: row[0])
+    lines = [
+        (size, place, shown(Path(origin)) if origin else "written by handlergen")
+        for place, size, origin in (*first, *(runtime if all_files else ()))
+    ]
+    if not all_files:
+        size = sum(size for _, size, _ in runtime)
+        lines.append((size, runtime_line(len(runtime)), f"handlergen {__version__}"))
+    width = max(len(f"{size:,}") for size, _, _ in lines)
+    for size, place, origin in lines:
+        click.echo(f"  {size:>{width},}  {place}  <- {origin}")
 
 
 def _warn(warnings: tuple[str, ...]) -> None:

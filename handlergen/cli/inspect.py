@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from handlergen.cli.file_list import in_order, runtime_line
+
 if TYPE_CHECKING:
     from handlergen.mar import Mar
     from handlergen.runtime.contract import Bundle
@@ -16,8 +18,9 @@ if TYPE_CHECKING:
 
 @click.command
 @click.argument("mar", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
-def command(mar: Path, as_json: bool) -> None:
+@click.option("--all", "all_files", is_flag=True, help="List the files of handlergen's own runtime, too.")
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON, all files included.")
+def command(mar: Path, *, all_files: bool, as_json: bool) -> None:
     """Show the manifest, contract, settings and files of the archive MAR.
 
     Nothing is unpacked. An archive with links, absolute or doubled names, or names that lead out of it is refused.
@@ -30,7 +33,10 @@ def command(mar: Path, as_json: bool) -> None:
     from handlergen.mar import read_mar
 
     archive = read_mar(mar)
-    click.echo(json.dumps(_as_json(archive), indent=2, ensure_ascii=False) if as_json else _as_text(archive))
+    if as_json:
+        click.echo(json.dumps(_as_json(archive), indent=2, ensure_ascii=False))
+    else:
+        click.echo(_as_text(archive, all_files=all_files))
 
 
 def _as_json(archive: Mar) -> dict[str, Any]:
@@ -44,7 +50,7 @@ def _as_json(archive: Mar) -> dict[str, Any]:
     }
 
 
-def _as_text(archive: Mar) -> str:
+def _as_text(archive: Mar, *, all_files: bool) -> str:
     model = archive.manifest.get("model", {})
     lines = [
         f"{archive.path}: {_clean(archive.name)} {_clean(archive.version)}",
@@ -59,9 +65,13 @@ def _as_text(archive: Mar) -> str:
         lines += _rows(json.loads(archive.bundle.to_json())["settings"])
     if archive.model_config:
         lines += ["", "model-config.yaml", *_rows(archive.model_config)]
-    width = max((len(f"{file.size:,}") for file in archive.files), default=1)
+    first, runtime = in_order(archive.files, lambda file: file.name)
+    rows = [(file.size, file.sha256, file.name) for file in (*first, *(runtime if all_files else ()))]
+    if runtime and not all_files:
+        rows.append((sum(file.size for file in runtime), "", runtime_line(len(runtime))))
+    width = max((len(f"{size:,}") for size, _, _ in rows), default=1)
     lines += ["", f"files ({len(archive.files)}): bytes, SHA-256, name"]
-    lines += [f"  {file.size:>{width},}  {file.sha256}  {_clean(file.name)}" for file in archive.files]
+    lines += [f"  {size:>{width},}  {sha256:<64}  {_clean(name)}" for size, sha256, name in rows]
     return "\n".join(lines)
 
 

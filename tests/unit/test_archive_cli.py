@@ -86,6 +86,21 @@ def test_a_dry_run_lists_and_writes_nothing(run: Callable[..., tuple[int, str, s
     assert [path.name for path in tmp_path.iterdir()] == ["digits.py"]
 
 
+def test_the_users_files_come_first_and_the_runtime_is_one_line(
+    run: Callable[..., tuple[int, str, str]],
+) -> None:
+    planned = run("archive", "digits.py", "--dry-run")[1].splitlines()
+    assert planned[1].split()[1:] == ["digits.py", "<-", "digits.py"]
+    assert "handlergen_runtime/ (" in planned[-1]
+    assert len(planned) < 8
+    assert len(run("archive", "digits.py", "--dry-run", "--all")[1].splitlines()) > 30
+    assert run("archive", "digits.py")[0] == 0
+    shown = run("inspect", "model-store/digits.mar")[1].partition("\nfiles (")[2].splitlines()
+    assert shown[1].endswith("  digits.py")
+    assert "handlergen_runtime/ (" in shown[-1]
+    assert "handlergen_runtime/wire.py" in run("inspect", "model-store/digits.mar", "--all")[1]
+
+
 def test_a_dry_run_lists_what_archive_packs(run: Callable[..., tuple[int, str, str]]) -> None:
     listed = json.loads(run("archive", "digits.py", "--dry-run", "--json")[1])
     packed = json.loads(run("archive", "digits.py", "--json")[1])
