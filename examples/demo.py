@@ -123,6 +123,7 @@ class Traffic:
     images: Sequence[Path]
     right: int = 0
     wrong: int = 0
+    misread: set[Path] = field(default_factory=set)
     failed: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -155,7 +156,9 @@ class Traffic:
                 if isinstance(outcome, Answer):
                     right = outcome.json()["digit"] == true_digit(image)
                     self.right += right
-                    self.wrong += not right
+                    if not right:
+                        self.wrong += 1
+                        self.misread.add(image)
                 else:
                     self.failed[outcome] += 1
 
@@ -213,13 +216,20 @@ def scale_under_load(demo: Demo, client: Client, images: Sequence[Path]) -> tupl
     say()
     say(f"{traffic.sent} requests sent meanwhile by {CLIENTS} clients, half REST, half gRPC:")
     say(f"{traffic.right:>6} answered with the true digit")
-    say(f"{traffic.wrong:>6} answered with another digit")
+    say(f"{traffic.wrong:>6} answered with another digit{_why(traffic.misread, images)}")
     aborted = sum(count for reason, count in traffic.failed.items() if KILLED in reason)
     say(f"{aborted:>6} aborted by TorchServe, which kills workers to have fewer")
     say(f"{traffic.failed.total() - aborted:>6} lost")
     if traffic.failed.total() > aborted:
         raise SystemExit(f"requests were lost: {dict(traffic.failed)}")
     return start, end
+
+
+def _why(misread: set[Path], images: Sequence[Path]) -> str:
+    """Wrong answers are the network's, not the server's: they are always for the same few images."""
+    if not misread:
+        return ""
+    return f": the network misreads {len(misread)} of the {len(images)} held-out images, asked for again and again"
 
 
 def prove(spans: Sequence[Span], start: int, end: int) -> None:

@@ -129,7 +129,8 @@ class Settings:
     requirements: tuple[str, ...] = _setting(
         (),
         "What pip must install for the model, or a requirements file (a name that ends in .txt). TorchServe "
-        "installs it only with install_py_dep_per_model=true in config.properties.",
+        "installs it only with install_py_dep_per_model=true in config.properties, which `handlergen config` writes "
+        "when an archive of the model store has requirements.",
         kinds.requirements(),
         group=_FILES,
         example="[pillow>=10]",
