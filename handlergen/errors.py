@@ -66,6 +66,10 @@ class ServerError(HandlergenError):
     exit_status = 5
 
 
+class NoServer(ServerError):
+    """Nobody listens at the server's address."""
+
+
 class RequestFailed(HandlergenError):
     """A request was answered with an error. `body` is the answer as it came."""
 

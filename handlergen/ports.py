@@ -24,6 +24,12 @@ def taken(addresses: Mapping[str, tuple[str, int]]) -> list[str]:
     return problems
 
 
+def why_not_listen(host: str) -> str:
+    """Why no program here can listen on this address; "" when one can."""
+    error = _bind_error(host, 0)
+    return (error.strerror or str(error)) if error else ""
+
+
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
     """That many different ports that nobody listens on right now."""
     sockets = [socket.socket() for _ in range(count)]

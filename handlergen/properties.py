@@ -6,6 +6,8 @@ Facts about TorchServe 0.12.0 were read in `ConfigManager.java` and `ts/model_se
 from __future__ import annotations
 
 import difflib
+import ipaddress
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -29,6 +31,7 @@ __all__ = [
     "unknown_keys",
 ]
 
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 _LOG_OPTION = "-Dlog4j.configurationFile="
 
 
@@ -63,9 +66,7 @@ def server_settings(
     Raises:
         HandlergenError: Two sockets share a port, or a value cannot be written.
     """
-    if ":" in host:
-        # Its pattern for addresses has no colon in a host (ConfigManager.java, ADDRESS_PATTERN).
-        raise HandlergenError(f"{host}: TorchServe cannot listen on IPv6 addresses")
+    _check_host(host)
     local = "127.0.0.1"
     settings = ServerSettings(
         inference_address=f"http://{host}:{inference_port}",
@@ -80,6 +81,26 @@ def server_settings(
     )
     check(settings)
     return settings
+
+
+def _check_host(host: str) -> None:
+    """Raises HandlergenError for what is neither a host name nor an IPv4 address."""
+    hint = "127.0.0.1 is this machine only, 0.0.0.0 every address that it has"
+    if "/" in host:
+        raise HandlergenError(f"{host!r} is a URL; a host is wanted, without http:// and port", hint=hint)
+    if ":" in host:
+        # Its pattern for addresses has no colon in a host (ConfigManager.java, ADDRESS_PATTERN).
+        raise HandlergenError(
+            f"{host!r}: TorchServe cannot listen on IPv6 addresses, and a port has an option of its own",
+            hint=hint,
+        )
+    numeric = host.replace(".", "").isdigit()
+    try:
+        valid = bool(ipaddress.IPv4Address(host)) if numeric else bool(_HOST_NAME.fullmatch(host))
+    except ValueError:
+        valid = False
+    if not valid:
+        raise HandlergenError(f"{host!r} is no host name and no IPv4 address", hint=hint)
 
 
 def check(settings: ServerSettings) -> None:
@@ -179,7 +200,11 @@ def read_properties(path: Path) -> ServerSettings:
     try:
         return parse_properties(path.read_text("utf-8"), file=str(path))
     except FileNotFoundError:
-        raise HandlergenError(f"there is no {path}", hint="`handlergen config` writes one") from None
+        option = "" if path.name == "config.properties" else f" -o {path}"
+        raise HandlergenError(
+            f"there is no {path}",
+            hint=f"name the server's configuration with -c; `handlergen config{option}` writes one",
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise HandlergenError(f"{path} cannot be read: {error}") from error
 

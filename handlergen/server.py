@@ -21,6 +21,7 @@ import psutil
 from handlergen import ports
 from handlergen.client import Client, ModelStatus
 from handlergen.client.key_file import KEY_FILE
+from handlergen.command_text import archive_command, handlergen_command
 from handlergen.errors import ModuleFailed, ServerError
 from handlergen.java import find_java
 from handlergen.processes import end_marked
@@ -36,6 +37,7 @@ from handlergen.server_state import (
     state_path,
     write_state,
 )
+from handlergen.settings import shown
 
 DEFAULT_TIMEOUT_S = 600.0
 _POLL_S = 0.25
@@ -205,7 +207,10 @@ def _starting(config: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ServerError(f"another `handlergen serve` is starting a server on {config}") from None
+            raise ServerError(
+                f"another `handlergen serve` is starting a server on {shown(config)}",
+                hint="wait for it, or press Ctrl-C where it runs",
+            ) from None
         yield
 
 
@@ -215,19 +220,27 @@ def _refuse_conflicts(config: Path, settings: ServerSettings) -> None:
     if state is not None:
         if state.running():
             raise ServerError(
-                f"a server is already running on {config} (pid {state.pid})",
-                hint="`handlergen stop` ends it",
+                f"a server is already running on {shown(config)} (pid {state.pid})",
+                hint=f"`{handlergen_command('stop', config)}` ends it",
             )
         stop(config)  # what a crash left behind
-    if not (config.parent / settings.model_store).is_dir() or not settings.model_store:
+    if not settings.model_store:
         raise ServerError(
-            f"there is no model store at {config.parent / (settings.model_store or '?')}",
-            hint="`handlergen archive SOURCE` makes one; model_store in config.properties names it",
+            f"{shown(config)} names no model store",
+            hint="write model_store=DIRECTORY into it, where `handlergen archive` puts archives",
+        )
+    store = config.parent / settings.model_store
+    if not store.is_dir():
+        raise ServerError(
+            f"there is no model store at {shown(store)}",
+            hint=f"`{archive_command(store)}` makes one; model_store in {shown(config)} names it",
         )
     problems = ports.taken(settings.addresses())
     if problems:
         raise ServerError(
-            "\n".join(problems), hint="stop that program, or choose other ports with `handlergen config`"
+            "\n".join(problems),
+            hint=f"stop that program, or choose other ports: `handlergen config --help` lists their options, --force "
+            f"overwrites {shown(config)}",
         )
     if settings.token_authorization:
         for neighbour in running_neighbours(config):

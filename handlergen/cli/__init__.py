@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -45,6 +46,23 @@ class VerbGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it; an unknown verb is answered with the nearest one."""
+        near = difflib.get_close_matches(args[0], VERBS, n=1) if args[0] not in VERBS else []
+        if near:
+            ctx.fail(f"There is no verb {args[0]!r}. Did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Each verb with the whole first sentence of its help, where click cuts it at one line."""
+        commands = [(verb, self.get_command(ctx, verb)) for verb in self.list_commands(ctx)]
+        with formatter.section("Verbs"):
+            formatter.write_dl(
+                [(verb, command.get_short_help_str(limit=1000)) for verb, command in commands if command]
+            )
+
 
 def render(error: HandlergenError) -> str:
     """The text a user sees for an error: traceback of their own code, message, then what to do next."""
@@ -57,7 +75,11 @@ def render(error: HandlergenError) -> str:
     return "\n".join(parts)
 
 
-@click.group(cls=VerbGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=VerbGroup,
+    subcommand_metavar="VERB [ARGS]...",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="handlergen", prog_name="handlergen")
 def cli() -> None:
     """Wrap preprocess, predict and postprocess into a TorchServe archive.

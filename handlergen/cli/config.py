@@ -6,10 +6,15 @@ import json
 import textwrap
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from handlergen.cli.serving_options import json_option
+from handlergen.command_text import archive_command
+
+if TYPE_CHECKING:
+    from handlergen.properties import ServerSettings
 
 _DEFAULT_OUTPUT = Path("config.properties")
 
@@ -119,10 +124,12 @@ def command(
         written = write_configuration(output, settings, force=force)
     elif output.exists():
         settings = read_properties(output)
+    else:
+        click.echo(f"there is no {output}; this is what `handlergen config` would write", err=True)
     lines = explain(settings)
     warnings = [*unknown_keys(settings), *configuration_warnings(output, settings)]
-    if host not in ("127.0.0.1", "localhost", "::1") and no_token_auth:
-        warnings.append(f"anybody who reaches {host} can predict: there are no tokens")
+    if not show:
+        warnings += _place_warnings(settings, output, host=host)
     if as_json:
         report = {
             "file": str(output),
@@ -144,3 +151,24 @@ def command(
         click.echo(f"wrote {path}")
     for warning in warnings:
         click.echo(f"Warning: {warning}", err=True)
+
+
+def _place_warnings(settings: ServerSettings, output: Path, *, host: str) -> list[str]:
+    """What the options say of this machine that is not so, or is risky."""
+    from handlergen.ports import why_not_listen
+    from handlergen.settings import shown
+
+    warnings = []
+    if host not in ("127.0.0.1", "localhost") and not settings.token_authorization:
+        warnings.append(f"anybody who reaches {host} can predict: there are no tokens")
+    if reason := why_not_listen(host):
+        warnings.append(f"a server on this machine cannot listen on {host}: {reason}")
+    store = output.resolve().parent / settings.model_store
+    if not store.is_dir():
+        warnings.append(f"there is no model store {shown(store)} yet; `{archive_command(store)}` makes it")
+    for file in (settings.log_config, settings.metrics_config):
+        if not (output.resolve().parent / file).is_file():
+            warnings.append(
+                f"there is no {shown(output.resolve().parent / file)}, which {shown(output)} names"
+            )
+    return warnings

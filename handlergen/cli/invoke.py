@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from handlergen.cli.given_data import instead_of, refuse_file_name
 from handlergen.cli.output_file import writable
-from handlergen.cli.serving_options import config_option, json_option, key_file_option, open_client
+from handlergen.cli.request_advice import advised
+from handlergen.cli.serving_options import config_option, connected, json_option, key_file_option
 from handlergen.errors import HandlergenError, RequestFailed
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 @click.command("invoke")
 @click.argument("name")
+@click.argument("surplus", nargs=-1, metavar="")
 @click.option("--data", default=None, help="The request as JSON.")
 @click.option(
     "--file",
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
 def command(
     *,
     name: str,
+    surplus: tuple[str, ...],
     data: str | None,
     file: Path | None,
     fields: tuple[str, ...],
@@ -73,12 +77,18 @@ def command(
       handlergen invoke digits --file three.png --grpc
       handlergen invoke digits --field image=@three.png --field top=3
     """
-    if sum((data is not None, file is not None, bool(fields))) != 1:
-        raise click.UsageError("give exactly one of --data, --file and --field")
-    if over_grpc and (headers or content_type):
-        raise click.UsageError("--header and --content-type mean nothing over gRPC, which carries no headers")
+    _refuse_contradictions(
+        surplus,
+        data=data,
+        file=file,
+        fields=fields,
+        options=bool(headers or content_type),
+        over_grpc=over_grpc,
+    )
     if stream and as_json:
         raise click.UsageError("--stream prints the answer as it comes; --json wants all of it")
+    if data is not None and content_type is None:
+        refuse_file_name(data)
     body: dict[str, Any]
     if over_grpc:
         body = {"inputs": _grpc_inputs(data, file, fields)}
@@ -88,13 +98,15 @@ def command(
             body["content_type"] = content_type
     if output is not None:
         writable(output)
-    with open_client(config, key_file, timeout=timeout) as client:
+    with connected(config, key_file, timeout=timeout) as client:
         try:
             if stream:
                 call = client.stream_grpc if over_grpc else client.stream
-                _write(call(name, version=version, **body), output)
+                with advised(client, config, name, data=data):
+                    _write(call(name, version=version, **body), output)
                 return
-            answer = _ask(client, name, over_grpc, version, body)
+            with advised(client, config, name, data=data):
+                answer = _ask(client, name, over_grpc, version, body)
         except RequestFailed as error:
             if as_json:
                 click.echo(json.dumps({"status": error.status, "body": _readable(error.body)}, indent=2))
@@ -104,6 +116,26 @@ def command(
         click.echo(json.dumps(report, indent=2, ensure_ascii=False))
         return
     _write([answer.body], output)
+
+
+def _refuse_contradictions(
+    surplus: tuple[str, ...],
+    *,
+    data: str | None,
+    file: Path | None,
+    fields: tuple[str, ...],
+    options: bool,
+    over_grpc: bool,
+) -> None:
+    """Raises click.UsageError for a request that is none, or is two."""
+    if surplus:
+        raise click.UsageError(
+            f"Got unexpected extra argument ({surplus[0]}). Did you mean {instead_of(surplus[0])} ?"
+        )
+    if sum((data is not None, file is not None, bool(fields))) != 1:
+        raise click.UsageError("give exactly one of --data, --file and --field")
+    if over_grpc and options:
+        raise click.UsageError("--header and --content-type mean nothing over gRPC, which carries no headers")
 
 
 def _ask(client: Client, name: str, over_grpc: bool, version: str | None, body: dict[str, Any]) -> Answer:

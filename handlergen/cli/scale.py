@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from handlergen.cli.serving_options import config_option, json_option, key_file_option, open_client
+from handlergen.cli.request_advice import advised
+from handlergen.cli.serving_options import config_option, connected, json_option, key_file_option
 
 
 @click.command("scale")
@@ -37,7 +38,7 @@ def command(
     Example:
       handlergen scale digits --workers 4
     """
-    with open_client(config, key_file) as client:
+    with connected(config, key_file) as client, advised(client, config, name):
         status = client.scale(name, workers, version=version, timeout=timeout)
     if as_json:
         report = {"model": status.name, "workers": status.ready_workers, "placement": status.placement}

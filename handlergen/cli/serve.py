@@ -7,12 +7,15 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from handlergen.cli.serving_options import json_option
+from handlergen.command_text import DEFAULT_CONFIG, archive_command, handlergen_command
+from handlergen.errors import HandlergenError, ModuleFailed
 
 if TYPE_CHECKING:
     from handlergen.client import ModelStatus
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     "-c",
     "--config",
     type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("config.properties"),
+    default=Path(DEFAULT_CONFIG),
     show_default=True,
     help="TorchServe's configuration; written with the defaults when it does not exist.",
 )
@@ -46,15 +49,18 @@ def command(*, config: Path, foreground: bool, timeout: float, keep: bool, as_js
       handlergen serve
       handlergen invoke digits --file three.png
     """
-    from handlergen.configuration import configuration_warnings, write_configuration
-    from handlergen.properties import ServerSettings, read_properties
+    try:
+        _serve_and_report(config, foreground=foreground, timeout=timeout, keep=keep, as_json=as_json)
+    except HandlergenError as error:
+        if as_json:
+            click.echo(json.dumps(_failure(error), indent=2))
+        raise
+
+
+def _serve_and_report(config: Path, *, foreground: bool, timeout: float, keep: bool, as_json: bool) -> None:
     from handlergen.server import running_server
 
-    if not config.exists():
-        for path in write_configuration(config, ServerSettings()):
-            click.echo(f"wrote {path}", err=True)
-    for warning in configuration_warnings(config, read_properties(config)):
-        click.echo(f"Warning: {warning}", err=True)
+    _configure(config)
     # A terminal that closes or a supervisor that says stop must leave no more behind than Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -79,6 +85,33 @@ def command(*, config: Path, foreground: bool, timeout: float, keep: bool, as_js
                 click.echo("stopped", err=True)
                 return
         raise
+
+
+def _configure(config: Path) -> None:
+    """Write the configuration if there is none; warn of what in it or in the model store will not work."""
+    from handlergen.configuration import (
+        configuration_warnings,
+        store_has_requirements,
+        write_configuration,
+    )
+    from handlergen.properties import ServerSettings, read_properties, unknown_keys
+
+    if not config.exists():
+        usual = ServerSettings()
+        requirements = store_has_requirements(config.parent / usual.model_store)
+        for path in write_configuration(config, replace(usual, install_requirements=requirements)):
+            click.echo(f"wrote {path}", err=True)
+    settings = read_properties(config)
+    for warning in (*unknown_keys(settings), *configuration_warnings(config, settings)):
+        click.echo(f"Warning: {warning}", err=True)
+
+
+def _failure(error: HandlergenError) -> dict[str, Any]:
+    return {
+        "error": error.message,
+        "hint": error.hint,
+        "traceback": error.traceback if isinstance(error, ModuleFailed) else None,
+    }
 
 
 def _serve(config: Path, *, timeout: float, console: bool, keep: bool, quiet: bool) -> RunningServer:
@@ -132,13 +165,20 @@ def _report(running: RunningServer) -> dict[str, Any]:
 
 
 def _print(running: RunningServer) -> None:
+    from handlergen.settings import shown
+
     settings = running.settings
+    config = Path(running.state.config)
     addresses = settings.addresses()
     for model in running.models:
         where = ", ".join(f"{count} on {device}" for device, count in model.placement.items())
         click.echo(f"{model.name} {model.version}: {model.ready_workers} workers READY ({where or 'none'})")
     if not running.models:
-        click.echo("no models: the store is empty")
+        store = running.directory / settings.model_store
+        click.echo(f"no models: no archive in {shown(store)}, or none that load_models names. To have one:")
+        click.echo(f"  {archive_command(store)}")
+        again = (handlergen_command(verb, config) for verb in ("stop", "serve"))
+        click.echo(f"  {' && '.join(again)}")
     click.echo()
     click.echo(f"predictions  {settings.inference_address}   gRPC {_joined(addresses['gRPC inference'])}")
     click.echo(f"management   {settings.management_address}   gRPC {_joined(addresses['gRPC management'])}")
@@ -146,11 +186,11 @@ def _print(running: RunningServer) -> None:
     click.echo(f"logs         {running.log_directory}")
     if running.key_file:
         click.echo(f"tokens       {running.key_file}")
-    click.echo(f"process      {running.pid}, ended by: handlergen stop")
+    click.echo(f"process      {running.pid}, ended by: {handlergen_command('stop', config)}")
     if running.models:
         name = running.models[0].name
         click.echo("\nTry it:")
-        click.echo(f"  handlergen invoke {name} --data 'JSON'     (or --file PATH)")
+        click.echo(f"  {handlergen_command(f'invoke {name}', config)} --data 'JSON'     (or --file PATH)")
         click.echo(f"  {_curl(running, name)}")
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from handlergen.command_text import DEFAULT_CONFIG, handlergen_command
+from handlergen.errors import NoServer
 
 if TYPE_CHECKING:
     from handlergen.client import Client
@@ -22,7 +26,7 @@ def config_option(function: Function) -> Function:
         "-c",
         "--config",
         type=click.Path(dir_okay=False, path_type=Path),
-        default=Path("config.properties"),
+        default=Path(DEFAULT_CONFIG),
         show_default=True,
         help="The server's configuration: where it listens, and whose directory it runs in.",
     )(function)
@@ -32,10 +36,31 @@ def key_file_option(function: Function) -> Function:
     """`--key-file`: where the tokens are."""
     return click.option(
         "--key-file",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
         default=None,
         help="TorchServe's key_file.json.  [default: beside the configuration]",
     )(function)
+
+
+@contextmanager
+def connected(config: Path, key_file: Path | None, *, timeout: float = 300.0) -> Iterator[Client]:
+    """`open_client`, closed at the end; when no server answers, the error says which was meant and how to start it.
+
+    Raises:
+        HandlergenError: See `open_client`.
+    """
+    with open_client(config, key_file, timeout=timeout) as client:
+        try:
+            yield client
+        except NoServer as error:
+            if config.exists():
+                error.hint = f"start it with `{handlergen_command('serve', config)}`"
+            else:
+                error.hint = (
+                    f"there is no {config} in this directory, so TorchServe's own addresses were tried: change to the "
+                    "server's directory, or name its configuration with -c"
+                )
+            raise
 
 
 def open_client(config: Path, key_file: Path | None, *, timeout: float = 300.0) -> Client:
@@ -47,7 +72,7 @@ def open_client(config: Path, key_file: Path | None, *, timeout: float = 300.0) 
     from handlergen.client import Client
     from handlergen.properties import ServerSettings
 
-    if config == Path("config.properties") and not config.exists():
+    if config == Path(DEFAULT_CONFIG) and not config.exists():
         # A TorchServe that runs on its defaults, started from this directory.
         return Client(ServerSettings(), key_file=key_file, timeout=timeout)
     return Client.from_config(config, key_file=key_file, timeout=timeout)

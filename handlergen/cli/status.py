@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from handlergen.cli.serving_options import config_option, json_option, key_file_option, open_client
+from handlergen.cli.serving_options import config_option, connected, json_option, key_file_option
 
 if TYPE_CHECKING:
     from handlergen.client import ModelStatus, WorkerStatus
@@ -34,7 +34,7 @@ def command(*, config: Path, key_file: Path | None, as_json: bool) -> None:
       handlergen status
       handlergen status --json
     """
-    with open_client(config, key_file, timeout=30) as client:
+    with connected(config, key_file, timeout=30) as client:
         health = client.ping()
         models = client.status()
     why = _load_failures(config, models)

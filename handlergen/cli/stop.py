@@ -33,3 +33,8 @@ def command(*, config: Path, timeout: float, as_json: bool) -> None:
         click.echo("stopped")
     else:
         click.echo(f"no server started by `handlergen serve` is running on {config}")
+        if not config.exists():
+            click.echo(
+                f"Hint: there is no {config} here; change to the server's directory, or name its configuration with -c",
+                err=True,
+            )

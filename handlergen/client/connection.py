@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from handlergen.client.key_file import KeyFile
-from handlergen.errors import RequestFailed, ServerError
+from handlergen.errors import NoServer, RequestFailed, ServerError
 
 #: TorchServe answers a wrong, expired or missing token with 400 and this type (InvalidKeyException.java).
 _TOKEN_REFUSED = "InvalidKeyException"  # noqa: S105 - the name of an exception, no password
@@ -33,6 +33,22 @@ class Tokens:
             self._renew(kind, self._key_file.token("API"))
         return {"Authorization": f"Bearer {self._key_file.token(kind)}"}
 
+    def advice(self) -> str:
+        """What to do when the server refuses the token that `header` gave, or that there was none."""
+        if self._key_file is None:
+            return (
+                "the server wants a token, but its configuration as it is read here says that it wants none"
+            )
+        if not self._key_file.path.exists():
+            return (
+                f"the server wants a token, and there is no {self._key_file.path}: start handlergen in the "
+                "server's directory or pass --key-file"
+            )
+        return (
+            f"the tokens in {self._key_file.path} are not this server's: it wrote its own into the directory that it "
+            "was started in; pass that file with --key-file"
+        )
+
 
 class Connection:
     """Requests to one address with the token of one kind."""
@@ -54,7 +70,7 @@ class Connection:
         """
         with self._sent(method, path, headers, options) as response:
             response.read()
-            _raise_for_status(response)
+            self._raise_for_status(response)
             return response
 
     @contextmanager
@@ -65,7 +81,7 @@ class Connection:
         with self._sent(method, path, headers, options) as response:
             if response.status_code >= 400:
                 response.read()
-            _raise_for_status(response)
+            self._raise_for_status(response)
             yield response
 
     @contextmanager
@@ -84,28 +100,27 @@ class Connection:
             with self._http.stream(method, url, headers=carried, **options) as response:
                 yield response
         except httpx.ConnectError as error:
-            raise ServerError(
+            raise NoServer(
                 f"no server answers at {self._base_url}", hint="start one with `handlergen serve`"
             ) from error
         except httpx.TimeoutException as error:
-            raise ServerError(f"no answer from {url} in time ({type(error).__name__})") from error
+            raise ServerError(
+                f"no answer from {url} in time ({type(error).__name__})",
+                hint="`handlergen status` shows how many requests wait; a longer timeout waits longer",
+            ) from error
         except httpx.HTTPError as error:
             raise ServerError(f"the connection to {url} broke: {error or type(error).__name__}") from error
 
-
-def _raise_for_status(response: httpx.Response) -> None:
-    if response.status_code < 400:
-        return
-    kind, message = error_text(response.content)
-    hint = None
-    if kind == _TOKEN_REFUSED:
-        hint = "the server wants a token: start handlergen in the server's directory or pass --key-file"
-    raise RequestFailed(
-        f"{response.status_code}: {message or response.reason_phrase}",
-        status=response.status_code,
-        body=response.content,
-        hint=hint,
-    )
+    def _raise_for_status(self, response: httpx.Response) -> None:
+        if response.status_code < 400:
+            return
+        kind, message = error_text(response.content)
+        raise RequestFailed(
+            f"{response.status_code}: {message or response.reason_phrase}",
+            status=response.status_code,
+            body=response.content,
+            hint=self._tokens.advice() if kind == _TOKEN_REFUSED else None,
+        )
 
 
 def error_text(body: bytes) -> tuple[str, str]:

@@ -12,7 +12,7 @@ import grpc
 from handlergen.client.connection import Tokens
 from handlergen.client.protocol import INFERENCE, MANAGEMENT, METHODS, message_class
 from handlergen.client.results import ModelStatus
-from handlergen.errors import RequestFailed, ServerError
+from handlergen.errors import NoServer, RequestFailed
 from handlergen.runtime.wire import STREAM_WISH
 
 #: The HTTP status that TorchServe made a gRPC code from (GRPCUtils.java); the others arrive as INTERNAL.
@@ -31,7 +31,7 @@ _HTTP_STATUS = {
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
 #: TorchServe ends an error's details with the class of the Java exception.
-_JAVA_CLASS = re.compile(r"\n(?:\w+\.)+\w+Exception$")
+_JAVA_CLASS = re.compile(r"\n(?:\w+\.)*\w+Exception(?:\.\(\))?$")
 
 
 class Service:
@@ -86,12 +86,12 @@ class Service:
     def _translated(self, error: grpc.RpcError) -> Exception:
         code, details = error.code(), error.details() or ""
         if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in details.lower():
-            return ServerError(
+            return NoServer(
                 f"no server answers at {self._address} (gRPC)", hint="start one with `handlergen serve`"
             )
         hint = None
         if "Token Authorization failed" in details:
-            hint = "the server wants a token: start handlergen in the server's directory or pass --key-file"
+            hint = self._tokens.advice()
         # An unknown model arrives as INTERNAL, with the name of the Java exception on a second line.
         unknown = re.search(r"\n\S+\.Model(Version)?NotFoundException$", details)
         return RequestFailed(

@@ -55,7 +55,10 @@ class KeyFile:
         except OSError as error:
             raise ServerError(f"the key file {self.path} cannot be read: {error}") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise ServerError(f"{self.path} is not a key file of TorchServe (no {kind} key)") from error
+            raise ServerError(
+                f"{self.path} is not a key file of TorchServe (no {kind} key)",
+                hint=f"TorchServe writes one, {KEY_FILE}, into the directory that it is started in",
+            ) from error
         assert isinstance(entry, dict)
         return entry
 

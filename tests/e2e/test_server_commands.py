@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+import handlergen
 
 pytestmark = pytest.mark.e2e
 
@@ -30,10 +33,23 @@ Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, make_mar, echo_mar) -> Iterator[Run]:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server runs."""
+    return tmp_path_factory.mktemp("project")
+
+
+@pytest.fixture(scope="module")
+def run(directory: Path, make_mar, echo_mar) -> Iterator[Run]:
     """`run("status", "--json")` in a directory where `handlergen serve` has started a server."""
-    directory = tmp_path_factory.mktemp("project")
     (directory / "model-store").mkdir()
+    (directory / "inside.py").write_text("def predict(inputs):\n    return inputs['pixels']\n")
+    handlergen.archive(
+        directory / "inside.py",
+        model_store=directory / "model-store",
+        devices="cpu",
+        workers_per_device=1,
+        environ={},
+    )
     for archive in (echo_mar, make_mar("failing", FAILING)):
         (directory / "model-store" / archive.name).write_bytes(archive.read_bytes())
 
@@ -107,6 +123,52 @@ def test_requests_that_make_no_sense_are_refused(run: Run, arguments: tuple[str,
     assert said in done.stderr.decode()
 
 
+@pytest.mark.parametrize("way", [(), ("--grpc",)])
+def test_a_request_that_cannot_be_answered_says_what_can_be_done(
+    run: Run, directory: Path, way: tuple[str, ...]
+):
+    def told(*arguments: str) -> str:
+        done = run("invoke", *arguments, *way)
+        assert done.returncode == 6
+        return done.stderr.decode()
+
+    assert "did you mean echo? The server has: echo, failing, inside" in told("ehco", "--data", "1")
+    assert "echo is there in version 1.0" in told("echo", "--data", "1", "--version", "9.0")
+    hint = told("inside", "--data", "{}").partition("Hint: ")[2]
+    assert hint.startswith("grep -A 20 ")
+    found = subprocess.run(shlex.split(hint), cwd=directory, capture_output=True, check=True)
+    assert b"KeyError: 'pixels'" in found.stdout
+
+
+def test_a_model_without_workers_says_how_to_get_some(run: Run):
+    assert run("scale", "failing", "--workers", "0").returncode == 0
+    try:
+        told = run("invoke", "failing", "--data", "1").stderr.decode()
+        assert "`handlergen scale failing --workers 1`" in told
+    finally:
+        assert run("scale", "failing", "--workers", "1").returncode == 0
+
+
+def test_a_wrong_key_file_is_told_from_none(run: Run, tmp_path: Path):
+    done = run("status", "--key-file", str(tmp_path / "none.json"))
+    assert (done.returncode, b"does not exist" in done.stderr) == (2, True)
+    keys = {kind: {"key": "wrong"} for kind in ("inference", "management", "API")}
+    (tmp_path / "keys.json").write_text(json.dumps(keys))
+    done = run("invoke", "echo", "--data", "1", "--key-file", str(tmp_path / "keys.json"))
+    assert b"are not this server's" in done.stderr
+
+
+def test_elsewhere_it_is_said_that_the_configuration_is_missing(tmp_path: Path):
+    from handlergen.ports import taken
+    from handlergen.properties import ServerSettings
+
+    if taken(ServerSettings().addresses()):
+        pytest.skip("a server listens on TorchServe's own ports")
+    for verb in (("status",), ("invoke", "echo", "--data", "1"), ("stop",)):
+        done = subprocess.run([HANDLERGEN, *verb], cwd=tmp_path, capture_output=True, check=False)
+        assert b"there is no config.properties" in done.stderr
+
+
 def test_scale_waits_and_reports_placement(run: Run):
     assert run("scale", "echo", "--workers", "2").stdout == b"echo: 2 workers READY (2 on cpu)\n"
     report = json.loads(run("scale", "echo", "--workers", "1", "--json").stdout)
@@ -138,6 +200,9 @@ def test_show_explains_the_file_that_is_there(run: Run):
 
 
 def test_a_second_serve_says_who_is_there(run: Run):
-    done = run("serve")
+    done = run("serve", "--json")
     assert done.returncode == 5
     assert b"already running" in done.stderr
+    report = json.loads(done.stdout)
+    assert report["error"].startswith("a server is already running on config.properties")
+    assert report["hint"] == "`handlergen stop` ends it"

@@ -101,11 +101,21 @@ def test_an_error_answer_keeps_status_and_body(body: bytes, said: str):
     assert (caught.value.status, caught.value.body, caught.value.message) == (400, body, said)
 
 
-def test_a_refused_token_says_where_tokens_come_from():
+def test_a_refused_token_says_where_tokens_come_from(tmp_path: Path):
     body = {"code": 400, "type": "InvalidKeyException", "message": "Token Authorization failed."}
-    with pytest.raises(RequestFailed) as caught:
-        client(lambda request: httpx.Response(400, json=body)).predict("digits", 1)
-    assert "--key-file" in (caught.value.hint or "")
+
+    def hint(key_file: Path | None) -> str:
+        with pytest.raises(RequestFailed) as caught:
+            client(lambda request: httpx.Response(400, json=body), key_file=key_file).predict("digits", 1)
+        return caught.value.hint or ""
+
+    missing = hint(tmp_path / "none.json")
+    assert f"there is no {tmp_path / 'none.json'}" in missing
+    assert "--key-file" in missing
+    other = hint(write_keys(tmp_path / "key_file.json"))
+    assert "are not this server's" in other
+    assert "--key-file" in other
+    assert "says that it wants none" in hint(None)
 
 
 def test_no_server_is_another_error_than_an_error_answer():

@@ -115,6 +115,10 @@ def test_refused_with_the_line(text: str, said: str):
         ({"model_store": "store "}, "a blank at either end"),
         ({"metrics_config": "a\nb=c"}, "line break"),
         ({"host": "::1"}, "IPv6"),
+        ({"host": "foo bar"}, "no host name"),
+        ({"host": "300.1.1.1"}, "no IPv4 address"),
+        ({"host": "http://1.2.3.4"}, "is a URL"),
+        ({"host": ""}, "no host name"),
         ({"max_response_size": 2**31}, "max_response_size must lie between"),
     ],
 )
