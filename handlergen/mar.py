@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
-import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import IO, TYPE_CHECKING, Any
 
 from handlergen.errors import HandlergenError
+from handlergen.mar_entries import contents_of, entry_problems, sha256_of
+from handlergen.mar_texts import LARGEST_TEXT, bundle_of, manifest_of, model_config_of
 from handlergen.names import MANIFEST_FILE, MODEL_CONFIG_FILE
 from handlergen.runtime.contract import CONTRACT_FILE, Bundle
 
@@ -24,12 +24,11 @@ if TYPE_CHECKING:
 
 _CHUNK = 4 << 20
 
-_LARGEST_TEXT = 16 << 20
-"""Bytes; a manifest, contract or model-config.yaml above this is none."""
+_MOST_PROBLEMS = 20
+"""That are shown of one archive."""
 
-_BOMB_SIZE, _BOMB_RATIO = 1 << 30, 100
-"""An archive that unpacks to more bytes than this and to more than so many times its own size is refused. Weights
-hardly shrink; deflate's own limit is 1032 times."""
+#: What zipfile lets through when a damaged file leads it astray: names that are no text, fields that are not there.
+_DAMAGED = (UnicodeDecodeError, struct.error, zlib.error, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -77,19 +76,21 @@ def read_mar(path: Path | str) -> Mar:
         HandlergenError: It is no archive, is damaged, or holds what none should (see `open_mar`).
     """
     path = Path(path)
-    with open_mar(path) as archive:
-        manifest = _json(_text(archive, MANIFEST_FILE), path)
-        config_name = str(manifest.get("model", {}).get("configFile") or MODEL_CONFIG_FILE)
+    with open_mar(path) as archive, path.open("rb") as raw:
         names = set(archive.namelist())
-        bundle = None
-        if CONTRACT_FILE in names:
-            try:
-                bundle = Bundle.from_json(_text(archive, CONTRACT_FILE))
-            except ValueError as error:
-                raise HandlergenError(f"{path}: {error}") from error
-        config = _yaml(_text(archive, config_name), path) if config_name in names else {}
+        bundle: Bundle | None = None
+        config: Mapping[str, Any] = {}
+        try:
+            manifest = manifest_of(_text(archive, MANIFEST_FILE))
+            if CONTRACT_FILE in names:
+                bundle = bundle_of(_text(archive, CONTRACT_FILE), names)
+            config_name = manifest.get("model", {}).get("configFile") or MODEL_CONFIG_FILE
+            if config_name in names:
+                config = model_config_of(_text(archive, config_name))
+        except ValueError as error:
+            raise HandlergenError(f"{path}: {error}") from error
         files = tuple(
-            MarFile(info.filename, info.file_size, info.compress_size, info.CRC, _sha256(archive, info))
+            MarFile(info.filename, info.file_size, info.compress_size, info.CRC, sha256_of(info, raw))
             for info in sorted(archive.infolist(), key=lambda info: info.filename)
             if not info.is_dir()
         )
@@ -102,7 +103,7 @@ def unpack(path: Path | str, directory: Path) -> None:
     Raises:
         HandlergenError: As `read_mar`; checked before the first file is written.
     """
-    with open_mar(Path(path)) as archive:
+    with open_mar(Path(path)) as archive, Path(path).open("rb") as raw:
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):
             raise HandlergenError(
@@ -114,8 +115,9 @@ def unpack(path: Path | str, directory: Path) -> None:
                 target.mkdir(parents=True, exist_ok=True)
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            with archive.open(info) as content, target.open("xb") as output:
-                shutil.copyfileobj(content, output, _CHUNK)
+            with target.open("xb") as output:
+                for content in contents_of(info, raw):
+                    output.write(content)
 
 
 @contextmanager
@@ -123,20 +125,20 @@ def open_mar(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open an archive whose entries are harmless: plain relative names, each once, regular files, sane sizes.
 
     Raises:
-        HandlergenError: It does not exist, is no zip file, has no manifest, is damaged, or has an entry
-        that is
-            absolute, leads out of the archive, is a link or a device, has a control character in its name,
-            stands there twice, is encrypted, or would unpack to absurdly much.
+        HandlergenError: It does not exist, is no zip file, has no manifest, is damaged, or has an entry that
+            `mar_entries.entry_problems` refuses.
     """
     if not path.exists():
         raise HandlergenError(f"{path} does not exist")
-    if path.is_dir():
-        raise HandlergenError(f"{path} is a directory, not an archive")
+    if not path.is_file():
+        raise HandlergenError(
+            f"{path} is {'a directory' if path.is_dir() else 'no regular file'}, not an archive"
+        )
     try:
-        with zipfile.ZipFile(path) as archive:
-            problems = list(_problems(archive, path.stat().st_size))
+        with path.open("rb") as raw, zipfile.ZipFile(path) as archive:
+            problems = list(islice(entry_problems(archive, raw), _MOST_PROBLEMS + 1))
             if problems:
-                shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
+                shown = problems[:_MOST_PROBLEMS] + ["..."] * (len(problems) > _MOST_PROBLEMS)
                 raise HandlergenError(
                     f"{path} is refused:\n" + "\n".join(f"  {problem}" for problem in shown),
                     hint="nothing was unpacked; do not serve an archive whose origin you do not know",
@@ -146,7 +148,7 @@ def open_mar(path: Path) -> Iterator[zipfile.ZipFile]:
                     f"{path} has no {MANIFEST_FILE}: it is a zip file, but no TorchServe archive"
                 )
             yield archive
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, *_DAMAGED) as error:
         raise HandlergenError(f"{path} is no archive, or a damaged one: {error}") from error
     except OSError as error:
         raise HandlergenError(f"{path} cannot be read: {error}") from error
@@ -155,7 +157,10 @@ def open_mar(path: Path) -> Iterator[zipfile.ZipFile]:
 def read_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
     """The manifest of an archive and the names of all its entries; other contents are not read."""
     with open_mar(path) as archive:
-        return _json(_text(archive, MANIFEST_FILE), path), archive.namelist()
+        try:
+            return manifest_of(_text(archive, MANIFEST_FILE)), archive.namelist()
+        except ValueError as error:
+            raise HandlergenError(f"{path}: {error}") from error
 
 
 def check_copy(path: Path, plan: Plan) -> None:
@@ -182,63 +187,11 @@ def check_copy(path: Path, plan: Plan) -> None:
         )
 
 
-def _problems(archive: zipfile.ZipFile, archive_size: int) -> Iterator[str]:
-    seen: dict[str, str] = {}
-    directories: set[str] = set()
-    total = 0
-    for info in archive.infolist():
-        # orig_filename is what stands in the file; zipfile cuts it at NUL and turns backslashes on Windows.
-        name = info.orig_filename
-        shown = ascii(name)
-        problem = _name_problem(name)
-        if problem is not None:
-            yield f"{shown}: {problem}"
-        mode = info.external_attr >> 16
-        if info.create_system == 3 and mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            yield f"{shown}: is a link or a special file"
-        if info.flag_bits & 1:
-            yield f"{shown}: is encrypted"
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            yield f"{shown}: is packed in a way that TorchServe cannot read"
-        folded = name.rstrip("/").casefold()
-        if folded in seen:
-            yield f"{shown}: stands there twice" + (
-                "" if seen[folded] == name else f", also as {seen[folded]!a}"
-            )
-        elif folded in directories and not info.is_dir():
-            yield f"{shown}: is a file and a directory at once"
-        seen[folded] = name
-        parts = folded.split("/")
-        parents = {"/".join(parts[:depth]) for depth in range(1, len(parts))}
-        for parent in parents:
-            if parent in seen and not seen[parent].endswith("/"):
-                yield f"{shown}: lies below a file"
-        directories |= parents
-        total += info.file_size
-    if total > _BOMB_SIZE and total > _BOMB_RATIO * archive_size:
-        yield f"it would unpack to {total:,} bytes, {total // max(1, archive_size)} times its size"
-
-
-def _name_problem(name: str) -> str | None:
-    if "\x00" in name or any(ord(character) < 32 or ord(character) == 127 for character in name):
-        return "has a control character in its name"
-    if name.startswith(("/", "\\")) or name[1:2] == ":":
-        return "is an absolute path"
-    if "\\" in name:
-        return "has a backslash in its name"
-    parts = name.removesuffix("/").split("/")
-    if ".." in parts:
-        return "leads out of the archive"
-    if "" in parts or "." in parts:
-        return "is no plain path"
-    return None
-
-
 def _text(archive: zipfile.ZipFile, name: str) -> str:
     info = archive.NameToInfo.get(name)
     if info is None:
         raise HandlergenError(f"{archive.filename} has no {name}")
-    if info.file_size > _LARGEST_TEXT:
+    if info.file_size > LARGEST_TEXT:
         raise HandlergenError(f"{archive.filename}: {name} has {info.file_size:,} bytes")
     try:
         return archive.read(info).decode()
@@ -246,30 +199,7 @@ def _text(archive: zipfile.ZipFile, name: str) -> str:
         raise HandlergenError(f"{archive.filename}: {name} is not text ({error})") from error
 
 
-def _json(text: str, path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise HandlergenError(f"{path}: {MANIFEST_FILE} is not JSON ({error})") from error
-    if not isinstance(value, dict) or not isinstance(value.get("model", {}), dict):
-        raise HandlergenError(f"{path}: {MANIFEST_FILE} is no manifest")
-    return value
-
-
-def _yaml(text: str, path: Path) -> Mapping[str, Any]:
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise HandlergenError(f"{path}: its model configuration is not YAML ({error})") from error
-    return value if isinstance(value, dict) else {}
-
-
-def _sha256(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> str:
-    with archive.open(info) as content:
-        return _sha256_of(content)
-
-
-def _sha256_of(content: Any) -> str:
+def _sha256_of(content: IO[bytes]) -> str:
     digest = hashlib.sha256()
     while chunk := content.read(_CHUNK):
         digest.update(chunk)

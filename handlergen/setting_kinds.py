@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-import yaml
+from handlergen.yaml_source import plain_value
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ def seconds() -> Kind:
             raise ValueError
         if not (math.isfinite(value) and value > 0):
             raise ValueError
+        if value >= 2**31:
+            raise ValueError(f"{value:g} seconds are longer than Java or the system can count")
         return float(value)
 
     return Kind("a number of seconds above 0", "SECONDS", convert, float)
@@ -221,8 +223,8 @@ def _parse_mapping(raw: str) -> Any:
 
 def _structure(raw: str) -> Any:
     try:
-        return yaml.safe_load(raw)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        return plain_value(raw)
+    except ValueError:
         raise ValueError("it cannot be read as YAML or JSON") from None
 
 

@@ -2,7 +2,7 @@
 
 Refused, each with its line: duplicate keys (YAML 1.2, section 3.2.1.3; PyYAML keeps the last in silence),
 aliases (they make small files expand without bound, and settings need none), tags that build objects, several
-documents, and documents that are no mapping.
+documents, documents that are no mapping, and what is larger, deeper or longer than any settings are.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ from handlergen.errors import Problem
 
 LARGEST_FILE = 1_000_000
 """Bytes; a settings file is a few kilobytes."""
+
+DEEPEST = 64
+"""Mappings and lists inside one another."""
+
+_LONGEST_NUMBER = 400
+"""Characters. Reading `1:1:1:...`, a number of YAML 1.1 to base 60, takes time that grows with the square of them."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +44,35 @@ class YamlSource:
 
 
 class _Refused(yaml.YAMLError):
+    """What is valid YAML and not taken; `str()` of it says where, as that of PyYAML's own errors does."""
+
     def __init__(self, mark: yaml.Mark, message: str, fix: str) -> None:
-        super().__init__(message)
+        super().__init__(f"line {mark.line + 1}: {message}")
         self.mark, self.message, self.fix = mark, message, fix
 
 
-class _Loader(yaml.SafeLoader):
+class PlainLoader(yaml.SafeLoader):
+    """Loads what the module's text says; raises yaml.YAMLError, ValueError, or RecursionError for anything else."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()  # type: ignore[no-untyped-call]
             raise _Refused(
                 event.start_mark, f"the alias *{event.anchor} is not taken here", "Write the value out."
             )
+        if self._depth > DEEPEST:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise _Refused(mark, f"this is nested more than {DEEPEST} deep", "")
+        self._depth += 1
         node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        number = node is not None and node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+        if isinstance(node, yaml.ScalarNode) and number and len(node.value) > _LONGEST_NUMBER:
+            raise _Refused(node.start_mark, f"a number of {len(node.value)} digits is not taken here", "")
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -102,8 +124,22 @@ def read_yaml(  # noqa: PLR0911 - one return a way of failing
         return _failed(shown, 0, "the file is nested too deeply", "")
 
 
+def plain_value(text: str) -> Any:
+    """The value of a short YAML text, a mapping or not.
+
+    Raises:
+        ValueError: It is no YAML, or holds what is not taken; says what.
+    """
+    try:
+        return yaml.load(text, Loader=PlainLoader)  # noqa: S506 - a SafeLoader that takes less
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def _read(text: str, shown: str, as_written: tuple[str, ...]) -> YamlSource:
-    loader = _Loader(text)
+    loader = PlainLoader(text)
     try:
         root = loader.get_single_node()
         if root is None:
