@@ -65,6 +65,8 @@ def split(outputs: Any, count: int, *, hook: str = "predict") -> list[Any]:
         tuples = zip(*columns, strict=True)
         return [type(outputs)(*row) for row in tuples] if hasattr(outputs, "_fields") else list(tuples)
     check_length(outputs, count, hook=hook)
+    if type(outputs) is torch.Tensor and not outputs.requires_grad:
+        return list(outputs.unbind())  # one call; with a graph, its parts could not be changed in place
     return [outputs[index] for index in range(count)]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from .failures import EncodeError
 from .json_answer import dump
+from .plain import ARRAY_CONVERTERS, converter_of
 from .wire import JSON, NO_HEADERS, OCTETS, TEXT, header_pairs, header_value, is_status, safe_headers
 
 _PLAIN = frozenset((dict, list, str, int, float, bool, type(None), tuple))
@@ -48,7 +49,10 @@ def encode(answer: Any, *, nan: str = "null", limit: int | None = None) -> Encod
     Raises:
         EncodeError: It cannot be sent; names the type and the place inside the answer, or the sizes.
     """
-    encoded = Encoded(dump(answer, nan), JSON) if type(answer) in _PLAIN else _special(answer, nan)
+    if type(answer) in _PLAIN or converter_of(answer) in ARRAY_CONVERTERS:
+        encoded = Encoded(dump(answer, nan), JSON)
+    else:
+        encoded = _special(answer, nan)
     if limit is not None and len(encoded.body) > limit:
         raise EncodeError(
             f"The answer has {len(encoded.body)} bytes; the server sends at most {limit} (max_response_size)"

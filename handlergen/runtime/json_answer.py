@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .failures import EncodeError
-from .plain import ARRAY_CONVERTERS, converter_of, finite_list, numpy_array
+from .plain import ARRAY_CONVERTERS, converter_of, element_count, finite_list, numpy_array
 
 orjson: Any = None
 with contextlib.suppress(ImportError):  # optional; the standard library takes its place
@@ -89,8 +89,10 @@ def _by_orjson(value: Any) -> bytes:
 
 def _array_text(value: Any) -> bytes | None:
     """The JSON of an array or tensor; None if it is small, or of a type that orjson does not write."""
+    if element_count(value) < _SMALL:
+        return None
     array = numpy_array(value)
-    if array is None or array.size < _SMALL:
+    if array is None:
         return None
     if array.dtype.kind == "f":
         # float32 too as the double that it is: what `tolist` gives, and what the other encoder writes.

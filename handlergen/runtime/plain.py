@@ -70,6 +70,12 @@ def numpy_array(value: Any) -> Any:
         return None
 
 
+def element_count(array: Any) -> int:
+    """How many numbers an array or tensor has."""
+    count: int = array.numel() if hasattr(array, "numel") else array.size
+    return count
+
+
 def finite_list(array: Any) -> Any:
     """A floating-point numpy array as nested lists (a scalar: as a number), NaN and infinities as None."""
     numpy = sys.modules["numpy"]
@@ -96,12 +102,23 @@ def host(tensor: Any) -> Any:
 
 
 def _tensor_list(tensor: Any) -> Any:
+    torch = sys.modules["torch"]
     if tensor.is_nested:
         return list(tensor.unbind())
+    if type(tensor) is torch.Tensor and tensor.dtype in _listed(torch) and tensor.layout is torch.strided:
+        return (
+            tensor.tolist()
+        )  # from any device, graph or lazy negation; `host` would say the same in nine calls
     plain = host(tensor)
     if plain.is_complex():
         raise TypeError("complex numbers have no JSON meaning")
     return plain.tolist()
+
+
+@lru_cache(maxsize=1)
+def _listed(torch: Any) -> frozenset[Any]:
+    """The types whose `tolist` is that of `host`."""
+    return frozenset((torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.bool))
 
 
 def _array_list(array: Any) -> Any:

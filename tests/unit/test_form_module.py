@@ -216,6 +216,28 @@ def test_inference_mode_and_eval(serve_project: Callable[..., Any]) -> None:
     assert model([1.0]) == [(200, [True, False])]
 
 
+@pytest.mark.parametrize("mode", ["torch.inference_mode()", "torch.inference_mode(False)"])
+def test_postprocess_may_change_its_sample_in_place(serve_project: Callable[..., Any], mode: str) -> None:
+    model = serve_project(f"""
+        import torch
+        from torch import nn
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.weight = nn.Parameter(torch.ones(2))
+            def preprocess(self, x):
+                return torch.tensor(x)
+            @{mode}
+            def forward(self, batch):
+                return batch.clone() * self.weight
+            def postprocess(self, output):
+                with torch.enable_grad():
+                    output += 10
+                return output
+        """)
+    assert model([1.0, 2.0], [3.0, 4.0]) == [(200, [11.0, 12.0]), (200, [13.0, 14.0])]
+
+
 def test_load_returns_the_finished_module(serve_project: Callable[..., Any]) -> None:
     text = textwrap.dedent(SUMS) + "def load(context):\n    return Sums(2, context.config['scale'])\n"
     assert serve_project(text, config={"scale": 7})([1, 1])[0] == (200, {"sum": 14, "batch": 1})

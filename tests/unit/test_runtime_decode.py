@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import pickle
+import re
 import struct
 import warnings
 from typing import Any
@@ -399,6 +400,32 @@ class TestAnything:
         assert body(content).data == value
         assert multipart(data=("", content)).data == value
         assert grpc(data=content).data == value
+
+    @settings(max_examples=400, deadline=None)
+    @given(
+        st.tuples(
+            st.sampled_from(["", " ", "\n\t", "\ufeff", "\x00", "\u2028"]),
+            st.sampled_from(
+                ["1", '{"a":[1,NaN]}', '"\ud800"', '"é"', "[", "", "tru", '{"a":1,"a":2}', "1 2", "\x00"]
+            ),
+            st.sampled_from(["", " \r\n\t", "\x0b", "\x00", ",", "\u00a0"]),
+        ).map("".join),
+        st.sampled_from(["utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"]),
+    )
+    def test_a_json_body_is_what_the_standard_library_makes_of_it(self, text: str, encoding: str) -> None:
+        content = text.encode(encoding, "surrogatepass")
+        expected, refused = "", ""
+        try:
+            expected = repr(json.loads(content))
+        except ValueError as error:
+            refused = str(error)
+        if refused and content:
+            with pytest.raises(
+                BadRequest, match=re.escape(refused) if "codec" not in refused else "not UTF-8"
+            ):
+                body(content, "application/json")
+        elif content:
+            assert repr(body(content, "application/json").data) == expected
 
     @settings(max_examples=200, deadline=None)
     @given(st.binary())

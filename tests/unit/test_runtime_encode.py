@@ -127,6 +127,8 @@ CASES: list[tuple[Any, str]] = [
     (torch.tensor([0.1], dtype=torch.bfloat16), "[0.10009765625]"),
     (torch.tensor([1.5, NAN]), "[1.5,null]"),
     (torch.nn.Parameter(torch.ones(2)), "[1.0,1.0]"),
+    (torch._neg_view(torch.ones(2)), "[-1.0,-1.0]"),
+    (torch.nested.nested_tensor([torch.ones(1), torch.ones(2)], layout=torch.jagged), "[[1.0],[1.0,1.0]]"),
     (torch.eye(2).to_sparse(), "[[1.0,0.0],[0.0,1.0]]"),
     (torch.arange(6).reshape(2, 3).T, "[[0,3],[1,4],[2,5]]"),
     (torch.ones(2).to(torch.float8_e4m3fn), "[1.0,1.0]"),
