@@ -16,6 +16,7 @@ from handlergen.outgoing import body_of, content_type_of
 
 if TYPE_CHECKING:
     from handlergen.local import LocalModel
+    from handlergen.offline.predicted import Predicted
     from handlergen.runtime.hooks import Item
     from handlergen.runtime.worker import Worker
 
@@ -73,7 +74,12 @@ class LocalEngine:
         return self._model.identity
 
     def run(
-        self, chunks: Iterable[Chunk], write: Callable[[Lines], None], *, ordered: bool
+        self,
+        chunks: Iterable[Chunk],
+        write: Callable[[Lines], None],
+        *,
+        ordered: bool,
+        predicted: Predicted | None,
     ) -> Generator[None, None, None]:
         def finish(chunk: Chunk, items: list[Item]) -> None:
             write(Lines.of(chunk, items))
@@ -81,12 +87,16 @@ class LocalEngine:
         # What is there now stays to the end: the collector need not look at it again, nor copy it in forked processes.
         gc.freeze()
         try:
-            yield from self._run(chunks, finish, ordered)
+            yield from self._run(chunks, finish, ordered, predicted)
         finally:
             gc.unfreeze()
 
     def _run(
-        self, chunks: Iterable[Chunk], finish: Callable[[Chunk, list[Item]], None], ordered: bool
+        self,
+        chunks: Iterable[Chunk],
+        finish: Callable[[Chunk, list[Item]], None],
+        ordered: bool,
+        predicted: Predicted | None,
     ) -> Generator[None, None, None]:
         return run_chunks(
             self._model.worker,
@@ -97,4 +107,5 @@ class LocalEngine:
             threads=self._threads,
             ordered=ordered,
             tell=self._tell,
+            predicted=predicted,
         )

@@ -28,20 +28,20 @@ def prepare(pipeline: Pipeline, rows: Sequence[Row]) -> list[Item]:
 
 def open_rows(pipeline: Pipeline, rows: Sequence[Row]) -> list[Item]:
     """Rows as requests that have just arrived. One whose file cannot be read has failed already."""
-    entries, unreadable = [], {}
+    entries, properties, unreadable = [], [], {}
     kinds: dict[str, dict[str, Any]] = {}
-    for index, row in enumerate(rows):
-        body = row.body
+    for index, (_, body, content_type) in enumerate(rows):
+        content = body if isinstance(body, bytes) else b""
         if isinstance(body, Path):
             try:
-                body = read_file(body)
+                content = read_file(body)
             except HandlergenError as error:
                 unreadable[index] = error.message
-                body = b""
-        if row.content_type not in kinds:  # headers are only read: rows of one type share theirs
-            kinds[row.content_type] = body_request(b"", row.content_type)[1]
-        entries.append({"body": bytearray(body)})
-    items = open_items(entries, [kinds[row.content_type] for row in rows], [str(row.id) for row in rows])
+        entries.append({"body": bytearray(content)})
+        if content_type not in kinds:  # headers are only read: rows of one type share theirs
+            kinds[content_type] = body_request(b"", content_type)[1]
+        properties.append(kinds[content_type])
+    items = open_items(entries, properties, [str(row.id) for row in rows])
     for index, message in unreadable.items():
         pipeline.fail(items[index], BadRequest(message), "decode")
     return items

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from handlergen.offline.answering import Answering
+from handlergen.offline.predicted import Predicted
 from handlergen.offline.preparation import Preparation
 from handlergen.offline.rows import Chunk
 
@@ -28,6 +30,7 @@ def run_chunks(
     threads: bool = False,
     ordered: bool = True,
     tell: Callable[[str], None] = lambda _message: None,
+    predicted: Predicted | None = None,
 ) -> Generator[_Finished, None, None]:
     """Answer chunks of rows, with one in predict, one in postprocess and a few in preparation at a time.
 
@@ -35,11 +38,12 @@ def run_chunks(
         worker: The loaded model. Nobody else uses it meanwhile.
         directory: Where its hooks expect to run.
         chunks: Read as they are needed.
-        finish: Called with each chunk and its items, which have their reply or failure; in one thread, in order.
+        finish: Called with each chunk and its items, which have their reply or failure; one at a time, in order.
         workers: Processes (or threads) that prepare; 0 for none; None for one a core where that is worth it.
         threads: Threads instead of processes.
         ordered: Keep the order of the chunks.
         tell: Gets warnings for the user.
+        predicted: What a run that is killed leaves of the chunk that was predicted and not finished.
 
     Yields:
         What `finish` returns.
@@ -54,31 +58,22 @@ def run_chunks(
         pipeline, contract, directory, workers=workers, threads=threads, ordered=ordered, tell=tell
     )
 
-    def answer(chunk: Chunk, items: list[Item]) -> _Finished:
-        pipeline.postprocess(items)
-        return finish(chunk, items)
+    def keep(chunk: Chunk, items: list[Item]) -> bool:
+        return predicted is None or predicted.keep(chunk, items)
 
-    with contextlib.closing(_closable(preparation.run(chunks))) as prepared:
-        first = next(prepared, None)  # processes are forked before this process has a second thread
-        if first is None:
-            return
-        with ThreadPoolExecutor(1, thread_name_prefix="handlergen-answer") as answering:
-            under_way: Future[_Finished] | None = None
-            for chunk, items in _again(first, prepared):
+    with (
+        contextlib.closing(_closable(preparation.run(chunks))) as prepared,
+        contextlib.closing(Answering(pipeline, finish, keep)) as answering,
+    ):
+        for chunk, items in prepared:  # processes are forked before this process has a second thread
+            started = time.perf_counter()
+            if predicted is None or not predicted.restore(chunk, items):
                 pipeline.predict(items)
-                if under_way is not None:
-                    yield under_way.result()
-                under_way = answering.submit(answer, chunk, items)
-            if under_way is not None:
-                yield under_way.result()
+            yield from answering.take(chunk, items, time.perf_counter() - started)
+        yield from answering.rest()
 
 
 _Element = TypeVar("_Element")
-
-
-def _again(first: _Element, others: Iterator[_Element]) -> Iterator[_Element]:
-    yield first
-    yield from others
 
 
 def _closable(iterator: Iterator[_Element]) -> Generator[_Element, None, None]:

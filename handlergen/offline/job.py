@@ -12,6 +12,8 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 from handlergen.errors import HandlergenError, TooManyErrors
 from handlergen.offline.convert import CONVERTERS
 from handlergen.offline.journal import Journal, journal_path, open_journal
+from handlergen.offline.predicted import SUFFIX as PREDICTED
+from handlergen.offline.predicted import Predicted
 from handlergen.offline.rows import Chunk, in_chunks, is_failed, line_of
 from handlergen.offline.sources import Source
 
@@ -87,9 +89,21 @@ class Engine(Protocol):
         """What tells the model from another one."""
 
     def run(
-        self, chunks: Iterable[Chunk], write: Callable[[Lines], None], *, ordered: bool
+        self,
+        chunks: Iterable[Chunk],
+        write: Callable[[Lines], None],
+        *,
+        ordered: bool,
+        predicted: Predicted | None,
     ) -> Generator[None, None, None]:
-        """Hand each chunk's lines to `write` as soon as they are there; yield after each."""
+        """Hand each chunk's lines to `write` as soon as they are there; yield after each.
+
+        Args:
+            chunks: Read as they are needed.
+            write: One call at a time.
+            ordered: Keep their order.
+            predicted: Where outputs are kept that are not written yet; None: nowhere.
+        """
 
 
 class _Sink(Protocol):
@@ -130,22 +144,24 @@ def map_to_file(
         raise HandlergenError("the batch size must be at least 1")
     run = _Run(engine, source, batch_size, ordered, max_errors, progress)
     if not isinstance(output, Path):
-        return run.go(_Stream(output), None, {})
+        return run.go(_Stream(output), None, {}, None)
     convert = CONVERTERS.get(output.suffix.lower())
     lines = output.with_name(output.name + _LINES) if convert is not None else output
     if convert is not None and output.exists() and not overwrite:
         raise HandlergenError(f"{output} is there already", hint="--overwrite makes it anew")
     same = {**source.identity, "model": engine.identity, "batch_size": batch_size}
     journal = open_journal(lines, same, restart=overwrite)
+    predicted = Predicted(lines.with_name(lines.name + PREDICTED))
     complete = False
     try:
-        summary = run.go(_Recorded(journal), output, dict(journal.done))
+        summary = run.go(_Recorded(journal), output, dict(journal.done), predicted)
         if convert is not None:
             temporary = output.with_name(output.name + ".partial")
             convert(lines, temporary)
             temporary.replace(output)
         complete = True
     finally:
+        predicted.close(complete=complete)
         journal.close(complete=complete)
     if convert is not None:
         lines.unlink()
@@ -161,11 +177,14 @@ class _Run:
     max_errors: int | None
     progress: Callable[[Progress], None]
 
-    def go(self, sink: _Sink, output: Path | None, done: dict[int, int]) -> Summary:
+    def go(
+        self, sink: _Sink, output: Path | None, done: dict[int, int], predicted: Predicted | None
+    ) -> Summary:
         """Answer what is not in `done`."""
         started, before = time.monotonic(), sink.rows
         chunks = _left(in_chunks(self.source.rows(), self.batch_size), done, output)
-        with contextlib.closing(self.engine.run(chunks, sink.take, ordered=self.ordered)) as running:
+        running = self.engine.run(chunks, sink.take, ordered=self.ordered, predicted=predicted)
+        with contextlib.closing(running):
             _check_errors(sink, self.max_errors, output)
             for _ in running:
                 seconds = time.monotonic() - started

@@ -2,8 +2,8 @@
 
 Beside the output lies OUTPUT.journal: a line that describes the run, then one line a chunk, written after the chunk's
 lines are in the output: `[number, rows, failed, size of the output, CRC-32 of its lines, CRC-32 of its input]`. What a
-process wrote survives its SIGKILL; so that it survives the machine too, both files are synced in a thread of its own
-after every chunk (the thread takes several at once when the disk is slower than the model).
+process wrote survives its SIGKILL; so that it survives the machine too, both files are synced in a thread of its own, a
+few times a second.
 
 A resumed run believes the longest prefix of the journal whose last chunk stands in the output as it was written, cuts
 the output there, and leaves out these chunks.
@@ -25,6 +25,7 @@ from handlergen.errors import HandlergenError
 
 VERSION = 1
 SUFFIX = ".journal"
+_SYNC_EVERY_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Journal:
         self.failed = sum(entry.failed for entry in entries)
         self._size = entries[-1].size if entries else 0
         self._dirty = threading.Event()
-        self._ending = False
+        self._ending = threading.Event()
         self._trouble: OSError | None = None
         self._syncer: threading.Thread | None = None
 
@@ -101,7 +102,7 @@ class Journal:
         Raises:
             OSError: What was written may not have reached the disk.
         """
-        self._ending = True
+        self._ending.set()
         self._dirty.set()
         if self._syncer is not None:
             self._syncer.join()
@@ -109,14 +110,16 @@ class Journal:
             if self._trouble is not None:
                 raise self._trouble
             os.fsync(self._output)
-            if complete:
+            if not complete:
+                os.fsync(self._journal)
+            else:
                 journal_path(self.output).unlink(missing_ok=True)
         finally:
             os.close(self._output)
             os.close(self._journal)
 
     def _sync(self) -> None:
-        while not self._ending:
+        while not self._ending.wait(_SYNC_EVERY_S):
             self._dirty.wait()
             self._dirty.clear()
             try:

@@ -25,6 +25,7 @@ from handlergen.offline.rows import Chunk, Row
 
 if TYPE_CHECKING:
     from handlergen.local import LocalModel
+    from handlergen.offline.predicted import Predicted
 
 _CALLS_AT_ONCE = 2
 """In each actor: one chunk's preprocess and postprocess run beside another's predict."""
@@ -93,7 +94,12 @@ class RayEngine:
         self._archive = ray.put(archive.read_bytes())
 
     def run(
-        self, chunks: Iterable[Chunk], write: Callable[[Lines], None], *, ordered: bool
+        self,
+        chunks: Iterable[Chunk],
+        write: Callable[[Lines], None],
+        *,
+        ordered: bool,
+        predicted: Predicted | None,
     ) -> Generator[None, None, None]:
         from ray.util.queue import Queue
 

@@ -88,6 +88,7 @@ class Source:
         with self._opened() as file:
             size = os.fstat(file.fileno()).st_size if self.path is not None else 0
             done = number = 0
+            own_id = self.id_field is not None
             for line in file:
                 done += len(line)
                 body = line.strip()
@@ -95,7 +96,7 @@ class Source:
                     continue
                 if size:
                     self._read[0] = done / size
-                yield Row(self._id(number, body), body, JSON)
+                yield Row(self._id(number, body) if own_id else number, body, JSON)
                 number += 1
 
     def _csv(self) -> Iterator[Row]:

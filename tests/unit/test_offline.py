@@ -27,8 +27,13 @@ from handlergen.errors import HandlergenError, TooManyErrors
 from handlergen.offline.api import LocalEngine
 from handlergen.offline.job import Summary, map_to_file
 from handlergen.offline.journal import journal_path, open_journal
+from handlergen.offline.predicted import Predicted
+from handlergen.offline.rows import Chunk, Row
 from handlergen.offline.sources import open_source
 from handlergen.offline.transport import pack
+from handlergen.runtime.failures import Failure
+from handlergen.runtime.hooks import Item
+from handlergen.runtime.pipeline import open_items
 
 HANDLERGEN = str(Path(sys.executable).with_name("handlergen"))
 
@@ -162,6 +167,133 @@ def test_a_killed_run_goes_on_without_losing_or_repeating_a_row(module: Path, tm
     assert set(predicted) == {str(number) for number in range(600)}
     # Each of the three kills cost at most the batch whose prediction was under way.
     assert len(predicted) - 600 <= 3 * 8
+
+
+SLOW_ANSWERS = """
+import os
+import time
+import torch
+
+class Mine:
+    def __init__(self, value):
+        self.value = value
+        if os.environ.get("HIDDEN"):
+            self.hidden = lambda: value  # which cannot be pickled
+
+def preprocess(data):
+    return data
+
+def predict(inputs, request):
+    time.sleep(0.001)
+    with open(os.environ["SLOW"], "a") as seen:
+        seen.write(f"{inputs}\\n")
+    request.metadata["twice"] = 2 * inputs
+    if inputs % 10 == 7:
+        raise ArithmeticError(inputs)
+    return torch.tensor([inputs]), Mine(inputs)
+
+def postprocess(outputs, input_data, request):
+    time.sleep(0.02)
+    tensor, mine = outputs
+    return [tensor, mine.value, input_data, request.metadata["twice"]]
+"""
+
+
+@pytest.mark.parametrize("hidden", ["", "1"], ids=["outputs that can be kept", "outputs that cannot"])
+def test_a_kill_repeats_at_most_one_batch_however_slow_postprocess_is(tmp_path: Path, hidden: str) -> None:
+    module, output, seen = tmp_path / "slow.py", tmp_path / "out.jsonl", tmp_path / "seen"
+    module.write_text(SLOW_ANSWERS)
+    (tmp_path / "rows.jsonl").write_text("".join(f"{number}\n" for number in range(160)))
+    command = map_command(module, tmp_path / "rows.jsonl", output)
+    environ = {**os.environ, "SLOW": str(seen), "HIDDEN": hidden}
+    for rows in (24, 64, 104):
+        process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        wait_for_rows(output, rows, process)
+        # A chunk has been written, so that the next one's prediction has begun or ended, and its answers have not.
+        time.sleep(0.01)
+        process.kill()
+        process.communicate()
+        assert journal_path(output).exists()
+    subprocess.run(command, env=environ, check=True, capture_output=True)
+    predicted = [int(number) for number in seen.read_text().split()]
+    assert set(predicted) == set(range(160))
+    assert len(predicted) - 160 <= 3 * 8
+    found = lines(output)
+    assert [row["id"] for row in found] == list(range(160))
+    assert [row["status"] for row in found] == [500 if number % 10 == 7 else 200 for number in range(160)]
+    assert found[33]["answer"] == [[33], 33, 33, 66]
+    assert {path.name for path in tmp_path.glob("out.*")} == {"out.jsonl"}
+
+
+def test_outputs_that_wait_for_their_answers_are_believed_only_when_whole(tmp_path: Path) -> None:
+    path, chunk = tmp_path / "out.predicted", Chunk(3, [Row(6, b"6", "application/json"), Row(7, b"7", "")])
+
+    def items() -> list[Item]:
+        return open_items([{}, {}], [{}, {}], ["6", "7"])
+
+    def restored() -> tuple[bool, list[Item]]:
+        fresh = items()
+        return Predicted(path).restore(chunk, fresh), fresh
+
+    first = items()
+    first[0].outputs, first[0].request.metadata["a"] = torch.arange(3), 1
+    first[1].failure = Failure(507, "OutOfMemory", "no room")
+    predicted = Predicted(path)
+    assert not predicted.restore(chunk, items())
+    assert predicted.keep(chunk, first)
+    predicted.close(complete=False)
+    found, fresh = restored()
+    assert found
+    assert torch.equal(fresh[0].outputs, torch.arange(3))
+    assert fresh[0].request.metadata == {"a": 1}
+    assert fresh[1].failure is not None
+    assert fresh[1].failure.status == 507
+    assert not Predicted(path).restore(chunk._replace(number=4), items())
+    assert not Predicted(path).restore(chunk._replace(rows=chunk.rows[:1]), items()[:1])
+
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    assert not restored()[0]
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert not restored()[0]
+    path.write_bytes(whole)
+    path.chmod(0o666)  # it is unpickled: not what others could have written
+    assert not restored()[0]
+    path.chmod(0o600)
+    assert restored()[0]
+    Predicted(path).close(complete=True)
+    assert not path.exists()
+
+
+def test_a_postprocess_that_waits_waits_in_several_threads(tmp_path: Path) -> None:
+    (tmp_path / "asks.py").write_text(
+        textwrap.dedent(
+            """
+            import threading
+            import time
+            here, most = 0, 0
+            counting = threading.Lock()
+
+            def predict(inputs):
+                return inputs
+
+            def postprocess(outputs):
+                global here, most
+                with counting:
+                    here += 1
+                    most = max(most, here)
+                time.sleep(0.005)
+                with counting:
+                    here -= 1
+                return [outputs, most]
+            """
+        )
+    )
+    with handlergen.load(tmp_path / "asks.py") as model:
+        values = [result.value for result in model.map(range(64), batch_size=8)]
+    assert [value for value, _ in values] == list(range(64))
+    assert values[7][1] == 1  # nothing is known of the first batch
+    assert values[-1][1] > 1
 
 
 def test_ctrl_c_says_how_to_go_on_and_leaves_no_process(module: Path, tmp_path: Path) -> None:
