@@ -12,6 +12,7 @@ from handlergen.errors import ContractError, Problem
 from handlergen.findings import Findings, Source
 from handlergen.forms import FORMS, REFUSED, Form, form_named
 from handlergen.forms.functions import FORM as FUNCTIONS
+from handlergen.forms.unrecognised import meant
 from handlergen.runtime.contract import Contract
 from handlergen.settings import Settings
 from handlergen.source_module import SourceModule
@@ -89,8 +90,14 @@ def _inspect(source: Source, wanted: str | None) -> Findings:
                 )
             ]
         )
+    if matches:
+        return matches[0][0].inspect(source)
     # Nothing recognised: either executable weights do the predicting, or `predict` is what is missing.
-    return (matches[0][0] if matches else FUNCTIONS).inspect(source)
+    findings = FUNCTIONS.inspect(source)
+    if findings.contract is None and "predict" not in source.module.bindings:
+        resembles = meant(source)
+        findings.problems = [resembles] if resembles else findings.problems
+    return findings
 
 
 def _imports_left_out(source: Source, own: Path) -> list[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from handlergen.errors import Problem
 from handlergen.findings import Findings, Source
 from handlergen.forms.form import Form
+from handlergen.forms.slips import function_slips, near_names, not_called
 from handlergen.forms.streams import stream_problems, stream_warnings
 from handlergen.hook_signatures import Role, Signature, plain_parameters, read_keywords, read_signature
 from handlergen.runtime.contract import Contract, Hook
@@ -92,7 +92,7 @@ def inspect(source: Source) -> Findings:
     return findings
 
 
-def hooks_of(source: Source, names: Iterable[str], findings: Findings) -> dict[str, Hook]:
+def hooks_of(source: Source, names: Sequence[str], findings: Findings) -> dict[str, Hook]:
     """Module-level hooks of these roles, for the forms that share some with this one (`setup`, `load`)."""
     hooks = {}
     for name in names:
@@ -103,6 +103,7 @@ def hooks_of(source: Source, names: Iterable[str], findings: Findings) -> dict[s
             hook = _hook(source, ROLES[name], function, findings, keywords=False)
             if hook:
                 hooks[name] = hook
+    findings.warnings += function_slips(source.module, names, hooks)
     return hooks
 
 
@@ -220,8 +221,7 @@ def _one_predict_for_many(source: Source, hooks: dict[str, Hook], call: str) -> 
 def _slips(source: Source, bound: set[str]) -> list[str]:
     """Functions that are named nearly as a hook that is not there."""
     return [
-        f"{source.module.file}:{source.module.bindings[name].line}: `{name}` is not called by handlergen. "
-        f"If it is meant to be {hook}, rename it."
+        not_called(source.module.file, source.module.bindings[name].line, name, hook)
         for name, hook in _near_names(source, bound)
         if hook != "predict"
     ]
@@ -229,18 +229,8 @@ def _slips(source: Source, bound: set[str]) -> list[str]:
 
 def _near_names(source: Source, bound: set[str]) -> list[tuple[str, str]]:
     """(function, absent hook) pairs that look like slips."""
-    absent = {name.replace("_", ""): name for name in ROLES if name not in bound}
-    pairs = []
-    for binding in source.module.functions():
-        if binding.name.startswith("_") or binding.name in ROLES:
-            continue
-        other = _OTHER_NAMES.get(binding.name)
-        near = difflib.get_close_matches(binding.name.lower().replace("_", ""), absent, n=1, cutoff=0.85)
-        if other and other not in bound:
-            pairs.append((binding.name, other))
-        elif near:
-            pairs.append((binding.name, absent[near[0]]))
-    return pairs
+    names = [binding.name for binding in source.module.functions()]
+    return near_names(names, ROLES, bound, others=_OTHER_NAMES)
 
 
 def _submodule_with_predict(source: Source) -> str | None:

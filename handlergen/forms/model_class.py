@@ -12,6 +12,7 @@ import difflib
 from handlergen.errors import Problem
 from handlergen.findings import Findings, Source
 from handlergen.forms.form import Form
+from handlergen.forms.slips import method_slips
 from handlergen.forms.streams import stream_problems, stream_warnings
 from handlergen.hook_signatures import plain_parameters
 from handlergen.methods import Method, find_method
@@ -68,6 +69,7 @@ def inspect(source: Source) -> Findings:
     findings.problems += _together(source, hooks)
     findings.warnings += stream_warnings(file, methods, source.settings)
     findings.warnings += _unserved(source.module, node, hooks)
+    findings.warnings += method_slips(source.module, node, (*_ONCE, *_DATA), hooks)
     if not findings.problems:
         ordered = {role: hooks[role] for role in ("load", *_DATA, "is_healthy") if role in hooks}
         findings.contract = Contract(

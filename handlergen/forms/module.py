@@ -14,6 +14,7 @@ from handlergen.forms import functions
 from handlergen.forms.form import Form
 from handlergen.forms.module_classes import OWN_HOOKS, ModelClass, candidates
 from handlergen.forms.module_settings import constructor_problems, unused_settings, weights_problems
+from handlergen.forms.slips import method_lines, method_slips, rename
 from handlergen.hook_signatures import Role, plain_parameters, read_signature
 from handlergen.methods import Method, find_method
 from handlergen.runtime.contract import Contract, Hook, Parameter
@@ -65,7 +66,8 @@ def inspect(source: Source) -> Findings:
                 model.module.file,
                 model.node.lineno,
                 f"{model.name} has no forward",
-                "Write def forward(self, batch), which takes what preprocess returns, collated.",
+                rename(method_lines(model.node), "forward")
+                or "Write def forward(self, batch), which takes what preprocess returns, collated.",
             )
         )
     else:
@@ -86,6 +88,9 @@ def inspect(source: Source) -> Findings:
             f"returns is stacked, and samples of different shapes are predicted one by one. "
             f"Write batch: collate to have them refused."
         )
+    own = (*OWN_HOOKS, "explain", "collate")
+    there = [name for name in own if find_method(model.module, model.node, name)]
+    findings.warnings += method_slips(model.module, model.node, own, there)
     if not findings.problems:
         findings.contract = Contract("module", source.name, hooks, class_name=model.name, details=details)
     return findings

@@ -43,7 +43,7 @@ def candidates(source: Source) -> list[ModelClass]:
     found = [
         candidate
         for node in source.module.classes()
-        if (candidate := ModelClass(node.name, node, source.module)).hooks and _is_module(source.module, node)
+        if (candidate := ModelClass(node.name, node, source.module)).hooks and is_module(source.module, node)
     ]
     if not found and "predict" not in source.module.bindings:
         found = _imported(source)
@@ -64,13 +64,13 @@ def _imported(source: Source) -> list[ModelClass]:
         if not isinstance(module, SourceModule):
             continue
         defined = module.bindings.get(binding.imported)
-        if defined and isinstance(defined.node, ast.ClassDef) and _is_module(module, defined.node):
+        if defined and isinstance(defined.node, ast.ClassDef) and is_module(module, defined.node):
             candidate = ModelClass(binding.name, defined.node, module)
             found += [candidate] if candidate.hooks else []
     return found
 
 
-def _is_module(module: SourceModule, node: ast.ClassDef) -> bool:
+def is_module(module: SourceModule, node: ast.ClassDef) -> bool:
     """nn.Module itself, or one of torch's modules such as nn.Sequential."""
     return any(name.startswith("torch.nn.") or name in _BASES for name in base_names(module, node))
 

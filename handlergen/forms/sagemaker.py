@@ -12,6 +12,7 @@ import ast
 from handlergen.errors import Problem
 from handlergen.findings import Findings, Source
 from handlergen.forms.form import Form
+from handlergen.forms.slips import function_slips, rename
 from handlergen.hook_signatures import plain_parameters
 from handlergen.runtime.contract import Contract, Hook, Parameter
 from handlergen.source_module import call_kind, first_yield
@@ -54,6 +55,7 @@ def inspect(source: Source) -> Findings:
             hooks[role] = _hook(source, name, order, found, findings)
     findings.problems += _transform_fn(source)
     findings.problems += _model(source, hooks)
+    findings.warnings += function_slips(source.module, FUNCTIONS, [hook.name for hook in hooks.values()])
     settings = source.settings
     if _reads_files(source) and not settings.weights and not settings.extra_files:
         findings.warnings.append(
@@ -140,7 +142,8 @@ def _model(source: Source, hooks: dict[str, Hook]) -> list[Problem]:
                 file,
                 0,
                 "there is no model_fn, and no TorchScript file that its default could load",
-                "Write def model_fn(model_dir), or set weights: to a TorchScript file.",
+                rename((binding.name for binding in source.module.functions()), "model_fn")
+                or "Write def model_fn(model_dir), or set weights: to a TorchScript file.",
             )
         ]
     if held in (None, "torchscript"):
