@@ -229,7 +229,7 @@ def _why(misread: set[Path], images: Sequence[Path]) -> str:
     """Wrong answers are the network's, not the server's: they are always for the same few images."""
     if not misread:
         return ""
-    return f": the network misreads {len(misread)} of the {len(images)} held-out images, asked for again and again"
+    return f": the network misreads {len(misread)} of the {len(images)} images, which come again and again"
 
 
 def prove(spans: Sequence[Span], start: int, end: int) -> None:

@@ -14,6 +14,7 @@ from handlergen.client.key_file import KEY_FILE
 from handlergen.errors import HandlergenError, ModuleFailed, ServerError
 from handlergen.properties import ServerSettings
 from handlergen.server_state import ServerState
+from handlergen.settings import shown
 from handlergen.worker_log import load_failures, registration_failures, silent_deaths
 
 _POLL_S = 0.25
@@ -92,7 +93,7 @@ def wait_until_ready(
             if time.monotonic() > deadline:
                 raise ServerError(
                     f"not ready after {timeout:g} s: {_readiness(models) or 'it does not listen yet'}",
-                    hint=f"what the workers print stands in {logs.model_log}; --timeout gives them longer",
+                    hint=f"what the workers print stands in {shown(logs.model_log)}; --timeout gives them longer",
                 )
             time.sleep(_POLL_S)
 
@@ -132,7 +133,7 @@ def _manifest(archive: Path) -> ModelVersion:
             return str(model["modelName"]), str(model.get("modelVersion", "1.0"))
     except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ServerError(
-            f"{archive} is no model archive ({type(error).__name__}: {error})",
+            f"{shown(archive)} is no model archive ({type(error).__name__}: {error})",
             hint="archive the model again with `handlergen archive`, or take the file out of the store",
         ) from error
 
@@ -152,7 +153,7 @@ def _check_registered(
         "\n".join(
             f"TorchServe refused {file}: {said.get(file, 'it does not say why')}" for file in sorted(missing)
         ),
-        hint=f"see {logs.server_log}",
+        hint=f"see {shown(logs.server_log)}",
     )
 
 
@@ -168,14 +169,15 @@ def _check_workers(logs: ServerLogs) -> None:
         raise ModuleFailed(
             f"model {first.model}: worker {first.worker} could not load it",
             traceback=first.traceback,
-            hint=f"all that the workers printed stands in {logs.model_log}",
+            hint="`handlergen predict SOURCE DATA` loads it without a server; when it does, archive it again with "
+            f"--force. All that the workers printed stands in {shown(logs.model_log)}",
         )
     for model, reasons in silent_deaths(logs.new_text(logs.server_log)).items():
         if len(reasons) >= _DEATHS:
             raise ServerError(
                 f"model {model}: its workers end while they load it, without an exception ({reasons[-1]})\n"
                 "the process exited or was killed, perhaps for want of memory",
-                hint=f"what the workers printed stands in {logs.model_log}",
+                hint=f"what the workers printed stands in {shown(logs.model_log)}",
             )
 
 

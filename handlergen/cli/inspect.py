@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from handlergen.cli.file_list import in_order, runtime_line
+from handlergen.errors import HandlergenError
 
 if TYPE_CHECKING:
     from handlergen.mar import Mar
@@ -32,11 +33,24 @@ def command(mar: Path, *, all_files: bool, as_json: bool) -> None:
     """
     from handlergen.mar import read_mar
 
-    archive = read_mar(mar)
+    try:
+        archive = read_mar(mar)
+    except HandlergenError as error:
+        error.hint = error.hint or _others(mar)
+        raise
     if as_json:
         click.echo(json.dumps(_as_json(archive), indent=2, ensure_ascii=False))
     else:
         click.echo(_as_text(archive, all_files=all_files))
+
+
+def _others(mar: Path) -> str:
+    """What to name instead of something that is no archive."""
+    directory = mar if mar.is_dir() else mar.parent
+    found = [path for path in sorted(directory.glob("*.mar")) if path != mar]
+    if found:
+        return f"there are: {', '.join(map(str, found))}"
+    return "`handlergen archive SOURCE` makes an archive; `handlergen check SOURCE` shows what a source says"
 
 
 def _as_json(archive: Mar) -> dict[str, Any]:

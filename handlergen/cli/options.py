@@ -73,7 +73,8 @@ def _value(setting: SettingInfo, raw: str | tuple[str, ...] | None) -> Any:
     except ValueError as error:
         given = raw if isinstance(raw, str) else " ".join(raw)
         reason = "" if type(error) is not ValueError or _pythonic(str(error)) else str(error)
-        parts = (repr(given), reason, f"wanted: {kind.wanted}")
+        value = "" if reason.startswith(repr(given)) else repr(given)
+        parts = (value, reason, f"wanted: {kind.wanted}")
         raise click.BadParameter("; ".join(part for part in parts if part)) from error
 
 

@@ -24,6 +24,9 @@ _ENCODING = "EncodeError: "
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.argument("data", nargs=-1)
 @click.option(
+    "--data", "more_data", multiple=True, metavar="JSON", help="The same as DATA, as invoke has it."
+)
+@click.option(
     "--file",
     "files",
     type=click.Path(path_type=Path),
@@ -54,6 +57,7 @@ def command(
     *,
     source: Path,
     data: tuple[str, ...],
+    more_data: tuple[str, ...],
     files: tuple[Path, ...],
     fields: tuple[str, ...],
     content_type: str | None,
@@ -76,6 +80,7 @@ def command(
       handlergen predict model-store/digits.mar '{"x": [1, 2]}'
       handlergen predict digits.py '{"x": 1}' '{"x": 2}'
     """
+    data += more_data
     if sum(map(bool, (data, files, fields))) != 1:
         raise click.UsageError("give one of DATA (JSON text), --file PATH and --field NAME=VALUE")
     inputs, kind = _inputs(data, files, content_type)

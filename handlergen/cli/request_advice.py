@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,15 +38,20 @@ def _hint(error: RequestFailed, client: Client, config: Path, name: str, data: s
     _, logged, request_id = error.message.partition(in_the_log(""))
     if logged:
         return _where_it_is_logged(config, request_id)
-    try:
-        if error.status == 404:
-            return _registered(client, config, name)
-        if "has no worker" in error.message:
-            return _no_worker(client, config, name)
-    except HandlergenError:
-        return None  # the management address may be out of reach
     if data is not None and "is not valid JSON" in error.message:
         return HOW_TO_QUOTE
+    with suppress(HandlergenError):  # the management address may be out of reach
+        return _of_the_model(error, client, config, name)
+    return None
+
+
+def _of_the_model(error: RequestFailed, client: Client, config: Path, name: str) -> str | None:
+    if error.status == 404:
+        return _registered(client, config, name)
+    if "has no worker" in error.message:
+        return _no_worker(client, config, name)
+    if "Worker died" in error.message:  # WorkerThread.java: it ended while it had this request, or before
+        return f"`{handlergen_command('status', config)}` shows the workers, and why one could not load the model"
     return None
 
 

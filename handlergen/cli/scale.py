@@ -9,6 +9,7 @@ import click
 
 from handlergen.cli.request_advice import advised
 from handlergen.cli.serving_options import config_option, connected, json_option, key_file_option
+from handlergen.cli.wording import counted
 
 
 @click.command("scale")
@@ -45,7 +46,9 @@ def command(
         click.echo(json.dumps(report))
         return
     where = ", ".join(f"{count} on {device}" for device, count in status.placement.items())
-    click.echo(f"{status.name}: {status.ready_workers} workers READY" + (f" ({where})" if where else ""))
+    click.echo(
+        f"{status.name}: {counted(status.ready_workers, 'worker')} READY" + (f" ({where})" if where else "")
+    )
     counts = set(status.placement.values())
     if len(counts) > 1 and max(counts) - min(counts) > 1:
         click.echo(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from handlergen.cli.serving_options import json_option
+from handlergen.cli.wording import counted
 from handlergen.command_text import DEFAULT_CONFIG, archive_command, handlergen_command
 from handlergen.errors import HandlergenError, ModuleFailed
 
@@ -172,7 +173,9 @@ def _print(running: RunningServer) -> None:
     addresses = settings.addresses()
     for model in running.models:
         where = ", ".join(f"{count} on {device}" for device, count in model.placement.items())
-        click.echo(f"{model.name} {model.version}: {model.ready_workers} workers READY ({where or 'none'})")
+        click.echo(
+            f"{model.name} {model.version}: {counted(model.ready_workers, 'worker')} READY ({where or 'none'})"
+        )
     if not running.models:
         store = running.directory / settings.model_store
         click.echo(f"no models: no archive in {shown(store)}, or none that load_models names. To have one:")

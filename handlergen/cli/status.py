@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from handlergen.cli.serving_options import config_option, connected, json_option, key_file_option
+from handlergen.cli.wording import counted
+from handlergen.command_text import handlergen_command
 
 if TYPE_CHECKING:
     from handlergen.client import ModelStatus, WorkerStatus
@@ -42,7 +44,10 @@ def command(*, config: Path, key_file: Path | None, as_json: bool) -> None:
         rows = [{**_plain(model), "load_failure": why.get(_key(model))} for model in models]
         click.echo(json.dumps({"health": health, "models": rows}, indent=2))
         return
-    click.echo(f"{health}; {len(models)} model{'' if len(models) == 1 else 's'}")
+    click.echo(f"{health}; {counted(len(models), 'model')}")
+    if not models:
+        again = " && ".join(handlergen_command(verb, config) for verb in ("stop", "serve"))
+        click.echo(f"models come out of archives: `handlergen archive SOURCE`, then `{again}`")
     for model in models:
         queue = ""
         if model.queue_waiting is not None and model.queue_free is not None:

@@ -29,6 +29,15 @@ class Failing:
         raise PredictionException("no pixels", 422)
 """
 
+UNLOADABLE = """
+class Unloadable:
+    def initialize(self, context):
+        raise OSError("no weights")
+
+    def handle(self, data, context):
+        return data
+"""
+
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
@@ -187,6 +196,44 @@ def test_status_shows_models_workers_and_queue(run: Run):
     text = run("status").stdout.decode()
     assert f"pid {worker['pid']}" in text
     assert "queue 0 of 100" in text
+
+
+def test_an_empty_store_says_how_to_fill_it(tmp_path: Path, ports: Callable[[], dict[str, int]]):
+    from handlergen.configuration import write_configuration
+    from handlergen.properties import server_settings
+
+    (tmp_path / "model-store").mkdir()
+    write_configuration(tmp_path / "own.properties", server_settings(**ports()))
+
+    def command(*arguments: str) -> str:
+        words = [HANDLERGEN, *arguments, "-c", "own.properties"]
+        return subprocess.run(words, cwd=tmp_path, capture_output=True, check=True).stdout.decode()
+
+    try:
+        served = command("serve")
+        assert "handlergen archive SOURCE\n" in served
+        assert "handlergen stop -c own.properties && handlergen serve -c own.properties" in served
+        assert "handlergen archive SOURCE" in command("status")
+    finally:
+        assert command("stop") == "stopped\n"
+
+
+def test_a_load_that_fails_is_reported_as_json_too(
+    tmp_path: Path, make_mar: Callable[..., Path], ports: Callable[[], dict[str, int]]
+):
+    from handlergen.configuration import write_configuration
+    from handlergen.properties import server_settings
+
+    (tmp_path / "model-store").mkdir()
+    mar = make_mar("broken", UNLOADABLE)
+    (tmp_path / "model-store" / "broken.mar").write_bytes(mar.read_bytes())
+    write_configuration(tmp_path / "config.properties", server_settings(**ports()))
+    done = subprocess.run([HANDLERGEN, "serve", "--json"], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 4
+    report = json.loads(done.stdout)
+    assert "broken" in report["error"]
+    assert report["traceback"].rstrip().endswith("OSError: no weights")
+    assert "handlergen predict SOURCE" in report["hint"]
 
 
 def test_show_explains_the_file_that_is_there(run: Run):
