@@ -57,13 +57,27 @@ def _bind_error(host: str, port: int) -> OSError | None:
     return None
 
 
-def _by_whom(port: int) -> str:
-    """`` by pid 123 (java …)``, or nothing where the system does not tell (another user's process)."""
+def listeners() -> dict[int, int | None]:
+    """Port -> pid of who listens on it on this machine; None where the system does not tell (another user's)."""
+    found: dict[int, int | None] = {}
     with suppress(psutil.Error, OSError):
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
-                if connection.pid is None:
-                    return ", by another user's process"
-                command = " ".join(psutil.Process(connection.pid).cmdline())
-                return f" by pid {connection.pid} ({command[:100]})"
-    return ""
+            if connection.status == psutil.CONN_LISTEN and connection.laddr:
+                found[connection.laddr.port] = connection.pid
+    return found
+
+
+def command_of(pid: int) -> str:
+    """`pid 123 (java …)`, as much of the command line as fits."""
+    with suppress(psutil.Error, OSError):
+        return f"pid {pid} ({' '.join(psutil.Process(pid).cmdline())[:100]})"
+    return f"pid {pid}"
+
+
+def _by_whom(port: int) -> str:
+    """`` by pid 123 (java …)``, or nothing where the system does not tell."""
+    found = listeners()
+    if port not in found:
+        return ""
+    pid = found[port]
+    return ", by another user's process" if pid is None else f" by {command_of(pid)}"

@@ -29,6 +29,7 @@ VERBS: dict[str, str] = {
     "predict": "handlergen.cli.predict",
     "map": "handlergen.cli.map",
     "trace": "handlergen.cli.trace",
+    "doctor": "handlergen.cli.doctor",
 }
 
 

@@ -98,6 +98,7 @@ def command(
         store_has_requirements,
         write_configuration,
     )
+    from handlergen.exposure import exposures
     from handlergen.properties import explain, read_properties, server_settings, unknown_keys
 
     if install_requirements is None:
@@ -128,6 +129,7 @@ def command(
         click.echo(f"there is no {output}; this is what `handlergen config` would write", err=True)
     lines = explain(settings)
     warnings = [*unknown_keys(settings), *configuration_warnings(output, settings)]
+    warnings += [f"{one.what}. {one.why}" for one in exposures(settings)]
     if not show:
         warnings += _place_warnings(settings, output, host=host)
     if as_json:
@@ -154,13 +156,11 @@ def command(
 
 
 def _place_warnings(settings: ServerSettings, output: Path, *, host: str) -> list[str]:
-    """What the options say of this machine that is not so, or is risky."""
+    """What the options say of this machine that is not so."""
     from handlergen.ports import why_not_listen
     from handlergen.settings import shown
 
     warnings = []
-    if host not in ("127.0.0.1", "localhost") and not settings.token_authorization:
-        warnings.append(f"anybody who reaches {host} can predict: there are no tokens")
     if reason := why_not_listen(host):
         warnings.append(f"a server on this machine cannot listen on {host}: {reason}")
     store = output.resolve().parent / settings.model_store

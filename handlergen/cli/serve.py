@@ -6,6 +6,7 @@ import json
 import shlex
 import signal
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from handlergen.errors import HandlergenError, ModuleFailed
 
 if TYPE_CHECKING:
     from handlergen.client import ModelStatus
+    from handlergen.exposure import Exposure
     from handlergen.server import RunningServer
 
 
@@ -95,6 +97,7 @@ def _configure(config: Path) -> None:
         store_has_requirements,
         write_configuration,
     )
+    from handlergen.exposure import exposures
     from handlergen.properties import ServerSettings, read_properties, unknown_keys
 
     if not config.exists():
@@ -105,6 +108,7 @@ def _configure(config: Path) -> None:
     settings = read_properties(config)
     for warning in (*unknown_keys(settings), *configuration_warnings(config, settings)):
         click.echo(f"Warning: {warning}", err=True)
+    _warn_of(exposures(settings), config)
 
 
 def _failure(error: HandlergenError) -> dict[str, Any]:
@@ -113,6 +117,17 @@ def _failure(error: HandlergenError) -> dict[str, Any]:
         "hint": error.hint,
         "traceback": error.traceback if isinstance(error, ModuleFailed) else None,
     }
+
+
+def _warn_of(opened: Sequence[Exposure], config: Path) -> None:
+    """Loudly: what opens a server to others may have been chosen long ago, or by somebody else."""
+    if not opened:
+        return
+    click.secho(f"WARNING: {config} opens this server to others.", err=True, fg="red", bold=True)
+    for one in opened:
+        click.echo(f"  - {one.what}", err=True)
+        click.echo(textwrap.fill(one.why, 100, initial_indent=" " * 4, subsequent_indent=" " * 4), err=True)
+        click.echo(f"    To take it back: {one.fix}", err=True)
 
 
 def _serve(config: Path, *, timeout: float, console: bool, keep: bool, quiet: bool) -> RunningServer:

@@ -1,0 +1,140 @@
+"""The model store: archives that TorchServe would refuse, or run otherwise than they say."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from handlergen.command_text import archive_command
+from handlergen.configuration import configuration_warnings
+from handlergen.doctor.configuration import model_settings, worker_traps
+from handlergen.doctor.finding import Finding, error, note, ok, warning
+from handlergen.doctor.situation import Situation
+from handlergen.errors import HandlergenError, ServerError
+from handlergen.mar import open_mar, read_manifest
+from handlergen.names import MODEL_CONFIG_FILE
+from handlergen.readiness import expected_models
+
+_LARGEST_CONFIG = 1 << 20
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What is needed of an archive here; nothing is unpacked.
+
+    Attributes:
+        name, version: Of the model.
+        size: Bytes of its files, unpacked.
+        config: Its model-config.yaml.
+    """
+
+    path: Path
+    name: str
+    version: str
+    size: int
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+def store(situation: Situation) -> Iterator[Finding]:
+    """The store, and whether what shall be loaded lies in it."""
+    named = situation.settings.model_store
+    if not named:
+        yield error(
+            "model_store is not set",
+            "TorchServe does not start without it.",
+            "model_store=model-store",
+        )
+        return
+    if not situation.store.is_dir():
+        yield (note if situation.text is None else error)(
+            f"there is no model store at {situation.store}",
+            "TorchServe does not start without it.",
+            f"{archive_command(situation.store)}   # makes it, with the first archive",
+        )
+        return
+    try:
+        found = expected_models(situation.store, situation.settings.load_models)
+    except ServerError as wrong:
+        yield error(wrong.message, "TorchServe would register a model whose workers die.", wrong.hint or "")
+        return
+    if found:
+        yield ok(f"{len(found)} model{'' if len(found) == 1 else 's'} in {situation.store}")
+    else:
+        yield note(
+            f"nothing is loaded from {situation.store} (load_models={situation.settings.load_models})",
+            "A server without models answers no predictions.",
+            archive_command(situation.store),
+        )
+
+
+def archives(situation: Situation) -> Iterator[Finding]:
+    """Each archive's own settings for TorchServe."""
+    for path in mar_files(situation):
+        try:
+            archive = read_archive(path)
+        except HandlergenError as wrong:
+            yield error(
+                wrong.message, "TorchServe refuses it, or its workers die.", wrong.hint or f"rm {path}"
+            )
+            continue
+        yield from worker_traps(
+            path.name, archive.config, line=f"{{key}}: {{value}}   # in its {MODEL_CONFIG_FILE}"
+        )
+        if archive.config.get("asyncCommunication") is True:
+            yield warning(
+                f"{path.name} has asyncCommunication: true",
+                "TorchServe 0.12 loses requests with it, and never lets go of those it has answered.",
+                f"asyncCommunication: false   # in its {MODEL_CONFIG_FILE}",
+            )
+
+
+def fit(situation: Situation) -> Iterator[Finding]:
+    """What `serve` warns of, too: requirements nobody installs, answers larger than the server takes."""
+    if situation.text is not None and situation.store.is_dir():
+        for message in configuration_warnings(situation.config, situation.settings):
+            yield warning(message, "The model fails, or its workers are killed.")
+
+
+def overruled(situation: Situation) -> Iterator[Finding]:
+    """Workers set in the key `models` that count for nothing (ModelServer.initModelStore)."""
+    try:
+        settings = model_settings(situation)
+        archives = [read_archive(path) for path in mar_files(situation)]
+    except (ValueError, TypeError, AttributeError, HandlergenError):
+        return  # a finding of its own
+    for archive in archives:
+        low, high = archive.config.get("minWorkers"), archive.config.get("maxWorkers")
+        set_here = {"minWorkers", "maxWorkers"} & settings.get((archive.name, archive.version), {}).keys()
+        if set_here and isinstance(low, int) and isinstance(high, int) and 0 < low <= high:
+            yield warning(
+                f"models: {archive.name} {archive.version} sets {' and '.join(sorted(set_here))} in vain",
+                f"What {archive.path.name} says in its {MODEL_CONFIG_FILE} wins: {low} to {high} workers.",
+                f"{situation.command('scale')} {archive.name} --workers N   # or archive it with more",
+            )
+
+
+def mar_files(situation: Situation) -> list[Path]:
+    return sorted(situation.store.glob("*.mar")) if situation.settings.model_store else []
+
+
+def read_archive(path: Path) -> Archive:
+    """Raises HandlergenError when it is none."""
+    manifest, names = read_manifest(path)
+    said = manifest.get("model")
+    model = said if isinstance(said, dict) else {}
+    named = str(model.get("modelName", path.stem)), str(model.get("modelVersion", "1.0"))
+    file = str(model.get("configFile") or MODEL_CONFIG_FILE)
+    with open_mar(path) as opened:
+        size = sum(info.file_size for info in opened.infolist())
+        if file not in names or opened.getinfo(file).file_size > _LARGEST_CONFIG:
+            return Archive(path, *named, size)
+        try:
+            config = yaml.safe_load(opened.read(file))
+        except (yaml.YAMLError, UnicodeDecodeError, zipfile.BadZipFile) as wrong:
+            raise HandlergenError(f"{path}: {file} cannot be read: {wrong}") from wrong
+    return Archive(path, *named, size, config if isinstance(config, dict) else {})

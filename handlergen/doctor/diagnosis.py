@@ -1,0 +1,67 @@
+"""Every check, in the order in which a person would go: the machine, the configuration, what is there already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from handlergen.doctor import access, archives, configuration, devices, files, java, machine, packages, ports
+from handlergen.doctor.finding import Finding, Severity, warning
+from handlergen.doctor.situation import Situation
+
+Check = Callable[[Situation], Iterable[Finding]]
+
+#: Title -> checks. To add one, write a function and name it here.
+CHECKS: dict[str, tuple[Check, ...]] = {
+    "Java": (java.java,),
+    "Python packages": (packages.python, packages.torchserve, packages.torch, packages.others),
+    "Devices": (devices.visible_devices, devices.cuda_visible_devices, devices.metrics_packages),
+    "Configuration": (
+        configuration.file,
+        configuration.syntax,
+        configuration.unknown,
+        configuration.values,
+        configuration.models,
+        configuration.named_files,
+        configuration.environment,
+    ),
+    "Access": (access.opened, files.key_file),
+    "Archives": (archives.store, archives.archives, archives.overruled, archives.fit),
+    "Ports": (ports.ports,),
+    "Files": (files.server_state, files.left_sockets, files.left_pid_files, files.writable, files.locks),
+    "Machine": (machine.shared_memory, machine.disk, machine.workers),
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """The findings of the checks under one title."""
+
+    title: str
+    findings: tuple[Finding, ...]
+
+
+def diagnose(situation: Situation) -> list[Section]:
+    """Run every check. One that fails is itself a finding: the others still say what they see."""
+    return [
+        Section(title, tuple(found for check in checks for found in _findings(check, situation)))
+        for title, checks in CHECKS.items()
+    ]
+
+
+def worst(sections: Iterable[Section]) -> Severity:
+    """The gravest severity among the findings."""
+    return max((found.severity for section in sections for found in section.findings), default=Severity.OK)
+
+
+def _findings(check: Check, situation: Situation) -> list[Finding]:
+    try:
+        return list(check(situation))
+    except Exception as error:
+        # Whatever is odd about this machine must not hide what else is wrong with it.
+        name = f"{check.__module__.rpartition('.')[2]}.{check.__name__}"
+        return [
+            warning(
+                f"the check {name} failed: {type(error).__name__}: {error}", "What it looks at is unknown."
+            )
+        ]

@@ -1,0 +1,116 @@
+"""What the machine has, against what the server will want: shared memory, disk, cores and memory for the workers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from handlergen.doctor.archives import Archive, mar_files, read_archive
+from handlergen.doctor.finding import Finding, error, note, ok, warning
+from handlergen.doctor.situation import Situation
+from handlergen.errors import HandlergenError
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - only looked at
+_CONTAINER_DEFAULT = 64 << 20  # bytes; what docker gives a container
+_LITTLE_SHARED_MEMORY = 256 << 20
+_LITTLE_DISK = 1 << 30
+_BARE_WORKER = 250 << 20
+"""Bytes; a worker that has imported torch and TorchServe and loaded nothing (238 MiB with torch 2.13 for the CPU)."""
+
+_WORKERS_PER_CORE = 4
+
+
+def shared_memory(_situation: Situation) -> Iterator[Finding]:
+    """Its size: locks need little of it, tensors that pass between processes much."""
+    if not SHARED_MEMORY.is_dir():
+        return
+    total = shutil.disk_usage(SHARED_MEMORY).total
+    if total <= _CONTAINER_DEFAULT:
+        yield warning(
+            f"{SHARED_MEMORY} has {_bytes(total)}, what docker gives by default",
+            "Tensors that pass between processes lie there, `map` and data loaders use it: a full one is a bus error.",
+            "docker run --shm-size 1g …",
+        )
+    elif total < _LITTLE_SHARED_MEMORY:
+        yield note(
+            f"{SHARED_MEMORY} has {_bytes(total)}", "Large tensors that pass between processes may fill it."
+        )
+    else:
+        yield ok(f"{SHARED_MEMORY} has {_bytes(total)}")
+
+
+def disk(situation: Situation) -> Iterator[Finding]:
+    """Free space where archives are unpacked and logs are written."""
+    unpacked = sum(archive.size for archive in _archives(situation))
+    temp = situation.temp_dirs[0] if situation.temp_dirs else Path("/")
+    free = shutil.disk_usage(temp).free
+    if free < unpacked:
+        yield error(
+            f"{temp} has {_bytes(free)} free, the archives unpacked have {_bytes(unpacked)}",
+            "TorchServe unpacks them there when it starts.",
+            "export TMPDIR=DIRECTORY   # on a larger disk",
+        )
+    for path in dict.fromkeys((temp, situation.directory)):
+        left = shutil.disk_usage(path).free
+        if left < _LITTLE_DISK:
+            yield warning(
+                f"{path} has {_bytes(left)} free", "Logs grow while the server runs.", f"df -h {path}"
+            )
+    yield ok(f"{_bytes(free)} free in {temp}" + (f", for archives of {_bytes(unpacked)}" if unpacked else ""))
+
+
+def workers(situation: Situation) -> Iterator[Finding]:
+    """Cores and memory for all workers of all archives, each of which has its copy of the model."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = psutil.virtual_memory().total
+    wanted = [(archive, _workers(archive.config, cores)) for archive in _archives(situation)]
+    count = sum(number for _, number in wanted)
+    if not count:
+        yield ok(f"{cores} core{'' if cores == 1 else 's'}, {_bytes(memory)} of memory")
+        return
+    needed = sum(number * (_BARE_WORKER + archive.size) for archive, number in wanted)
+    if needed > memory:
+        yield warning(
+            f"{count} workers want {_bytes(needed)} or more, the machine has {_bytes(memory)} of memory",
+            "Each has a copy of its model, and one that gets no memory is killed.",
+            "workers_per_device: 1   # in handlergen.yaml, then archive again",
+        )
+    if count > _WORKERS_PER_CORE * cores:
+        yield note(
+            f"{count} workers on {cores} core{'' if cores == 1 else 's'}",
+            "More than a few per core wait for one another, unless their hooks wait for something else.",
+            "workers_per_device: …   # in handlergen.yaml, then archive again",
+        )
+    else:
+        yield ok(
+            f"{cores} core{'' if cores == 1 else 's'}, {_bytes(memory)} of memory, "
+            f"for {count} worker{'' if count == 1 else 's'}"
+        )
+
+
+def _archives(situation: Situation) -> list[Archive]:
+    found = []
+    for path in mar_files(situation):
+        try:
+            found.append(read_archive(path))
+        except HandlergenError:
+            continue  # that is a finding of its own
+    return found
+
+
+def _workers(config: dict[str, Any], default: int) -> int:
+    value = config.get("minWorkers", default)
+    return value if isinstance(value, int) and value > 0 else default
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}"
+        number /= 1024
+    return f"{number:.1f} GiB" if number < 100 else f"{number:.0f} GiB"
