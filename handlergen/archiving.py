@@ -18,6 +18,7 @@ from typing import Any
 from handlergen.errors import HandlergenError
 from handlergen.model_config import placement
 from handlergen.names import HANDLER_FILE, MODEL_CONFIG_FILE, REQUIREMENTS_FILE
+from handlergen.placement import Placement
 from handlergen.project import Project, open_project
 from handlergen.runtime.contract import Contract
 from handlergen.settings import Settings
@@ -44,6 +45,7 @@ class ArchiveResult:
         files: What it holds besides the manifest, by archive path.
         contract: What was found in the module.
         settings: As they were resolved.
+        placement: Where the stages of a request run, and why.
         workers: Workers that TorchServe starts.
         device_type: `cpu`, `gpu`, or None for whatever the server has.
         device_ids: GPUs the workers take in turn, or None for TorchServe's own order.
@@ -56,6 +58,7 @@ class ArchiveResult:
     files: tuple[StagedFile, ...]
     contract: Contract
     settings: Settings
+    placement: Placement
     workers: int
     device_type: str | None
     device_ids: tuple[int, ...] | None
@@ -136,6 +139,7 @@ def archive_project(
         files=plan.files,
         contract=project.contract,
         settings=project.settings,
+        placement=project.placement,
         workers=place.workers,
         device_type=place.device_type,
         device_ids=place.device_ids,

@@ -41,8 +41,9 @@ class Source:
 
 @dataclass
 class Findings:
-    """The result of reading a source. `contract` is None when there are problems."""
+    """The result of reading a source. `contract` is None when there are problems, `source` when it cannot be parsed."""
 
     contract: Contract | None = None
     problems: list[Problem] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    source: Source | None = None

@@ -64,6 +64,7 @@ def read_source(
         source = replace(source, name=name, class_name=truss.class_name, details=truss.details)
     findings = _inspect(source, form or settings.form or ("model-class" if truss else None))
     findings.warnings += _imports_left_out(source, path)
+    findings.source = source
     return findings
 
 

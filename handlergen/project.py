@@ -11,11 +11,11 @@ from typing import Any
 
 import psutil
 
-from handlergen import placement
 from handlergen.errors import ContractError, HandlergenError, Problem
 from handlergen.findings import Findings
 from handlergen.inspection import read_source
 from handlergen.names import check_model_name, module_name_problem
+from handlergen.placement import Placement, place
 from handlergen.runtime.contract import Contract
 from handlergen.settings import (
     SETTINGS,
@@ -45,6 +45,7 @@ class Project:
         is_package: `source` is a directory.
         settings: Resolved: `name`, `form`, `batch`, `predictor`, `stages` and `weights_format` filled.
         contract: What inspection found.
+        placement: Where its stages run, and why.
         warnings: What looks wrong but is allowed.
     """
 
@@ -53,6 +54,7 @@ class Project:
     is_package: bool
     settings: Settings
     contract: Contract
+    placement: Placement
     warnings: tuple[str, ...] = ()
 
 
@@ -94,26 +96,29 @@ def open_project(
     environ = os.environ if environ is None else environ
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     chosen = given.pop("source", None) or environ.get("HANDLERGEN_SOURCE")
-    place = _find(_absolute(Path(source)), chosen)
+    where = _find(_absolute(Path(source)), chosen)
     settings, problems = read_settings(
-        place.settings_file, environ=environ, overrides=given, beneath=_beneath(place)
+        where.settings_file, environ=environ, overrides=given, beneath=_beneath(where)
     )
-    problems += place.truss.problems if place.truss else ()
-    settings = _with_paths(settings, place, set(given))
+    problems += where.truss.problems if where.truss else ()
+    settings = _with_paths(settings, where, set(given))
     if not settings.name:
-        settings = dataclasses.replace(settings, name=place.default_name)
-        problems += _name_problems(place)
-    problems += _file_problems(place, settings, set(given))
-    findings = read_source(place.source, form=None, settings=settings, root=place.root, truss=place.truss)
+        settings = dataclasses.replace(settings, name=where.default_name)
+        problems += _name_problems(where)
+    problems += _file_problems(where, settings, set(given))
+    findings = read_source(where.source, form=None, settings=settings, root=where.root, truss=where.truss)
     problems += findings.problems
     if problems or findings.contract is None:
         raise ContractError(sorted(dict.fromkeys(problems)))
-    return _resolved(place, settings, findings, findings.contract)
+    return _resolved(where, settings, findings, findings.contract)
 
 
-def _resolved(place: _Place, settings: Settings, findings: Findings, contract: Contract) -> Project:
-    weights = place.root / settings.weights if settings.weights else None
-    placed = placement.place(contract, settings)
+def _resolved(where: _Place, settings: Settings, findings: Findings, contract: Contract) -> Project:
+    weights = where.root / settings.weights if settings.weights else None
+    assert findings.source is not None  # there is a contract
+    placed = place(findings.source, contract, settings)
+    if placed.problems:
+        raise ContractError(sorted(placed.problems))
     settings = dataclasses.replace(
         settings,
         form=contract.form,
@@ -123,8 +128,9 @@ def _resolved(place: _Place, settings: Settings, findings: Findings, contract: C
         weights_format=settings.weights_format or (weights_format(weights) if weights else None),
     )
     warnings = [
-        *place.warnings,
+        *where.warnings,
         *findings.warnings,
+        *placed.warnings,
         *contradictions(
             settings,
             weights_bytes=weights.stat().st_size if weights else None,
@@ -132,7 +138,13 @@ def _resolved(place: _Place, settings: Settings, findings: Findings, contract: C
         ),
     ]
     return Project(
-        place.root, place.source, place.source.is_dir(), settings, contract, tuple(dict.fromkeys(warnings))
+        where.root,
+        where.source,
+        where.source.is_dir(),
+        settings,
+        contract,
+        placed,
+        tuple(dict.fromkeys(warnings)),
     )
 
 
@@ -183,10 +195,10 @@ def _truss_place(directory: Path, settings_file: Path | None) -> _Place:
     return _Place(source, directory, settings_file, directory.name, tuple(truss.warnings), truss)
 
 
-def _beneath(place: _Place) -> SettingsBeneath | None:
-    if place.truss is None:
+def _beneath(where: _Place) -> SettingsBeneath | None:
+    if where.truss is None:
         return None
-    return SettingsBeneath(shown(place.root / CONFIG_FILE), place.truss.settings, place.truss.lines)
+    return SettingsBeneath(shown(where.root / CONFIG_FILE), where.truss.settings, where.truss.lines)
 
 
 def _beside(path: Path) -> _Place:
@@ -249,17 +261,17 @@ def _source_of(directory: Path, named: str | None) -> Path:
     )
 
 
-def _with_paths(settings: Settings, place: _Place, given: set[str]) -> Settings:
+def _with_paths(settings: Settings, where: _Place, given: set[str]) -> Settings:
     """Every path of the settings relative to the root, or absolute when it lies outside."""
-    base = place.settings_file.parent if place.settings_file else place.root
+    base = where.settings_file.parent if where.settings_file else where.root
 
     def one(entry: str, *, flag: bool) -> str:
         path = _absolute(base / entry)
         if flag and not path.exists() and _absolute(Path(entry)).exists():
             path = _absolute(Path(entry))
-        return path.relative_to(place.root).as_posix() if path.is_relative_to(place.root) else str(path)
+        return path.relative_to(where.root).as_posix() if path.is_relative_to(where.root) else str(path)
 
-    changes: dict[str, Any] = {"source": one(str(place.source), flag=False)}
+    changes: dict[str, Any] = {"source": one(str(where.source), flag=False)}
     if settings.weights:
         changes["weights"] = one(settings.weights, flag="weights" in given)
     for key in ("extra_files", "packages"):
@@ -271,30 +283,30 @@ def _with_paths(settings: Settings, place: _Place, given: set[str]) -> Settings:
     return dataclasses.replace(settings, **changes)
 
 
-def _name_problems(place: _Place) -> list[Problem]:
+def _name_problems(where: _Place) -> list[Problem]:
     """The derived name must be a model name too."""
     try:
-        check_model_name(place.default_name)
+        check_model_name(where.default_name)
     except HandlergenError as error:
-        return [Problem(shown(place.source), 0, error.message, f"Give it one: {error.hint}.")]
+        return [Problem(shown(where.source), 0, error.message, f"Give it one: {error.hint}.")]
     return []
 
 
-def _file_problems(place: _Place, settings: Settings, given: set[str]) -> list[Problem]:
+def _file_problems(where: _Place, settings: Settings, given: set[str]) -> list[Problem]:
     problems = []
-    module = place.source.name if place.source.is_dir() else place.source.stem
+    module = where.source.name if where.source.is_dir() else where.source.stem
     reason = module_name_problem(module)
     if reason:
         problems.append(
-            Problem(shown(place.source), 0, f"the module cannot be named {module!r}: {reason}", "Rename it.")
+            Problem(shown(where.source), 0, f"the module cannot be named {module!r}: {reason}", "Rename it.")
         )
-    if settings.weights and not (place.root / settings.weights).is_file():
-        path = place.root / settings.weights
+    if settings.weights and not (where.root / settings.weights).is_file():
+        path = where.root / settings.weights
         what = "this is a directory" if path.is_dir() else "there is no such file"
         file, line = f"option {SETTINGS['weights'].flag}", 0
-        if place.settings_file and "weights" not in given:
-            file = shown(place.settings_file)
-            line = read_yaml(place.settings_file, shown=file).lines.get("weights", 0)
+        if where.settings_file and "weights" not in given:
+            file = shown(where.settings_file)
+            line = read_yaml(where.settings_file, shown=file).lines.get("weights", 0)
         problems.append(Problem(file, line, f"the weights {shown(path)}: {what}", "Name the weights file."))
     return problems
 

@@ -115,13 +115,13 @@ def parse_source(path: Path, *, file: str) -> SourceModule | Problem:  # noqa: P
         tree,
         star_imports=tuple(
             node
-            for node in _statements(tree.body)
+            for node in statements_at_import(tree.body)
             if isinstance(node, ast.ImportFrom) and node.names[0].name == "*"
         ),
         is_package=path.name == "__init__.py",
         empty=not body,
     )
-    for node in _statements(tree.body):
+    for node in statements_at_import(tree.body):
         for binding in _bindings(node):
             if not is_overload(binding.node):
                 module.bindings[binding.name] = binding
@@ -204,7 +204,7 @@ def _syntax_problem(file: str, error: SyntaxError) -> Problem:
     return Problem(file, error.lineno or 0, f"syntax error: {error.msg}", f"The line: {code}" if code else "")
 
 
-def _statements(body: Iterable[ast.AST]) -> Iterator[ast.stmt]:
+def statements_at_import(body: Iterable[ast.AST]) -> Iterator[ast.stmt]:
     """Statements that run when the module is imported, those inside `if`, `try`, `with`, `match` and loops too."""
     for node in body:
         if isinstance(node, ast.stmt):
@@ -212,12 +212,12 @@ def _statements(body: Iterable[ast.AST]) -> Iterator[ast.stmt]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             continue
         if isinstance(node, ast.If) and _runs_elsewhere(node.test):
-            yield from _statements(node.orelse)
+            yield from statements_at_import(node.orelse)
             continue
         # Handlers first: what a `try` itself binds is what counts when nothing goes wrong.
         for part in ("handlers", "cases", "body", "orelse", "finalbody"):
             inner = getattr(node, part, ())
-            yield from _statements(inner if isinstance(inner, list) else ())
+            yield from statements_at_import(inner if isinstance(inner, list) else ())
 
 
 def _runs_elsewhere(test: ast.expr) -> bool:

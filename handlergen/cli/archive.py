@@ -84,6 +84,13 @@ def command(
     hooks = [signature(hook) for hook in ordered_hooks(result.contract).values()]
     click.echo(f"hooks    {', '.join(hooks) or 'none: the weights predict by themselves'}")
     click.echo(f"workers  {_workers(result)}")
+    placed = result.placement
+    click.echo(f"model    {placed.summary}")
+    if placed.reasons:
+        first, more = placed.reasons[0], len(placed.reasons) - 1
+        click.echo(
+            f"         {first.place}: {first.what}{f' ({more} more: handlergen check)' if more else ''}"
+        )
     if verify:
         click.echo("verified every file against its origin")
 
@@ -107,6 +114,7 @@ def _as_json(result: ArchiveResult) -> dict[str, Any]:
         "form": result.contract.form,
         "hooks": {role: hook.name for role, hook in result.contract.hooks.items()},
         "workers": result.workers,
+        "placement": result.placement.as_json(),
         "device_type": result.device_type,
         "device_ids": result.device_ids,
         "files": [{"path": file.archive_path, "size": file.size} for file in result.files],

@@ -169,6 +169,10 @@ def _report(project: Project, warned: int) -> None:
             if p.source == "key"
         ]
         click.echo(f"  predict takes the keys of a JSON object: {', '.join(keys)}")
+    placed = project.placement
+    click.echo(f"  {placed.summary}{':' if placed.reasons else f' ({placed.why})'}")
+    for reason in placed.reasons:
+        click.echo(f"    {reason}")
     click.echo(f"No problems, {warned} warning{'s' if warned > 1 else ''}." if warned else "No problems.")
 
 
@@ -191,6 +195,7 @@ def _as_json(project: Project, warnings: tuple[str, ...]) -> dict[str, Any]:
         "form": contract.form,
         "call": contract.call,
         "batch": settings.batch,
+        "placement": project.placement.as_json(),
         "weights": settings.weights,
         "weights_format": settings.weights_format,
         "hooks": {

@@ -1,0 +1,195 @@
+"""The project's modules as the reading sees them: what their globals stand for, classes and their bases."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+from collections.abc import Iterator
+from pathlib import Path
+
+from handlergen.placement.knowledge import is_standard
+from handlergen.placement.values import (
+    NOTHING,
+    Accelerator,
+    Builtin,
+    Class,
+    Events,
+    Function,
+    Heap,
+    Library,
+    Place,
+    Scope,
+    Site,
+    Thing,
+    Value,
+    Values,
+)
+from handlergen.source_module import SourceModule
+from handlergen.source_tree import SourceTree
+
+_OTHER_GLOBALS = ("__file__", "__name__", "__doc__", "__package__", "__spec__")
+
+
+class Program:
+    """Everything that is found while a project's hooks are read, whichever of them is being read.
+
+    Attributes:
+        heap: What objects hold.
+        events: What the current role does.
+        members: Attributes of the served instance that its classes define, for the forms that have one.
+    """
+
+    def __init__(self, tree: SourceTree) -> None:
+        self.heap = Heap()
+        self.events = Events()
+        self.imported = Events()
+        self.cached: set[ast.AST] = set()
+        self._tree = tree
+        self._modules: dict[Path, Scope] = {}
+        self._sources: dict[Path, SourceModule] = {}
+        self._searching: set[tuple[Path, str]] = set()
+
+    def module(self, source: SourceModule) -> Scope:
+        """A module's globals; its body is read when it is first asked for, as an import would run it."""
+        scope = self._modules.get(source.path)
+        if scope is None:
+            scope = Scope(source.path, source.file, place=True)
+            self._modules[source.path] = scope
+            self._sources[source.path] = source
+            self.read_module(scope, source.tree)
+        return scope
+
+    def read_module(self, scope: Scope, tree: ast.Module) -> None:
+        raise NotImplementedError
+
+    def reread_modules(self) -> None:
+        """Once more, now that more is known of what is in the objects."""
+        for path, scope in list(self._modules.items()):
+            self.read_module(scope, self._sources[path].tree)
+
+    @property
+    def names(self) -> int:
+        """How much the globals stand for, all together; grows as long as there is something new."""
+        return sum(len(values) for scope in self._modules.values() for values in scope.names.values())
+
+    def globals_of(self, path: Path) -> Scope:
+        return self._modules[path]
+
+    def opened(self, path: Path | None) -> Scope | None:
+        """The globals of a file of the project; None when there is none or it cannot be parsed."""
+        source = self._tree.open(path) if path else None
+        return self.module(source) if isinstance(source, SourceModule) else None
+
+    def imported_scope(self, scope: Scope, node: ast.ImportFrom) -> Scope | None:
+        return self.opened(self._tree.local_file(self._sources[scope.path], node))
+
+    def submodule(self, scope: Scope, node: ast.ImportFrom, name: str) -> Scope | None:
+        """The file `a/b.py` for `from a import b`."""
+        inner = ast.ImportFrom(f"{node.module}.{name}" if node.module else name, node.names, node.level)
+        return self.opened(self._tree.local_file(self._sources[scope.path], inner))
+
+    def beneath(self, package: Path, name: str) -> Scope | None:
+        """The file or package `name` in a package's directory."""
+        for path in (package / name / "__init__.py", package / f"{name}.py"):
+            if path.is_file():
+                return self.opened(path)
+        return None
+
+    def importable(self, scope: Scope, name: str) -> Scope | None:
+        source = self._sources[scope.path]
+        beside = None if source.is_package else scope.path.parent
+        return self.opened(self._tree.importable(tuple(name.split(".")), beside=beside))
+
+    def read_global(self, path: Path, name: str, site: Site) -> Values:
+        """What a module's global stands for, with what it was imported from; noted as read."""
+        scope = self._modules[path]
+        place = Place("global", name, path)
+        found = scope.names.get(name)
+        if found is None:
+            return self._through_star_imports(path, name, site)
+        self.events.reads.setdefault(place, site)
+        if any(isinstance(value, Accelerator) for value in found) and self.events is not self.imported:
+            self.events.device.setdefault(name, site)
+        return found
+
+    def note_library(self, name: str, site: Site) -> None:
+        self.events.libraries.setdefault(name, site)
+
+    def _through_star_imports(self, path: Path, name: str, site: Site) -> Values:
+        if (path, name) in self._searching:
+            return NOTHING
+        self._searching.add((path, name))
+        found: set[Value] = set()
+        source = self._sources[path]
+        for node in source.star_imports:
+            scope = self.imported_scope(self._modules[path], node)
+            if scope is not None:
+                found |= self.read_global(scope.path, name, site)
+            elif not hasattr(builtins, name):
+                found.add(Library(f"{node.module}.{name}"))
+        self._searching.discard((path, name))
+        if found:
+            return frozenset(found)
+        if hasattr(builtins, name) or name in _OTHER_GLOBALS:
+            return frozenset({Builtin(name)})
+        # Bound nowhere that was read: `global X` in a function makes it, or nobody does.
+        self.events.reads.setdefault(Place("global", name, path), site)
+        return NOTHING
+
+    def ancestry(self, kind: Class, seen: frozenset[Class] = frozenset()) -> Iterator[Class | Library]:
+        """A class and its bases in the order in which Python looks, the project's and others'."""
+        yield kind
+        for base in self.heap.get(kind, "__bases__"):
+            if isinstance(base, Class) and base not in seen and base != kind:
+                yield from self.ancestry(base, seen | {kind})
+            elif isinstance(base, Library):
+                yield base
+
+    def foreign_base(self, kind: Class) -> str | None:
+        """A base that is not read; `object` and typing's aside."""
+        for base in self.ancestry(kind):
+            if isinstance(base, Library) and not base.name.startswith(("abc.", "typing.")):
+                return base.name
+        return None
+
+    def member(self, kind: Class, name: str, *, after: Class | None = None) -> Values | None:
+        """What a class or its bases in the project define under a name; None when none does.
+
+        Args:
+            after: Only the bases behind this one, as `super()` looks.
+        """
+        behind = after is None
+        for base in self.ancestry(kind):
+            if behind and isinstance(base, Class) and self.heap.has(base, name):
+                return self.heap.get(base, name)
+            behind = behind or base == after
+        return None
+
+    def bound(self, values: Values, receiver: Thing | Class) -> Values:
+        """Functions of a class as attributes of its instance: methods."""
+        return frozenset(
+            Function(value.node, value.path, value.scope, receiver)
+            if isinstance(value, Function) and value.receiver is None and not self.is_static(value)
+            else value
+            for value in values
+        )
+
+    @staticmethod
+    def is_static(function: Function) -> bool:
+        return "staticmethod" in decorators(function.node)
+
+
+def decorators(node: ast.AST) -> set[str]:
+    """The last names of a function's decorators."""
+    found = set()
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        for item in node.decorator_list:
+            inner = item.func if isinstance(item, ast.Call) else item
+            found.add(inner.attr if isinstance(inner, ast.Attribute) else getattr(inner, "id", ""))
+    return found
+
+
+def note_import(events: Events, name: str, site: Site) -> None:
+    """An import inside a function, which looks at `sys.path` when it runs."""
+    if not is_standard(name):
+        events.imports.setdefault(name, site)

@@ -1,0 +1,373 @@
+"""Reading the body of a function or module: every statement counts, whatever the order."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+
+from handlergen.placement.calls import Arguments, Calls, is_cached
+from handlergen.placement.program import note_import
+from handlergen.placement.values import (
+    ITEMS,
+    NOTHING,
+    Class,
+    Events,
+    Function,
+    Library,
+    Module,
+    Place,
+    Scope,
+    Site,
+    Thing,
+    Values,
+)
+from handlergen.source_module import Function as FunctionNode
+from handlergen.source_module import statements_at_import
+from handlergen.source_tree import SourceTree
+
+_MOST_WALKS = 20_000
+"""Function bodies read for one role; more is a sign of something that this reading does not end on."""
+
+
+class Walker(Calls):
+    """Reads hooks, each as a role with events of its own.
+
+    Args:
+        tree: To follow imports with.
+    """
+
+    def __init__(self, tree: SourceTree) -> None:
+        super().__init__(tree)
+        self._scopes: dict[tuple[int, object, object, object], Scope] = {}
+        self._round = 0
+        self._walks = 0
+
+    def role(self, events: Events, *, loading: bool = False) -> None:
+        """What is read from now on belongs to another role."""
+        self.events = events
+        self.loading = loading
+        self._round += 1
+        self._walks = 0
+
+    def read_module(self, scope: Scope, tree: ast.Module) -> None:
+        before, loading = self.events, self.loading
+        self.events, self.loading = self.imported, False
+        self.statements(statements_at_import(tree.body), scope)
+        self.events, self.loading = before, loading
+
+    def enter(self, function: Function, arguments: Arguments, site: Site) -> Values:
+        scope = self._scope_of(function, site)
+        if function.node in self.cached:
+            plain = Function(function.node, function.path)
+            self.events.cached.setdefault(plain, site)
+        grown = self._bind_parameters(function, arguments, scope)
+        if scope.walked == self._round and not grown:
+            return scope.returned
+        self._walks += 1
+        if self._walks > _MOST_WALKS:
+            self.events.dynamic.setdefault("more calls than can be followed", site)
+            return scope.returned
+        scope.walked = self._round
+        if isinstance(function.node, ast.Lambda):
+            scope.returned |= self.value(function.node.body, scope)
+        else:
+            self.statements(function.node.body, scope)
+        return scope.returned
+
+    def _scope_of(self, function: Function, site: Site) -> Scope:
+        key = (id(self.events), function.node, function.scope, function.receiver)
+        scope = self._scopes.get(key)
+        if scope is None:
+            names = _Names(function.node)
+            kind = None
+            if function.receiver is not None:
+                receiver = function.receiver
+                kind = self._owner(receiver if isinstance(receiver, Class) else receiver.kind, function)
+            label = getattr(function.node, "name", "lambda")
+            module = self.globals_of(function.path)
+            scope = Scope(
+                function.path,
+                module.file,
+                own=frozenset(names.own),
+                shared=frozenset(names.comprehended - names.assigned),
+                globals=frozenset(names.globals),
+                nonlocals=frozenset(names.nonlocals),
+                parent=function.scope or module,
+                kind=kind,
+                receiver=function.receiver,
+                through=(*site.through, label),
+            )
+            self._scopes[key] = scope
+        return scope
+
+    def _owner(self, kind: Class | None, function: Function) -> Class | None:
+        """The class of an instance's ancestry that defines a method: where `super()` looks on from."""
+        for base in self.ancestry(kind) if kind else ():
+            if isinstance(base, Class) and function.node in base.node.body:
+                return base
+        return kind
+
+    def _bind_parameters(self, function: Function, arguments: Arguments, scope: Scope) -> bool:
+        """Returns whether a parameter may stand for something new."""
+        args = function.node.args
+        positional = [argument.arg for argument in (*args.posonlyargs, *args.args)]
+        given = list(arguments.positional)
+        if function.receiver is not None:
+            given.insert(0, frozenset({function.receiver}))
+        outside = scope.parent or scope
+        before = dict(scope.names)
+        for name, values in zip(positional, given, strict=False):
+            self._add(scope, name, values)
+        rest = frozenset().union(*given[len(positional) :]) if len(given) > len(positional) else NOTHING
+        for name in [*positional[len(given) :], *(argument.arg for argument in args.kwonlyargs)]:
+            self._add(scope, name, arguments.named.get(name, NOTHING) | arguments.others)
+        names = {*positional, *(argument.arg for argument in args.kwonlyargs)}
+        extra = frozenset().union(*(v for k, v in arguments.named.items() if k not in names))
+        for star, values in ((args.vararg, rest | arguments.others), (args.kwarg, extra | arguments.others)):
+            if star is not None:
+                thing = Thing(star, plain=True)
+                self.heap.add(thing, ITEMS, values)
+                self._add(scope, star.arg, frozenset({thing}))
+        defaults = [*args.defaults, *(default for default in args.kw_defaults if default is not None)]
+        held = positional[len(positional) - len(args.defaults) :]
+        held += [
+            argument.arg
+            for argument, default in zip(args.kwonlyargs, args.kw_defaults, strict=True)
+            if default is not None
+        ]
+        for name, default in zip(held, defaults, strict=True):
+            self._add(scope, name, self.value(default, outside))
+        return before != scope.names
+
+    @staticmethod
+    def _add(scope: Scope, name: str, values: Values) -> None:
+        scope.names[name] = scope.names.get(name, NOTHING) | values
+
+    # Statements.
+
+    def statements(self, body: Iterable[ast.stmt], scope: Scope) -> None:
+        for node in body:
+            self.statement(node, scope)
+
+    def statement(self, node: ast.stmt, scope: Scope) -> None:  # noqa: PLR0912 - one kind of node a branch
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            self._define(node, scope)
+        elif isinstance(node, ast.ClassDef):
+            self._define_class(node, scope)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            self._import(node, scope)
+        elif isinstance(node, ast.Assign):
+            values = self.value(node.value, scope)
+            for target in node.targets:
+                self.bind(target, values, scope)
+        elif isinstance(node, ast.AnnAssign):
+            if node.value is not None:
+                self.bind(node.target, self.value(node.value, scope), scope)
+        elif isinstance(node, ast.AugAssign):
+            before = self.value(ast.copy_location(_loaded(node.target), node.target), scope)
+            for value in before:
+                self.events.mutates.setdefault(value, self.site(node, scope))
+            self.bind(node.target, before | self.value(node.value, scope), scope)
+        elif isinstance(node, ast.Delete):
+            for target in node.targets:
+                self.bind(target, NOTHING, scope)
+        elif isinstance(node, ast.For | ast.AsyncFor):
+            self.bind(node.target, self.items(self.value(node.iter, scope)), scope)
+        elif isinstance(node, ast.With | ast.AsyncWith):
+            for item in node.items:
+                values = self.value(item.context_expr, scope)
+                if item.optional_vars is not None:
+                    self.bind(item.optional_vars, values, scope)
+        elif isinstance(node, ast.Return):
+            if node.value is not None:
+                scope.returned |= self.value(node.value, scope)
+        elif isinstance(node, ast.Match):
+            subject = self.value(node.subject, scope)
+            for case in node.cases:
+                self._bind_pattern(case.pattern, subject | self.heap_all(subject), scope)
+                self.all_of((case.guard,), scope)
+                self.statements(case.body, scope)
+        else:
+            self.all_of((part for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr)), scope)
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not scope.place:
+            for part in ("body", "orelse", "finalbody"):
+                self.statements(getattr(node, part, ()), scope)
+            for handler in getattr(node, "handlers", ()):
+                self.statements(handler.body, scope)
+            if isinstance(node, ast.For | ast.AsyncFor | ast.While):  # what the end binds, the start may read
+                self.statements(node.body, scope)
+
+    def heap_all(self, values: Values) -> Values:
+        return frozenset().union(*(self.heap.all(value) for value in values))
+
+    def bind(self, target: ast.expr, values: Values, scope: Scope) -> None:
+        site = self.site(target, scope)
+        if isinstance(target, ast.Name):
+            self._bind_name(target.id, values, scope, site)
+        elif isinstance(target, ast.Tuple | ast.List):
+            for part in target.elts:
+                self.bind(part, self.items(values), scope)
+        elif isinstance(target, ast.Starred):
+            self.bind(target.value, values, scope)
+        elif isinstance(target, ast.Attribute):
+            self.store(self.value(target.value, scope), target.attr, values, site)
+        elif isinstance(target, ast.Subscript):
+            self.value(target.slice, scope)
+            self.store(self.value(target.value, scope), ITEMS, values, site)
+
+    def _bind_name(self, name: str, values: Values, scope: Scope, site: Site) -> None:
+        current: Scope = scope
+        while name in current.nonlocals and current.parent is not None:
+            current = current.parent
+        if name in current.globals:
+            current = self.globals_of(current.path)
+        if current.place and current is not scope:
+            self.events.rebinds.setdefault(Place("global", name, current.path), site)
+        elif current is not scope:  # nonlocal: what a closure keeps from call to call
+            self.events.mutates.setdefault(Thing(f"{name} of {current.through}"), site)
+        self._add(current, name, values)
+
+    def _bind_pattern(self, pattern: ast.pattern, values: Values, scope: Scope) -> None:
+        for node in ast.walk(pattern):
+            name = getattr(node, "name", None) or getattr(node, "rest", None)
+            if isinstance(name, str):
+                self._bind_name(name, values, scope, self.site(pattern, scope))
+            if isinstance(node, ast.MatchValue):
+                self.value(node.value, scope)
+
+    def _define(self, node: ast.FunctionDef | ast.AsyncFunctionDef, scope: Scope) -> None:
+        closure = None if scope.place or scope.own is None else scope
+        if scope.own is None and not scope.place:
+            closure = scope.parent if scope.parent is not None and not scope.parent.place else None
+        values: Values = frozenset({Function(node, scope.path, closure)})
+        for decorator in reversed(node.decorator_list):
+            for wrapper in self.value(decorator, scope):
+                named = wrapper
+                if isinstance(decorator, ast.Call):  # the library's own decorator with arguments
+                    for inner in self.value(decorator.func, scope):
+                        if is_cached(inner):
+                            self.cached.add(node)
+                if is_cached(named):
+                    self.cached.add(node)
+                if isinstance(wrapper, Function):
+                    values |= self.enter(wrapper, Arguments(positional=[values]), self.site(node, scope))
+        self._bind_name(node.name, values, scope, self.site(node, scope))
+
+    def _define_class(self, node: ast.ClassDef, scope: Scope) -> None:
+        kind = Class(node, scope.path)
+        self.heap.add(kind, "__bases__", self.all_of(node.bases, scope))
+        body = Scope(scope.path, scope.file, parent=scope, through=scope.through)
+        self.statements(statements_at_import(node.body), body)
+        for name, values in body.names.items():
+            self.heap.add(kind, name, values)
+        self._bind_name(node.name, frozenset({kind}), scope, self.site(node, scope))
+
+    def _import(self, node: ast.Import | ast.ImportFrom, scope: Scope) -> None:
+        site = self.site(node, scope)
+        for alias in node.names:
+            if isinstance(node, ast.Import):
+                local = self.importable(scope, alias.name if alias.asname else alias.name.partition(".")[0])
+                if "." in alias.name:
+                    self.importable(scope, alias.name)
+                name = alias.name if alias.asname else alias.name.partition(".")[0]
+                values: Values = frozenset({Module(local.path) if local else Library(name)})
+                self._imported_name(alias.asname or name, values, scope, site)
+                if local is None and not scope.place:
+                    note_import(self.events, alias.name, site)
+                continue
+            inner = self.imported_scope(scope, node)
+            if alias.name == "*":
+                continue
+            if inner is not None and (
+                alias.name in inner.names or self.submodule(scope, node, alias.name) is None
+            ):
+                values = self.read_global(inner.path, alias.name, site)
+            elif submodule := self.submodule(scope, node, alias.name):
+                values = frozenset({Module(submodule.path)})
+            else:
+                values = frozenset({Library(f"{node.module or ''}.{alias.name}".lstrip("."))})
+                if not scope.place:
+                    note_import(self.events, node.module or "", site)
+            self._imported_name(alias.asname or alias.name, values, scope, site)
+
+    def _imported_name(self, name: str, values: Values, scope: Scope, site: Site) -> None:
+        self._bind_name(name, values, scope, site)
+
+
+class _Names(ast.NodeVisitor):
+    """Which names a function binds, and how."""
+
+    def __init__(self, function: FunctionNode) -> None:
+        args = function.args
+        self.assigned = {argument.arg for argument in (*args.posonlyargs, *args.args, *args.kwonlyargs)}
+        self.assigned |= {star.arg for star in (args.vararg, args.kwarg) if star is not None}
+        self.comprehended: set[str] = set()
+        self.globals: set[str] = set()
+        self.nonlocals: set[str] = set()
+        body = [function.body] if isinstance(function, ast.Lambda) else function.body
+        for node in body:
+            self.visit(node)
+        self.own = (self.assigned | self.comprehended) - self.globals - self.nonlocals
+
+    def visit_Name(self, node: ast.Name) -> None:
+        if not isinstance(node.ctx, ast.Load):
+            self.assigned.add(node.id)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        self.assigned.add(node.name)
+        for decorator in node.decorator_list:
+            self.visit(decorator)
+
+    visit_AsyncFunctionDef = visit_FunctionDef
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        self.assigned.add(node.name)
+
+    def visit_Lambda(self, node: ast.Lambda) -> None:
+        """Its names are its own."""
+
+    def visit_comprehension(self, node: ast.comprehension) -> None:
+        for inner in ast.walk(node.target):
+            if isinstance(inner, ast.Name):
+                self.comprehended.add(inner.id)
+        self.visit(node.iter)
+        for test in node.ifs:
+            self.visit(test)
+
+    def visit_Import(self, node: ast.Import | ast.ImportFrom) -> None:
+        self.assigned |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+
+    visit_ImportFrom = visit_Import
+
+    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> None:
+        if node.name:
+            self.assigned.add(node.name)
+        self.generic_visit(node)
+
+    def visit_MatchAs(self, node: ast.MatchAs | ast.MatchStar) -> None:
+        if node.name:
+            self.assigned.add(node.name)
+        self.generic_visit(node)
+
+    visit_MatchStar = visit_MatchAs
+
+    def visit_MatchMapping(self, node: ast.MatchMapping) -> None:
+        if node.rest:
+            self.assigned.add(node.rest)
+        self.generic_visit(node)
+
+    def visit_Global(self, node: ast.Global) -> None:
+        self.globals |= set(node.names)
+
+    def visit_Nonlocal(self, node: ast.Nonlocal) -> None:
+        self.nonlocals |= set(node.names)
+
+
+def _loaded(target: ast.expr) -> ast.expr:
+    """The target of `x += 1` as an expression that is read."""
+    if isinstance(target, ast.Name):
+        return ast.Name(target.id, ast.Load())
+    if isinstance(target, ast.Attribute):
+        return ast.Attribute(target.value, target.attr, ast.Load())
+    assert isinstance(target, ast.Subscript)
+    return ast.Subscript(target.value, target.slice, ast.Load())
