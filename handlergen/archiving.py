@@ -22,6 +22,8 @@ from handlergen.placement import Placement
 from handlergen.project import Project, open_project
 from handlergen.runtime.contract import Contract
 from handlergen.settings import Settings
+from handlergen.signing import Signature, read_private_key, signature_path
+from handlergen.signing import sign as sign_archive
 from handlergen.staging import Plan, StagedFile, make_plan
 from handlergen.store import Progress, publish
 
@@ -50,6 +52,7 @@ class ArchiveResult:
         device_type: `cpu`, `gpu`, or None for whatever the server has.
         device_ids: GPUs the workers take in turn, or None for TorchServe's own order.
         warnings: What the user should know.
+        signature: What it was signed with, if it was.
     """
 
     path: Path
@@ -63,6 +66,7 @@ class ArchiveResult:
     device_type: str | None
     device_ids: tuple[int, ...] | None
     warnings: tuple[str, ...]
+    signature: Signature | None = None
 
 
 def archive(
@@ -71,6 +75,7 @@ def archive(
     model_store: Path | str = MODEL_STORE,
     force: bool = False,
     verify: bool = False,
+    sign: Path | str | None = None,
     progress: Progress | None = None,
     environ: Mapping[str, str] | None = None,
     count_gpus: Callable[[], int] | None = None,
@@ -84,7 +89,9 @@ def archive(
         source: A `.py` file, a package directory, or a directory with handlergen.yaml.
         model_store: Directory of the archives; made when it is missing.
         force: Replace an archive of that name.
-        verify: Read the written archive back and compare the SHA-256 of every file with its origin.
+        verify: Read the written archive back before it gets its name: every file's CRC-32, its SHA-256 against that
+            of its origin, and the normal form.
+        sign: An Ed25519 private key (see `handlergen.signing`): write the archive's signature beside it.
         progress: Called now and then while contents are written.
         environ: Environment variables for settings (`HANDLERGEN_*`); the process's own when None.
         count_gpus: How many GPUs this machine offers, for `devices: auto`; `visible_gpus` when None.
@@ -96,7 +103,13 @@ def archive(
     """
     project = open_project(source, overrides=overrides, environ=environ)
     return archive_project(
-        project, model_store=model_store, force=force, verify=verify, progress=progress, count_gpus=count_gpus
+        project,
+        model_store=model_store,
+        force=force,
+        verify=verify,
+        sign=sign,
+        progress=progress,
+        count_gpus=count_gpus,
     )
 
 
@@ -106,11 +119,14 @@ def archive_project(
     model_store: Path | str = MODEL_STORE,
     force: bool = False,
     verify: bool = False,
+    sign: Path | str | None = None,
     progress: Progress | None = None,
     count_gpus: Callable[[], int] | None = None,
 ) -> ArchiveResult:
     """`archive` for a project that is already open."""
     target = target_path(project, model_store, force=force)
+    key = read_private_key(sign) if sign is not None else None
+    stale = key is None and signature_path(target).exists()
     gpus = gpus_for(project.settings, count_gpus)
     plan = make_plan(project, gpus=gpus)
     try:
@@ -126,12 +142,19 @@ def archive_project(
                 verify=verify,
                 progress=progress,
             )
+        signature = sign_archive(target, key, sha256=sha256) if key is not None else None
     except FileExistsError as error:
         raise _exists(target) from error
     except OSError as error:
         # Any of these is about this machine (disk full, no permission), not about the project.
         raise HandlergenError(f"{target} could not be written: {error}", hint=_advice(error)) from error
     place = placement(project.settings, gpus=gpus)
+    warnings = (*project.warnings, *plan.warnings)
+    if stale:
+        warnings += (
+            f"{signature_path(target)} was there before: it counts only if the archive is still the same, byte for "
+            "byte; --sign writes it anew",
+        )
     return ArchiveResult(
         path=target,
         size=target.stat().st_size,
@@ -143,7 +166,8 @@ def archive_project(
         workers=place.workers,
         device_type=place.device_type,
         device_ids=place.device_ids,
-        warnings=(*project.warnings, *plan.warnings),
+        warnings=warnings,
+        signature=signature,
     )
 
 

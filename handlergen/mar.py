@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import zipfile
 import zlib
@@ -15,8 +16,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from handlergen.errors import HandlergenError
 from handlergen.mar_entries import contents_of, entry_problems, sha256_of
-from handlergen.mar_texts import LARGEST_TEXT, bundle_of, manifest_of, model_config_of
-from handlergen.names import MANIFEST_FILE, MODEL_CONFIG_FILE
+from handlergen.mar_texts import LARGEST_TEXT, bundle_of, manifest_of, model_config_of, requirements_of
+from handlergen.names import MANIFEST_FILE, MODEL_CONFIG_FILE, REQUIREMENTS_FILE
 from handlergen.runtime.contract import CONTRACT_FILE, Bundle
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Mar:
         bundle: `handlergen.json`, or None for an archive that handlergen did not write.
         model_config: `model-config.yaml`, empty when there is none.
         files: Every file, in the order of their names.
+        size: Bytes of the archive.
+        requirements: The lines of its requirements file but for blank ones and comments.
     """
 
     path: Path
@@ -59,6 +62,8 @@ class Mar:
     bundle: Bundle | None
     model_config: Mapping[str, Any]
     files: tuple[MarFile, ...]
+    size: int
+    requirements: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -67,6 +72,11 @@ class Mar:
     @property
     def version(self) -> str:
         return str(self.manifest.get("model", {}).get("modelVersion", ""))
+
+    def sha256(self) -> str:
+        """Of the archive itself, in hexadecimal; reads it."""
+        with self.path.open("rb") as content:
+            return _sha256_of(content)
 
 
 def read_mar(path: Path | str) -> Mar:
@@ -80,6 +90,7 @@ def read_mar(path: Path | str) -> Mar:
         names = set(archive.namelist())
         bundle: Bundle | None = None
         config: Mapping[str, Any] = {}
+        requirements: tuple[str, ...] = ()
         try:
             manifest = manifest_of(_text(archive, MANIFEST_FILE))
             if CONTRACT_FILE in names:
@@ -87,6 +98,9 @@ def read_mar(path: Path | str) -> Mar:
             config_name = manifest.get("model", {}).get("configFile") or MODEL_CONFIG_FILE
             if config_name in names:
                 config = model_config_of(_text(archive, config_name))
+            requirements_name = manifest.get("model", {}).get("requirementsFile") or REQUIREMENTS_FILE
+            if requirements_name in names:
+                requirements = requirements_of(_text(archive, requirements_name))
         except ValueError as error:
             raise HandlergenError(f"{path}: {error}") from error
         files = tuple(
@@ -94,7 +108,8 @@ def read_mar(path: Path | str) -> Mar:
             for info in sorted(archive.infolist(), key=lambda info: info.filename)
             if not info.is_dir()
         )
-    return Mar(path, manifest, bundle, config, files)
+        size = os.fstat(raw.fileno()).st_size
+    return Mar(path, manifest, bundle, config, files, size, requirements)
 
 
 def unpack(path: Path | str, directory: Path) -> None:

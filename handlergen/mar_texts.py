@@ -1,4 +1,4 @@
-"""The three texts of a `.mar` that say what it is: manifest, `handlergen.json`, `model-config.yaml`. Pure.
+"""The texts of a `.mar` that say what it is: manifest, `handlergen.json`, `model-config.yaml`, requirements. Pure.
 
 They may come from anybody: each value is checked before anybody acts on it, by the checks that `handlergen archive`
 makes before it writes them.
@@ -94,6 +94,12 @@ def model_config_of(text: str) -> Mapping[str, Any]:
     except ValueError as error:
         raise ValueError(f"its model configuration is not YAML ({error})") from error
     return value if isinstance(value, dict) else {}
+
+
+def requirements_of(text: str) -> tuple[str, ...]:
+    """The lines of `requirements.txt` that ask pip for something or tell it how."""
+    lines = (line.strip() for line in text.splitlines())
+    return tuple(line for line in lines if line and not line.startswith("#"))
 
 
 def _check_contract(contract: Contract, names: Collection[str]) -> None:

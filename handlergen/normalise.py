@@ -214,3 +214,21 @@ def normalise(
                 raw.seek(name_length + extra_length, io.SEEK_CUR)
                 writer.add_packed(info, raw)
     writer.close()
+
+
+def abnormal(path: Path) -> str | None:
+    """Why a zip file is not in its normal form, or None when it is."""
+    with zipfile.ZipFile(path) as packed:
+        entries = packed.infolist()
+        comment = packed.comment
+    names = [info.filename for info in entries]
+    if names != sorted(names) or [info.header_offset for info in entries] != sorted(
+        info.header_offset for info in entries
+    ):
+        return "its entries are not sorted"
+    for info in entries:
+        if info.date_time != (1980, 1, 1, 0, 0, 0):
+            return f"{info.filename} has a date"
+        if info.create_system != 3 or info.external_attr != _MODE << 16 or info.comment:
+            return f"{info.filename} has attributes of its own"
+    return "it has a comment" if comment else None

@@ -38,6 +38,7 @@ from handlergen.server_state import (
     write_state,
 )
 from handlergen.settings import shown
+from handlergen.signed_store import require_signatures
 
 DEFAULT_TIMEOUT_S = 600.0
 _POLL_S = 0.25
@@ -109,6 +110,7 @@ def serve(
     environ: Mapping[str, str] | None = None,
     console: bool = False,
     keep: bool = False,
+    require_signature: Path | str | None = None,
 ) -> RunningServer:
     """Start TorchServe on a config.properties and return when every worker of every model is READY.
 
@@ -121,6 +123,7 @@ def serve(
         environ: In place of this process's environment.
         console: Let the server write to this process's stdout and stderr.
         keep: Leave the server running when a model fails to load; it is raised all the same.
+        require_signature: An Ed25519 public key (see `handlergen.signing`) that every archive must be signed with.
 
     Raises:
         ModuleFailed: A worker died while it loaded the model; `traceback` is the user's own.
@@ -133,7 +136,10 @@ def serve(
     java = find_java(environ)
     with _starting(path):
         _refuse_conflicts(path, settings)
-        expected = expected_models(path.parent / settings.model_store, settings.load_models)
+        store = path.parent / settings.model_store
+        expected = expected_models(store, settings.load_models)
+        if require_signature is not None:
+            require_signatures(store, expected.values(), settings, Path(require_signature))
         (path.parent / KEY_FILE).unlink(missing_ok=True)
         marker = uuid.uuid4().hex
         temp_dir = _temp_directory()

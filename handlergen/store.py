@@ -52,7 +52,8 @@ def publish(
         filled: Files that are empty in `packed`, and where their contents are.
         deflated: How the filled files are packed.
         force: Replace what is at `target`.
-        verify: Read the result back and compare every file with its origin before it gets its name.
+        verify: Read the result back, compare every file with its origin and check the normal form, before it gets
+            its name.
         progress: Called now and then while contents are written.
 
     Returns:
@@ -93,6 +94,8 @@ def publish(
             sha256 = _flush_and_hash(output)
         if verify:
             check_copy(partial, plan)
+            if (problem := normalise.abnormal(partial)) is not None:
+                raise HandlergenError(f"the archive is not in its normal form: {problem}")
         if force:
             partial.replace(target)
         else:

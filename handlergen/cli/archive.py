@@ -35,6 +35,12 @@ _PROGRESS_FROM = 64 << 20
 )
 @click.option("-f", "--force", is_flag=True, help="Replace an archive of the same name.")
 @click.option("--verify", is_flag=True, help="Read the archive back and compare every file with its origin.")
+@click.option(
+    "--sign",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="KEY",
+    help="Sign with this Ed25519 private key (PEM or OpenSSH); writes NAME.mar.sig.",
+)
 @click.option("--dry-run", is_flag=True, help="List what would be packed; write nothing.")
 @click.option("--all", "all_files", is_flag=True, help="With --dry-run: list handlergen's own runtime, too.")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
@@ -45,6 +51,7 @@ def command(
     model_store: Path,
     force: bool,
     verify: bool,
+    sign: Path | None,
     dry_run: bool,
     all_files: bool,
     as_json: bool,
@@ -71,11 +78,11 @@ def command(
         return
     with _terminated_like_ctrl_c(), _progress_bar() as progress:
         result = archive_project(
-            project, model_store=model_store, force=force, verify=verify, progress=progress
+            project, model_store=model_store, force=force, verify=verify, sign=sign, progress=progress
         )
     _warn(result.warnings)
     if as_json:
-        click.echo(json.dumps(_as_json(result), indent=2))
+        click.echo(json.dumps(_as_json(result, verified=verify), indent=2))
         return
     click.echo(f"archive  {result.path}")
     click.echo(f"size     {result.size:,} bytes, {len(result.files) + 1} files")
@@ -92,7 +99,9 @@ def command(
             f"         {first.place}: {first.what}{f' ({more} more: handlergen check)' if more else ''}"
         )
     if verify:
-        click.echo("verified every file against its origin")
+        click.echo("verified re-read: every CRC-32, every SHA-256 as its origin's, normal form")
+    if result.signature:
+        click.echo(f"signed   {result.signature.path} with {result.signature.fingerprint}")
 
 
 def _workers(result: ArchiveResult) -> str:
@@ -104,7 +113,7 @@ def _workers(result: ArchiveResult) -> str:
     return f"{result.workers} {where}"
 
 
-def _as_json(result: ArchiveResult) -> dict[str, Any]:
+def _as_json(result: ArchiveResult, *, verified: bool) -> dict[str, Any]:
     return {
         "path": str(result.path),
         "size": result.size,
@@ -118,6 +127,10 @@ def _as_json(result: ArchiveResult) -> dict[str, Any]:
         "device_type": result.device_type,
         "device_ids": result.device_ids,
         "files": [{"path": file.archive_path, "size": file.size} for file in result.files],
+        "verified": verified,
+        "signature": {"path": str(result.signature.path), "key": result.signature.fingerprint}
+        if result.signature
+        else None,
         "warnings": list(result.warnings),
     }
 

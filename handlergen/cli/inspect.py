@@ -20,8 +20,16 @@ if TYPE_CHECKING:
 @click.command
 @click.argument("mar", type=click.Path(path_type=Path))
 @click.option("--all", "all_files", is_flag=True, help="List the files of handlergen's own runtime, too.")
+@click.option(
+    "--verify-signature",
+    "public_key",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="PUBKEY",
+    help="Fail unless MAR.sig is a signature of MAR with this Ed25519 key (PEM or OpenSSH).",
+)
+@click.option("--sbom", "as_sbom", is_flag=True, help="Print a bill of materials: CycloneDX 1.6, JSON.")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON, all files included.")
-def command(mar: Path, *, all_files: bool, as_json: bool) -> None:
+def command(mar: Path, *, all_files: bool, public_key: Path | None, as_sbom: bool, as_json: bool) -> None:
     """Show the manifest, contract, settings and files of the archive MAR.
 
     Nothing is unpacked. An archive with links, absolute or doubled names, or names that lead out of it is refused.
@@ -30,18 +38,31 @@ def command(mar: Path, *, all_files: bool, as_json: bool) -> None:
     Example:
       handlergen inspect model-store/digits.mar
       handlergen inspect digits.mar --json | jq .files
+      handlergen inspect digits.mar --sbom > digits.cdx.json
+      handlergen inspect digits.mar --verify-signature team.pub
     """
     from handlergen.mar import read_mar
+    from handlergen.sbom import sbom
+    from handlergen.signing import read_public_key, verify
 
+    if as_json and as_sbom:
+        raise click.UsageError("--json and --sbom: one of them")
     try:
+        signature = verify(mar, read_public_key(public_key)) if public_key else None
         archive = read_mar(mar)
     except HandlergenError as error:
         error.hint = error.hint or _others(mar)
         raise
-    if as_json:
-        click.echo(json.dumps(_as_json(archive), indent=2, ensure_ascii=False))
+    if as_sbom:
+        click.echo(json.dumps(sbom(archive), indent=2, ensure_ascii=False))
+    elif as_json:
+        signed = {"path": str(signature.path), "key": signature.fingerprint} if signature else None
+        report = {**_as_json(archive), "signature": signed}
+        click.echo(json.dumps(report, indent=2, ensure_ascii=False, default=str))
     else:
         click.echo(_as_text(archive, all_files=all_files))
+        if signature:
+            click.echo(f"\nsignature good: {signature.path} with {signature.fingerprint}")
 
 
 def _others(mar: Path) -> str:
@@ -57,6 +78,8 @@ def _as_json(archive: Mar) -> dict[str, Any]:
     bundle = archive.bundle
     return {
         "path": str(archive.path),
+        "size": archive.size,
+        "sha256": archive.sha256(),
         "manifest": archive.manifest,
         "handlergen": json.loads(bundle.to_json()) if bundle else None,
         "model_config": archive.model_config,

@@ -7,8 +7,9 @@ import shlex
 import signal
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +40,17 @@ if TYPE_CHECKING:
 )
 @click.option("--timeout", type=float, default=600.0, show_default=True, help="Seconds until all is READY.")
 @click.option("--keep", is_flag=True, help="Leave the server running when a model fails to load.")
+@click.option(
+    "--require-signature",
+    "public_key",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="PUBKEY",
+    help="Refuse to start unless every archive is signed with this Ed25519 key (PEM or OpenSSH).",
+)
 @json_option
-def command(*, config: Path, foreground: bool, timeout: float, keep: bool, as_json: bool) -> None:
+def command(
+    *, config: Path, foreground: bool, timeout: float, keep: bool, public_key: Path | None, as_json: bool
+) -> None:
     """Start TorchServe and wait until every worker of every model is READY.
 
     Returns then and leaves it running; `handlergen stop` ends it. When a worker cannot load its model, the
@@ -53,14 +63,17 @@ def command(*, config: Path, foreground: bool, timeout: float, keep: bool, as_js
       handlergen invoke digits --file three.png
     """
     try:
-        _serve_and_report(config, foreground=foreground, timeout=timeout, keep=keep, as_json=as_json)
+        start = partial(_serve, config, timeout=timeout, keep=keep, require_signature=public_key)
+        _serve_and_report(config, start, foreground=foreground, as_json=as_json)
     except HandlergenError as error:
         if as_json:
             click.echo(json.dumps(_failure(error), indent=2))
         raise
 
 
-def _serve_and_report(config: Path, *, foreground: bool, timeout: float, keep: bool, as_json: bool) -> None:
+def _serve_and_report(
+    config: Path, start: Callable[..., RunningServer], *, foreground: bool, as_json: bool
+) -> None:
     from handlergen.server import running_server
 
     _configure(config)
@@ -69,7 +82,7 @@ def _serve_and_report(config: Path, *, foreground: bool, timeout: float, keep: b
         signal.signal(number, signal.default_int_handler)
     before = running_server(config)
     try:
-        running = _serve(config, timeout=timeout, console=foreground, keep=keep, quiet=as_json)
+        running = start(console=foreground, quiet=as_json)
         if as_json:
             click.echo(json.dumps(_report(running), indent=2))
         else:
@@ -130,12 +143,21 @@ def _warn_of(opened: Sequence[Exposure], config: Path) -> None:
         click.echo(f"    To take it back: {one.fix}", err=True)
 
 
-def _serve(config: Path, *, timeout: float, console: bool, keep: bool, quiet: bool) -> RunningServer:
+def _serve(
+    config: Path, *, timeout: float, console: bool, keep: bool, quiet: bool, require_signature: Path | None
+) -> RunningServer:
     from handlergen.server import serve
 
     reporter = _Reporter(quiet=quiet)
     try:
-        return serve(config, timeout=timeout, progress=reporter, console=console, keep=keep)
+        return serve(
+            config,
+            timeout=timeout,
+            progress=reporter,
+            console=console,
+            keep=keep,
+            require_signature=require_signature,
+        )
     finally:
         reporter.end()
 
