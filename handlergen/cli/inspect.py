@@ -47,8 +47,8 @@ def command(mar: Path, *, all_files: bool, public_key: Path | None, as_sbom: boo
 
     if as_json and as_sbom:
         raise click.UsageError("--json and --sbom: one of them")
+    signature = verify(mar, read_public_key(public_key)) if public_key else None
     try:
-        signature = verify(mar, read_public_key(public_key)) if public_key else None
         archive = read_mar(mar)
     except HandlergenError as error:
         error.hint = error.hint or _others(mar)
