@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +12,8 @@ from typing import Any
 from handlergen.errors import HandlergenError
 
 _ROWS_AT_ONCE = 4096
+_JSON = "json"
+"""In place of a column's type: JSON text, because its values have no type in common."""
 
 
 def to_npy(lines: Path, target: Path) -> None:
@@ -29,7 +32,7 @@ def to_npy(lines: Path, target: Path) -> None:
         if "answer" in row:
             found = _numbers(row).shape
             if shape is not None and found != shape:
-                raise _unfit(row, f"has the shape {found}, others {shape}", lines)
+                raise _unfit(row, f"has the shape {found}, others {shape}")
             shape = found
     array = numpy.lib.format.open_memmap(
         target, mode="w+", dtype=numpy.float64, shape=(count, *(shape or ()))
@@ -45,52 +48,95 @@ def to_parquet(lines: Path, target: Path) -> None:
     Raises:
         HandlergenError: pyarrow is not installed.
     """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise HandlergenError(
-            "a Parquet output needs pyarrow, which is not installed",
-            hint="pip install pyarrow, and run the same command again: the answers are kept",
-        ) from error
+    pyarrow, _ = _pyarrow()
     types: dict[str, Any] = {"id": None, "status": pyarrow.int16(), "answer": None, "error": None}
     for batch in _batches(lines):
         for name, known in types.items():
-            if name != "status" and known != "json":
-                types[name] = _merged(pyarrow, known, [row.get(name) for row in batch])
-    schema = pyarrow.schema(
-        [
-            (name, pyarrow.string() if kind == "json" else kind or pyarrow.null())
-            for name, kind in types.items()
-        ]
-    )
-    with pyarrow.parquet.ParquetWriter(target, schema) as writer:
-        for batch in _batches(lines):
-            columns = {}
-            for name, kind in types.items():
-                values = [row.get(name) for row in batch]
-                if kind == "json":
-                    values = [None if value is None else _text(value, name) for value in values]
-                columns[name] = values
-            writer.write_table(pyarrow.Table.from_pydict(columns, schema=schema))
+            if name != "status" and known != _JSON:
+                types[name] = _merged(pyarrow, known, [_cell(row, name) for row in batch])
+    if types["error"] in (None, pyarrow.null()):  # the same columns with and without errors
+        types["error"] = pyarrow.struct([("type", pyarrow.string()), ("message", pyarrow.string())])
+    try:
+        _write(lines, target, types)
+    except pyarrow.ArrowException:
+        # A whole number of one batch is too large to be a float like those of another.
+        _write(lines, target, {**types, "answer": _JSON, "error": _JSON})
 
 
 CONVERTERS: Mapping[str, Callable[[Path, Path], None]] = {".npy": to_npy, ".parquet": to_parquet}
 """By the output's suffix; any other output is JSONL."""
 
 
-def _merged(pyarrow: Any, known: Any, values: list[Any]) -> Any:
+def needs_of(output: Path) -> None:
+    """See that what writes this kind of output is installed, before the first row is answered.
+
+    Raises:
+        HandlergenError: It is not; says what to install.
+    """
+    if output.suffix.lower() == ".parquet":
+        _pyarrow()
+
+
+def _pyarrow() -> tuple[Any, Any]:
     try:
-        found = pyarrow.infer_type(values)
-        if known is None or pyarrow.types.is_null(known):
-            return found
-        schemas = [pyarrow.schema([("v", kind)]) for kind in (known, found)]
-        return pyarrow.unify_schemas(schemas, promote_options="permissive").field("v").type
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, pyarrow.ArrowNotImplementedError):
-        return "json"
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise HandlergenError(
+            "a Parquet output needs pyarrow, which is not installed",
+            hint="pip install 'handlergen[parquet]', or write to a .jsonl file",
+        ) from error
+    return pyarrow, pyarrow.parquet
 
 
-def _text(value: Any, name: str) -> str:
+def _write(lines: Path, target: Path, types: Mapping[str, Any]) -> None:
+    pyarrow, parquet = _pyarrow()
+    schema = pyarrow.schema(
+        [
+            (name, pyarrow.string() if kind == _JSON else kind or pyarrow.null())
+            for name, kind in types.items()
+        ]
+    )
+    with parquet.ParquetWriter(target, schema) as writer:
+        for batch in _batches(lines):
+            columns = {
+                name: [_json_text(row, name) if kind == _JSON else _cell(row, name) for row in batch]
+                for name, kind in types.items()
+            }
+            writer.write_table(pyarrow.Table.from_pydict(columns, schema=schema))
+
+
+def _merged(pyarrow: Any, known: Any, values: list[Any]) -> Any:
+    """The type that holds these values and those of the batches before; `_JSON` when there is none."""
+    try:
+        found = pyarrow.array(values).type
+        if known is not None and not pyarrow.types.is_null(known):
+            schemas = [pyarrow.schema([("v", kind)]) for kind in (known, found)]
+            found = pyarrow.unify_schemas(schemas, promote_options="permissive").field("v").type
+            pyarrow.array(values, found)
+    except (pyarrow.ArrowException, OverflowError):
+        return _JSON
+    return _JSON if _has_empty_struct(pyarrow, found) else found
+
+
+def _has_empty_struct(pyarrow: Any, kind: Any) -> bool:
+    """Is a `{}` in it, which Parquet cannot hold?"""
+    if pyarrow.types.is_struct(kind):
+        return kind.num_fields == 0 or any(_has_empty_struct(pyarrow, field.type) for field in kind)
+    return bool(pyarrow.types.is_list(kind)) and _has_empty_struct(pyarrow, kind.value_type)
+
+
+def _cell(row: dict[str, Any], name: str) -> Any:
+    value = row.get(name)
+    return (
+        base64.b64decode(value) if name == "answer" and value and row.get("encoding") == "base64" else value
+    )
+
+
+def _json_text(row: dict[str, Any], name: str) -> str | None:
+    value = row.get(name)
+    if value is None and not (name == "answer" and name in row):
+        return None
     return value if name == "id" and isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -98,15 +144,15 @@ def _numbers(row: dict[str, Any]) -> Any:
     import numpy
 
     if "encoding" in row or "content_type" in row:
-        raise _unfit(row, f"is {row.get('content_type')}", None)
+        raise _unfit(row, f"is {row.get('content_type')}")
     try:
         array = numpy.asarray(row["answer"], dtype=numpy.float64)
     except (TypeError, ValueError):
-        raise _unfit(row, "is no array of numbers", None) from None
+        raise _unfit(row, "is no array of numbers") from None
     return array
 
 
-def _unfit(row: dict[str, Any], why: str, _lines: Path | None) -> HandlergenError:
+def _unfit(row: dict[str, Any], why: str) -> HandlergenError:
     return HandlergenError(
         f"the answers do not fit into one .npy array: that of row {row['id']} {why}",
         hint="the answers are kept as lines beside the output; write to a .jsonl or .parquet file instead",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from handlergen.errors import HandlergenError, TooManyErrors
-from handlergen.offline.convert import CONVERTERS
+from handlergen.offline.convert import CONVERTERS, needs_of
 from handlergen.offline.journal import Journal, journal_path, open_journal
 from handlergen.offline.predicted import SUFFIX as PREDICTED
 from handlergen.offline.predicted import Predicted
@@ -145,6 +145,7 @@ def map_to_file(
     run = _Run(engine, source, batch_size, ordered, max_errors, progress)
     if not isinstance(output, Path):
         return run.go(_Stream(output), None, {}, None)
+    needs_of(output)
     convert = CONVERTERS.get(output.suffix.lower())
     lines = output.with_name(output.name + _LINES) if convert is not None else output
     if convert is not None and output.exists() and not overwrite:
@@ -199,7 +200,7 @@ def _check_errors(sink: _Sink, max_errors: int | None, output: Path | None) -> N
         return
     kept = f"; {sink.rows} rows are in {output}" if output is not None else ""
     raise TooManyErrors(
-        f"{sink.failed} rows failed, more than the {max_errors} that are allowed{kept}",
+        f"{sink.failed} row{'s' if sink.failed > 1 else ''} failed, more than the {max_errors} that are allowed{kept}",
         hint="the same command with a greater --max-errors goes on",
     )
 

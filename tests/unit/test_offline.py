@@ -20,11 +20,13 @@ import psutil
 import pytest
 import torch
 from click.testing import CliRunner
+from pyarrow import parquet
 
 import handlergen
 from handlergen.cli import cli
 from handlergen.errors import HandlergenError, TooManyErrors
 from handlergen.offline.api import LocalEngine
+from handlergen.offline.convert import to_parquet
 from handlergen.offline.job import Summary, map_to_file
 from handlergen.offline.journal import journal_path, open_journal
 from handlergen.offline.predicted import Predicted
@@ -519,6 +521,92 @@ def test_an_array_output(module: Path, tmp_path: Path) -> None:
     with pytest.raises(HandlergenError, match="row 0 is no array"):
         run(module, write_rows(tmp_path / "rows.jsonl", [1, 2]), tmp_path / "dicts.npy")
     assert len(lines(tmp_path / "dicts.npy.rows.jsonl")) == 2
+
+
+JSON_VALUES = [
+    ("numbers", [1, 2.5, None], [1.0, 2.5, None]),
+    ("objects", [{"a": 1}, {"a": 2, "b": [1, 2]}], [{"a": 1, "b": None}, {"a": 2, "b": [1, 2]}]),
+    ("text", ["a", "é"], ["a", "é"]),
+    ("vectors", [[0.5, 1.0], [2.0]], [[0.5, 1.0], [2.0]]),
+    ("nothing in common", [1, "a", None, [2]], ["1", '"a"', "null", "[2]"]),
+    ("empty objects", [{}, {"a": {}}], ["{}", '{"a": {}}']),
+    ("too large", [2**70, 1], [str(2**70), "1"]),
+    ("objects with nothing in common", [{"a": 1}, {"a": "x"}], ['{"a": 1}', '{"a": "x"}']),
+]
+
+
+@pytest.mark.parametrize(
+    ("answers", "columns"), [case[1:] for case in JSON_VALUES], ids=[c[0] for c in JSON_VALUES]
+)
+@pytest.mark.parametrize("gap", [0, 5000], ids=["together", "far apart"])
+def test_answers_become_a_parquet_column(
+    tmp_path: Path, answers: list[Any], columns: list[Any], gap: int
+) -> None:
+    """Far apart: what stands in common is found across the batches in which rows are read."""
+    rows = [answers[0]] * gap + answers
+    lines_file = tmp_path / "lines"
+    with lines_file.open("w") as file:
+        for number, answer in enumerate(rows):
+            file.write(json.dumps({"id": number, "status": 200, "answer": answer}) + "\n")
+    to_parquet(lines_file, tmp_path / "out.parquet")
+    table = parquet.read_table(tmp_path / "out.parquet")
+    assert table.column_names == ["id", "status", "answer", "error"]
+    assert table["answer"].to_pylist() == [columns[0]] * gap + columns
+    assert table["id"].to_pylist() == list(range(len(rows)))
+    assert str(table.schema.field("error").type) == "struct<type: string, message: string>"
+
+
+def test_numbers_that_no_column_holds_together_become_text(tmp_path: Path) -> None:
+    answers = [2**60 + 1, *[1] * 5000, 0.5]
+    text = "".join(f'{{"id": 0, "status": 200, "answer": {answer}}}\n' for answer in answers)
+    (tmp_path / "lines").write_text(text)
+    to_parquet(tmp_path / "lines", tmp_path / "out.parquet")
+    found = parquet.read_table(tmp_path / "out.parquet")["answer"].to_pylist()
+    assert [json.loads(answer) for answer in found] == answers
+
+
+def test_a_parquet_output_of_files_errors_and_bytes(tmp_path: Path) -> None:
+    (tmp_path / "kinds.py").write_text("def predict(inputs):\n    return inputs if inputs else 1 / 0\n")
+    (tmp_path / "scans").mkdir()
+    for name, content in (("a.bin", b"\xff\x00"), ("b.bin", b""), ("c.bin", b"c")):
+        (tmp_path / "scans" / name).write_bytes(content)
+    run(tmp_path / "kinds.py", tmp_path / "scans", tmp_path / "out.parquet")
+    table = parquet.read_table(tmp_path / "out.parquet")
+    assert table["id"].to_pylist() == ["a.bin", "b.bin", "c.bin"]
+    assert table["status"].to_pylist() == [200, 500, 200]
+    assert table["answer"].to_pylist() == [b"\xff\x00", None, b"c"]
+    assert [error and sorted(error) for error in table["error"].to_pylist()] == [
+        None,
+        ["message", "type"],
+        None,
+    ]
+    assert {path.name for path in tmp_path.glob("out*")} == {"out.parquet"}
+
+
+def test_a_killed_run_to_parquet_goes_on(module: Path, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", list(range(200)))
+    output, seen = tmp_path / "out.parquet", tmp_path / "seen"
+    process = started(map_command(module, source, output), seen)
+    wait_for_rows(tmp_path / "out.parquet.rows.jsonl", 40, process)
+    process.kill()
+    process.communicate()
+    assert not output.exists()
+    summary = run(module, source, output, batch_size=8)
+    assert summary.resumed_rows >= 40
+    table = parquet.read_table(output)
+    assert table["answer"].to_pylist() == [{"y": 2.0 * number} for number in range(200)]
+    assert {path.name for path in tmp_path.glob("out*")} == {"out.parquet"}
+
+
+def test_without_pyarrow_a_parquet_output_is_refused_before_any_row(
+    module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
+    source = write_rows(tmp_path / "rows.jsonl", [1])
+    with pytest.raises(HandlergenError, match="needs pyarrow") as raised:
+        run(module, source, tmp_path / "out.parquet")
+    assert "handlergen[parquet]" in (raised.value.hint or "")
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_what_cannot_cross_processes_is_prepared_here_and_said_so(tmp_path: Path) -> None:
