@@ -293,7 +293,8 @@ def _open_worker(
 
         if not 0 <= gpu < torch.cuda.device_count():
             raise HandlergenError(
-                f"there is no GPU {gpu} here ({torch.cuda.device_count()} visible to torch)"
+                f"there is no GPU {gpu} here ({torch.cuda.device_count()} visible to torch)",
+                hint="name none, and the CPU predicts",
             )
     root = roots[0]
     cleanup.enter_context(importable(roots, bundle.contract.module))

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING
 import click
 
 from handlergen.cli.hook_output import few_tracebacks, stdout_of_its_own
+from handlergen.cli.wording import counted
+from handlergen.errors import HandlergenError
 
 if TYPE_CHECKING:
     from handlergen.offline.job import Engine, Progress, Summary
 
 _FORMATS = ("jsonl", "csv", "npy", "files")
+_LINES = (".jsonl", ".ndjson", ".json", ".txt")
 _REFRESH_S = 0.2
 _TRACEBACKS = 5
 
@@ -113,6 +116,8 @@ def command(
     )
     if as_json and output == "-":
         raise click.UsageError("--json reports on standard output, where -o - writes the answers")
+    if output != "-":
+        _check_output(output)
     bar = _Bar() if sys.stderr.isatty() else None
     path = Path(output).absolute()
     try:
@@ -142,6 +147,19 @@ def command(
         click.echo(json.dumps(plain(summary)))
     elif output != "-" or summary.failed:
         click.echo(_sentence(summary, output), err=True)
+
+
+def _check_output(output: str) -> None:
+    """Raises HandlergenError for a directory; warns of a name that promises another format."""
+    from handlergen.offline.convert import CONVERTERS
+
+    if Path(output).is_dir():
+        raise HandlergenError(
+            f"{output} is a directory", hint=f"name a file in it: {Path(output) / 'answers.jsonl'}"
+        )
+    suffix = Path(output).suffix
+    if suffix and suffix not in (*CONVERTERS, *_LINES):
+        _warn(f"{output} will hold JSON lines; other formats: {', '.join(sorted(CONVERTERS))}")
 
 
 def _opened(
@@ -179,7 +197,7 @@ def _quiet(_progress: Progress) -> None:
 
 def _sentence(summary: Summary, output: str) -> str:
     new = summary.rows - summary.resumed_rows
-    text = f"{new} rows in {summary.seconds:.1f} s ({summary.rows_per_s:.0f} rows/s)"
+    text = f"{counted(new, 'row')} in {summary.seconds:.1f} s ({summary.rows_per_s:.0f} rows/s)"
     if summary.resumed_rows:
         text += f", after the {summary.resumed_rows} that were there"
     if summary.failed:

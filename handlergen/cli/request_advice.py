@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from handlergen.client import Client
 
 
+_TOO_LARGE = ("RST_STREAM", "Sent message larger than max")
+"""Of a request over gRPC: what the server's ending of the stream is called, and what the client's own limit."""
+
+
 @contextmanager
 def advised(client: Client, config: Path, name: str, *, data: str | None = None) -> Iterator[None]:
     """Give a request to model `name` that fails the hint of what to do next.
@@ -38,6 +42,11 @@ def _hint(error: RequestFailed, client: Client, config: Path, name: str, data: s
     _, logged, request_id = error.message.partition(in_the_log(""))
     if logged:
         return _where_it_is_logged(config, request_id)
+    if error.status == 413 or any(text in error.message for text in _TOO_LARGE):
+        return (
+            f"the server takes requests of up to {client.settings.max_request_size:,} bytes: max_request_size in "
+            f"{shown(config)}, written by `handlergen config --max-request-size`"
+        )
     if data is not None and "is not valid JSON" in error.message:
         return HOW_TO_QUOTE
     with suppress(HandlergenError):  # the management address may be out of reach

@@ -149,6 +149,16 @@ def test_a_request_that_cannot_be_answered_says_what_can_be_done(
     assert b"KeyError: 'pixels'" in found.stdout
 
 
+@pytest.mark.parametrize("way", [(), ("--grpc",)])
+def test_a_request_that_is_too_large_says_which_line_to_change(
+    run: Run, tmp_path: Path, way: tuple[str, ...]
+):
+    (tmp_path / "large").write_bytes(bytes(7_000_000))
+    done = run("invoke", "echo", "--file", str(tmp_path / "large"), *way)
+    assert done.returncode == 6
+    assert "up to 6,553,500 bytes: max_request_size in config.properties" in done.stderr.decode()
+
+
 def test_a_model_without_workers_says_how_to_get_some(run: Run):
     assert run("scale", "failing", "--workers", "0").returncode == 0
     try:

@@ -58,13 +58,13 @@ def test_a_starter_answers_its_own_request(
         assert model.predict(data) == [2.0, 4.0, 6.0]
 
 
-def test_init_prints_three_commands_that_can_be_typed(
+def test_init_prints_commands_that_can_be_typed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run("init", "my digits") == 0
     assert capsys.readouterr().out.splitlines()[-4:] == [
-        "Next:",
+        "  handlergen predict 'my digits' --file 'my digits/request.json'",
         "  handlergen archive 'my digits'",
         "  handlergen serve",
         "  handlergen invoke my-digits --file 'my digits/request.json'",

@@ -784,3 +784,23 @@ def test_a_csv_of_uneven_rows_is_refused_with_its_line(tmp_path: Path) -> None:
     source = open_source("-", format="csv", stdin=io.BytesIO(b"a,b\n1,2\n3\n"))
     with pytest.raises(HandlergenError, match="line 3: the row has fewer fields"):
         list(source.rows())
+
+
+def test_map_says_what_an_output_will_be(tmp_path: Path) -> None:
+    (tmp_path / "echo.py").write_text("def predict(inputs):\n    return inputs\n")
+    (tmp_path / "rows.jsonl").write_text("1\n")
+
+    def told(output: str) -> tuple[int, str]:
+        command = [str(Path(sys.executable).with_name("handlergen")), "map", "echo.py", "rows.jsonl"]
+        words = [*command, "--workers", "0", "-o", output]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return done.returncode, done.stderr
+
+    status, said = told("answers.csv")
+    assert status == 0
+    assert "answers.csv will hold JSON lines; other formats: .npy, .parquet" in said
+    assert "1 row in" in said
+    assert "will hold" not in told("answers.jsonl")[1]
+    status, said = told(".")
+    assert status == 1
+    assert "is a directory" in said
