@@ -28,10 +28,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rig.load import Exchange, Load, run_load
 from rig.machine import Strangers, machine
 from rig.stand import Server, Stand
 
+from handlergen.bench.answers import Load
+from handlergen.bench.load import Exchange, run_load
+from handlergen.bench.pace import Closed
 from handlergen.recordings import busy_share, of_stage, overlapping, read_spans
 
 SKIP_FIRST_S = 1.0
@@ -145,7 +147,8 @@ def measure_staged(stand: Stand, workload: Staged, arguments: argparse.Namespace
     with stand.server(trace=True) as server:
         for _repeat, name in _turns(("flock", "handlergen"), arguments.repeats):
             exchanges = [
-                Exchange(f"/predictions/{name}", {"number": n}, {"answer": 2 * n + 1}) for n in NUMBERS
+                Exchange.of_json(f"/predictions/{name}", {"number": n}, {"answer": 2 * n + 1})
+                for n in NUMBERS
             ]
             load, other = _turn(server, exchanges, arguments, clients=16)
             others.append(other)
@@ -186,7 +189,7 @@ def measure_nothing(stand: Stand, arguments: argparse.Namespace) -> list[Result]
             "hand-written, stock log": ("hand", stock),
         }
         exchanges = {
-            model: [Exchange(f"/predictions/{model}", {"number": n}, {"number": n}) for n in NUMBERS]
+            model: [Exchange.of_json(f"/predictions/{model}", {"number": n}, {"number": n}) for n in NUMBERS]
             for model in ("handlergen", "hand")
         }
         for model, server in subjects.values():  # until Java has compiled what it runs often
@@ -254,7 +257,7 @@ def _run(address: tuple[str, int], exchanges: Sequence[Exchange], *, clients: in
     Raises:
         RuntimeError: One was not; figures of a server that answers wrongly mean nothing.
     """
-    load = run_load(address, exchanges, clients=clients, seconds=seconds)
+    load = run_load(address, exchanges, pace=Closed(clients), seconds=seconds)
     wrong = sorted({answer.outcome for answer in load.answers} - {"right"})
     if wrong or not load.answers:
         raise RuntimeError(f"not every answer was right: {', '.join(wrong) or 'there is none'}")

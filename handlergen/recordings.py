@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -49,27 +49,37 @@ class Span:
     request_id: str
 
 
-def read_spans(directory: Path | str, *, model: str | None = None) -> list[Span]:
+def recorded_so_far(directory: Path | str) -> dict[Path, int]:
+    """The files of a recording and their sizes in bytes, for `read_spans` to leave out."""
+    return {file: file.stat().st_size for file in Path(directory).glob("spans-*.jsonl")}
+
+
+def read_spans(
+    directory: Path | str, *, model: str | None = None, after: Mapping[Path, int] | None = None
+) -> list[Span]:
     """All spans recorded in a directory, by start.
 
     Args:
         model: Only this model's.
+        after: Only what was recorded since (`recorded_so_far`).
 
     Raises:
         HandlergenError: There is no recording, or a line is not a span.
     """
-    spans = [span for file in span_files(directory) for span in read_file(file)]
+    known = after or {}
+    spans = [span for file in span_files(directory) for span in read_file(file, start=known.get(file, 0))]
     return sorted(
         (span for span in spans if model in (None, span.model)), key=attrgetter("start_ns", "end_ns")
     )
 
 
-def read_file(file: Path, *, size: int | None = None) -> Iterator[Span]:
+def read_file(file: Path, *, start: int = 0, size: int | None = None) -> Iterator[Span]:
     """The spans of one file, as they were written.
 
     A worker killed in the middle of a write (scaling down) leaves a last line without its end; it is left out.
 
     Args:
+        start: Leave out so many bytes, which end with a line.
         size: Read no more than so many bytes; whoever writes the file may be at it still.
 
     Raises:
@@ -78,6 +88,7 @@ def read_file(file: Path, *, size: int | None = None) -> Iterator[Span]:
     left = math.inf if size is None else size
     try:
         with file.open("rb") as lines:
+            lines.seek(start)
             for number, line in enumerate(lines, start=1):
                 left -= len(line)
                 if left < 0 or not line.endswith(b"\n"):

@@ -1,1 +1,1 @@
-"""What `serving.py` measures with: a load generator, servers, figures from recordings."""
+"""What `serving.py` measures with: servers, and what the machine did meanwhile. The load is `handlergen.bench`'s."""

@@ -30,6 +30,7 @@ VERBS: dict[str, str] = {
     "map": "handlergen.cli.map",
     "trace": "handlergen.cli.trace",
     "doctor": "handlergen.cli.doctor",
+    "bench": "handlergen.cli.bench",
 }
 
 

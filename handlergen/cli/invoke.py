@@ -13,8 +13,9 @@ import click
 from handlergen.cli.given_data import instead_of, refuse_file_name
 from handlergen.cli.output_file import writable
 from handlergen.cli.request_advice import advised
+from handlergen.cli.request_parts import field_of, headers_of
 from handlergen.cli.serving_options import config_option, connected, json_option, key_file_option
-from handlergen.errors import HandlergenError, RequestFailed
+from handlergen.errors import RequestFailed
 
 if TYPE_CHECKING:
     from handlergen.client import Answer, Client
@@ -93,7 +94,7 @@ def command(
     if over_grpc:
         body = {"inputs": _grpc_inputs(data, file, fields)}
     else:
-        body = {**_rest_body(data, file, fields), "headers": _headers(headers)}
+        body = {**_rest_body(data, file, fields), "headers": headers_of(headers)}
         if content_type:
             body["content_type"] = content_type
     if output is not None:
@@ -150,7 +151,7 @@ def _rest_body(data: str | None, file: Path | None, fields: tuple[str, ...]) -> 
         return {"content": data.encode(), "content_type": "application/json"}
     if file is not None:
         return {"file": file}
-    return {"fields": dict(_field(text) for text in fields)}
+    return {"fields": dict(field_of(text) for text in fields)}
 
 
 def _grpc_inputs(data: str | None, file: Path | None, fields: tuple[str, ...]) -> dict[str, bytes]:
@@ -158,33 +159,11 @@ def _grpc_inputs(data: str | None, file: Path | None, fields: tuple[str, ...]) -
         return {"data": data.encode()}
     if file is not None:
         return {"data": file.read_bytes()}
-    values = dict(_field(text) for text in fields)
+    values = dict(field_of(text) for text in fields)
     return {
         key: value.read_bytes() if isinstance(value, Path) else value.encode()
         for key, value in values.items()
     }
-
-
-def _field(text: str) -> tuple[str, str | Path]:
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise click.UsageError(f"--field wants NAME=VALUE or NAME=@PATH, not {text!r}")
-    if not value.startswith("@"):
-        return name, value
-    path = Path(value[1:])
-    if not path.is_file():
-        raise HandlergenError(f"there is no file {path}", hint=f"--field {name}=@PATH sends a file")
-    return name, path
-
-
-def _headers(texts: Iterable[str]) -> dict[str, str]:
-    headers = {}
-    for text in texts:
-        name, colon, value = text.partition(":")
-        if not name.strip() or not colon:
-            raise click.UsageError(f"--header wants NAME:VALUE, not {text!r}")
-        headers[name.strip()] = value.strip()
-    return headers
 
 
 def _write(parts: Iterable[bytes], output: Path | None) -> None:

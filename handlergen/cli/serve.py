@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import sys
@@ -47,9 +48,21 @@ if TYPE_CHECKING:
     metavar="PUBKEY",
     help="Refuse to start unless every archive is signed with this Ed25519 key (PEM or OpenSSH).",
 )
+@click.option(
+    "--trace",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Record in this directory when each stage of each request ran; for `bench` and `trace`.",
+)
 @json_option
 def command(
-    *, config: Path, foreground: bool, timeout: float, keep: bool, public_key: Path | None, as_json: bool
+    *,
+    config: Path,
+    foreground: bool,
+    timeout: float,
+    keep: bool,
+    public_key: Path | None,
+    trace: Path | None,
+    as_json: bool,
 ) -> None:
     """Start TorchServe and wait until every worker of every model is READY.
 
@@ -63,7 +76,7 @@ def command(
       handlergen invoke digits --file three.png
     """
     try:
-        start = partial(_serve, config, timeout=timeout, keep=keep, require_signature=public_key)
+        start = partial(_serve, config, timeout=timeout, keep=keep, trace=trace, require_signature=public_key)
         _serve_and_report(config, start, foreground=foreground, as_json=as_json)
     except HandlergenError as error:
         if as_json:
@@ -144,16 +157,28 @@ def _warn_of(opened: Sequence[Exposure], config: Path) -> None:
 
 
 def _serve(
-    config: Path, *, timeout: float, console: bool, keep: bool, quiet: bool, require_signature: Path | None
+    config: Path,
+    *,
+    timeout: float,
+    console: bool,
+    keep: bool,
+    quiet: bool,
+    trace: Path | None,
+    require_signature: Path | None,
 ) -> RunningServer:
+    from handlergen.runtime.spans import TRACE_DIR_VARIABLE
     from handlergen.server import serve
 
     reporter = _Reporter(quiet=quiet)
+    environ = dict(os.environ)
+    if trace is not None:
+        environ[TRACE_DIR_VARIABLE] = str(trace.absolute())
     try:
         return serve(
             config,
             timeout=timeout,
             progress=reporter,
+            environ=environ,
             console=console,
             keep=keep,
             require_signature=require_signature,

@@ -184,6 +184,10 @@ class Client:
         """Unregister a model. Needs `enable_model_api`."""
         return self._management.unregister(name, version=version)
 
+    def authorization(self) -> dict[str, str]:
+        """The header that a prediction must carry, for requests of one's own; empty when the server wants none."""
+        return self._tokens.header("inference")
+
     @property
     def grpc(self) -> GrpcInference:
         """The inference service over gRPC; connected on first use."""

@@ -1,0 +1,227 @@
+"""Load over REST, cheap enough to share two cores with the server it loads.
+
+Raw HTTP/1.1 over kept connections, one thread, one selector: about 20 µs of CPU a request, where an asyncio
+client library takes 200 and more.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import selectors
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from handlergen.bench.answers import RIGHT, Answer, Load
+from handlergen.bench.connection import Connection
+from handlergen.bench.pace import Closed, Open, Pace
+from handlergen.errors import ServerError
+
+LONGEST_ANSWER_S = 30.0
+MOST_CONNECTIONS = 512
+"""Of an open loop; when all are in use, further requests wait here, which counts as their latency."""
+
+_UNCHECKED: Any = object()
+_LOOK_AROUND_NS = 500_000_000
+
+
+class Exchange:
+    """A request and, perhaps, the answer that must come back.
+
+    Args:
+        path: What is asked, such as `/predictions/digits`.
+        content: The body.
+        content_type: Its type.
+        headers: Further ones.
+        answer: The JSON value that must come back, however it is written; any 2xx answer is right without it.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        content: bytes,
+        content_type: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        answer: Any = _UNCHECKED,
+    ) -> None:
+        named = {"Host": "localhost", "Content-Type": content_type, **(headers or {})}
+        head = "".join(f"{name}: {value}\r\n" for name, value in named.items())
+        self.request = (
+            f"POST {path} HTTP/1.1\r\n{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
+        )
+        self._answer = answer
+        self._right: bytes | None = None
+
+    @classmethod
+    def of_json(cls, path: str, body: Any, answer: Any = _UNCHECKED) -> Exchange:
+        """A JSON value and the JSON value that must come back."""
+        return cls(path, json.dumps(body).encode(), "application/json", answer=answer)
+
+    def is_right(self, content: bytes) -> bool:
+        """Is this the answer? The same bytes are only parsed once."""
+        if self._answer is _UNCHECKED or content == self._right:
+            return True
+        try:
+            right: bool = json.loads(content) == self._answer
+        except ValueError:
+            return False
+        if right:
+            self._right = content
+        return right
+
+
+def run_load(
+    address: tuple[str, int],
+    exchanges: Sequence[Exchange],
+    *,
+    pace: Pace,
+    seconds: float,
+    longest_answer_s: float = LONGEST_ANSWER_S,
+) -> Load:
+    """Send the exchanges in turn, again and again, for `seconds`; then wait for the answers that are under way.
+
+    A connection that breaks and an answer that does not come are outcomes of their own; the connection is
+    replaced.
+
+    Args:
+        address: Host and port.
+        longest_answer_s: What takes longer is given up.
+
+    Raises:
+        ServerError: The server cannot be reached (any more).
+    """
+    return _Loop(address, exchanges, pace, longest_answer_s).run(int(seconds * 1e9))
+
+
+class _Loop:
+    def __init__(
+        self, address: tuple[str, int], exchanges: Sequence[Exchange], pace: Pace, longest_answer_s: float
+    ) -> None:
+        self._address = address
+        self._exchanges = exchanges
+        self._pace = pace
+        self._longest_ns = int(longest_answer_s * 1e9)
+        self._selector = selectors.DefaultSelector()
+        self._idle: list[Connection] = []
+        self._busy: set[Connection] = set()
+        self._load = Load(0, open_loop=isinstance(pace, Open))
+        self._turn = 0
+        self._next_look_ns = 0
+
+    def run(self, length_ns: int) -> Load:
+        cpu_before = time.process_time()
+        load = self._load
+        clients = self._pace.clients if isinstance(self._pace, Closed) else 1
+        try:
+            self._idle = [self._connect() for _ in range(clients)]
+            load.started_ns = time.monotonic_ns()
+            load.ended_ns = load.started_ns + length_ns
+            if isinstance(self._pace, Open):
+                self._open(self._pace, load.ended_ns)
+            else:
+                while self._idle:
+                    self._send(self._idle.pop(), time.monotonic_ns())
+                while self._busy:
+                    self._receive(0.5)
+            return load
+        finally:
+            load.client_cpu_s = time.process_time() - cpu_before
+            self._selector.close()
+            for connection in (*self._idle, *self._busy):
+                connection.close()
+
+    def _open(self, pace: Open, stop_ns: int) -> None:
+        load = self._load
+        due_times = pace.due_ns()
+        next_ns = load.started_ns + next(due_times)
+        waiting: deque[int] = deque()
+        while True:
+            now = time.monotonic_ns()
+            while next_ns <= now and next_ns < stop_ns:
+                waiting.append(next_ns)
+                next_ns = load.started_ns + next(due_times)
+            while waiting and (self._idle or len(self._busy) < MOST_CONNECTIONS):
+                due_ns = waiting.popleft()
+                load.late_ns.append(time.monotonic_ns() - due_ns)
+                self._send(self._idle.pop() if self._idle else self._connect(), due_ns)
+            if next_ns >= stop_ns and not waiting and not self._busy:
+                return
+            ahead_s = (next_ns - time.monotonic_ns()) / 1e9 if next_ns < stop_ns else 0.5
+            # A selector's own timeout counts whole milliseconds, which would send late; select() does not.
+            select.select([self._selector], [], [], min(0.5, max(0.0, ahead_s)))
+            self._receive(0.0)
+
+    def _connect(self) -> Connection:
+        try:
+            connection = Connection(self._address)
+        except OSError as error:
+            host, port = self._address
+            raise ServerError(
+                f"no server answers at {host}:{port}: {error.strerror or error}",
+                hint="start one with `handlergen serve`",
+            ) from error
+        self._selector.register(connection.socket, selectors.EVENT_READ, connection)
+        return connection
+
+    def _send(self, connection: Connection, started_ns: int) -> None:
+        connection.exchange = exchange = self._exchanges[self._turn % len(self._exchanges)]
+        self._turn += 1
+        connection.started_ns = started_ns
+        self._busy.add(connection)
+        if not connection.send(exchange.request):
+            self._selector.modify(connection.socket, selectors.EVENT_READ | selectors.EVENT_WRITE, connection)
+
+    def _receive(self, timeout_s: float) -> None:
+        """Take what has come within the time; a client of a closed loop then sends its next request."""
+        add = self._load.answers.append
+        closed = not self._load.open_loop
+        for key, events in self._selector.select(timeout_s):
+            connection = key.data
+            if events & selectors.EVENT_WRITE and connection.send_rest():
+                self._selector.modify(connection.socket, selectors.EVENT_READ, connection)
+            if not events & selectors.EVENT_READ:
+                continue
+            outcome = connection.receive()
+            if outcome is None:
+                continue
+            now = time.monotonic_ns()
+            if connection in self._busy:
+                if outcome == "":
+                    outcome = RIGHT if connection.exchange.is_right(connection.content) else "wrong"
+                add(Answer(connection.started_ns, now, outcome))
+                self._busy.discard(connection)
+            elif connection in self._idle:
+                self._idle.remove(connection)
+            if connection.ended:
+                connection = self._replaced(connection, needed=closed and now < self._load.ended_ns)
+                if connection is None:
+                    continue
+            if closed and now < self._load.ended_ns:
+                self._send(connection, now)
+            else:
+                self._idle.append(connection)
+        self._give_up()
+
+    def _replaced(self, connection: Connection, *, needed: bool) -> Connection | None:
+        self._selector.unregister(connection.socket)
+        connection.close()
+        return self._connect() if needed else None
+
+    def _give_up(self) -> None:
+        """Twice a second: what has taken too long is an outcome, too."""
+        now = time.monotonic_ns()
+        if now < self._next_look_ns:
+            return
+        self._next_look_ns = now + _LOOK_AROUND_NS
+        for connection in [c for c in self._busy if now - c.sent_ns > self._longest_ns]:
+            self._load.answers.append(
+                Answer(connection.started_ns, now, f"no answer in {self._longest_ns / 1e9:g} s")
+            )
+            self._busy.discard(connection)
+            self._selector.unregister(connection.socket)
+            connection.close()
+            if not self._load.open_loop and now < self._load.ended_ns:
+                self._send(self._connect(), now)

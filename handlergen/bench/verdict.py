@@ -1,0 +1,195 @@
+"""What keeps a server from answering more, in a word and a sentence."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from handlergen.bench.answers import RIGHT, Figures
+from handlergen.bench.cpu import CpuUse
+from handlergen.bench.pace import Closed, Open, Pace
+from handlergen.bench.recorded import Recorded
+
+BUSY = 0.93
+"""A device or a CPU that is busy for such a part of the time is what limits."""
+
+_NEARLY = 0.8
+_WAIT_SHARE = 0.25
+_KEPT_UP = 0.97
+_ONE_THREAD = 0.9
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The bottleneck.
+
+    Attributes:
+        bottleneck: `device`, `preprocessing CPU`, `workers`, `server`, `load generator`, `other processes`,
+            `clients` (there are too few to tell), `none` (an open loop that is kept up with), `errors` or `unknown`.
+        sentence: Why, and what would help.
+    """
+
+    bottleneck: str
+    sentence: str
+
+
+def judge(
+    pace: Pace, figures: Figures, recorded: Recorded | None, cpu: CpuUse | None, batch_size: int = 1
+) -> Verdict:
+    """Name the bottleneck of a load.
+
+    Args:
+        recorded: What the spans say; None without any.
+        cpu: Whose CPU time it was; None when it was not measured.
+        batch_size: The most requests that a worker gets at once.
+    """
+    return (
+        _load_itself(figures, cpu)
+        or _device(recorded, cpu)
+        or _kept_up(pace, figures, recorded)
+        or _cpu(cpu, recorded)
+        or _workers(recorded)
+        or _clients(pace, recorded, batch_size)
+        or _server(figures, recorded)
+    )
+
+
+def _load_itself(figures: Figures, cpu: CpuUse | None) -> Verdict | None:
+    if not figures.outcomes.get(RIGHT):
+        return Verdict("errors", "Not one request was answered: the figures say nothing about speed.")
+    if cpu is None or cpu.client < _ONE_THREAD:
+        return None
+    return Verdict(
+        "load generator",
+        f"It used {cpu.client:.0%} of a core, all that one thread can: the server may be able to do more. "
+        "Load it from several processes, or over REST instead of gRPC.",
+    )
+
+
+def _device(recorded: Recorded | None, cpu: CpuUse | None) -> Verdict | None:
+    if recorded is None or not recorded.devices:
+        return None
+    if recorded.busy < BUSY and not (recorded.busy >= _NEARLY and _waits_for_the_device(recorded)):
+        return None
+    share = max(device.busy_with_others for device in recorded.devices)
+    if share > 0.2:
+        return Verdict(
+            "device",
+            f"It is busy {recorded.busy:.1%} of the time, {share:.0%} of it with other models: this one gets what "
+            "they leave.",
+        )
+    more = "a faster predict or another device"
+    if max(device.requests_each for device in recorded.devices) < 1.5:
+        more = "a faster predict, batches (batch: collate or list, with batch_size) or another device"
+    rest = ""
+    if recorded.busy < BUSY and cpu is not None and cpu.full >= _NEARLY:
+        rest = f" It is kept waiting at times by the CPU, {cpu.full:.0%} of which is in use."
+    waits = " and requests wait for it" if _waits_for_the_device(recorded) else ""
+    return Verdict(
+        "device",
+        f"A predict runs on it {recorded.busy:.1%} of the time{waits}. Only {more} gives more.{rest}",
+    )
+
+
+def _waits_for_the_device(recorded: Recorded) -> bool:
+    """Do requests stand before the device, so that it has always something to do?"""
+    wait, predict = recorded.stage("lock_wait"), recorded.stage("predict")
+    return (
+        wait is not None
+        and predict is not None
+        and wait.per_request_ms > _WAIT_SHARE * predict.per_request_ms
+    )
+
+
+def _kept_up(pace: Pace, figures: Figures, recorded: Recorded | None) -> Verdict | None:
+    right, sent = figures.outcomes[RIGHT], sum(figures.outcomes.values())
+    if (
+        not isinstance(pace, Open)
+        or figures.requests_per_s < _KEPT_UP * figures.due_per_s
+        or right < _KEPT_UP * sent
+    ):
+        return None
+    busy = f", its device busy {recorded.busy:.0%} of the time" if recorded and recorded.devices else ""
+    return Verdict("none", f"The server keeps up with {pace.rate:g} requests/s{busy}.")
+
+
+def _cpu(cpu: CpuUse | None, recorded: Recorded | None) -> Verdict | None:
+    if cpu is None or cpu.full < BUSY:
+        return None
+    parts = {
+        "workers": cpu.workers or 0.0,
+        "server": cpu.frontend or 0.0,
+        "load generator": cpu.client,
+        "other processes": cpu.others or 0.0,
+    }
+    most = max(parts, key=lambda name: parts[name])
+    used = f"All {cpu.cores} cores of the CPU are in use, {parts[most]:.1f} of them"
+    busy = (
+        f" The device is busy only {recorded.busy:.0%} of the time." if recorded and recorded.devices else ""
+    )
+    if most == "workers":
+        return Verdict(
+            "preprocessing CPU",
+            f"{used} by the workers, for preprocessing and postprocessing.{busy} More cores, or cheaper stages, "
+            "give more; more workers do not.",
+        )
+    if most == "server":
+        return Verdict(
+            "server", f"{used} by TorchServe's frontend.{busy} Larger batches make its share smaller."
+        )
+    if most == "load generator":
+        return Verdict(
+            "load generator",
+            f"{used} by the load generator.{busy} Run it on another machine.",
+        )
+    return Verdict(
+        "other processes", f"{used} by other processes of this machine.{busy} Measure when it is quiet."
+    )
+
+
+def _workers(recorded: Recorded | None) -> Verdict | None:
+    if recorded is None or recorded.mean_occupied < _NEARLY:
+        return None
+    predict = recorded.stage("predict")
+    others = sum(
+        stage.per_request_ms for stage in recorded.stages if stage.stage not in ("lock_wait", "predict")
+    )
+    advice = "Raise workers_per_device"
+    if predict is not None and predict.per_request_ms > 0:
+        wanted = math.ceil(1 + others / predict.per_request_ms) + 1
+        if wanted > len(recorded.occupied) / max(1, len(recorded.devices)):
+            advice += (
+                f" to about {wanted}: the other stages take {others:.1f} ms beside {predict.per_request_ms:.1f} ms "
+                "of predict"
+            )
+    many = len(recorded.occupied)
+    who = f"All {many} have" if many > 1 else "The only one has"
+    return Verdict(
+        "workers",
+        f"{who} a request {recorded.mean_occupied:.0%} of the time, and the device is busy only "
+        f"{recorded.busy:.0%}. {advice}.",
+    )
+
+
+def _clients(pace: Pace, recorded: Recorded | None, batch_size: int) -> Verdict | None:
+    if recorded is None or not isinstance(pace, Closed) or pace.clients > len(recorded.occupied) * batch_size:
+        return None
+    some = f"{pace.clients} client{'s' * (pace.clients != 1)} at a time"
+    return Verdict(
+        "clients",
+        f"There are too few: {some} cannot keep the workers at it, which have a request "
+        f"{recorded.mean_occupied:.0%} of the time. Try more --clients.",
+    )
+
+
+def _server(figures: Figures, recorded: Recorded | None) -> Verdict:
+    if recorded is None:
+        return Verdict("unknown", "Without spans there is no telling where requests spend their time.")
+    typical = figures.latency_ms[50]
+    outside = max(0.0, typical - recorded.in_workers_ms)
+    return Verdict(
+        "server",
+        f"It is what happens between the workers' requests: they have one only {recorded.mean_occupied:.0%} of the "
+        f"time, the device is busy {recorded.busy:.0%}, and a request spends {outside:.1f} ms of its {typical:.1f} ms "
+        "outside of both. Larger batches, or more work per request, make that share smaller.",
+    )

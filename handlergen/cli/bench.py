@@ -1,0 +1,183 @@
+"""`handlergen bench`: a load test of a running model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from handlergen.cli.output_file import writable
+from handlergen.cli.request_parts import field_of, headers_of
+from handlergen.cli.serving_options import config_option, connected, json_option, key_file_option
+
+if TYPE_CHECKING:
+    from handlergen.bench.samples import Sample
+
+
+@click.command("bench")
+@click.argument("name")
+@click.option("--data", multiple=True, metavar="JSON", help="A request as JSON; repeated ones take turns.")
+@click.option(
+    "--file",
+    "files",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    multiple=True,
+    help="A request as a file's bytes; repeated ones take turns.",
+)
+@click.option(
+    "--inputs",
+    metavar="PATH",
+    help="Many requests: JSONL, CSV, .npy, a directory or a glob, as `map` takes them; rows take turns.",
+)
+@click.option(
+    "--field",
+    "fields",
+    multiple=True,
+    metavar="NAME=VALUE|NAME=@PATH",
+    help="A field or a file of a form, all of them one request.",
+)
+@click.option("--content-type", default=None, help="In place of the one that a file's name tells.")
+@click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="May be repeated. REST only.")
+@click.option(
+    "--clients",
+    type=click.IntRange(min=1, max=4096),
+    default=None,
+    help="Closed loop: so many clients, each asking again when it is answered.  [default: 16]",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Open loop: so many requests a second, whether or not earlier ones are answered.",
+)
+@click.option(
+    "--arrivals",
+    type=click.Choice(["random", "even"]),
+    default="random",
+    show_default=True,
+    help="With --rate: gaps as of many independent users, or all alike.",
+)
+@click.option(
+    "--duration",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Seconds that count.",
+)
+@click.option(
+    "--warmup", type=click.FloatRange(min=0), default=2.0, show_default=True, help="Seconds before that."
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Seconds after which a request is given up, and counted as failed.",
+)
+@click.option("--grpc", "over_grpc", is_flag=True, help="Over gRPC instead of REST.")
+@click.option("--version", default=None, help="A version of the model other than the default one.")
+@click.option(
+    "--trace",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Where the server records spans; found by itself for a server on this machine.",
+)
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a page with the distributions and the timeline: one HTML file.",
+)
+@config_option
+@key_file_option
+@json_option
+def command(
+    *,
+    name: str,
+    data: tuple[str, ...],
+    files: tuple[Path, ...],
+    inputs: str | None,
+    fields: tuple[str, ...],
+    content_type: str | None,
+    headers: tuple[str, ...],
+    clients: int | None,
+    rate: float | None,
+    arrivals: str,
+    duration: float,
+    warmup: float,
+    timeout: float,
+    over_grpc: bool,
+    version: str | None,
+    trace: Path | None,
+    report: Path | None,
+    config: Path,
+    key_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Load model NAME of a running server; show how fast it is, and what keeps it from being faster.
+
+    With a server that was started with `serve --trace DIR`, the report has the device's share, the waits for it
+    and what the model could do at most. A closed loop (--clients) shows what the server can do; an open one
+    (--rate) how long users wait who come at that rate, counted from when their request was due.
+
+    \b
+    Examples:
+      handlergen serve --trace spans
+      handlergen bench digits --file three.png
+      handlergen bench digits --inputs held-out/ --clients 32 --report bench.html
+      handlergen bench digits --file three.png --rate 50 --duration 60 --json
+    """
+    if clients is not None and rate is not None:
+        raise click.UsageError("--clients asks for a closed loop, --rate for an open one: give one of them")
+    if sum(map(bool, (data, files, inputs, fields))) != 1:
+        raise click.UsageError("give one kind of --data, --file, --inputs and --field")
+    if over_grpc and (headers or content_type):
+        raise click.UsageError("--header and --content-type mean nothing over gRPC, which carries no headers")
+    if report is not None:
+        writable(report)
+    from handlergen.bench.measure import Plan, measure
+    from handlergen.bench.pace import Closed, Open
+    from handlergen.bench.summary import lines, plain
+
+    samples = _samples(data, files, inputs, fields, content_type)
+    plan = Plan(
+        pace=Closed(clients or 16) if rate is None else Open(rate, even=arrivals == "even"),
+        seconds=duration,
+        warmup_s=warmup,
+        over_grpc=over_grpc,
+        version=version,
+        headers=headers_of(headers),
+        longest_answer_s=timeout,
+    )
+    with connected(config, key_file) as client:
+        if not as_json:
+            click.echo(f"loading {name} for {warmup + duration:g} s ...", err=True)
+        measurement = measure(client, name, samples, plan, trace_dir=trace)
+    if report is not None:
+        from handlergen.bench.report import page
+
+        report.write_text(page(measurement), encoding="utf-8")
+    if as_json:
+        click.echo(json.dumps(plain(measurement), indent=2))
+        return
+    for line in lines(measurement):
+        click.echo(line)
+    if report is not None:
+        click.echo(f"Report: {report}")
+
+
+def _samples(
+    data: tuple[str, ...],
+    files: tuple[Path, ...],
+    inputs: str | None,
+    fields: tuple[str, ...],
+    content_type: str | None,
+) -> list[Sample]:
+    from handlergen.bench import samples
+
+    if data:
+        return [samples.of_json_text(text) for text in data]
+    if files:
+        return [samples.of_file(path, content_type) for path in files]
+    if inputs:
+        return samples.of_input(inputs, content_type=content_type)
+    return [samples.of_fields(dict(field_of(text) for text in fields))]

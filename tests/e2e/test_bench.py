@@ -1,0 +1,122 @@
+"""`handlergen serve --trace` and `handlergen bench`, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from handlergen.archiving import archive
+from handlergen.configuration import write_configuration
+from handlergen.ports import free_ports
+from handlergen.properties import server_settings
+from handlergen.server import stop
+
+pytestmark = pytest.mark.e2e
+
+HANDLERGEN = str(Path(sys.executable).parent / "handlergen")
+
+MODULE = """
+import time
+
+def preprocess(data):
+    time.sleep(0.004)
+    if data["number"] < 0:
+        raise ValueError("a negative number")
+    return data["number"]
+
+def predict(number):
+    time.sleep(0.004)
+    return number * 2
+
+def postprocess(number):
+    return {"answer": number}
+"""
+
+
+def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [HANDLERGEN, *arguments],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={name: value for name, value in os.environ.items() if name != "HANDLERGEN_TRACE_DIR"},
+    )
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory with a server that records spans, of a model `double`."""
+    directory = tmp_path_factory.mktemp("bench")
+    (directory / "double.py").write_text(MODULE)
+    archive(
+        directory / "double.py", model_store=directory / "model-store", workers_per_device=2, devices="cpu"
+    )
+    names = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
+    ports = {f"{name}_port": port for name, port in zip(names, free_ports(5), strict=True)}
+    write_configuration(directory / "config.properties", server_settings(**ports))
+    try:
+        served = run(directory, "serve", "--trace", "spans", "--json")
+        assert served.returncode == 0, served.stderr
+        yield directory
+    finally:
+        stop(directory / "config.properties")
+
+
+@pytest.mark.parametrize("over", [(), ("--grpc",)])
+def test_a_closed_loop(home: Path, over: tuple[str, ...]) -> None:
+    result = run(
+        home,
+        *("bench", "double", "--data", '{"number": 1}', "--data", '{"number": 2}', "--clients", "4", *over),
+        *("--duration", "1.5", "--warmup", "0.3", "--report", "report.html", "--json"),
+    )
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["answered"] > 10
+    assert report["errors"] == {}
+    assert report["rows"] == 2
+    assert report["predict_overlaps"] == 0
+    assert report["spans_missing"] is None
+    assert report["latency_ms"]["p50"] >= report["in_workers_ms"] / 2 > 4
+    (device,) = report["devices"]
+    assert device["predict_ms"] >= 4
+    assert 0 < device["busy"] <= 1
+    assert report["limit_per_s"] <= 250
+    assert report["share_of_limit"] == pytest.approx(
+        report["requests_per_s"] / report["limit_per_s"], abs=1e-3
+    )
+    assert set(report["stages"]) == {"decode", "preprocess", "lock_wait", "predict", "postprocess", "encode"}
+    assert len(report["workers_occupied"]) == 2
+    assert report["cpu"]["workers"] > 0
+    assert report["cpu"]["frontend"] > 0
+    assert "<h2>Timeline</h2>" in (home / "report.html").read_text("utf-8")
+
+
+def test_an_open_loop_with_failing_rows(home: Path) -> None:
+    (home / "rows.jsonl").write_text('{"number": 1}\n{"number": -1}\n')
+    result = run(
+        home,
+        *("bench", "double", "--inputs", "rows.jsonl", "--rate", "40", "--arrivals", "even"),
+        *("--duration", "1", "--warmup", "0.2"),
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == "double 1.0: 40 requests/s due evenly over REST; 1 s after 0.2 s of warm-up, 2 rows"
+    # Each second row is refused: of forty evenly spaced requests twenty, whatever the machine does.
+    assert "(20 answered, 20 errors: 20 of 400)" in result.stdout
+    assert "overlaps 0" in result.stdout
+    assert lines[-1].startswith("Bottleneck: ")
+
+
+def test_a_request_that_the_model_refuses_is_told_at_once(home: Path) -> None:
+    result = run(home, "bench", "double", "--data", '{"number": -1}')
+    assert result.returncode == 6
+    assert "double answers the first request with an error: 400: a negative number" in result.stderr
+    assert run(home, "bench", "nobody", "--data", "1").returncode == 6
