@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,9 +13,9 @@ import yaml
 
 from handlergen.command_text import archive_command
 from handlergen.configuration import configuration_warnings
-from handlergen.doctor.configuration import model_settings, worker_traps
 from handlergen.doctor.finding import Finding, error, note, ok, warning
 from handlergen.doctor.situation import Situation
+from handlergen.doctor.worker_traps import worker_traps
 from handlergen.errors import HandlergenError, ServerError
 from handlergen.mar import open_mar, read_manifest
 from handlergen.names import MODEL_CONFIG_FILE
@@ -100,24 +101,6 @@ def fit(situation: Situation) -> Iterator[Finding]:
             yield warning(message, "The model fails, or its workers are killed.")
 
 
-def overruled(situation: Situation) -> Iterator[Finding]:
-    """Workers set in the key `models` that count for nothing (ModelServer.initModelStore)."""
-    try:
-        settings = model_settings(situation)
-        archives = [read_archive(path) for path in mar_files(situation)]
-    except (ValueError, TypeError, AttributeError, HandlergenError):
-        return  # a finding of its own
-    for archive in archives:
-        low, high = archive.config.get("minWorkers"), archive.config.get("maxWorkers")
-        set_here = {"minWorkers", "maxWorkers"} & settings.get((archive.name, archive.version), {}).keys()
-        if set_here and isinstance(low, int) and isinstance(high, int) and 0 < low <= high:
-            yield warning(
-                f"models: {archive.name} {archive.version} sets {' and '.join(sorted(set_here))} in vain",
-                f"What {archive.path.name} says in its {MODEL_CONFIG_FILE} wins: {low} to {high} workers.",
-                f"{situation.command('scale')} {archive.name} --workers N   # or archive it with more",
-            )
-
-
 def mar_files(situation: Situation) -> list[Path]:
     return sorted(situation.store.glob("*.mar")) if situation.settings.model_store else []
 
@@ -138,3 +121,12 @@ def read_archive(path: Path) -> Archive:
         except (yaml.YAMLError, UnicodeDecodeError, zipfile.BadZipFile) as wrong:
             raise HandlergenError(f"{path}: {file} cannot be read: {wrong}") from wrong
     return Archive(path, *named, size, config if isinstance(config, dict) else {})
+
+
+def readable_archives(situation: Situation) -> list[Archive]:
+    """Those of the store that can be read; the others are a finding of their own."""
+    found = []
+    for path in mar_files(situation):
+        with contextlib.suppress(HandlergenError):
+            found.append(read_archive(path))
+    return found

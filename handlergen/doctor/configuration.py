@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 from handlergen.doctor.finding import Finding, error, note, ok, warning
 from handlergen.doctor.situation import Situation, trailing_blanks
 from handlergen.errors import HandlergenError
 from handlergen.properties import check, unknown_keys
 from handlergen.settings import shown
-
-_NAMED_FILES = (
-    ("log_config", "vmargs", "the log configuration"),
-    ("metrics_config", "metrics_config", "metrics"),
-)
 
 
 def file(situation: Situation) -> Iterator[Finding]:
@@ -83,74 +76,25 @@ def values(situation: Situation) -> Iterator[Finding]:
             yield error(line, "TorchServe does not start on it.", "handlergen config --help")
 
 
-def models(situation: Situation) -> Iterator[Finding]:
-    """The key `models`: JSON that sets workers and batches of models beside what their archives say."""
-    try:
-        settings = model_settings(situation)
-    except (ValueError, TypeError, AttributeError) as wrong:
-        yield error(
-            f"models: not JSON of the form {{model: {{version: {{setting: value}}}}}} ({wrong})",
-            "TorchServe reads it with a JSON parser, after backslashes at the ends of lines are joined.",
-            'models={"NAME": {"1.0": {"minWorkers": 2, "maxWorkers": 2}}}',
-        )
-        return
-    for (model, version), chosen in settings.items():
-        yield from worker_traps(f"models: {model} {version}", chosen, line='in its JSON: "{key}": {value}')
-
-
-def model_settings(situation: Situation) -> dict[tuple[str, str], dict[str, Any]]:
-    """(Model, version) -> what the key `models` says of it. Raises ValueError, TypeError, AttributeError."""
-    text = dict(situation.settings.other).get("models", "{}")
-    return {
-        (model, version): dict(chosen)
-        for model, versions in json.loads(text).items()
-        for version, chosen in versions.items()
-    }
-
-
-def worker_traps(where: str, chosen: dict[str, Any], *, line: str) -> Iterator[Finding]:
-    """What a model's settings for TorchServe can get wrong, in the key `models` or in an archive.
-
-    Args:
-        where: Put before what is found.
-        chosen: minWorkers, maxWorkers, batchSize, maxBatchDelay, ...
-        line: How a setting is written there, with `{key}` and `{value}`.
-    """
-    low, high = chosen.get("minWorkers"), chosen.get("maxWorkers")
-    if (low is None) != (high is None):
-        given, other = ("minWorkers", "maxWorkers") if high is None else ("maxWorkers", "minWorkers")
-        value = low if high is None else high
-        yield warning(
-            f"{where} has {given} {value} without {other}",
-            "TorchServe then takes the number of GPUs, or else of cores, instead of what was meant.",
-            line.format(key=other, value=value),
-        )
-    elif isinstance(low, int) and isinstance(high, int) and low > high:
-        yield error(
-            f"{where} has minWorkers {low} and maxWorkers {high}",
-            "TorchServe does not take such a pair, and chooses a number itself.",
-            line.format(key="maxWorkers", value=low),
-        )
-    batch, delay = chosen.get("batchSize", 1), chosen.get("maxBatchDelay")
-    if delay is not None and isinstance(delay, int | float) and delay <= 0:
-        yield (warning if isinstance(batch, int) and batch > 1 else note)(
-            f"{where} has maxBatchDelay {delay}",
-            "TorchServe reads it as its default, 100 ms: a request that is alone waits that long for others.",
-            line.format(key="maxBatchDelay", value=1),
-        )
-
-
 def named_files(situation: Situation) -> Iterator[Finding]:
-    """Files that the configuration names."""
-    for field, key, purpose in _NAMED_FILES:
-        named = getattr(situation.settings, field)
-        named = named.removeprefix("file://")
-        if situation.text is not None and named and not (situation.directory / named).is_file():
-            yield warning(
-                f"{key} names {named}, which is not there",
-                f"TorchServe falls back to {purpose} of its own, or does not start.",
-                "handlergen config -o NEW/config.properties   # writes one beside it, to copy",
-            )
+    """Files that the configuration names; what happens without them was tried with TorchServe 0.12.0."""
+    if situation.text is None:
+        return
+    write = "handlergen config -o NEW/config.properties   # writes one beside it, to copy"
+    logs = situation.settings.log_config.removeprefix("file://")
+    if logs and not (situation.directory / logs).is_file():
+        yield warning(
+            f"vmargs names {logs}, which is not there",
+            "TorchServe logs as it does by default: several lines per request, which cost up to half the throughput.",
+            write,
+        )
+    metrics = situation.settings.metrics_config
+    if metrics and not (situation.directory / metrics).is_file():
+        yield error(
+            f"metrics_config names {metrics}, which is not there",
+            "Every worker dies when it starts.",
+            write,
+        )
 
 
 def environment(situation: Situation) -> Iterator[Finding]:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from handlergen.doctor import access, archives, configuration, devices, files, java, machine, packages, ports
+from handlergen.doctor import (
+    access,
+    archives,
+    configuration,
+    devices,
+    files,
+    java,
+    machine,
+    models_key,
+    packages,
+    ports,
+)
 from handlergen.doctor.finding import Finding, Severity, warning
 from handlergen.doctor.situation import Situation
 
@@ -21,12 +32,12 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         configuration.syntax,
         configuration.unknown,
         configuration.values,
-        configuration.models,
+        models_key.models,
         configuration.named_files,
         configuration.environment,
     ),
     "Access": (access.opened, files.key_file),
-    "Archives": (archives.store, archives.archives, archives.overruled, archives.fit),
+    "Archives": (archives.store, archives.archives, archives.fit),
     "Ports": (ports.ports,),
     "Files": (files.server_state, files.left_sockets, files.left_pid_files, files.writable, files.locks),
     "Machine": (machine.shared_memory, machine.disk, machine.workers),

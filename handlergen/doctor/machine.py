@@ -10,10 +10,9 @@ from typing import Any
 
 import psutil
 
-from handlergen.doctor.archives import Archive, mar_files, read_archive
+from handlergen.doctor.archives import readable_archives
 from handlergen.doctor.finding import Finding, error, note, ok, warning
 from handlergen.doctor.situation import Situation
-from handlergen.errors import HandlergenError
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - only looked at
 _CONTAINER_DEFAULT = 64 << 20  # bytes; what docker gives a container
@@ -46,7 +45,7 @@ def shared_memory(_situation: Situation) -> Iterator[Finding]:
 
 def disk(situation: Situation) -> Iterator[Finding]:
     """Free space where archives are unpacked and logs are written."""
-    unpacked = sum(archive.size for archive in _archives(situation))
+    unpacked = sum(archive.size for archive in readable_archives(situation))
     temp = situation.temp_dirs[0] if situation.temp_dirs else Path("/")
     free = shutil.disk_usage(temp).free
     if free < unpacked:
@@ -68,7 +67,7 @@ def workers(situation: Situation) -> Iterator[Finding]:
     """Cores and memory for all workers of all archives, each of which has its copy of the model."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = psutil.virtual_memory().total
-    wanted = [(archive, _workers(archive.config, cores)) for archive in _archives(situation)]
+    wanted = [(archive, _workers(archive.config, cores)) for archive in readable_archives(situation)]
     count = sum(number for _, number in wanted)
     if not count:
         yield ok(f"{cores} core{'' if cores == 1 else 's'}, {_bytes(memory)} of memory")
@@ -91,16 +90,6 @@ def workers(situation: Situation) -> Iterator[Finding]:
             f"{cores} core{'' if cores == 1 else 's'}, {_bytes(memory)} of memory, "
             f"for {count} worker{'' if count == 1 else 's'}"
         )
-
-
-def _archives(situation: Situation) -> list[Archive]:
-    found = []
-    for path in mar_files(situation):
-        try:
-            found.append(read_archive(path))
-        except HandlergenError:
-            continue  # that is a finding of its own
-    return found
 
 
 def _workers(config: dict[str, Any], default: int) -> int:

@@ -213,21 +213,27 @@ def test_settings_of_models_that_are_not_json(project: Project, text: str) -> No
 
 
 def test_settings_of_models_that_their_archive_overrules(project: Project) -> None:
-    project.add('models={"digits": {"1.0": {"minWorkers": 4, "maxWorkers": 4}}}')
+    project.add('models={"digits": {"1.0": {"minWorkers": 4, "maxBatchDelay": 0}}}')
     found = project.only()
-    assert "digits 1.0 sets maxWorkers and minWorkers in vain" in found.what
+    assert "digits 1.0 sets minWorkers and maxBatchDelay in vain" in found.what
+    assert "(minWorkers: 1, maxBatchDelay: 1)" in found.why
     assert found.fix.startswith(f"handlergen scale -c {project.config} digits")
 
 
 def test_a_delay_of_zero_without_batches_is_only_noted(project: Project) -> None:
-    project.add('models={"digits": {"1.0": {"maxBatchDelay": 0}}}')
+    project.add('models={"resnet": {"1.0": {"maxBatchDelay": 0}}}')
     assert project.wrong() == []
     assert "100 ms" in project.noted("maxBatchDelay 0").why
 
 
-def test_a_file_that_is_named_and_missing(project: Project) -> None:
-    (project.directory / "log4j2.xml").unlink()
-    assert "vmargs names log4j2.xml" in project.only().what
+@pytest.mark.parametrize(
+    ("file", "key", "severity"),
+    [("log4j2.xml", "vmargs", Severity.WARNING), ("metrics.yaml", "metrics_config", Severity.ERROR)],
+)
+def test_a_file_that_is_named_and_missing(project: Project, file: str, key: str, severity: Severity) -> None:
+    (project.directory / file).unlink()
+    found = project.only()
+    assert (found.severity, found.what) == (severity, f"{key} names {file}, which is not there")
 
 
 def test_another_configuration_in_the_environment(project: Project) -> None:
