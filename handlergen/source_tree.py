@@ -25,12 +25,12 @@ class SourceTree:
 
     Args:
         root: What absolute imports start from: the archive's root.
-        packages: Further package directories that are importable by their own name.
+        packages: Further package directories, or single files, that are importable by their own name.
     """
 
     def __init__(self, root: Path, packages: Iterable[Path] = ()) -> None:
         self.root = root
-        self._packages = {path.name: path for path in packages}
+        self._packages = {path.stem if path.is_file() else path.name: path for path in packages}
         self._parsed: dict[Path, SourceModule | Problem] = {}
 
     def open(self, path: Path) -> SourceModule | Problem:
@@ -63,7 +63,10 @@ class SourceTree:
         if not parts:
             return None
         if parts[0] in self._packages:
-            return _module_file(self._packages[parts[0]], parts[1:])
+            package = self._packages[parts[0]]
+            if package.is_file():
+                return package if len(parts) == 1 else None
+            return _module_file(package, parts[1:])
         for base in dict.fromkeys((self.root, beside or self.root)):
             found = _module_file(base, parts)
             if found:

@@ -93,7 +93,7 @@ def command(
     click.echo(f"workers  {_workers(result)}")
     placed = result.placement
     click.echo(f"model    {placed.summary}")
-    if placed.reasons:
+    if placed.reasons and placed.stages == "predictor":
         first, more = placed.reasons[0], len(placed.reasons) - 1
         click.echo(
             f"         {first.place}: {first.what}{f' ({more} more: handlergen check)' if more else ''}"

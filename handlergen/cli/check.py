@@ -170,8 +170,9 @@ def _report(project: Project, warned: int) -> None:
         ]
         click.echo(f"  predict takes the keys of a JSON object: {', '.join(keys)}")
     placed = project.placement
-    click.echo(f"  {placed.summary}{':' if placed.reasons else f' ({placed.why})'}")
-    for reason in placed.reasons:
+    tied = placed.reasons if placed.stages == "predictor" else ()  # overruled ones are warnings
+    click.echo(f"  {placed.summary}{':' if tied else f' ({placed.why})'}")
+    for reason in tied:
         click.echo(f"    {reason}")
     click.echo(f"No problems, {warned} warning{'s' if warned > 1 else ''}." if warned else "No problems.")
 

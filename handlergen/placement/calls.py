@@ -10,6 +10,7 @@ from handlergen.placement.expressions import Expressions
 from handlergen.placement.knowledge import (
     ASKS_ONLY,
     CACHES,
+    CHANGES_ARGUMENTS,
     DYNAMIC,
     FILLS,
     FRESH,
@@ -115,10 +116,21 @@ class Calls(Expressions):
         for value in values:
             if isinstance(value, Function):
                 self.invoke(value, given | self.items(given), scope, site)
+            elif isinstance(value, Thing) and value.kind is not None and value.site != SELF:
+                self._all_methods(value, given, scope, site)
             elif isinstance(value, Thing) and value.plain:
                 for inner in self.heap.all(value):
                     if isinstance(inner, Function):
                         self.invoke(inner, given, scope, site)
+
+    def _all_methods(self, thing: Thing, given: Values, scope: Scope, site: Site) -> None:
+        """Code that is not read may call any method of an object."""
+        assert thing.kind is not None
+        for base in self.ancestry(thing.kind):
+            for name in self.heap.fields(base) if isinstance(base, Class) else ():
+                for method in self.bound(self.heap.get(base, name), thing):
+                    if isinstance(method, Function) and name != "__init__":
+                        self.invoke(method, given, scope, site)
 
     def _arguments(self, node: ast.Call, scope: Scope) -> Arguments:
         found = Arguments()
@@ -163,12 +175,19 @@ class Calls(Expressions):
             for held in self.heap.all(function):  # functools.partial and the like
                 if isinstance(held, Function):
                     self.invoke(held, arguments.all | self.heap.all(function), scope, site)
+            if function.kind is not None and members is None:  # torch.nn.Module calls forward
+                for method in self.bound(self.member(function.kind, "forward") or NOTHING, function):
+                    self.invoke(method, arguments.all, scope, site)
+            self.escape(arguments.all, scope, site, ast.unparse(call.node.func))
             return self._unknown(call, to="")
         return NOTHING
 
     def _instance(self, kind: Class, call: Call) -> Values:
         node, arguments, scope, site = call
         thing = Thing(node, kind)
+        for name in ("__new__", "__post_init__"):
+            for method in self.bound(self.member(kind, name) or NOTHING, thing):
+                self.invoke(method, arguments.all, scope, site)
         constructor = self.member(kind, "__init__")
         if constructor is None:  # a dataclass, or a base that is not read
             self.heap.add(thing, "*", arguments.all)
@@ -191,7 +210,10 @@ class Calls(Expressions):
             if known:
                 for member in members:
                     found |= self._one(member, call)
-            elif isinstance(value, Thing):
+            if isinstance(value, Builtin) and not changes_nothing(name):  # dict.update(state, ...)
+                for changed in call.arguments.positional[:1]:
+                    self.events.mutates.update(dict.fromkeys(changed, call.site))
+            if isinstance(value, Thing) and not known:
                 found |= self._unknown_method(value, name, call)
         if not base:
             self.events.methods.setdefault(name, site)
@@ -246,6 +268,7 @@ class Calls(Expressions):
             for value in arguments.all:
                 self.events.mutates.setdefault(value, site)
         self.escape(arguments.all, scope, site, f"{name}()")
+        self.operate(arguments.all, scope, site)
         if name in FRESH:
             return NOTHING
         thing = Thing(node, plain=True)
@@ -315,6 +338,9 @@ class Calls(Expressions):
                     self.events.device.setdefault("torch.device(...)", site)
                 return frozenset({Accelerator()})
             return NOTHING
+        if name in CHANGES_ARGUMENTS:
+            for value in arguments.all:
+                self.events.mutates.setdefault(value, site)
         if name == "importlib.import_module":
             return self._import_module(node, scope, site)
         if "." in owner and method in FILLS:

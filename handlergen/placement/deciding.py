@@ -45,7 +45,9 @@ def place(source: Source, contract: Contract, settings: Settings) -> Placement:
         if reason.name == "model"
     )
     overruled = tuple(
-        f"{reason} stages: worker was written all the same" for reason in found if reason.name != "model"
+        f"{reason} It runs in the workers all the same, as stages: worker says."
+        for reason in found
+        if reason.name != "model"
     )
     return Placement("process", "worker", found, "stages: worker", problems, overruled)
 

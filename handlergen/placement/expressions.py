@@ -46,6 +46,16 @@ class Expressions(Program):
     def invoke(self, function: Value, arguments: Values, scope: Scope, site: Site) -> Values:
         raise NotImplementedError
 
+    def operate(self, values: Values, scope: Scope, site: Site) -> Values:
+        """Operators, loops and builtins call special methods: those of the project's classes are read, all of them."""
+        found: Values = NOTHING
+        for value in values:
+            if isinstance(value, Thing) and value.kind is not None:
+                for name in self.special_methods(value.kind):
+                    for method in self.bound(self.member(value.kind, name) or NOTHING, value):
+                        found |= self.invoke(method, values, scope, site)
+        return found
+
     def bind(self, target: ast.expr, values: Values, scope: Scope) -> None:
         raise NotImplementedError
 
@@ -76,7 +86,8 @@ class Expressions(Program):
             return self.call(node, scope)
         if isinstance(node, ast.Subscript):
             self.value(node.slice, scope)
-            return self.items(self.value(node.value, scope))
+            values = self.value(node.value, scope)
+            return self.items(values) | self.operate(values, scope, self.site(node, scope))
         if isinstance(node, ast.Lambda):
             return frozenset({Function(node, scope.path, scope)})
         if isinstance(node, ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp):
@@ -106,7 +117,8 @@ class Expressions(Program):
         if isinstance(node, ast.Starred):
             return self.items(self.value(node.value, scope))
         if isinstance(node, ast.JoinedStr | ast.FormattedValue | ast.Slice):
-            self.all_of((child for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)), scope)
+            children = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
+            self.operate(self.all_of(children, scope), scope, self.site(node, scope))
             return NOTHING
         self.events.dynamic.setdefault(f"`{ast.unparse(node)[:40]}`", self.site(node, scope))
         return NOTHING
@@ -161,6 +173,12 @@ class Expressions(Program):
         if not isinstance(only, Library):
             return None
         name = ".".join((only.name, *reversed(names)))
+        inner = self.inside_namespace(scope, name)
+        if inner is not None:
+            values: Values = frozenset({Module(inner[0].path)})
+            for attribute in inner[1]:
+                values = self.attribute_of(values, attribute, scope, self.site(node, scope))
+            return values
         self.note_library(name, self.site(node, scope))
         return frozenset({Library(name)})
 
@@ -248,7 +266,9 @@ class Expressions(Program):
         self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp, scope: Scope
     ) -> Values:
         for generator in node.generators:
-            self.bind(generator.target, self.items(self.value(generator.iter, scope)), scope)
+            values = self.value(generator.iter, scope)
+            self.operate(values, scope, self.site(node, scope))
+            self.bind(generator.target, self.items(values), scope)
             self.all_of(generator.ifs, scope)
         parts = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
         thing = Thing(node, plain=True)
@@ -257,6 +277,7 @@ class Expressions(Program):
 
     def _operation(self, node: ast.expr, operands: Iterable[ast.expr], scope: Scope) -> Values:
         values = self.all_of(operands, scope)
+        values |= self.operate(values, scope, self.site(node, scope))
         held = self.items(values)
         if not held:
             return NOTHING

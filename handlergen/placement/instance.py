@@ -46,6 +46,9 @@ def _there(roles: Roles, place: Place, *, constructed: bool) -> bool:
     assert roles.kind is not None
     members = roles.walker.member(roles.kind, place.name)
     builders = [r for r in (*BUILDS, *PREDICTS) if r in roles.events and place in roles.events[r].rebinds]
+    kinds = set(roles.walker.ancestry(roles.kind))
+    if any(kinds & set(roles.events[r].mutates) for r in (*BUILDS, *PREDICTS) if r in roles.events):
+        return False  # load sets attributes of the class
     if members is not None and not builders:
         methods = bool(members) and all(isinstance(value, Function | Class) for value in members)
         return methods or not _rewritten(roles, roles.kind)

@@ -46,6 +46,15 @@ _CHANGES = _words(
 FILLS = frozenset(_words("append insert extend update add setdefault clear remove pop register"))
 """What changes a list or dict that a library offers: `nltk.data.path.append`."""
 
+CHANGES_ARGUMENTS = frozenset(
+    _words(
+        "random.shuffle bisect.insort bisect.insort_left bisect.insort_right heapq.heappush heapq.heappop "
+        "heapq.heapify heapq.heapreplace heapq.heappushpop operator.setitem operator.delitem operator.iadd "
+        "operator.ior operator.iconcat numpy.copyto numpy.put"
+    )
+)
+"""Functions that change what they are given."""
+
 ASKS_ONLY = frozenset({"torch.cuda.is_available", "torch.cuda.device_count", "torch.cuda.is_initialized"})
 """What says whether there is a GPU without making a context on it."""
 

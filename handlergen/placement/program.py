@@ -27,6 +27,15 @@ from handlergen.placement.values import (
 from handlergen.source_module import SourceModule
 from handlergen.source_tree import SourceTree
 
+_CALLED_OTHERWISE = (
+    "__init__",
+    "__new__",
+    "__post_init__",
+    "__call__",
+    "__getattr__",
+    "__bases__",
+    "__doc__",
+)
 _OTHER_GLOBALS = ("__file__", "__name__", "__doc__", "__package__", "__spec__")
 
 
@@ -47,6 +56,7 @@ class Program:
         self._tree = tree
         self._modules: dict[Path, Scope] = {}
         self._sources: dict[Path, SourceModule] = {}
+        self._foreign: set[str] = set()
         self._searching: set[tuple[Path, str]] = set()
 
     def module(self, source: SourceModule) -> Scope:
@@ -94,6 +104,35 @@ class Program:
             if path.is_file():
                 return self.opened(path)
         return None
+
+    def inside_namespace(self, scope: Scope, name: str) -> tuple[Scope, list[str]] | None:
+        """The file that a dotted name begins with, and the rest of it, for a directory without `__init__.py`."""
+        parts = name.split(".")
+        bases = (self._tree.root, scope.path.parent)
+        if parts[0] in self._foreign or not any((base / parts[0]).is_dir() for base in bases):
+            self._foreign.add(parts[0])
+            return None
+        for length in range(len(parts) - 1, 1, -1):
+            inner = self.importable(scope, ".".join(parts[:length]))
+            if inner is not None:
+                return inner, parts[length:]
+        return None
+
+    def hidden(self, name: str) -> bool:
+        """Is there a file of the project that a changed `sys.path` may make a library of that name?"""
+        return any(
+            next(self._tree.root.rglob(found), None) for found in (f"{name}.py", f"{name}/__init__.py")
+        )
+
+    def special_methods(self, kind: Class) -> set[str]:
+        """Names such as `__getitem__` that a class or its bases in the project define."""
+        return {
+            name
+            for base in self.ancestry(kind)
+            if isinstance(base, Class)
+            for name in self.heap.fields(base)
+            if name.startswith("__") and name not in _CALLED_OTHERWISE
+        }
 
     def importable(self, scope: Scope, name: str) -> Scope | None:
         source = self._sources[scope.path]

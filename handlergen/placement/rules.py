@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from handlergen.placement.instance import instance_reasons, is_constructed
-from handlergen.placement.knowledge import same_state
+from handlergen.placement.knowledge import is_standard, same_state
 from handlergen.placement.result import Reason
 from handlergen.placement.roles import BUILDS, PREDICTS, STAGES, Roles
 from handlergen.placement.values import CONTEXT, Events, Library, Place, Site, Value
@@ -209,6 +209,23 @@ def _unseen(roles: Roles, role: str) -> Iterator[Reason]:
         )
 
 
+def _moved(roles: Roles) -> Iterator[Reason]:
+    """Files of the project that are imported from where only a changed `sys.path` finds them."""
+    for hook in STAGES:
+        events = roles.events.get(hook, Events())
+        for name, site in events.libraries.items():
+            top = name.partition(".")[0]
+            if not is_standard(top) and roles.walker.hidden(top):
+                yield reason(
+                    roles.names[hook],
+                    top,
+                    site,
+                    f"{roles.names[hook]} uses {top}{{through}}, which is imported through a changed sys.path and "
+                    f"cannot be read",
+                    f"Name it under packages, and import {top} without that.",
+                )
+
+
 def _around(contract: Contract, roles: Roles) -> Iterator[Reason]:
     """What other hooks and the import do that a worker must not, or that cannot be followed."""
     for role in (*BUILDS, *PREDICTS):
@@ -234,5 +251,7 @@ def _around(contract: Contract, roles: Roles) -> Iterator[Reason]:
             f"process",
             "Do it in load.",
         )
+    if Library("sys.path") in roles.walker.imported.mutates:
+        yield from _moved(roles)
     if not roles.settled:
         yield Reason(roles.file, 0, "preprocess", "", (), "the source could not be read to the end", "")

@@ -85,13 +85,7 @@ class Accelerator:
     """A device that is not the CPU, or a name of one: `"cuda:0"`, `torch.device("cuda")`."""
 
 
-Value: TypeAlias = Class | Thing | Function | Super | Module | Library | Builtin | Accelerator
-Values: TypeAlias = frozenset[Value]
-
-NOTHING: Values = frozenset()
 SELF = "self"
-CONTEXT = Thing("context")
-MODEL = Thing("model")
 
 
 @dataclass(frozen=True)
@@ -151,9 +145,18 @@ class Scope:
     place: bool = False
     kind: Class | None = None
     receiver: Thing | Class | None = None
-    returned: Values = NOTHING
+    returned: Values = frozenset()
     through: tuple[str, ...] = ()
     walked: int = 0
+
+
+Value: TypeAlias = Class | Thing | Function | Super | Module | Library | Builtin | Accelerator | Scope
+"""A scope is one as what a function closes over."""
+Values: TypeAlias = frozenset[Value]
+
+NOTHING: Values = frozenset()
+CONTEXT = Thing("context")
+MODEL = Thing("model")
 
 
 @dataclass
@@ -210,6 +213,9 @@ class Heap:
     def has(self, owner: Value, name: str) -> bool:
         return name in self._fields.get(owner, {})
 
+    def fields(self, owner: Value) -> list[str]:
+        return list(self._fields.get(owner, ()))
+
     def all(self, owner: Value) -> Values:
         return frozenset().union(*self._fields.get(owner, {}).values())
 
@@ -232,3 +238,10 @@ def _beside(value: Value) -> Iterator[Value]:
         yield value.kind
     if isinstance(value, Function) and value.receiver is not None:
         yield value.receiver
+    if isinstance(value, Function) and value.scope is not None:
+        yield value.scope
+    if isinstance(value, Scope) and not value.place:
+        for values in list(value.names.values()):
+            yield from values
+        if value.parent is not None and not value.parent.place:
+            yield value.parent

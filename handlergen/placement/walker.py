@@ -136,7 +136,9 @@ class Walker(Calls):
             if default is not None
         ]
         for name, default in zip(held, defaults, strict=True):
-            self._add(scope, name, self.value(default, outside))
+            values = self.value(default, outside)
+            self._add(scope, name, values)
+            self.heap.add(Function(function.node, function.path, function.scope), "__defaults__", values)
         return before != scope.names
 
     @staticmethod
@@ -172,10 +174,13 @@ class Walker(Calls):
             for target in node.targets:
                 self.bind(target, NOTHING, scope)
         elif isinstance(node, ast.For | ast.AsyncFor):
-            self.bind(node.target, self.items(self.value(node.iter, scope)), scope)
+            values = self.value(node.iter, scope)
+            self.operate(values, scope, self.site(node, scope))
+            self.bind(node.target, self.items(values), scope)
         elif isinstance(node, ast.With | ast.AsyncWith):
             for item in node.items:
                 values = self.value(item.context_expr, scope)
+                self.operate(values, scope, self.site(node, scope))
                 if item.optional_vars is not None:
                     self.bind(item.optional_vars, values, scope)
         elif isinstance(node, ast.Return):
@@ -224,7 +229,7 @@ class Walker(Calls):
         if current.place and current is not scope:
             self.events.rebinds.setdefault(Place("global", name, current.path), site)
         elif current is not scope:  # nonlocal: what a closure keeps from call to call
-            self.events.mutates.setdefault(Thing(f"{name} of {current.through}"), site)
+            self.events.mutates.setdefault(current, site)
         self._add(current, name, values)
 
     def _bind_pattern(self, pattern: ast.pattern, values: Values, scope: Scope) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -672,6 +673,175 @@ TIED = {
         """,
         "TOKENIZER",
     ),
+    "a closure": (
+        """
+        def make():
+            state = None
+            def put(value):
+                nonlocal state
+                state = value
+            def get(): return state
+            return put, get
+        put, get = make()
+        def load(context): put(1)
+        def preprocess(data): return get()
+        """,
+        "get",
+    ),
+    "a closure's dict": (
+        """
+        def make():
+            state = {}
+            def put(value): state["x"] = value
+            return put, lambda: state["x"]
+        put, get = make()
+        def load(context): put(1)
+        def preprocess(data): return get()
+        """,
+        "get",
+    ),
+    "a default that is changed": (
+        """
+        def cache(state={}): return state
+        def load(context): cache()["x"] = 1
+        def preprocess(data): return cache()["x"]
+        """,
+        "cache",
+    ),
+    "an item of an object": (
+        """
+        class Words:
+            def __getitem__(self, key): return WORDS[key]
+        words = Words()
+        def load(context):
+            global WORDS
+            WORDS = {"a": 1}
+        def preprocess(data): return words[data]
+        """,
+        "WORDS",
+    ),
+    "in an object": (
+        """
+        class Words:
+            def __contains__(self, key): return key in WORDS
+        words = Words()
+        def load(context):
+            global WORDS
+            WORDS = {"a": 1}
+        def preprocess(data): return data in words
+        """,
+        "WORDS",
+    ),
+    "the length of an object": (
+        """
+        class Words:
+            def __len__(self): return N
+        words = Words()
+        def load(context):
+            global N
+            N = 1
+        def preprocess(data): return len(words)
+        """,
+        "N",
+    ),
+    "with an object": (
+        """
+        class Words:
+            def __enter__(self): return N
+            def __exit__(self, *error): pass
+        def load(context):
+            global N
+            N = 1
+        def preprocess(data):
+            with Words() as words: return words
+        """,
+        "N",
+    ),
+    "an object handed to a library": (
+        """
+        import somewhere
+        class Reader:
+            def read(self): return N
+        def load(context):
+            global N
+            N = 1
+        def preprocess(data): return somewhere.run(Reader())
+        """,
+        "N",
+    ),
+    "after a dataclass is made": (
+        """
+        from dataclasses import dataclass
+        @dataclass
+        class Request:
+            x: int
+            def __post_init__(self): self.x *= N
+        def load(context):
+            global N
+            N = 1
+        def preprocess(data): return Request(data)
+        """,
+        "N",
+    ),
+    "dict.update": (
+        """
+        STATE = {}
+        def load(context): dict.update(STATE, x=1)
+        def preprocess(data): return STATE["x"]
+        """,
+        "STATE",
+    ),
+    "a heap": (
+        """
+        import heapq
+        STATE = []
+        def load(context): heapq.heappush(STATE, 1)
+        def preprocess(data): return STATE[0]
+        """,
+        "STATE",
+    ),
+    "the context": (
+        """
+        def load(context): context.config["x"] = 1; context.words = 1
+        def preprocess(data, context): return context.words
+        """,
+        "context.words",
+    ),
+    "a namespace package": (
+        """
+        import lib.stateful
+        def load(context): lib.stateful.init()
+        def preprocess(data): return lib.stateful.clean(data)
+        """,
+        "TOKENIZER",
+    ),
+    "a file of a namespace package": (
+        """
+        from lib import stateful
+        def load(context): stateful.init()
+        def preprocess(data): return stateful.clean(data)
+        """,
+        "TOKENIZER",
+    ),
+    "a package": (
+        """
+        from pack import init
+        import pack.inner as inner
+        def load(context): init()
+        def preprocess(data): return inner.clean(data)
+        """,
+        "TOKENIZER",
+    ),
+    "a file that only a changed path finds": (
+        """
+        import sys
+        sys.path.insert(0, "vendor")
+        import vendored
+        def load(context): vendored.init()
+        def preprocess(data): return vendored.clean(data)
+        """,
+        "vendored",
+    ),
 }
 
 STATEFUL = """
@@ -697,7 +867,8 @@ def test_stages_that_run_in_the_workers(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "name"), TIED.values(), ids=TIED)
 def test_stages_that_run_where_the_model_is(text: str, name: str, tmp_path: Path) -> None:
-    files = {**HELPERS, "stateful.py": STATEFUL}
+    files = {**HELPERS, **dict.fromkeys(("stateful.py", "lib/stateful.py", "vendor/vendored.py"), STATEFUL)}
+    files |= {"pack/__init__.py": "from .inner import init", "pack/inner.py": STATEFUL}
     found = placed(tmp_path, functions(text), files)
     assert (found.predictor, found.stages) == ("process", "predictor")
     assert any(reason.name.startswith(name) for reason in found.reasons), found.reasons
@@ -880,6 +1051,36 @@ CLASS_TIED = {
         """,
         "N",
     ),
+    "the class itself": (
+        """
+        class Model:
+            words = None
+            def load(self): type(self).words = ["a"]
+            def preprocess(self, data): return self.words
+            def predict(self, inputs): return inputs
+        """,
+        "self.words",
+    ),
+    "the class by name": (
+        """
+        class Model:
+            words = None
+            def load(self): Model.words = ["a"]
+            def preprocess(self, data): return self.words
+            def predict(self, inputs): return inputs
+        """,
+        "self.words",
+    ),
+    "an attrgetter": (
+        """
+        from operator import attrgetter
+        class Model:
+            def load(self): self.words = ["a"]
+            def preprocess(self, data): return attrgetter("words")(self)
+            def predict(self, inputs): return inputs
+        """,
+        "self",
+    ),
     "a base that is not read": (
         """
         from somewhere import Base
@@ -1045,6 +1246,15 @@ def test_the_toolkits_functions(tmp_path: Path) -> None:
 FLOW = "def double(x): return x * 2\nFLOW = [('python', double)]\n"
 
 
+def test_a_packed_file_is_read_too(tmp_path: Path) -> None:
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common" / "stateful.py").write_text(STATEFUL, encoding="utf-8")
+    text = "import stateful\ndef load(c): stateful.init()\ndef preprocess(d): return stateful.clean(d)\n"
+    project = tmp_path / "project"
+    found = placed(project, functions(text), packages=["../common/stateful.py"])
+    assert [reason.name for reason in found.reasons] == ["TOKENIZER"]
+
+
 def test_a_flow_has_no_predictor_process(tmp_path: Path) -> None:
     found = placed(tmp_path, FLOW, predictor="auto")
     assert (found.predictor, found.stages) == ("worker", "worker")
@@ -1077,7 +1287,7 @@ def test_stages_where_the_user_says(tmp_path: Path) -> None:
     assert placed(tmp_path, functions(""), stages="predictor").stages == "predictor"
     found = placed(tmp_path, TOKENIZES, stages="worker")
     assert (found.stages, len(found.reasons)) == ("worker", 1)
-    assert found.warnings[0].endswith("stages: worker was written all the same")
+    assert found.warnings[0].endswith("as stages: worker says.")
     with pytest.raises(ContractError, match="asks for `model`"):
         placed(tmp_path, functions(TIED["the model"][0]), stages="worker")
     found = placed(tmp_path, TOKENIZES, predictor="worker", stages="predictor")
@@ -1088,3 +1298,81 @@ def test_stages_where_the_user_says(tmp_path: Path) -> None:
 def test_what_is_nested_too_deeply_stays_where_the_model_is(tmp_path: Path) -> None:
     text = functions("def preprocess(data): return " + "+".join(["data"] * 500))
     assert placed(tmp_path, text).stages == "predictor"
+
+
+# What load does, and how preprocess comes at it: every pair is really run, with load and without.
+BUILDS = {
+    "assign": ("X = None", "global X\n    X = {'k': Box(1)}"),
+    "new": ("", "global X\n    X = {'k': Box(1)}"),
+    "item": ("X = {}", "X['k'] = Box(1)"),
+    "update": ("X = {}", "X.update(k=Box(1))"),
+    "helper": ("X = {}\ndef fill(target, value): target['k'] = value", "fill(X, Box(1))"),
+    "alias": ("X = {}\nY = X", "Y['k'] = Box(1)"),
+    "inner": ("X = {'k': Box(None)}", "X['k'].value = 1"),
+    "local": ("X = {'k': Box(None)}", "box = X['k']\n    box.value = 1"),
+    "method": ("X = {'k': Box(None)}", "X['k'].put(1)"),
+    "loop": ("X = {'k': Box(None)}", "for box in X.values():\n        box.put(1)"),
+    "comprehension": ("X = {'k': Box(None)}", "[box.put(1) for box in X.values()]"),
+    "setattr": ("X = {'k': Box(None)}", "setattr(X['k'], 'value', 1)"),
+    "bound": ("X = {'k': Box(None)}\nput = X['k'].put", "put(1)"),
+    "class": ("X = {'k': Box(None)}", "Box.value = 1; del X['k'].value"),
+    "exec": ("X = {}", "exec(\"X['k'] = Box(1)\")"),
+    "globals": ("", "globals()['X'] = {'k': Box(1)}"),
+    "nothing": ("X = {'k': Box(1)}", "return X['k'].value"),
+    "its own": ("X = {'k': Box(1)}", "X = {}\n    X['k'] = Box(2)"),
+}
+READS = {
+    "name": ("", "X['k'].value + 1"),
+    "helper": ("def read(): return X['k'].value", "read() + 1"),
+    "handed on": ("def read(x): return x['k'].value", "read(X) + 1"),
+    "lambda": ("read = lambda: X['k'].value", "read() + 1"),
+    "get": ("", "X.get('k').value + 1"),
+    "sorted": ("", "sorted([2, 1], key=lambda n: n * X['k'].value)"),
+    "unpacked": ("def read(k): return k.value", "read(**X) + 1"),
+    "method": ("class Reader:\n    def read(self): return X['k'].get() + 1", "Reader().read()"),
+    "kept": ("class Reader:\n    def __init__(self, x): self.x = x", "Reader(X).x['k'].value + 1"),
+    "operator": ("class Reader:\n    def __add__(self, n): return X['k'].value + n", "Reader() + 1"),
+    "generator": ("def read():\n    yield from X.values()", "next(read()).value + 1"),
+    "decorated": (
+        "def doubled(f):\n    def g(*a): return f(*a) * 2\n    return g\n@doubled\ndef read(): return X['k'].value",
+        "read() + 1",
+    ),
+    "not at all": ("", "data"),
+}
+BOX = """
+class Box:
+    def __init__(self, value): self.value = value
+    def put(self, value): self.value = value
+    def get(self): return self.value
+"""
+
+
+def prepared(text: str, *, load: bool) -> Any:
+    """What preprocess makes of 1; an exception where it fails."""
+    names: dict[str, Any] = {}
+    exec(compile(text, "generated", "exec"), names)
+    try:
+        if load:
+            names["load"](None)
+        return names["preprocess"](1)
+    except (NameError, AttributeError, KeyError, TypeError, StopIteration) as error:
+        return error
+
+
+@pytest.mark.parametrize(("build", "read"), list(itertools.product(BUILDS, READS)))
+def test_no_stage_runs_in_a_worker_that_would_do_something_else_there(
+    build: str, read: str, tmp_path: Path
+) -> None:
+    (state, body), (helper, expression) = BUILDS[build], READS[read]
+    text = "\n".join(
+        (BOX, state, helper, f"def load(context):\n    {body}", f"def preprocess(data): return {expression}")
+    )
+    loaded, bare = prepared(text, load=True), prepared(text, load=False)
+    assert not isinstance(loaded, Exception), text
+    stages = placed(tmp_path, functions(text)).stages
+    if loaded != bare:
+        assert stages == "predictor", text
+    if read == "not at all" and build not in ("exec", "globals"):
+        assert stages == "worker", text
+    if build in ("nothing", "its own"):
+        assert stages == "worker", text
