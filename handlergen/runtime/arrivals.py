@@ -4,8 +4,26 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable
+from typing import Protocol
 
 from .hooks import Item
+
+
+class Ready(Protocol):
+    """What a predictor takes requests from."""
+
+    @property
+    def more(self) -> bool:
+        """Whether requests are still to come."""
+
+    def next(self) -> Item | None:
+        """Wait for the next request that is ready; None when there are no more."""
+
+    def next_ready(self) -> Item | None:
+        """The next request if one is ready now, without waiting; else None."""
+
+    def done(self, item: Item) -> None:
+        """Hand on a request that was predicted, or failed in it."""
 
 
 class Arrivals:
@@ -23,12 +41,16 @@ class Arrivals:
         self._queue: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._finished = finished
 
+    @property
+    def more(self) -> bool:
+        return self._left > 0
+
     def put(self, item: Item) -> None:
         """Hand over a request that is ready, or that has failed; the latter is passed on without a prediction."""
         self._queue.put(item)
 
     def done(self, item: Item) -> None:
-        """Hand on a request that was predicted, or failed in it: the latter does not come back for a later stage."""
+        """As `Ready` says; a request that failed does not come back for a later stage."""
         if item.failure is not None and item.stage != self._last_stage:
             self._left -= 1
         self._finished(item)

@@ -20,6 +20,8 @@ class Device:
         torch: The `torch.device`.
         key: What names the physical device in the lock and in spans: a GPU's UUID, or `cpu`. Two servers may
             both say index 0 and mean different cards, so an index would not do.
+        broken: An error stays: every later call fails too (CUDA: an illegal address, a failed assertion), until a new
+            process begins afresh.
     """
 
     def __init__(self, gpu_id: int | None) -> None:
@@ -33,6 +35,7 @@ class Device:
             self.torch = torch.device("cpu")
             self.key = "cpu"
         self.is_cpu = self.torch.type == "cpu"
+        self.broken = False
 
     def put(self, value: Any) -> Any:
         """`value` with every tensor in it on this device; containers are rebuilt only when something moved."""

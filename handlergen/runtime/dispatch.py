@@ -64,7 +64,7 @@ class Dispatch:
         described = 0
         index = len(items)
         for item in others:
-            if _is_describe(item.properties):
+            if is_describe(item.properties):
                 described += 1
                 self._answer_describe(item)
                 continue
@@ -128,5 +128,6 @@ def _is_plain(properties: Mapping[str, Any]) -> bool:
     return not isinstance(explain, str) and properties.get("describe") != "True"
 
 
-def _is_describe(properties: Mapping[str, Any]) -> bool:
+def is_describe(properties: Mapping[str, Any]) -> bool:
+    """`GET /models/NAME?customized=true`."""
     return properties.get("describe") == "True" and not isinstance(properties.get("explain"), str)

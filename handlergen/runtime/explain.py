@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import CoroutineType
 from typing import Any, Protocol
 
-from .arrivals import Arrivals
+from .arrivals import Ready
 from .device import Device, map_tensors
 from .failures import is_out_of_memory
 from .hooks import BoundHook, Item
@@ -56,7 +56,7 @@ class Explainer:
     def load(self) -> None:
         """Nothing: the predictor has loaded the model."""
 
-    def predict(self, arrivals: Arrivals) -> None:
+    def predict(self, arrivals: Ready) -> None:
         """Explain each request when it is ready."""
         item = arrivals.next()
         while item is not None:

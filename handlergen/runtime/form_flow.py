@@ -58,6 +58,9 @@ class FlowModule:
                     f"{stage_name(number, described)} could not be loaded: {type(error).__name__}: {error}"
                 ) from error
 
+    def stand_in(self) -> None:
+        raise FlowError("the stages of a flow need their models; write stages: predictor")
+
     def hooks(self) -> Hooks:
         stages = []
         for index, (described, model, entry) in enumerate(

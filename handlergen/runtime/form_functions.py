@@ -35,6 +35,9 @@ class FunctionsModule:
             self._program = load_executable(path, self._settings.weights_format, self._context.device)
             self._constants["model"] = self._program
 
+    def stand_in(self) -> None:
+        self._program = _elsewhere
+
     def hooks(self) -> Hooks:
         predict = self._bound("predict")
         if predict is None:
@@ -67,3 +70,7 @@ class FunctionsModule:
     def _bound(self, role: str) -> BoundHook | None:
         hook = self._contract.hooks.get(role)
         return bind(getattr(self._module, hook.name), hook, self._constants) if hook else None
+
+
+def _elsewhere(_inputs: Any) -> Any:
+    raise RuntimeError("predict is called in the predictor process only")

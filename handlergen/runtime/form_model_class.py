@@ -62,6 +62,11 @@ class ModelClassModule:
         time.sleep(_RETRY_AFTER_S)
         call_once(load, hook, {})
 
+    def stand_in(self) -> None:
+        # Without its constructor, which may put weights on the device: preprocess and postprocess, where they run
+        # in a worker, read nothing that the constructor makes.
+        self._model = object.__new__(getattr(self._module, self._contract.class_name or "Model"))
+
     def hooks(self) -> Hooks:
         predict = self._bound("predict")
         if predict is None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from .batching import collate, split
@@ -48,6 +49,14 @@ class ModuleModule:
             )
         self._model = model.to(self._context.device).eval()
         self._constants["model"] = self._model
+
+    def stand_in(self) -> None:
+        kind = getattr(self._module, self._contract.class_name or "")
+        if "load" in self._contract.hooks:
+            self._model = kind.__new__(kind)
+            return
+        with torch.device("meta"):  # shapes and plain attributes, no numbers
+            self._model = kind(*self._settings.model_args, **self._settings.model_kwargs)
 
     def hooks(self) -> Hooks:
         details = self._contract.details

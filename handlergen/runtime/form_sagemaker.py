@@ -46,6 +46,9 @@ class SagemakerModule:
         self._model = self._once("load") if "load" in self._contract.hooks else self._default_model()
         self._once("warmup")
 
+    def stand_in(self) -> None:
+        """Nothing: input_fn and output_fn get no model."""
+
     def hooks(self) -> Hooks:
         preprocess = self._function("preprocess")
         predict = self._function("predict")

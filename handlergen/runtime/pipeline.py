@@ -6,7 +6,6 @@ The same code runs in TorchServe, locally and offline.
 from __future__ import annotations
 
 import copy
-import logging
 import queue
 import threading
 import time
@@ -18,10 +17,10 @@ from typing import Any
 import torch
 
 from .arrivals import Arrivals
-from .contract import Contract, RuntimeSettings
+from .contract import RuntimeSettings
 from .decode import decode, open_request
 from .encode import encode
-from .failures import INPUT, failure_of, user_traceback
+from .failures import INPUT
 from .hooks import BoundHook, EventLoopThread, Hooks, Item
 from .predictor import HOOK_ERRORS, Predictor
 from .spans import Spans
@@ -32,33 +31,27 @@ class Pipeline:
     """Takes requests through the stages of one model.
 
     Args:
-        contract: What the user's module looks like.
         settings: What the archive carries.
-        user_root: Directory of the user's code; tracebacks are cut to it.
         streaming: Where the chunks go of a postprocess that is a generator.
         spans: Where stage times go, or None.
         batch_size: The most requests that come at once.
-        logger: Gets one traceback for each request that fails by the module's fault.
+        fail: Called with an item, what was raised and the hook's name; sets the item's failure.
     """
 
     def __init__(
         self,
-        contract: Contract,
         settings: RuntimeSettings,
         *,
-        user_root: str,
         streaming: Streaming,
         spans: Spans | None,
         batch_size: int,
-        logger: logging.Logger,
+        fail: Callable[[Item, BaseException, str], None],
     ) -> None:
-        self._contract = contract
         self._settings = settings
-        self._user_root = user_root
         self._streaming = streaming
         self._spans = spans
         self._batch_size = batch_size
-        self._logger = logger
+        self.fail = fail
         self._hooks: Hooks
         self._predictor: Predictor
         self._threads: ThreadPoolExecutor | None = None
@@ -145,26 +138,6 @@ class Pipeline:
     def postprocess(self, items: Sequence[Item]) -> None:
         """Postprocess and encode what has not failed, in this thread, one after the other; async hooks side by side."""
         self._each([item for item in items if item.failure is None], self._finish)
-
-    def fail(self, item: Item, error: BaseException, hook: str) -> None:
-        """Settle that a request has no answer, and log why when it is not the client's fault."""
-        request_id = item.request.id
-        name = self._hooks[item.stage].name
-        if name and hook in ("preprocess", "predict", "postprocess"):
-            # What comes into a later stage is the module's own doing: its ValueError is not the client's.
-            own = hook == "preprocess" and item.stage == 0
-            told, hook = hook if own else f"stage {item.stage + 1} ({hook})", f"{hook} of {name}"
-        else:
-            told = hook
-        item.failure = failure_of(error, hook=told, form=self._contract.form, request_id=request_id)
-        if item.failure.status >= 500:
-            self._logger.error(
-                "request %s failed in %s with status %d\n%s",
-                request_id,
-                hook,
-                item.failure.status,
-                user_traceback(error, user_root=self._user_root),
-            )
 
     def _each(self, items: Sequence[Item], stage: Callable[[Item, Callable[[Item], None]], None]) -> None:
         done: queue.SimpleQueue[Item] = queue.SimpleQueue()  # the cheapest signal there is

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from .arrivals import Arrivals
+from .arrivals import Ready
 from .batching import BatchError, check_length, collate, split
 from .device import Device
 from .failures import is_out_of_memory
@@ -39,7 +39,7 @@ class Predictor(Protocol):
     def load(self) -> None:
         """Load the model; once."""
 
-    def predict(self, arrivals: Arrivals) -> None:
+    def predict(self, arrivals: Ready) -> None:
         """Give every request of a batch its `outputs` or its `failure`, and hand each to `arrivals.done`."""
 
     def describe(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class WorkerPredictor:
             self._lock.release()
         self._hooks = self._module.hooks()
 
-    def predict(self, arrivals: Arrivals) -> None:
+    def predict(self, arrivals: Ready) -> None:
         item = arrivals.next()
         if self._predict_batch is not None:
             items = []
@@ -163,7 +163,7 @@ class WorkerPredictor:
             return False
         return True
 
-    def _turn(self, first: Item, arrivals: Arrivals) -> None:
+    def _turn(self, first: Item, arrivals: Ready) -> None:
         """Predict, one after the other, for the requests that are ready; the lock is held, and given back."""
         predicted = []
         item: Item | None = first
@@ -310,7 +310,7 @@ class WorkerPredictor:
                 self._device.release_memory()
         except RuntimeError:
             # A sticky CUDA error: every later call fails too, and says so itself.
-            return
+            self._device.broken = True
 
     def _record(self, items: Sequence[Item], started: int, ended: int) -> None:
         assert self._spans is not None

@@ -24,8 +24,11 @@ class UserModule(Protocol):
     def load(self) -> None:
         """Put the model on the device; called under the device lock, once a copy of the model."""
 
+    def stand_in(self) -> None:
+        """In place of `load`, in a process that only preprocesses and postprocesses: make those hooks callable."""
+
     def hooks(self) -> Hooks:
-        """The stages; after `load`."""
+        """The stages; after `load` or `stand_in`."""
 
     def optional(self, role: str) -> Callable[[Mapping[str, Any]], Any] | None:
         """A hook outside the stages (`is_healthy`), or None."""

@@ -72,7 +72,7 @@ def test_explanations_and_predictions_of_one_batch(serve_project: Callable[..., 
 
 def test_explain_waits_for_the_device_as_predict_does(serve_project: Callable[..., Any]) -> None:
     served = serve_project(EXPLAINED.format(asynchronous=""), lock_timeout_s=0.05)
-    lock = served.worker._predictor._lock
+    lock = served.worker.here.model.predictor._lock
     lock.acquire(1)
     try:
         ((status, answer),) = explain(served, [1.0, 2.0])

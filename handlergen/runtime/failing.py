@@ -1,0 +1,55 @@
+"""Settling that a request has no answer, and telling the log why."""
+
+from __future__ import annotations
+
+import logging
+
+from .failures import failure_of
+from .hooks import Hooks, Item
+from .tracebacks import user_traceback
+
+
+class Failing:
+    """Makes a request's failure of what was raised.
+
+    Args:
+        form: The contract's.
+        user_root: Directory of the user's code; tracebacks are cut to it.
+        logger: Gets one traceback for each request that fails by the module's fault.
+    """
+
+    def __init__(self, form: str, *, user_root: str, logger: logging.Logger) -> None:
+        self._form = form
+        self._user_root = user_root
+        self._logger = logger
+        self._stages: tuple[str, ...] = ("",)
+
+    def name_stages(self, hooks: Hooks) -> None:
+        """Tell what the stages are called in messages; once the model is loaded."""
+        self._stages = tuple(stage.name for stage in hooks)
+
+    def fail(self, item: Item, error: BaseException, hook: str) -> None:
+        """Settle that a request has no answer, and log why when it is not the client's fault.
+
+        Args:
+            item: Its `failure` is set.
+            error: What was raised.
+            hook: The role of what raised it.
+        """
+        request_id = item.request.id
+        name = self._stages[item.stage]
+        if name and hook in ("preprocess", "predict", "postprocess"):
+            # What comes into a later stage is the module's own doing: its ValueError is not the client's.
+            own = hook == "preprocess" and item.stage == 0
+            told, hook = hook if own else f"stage {item.stage + 1} ({hook})", f"{hook} of {name}"
+        else:
+            told = hook
+        item.failure = failure_of(error, hook=told, form=self._form, request_id=request_id)
+        if item.failure.status >= 500:
+            self._logger.error(
+                "request %s failed in %s with status %d\n%s",
+                request_id,
+                hook,
+                item.failure.status,
+                user_traceback(error, user_root=self._user_root),
+            )

@@ -1,0 +1,126 @@
+"""A model as the pipeline needs it: its stages, and who predicts. Loaded here, or in another process (`process`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from .context import Context
+from .contract import Bundle
+from .device import Device
+from .device_lock import DeviceLock, NoLock, lock_directory
+from .explain import Explainer
+from .failing import Failing
+from .hooks import Hooks
+from .predictor import Lock, Predictor, WorkerPredictor
+from .spans import Spans, spans_from_environment
+from .streaming import Streaming
+from .user_module import open_user_module
+
+
+class Model(Protocol):
+    """What answers requests (`answering`) works with.
+
+    Attributes:
+        context: What hooks receive as `context`.
+        failing: Settles failures.
+        streaming: Where chunks go.
+        spans: Where stage times go, or None.
+        predictor: Who predicts.
+        explainer: Who explains; None without an `explain` hook.
+        is_healthy: Asks the module's `is_healthy`; None without one.
+    """
+
+    context: Context
+    failing: Failing
+    streaming: Streaming
+    spans: Spans | None
+    explainer: Predictor | None
+    is_healthy: Callable[[Mapping[str, Any]], Any] | None
+
+    @property
+    def hooks(self) -> Hooks:
+        """The stages."""
+
+    @property
+    def predictor(self) -> Predictor:
+        """Who predicts."""
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+
+
+class LoadedModel:
+    """A model in this process, loaded under the device lock.
+
+    Args:
+        bundle: Contract and settings.
+        model_dir: Where the archive is unpacked.
+        gpu_id: A logical index, or None for the CPU.
+        guard: Stands in front of the device lock (the predictor process notes who has it).
+
+    Raises:
+        Exception: What the user's module raises while it is imported, set up and loaded.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        model_dir: Path,
+        *,
+        gpu_id: int | None,
+        guard: Callable[[Lock], Lock] = lambda lock: lock,
+    ) -> None:
+        contract, settings = bundle.contract, bundle.settings
+        self.device = Device(gpu_id)
+        self.context = Context.open(settings, device=self.device.torch, model_dir=model_dir)
+        self.failing = Failing(contract.form, user_root=str(model_dir), logger=self.context.logger)
+        self.streaming = streaming_of(bundle)
+        self.spans = spans_from_environment(settings.name, self.device.key)
+        lock = guard(_lock(settings.lock, settings.name, self.device.key))
+        self._module = open_user_module(contract, settings, self.context)
+        self._module.setup()
+        self.predictor = WorkerPredictor(
+            self._module,
+            self.device,
+            lock,
+            batch=settings.batch,
+            lock_timeout_s=settings.lock_timeout_s,
+            fail=self.failing.fail,
+            streaming=self.streaming,
+            spans=self.spans,
+        )
+        self.predictor.load()
+        self.failing.name_stages(self.hooks)
+        self.explainer: Predictor | None = None
+        explain = self.hooks[0].explain
+        if explain is not None:
+            self.explainer = Explainer(
+                explain,
+                self.device,
+                lock,
+                lock_timeout_s=settings.lock_timeout_s,
+                fail=self.failing.fail,
+            )
+        self.is_healthy = self._module.optional("is_healthy")
+
+    @property
+    def hooks(self) -> Hooks:
+        return self.predictor.hooks
+
+    def close(self) -> None:
+        self.predictor.close()
+
+
+def streaming_of(bundle: Bundle) -> Streaming:
+    """How the model's answers are streamed."""
+    settings = bundle.settings
+    return Streaming(nan=settings.nan, limit=settings.max_response_bytes, limit_s=settings.predict_timeout_s)
+
+
+def _lock(kind: str, model: str, device_key: str) -> DeviceLock | NoLock:
+    if kind == "none":
+        return NoLock()
+    key = device_key if kind == "device" else f"model-{model}-{device_key}"
+    return DeviceLock(key, lock_directory())

@@ -1,0 +1,1 @@
+"""One predictor process per model and device, which the workers share: both of its sides."""

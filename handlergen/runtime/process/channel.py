@@ -1,0 +1,290 @@
+"""A connection between a worker and a predictor process: numbered messages over a Unix socket.
+
+A frame is a header, the sizes of the message's buffers, the pickled part, and the buffers themselves unless they lie in
+shared memory. Sending never waits: what the socket does not take at once a thread sends later, so that a slow receiver
+holds up nobody but itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import threading
+from array import array
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from .segments import Incoming, Outgoing, available
+from .values import pack, unpack
+
+SHARED_FROM = 65536
+"""Bytes of buffers from which shared memory costs less than the socket."""
+
+_HEADER = struct.Struct(
+    "=IIQQII"
+)  # kind, number of buffers, request, bytes that follow, segment, segment is new
+_SIZE = struct.Struct("=Q")
+_READ = 1 << 16
+_MOST_DESCRIPTORS = 32
+_ANCILLARY = socket.CMSG_SPACE(_MOST_DESCRIPTORS * array("i").itemsize)
+_RELEASED, _FORGET = 1, 2
+FIRST_KIND = 16
+"""Kinds of messages below are the channel's own."""
+
+
+class Gone(Exception):
+    """The other end has closed the connection, or died."""
+
+
+class Unreadable(NamedTuple):
+    """Stands for a value that this process cannot unpickle: of a class that only the other one can import, say."""
+
+    error: Exception
+
+
+class Message(NamedTuple):
+    """What was received.
+
+    Attributes:
+        kind: What it is; the meaning is the sender's and receiver's affair.
+        number: The request it belongs to.
+        value: Anything; `Unreadable` when it could not be unpickled here.
+    """
+
+    kind: int
+    number: int
+    value: Any
+
+
+class Channel:
+    """One end.
+
+    Args:
+        connection: A connected Unix stream socket; taken over.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._sending = threading.Lock()
+        self._unsent: deque[memoryview] = deque()
+        self._unsent_descriptors: list[int] = []
+        self._writer: threading.Thread | None = None
+        self._outgoing = Outgoing()
+        self._incoming = Incoming()
+        self._received = bytearray()
+        self._descriptors: deque[int] = deque()
+        self._closed = False
+
+    def fileno(self) -> int:
+        """For polling."""
+        return self._socket.fileno()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def set_wait(self, seconds: float) -> None:
+        """How long `receive` waits before it returns nothing."""
+        whole = int(seconds)
+        micros = int((seconds - whole) * 1_000_000)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", whole, micros))
+
+    def send(self, kind: int, number: int, value: Any = None) -> None:
+        """Send a message, from any thread; never waits for the receiver.
+
+        Raises:
+            Gone: The other end is.
+            Exception: The value cannot be pickled; nothing has been sent then.
+        """
+        pickled, buffers = pack(value)
+        sizes = b"".join(_SIZE.pack(buffer.nbytes) for buffer in buffers)
+        total = sum(buffer.nbytes for buffer in buffers)
+        with self._sending:
+            if self._closed:
+                raise Gone
+            frames = self._housekeeping()
+            segment, new = 0, None
+            inline = buffers
+            if total >= SHARED_FROM and available():
+                segment, new = self._outgoing.lay_down(buffers)
+                inline = []
+            length = len(sizes) + len(pickled) + sum(buffer.nbytes for buffer in inline)
+            header = _HEADER.pack(kind, len(buffers), number, length, segment, new is not None)
+            frames += [header, sizes, pickled, *inline] if sizes else [header, pickled]
+            if new is not None:
+                self._unsent_descriptors.append(new)
+            self._send_now(frames)
+
+    def _housekeeping(self) -> list[Any]:
+        """Frames about shared memory that go along."""
+        frames = []
+        released = self._incoming.released
+        while released:
+            frames.append(_HEADER.pack(_RELEASED, 0, released.popleft(), 0, 0, 0))
+        for number in self._outgoing.surplus():
+            frames.append(_HEADER.pack(_FORGET, 0, number, 0, 0, 0))
+        return frames
+
+    def _send_now(self, frames: list[Any]) -> None:
+        if self._unsent:  # in order: behind what waits already
+            self._unsent.extend(memoryview(bytes(frame)) for frame in frames)
+            return
+        descriptors, self._unsent_descriptors = self._unsent_descriptors, []
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
+        try:
+            sent = self._socket.sendmsg(frames, ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            sent = 0
+            self._unsent_descriptors = descriptors
+        except OSError as error:
+            self._closed = True
+            raise Gone from error
+        for frame in frames:
+            view = memoryview(frame)
+            if sent >= view.nbytes:
+                sent -= view.nbytes
+                continue
+            # A copy: the sender's memory is the sender's again when `send` returns.
+            self._unsent.append(memoryview(bytes(view[sent:])))
+            sent = 0
+        if self._unsent:
+            self._writer = threading.Thread(target=self._write, name="handlergen-writer", daemon=True)
+            self._writer.start()
+
+    def _write(self) -> None:
+        """Send what is left, waiting for the receiver."""
+        import select
+
+        poll = select.poll()
+        poll.register(self._socket, select.POLLOUT)
+        while not self._closed:
+            poll.poll(1000)
+            with self._sending:
+                descriptors, self._unsent_descriptors = self._unsent_descriptors, []
+                ancillary = (
+                    [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
+                )
+                try:
+                    piece = self._unsent[0]
+                    sent = self._socket.sendmsg([piece], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                except BlockingIOError:
+                    self._unsent_descriptors = descriptors + self._unsent_descriptors
+                    continue
+                except OSError:
+                    self._closed = True
+                    return
+                self._unsent.popleft()
+                if sent < piece.nbytes:
+                    self._unsent.appendleft(piece[sent:])
+                if not self._unsent:
+                    return
+
+    def receive(self, *, wait: bool = True) -> list[Message]:
+        """The next messages; by one thread at a time.
+
+        Args:
+            wait: For at least some bytes, as long as `set_wait` says; else only what is there.
+
+        Returns:
+            Complete messages; none when the time is over, or when a message has not arrived as a whole.
+
+        Raises:
+            Gone: The other end is, and everything it sent has been received.
+        """
+        try:
+            data, ancillary, _, _ = self._socket.recvmsg(
+                _READ, _ANCILLARY, socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
+            )
+        except (BlockingIOError, InterruptedError):
+            return []
+        except OSError as error:
+            raise Gone from error
+        self._take_descriptors(ancillary)
+        if not data:
+            raise Gone
+        self._received += data
+        return list(self._complete())
+
+    def _take_descriptors(self, ancillary: list[tuple[int, int, bytes]]) -> None:
+        for _level, _type, raw in ancillary:
+            descriptors = array("i")
+            descriptors.frombytes(raw[: len(raw) - len(raw) % descriptors.itemsize])
+            self._descriptors.extend(descriptors)
+
+    def _complete(self) -> Iterator[Message]:
+        received = self._received
+        start = 0
+        while len(received) - start >= _HEADER.size:
+            kind, count, number, length, segment, new = _HEADER.unpack_from(received, start)
+            end = start + _HEADER.size + length
+            if len(received) < end:
+                if length > _READ:
+                    self._read_on(end)
+                    continue
+                break
+            if kind == _RELEASED:
+                with self._sending:
+                    self._outgoing.returned(number)
+            elif kind == _FORGET:
+                self._incoming.forget(number)
+            else:
+                if new:
+                    self._incoming.add(segment, self._descriptors.popleft())
+                body = received[start + _HEADER.size : end]
+                try:
+                    value = self._value(body, count, segment)
+                except Exception as error:
+                    value = Unreadable(error)
+                yield Message(kind, number, value)
+            start = end
+        del received[:start]
+
+    def _read_on(self, end: int) -> None:
+        """Wait for the rest of a long frame, in large pieces."""
+        received = self._received
+        missing = end - len(received)
+        rest = bytearray(missing)
+        view = memoryview(rest)
+        got = 0
+        while got < missing:
+            try:
+                size, ancillary, _, _ = self._socket.recvmsg_into(
+                    [view[got:]], _ANCILLARY, socket.MSG_WAITALL | socket.MSG_CMSG_CLOEXEC
+                )
+            except (BlockingIOError, InterruptedError):
+                continue
+            except OSError as error:
+                raise Gone from error
+            self._take_descriptors(ancillary)
+            if not size:
+                raise Gone
+            got += size
+        received += rest
+
+    def _value(self, body: bytearray, count: int, segment: int) -> Any:
+        whole = memoryview(body)
+        head = count * _SIZE.size
+        sizes = [size for (size,) in _SIZE.iter_unpack(whole[:head])]
+        if segment:
+            return unpack(whole[head:], self._incoming.views(segment, sizes))
+        place = len(body) - sum(sizes)
+        pickled = whole[head:place]
+        buffers = []
+        for size in sizes:
+            buffers.append(whole[place : place + size])
+            place += size
+        return unpack(pickled, buffers)
+
+    def close(self) -> None:
+        """End the connection."""
+        with self._sending:
+            self._closed = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        while self._descriptors:
+            os.close(self._descriptors.popleft())
+        self._outgoing.close()

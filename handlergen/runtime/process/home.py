@@ -1,0 +1,323 @@
+"""Where the workers of one model, on one device of one server, meet their predictor process.
+
+A directory below the user's lock directory (0700, checked there), named after the server's process, the model, its
+version, the directory that TorchServe unpacked it into, and the device. It holds the socket, the page (`page`), the
+output (`output`), and two locks, which the kernel frees when their holder dies:
+
+- `owner.lock` is held by the predictor process for its life: there are never two.
+- `start.lock` is held by a worker while it starts one: twenty workers that want one start it once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ..device_lock import lock_directory
+
+ARGUMENTS_FILE = "arguments.json"
+"""What the process is told when it starts."""
+
+_PREFIX = "predictor-"
+_LONGEST_DELAY_S = 30.0
+_SETTLED_S = 60.0
+
+
+class NotOurs(Exception):
+    """The process at the other end of the socket is another user's."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a predictor process serves. Two workers with equal identities share it.
+
+    Attributes:
+        server: The server's process id.
+        server_started: When it started, in the kernel's ticks since boot: tells it from a later process.
+        name, version: The model's.
+        model_dir: Where its archive is unpacked.
+        device: `cpu` or `gpu` with its logical index.
+    """
+
+    server: int
+    server_started: int
+    name: str
+    version: str
+    model_dir: str
+    device: str
+
+    def alive(self) -> bool:
+        """Whether the server's process is."""
+        return _started(self.server) == self.server_started
+
+
+@dataclass(frozen=True)
+class Starts:
+    """How the last starts went; what the back-off is reckoned from.
+
+    Attributes:
+        last: When the last one began, `time.monotonic()`.
+        in_a_row: How many ended before they had served for a while.
+        reason: Why the last one could not load the model; empty when it could.
+        total: How many there were.
+    """
+
+    last: float = 0.0
+    in_a_row: int = 0
+    reason: str = ""
+    total: int = 0
+
+    def next_after(self) -> float:
+        """When the next may begin: at once after a first death, then 1, 2, 4 ... 30 seconds after the last."""
+        if self.in_a_row <= 1:
+            return self.last
+        return self.last + min(_LONGEST_DELAY_S, 2.0 ** (self.in_a_row - 2))
+
+
+class Home:
+    """The directory.
+
+    Args:
+        identity: Whose.
+        base: The user's private directory; `lock_directory()` unless a test says otherwise.
+    """
+
+    def __init__(self, identity: Identity, base: Path | None = None) -> None:
+        self.identity = identity
+        text = json.dumps(asdict(identity), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        readable = re.sub(r"[^A-Za-z0-9._-]", "_", identity.name)[:40]
+        self.path = (base or lock_directory()) / f"{_PREFIX}{identity.server}-{readable}-{digest}"
+
+    @classmethod
+    def at(cls, path: Path) -> Home:
+        """The home that a worker has made, for the process that it starts.
+
+        Raises:
+            OSError, ValueError: It is not there, or not one.
+        """
+        return cls(Identity(**json.loads((path / "identity.json").read_text("utf-8"))), path.parent)
+
+    def make(self) -> None:
+        """Make the directory if it is not there, and remove those of servers that are gone."""
+        remove_orphans(self.path.parent)
+        self.path.mkdir(mode=0o700, exist_ok=True)
+        draft = self.path / f".identity.{os.getpid()}"
+        draft.write_text(json.dumps(asdict(self.identity)), "utf-8")
+        draft.replace(self.path / "identity.json")
+
+    @property
+    def page(self) -> Path:
+        return self.path / "page"
+
+    @property
+    def output(self) -> Path:
+        return self.path / "output"
+
+    def listen(self) -> socket.socket:
+        """Make the socket; whoever connects from then on waits until it is accepted.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with _reachable(self.path) as place:
+            draft = Path(place, ".socket")
+            draft.unlink(missing_ok=True)
+            listener.bind(str(draft))
+            draft.chmod(0o600)
+            listener.listen(256)
+            draft.replace(Path(place, "socket"))
+        return listener
+
+    def connect(self) -> socket.socket | None:
+        """A connection to the predictor process; None when none listens.
+
+        Raises:
+            NotOurs: Another user's process does.
+        """
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with _reachable(self.path) as place:
+                connection.connect(f"{place}/socket")
+        except OSError:
+            connection.close()
+            return None
+        try:
+            check_peer(connection)
+        except NotOurs:
+            connection.close()
+            raise
+        return connection
+
+    @contextlib.contextmanager
+    def starting(self, wait_s: float) -> Iterator[bool]:
+        """Hold `start.lock`; yields False when another holds it all that time.
+
+        Raises:
+            FileNotFoundError: The directory is gone; `make` it again.
+        """
+        with _lock(self.path / "start.lock", wait_s) as held:
+            yield held is not None
+
+    def own(self) -> int | None:
+        """Take `owner.lock` for this process's life; its descriptor, or None when another process has it."""
+        return _try_lock(self.path / "owner.lock")
+
+    def starts(self) -> Starts:
+        """How the last starts went."""
+        try:
+            return Starts(**json.loads((self.path / "starts.json").read_text("utf-8")))
+        except (OSError, ValueError, TypeError):
+            return Starts()
+
+    def note_start(self) -> None:
+        """A process is being started; only under `start.lock`."""
+        before, now = self.starts(), time.monotonic()
+        in_a_row = before.in_a_row + 1 if before.last and now - before.last < _SETTLED_S else 1
+        self._write(Starts(now, in_a_row, total=before.total + 1))
+
+    def note_failure(self, reason: str) -> None:
+        """The process that was started cannot load the model."""
+        before = self.starts()
+        self._write(replace(before, reason=reason))
+
+    def _write(self, starts: Starts) -> None:
+        draft = self.path / f".starts.{os.getpid()}"
+        draft.write_text(json.dumps(asdict(starts)), "utf-8")
+        draft.replace(self.path / "starts.json")
+
+    def remove(self) -> None:
+        """Remove the directory and what is in it, unless a worker is just starting the next process."""
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = _try_lock(self.path / "start.lock")
+            if descriptor is not None:
+                shutil.rmtree(self.path, ignore_errors=True)
+                os.close(descriptor)
+
+
+def remove_orphans(base: Path) -> None:
+    """Remove the directories of servers that are gone, as SIGKILL leaves them behind."""
+    for path in base.glob(f"{_PREFIX}*"):
+        try:
+            orphan = not Home.at(path).identity.alive()
+        except (OSError, ValueError, TypeError):
+            continue
+        if not orphan:
+            continue
+        descriptor = _try_lock(path / "owner.lock")
+        if descriptor is not None:  # else a predictor process is just about to end, and removes it itself
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(descriptor)
+
+
+def server_of_this_process() -> tuple[int, int]:
+    """The process id and start of TorchServe's frontend: the nearest Java above this process, else its parent.
+
+    A launcher (torchrun, numactl) may stand between the two.
+    """
+    parent = pid = os.getppid()
+    for _ in range(8):
+        name, above = _name_and_parent(pid)
+        if name == "java":
+            return pid, _started(pid)
+        if above <= 1:
+            break
+        pid = above
+    return parent, _started(parent)
+
+
+def check_peer(connection: socket.socket) -> None:
+    """See that the process at the other end is this user's.
+
+    Raises:
+        NotOurs: It is not.
+    """
+    if not hasattr(socket, "SO_PEERCRED"):
+        return  # the directory is this user's alone
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _pid, uid, _gid = struct.unpack("3i", raw)
+    if uid != os.geteuid():
+        raise NotOurs(f"the process at the predictor's socket is user {uid}'s")
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat behind the name (proc_pid_stat(5)): state, parent, ..., start time at 19."""
+    text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    return text[text.rindex(")") + 2 :].split()
+
+
+def _started(pid: int) -> int:
+    """In clock ticks since boot; 0 where that cannot be known, -1 when there is no such process."""
+    try:
+        fields = _stat(pid)
+        return -1 if fields[0] in "ZX" else int(fields[19])
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return -1
+    except (OSError, ValueError, IndexError):
+        return 0
+    try:  # no /proc: only whether it is there
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return -1
+    except PermissionError:
+        return 0
+    return 0
+
+
+def _name_and_parent(pid: int) -> tuple[str, int]:
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text("utf-8", "replace").strip()
+        return name, int(_stat(pid)[1])
+    except (OSError, ValueError, IndexError):
+        return "", 0
+
+
+@contextlib.contextmanager
+def _reachable(directory: Path) -> Iterator[str]:
+    """A short name of the directory: a socket's address has room for about 100 bytes (unix(7))."""
+    if len(os.fsencode(directory)) < 80 or not Path("/proc/self/fd").exists():
+        yield str(directory)
+        return
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(path: Path) -> int | None:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            return None
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)  # a predictor process that ended has just removed the directory
+
+
+@contextlib.contextmanager
+def _lock(path: Path, wait_s: float) -> Iterator[int | None]:
+    deadline = time.monotonic() + wait_s
+    while (descriptor := _try_lock(path)) is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    try:
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)

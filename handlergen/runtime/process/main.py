@@ -1,0 +1,168 @@
+"""The predictor process: `python -m handlergen_runtime.process.main HOME`, started by a worker (`start`).
+
+It listens before it imports anything heavy, so that whoever wants it waits for this one instead of starting another;
+loads the model; predicts; and ends when no worker has held a connection for a while, or the server is gone.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .home import ARGUMENTS_FILE, Home
+from .page import ENDING, IDLE, Page
+
+if TYPE_CHECKING:
+    from .peers import Peers
+
+_TICK_S = 0.1
+_FIRST_WORKER_WITHIN_S = 30.0
+_ALONE_S = 2.0
+_END_WITHIN_S = 2.0
+_OWNER_WITHIN_S = 10.0
+BROKEN_DEVICE = 70
+CANNOT_LOAD = 71
+
+
+def main(arguments: list[str]) -> int:
+    """Serve the workers that belong to a home; returns the exit status."""
+    home = Home.at(Path(arguments[0]))
+    owner = _own(home)
+    if owner is None:  # another process serves already
+        return 0
+    faulthandler.enable()
+    logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
+    page = Page.make(home.page)
+    listener = home.listen()
+    process = _Process(home, page, listener, json.loads((home.path / ARGUMENTS_FILE).read_text("utf-8")))
+    return process.run()
+
+
+class _Process:
+    def __init__(self, home: Home, page: Page, listener: socket.socket, arguments: dict[str, Any]) -> None:
+        self._home = home
+        self._page = page
+        self._arguments = arguments
+        self._listener = listener
+        self._end = self._end_at_once
+        self._flush: Callable[[], None] = lambda: None
+        self._peers: Peers | None = None
+        self._ended = threading.Event()
+
+    def run(self) -> int:
+        threading.Thread(target=self._watch, name="handlergen-watch", daemon=True).start()
+        # Only now: torch takes a second or more.
+        from ..contract import CONTRACT_FILE, Bundle
+        from ..model import LoadedModel
+        from ..predictor import HOOK_ERRORS
+        from ..tracebacks import user_traceback
+        from .channel import Message
+        from .peers import Peer, Peers
+        from .protocol import Welcome
+        from .serving import NotingLock, Serving
+
+        model_dir = Path(self._arguments["model_dir"])
+        bundle = Bundle.from_json((model_dir / CONTRACT_FILE).read_text(encoding="utf-8"))
+        serving: Serving | None = None
+
+        def take(peer: Peer, message: Message) -> None:
+            if serving is not None:  # nobody asks before it has been welcomed
+                serving.take(peer, message)
+
+        peers = self._peers = Peers(self._listener, take)
+        locks: list[NotingLock] = []
+
+        def guard(lock: Any) -> NotingLock:
+            locks.append(NotingLock(lock, self._page))
+            return locks[0]
+
+        try:
+            model = LoadedModel(bundle, model_dir, gpu_id=self._arguments["gpu_id"], guard=guard)
+            serving = Serving(
+                bundle,
+                model,
+                locks[0],
+                page=self._page,
+                peers=lambda: peers,
+                batch_size=self._arguments["batch_size"],
+            )
+        except HOOK_ERRORS as error:
+            logging.getLogger("handlergen").error(
+                "handlergen: model %s could not be loaded\n%s",
+                bundle.settings.name,
+                user_traceback(error, user_root=str(model_dir)),
+            )
+            reason = f"{type(error).__name__}: {error}"
+            self._home.note_failure(reason)
+            peers.refuse(reason)
+            time.sleep(0.5)  # until they have it
+            return CANNOT_LOAD
+        self._end, self._flush = serving.waiting.end, serving.flush
+        self._page.enter(IDLE)
+        about = model.predictor.describe()
+        peers.welcome(
+            lambda number: Welcome(number, os.getpid(), about["device"], about["device_key"], about["load_s"])
+        )
+        if not serving.predict_until_ended():
+            logging.getLogger("handlergen").error(
+                "the device does not answer any more; process %d ends, and another one goes on", os.getpid()
+            )
+            time.sleep(0.2)  # until the last answers are out
+            serving.flush()
+            os._exit(BROKEN_DEVICE)
+        self._page.enter(ENDING)
+        serving.flush()
+        peers.close()
+        self._home.remove()
+        self._ended.set()
+        model.close()
+        return 0
+
+    def _end_at_once(self) -> None:
+        self._home.remove()
+        os._exit(0)
+
+    def _watch(self) -> None:
+        """End the process when nobody needs it any more; write spans meanwhile."""
+        alone_since = time.monotonic()
+        patience = _FIRST_WORKER_WITHIN_S
+        while True:
+            time.sleep(_TICK_S)
+            self._flush()
+            now = time.monotonic()
+            if self._peers is not None and len(self._peers):
+                alone_since, patience = now, _ALONE_S
+            served = self._home.identity.alive()
+            if served and now - alone_since < patience:
+                continue
+            self._end()
+            if not self._ended.wait(_END_WITHIN_S):  # predict does not return
+                self._end_at_once()
+            return
+
+
+def _own(home: Home) -> int | None:
+    """The lock that says that this is the one; None when another process is it and listens."""
+    deadline = time.monotonic() + _OWNER_WITHIN_S
+    while (owner := home.own()) is None:
+        connection = home.connect()
+        if connection is not None:
+            connection.close()
+            return None
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.02)  # the one before is just ending
+    return owner
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

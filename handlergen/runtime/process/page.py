@@ -1,0 +1,159 @@
+"""What a predictor process is doing, in a mapped file that outlives it.
+
+The workers read it without asking: whether their request is in the user's code or still waits, since when a predict
+runs, how many there were. When the process dies, the page still says whose requests died with it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+LOADING, IDLE, PREDICTING, ENDING = range(4)
+STATES = ("loading", "idle", "predicting", "ending")
+
+_HEADER = struct.Struct("=8sqqq")  # magic, pid, state, in this state since (monotonic ns)
+_MAGIC = b"HGPAGE1\0"
+_COUNTS = struct.Struct("=qqqq")  # predictions, requests, largest batch, waiting
+_COUNTS_AT = 64
+_VERDICT_AT = 128
+_VERDICT = struct.Struct("=q")
+_SLOTS_AT = 256
+_SLOT = struct.Struct("=Q")
+SLOTS = 1024
+_SIZE = _SLOTS_AT + SLOTS * _SLOT.size
+TIMED_OUT = 1
+
+
+class Picture(NamedTuple):
+    """The page at one moment.
+
+    Attributes:
+        pid: The predictor process.
+        state: One of `STATES`.
+        since_s: How long it has been in it, in seconds.
+        predictions: Calls of the user's predict.
+        requests: What those were for.
+        largest_batch: The most requests in one call.
+        waiting: Requests that waited when the last was taken.
+    """
+
+    pid: int
+    state: str
+    since_s: float
+    predictions: int
+    requests: int
+    largest_batch: int
+    waiting: int
+
+
+class Page:
+    """The mapped file.
+
+    Args:
+        descriptor: Of the file; taken over.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        try:
+            if os.fstat(descriptor).st_size != _SIZE:
+                raise ValueError("not a page of a predictor process")
+            self._memory = mmap.mmap(descriptor, _SIZE)
+        finally:
+            os.close(descriptor)
+        if self._memory[: len(_MAGIC)] != _MAGIC:
+            raise ValueError("not a page of a predictor process")
+        self._free = list(range(SLOTS - 1, -1, -1))
+        self._counts = [0, 0, 0, 0]
+
+    @classmethod
+    def make(cls, path: Path) -> Page:
+        """A new page for this process; the one of the process before stays with whoever has it open.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        draft = path.with_name(f".page.{os.getpid()}")
+        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        os.ftruncate(descriptor, _SIZE)
+        os.pwrite(descriptor, _HEADER.pack(_MAGIC, os.getpid(), LOADING, time.monotonic_ns()), 0)
+        draft.replace(path)
+        return cls(descriptor)
+
+    @classmethod
+    def open(cls, path: Path) -> Page:
+        """The page of the process that runs.
+
+        Raises:
+            OSError, ValueError: There is none.
+        """
+        return cls(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+
+    def enter(self, state: int) -> None:
+        """The process does something else from now on."""
+        _HEADER.pack_into(self._memory, 0, _MAGIC, os.getpid(), state, time.monotonic_ns())
+
+    def take_slot(self, peer: int, number: int) -> int:
+        """Note that a request is in the user's code; before it is.
+
+        Args:
+            peer: Number of the worker's connection.
+            number: Of the request, as that worker counts.
+
+        Returns:
+            The slot, for `free_slot`; -1 when none was left, and nothing noted.
+        """
+        try:
+            slot = self._free.pop()
+        except IndexError:
+            return -1
+        _SLOT.pack_into(self._memory, _SLOTS_AT + slot * _SLOT.size, _name(peer, number))
+        return slot
+
+    def free_slot(self, slot: int) -> None:
+        """The request has left the user's code."""
+        if slot >= 0:
+            _SLOT.pack_into(self._memory, _SLOTS_AT + slot * _SLOT.size, 0)
+            self._free.append(slot)
+
+    def count(self, requests: int, waiting: int) -> None:
+        """One more call of predict."""
+        counts = self._counts
+        counts[0] += 1
+        counts[1] += requests
+        counts[2] = max(counts[2], requests)
+        counts[3] = waiting
+        _COUNTS.pack_into(self._memory, _COUNTS_AT, *counts)
+
+    def holds(self, peer: int, number: int) -> bool:
+        """Whether a request is in the user's code, or was when the process died."""
+        wanted = _SLOT.pack(_name(peer, number))
+        place = _SLOTS_AT
+        while (place := self._memory.find(wanted, place)) >= 0:
+            if (place - _SLOTS_AT) % _SLOT.size == 0:
+                return True
+            place += 1
+        return False
+
+    def condemn(self) -> None:
+        """Note that the process is killed because its predict takes too long; before it is."""
+        _VERDICT.pack_into(self._memory, _VERDICT_AT, TIMED_OUT)
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether it was killed for that."""
+        return bool(_VERDICT.unpack_from(self._memory, _VERDICT_AT)[0] == TIMED_OUT)
+
+    def look(self) -> Picture:
+        """What the process does now."""
+        _, pid, state, since = _HEADER.unpack_from(self._memory, 0)
+        since_s = (time.monotonic_ns() - since) / 1e9
+        return Picture(pid, STATES[state], since_s, *_COUNTS.unpack_from(self._memory, _COUNTS_AT))
+
+
+def _name(peer: int, number: int) -> int:
+    return (peer << 32 | number & 0xFFFFFFFF) + 1

@@ -1,0 +1,122 @@
+"""Where a worker's requests are answered: in this process, or with a predictor process (`process.sites`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from .answering import Answering
+from .contract import Bundle
+from .device import share_the_cores
+from .hooks import BoundHook, Item
+from .model import LoadedModel
+from .pipeline import Pipeline
+
+
+class Site(Protocol):
+    """What a worker asks of it.
+
+    Attributes:
+        is_healthy: Asks the module's `is_healthy`; None without one.
+    """
+
+    is_healthy: Callable[[Mapping[str, Any]], Any] | None
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The stages one by one."""
+
+    def answer(self, items: Sequence[Item]) -> int:
+        """Give each item its `reply` or its `failure`; returns how many were no descriptions."""
+
+    def describe(self) -> dict[str, Any]:
+        """`predictor` and `types`, for `describe.description`."""
+
+    def flush(self) -> None:
+        """Write what was recorded of a batch."""
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+
+
+class Place(Protocol):
+    """Makes a site."""
+
+    def __call__(
+        self,
+        bundle: Bundle,
+        model_dir: Path,
+        *,
+        gpu_id: int | None,
+        batch_size: int,
+        describe: Callable[[], Any],
+    ) -> Site: ...
+
+
+class Here:
+    """All of it in this process, with a copy of the model of its own.
+
+    Args:
+        bundle: Contract and settings.
+        model_dir: Where the archive is unpacked.
+        gpu_id: A logical index, or None for the CPU.
+        batch_size: The most requests that come at once.
+        describe: What describe answers.
+
+    Attributes:
+        model: The model.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        model_dir: Path,
+        *,
+        gpu_id: int | None,
+        batch_size: int,
+        describe: Callable[[], Any],
+    ) -> None:
+        self.model = LoadedModel(bundle, model_dir, gpu_id=gpu_id)
+        self._answering = Answering(bundle, self.model, batch_size=batch_size, describe=describe)
+        self.is_healthy = self.model.is_healthy
+
+    @classmethod
+    def among_others(
+        cls,
+        bundle: Bundle,
+        model_dir: Path,
+        *,
+        gpu_id: int | None,
+        batch_size: int,
+        describe: Callable[[], Any],
+    ) -> Here:
+        """As one of several workers, which share the machine's cores."""
+        share_the_cores()
+        return cls(bundle, model_dir, gpu_id=gpu_id, batch_size=batch_size, describe=describe)
+
+    @property
+    def pipeline(self) -> Pipeline:
+        return self._answering.pipeline
+
+    def answer(self, items: Sequence[Item]) -> int:
+        return self._answering.answer(items)
+
+    def observe(self, observed: Callable[[int, str, BoundHook], BoundHook]) -> None:
+        """See `Worker.observe`."""
+        self.model.predictor.use(self._answering.observe(observed))
+
+    def wait_for_ever(self) -> None:
+        """See `Worker.wait_for_ever`."""
+        self.model.predictor.wait_for_ever()
+
+    def describe(self) -> dict[str, Any]:
+        return {"predictor": self.model.predictor.describe(), "types": self._answering.types()}
+
+    def flush(self) -> None:
+        if self.model.spans is not None:
+            self.model.spans.flush()
+
+    def close(self) -> None:
+        self._answering.close()
+        self.model.close()
