@@ -214,6 +214,9 @@ class Serving:
         try:
             self._answering.answer([item])
             peer.send(ANSWER, number, Answered(item.reply, item.failure, item.sent))
+        except BaseException as error:  # whatever it is: somebody waits for the answer
+            self.fail(item, error, "handle")
+            peer.send(ANSWER, number, Answered(None, item.failure, item.sent))
         finally:
             slot.leave()
 

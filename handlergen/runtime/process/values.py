@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable, Iterable
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -55,7 +56,8 @@ def _reduce_tensor(value: torch.Tensor) -> Any:
 
 class _Pickler(pickle.Pickler):
     dispatch_table: ClassVar[dict[type, Callable[[Any], Any]]] = {  # type: ignore[misc]
-        torch.Tensor: _reduce_tensor
+        torch.Tensor: _reduce_tensor,
+        MappingProxyType: lambda value: (MappingProxyType, (dict(value),)),
     }
 
 
