@@ -57,7 +57,7 @@ def _reduce_tensor(value: torch.Tensor) -> Any:
 class _Pickler(pickle.Pickler):
     dispatch_table: ClassVar[dict[type, Callable[[Any], Any]]] = {  # type: ignore[misc]
         torch.Tensor: _reduce_tensor,
-        MappingProxyType: lambda value: (MappingProxyType, (dict(value),)),
+        MappingProxyType: lambda value: (_read_only, (dict(value),)),
     }
 
 
@@ -70,6 +70,10 @@ def _is_plain(value: torch.Tensor) -> bool:
         and not value.is_conj()
         and not value.is_neg()
     )
+
+
+def _read_only(items: dict[Any, Any]) -> Any:
+    return MappingProxyType(items)  # which pickle cannot name
 
 
 def _empty(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
