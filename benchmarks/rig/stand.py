@@ -25,10 +25,11 @@ STOCK = {"log_config": "", "metrics_mode": "log", "metrics_config": "", "system_
 
 
 class Server(NamedTuple):
-    """A running TorchServe: the address of its predictions, and its frontend's process."""
+    """A running TorchServe: the address of its predictions, its frontend's process, its configuration."""
 
     address: tuple[str, int]
     pid: int
+    config: Path
 
 
 class Stand:
@@ -46,9 +47,16 @@ class Stand:
         self.trace_dir.mkdir()
 
     def archive(
-        self, name: str, module: str, *, workers: int, batch_size: int, config: Mapping[str, Any]
+        self,
+        name: str,
+        module: str,
+        *,
+        workers: int,
+        batch_size: int,
+        config: Mapping[str, Any],
+        **settings: Any,
     ) -> None:
-        """Archive a module of `handlers/` with handlergen."""
+        """Archive a module of `handlers/` with handlergen; `settings` are more of its settings."""
         archive(
             HANDLERS / f"{module}.py",
             model_store=self.store,
@@ -57,6 +65,7 @@ class Stand:
             batch_size=batch_size,
             config=dict(config),
             devices="cpu",
+            **settings,
         )
 
     def archive_by_hand(
@@ -137,4 +146,6 @@ class Stand:
         if trace:
             environ["HANDLERGEN_TRACE_DIR"] = str(self.trace_dir)
         with serve(directory / "config.properties", timeout=_TIMEOUT_S, environ=environ) as running:
-            yield Server(running.settings.addresses()["inference"], running.pid)
+            yield Server(
+                running.settings.addresses()["inference"], running.pid, directory / "config.properties"
+            )

@@ -30,6 +30,9 @@ _SIZE = struct.Struct("=Q")
 _READ = 1 << 16
 _MOST_DESCRIPTORS = 32
 _ANCILLARY = socket.CMSG_SPACE(_MOST_DESCRIPTORS * array("i").itemsize)
+_DONTWAIT = int(socket.MSG_DONTWAIT)  # plain integers: an enum's `|` takes 2 µs
+_AT_ONCE = _DONTWAIT | int(socket.MSG_NOSIGNAL)
+_WAITING = int(socket.MSG_CMSG_CLOEXEC)
 _RELEASED, _FORGET = 1, 2
 FIRST_KIND = 16
 """Kinds of messages below are the channel's own."""
@@ -135,7 +138,7 @@ class Channel:
         descriptors, self._unsent_descriptors = self._unsent_descriptors, []
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
         try:
-            sent = self._socket.sendmsg(frames, ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            sent = self._socket.sendmsg(frames, ancillary, _AT_ONCE)
         except BlockingIOError:
             sent = 0
             self._unsent_descriptors = descriptors
@@ -169,7 +172,7 @@ class Channel:
                 )
                 try:
                     piece = self._unsent[0]
-                    sent = self._socket.sendmsg([piece], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                    sent = self._socket.sendmsg([piece], ancillary, _AT_ONCE)
                 except BlockingIOError:
                     self._unsent_descriptors = descriptors + self._unsent_descriptors
                     continue
@@ -196,7 +199,7 @@ class Channel:
         """
         try:
             data, ancillary, _, _ = self._socket.recvmsg(
-                _READ, _ANCILLARY, socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
+                _READ, _ANCILLARY, _WAITING if wait else _WAITING | _DONTWAIT
             )
         except (BlockingIOError, InterruptedError):
             return []

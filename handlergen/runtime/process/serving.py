@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import resource
 import threading
 from collections.abc import Callable, Sequence
@@ -111,6 +112,8 @@ class Serving:
         if settings.stages == "predictor":
             here = _Here(model, self.waiting, self._slots)
             self._answering = Answering(bundle, here, batch_size=max(8, batch_size), describe=dict)
+        self._replies: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        threading.Thread(target=self._reply, name="handlergen-replies", daemon=True).start()
         model.predictor.use(tuple(self._noting(stage) for stage in model.hooks))
 
     def take(self, peer: Peer, message: Message) -> None:
@@ -153,6 +156,17 @@ class Serving:
             if self._model.device.broken:
                 return False
         return True
+
+    def reply(self, send: Callable[[], None]) -> None:
+        """Send an answer: now, or beside the next predict when the device has something to do already."""
+        if len(self.waiting):
+            self._replies.put(send)
+        else:
+            send()
+
+    def _reply(self) -> None:
+        while True:
+            self._replies.get()()
 
     def fail(self, item: Item, error: BaseException, hook: str) -> None:
         """Settle a failure."""
@@ -205,13 +219,13 @@ class Serving:
 
     def _answer(self, peer: Peer, number: int, raw: Raw) -> None:
         """All stages of one request, on a thread of its own."""
-        assert self._answering is not None
         (item,) = open_items([raw.entry], [raw.properties], [raw.request_id])
         if raw.streams:
             item.outlet = _PeerOutlet(peer, number)
         slot = self._slots.current = _Slot(self._page, peer, number)
         slot.enter()
         try:
+            assert self._answering is not None
             self._answering.answer([item])
             peer.send(ANSWER, number, Answered(item.reply, item.failure, item.sent))
         except BaseException as error:  # whatever it is: somebody waits for the answer
@@ -256,6 +270,9 @@ class _Sent:
         self._slot.enter()
 
     def done(self) -> None:
+        self._serving.reply(self._send)
+
+    def _send(self) -> None:
         item, metadata = self.item, self.item.request._metadata
         try:
             answer = Predicted(item.outputs, item.failure, metadata, item.sent)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import queue
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -17,14 +17,15 @@ class Entry(Protocol):
     Attributes:
         item: It.
         explains: It wants an explanation, not a prediction.
-        abandoned: Nobody waits for its answer any more.
     """
 
     item: Item
     explains: bool
 
     @property
-    def abandoned(self) -> bool: ...
+    def abandoned(self) -> bool:
+        """Nobody waits for its answer any more."""
+
     def entered(self) -> None:
         """It is in the user's code from now on."""
 
@@ -46,24 +47,21 @@ class Waiting:
     def __init__(self, *, most: int, linger_s: float) -> None:
         self._most = most
         self._linger_s = linger_s
-        self._entries: deque[Entry] = deque()
-        self._changed = threading.Condition()
+        self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
+        self._next: Entry | None = None
         self._ended = False
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return self._queue.qsize()
 
     def put(self, entry: Entry) -> None:
         """Add a request; from any thread."""
-        with self._changed:
-            self._entries.append(entry)
-            self._changed.notify()
+        self._queue.put(entry)
 
     def end(self) -> None:
         """Let `take` return nothing from now on."""
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
+        self._ended = True
+        self._queue.put(None)
 
     def take(self) -> list[Entry]:
         """What is there, up to the most that one predict takes, oldest first; waits for the first.
@@ -73,40 +71,38 @@ class Waiting:
         Returns:
             Nothing after `end`.
         """
-        with self._changed:
-            while True:
-                self._changed.wait_for(lambda: self._entries or self._ended)
-                if self._ended:
-                    return []
-                if self._linger_s and len(self._entries) < self._most:
-                    self._linger()
-                taken = self._taken()
-                if taken:
-                    return taken
-
-    def _linger(self) -> None:
-        until = time.monotonic() + self._linger_s
-        while len(self._entries) < self._most and not self._ended:
-            left = until - time.monotonic()
-            if left <= 0 or not self._changed.wait(left):
-                return
-
-    def _taken(self) -> list[Entry]:
-        taken: list[Entry] = []
-        while self._entries and len(taken) < self._most:
-            entry = self._entries[0]
-            if entry.abandoned:
-                entry.skipped()
-            elif taken and (entry.explains or taken[0].explains):
+        first, self._next = self._next, None
+        while first is None:
+            first = self._wanted(self._queue.get())
+            if self._ended:
+                return []
+        taken = [first]
+        if first.explains or self._most == 1:
+            return taken
+        until = time.monotonic() + self._linger_s if self._linger_s else 0.0
+        while len(taken) < self._most:
+            try:
+                left = until - time.monotonic() if until else 0.0
+                entry = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
+            except queue.Empty:
                 break
-            else:
-                taken.append(entry)
-            self._entries.popleft()
+            wanted = self._wanted(entry)
+            if wanted is not None and wanted.explains:
+                self._next = wanted
+                break
+            if wanted is not None:
+                taken.append(wanted)
         return taken
+
+    def _wanted(self, entry: Entry | None) -> Entry | None:
+        if entry is not None and entry.abandoned:
+            entry.skipped()
+            return None
+        return entry
 
 
 class Taken:
-    """What `take` returned, as `Arrivals` of one batch: all of it is ready, and nothing follows."""
+    """What `take` returned, as `Ready` for the predictor: all of it is there, and nothing follows."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         self._by_item = {id(entry.item): entry for entry in entries}

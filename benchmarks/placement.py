@@ -1,0 +1,298 @@
+"""One copy of the model in a predictor process, beside a copy in each worker behind the device lock.
+
+    python benchmarks/placement.py [--parts stages,latency,batches,memory,scaling] [--repeats 3] [--seconds 5]
+
+Both on one server in the same run, their turns interleaved; medians over the repeats. Every answer is checked.
+
+    stages    wait 10 ms, predict 10 ms, wait 10 ms (A), and 8 ms of CPU, 10 ms, 4 ms of CPU (B); 16 clients, 4 workers
+    latency   a module that does nothing, one client: what the way to another process adds
+    batches   a network of 6 layers of 2048 x 2048 that takes batches: 16 clients, and one
+    memory    8 workers, a network of 400 MB: private memory of all processes
+    scaling   from 1 to 8 workers with it, beside a module without weights
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import psutil
+from rig.load import Exchange, Load, run_load
+from rig.machine import machine
+from rig.stand import Server, Stand
+
+from handlergen import Client
+from handlergen.properties import read_properties
+from handlergen.recordings import busy_share, of_stage, overlapping, read_spans
+
+SKIP_FIRST_S = 1.0
+SKIP_LAST_S = 0.5
+NUMBERS = range(64)
+WAITS = {"before": 10, "predict": 10, "after": 10, "burn": False}
+BURNS = {"before": 8, "predict": 10, "after": 4, "burn": True}
+LAYER_BYTES = 2048 * 2048 * 4
+MEGABYTE = 1e6
+
+
+class Figure(NamedTuple):
+    """One line of the report: a value a repeat, their median, and what is wanted."""
+
+    part: str
+    what: str
+    values: Sequence[float]
+    wanted: str = ""
+    met: bool | None = None
+
+    @property
+    def value(self) -> float:
+        return median(self.values)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--parts", default=",".join(PARTS), help="which (default: all)")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each subject (default: 3)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of a turn (default: 5)")
+    parser.add_argument("--out", type=Path, help="write the report to this file too")
+    arguments = parser.parse_args()
+    lines = ["; ".join(f"{name} {value}" for name, value in machine().items()), ""]
+    print(lines[0], flush=True)
+    figures: list[Figure] = []
+    for part in arguments.parts.split(","):
+        with tempfile.TemporaryDirectory(prefix="handlergen-bench-") as directory:
+            found = PARTS[part](Stand(Path(directory)), arguments)
+        figures += found
+        for figure in found:
+            print(_line(figure), flush=True)
+            lines.append(_line(figure))
+    if arguments.out is not None:
+        arguments.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return 0 if all(figure.met is not False for figure in figures) else 1
+
+
+def stages(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
+    """How busy the device is, with both placements."""
+    subjects = {}
+    for letter, config in (("A", WAITS), ("B", BURNS)):
+        for placement in ("process", "worker"):
+            name = f"{letter}-{placement}"
+            stand.archive(
+                name, "staged", workers=4, batch_size=1, config=config, predictor=placement, stages="worker"
+            )
+            subjects[name] = name
+    busy: dict[str, list[float]] = {name: [] for name in subjects}
+    rates: dict[str, list[float]] = {name: [] for name in subjects}
+    p95: dict[str, list[float]] = {name: [] for name in subjects}
+    with stand.server(trace=True) as server:
+        for name in _turns(tuple(subjects), arguments.repeats):
+            load = _run(server, _exchanges(name), arguments, clients=16)
+            window = load.steady(skip_first_s=SKIP_FIRST_S, skip_last_s=SKIP_LAST_S)
+            time.sleep(0.5)  # the predictor process writes its spans ten times a second
+            predictions = of_stage(read_spans(stand.trace_dir, model=name), "predict")
+            figures = load.figures(window)
+            busy[name].append(busy_share(predictions, *window))
+            rates[name].append(figures.requests_per_s)
+            p95[name].append(figures.latency_ms[95])
+        everything = [
+            span for name in subjects for span in of_stage(read_spans(stand.trace_dir, model=name), "predict")
+        ]
+        overlaps = len(overlapping(everything))
+    found = []
+    for name in subjects:
+        wanted = 0.98 if name.endswith("process") else None
+        found.append(_at_least(name, "device busy", busy[name], wanted))
+        found.append(_at_least(name, "requests/s", rates[name]))
+        found.append(_at_least(name, "latency p95, ms", p95[name]))
+    found.append(Figure("stages", "predict overlaps", [overlaps], "= 0", overlaps == 0))
+    return found
+
+
+def latency(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
+    """What the way to the predictor process and back costs one client."""
+    subjects = ("process", "worker")
+    for placement in subjects:
+        stand.archive(
+            placement, "echo", workers=4, batch_size=1, config={}, predictor=placement, stages="worker"
+        )
+    p50: dict[str, list[float]] = {name: [] for name in subjects}
+    rates: dict[str, list[float]] = {name: [] for name in subjects}
+    with stand.server() as server:
+        for name in subjects:  # until Java has compiled what it runs often
+            run_load(server.address, _echoes(name), clients=16, seconds=3.0)
+        for name in _turns(subjects, arguments.repeats):
+            load = _run(server, _echoes(name), arguments, clients=1)
+            p50[name].append(_figures(load).latency_ms[50])
+        for name in _turns(subjects, arguments.repeats):
+            rates[name].append(_figures(_run(server, _echoes(name), arguments, clients=16)).requests_per_s)
+    added = [ours - other for ours, other in zip(p50["process"], p50["worker"], strict=True)]
+    value = median(added)
+    return [
+        Figure("latency", "added at p50, 1 client, ms", added, "<= 0.25", value <= 0.25),
+        *(_at_least("latency", f"p50, 1 client, {name}, ms", p50[name]) for name in subjects),
+        *(_at_least("latency", f"requests/s, 16 clients, {name}", rates[name]) for name in subjects),
+    ]
+
+
+def batches(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
+    """Batching on arrival, beside copies that predict one request at a time."""
+    subjects = ("process", "worker")
+    for placement in subjects:
+        stand.archive(
+            placement,
+            "mlp",
+            workers=8 if placement == "process" else 4,
+            batch_size=1,
+            config={"layers": 6},
+            predictor=placement,
+            stages="worker",
+            batch="collate" if placement == "process" else "each",
+        )
+    rates: dict[str, list[float]] = {name: [] for name in subjects}
+    p50: dict[str, list[float]] = {name: [] for name in subjects}
+    with stand.server() as server:
+        for name in subjects:
+            run_load(server.address, _exchanges(name), clients=16, seconds=3.0)
+        for name in _turns(subjects, arguments.repeats):
+            rates[name].append(_figures(_run(server, _exchanges(name), arguments, clients=16)).requests_per_s)
+            p50[name].append(_figures(_run(server, _exchanges(name), arguments, clients=1)).latency_ms[50])
+    ratios = [ours / other for ours, other in zip(rates["process"], rates["worker"], strict=True)]
+    idle = [ours / other for ours, other in zip(p50["process"], p50["worker"], strict=True)]
+    return [
+        _at_least("batches", "requests/s, 16 clients, ratio to copies", ratios, 2.5),
+        Figure("batches", "p50, 1 client, ratio to copies", idle, "<= 1.1", median(idle) <= 1.1),
+        *(_at_least("batches", f"requests/s, 16 clients, {name}", rates[name]) for name in subjects),
+        *(_at_least("batches", f"p50, 1 client, {name}, ms", p50[name]) for name in subjects),
+    ]
+
+
+def memory(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
+    """Private memory of a model of 400 MB with 8 workers, and of a worker that has no model."""
+    layers = 24
+    stand.archive(
+        "large",
+        "mlp",
+        workers=8,
+        batch_size=1,
+        config={"layers": layers},
+        predictor="process",
+        stages="worker",
+    )
+    with stand.server() as server:
+        _run(server, _exchanges("large"), arguments, clients=16)
+        large = _private(server)
+    empty = Stand(_fresh(stand))
+    empty.archive("empty", "echo", workers=8, batch_size=1, config={}, predictor="worker")
+    with empty.server() as server:
+        _run(server, _echoes("empty"), arguments, clients=16)
+        workers = _private(server)
+    weights = layers * LAYER_BYTES
+    allowed = 1.1 * weights + sum(workers)
+    return [
+        Figure("memory", "weights, MB", [weights / MEGABYTE]),
+        Figure("memory", "8 workers without a model, MB", [sum(workers) / MEGABYTE]),
+        Figure(
+            "memory",
+            "8 workers and the predictor process, MB",
+            [sum(large) / MEGABYTE],
+            f"<= {allowed / MEGABYTE:.0f}",
+            sum(large) <= allowed,
+        ),
+        Figure("memory", "of that the predictor process, MB", [max(large) / MEGABYTE]),
+    ]
+
+
+def scaling(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
+    """How long 1 to 8 workers takes."""
+    stand.archive(
+        "large", "mlp", workers=1, batch_size=1, config={"layers": 24}, predictor="process", stages="worker"
+    )
+    stand.archive("empty", "echo", workers=1, batch_size=1, config={}, predictor="process", stages="worker")
+    took: dict[str, list[float]] = {"large": [], "empty": []}
+    with stand.server() as server, Client(read_properties(server.config)) as client:
+        for name in _turns(("large", "empty"), arguments.repeats):
+            start = time.monotonic()
+            client.scale(name, 8)
+            took[name].append(time.monotonic() - start)
+            client.scale(name, 1)
+    ratios = [large / empty for large, empty in zip(took["large"], took["empty"], strict=True)]
+    value = median(ratios)
+    return [
+        Figure("scaling", "1 to 8 workers, ratio to no weights", ratios, "<= 1.1", value <= 1.1),
+        *(_at_least("scaling", f"1 to 8 workers, {name}, s", took[name]) for name in took),
+    ]
+
+
+PARTS: dict[str, Callable[[Stand, argparse.Namespace], list[Figure]]] = {
+    "stages": stages,
+    "latency": latency,
+    "batches": batches,
+    "memory": memory,
+    "scaling": scaling,
+}
+
+
+def _fresh(stand: Stand) -> Path:
+    directory = stand.store.parent / "second"
+    directory.mkdir()
+    return directory
+
+
+def _private(server: Server) -> list[int]:
+    """Bytes that only one process has, of each Python process of a server."""
+    found = []
+    for process in psutil.Process(server.pid).children(recursive=True):
+        command = " ".join(process.cmdline())
+        if "model_service_worker" in command or "process.main" in command:
+            found.append(process.memory_full_info().uss)
+    return found
+
+
+def _exchanges(name: str) -> list[Exchange]:
+    return [Exchange(f"/predictions/{name}", {"number": n}, {"answer": 2 * n + 1}) for n in NUMBERS]
+
+
+def _echoes(name: str) -> list[Exchange]:
+    return [Exchange(f"/predictions/{name}", {"number": n}, {"number": n}) for n in NUMBERS]
+
+
+def _turns(names: Sequence[str], repeats: int) -> list[str]:
+    """Each name once a repeat, back and forth, so that none always follows the same."""
+    return [
+        name for repeat in range(repeats) for name in (names if repeat % 2 == 0 else tuple(reversed(names)))
+    ]
+
+
+def _run(server: Server, exchanges: Sequence[Exchange], arguments: Any, *, clients: int) -> Load:
+    load = run_load(server.address, exchanges, clients=clients, seconds=arguments.seconds)
+    wrong = sorted({answer.outcome for answer in load.answers} - {"right"})
+    if wrong or not load.answers:
+        raise RuntimeError(f"not every answer was right: {', '.join(wrong) or 'there is none'}")
+    return load
+
+
+def _figures(load: Load) -> Any:
+    return load.figures(load.steady(skip_first_s=SKIP_FIRST_S, skip_last_s=SKIP_LAST_S))
+
+
+def _at_least(part: str, what: str, values: Sequence[float], wanted: float | None = None) -> Figure:
+    if wanted is None:
+        return Figure(part, what, values)
+    return Figure(part, what, values, f">= {wanted:g}", median(values) >= wanted)
+
+
+def _line(figure: Figure) -> str:
+    verdict = "" if figure.met is None else f"{figure.wanted}: {'met' if figure.met else 'NOT met'}"
+    values = f"{figure.value:.4g} | {min(figure.values):.4g} to {max(figure.values):.4g}"
+    return f"| {figure.part} | {figure.what} | {values} | {verdict} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
