@@ -147,7 +147,11 @@ def test_health_as_a_metric(serve_project: Callable[..., Any], monkeypatch: pyte
     served = serve_project(HEALTH.format(asynchronous=""))
     metrics = Metrics()
     worker = Worker(
-        served.worker.bundle, served.worker._model_dir, gpu_id=None, batch_size=1, metrics=metrics
+        served.worker.bundle,
+        served.worker.here.model.context.model_dir,
+        gpu_id=None,
+        batch_size=1,
+        metrics=metrics,
     )
     try:
         deadline = time.monotonic() + 30
