@@ -1,6 +1,6 @@
 """What `map` costs beside the work that it arranges.
 
-    python benchmarks/map_speed.py [--images 320] [--rows 10000] [--repeat 5]
+    python benchmarks/map_speed.py [--images 640] [--rows 10000] [--repeat 5]
 
 Images: JPEG files of 1280 x 960 are decoded, scaled and normalised by PIL in `preprocess`; a small network on
 the CPU (one thread) predicts in batches. Beside map's rate stand "decode only" (the same preprocess in a pool of
@@ -232,7 +232,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=320)
+    parser.add_argument("--images", type=int, default=640)
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeat", type=int, default=5)

@@ -101,7 +101,7 @@ def command(
     Examples:
       handlergen map digits.py rows.jsonl -o answers.jsonl
       handlergen map model-store/digits.mar scans/ -o answers.parquet --batch-size 64
-      tail -f rows.jsonl | handlergen map digits.py - -o - --workers 0
+      tail -f rows.jsonl | handlergen map digits.py - -o - --batch-size 1
     """
     from handlergen.offline.job import as_json as plain
     from handlergen.offline.job import left_by, map_to_file
