@@ -110,7 +110,7 @@ def _report(summary: Summary, output: Path) -> None:
         mean_ms = use.total_ns / use.predicts / 1e6
         lines.append(
             f"{device}: {_counted(use.predicts, 'predict')}, {_counted(use.overlaps, 'overlap')}, "
-            f"busy {100 * summary.busy_share(device):.1f} % of the time, {mean_ms:.2f} ms each"
+            f"busy {100 * summary.busy_share(device):.1f} % of the time, {mean_ms:.3g} ms each"
         )
         if use.overlaps:
             lines.append("  they can overlap with the settings `lock: model` and `lock: none` only")

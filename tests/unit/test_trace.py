@@ -335,7 +335,7 @@ def test_the_command_writes_a_file_and_says_what_is_in_it(tmp_path: Path) -> Non
     assert result.exit_code == 0, result.output
     validate(json.loads(output.read_text()))
     assert "2 requests answered by 1 process in 0.030 s" in result.stderr
-    assert "cpu: 2 predicts, 0 overlaps, busy 13.3 % of the time, 2.00 ms each" in result.stderr
+    assert "cpu: 2 predicts, 0 overlaps, busy 13.3 % of the time, 2 ms each" in result.stderr
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
