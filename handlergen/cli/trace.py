@@ -119,7 +119,7 @@ def _report(summary: Summary, output: Path) -> None:
     if summary.backwards:
         lines.append(f"left out: {_counted(summary.backwards, 'span')} that end before they start")
     if output != _STDOUT:
-        lines.append("open it at https://ui.perfetto.dev (nothing is uploaded) or in chrome://tracing")
+        lines.append("open it at https://ui.perfetto.dev (nothing is uploaded)")
     for line in lines:
         click.echo(line, err=True)
 

@@ -1,4 +1,4 @@
-"""Recorded spans to a trace that Perfetto (https://ui.perfetto.dev) and chrome://tracing open."""
+"""Recorded spans to a trace that Perfetto (https://ui.perfetto.dev) opens, in the Trace Event Format."""
 
 from handlergen.trace.convert import Trace, open_output, write_trace
 from handlergen.trace.summary import DeviceUse, Summary
