@@ -25,8 +25,8 @@ from handlergen.source_module import Function as FunctionNode
 from handlergen.source_module import statements_at_import
 from handlergen.source_tree import SourceTree
 
-_MOST_WALKS = 20_000
-"""Function bodies read for one role; more is a sign of something that this reading does not end on."""
+_MOST_WALKS = 10_000
+"""Calls followed altogether; more is a sign of something that this reading does not end on."""
 
 
 class Walker(Calls):
@@ -47,7 +47,6 @@ class Walker(Calls):
         self.events = events
         self.loading = loading
         self._round += 1
-        self._walks = 0
 
     def read_module(self, scope: Scope, tree: ast.Module) -> None:
         before, loading = self.events, self.loading
@@ -56,16 +55,16 @@ class Walker(Calls):
         self.events, self.loading = before, loading
 
     def enter(self, function: Function, arguments: Arguments, site: Site) -> Values:
+        self._walks += 1
+        if self._walks > _MOST_WALKS:
+            self.events.dynamic.setdefault("more calls than can be followed", site)
+            return NOTHING
         scope = self._scope_of(function, site)
         if function.node in self.cached:
             plain = Function(function.node, function.path)
             self.events.cached.setdefault(plain, site)
         grown = self._bind_parameters(function, arguments, scope)
         if scope.walked == self._round and not grown:
-            return scope.returned
-        self._walks += 1
-        if self._walks > _MOST_WALKS:
-            self.events.dynamic.setdefault("more calls than can be followed", site)
             return scope.returned
         scope.walked = self._round
         if isinstance(function.node, ast.Lambda):
