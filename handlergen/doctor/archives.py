@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from handlergen.errors import HandlergenError, ServerError
 from handlergen.mar import open_mar, read_manifest
 from handlergen.names import MODEL_CONFIG_FILE
 from handlergen.readiness import expected_models
+from handlergen.runtime.contract import CONTRACT_FILE
 
 _LARGEST_CONFIG = 1 << 20
 
@@ -32,6 +34,7 @@ class Archive:
         name, version: Of the model.
         size: Bytes of its files, unpacked.
         config: Its model-config.yaml.
+        shares_model: The workers have no copies: one process a device holds the model.
     """
 
     path: Path
@@ -39,6 +42,7 @@ class Archive:
     version: str
     size: int
     config: dict[str, Any] = field(default_factory=dict)
+    shares_model: bool = False
 
 
 def store(situation: Situation) -> Iterator[Finding]:
@@ -120,7 +124,15 @@ def read_archive(path: Path) -> Archive:
             config = yaml.safe_load(opened.read(file))
         except (yaml.YAMLError, UnicodeDecodeError, zipfile.BadZipFile) as wrong:
             raise HandlergenError(f"{path}: {file} cannot be read: {wrong}") from wrong
-    return Archive(path, *named, size, config if isinstance(config, dict) else {})
+        shares = CONTRACT_FILE in names and _shares_model(opened.read(CONTRACT_FILE))
+    return Archive(path, *named, size, config if isinstance(config, dict) else {}, shares)
+
+
+def _shares_model(bundle: bytes) -> bool:
+    try:
+        return bool(json.loads(bundle)["settings"]["predictor"] == "process")
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def readable_archives(situation: Situation) -> list[Archive]:

@@ -64,7 +64,7 @@ def disk(situation: Situation) -> Iterator[Finding]:
 
 
 def workers(situation: Situation) -> Iterator[Finding]:
-    """Cores and memory for all workers of all archives, each of which has its copy of the model."""
+    """Cores and memory for all workers of all archives, and for their copies of the models."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = psutil.virtual_memory().total
     wanted = [(archive, _workers(archive.config, cores)) for archive in readable_archives(situation)]
@@ -72,12 +72,18 @@ def workers(situation: Situation) -> Iterator[Finding]:
     if not count:
         yield ok(f"{cores} core{'' if cores == 1 else 's'}, {_bytes(memory)} of memory")
         return
-    needed = sum(number * (_BARE_WORKER + archive.size) for archive, number in wanted)
+    # A process that predicts for all of them is one more, and has the only copy.
+    needed = sum(
+        (number + 1) * _BARE_WORKER + archive.size
+        if archive.shares_model
+        else number * (_BARE_WORKER + archive.size)
+        for archive, number in wanted
+    )
     if needed > memory:
         yield warning(
             f"{count} workers want {_bytes(needed)} or more, the machine has {_bytes(memory)} of memory",
-            "Each has a copy of its model, and one that gets no memory is killed.",
-            "workers_per_device: 1   # in handlergen.yaml, then archive again",
+            "A worker that gets no memory is killed. Each has a copy of its model, unless `predictor: process`.",
+            "workers_per_device: 1   # in handlergen.yaml, then archive again; or predictor: process",
         )
     if count > _WORKERS_PER_CORE * cores:
         yield note(

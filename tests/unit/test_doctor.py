@@ -636,6 +636,21 @@ def test_more_workers_than_the_machine_can_hold(project: Project) -> None:
     assert project.noted("100001 workers on ")
 
 
+def test_workers_that_share_a_model_want_memory_for_one_copy(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = project.archive("large", minWorkers=4, maxWorkers=4, maxBatchDelay=1)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as mar:
+        mar.writestr("weights", bytes(128 << 20))
+    memory = psutil.virtual_memory()._replace(total=5 * (250 << 20) + (200 << 20))
+    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: memory)
+    (project.directory / "model-store" / "digits.mar").unlink()
+    assert "4 workers want " in project.only().what
+    with zipfile.ZipFile(path, "a") as mar:
+        mar.writestr("handlergen.json", json.dumps({"settings": {"predictor": "process"}}))
+    assert "4 workers want " not in " ".join(one.what for one in project.findings())
+
+
 def test_a_check_that_fails_does_not_hide_the_others(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
