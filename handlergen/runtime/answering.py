@@ -92,7 +92,7 @@ class Answering:
         pipeline = Pipeline(
             self._bundle.settings,
             streaming=self._model.streaming,
-            spans=self._model.spans,
+            recorder=self._model.recording.recorder,
             batch_size=self._batch_size,
             fail=self._model.failing.fail,
         )

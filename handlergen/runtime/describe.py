@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .contract import Bundle
+from .metrics import Metrics
 
 
 @dataclass
@@ -17,10 +18,19 @@ class Counts:
     Attributes:
         requests: Predictions and explanations; a KServe request is one, however many instances it has.
         failures: How many of them failed, by status.
+        metrics: Counts too.
     """
 
     requests: int = 0
     failures: Counter[int] = field(default_factory=Counter)
+    metrics: Metrics | None = None
+
+    def answered(self, status: int) -> None:
+        """Count an answer."""
+        if status >= 400:
+            self.failures[status] += 1
+        if self.metrics is not None:
+            self.metrics.answered(status)
 
 
 def description(

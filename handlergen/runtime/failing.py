@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from .failures import failure_of
+from .failures import LockTimeout, failure_of
 from .hooks import Hooks, Item
+from .metrics import Metrics
 from .tracebacks import user_traceback
 
 
@@ -23,10 +24,15 @@ class Failing:
         self._user_root = user_root
         self._logger = logger
         self._stages: tuple[str, ...] = ("",)
+        self._metrics: Metrics | None = None
 
     def name_stages(self, hooks: Hooks) -> None:
         """Tell what the stages are called in messages; once the model is loaded."""
         self._stages = tuple(stage.name for stage in hooks)
+
+    def count_lock_timeouts(self, metrics: Metrics | None) -> None:
+        """Count requests that did not get the device in time."""
+        self._metrics = metrics
 
     def fail(self, item: Item, error: BaseException, hook: str) -> None:
         """Settle that a request has no answer, and log why when it is not the client's fault.
@@ -45,6 +51,8 @@ class Failing:
         else:
             told = hook
         item.failure = failure_of(error, hook=told, form=self._form, request_id=request_id)
+        if self._metrics is not None and isinstance(error, LockTimeout):
+            self._metrics.lock_timed_out()
         if item.failure.status >= 500:
             self._logger.error(
                 "request %s failed in %s with status %d\n%s",

@@ -14,7 +14,7 @@ from .explain import Explainer
 from .failing import Failing
 from .hooks import Hooks
 from .predictor import Lock, Predictor, WorkerPredictor
-from .spans import Spans, spans_from_environment
+from .recording import Recording
 from .streaming import Streaming
 from .user_module import open_user_module
 
@@ -26,7 +26,7 @@ class Model(Protocol):
         context: What hooks receive as `context`.
         failing: Settles failures.
         streaming: Where chunks go.
-        spans: Where stage times go, or None.
+        recording: Is told how long stages take.
         predictor: Who predicts.
         explainer: Who explains; None without an `explain` hook.
         is_healthy: Asks the module's `is_healthy`; None without one.
@@ -35,7 +35,7 @@ class Model(Protocol):
     context: Context
     failing: Failing
     streaming: Streaming
-    spans: Spans | None
+    recording: Recording
     explainer: Predictor | None
     is_healthy: Callable[[Mapping[str, Any]], Any] | None
 
@@ -58,6 +58,7 @@ class LoadedModel:
         bundle: Contract and settings.
         model_dir: Where the archive is unpacked.
         gpu_id: A logical index, or None for the CPU.
+        server: TorchServe's process, whose metrics are counted for; None without one.
         guard: Stands in front of the device lock (the predictor process notes who has it).
 
     Raises:
@@ -70,6 +71,7 @@ class LoadedModel:
         model_dir: Path,
         *,
         gpu_id: int | None,
+        server: int | None = None,
         guard: Callable[[Lock], Lock] = lambda lock: lock,
     ) -> None:
         contract, settings = bundle.contract, bundle.settings
@@ -77,7 +79,8 @@ class LoadedModel:
         self.context = Context.open(settings, device=self.device.torch, model_dir=model_dir)
         self.failing = Failing(contract.form, user_root=str(model_dir), logger=self.context.logger)
         self.streaming = streaming_of(bundle)
-        self.spans = spans_from_environment(settings.name, self.device.key)
+        self.recording = Recording(settings, self.device.key, metrics=server is not None)
+        self.failing.count_lock_timeouts(self.recording.metrics)
         lock = guard(_lock(settings.lock, settings.name, self.device.key))
         self._module = open_user_module(contract, settings, self.context)
         self._module.setup()
@@ -89,7 +92,7 @@ class LoadedModel:
             lock_timeout_s=settings.lock_timeout_s,
             fail=self.failing.fail,
             streaming=self.streaming,
-            spans=self.spans,
+            recorder=self.recording.recorder,
         )
         self.predictor.load()
         self.failing.name_stages(self.hooks)
@@ -104,6 +107,9 @@ class LoadedModel:
                 fail=self.failing.fail,
             )
         self.is_healthy = self._module.optional("is_healthy")
+        if server is not None:
+            self.recording.has_copy(settings, self.device, server)
+            self.recording.start()
 
     @property
     def hooks(self) -> Hooks:
@@ -111,6 +117,7 @@ class LoadedModel:
 
     def close(self) -> None:
         self.predictor.close()
+        self.recording.close()
 
 
 def streaming_of(bundle: Bundle) -> Streaming:

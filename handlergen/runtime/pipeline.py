@@ -23,7 +23,7 @@ from .encode import encode
 from .failures import INPUT
 from .hooks import BoundHook, EventLoopThread, Hooks, Item
 from .predictor import HOOK_ERRORS, Predictor
-from .spans import Spans
+from .recording import Recorder
 from .streaming import STREAMS, Streaming, drain, drain_async
 
 
@@ -33,7 +33,7 @@ class Pipeline:
     Args:
         settings: What the archive carries.
         streaming: Where the chunks go of a postprocess that is a generator.
-        spans: Where stage times go, or None.
+        recorder: Is told how long each stage took; None for nobody.
         batch_size: The most requests that come at once.
         fail: Called with an item, what was raised and the hook's name; sets the item's failure.
     """
@@ -43,13 +43,13 @@ class Pipeline:
         settings: RuntimeSettings,
         *,
         streaming: Streaming,
-        spans: Spans | None,
+        recorder: Recorder | None,
         batch_size: int,
         fail: Callable[[Item, BaseException, str], None],
     ) -> None:
         self._settings = settings
         self._streaming = streaming
-        self._spans = spans
+        self._recorder = recorder
         self._batch_size = batch_size
         self.fail = fail
         self._hooks: Hooks
@@ -84,7 +84,7 @@ class Pipeline:
         """The same stages for use in a process that was forked off this one, which threads do not cross."""
         own = copy.copy(self)
         own._threads, own._async, own._async_starts = None, None, threading.Lock()
-        own._spans = self._spans.forked() if self._spans is not None else None
+        own._recorder = self._recorder.forked() if self._recorder is not None else None
         return own
 
     def run(self, items: Sequence[Item]) -> None:
@@ -147,8 +147,8 @@ class Pipeline:
             done.get()
 
     def _prepare(self, item: Item, then: Callable[[Item], None]) -> None:
-        spans = self._spans
-        start = time.monotonic_ns() if spans is not None else 0
+        recorder = self._recorder
+        start = time.monotonic_ns() if recorder is not None else 0
         if item.files is None:  # else it has been decoded already, as what stands in it
             try:
                 decoded = decode(item.entry, item.properties)
@@ -160,8 +160,8 @@ class Pipeline:
                 item.data = self._convert(item.data)
             except HOOK_ERRORS as error:
                 self.fail(item, error, INPUT)
-        if spans is not None:
-            spans.record("decode", item.request.id, start, time.monotonic_ns())
+        if recorder is not None:
+            recorder.record("decode", item.request.id, start, time.monotonic_ns())
 
         self._make_ready(item, item.data, then)
 
@@ -199,8 +199,8 @@ class Pipeline:
         if type(value) in STREAMS and item.failure is None:
             self._stream(item, value, then)
             return
-        spans = self._spans
-        start = time.monotonic_ns() if spans is not None else 0
+        recorder = self._recorder
+        start = time.monotonic_ns() if recorder is not None else 0
         if item.failure is None:
             try:
                 if item.wrap is not None:
@@ -208,8 +208,8 @@ class Pipeline:
                 item.reply = encode(value, nan=self._settings.nan, limit=self._settings.max_response_bytes)
             except HOOK_ERRORS as error:
                 self.fail(item, error, "encode")
-        if spans is not None:
-            spans.record("encode", item.request.id, start, time.monotonic_ns())
+        if recorder is not None:
+            recorder.record("encode", item.request.id, start, time.monotonic_ns())
         then(item)
 
     def _stream(self, item: Item, stream: Any, then: Callable[[Item], None]) -> None:
@@ -238,12 +238,12 @@ class Pipeline:
         if item.failure is not None or hook is None:
             then(unchanged)
             return
-        spans = self._spans
-        start = time.monotonic_ns() if spans is not None else 0
+        recorder = self._recorder
+        start = time.monotonic_ns() if recorder is not None else 0
 
         def returned(value: Any, error: BaseException | None) -> None:
-            if spans is not None:
-                spans.record(stage, item.request.id, start, time.monotonic_ns())
+            if recorder is not None:
+                recorder.record(stage, item.request.id, start, time.monotonic_ns())
             if error is not None:
                 self.fail(item, error, stage)
             then(value)

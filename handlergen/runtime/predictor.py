@@ -16,7 +16,7 @@ from .batching import BatchError, check_length, collate, split
 from .device import Device
 from .failures import is_out_of_memory
 from .hooks import Hooks, Item
-from .spans import Spans
+from .recording import Recorder
 from .streaming import STREAMS, StreamAnswerError, Streaming, drain, drain_async
 from .user_module import UserModule
 
@@ -64,7 +64,7 @@ class WorkerPredictor:
         lock_timeout_s: How long a request may wait for the device, in seconds.
         fail: Called with an item, what was raised and the hook's name; sets the item's failure.
         streaming: Where the chunks go of a predict that is a generator. It has the device until it ends.
-        spans: Where stage times go, or None.
+        recorder: Is told how long each stage took; None for nobody.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class WorkerPredictor:
         lock_timeout_s: float,
         fail: Callable[[Item, BaseException, str], None],
         streaming: Streaming,
-        spans: Spans | None,
+        recorder: Recorder | None,
     ) -> None:
         self._module = module
         self._device = device
@@ -85,7 +85,7 @@ class WorkerPredictor:
         self._lock_timeout_s = lock_timeout_s
         self._fail = fail
         self._streaming = streaming
-        self._spans = spans
+        self._recorder = recorder
         self._predict_batch = {"each": None, "collate": self._collated, "list": self._listed}[batch]
         self._hooks: Hooks
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -180,7 +180,7 @@ class WorkerPredictor:
                 item = arrivals.next_ready()
         finally:
             self._lock.release()
-        if self._spans is not None:
+        if self._recorder is not None:
             for item, started, ended in predicted:
                 self._record([item], started, ended)
 
@@ -213,7 +213,7 @@ class WorkerPredictor:
             finally:
                 ended = time.monotonic_ns()
                 self._lock.release()
-        if self._spans is not None:
+        if self._recorder is not None:
             self._record(items, started, ended)
 
     def _one_by_one(self, items: Sequence[Item]) -> None:
@@ -313,7 +313,7 @@ class WorkerPredictor:
             self._device.broken = True
 
     def _record(self, items: Sequence[Item], started: int, ended: int) -> None:
-        assert self._spans is not None
+        assert self._recorder is not None
         for item in items:
-            self._spans.record("lock_wait", item.request.id, item.ready_ns, started)
-        self._spans.record("predict", ",".join(item.request.id for item in items), started, ended)
+            self._recorder.record("lock_wait", item.request.id, item.ready_ns, started)
+        self._recorder.record("predict", ",".join(item.request.id for item in items), started, ended)

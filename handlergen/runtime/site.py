@@ -10,8 +10,10 @@ from .answering import Answering
 from .contract import Bundle
 from .device import share_the_cores
 from .hooks import BoundHook, Item
+from .metrics import Metrics
 from .model import LoadedModel
 from .pipeline import Pipeline
+from .server_process import server_of_this_process
 
 
 class Site(Protocol):
@@ -22,6 +24,10 @@ class Site(Protocol):
     """
 
     is_healthy: Callable[[Mapping[str, Any]], Any] | None
+
+    @property
+    def metrics(self) -> Metrics | None:
+        """What answers are counted in."""
 
     @property
     def pipeline(self) -> Pipeline:
@@ -63,6 +69,7 @@ class Here:
         gpu_id: A logical index, or None for the CPU.
         batch_size: The most requests that come at once.
         describe: What describe answers.
+        server: TorchServe's process; None without one.
 
     Attributes:
         model: The model.
@@ -76,8 +83,9 @@ class Here:
         gpu_id: int | None,
         batch_size: int,
         describe: Callable[[], Any],
+        server: int | None = None,
     ) -> None:
-        self.model = LoadedModel(bundle, model_dir, gpu_id=gpu_id)
+        self.model = LoadedModel(bundle, model_dir, gpu_id=gpu_id, server=server)
         self._answering = Answering(bundle, self.model, batch_size=batch_size, describe=describe)
         self.is_healthy = self.model.is_healthy
 
@@ -93,7 +101,12 @@ class Here:
     ) -> Here:
         """As one of several workers, which share the machine's cores."""
         share_the_cores()
-        return cls(bundle, model_dir, gpu_id=gpu_id, batch_size=batch_size, describe=describe)
+        server, _started = server_of_this_process()
+        return cls(bundle, model_dir, gpu_id=gpu_id, batch_size=batch_size, describe=describe, server=server)
+
+    @property
+    def metrics(self) -> Metrics | None:
+        return self.model.recording.metrics
 
     @property
     def pipeline(self) -> Pipeline:
@@ -114,8 +127,7 @@ class Here:
         return {"predictor": self.model.predictor.describe(), "types": self._answering.types()}
 
     def flush(self) -> None:
-        if self.model.spans is not None:
-            self.model.spans.flush()
+        self.model.recording.flush()
 
     def close(self) -> None:
         self._answering.close()

@@ -33,7 +33,7 @@ def answered(items: Sequence[Item], context: Any, counts: Counts) -> list[bytes]
     Args:
         items: Each with its reply or failure.
         context: TorchServe's; gets each request's status, content type and headers.
-        counts: Counts the failures.
+        counts: Counts the answers.
 
     Raises:
         Exception: TorchServe's, for a failed single gRPC request, whose status it takes from an exception only, and
@@ -42,6 +42,7 @@ def answered(items: Sequence[Item], context: Any, counts: Counts) -> list[bytes]
     bodies = []
     for index, item in enumerate(items):
         failure = item.failure
+        counts.answered(failure.status if failure is not None else item.reply.status)
         if item.request.is_grpc:
             # StreamPredictions ends only with this; without it the frontend throws and ends the worker.
             context.set_response_header(index, STREAM_WISH, "false")
@@ -49,19 +50,15 @@ def answered(items: Sequence[Item], context: Any, counts: Counts) -> list[bytes]
             reply = item.reply
             context.set_response_content_type(index, reply.content_type)
             if reply.status != 200:
-                if reply.status >= 400:
-                    counts.failures[reply.status] += 1
                 context.set_response_status(reply.status, reason_phrase(reply.status), index)
             headers = reply.headers
             bodies.append(reply.body)
         elif item.sent:
-            counts.failures[failure.status] += 1
             if len(items) == 1:
                 item.outlet.break_off(failure)
             headers = NO_HEADERS  # of a batch no single response can be broken off: the stream just ends
             bodies.append(b"")
         else:
-            counts.failures[failure.status] += 1
             if len(items) == 1 and item.request.is_grpc:
                 raise_to_torchserve(failure)
             context.set_response_content_type(index, "application/json")

@@ -56,6 +56,7 @@ class Worker:
         self._site: Site = place(
             bundle, model_dir, gpu_id=gpu_id, batch_size=batch_size, describe=self.describe
         )
+        self._counts.metrics = self._site.metrics
         self._health: Health | None = None
         if self._site.is_healthy is not None:
             settings = bundle.settings

@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..device_lock import lock_directory
+from ..server_process import started
 
 ARGUMENTS_FILE = "arguments.json"
 """What the process is told when it starts."""
@@ -59,7 +60,7 @@ class Identity:
 
     def alive(self) -> bool:
         """Whether the server's process is."""
-        return _started(self.server) == self.server_started
+        return started(self.server) == self.server_started
 
 
 @dataclass(frozen=True)
@@ -222,22 +223,6 @@ def remove_orphans(base: Path) -> None:
             os.close(descriptor)
 
 
-def server_of_this_process() -> tuple[int, int]:
-    """The process id and start of TorchServe's frontend: the nearest Java above this process, else its parent.
-
-    A launcher (torchrun, numactl) may stand between the two.
-    """
-    parent = pid = os.getppid()
-    for _ in range(8):
-        name, above = _name_and_parent(pid)
-        if name == "java":
-            return pid, _started(pid)
-        if above <= 1:
-            break
-        pid = above
-    return parent, _started(parent)
-
-
 def check_peer(connection: socket.socket) -> None:
     """See that the process at the other end is this user's.
 
@@ -250,39 +235,6 @@ def check_peer(connection: socket.socket) -> None:
     _pid, uid, _gid = struct.unpack("3i", raw)
     if uid != os.geteuid():
         raise NotOurs(f"the process at the predictor's socket is user {uid}'s")
-
-
-def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat behind the name (proc_pid_stat(5)): state, parent, ..., start time at 19."""
-    text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-    return text[text.rindex(")") + 2 :].split()
-
-
-def _started(pid: int) -> int:
-    """In clock ticks since boot; 0 where that cannot be known, -1 when there is no such process."""
-    try:
-        fields = _stat(pid)
-        return -1 if fields[0] in "ZX" else int(fields[19])
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return -1
-    except (OSError, ValueError, IndexError):
-        return 0
-    try:  # no /proc: only whether it is there
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return -1
-    except PermissionError:
-        return 0
-    return 0
-
-
-def _name_and_parent(pid: int) -> tuple[str, int]:
-    try:
-        name = Path(f"/proc/{pid}/comm").read_text("utf-8", "replace").strip()
-        return name, int(_stat(pid)[1])
-    except (OSError, ValueError, IndexError):
-        return "", 0
 
 
 @contextlib.contextmanager

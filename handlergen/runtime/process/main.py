@@ -86,7 +86,13 @@ class _Process:
             return locks[0]
 
         try:
-            model = LoadedModel(bundle, model_dir, gpu_id=self._arguments["gpu_id"], guard=guard)
+            model = LoadedModel(
+                bundle,
+                model_dir,
+                gpu_id=self._arguments["gpu_id"],
+                server=self._home.identity.server,
+                guard=guard,
+            )
             serving = Serving(
                 bundle,
                 model,

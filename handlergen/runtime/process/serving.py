@@ -202,8 +202,7 @@ class Serving:
 
     def flush(self) -> None:
         """Write recorded spans."""
-        if self._model.spans is not None:
-            self._model.spans.flush()
+        self._model.recording.flush()
 
     def _health(self) -> Any:
         ask = self._model.is_healthy
@@ -319,7 +318,7 @@ class _Here:
 
     def __init__(self, model: LoadedModel, waiting: Waiting, slots: threading.local) -> None:
         self.context, self.failing = model.context, model.failing
-        self.streaming, self.spans = model.streaming, model.spans
+        self.streaming, self.recording = model.streaming, model.recording
         self.hooks = model.hooks
         self.is_healthy = model.is_healthy
         self.predictor = _Queued(waiting, slots, explains=False)

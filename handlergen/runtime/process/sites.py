@@ -22,13 +22,15 @@ from ..dispatch import is_describe
 from ..encode import encode
 from ..failing import Failing
 from ..hooks import Hooks, Item
+from ..metrics import Metrics
 from ..model import streaming_of
 from ..pipeline import Pipeline
 from ..predictor import HOOK_ERRORS, Predictor
-from ..spans import spans_from_environment
+from ..recording import Recording
+from ..server_process import server_of_this_process
 from ..streaming import wants_chunks
 from ..user_module import open_user_module
-from .home import Home, Identity, server_of_this_process
+from .home import Home, Identity
 from .link import Call, Link, unavailable
 from .output import Forwarder
 from .protocol import DESCRIBE, EXPLAIN, HEALTH, PREDICT, REQUEST, Answered, Raw
@@ -178,6 +180,10 @@ class Prepared:
         self.is_healthy = self._model.is_healthy
 
     @property
+    def metrics(self) -> Metrics | None:
+        return self._model.recording.metrics
+
+    @property
     def pipeline(self) -> Pipeline:
         return self._answering.pipeline
 
@@ -188,8 +194,7 @@ class Prepared:
         return {"types": self._answering.types(), "predictor": self._shared.describe()["predictor"]}
 
     def flush(self) -> None:
-        if self._model.spans is not None:
-            self._model.spans.flush()
+        self._model.recording.flush()
 
     def close(self) -> None:
         self._answering.close()
@@ -209,7 +214,8 @@ class _Prepared:
         module.setup()
         module.stand_in()
         shared.open()
-        self.spans = spans_from_environment(settings.name, shared.device_key)
+        self.recording = Recording(settings, shared.device_key, metrics=True)
+        self.recording.start()
         self.hooks: Hooks = module.hooks()
         self.failing.name_stages(self.hooks)
         needs = Needs.of(contract)
@@ -232,6 +238,7 @@ class _Prepared:
 
     def close(self) -> None:
         self._shared.close()
+        self.recording.close()
 
 
 class Relayed:
@@ -252,9 +259,15 @@ class Relayed:
         self._failing = Failing(bundle.contract.form, user_root=str(model_dir), logger=logger)
         self._shared = _Shared(bundle, model_dir, gpu_id=gpu_id, batch_size=batch_size, logger=logger)
         self._shared.open()
+        self._recording = Recording(settings, self._shared.device_key, metrics=True)
+        self._recording.start()
         self.is_healthy: Callable[[Mapping[str, Any]], Any] | None = (
             self._shared.is_healthy if "is_healthy" in bundle.contract.hooks else None
         )
+
+    @property
+    def metrics(self) -> Metrics | None:
+        return self._recording.metrics
 
     @property
     def pipeline(self) -> Pipeline:
@@ -288,6 +301,7 @@ class Relayed:
 
     def close(self) -> None:
         self._shared.close()
+        self._recording.close()
 
     def _call(self, item: Item) -> Call:
         raw = Raw(item.entry, item.properties, item.request.id, wants_chunks(item))
