@@ -36,8 +36,8 @@ TOUCHES_TEMPORARY_FILES = STARTS_PROCESSES | {"handlergen.local", "handlergen.of
 ENDS_FORKED_CHILDREN = {"handlergen.offline.child"}
 #: A program of its own.
 PROGRAMS = {"handlergen.runtime.process.main"}
-#: Hands another process's output on to its own.
-PASSES_OUTPUT_ON = {"handlergen.runtime.process.output"}
+#: Hands another process's output on to its own; tells TorchServe metrics, which it reads from a worker's output.
+PASSES_OUTPUT_ON = {"handlergen.runtime.process.output", "handlergen.runtime.metrics"}
 
 
 def tree_of(module: str) -> ast.Module:
