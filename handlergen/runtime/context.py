@@ -12,10 +12,14 @@ from typing import Any
 import torch
 
 from .contract import RuntimeSettings
+from .redaction import WithoutSecrets, hide
 from .store import Store, open_store
 
 TRUSS_PREFIX = "TRUSS_SECRET_"
 """A secret may stand in the variable `TRUSS_SECRET_NAME` too, as Truss has it (secrets_resolver.py)."""
+
+
+_WITHOUT_SECRETS = WithoutSecrets()
 
 
 class MissingSecret(LookupError):
@@ -23,7 +27,8 @@ class MissingSecret(LookupError):
 
 
 class Secrets(Mapping[str, str]):
-    """The secrets that the settings name, read from the environment; never stored, never printed.
+    """The secrets that the settings name, read from the environment; never stored, never printed, and replaced by
+    their names in errors and logs (`redaction`).
 
     Args:
         names: The secrets' names: those of the environment variables that hold them, perhaps behind the prefix
@@ -92,13 +97,17 @@ class Context:
         Raises:
             MissingSecret: A secret that the settings name is not set.
         """
+        secrets = Secrets(settings.secrets)
+        hide(secrets)
+        logger = logging.getLogger(f"handlergen.{settings.name}")
+        logger.addFilter(_WITHOUT_SECRETS)
         return cls(
             device=device,
             model_dir=model_dir,
             model_name=settings.name,
             model_version=settings.version,
             config=settings.config,
-            secrets=Secrets(settings.secrets),
+            secrets=secrets,
             store=open_store(settings.name),
-            logger=logging.getLogger(f"handlergen.{settings.name}"),
+            logger=logger,
         )

@@ -1,7 +1,8 @@
 """What a client is told when a request fails (contract, section 6), and what the log holds.
 
 A 4xx tells the client what to change; a 5xx tells it the request id and nothing of the inside, unless the
-user's code raised an exception that carries a status and a message for the client.
+user's code raised an exception that carries a status and a message for the client. No message holds the value of a
+secret.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .redaction import without_secrets
 from .requests import BadRequest
 from .tracebacks import user_traceback
 from .wire import NO_HEADERS, is_status, json_bytes, reason_phrase, safe_headers
@@ -188,7 +190,7 @@ def _field_errors(error: BaseException) -> str | None:
     """
     if not any(k.__name__ == "ValidationError" and "pydantic" in k.__module__ for k in type(error).__mro__):
         return None
-    return "; ".join(_field_lines(error)) or "The request's data is not valid"
+    return _cut("; ".join(_field_lines(error))) or "The request's data is not valid"
 
 
 def _field_lines(error: Any) -> Iterator[str]:
@@ -224,4 +226,5 @@ def _text(error: BaseException) -> str:
 
 
 def _cut(text: str) -> str:
+    text = without_secrets(text)
     return text if len(text) <= _MESSAGE_CHARACTERS else text[:_MESSAGE_CHARACTERS] + "…"

@@ -7,6 +7,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from .redaction import without_secrets
+
 _RUNTIME = os.path.realpath(Path(__file__).parent) + os.sep
 _PACKAGE = __name__.partition(".")[0]
 _HANDLER = "handlergen_handler.py"
@@ -21,7 +23,8 @@ def user_traceback(error: BaseException, *, user_root: str) -> str:
         user_root: The directory that the user's files are under: the model directory, or the project's root.
 
     Returns:
-        Text that ends in a line break. If no frame of the whole chain is the user's, nothing is cut: the
+        Text that ends in a line break, without the values of secrets.
+        If no frame of the whole chain is the user's, nothing is cut: the
         fault then lies elsewhere, and the frames are needed to find it.
     """
     try:
@@ -32,8 +35,10 @@ def user_traceback(error: BaseException, *, user_root: str) -> str:
             for each, frames in zip(every, own, strict=True):
                 each.stack = traceback.StackSummary.from_list(frames)
         elif len(every) == 1 and type(error).__module__.partition(".")[0] == _PACKAGE:
-            return "".join(report.format_exception_only())  # the runtime's own verdict; its message says all
-        return "".join(report.format())
+            return without_secrets(
+                "".join(report.format_exception_only())
+            )  # the runtime's own verdict; its message says all
+        return without_secrets("".join(report.format()))
     except Exception as trouble:
         # An exception class may make its own formatting fail; the log line must still appear.
         return f"{type(error).__name__} (its traceback cannot be shown: {type(trouble).__name__})\n"

@@ -16,6 +16,7 @@ from .hooks import BoundHook, Item
 from .kserve import refuse_envelope
 from .pipeline import Pipeline
 from .predictor import HOOK_ERRORS
+from .redaction import without_secrets
 from .site import Here, Place, Site
 from .streaming import outlet_of
 from .torchserve_batch import answered, received
@@ -138,7 +139,7 @@ class Worker:
                 )
                 error = RuntimeError(f"the module could not be loaded: {type(error).__name__}: {error}")
             # Without the cause: TorchServe would print the whole chain once more, handlergen's frames included.
-            raise RuntimeError(str(error)) from None
+            raise RuntimeError(without_secrets(str(error))) from None
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch; the three stages of its requests overlap.

@@ -64,6 +64,7 @@ class _Process:
         from ..contract import CONTRACT_FILE, Bundle
         from ..model import LoadedModel
         from ..predictor import HOOK_ERRORS
+        from ..redaction import without_secrets
         from ..tracebacks import user_traceback
         from .channel import Message
         from .peers import Peer, Peers
@@ -107,7 +108,7 @@ class _Process:
                 bundle.settings.name,
                 user_traceback(error, user_root=str(model_dir)),
             )
-            reason = f"{type(error).__name__}: {error}"
+            reason = without_secrets(f"{type(error).__name__}: {error}")
             self._home.note_failure(reason)
             peers.refuse(reason)
             time.sleep(0.5)  # until they have it
