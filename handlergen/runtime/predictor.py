@@ -169,20 +169,21 @@ class WorkerPredictor:
         item: Item | None = first
         try:
             while item is not None:
-                started = time.monotonic_ns()
+                started, ready = time.monotonic_ns(), item.ready_ns  # of this stage: `done` may begin the next
                 try:
                     item.outputs = self._on_device(item)
                 except HOOK_ERRORS as error:
                     self._after_error(error)
                     self._fail(item, error, "predict")
-                predicted.append((item, started, time.monotonic_ns()))
+                predicted.append((item.request.id, ready, started, time.monotonic_ns()))
                 arrivals.done(item)
                 item = arrivals.next_ready()
         finally:
             self._lock.release()
         if self._recorder is not None:
-            for item, started, ended in predicted:
-                self._record([item], started, ended)
+            for request_id, ready, started, ended in predicted:
+                self._recorder.record("lock_wait", request_id, ready, started)
+                self._recorder.record("predict", request_id, started, ended)
 
     def _predict_together(self, items: list[Item]) -> None:
         if not items:

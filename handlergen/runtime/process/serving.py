@@ -241,7 +241,8 @@ class Serving:
             page.enter(PREDICTING)
             return call(item)
 
-        return replace(stage, predict=replace(stage.predict, call=noted))
+        # Whose requests come together is chance: those that do not fit into one batch are predicted alone.
+        return replace(stage, predict=replace(stage.predict, call=noted), one_by_one=True)
 
 
 class _Sent:
