@@ -238,10 +238,12 @@ def prove(spans: Sequence[Span], start: int, end: int) -> None:
     preprocessing = of_stage(spans, "preprocess")
     together = overlapping(predictions)
     beside_others = beside(preprocessing, predictions)
-    workers = len({span.pid for span in predictions})
-    say(f"{len(predictions)} predictions by {workers} worker processes, {len(together)} pairs overlapped")
+    copies, workers = (len({span.pid for span in some}) for some in (predictions, preprocessing))
+    copy = "one process, the model's only copy" if copies == 1 else f"{copies} processes, a copy in each"
+    say(f"{len(predictions)} predictions by {copy}; {len(together)} pairs overlapped")
     say(
-        f"{len(preprocessing)} requests preprocessed, {len(beside_others)} of them while another was predicted"
+        f"{len(preprocessing)} requests preprocessed by {workers} workers, {len(beside_others)} of them while "
+        "another was predicted"
     )
     say()
     inside = [span for span in predictions if start <= span.start_ns and span.end_ns <= end]

@@ -201,14 +201,17 @@ def timeline(spans: Iterable[Span], start_ns: int, end_ns: int, *, columns: int 
 
     `p` preprocessing, `.` waiting for the device, `#` predicting, `a` preparing the answer, blank: idle.
     Looking at one moment a column, two workers show `#` in the same column only when their predictions
-    overlapped.
+    overlapped. What a predictor process does for a request stands in the row of the request's worker.
     """
     width = (end_ns - start_ns) / columns
+    ordered = sorted(spans, key=attrgetter("start_ns"))
+    workers = {span.request_id: span.worker for span in ordered if span.stage == "decode"}
     rows: dict[str, list[str]] = {}
-    for span in sorted(spans, key=attrgetter("start_ns")):
+    for span in ordered:
         if span.end_ns <= start_ns or span.start_ns >= end_ns:
             continue
-        row = rows.setdefault(span.worker, [" "] * columns)
+        worker = workers.get(span.request_id.partition(",")[0], span.worker)
+        row = rows.setdefault(worker, [" "] * columns)
         for column in range(columns):
             if span.start_ns <= start_ns + (column + 0.5) * width < span.end_ns:
                 row[column] = SYMBOLS[span.stage]

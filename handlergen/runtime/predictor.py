@@ -169,7 +169,10 @@ class WorkerPredictor:
         item: Item | None = first
         try:
             while item is not None:
-                started, ready = time.monotonic_ns(), item.ready_ns  # of this stage: `done` may begin the next
+                started, ready = (
+                    time.monotonic_ns(),
+                    item.ready_ns,
+                )  # of this stage: `done` may begin the next
                 try:
                     item.outputs = self._on_device(item)
                 except HOOK_ERRORS as error:

@@ -132,6 +132,18 @@ def test_the_timeline_shows_one_moment_a_column() -> None:
     assert timeline(spans, 0, 100, columns=10) == {"1": "pppp##a   ", "2": "   ...####"}
 
 
+def test_what_a_predictor_process_does_stands_in_the_row_of_the_requests_worker() -> None:
+    spans = [
+        span(0, 10, stage="decode", worker="1"),
+        span(10, 20, stage="decode", worker="2", request="b"),
+        span(20, 50, stage="predict", worker="9"),
+        span(20, 50, stage="lock_wait", worker="9", request="b"),
+        span(50, 80, stage="predict", worker="9", request="b"),
+    ]
+    rows = timeline(spans, 0, 100, columns=10)
+    assert rows == {"1": "p ###     ", "2": " p...###  "}
+
+
 def test_stages_are_picked_in_order() -> None:
     spans = [span(0, 1), span(1, 2, stage="decode"), span(2, 3)]
     assert of_stage(spans, "predict") == [span(0, 1), span(2, 3)]
