@@ -145,8 +145,6 @@ def map_to_file(
     run = _Run(engine, source, batch_size, ordered, max_errors, progress)
     if not isinstance(output, Path):
         return run.go(_Stream(output), None, {}, None)
-    if output.is_dir():
-        raise HandlergenError(f"{output} is a directory", hint="give the name of a file in it")
     needs_of(output)
     convert = CONVERTERS.get(output.suffix.lower())
     lines = output.with_name(output.name + _LINES) if convert is not None else output

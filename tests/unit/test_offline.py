@@ -371,8 +371,6 @@ def test_a_complete_output_is_not_overwritten_unasked(module: Path, tmp_path: Pa
     with pytest.raises(HandlergenError, match="is there already"):
         run(module, source, output)
     assert output.read_text() == "precious\n"
-    with pytest.raises(HandlergenError, match="is a directory"):
-        run(module, source, tmp_path, overwrite=True)
 
 
 def test_the_journal_believes_only_what_stands_in_the_output(tmp_path: Path) -> None:
