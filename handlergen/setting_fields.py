@@ -201,10 +201,10 @@ class Settings:
         group=_WORKERS,
     )
     predictor: str = _setting(
-        "worker",
+        "auto",
         "Who holds the model and predicts: worker (each worker has a copy of its own), process (one process a "
-        "device has the only copy, and predicts for all workers of that device) or auto (process wherever "
-        "the form can; a flow cannot).",
+        "device has the only copy, and predicts for all workers of that device) or auto (process, but worker for a "
+        "flow and where there is neither load nor weights).",
         kinds.choice("auto", "process", "worker"),
         group=_WORKERS,
     )

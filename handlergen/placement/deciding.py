@@ -10,7 +10,7 @@ from handlergen.placement.rules import reasons
 from handlergen.runtime.contract import Contract
 from handlergen.settings import Settings
 
-_FREE = "preprocess and postprocess use nothing that load builds"
+_FREE = "they use nothing that load builds"
 
 
 def place(source: Source, contract: Contract, settings: Settings) -> Placement:
@@ -31,6 +31,8 @@ def place(source: Source, contract: Contract, settings: Settings) -> Placement:
                 f"three. Write predictor: process, or leave it out.",
             )
         return Placement("worker", "worker", why="predictor: worker", warnings=warnings)
+    if settings.predictor == "auto" and _has_no_model(contract, settings):
+        return Placement("worker", "worker", why="neither load nor weights: no model to share")
     if settings.stages == "predictor":
         return Placement("process", "predictor", why="stages: predictor")
     found = find_reasons(source, contract)
@@ -67,8 +69,15 @@ def find_reasons(source: Source, contract: Contract) -> tuple[Reason, ...]:
     return tuple(first.values())
 
 
+def _has_no_model(contract: Contract, settings: Settings) -> bool:
+    """Whether a process for the model would only make the way longer."""
+    return contract.form == "functions" and "load" not in contract.hooks and not settings.weights
+
+
 def _flow(source: Source, settings: Settings) -> Placement:
     why = "several models; a copy of each in each worker"
+    if settings.predictor == "process" and settings.stages != "worker":
+        return Placement("process", "predictor", why="several models, whose stages run beside them")
     if settings.predictor != "process":
         warnings: tuple[str, ...] = ()
         if settings.stages != "auto":
@@ -80,7 +89,7 @@ def _flow(source: Source, settings: Settings) -> Placement:
     problem = Problem(
         source.module.file,
         0,
-        "predictor: process is not for the form flow: several models take turns there, in each worker",
-        "Write predictor: worker, or auto.",
+        "stages: worker is not for the form flow: its stages are called with their models",
+        "Write stages: predictor, or leave it out.",
     )
     return Placement("worker", "worker", why=why, problems=(problem,))

@@ -48,7 +48,7 @@ class Placement:
         stages: Where preprocess and postprocess run: `worker`, or `predictor` (the process).
         reasons: What ties preprocess or postprocess to the process that has the model; empty when nothing does,
             and with `predictor: worker`, where it makes no difference.
-        why: What decided, in words: `preprocess and postprocess use nothing that load builds`.
+        why: What decided, in words: `they use nothing that load builds`.
         problems: Settings that the source does not allow.
         warnings: Settings that have no effect, or against which there are reasons.
     """
@@ -69,7 +69,7 @@ class Placement:
     def summary(self) -> str:
         """One line: what runs where."""
         if self.predictor == "worker":
-            return "a copy of the model in each worker"
+            return "every worker predicts for itself"
         if self.stages == "worker":
             return "one process a device has the model; preprocess and postprocess run in the workers"
         return "one process a device has the model, and runs preprocess and postprocess too"

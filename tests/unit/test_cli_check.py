@@ -36,7 +36,7 @@ def test_a_good_source(source: Path, capsys: pytest.CaptureFixture[str]) -> None
         "digits.py: form functions, model digits 1.0",
         "  async preprocess(data)  line 1  beside other requests",
         "  predict(x, device)      line 5  one at a time on the device",
-        "  a copy of the model in each worker (predictor: worker)",
+        "  every worker predicts for itself (neither load nor weights: no model to share)",
         "No problems.",
     ]
     assert printed.err == ""

@@ -1255,12 +1255,14 @@ def test_a_packed_file_is_read_too(tmp_path: Path) -> None:
     assert [reason.name for reason in found.reasons] == ["TOKENIZER"]
 
 
-def test_a_flow_has_no_predictor_process(tmp_path: Path) -> None:
+def test_a_flow_has_a_predictor_process_only_when_asked_for_and_only_as_a_whole(tmp_path: Path) -> None:
     found = placed(tmp_path, FLOW, predictor="auto")
     assert (found.predictor, found.stages) == ("worker", "worker")
     assert "several models" in found.why
-    with pytest.raises(ContractError, match="predictor: process is not for the form flow"):
-        placed(tmp_path, FLOW)
+    found = placed(tmp_path, FLOW, predictor="process")
+    assert (found.predictor, found.stages) == ("process", "predictor")
+    with pytest.raises(ContractError, match="stages: worker is not for the form flow"):
+        placed(tmp_path, FLOW, predictor="process", stages="worker")
 
 
 TOKENIZES = functions(TIED["global through a helper"][0])
@@ -1278,9 +1280,12 @@ def test_a_reason_says_where_through_what_and_how_to_free_it(
     )
 
 
-def test_auto_is_a_process(tmp_path: Path) -> None:
-    assert placed(tmp_path, functions(""), predictor="auto").predictor == "process"
-    assert placed(tmp_path, functions(""), predictor="worker").predictor == "worker"
+def test_auto_is_a_process_where_there_is_a_model_to_share(tmp_path: Path) -> None:
+    loads = functions("def load(context): return 1")
+    assert placed(tmp_path, loads, predictor="auto").predictor == "process"
+    assert placed(tmp_path, functions(""), predictor="auto").predictor == "worker"
+    assert placed(tmp_path, functions(""), predictor="process").predictor == "process"
+    assert placed(tmp_path, loads, predictor="worker").predictor == "worker"
 
 
 def test_stages_where_the_user_says(tmp_path: Path) -> None:
