@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from handlergen.offline.answering import Answering
+from handlergen.offline.deaths import deaths_told
 from handlergen.offline.predicted import Predicted
 from handlergen.offline.preparation import Preparation
 from handlergen.offline.rows import Chunk
@@ -62,6 +63,7 @@ def run_chunks(
         return predicted is None or predicted.keep(chunk, items)
 
     with (
+        deaths_told(),
         contextlib.closing(_closable(preparation.run(chunks))) as prepared,
         contextlib.closing(Answering(pipeline, finish, keep)) as answering,
     ):

@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from handlergen.errors import HandlergenError, TooManyErrors
 from handlergen.offline.convert import CONVERTERS, needs_of
+from handlergen.offline.deaths import deaths_told
 from handlergen.offline.journal import Journal, journal_path, open_journal
 from handlergen.offline.predicted import SUFFIX as PREDICTED
 from handlergen.offline.predicted import Predicted
@@ -144,7 +145,8 @@ def map_to_file(
         raise HandlergenError("the batch size must be at least 1")
     run = _Run(engine, source, batch_size, ordered, max_errors, progress)
     if not isinstance(output, Path):
-        return run.go(_Stream(output), None, {}, None)
+        with deaths_told():
+            return run.go(_Stream(output), None, {}, None)
     needs_of(output)
     convert = CONVERTERS.get(output.suffix.lower())
     lines = output.with_name(output.name + _LINES) if convert is not None else output
@@ -155,7 +157,8 @@ def map_to_file(
     predicted = Predicted(lines.with_name(lines.name + PREDICTED))
     complete = False
     try:
-        summary = run.go(_Recorded(journal), output, dict(journal.done), predicted)
+        with deaths_told():
+            summary = run.go(_Recorded(journal), output, dict(journal.done), predicted)
         if convert is not None:
             temporary = output.with_name(output.name + ".partial")
             convert(lines, temporary)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch.utils.data import DataLoader
 
-from handlergen.errors import HandlergenError
 from handlergen.offline.child import Piece, Preparing
 from handlergen.offline.crossing import Needs, prepare, restored
 from handlergen.offline.rows import Chunk
@@ -186,13 +185,6 @@ class Preparation:
                     number, start, count, packed = next(iterator)
                 except StopIteration:
                     return
-                except RuntimeError as error:
-                    if "DataLoader worker" not in str(error):
-                        raise
-                    raise HandlergenError(
-                        f"a process that prepares rows died: {error}",
-                        hint="what is written stays; fewer --workers, or a smaller --batch-size, need less memory",
-                    ) from error
                 assembly = under_way[number]
                 assembly.add(start, count, packed)
                 if assembly.complete:
