@@ -6,6 +6,7 @@ import contextlib
 import json
 import textwrap
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from handlergen.command_text import handlergen_command
 
 if TYPE_CHECKING:
     from handlergen.client import ModelStatus, WorkerStatus
+    from handlergen.predictors import PredictorStatus
 
 
 _LOG_TAIL = 2**20  # bytes of the log that are looked through
@@ -40,8 +42,16 @@ def command(*, config: Path, key_file: Path | None, as_json: bool) -> None:
         health = client.ping()
         models = client.status()
     why = _load_failures(config, models)
+    shared = _predictors(models)
     if as_json:
-        rows = [{**_plain(model), "load_failure": why.get(_key(model))} for model in models]
+        rows = [
+            {
+                **_plain(model),
+                "predictors": [asdict(each) for each in shared[_key(model)]],
+                "load_failure": why.get(_key(model)),
+            }
+            for model in models
+        ]
         click.echo(json.dumps({"health": health, "models": rows}, indent=2))
         return
     click.echo(f"{health}; {counted(len(models), 'model')}")
@@ -61,6 +71,13 @@ def command(*, config: Path, key_file: Path | None, as_json: bool) -> None:
                 f"  worker {worker.id:<6} {worker.state:<10} pid {worker.pid:<8} {worker.device:<6} "
                 f"{_memory(worker) / 2**20:>8.0f} MB"
             )
+        for each in shared[_key(model)]:
+            restarts = f", {counted(each.restarts, 'restart')}" if each.restarts else ""
+            batches = f" of {each.mean_batch:g} requests" if each.mean_batch > 1 else ""
+            click.echo(
+                f"  predictor     {each.state:<10} pid {each.pid:<8} {each.device:<6} "
+                f"{each.memory_bytes / 2**20:>8.0f} MB  {counted(each.predictions, 'prediction')}{batches}{restarts}"
+            )
         if _key(model) in why:
             click.echo("  a worker could not load it:\n" + textwrap.indent(why[_key(model)].rstrip(), "    "))
 
@@ -68,6 +85,22 @@ def command(*, config: Path, key_file: Path | None, as_json: bool) -> None:
 def _key(model: ModelStatus) -> str:
     """As TorchServe names it in the log."""
     return f"{model.name}_{model.version}"
+
+
+def _predictors(models: Sequence[ModelStatus]) -> dict[str, list[PredictorStatus]]:
+    """The predictor processes of each model, if its workers run on this machine and have one."""
+    from handlergen.predictors import running_predictors, servers_of
+
+    running = running_predictors()
+    found = {}
+    for model in models:
+        servers = servers_of(worker.pid for worker in model.workers) if running else set()
+        found[_key(model)] = [
+            each
+            for each in running
+            if each.server in servers and (each.model, each.version) == (model.name, model.version)
+        ]
+    return found
 
 
 def _load_failures(config: Path, models: Sequence[ModelStatus]) -> dict[str, str]:

@@ -1,0 +1,88 @@
+"""The predictor processes of this user on this machine, read from what they write down; nobody is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import psutil
+
+from handlergen.runtime.device_lock import lock_directory
+from handlergen.runtime.process.home import Home
+from handlergen.runtime.process.page import Page
+
+
+@dataclass(frozen=True)
+class PredictorStatus:
+    """A process that has the only copy of a model on a device.
+
+    Attributes:
+        server: Process id of the TorchServe that it belongs to.
+        model, version: What it serves.
+        device: `cpu` or `gpu` with its index.
+        pid: Its process id.
+        state: `loading`, `idle`, `predicting` or `ending`.
+        since_s: How long it has been in it, in seconds.
+        predictions: Calls of predict.
+        mean_batch, largest_batch: Requests that one call was for.
+        restarts: How often it has been started again.
+        memory_bytes: Resident memory.
+    """
+
+    server: int
+    model: str
+    version: str
+    device: str
+    pid: int
+    state: str
+    since_s: float
+    predictions: int
+    mean_batch: float
+    largest_batch: int
+    restarts: int
+    memory_bytes: int
+
+
+def running_predictors() -> list[PredictorStatus]:
+    """All of them, by server, model and device."""
+    found = []
+    try:
+        base = lock_directory()
+    except OSError:
+        return []
+    for path in base.glob("predictor-*"):
+        try:
+            home = Home.at(path)
+            picture = Page.open(home.page).look()
+            memory = psutil.Process(picture.pid).memory_info().rss
+        except (OSError, ValueError, TypeError, psutil.Error):  # it has just ended, or has been killed
+            continue
+        identity, calls = home.identity, picture.predictions
+        found.append(
+            PredictorStatus(
+                server=identity.server,
+                model=identity.name,
+                version=identity.version,
+                device=identity.device,
+                pid=picture.pid,
+                state=picture.state,
+                since_s=round(picture.since_s, 3),
+                predictions=calls,
+                mean_batch=round(picture.requests / calls, 2) if calls else 0.0,
+                largest_batch=picture.largest_batch,
+                restarts=max(0, home.starts().total - 1),
+                memory_bytes=memory,
+            )
+        )
+    return sorted(found, key=lambda each: (each.server, each.model, each.version, each.device))
+
+
+def servers_of(workers: Iterable[int]) -> set[int]:
+    """The processes above workers: the servers that they may belong to."""
+    found: set[int] = set()
+    for pid in workers:
+        try:
+            found.update(parent.pid for parent in psutil.Process(pid).parents())
+        except psutil.Error:
+            continue
+    return found
