@@ -14,7 +14,7 @@ def load(context):
     layers = []
     for _ in range(context.config["layers"]):
         layers += [nn.Linear(WIDTH, WIDTH, bias=False), nn.ReLU()]
-    return nn.Sequential(*layers).eval()
+    return nn.Sequential(*layers).eval().to(context.device)
 
 
 def preprocess(data):

@@ -126,7 +126,7 @@ class Worker:
                 gpu_id=properties.get("gpu_id"),
                 batch_size=int(properties.get("batch_size") or 1),
                 metrics=getattr(context, "metrics", None),
-                place=_place(bundle),
+                place=place_of(bundle),
             )
         except MemoryError:
             raise
@@ -199,7 +199,8 @@ class Worker:
         self._site.close()
 
 
-def _place(bundle: Bundle) -> Place:
+def place_of(bundle: Bundle) -> Place:
+    """Where the settings want requests to be answered, for one of several workers."""
     if bundle.settings.predictor != "process":
         return Here.among_others
     from .process.sites import Prepared, Relayed
