@@ -63,6 +63,12 @@ def find_reasons(source: Source, contract: Contract) -> tuple[Reason, ...]:
     except RecursionError:
         what = "the source is nested too deeply to be followed"
         return (Reason(source.module.file, 0, "", "", (), what, ""),)
+    preprocess = contract.hooks.get("preprocess")
+    if preprocess is not None and preprocess.streams:
+        what = "preprocess yields, and a generator cannot go to another process"
+        fix = "Return a list instead, and it runs in the workers."
+        file = source.module.file
+        found.insert(0, Reason(file, preprocess.line, "preprocess", "yield", (), what, fix))
     first: dict[tuple[str, str], Reason] = {}
     for reason in found:
         first.setdefault((reason.hook, reason.name), reason)

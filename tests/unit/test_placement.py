@@ -1288,6 +1288,15 @@ def test_auto_is_a_process_where_there_is_a_model_to_share(tmp_path: Path) -> No
     assert placed(tmp_path, loads, predictor="worker").predictor == "worker"
 
 
+def test_a_preprocess_that_yields_stays_with_the_model(tmp_path: Path) -> None:
+    found = placed(tmp_path, functions("def preprocess(data):\n    yield data"))
+    assert (found.stages, found.reasons[0].name, found.reasons[0].hook) == (
+        "predictor",
+        "yield",
+        "preprocess",
+    )
+
+
 def test_stages_where_the_user_says(tmp_path: Path) -> None:
     assert placed(tmp_path, functions(""), stages="predictor").stages == "predictor"
     found = placed(tmp_path, TOKENIZES, stages="worker")
