@@ -1289,7 +1289,10 @@ def test_auto_is_a_process_where_there_is_a_model_to_share(tmp_path: Path) -> No
 
 
 def test_a_preprocess_that_yields_stays_with_the_model(tmp_path: Path) -> None:
-    found = placed(tmp_path, functions("def preprocess(data):\n    yield data"))
+    model = (
+        "class Model:\n    def preprocess(self, data):\n        yield data\n    def predict(self, inputs):\n"
+    )
+    found = placed(tmp_path, model + "        return list(inputs)")
     assert (found.stages, found.reasons[0].name, found.reasons[0].hook) == (
         "predictor",
         "yield",

@@ -237,7 +237,8 @@ class Link:
             except Exception as error:
                 connection.pending.pop(call.number, None)
                 told = CannotCross(
-                    f"what preprocess returned cannot be sent to the predictor process: {error}; write stages: predictor"
+                    f"what preprocess returned cannot be sent to the predictor process: {error}; "
+                    "write stages: predictor"
                 )
                 call.finish(None, told.with_traceback(None))
 
