@@ -31,6 +31,7 @@ VERBS: dict[str, str] = {
     "trace": "handlergen.cli.trace",
     "doctor": "handlergen.cli.doctor",
     "bench": "handlergen.cli.bench",
+    "tune": "handlergen.cli.tune",
 }
 
 

@@ -29,6 +29,7 @@ RUNTIME_NEEDS = frozenset(sys.stdlib_module_names) | {"torch"}
 STARTS_PROCESSES = {
     *("handlergen.server", "handlergen.archiving", "handlergen.java", "handlergen.sample_run"),
     "handlergen.runtime.process.start",
+    "handlergen.tuning.probe",
 }
 TOUCHES_TEMPORARY_FILES = STARTS_PROCESSES | {"handlergen.local", "handlergen.offline.ray_engine"}
 

@@ -1,0 +1,1 @@
+"""Which settings a model wants: its stages measured here, servers with other settings computed from that."""
