@@ -1,7 +1,7 @@
 """Load over REST, cheap enough to share two cores with the server it loads.
 
-Raw HTTP/1.1 over kept connections, one thread, one selector: 25 to 60 µs of CPU a request, most of it in the kernel, where an asyncio
-client library takes 200 and more.
+Raw HTTP/1.1 over kept connections, one thread, one selector: 25 to 60 µs of CPU a request, most of it in the kernel,
+where an asyncio client library takes 200 and more.
 """
 
 from __future__ import annotations
