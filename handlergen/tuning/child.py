@@ -65,6 +65,7 @@ def _measure(model: LocalModel, body: bytes, content_type: str, given: Mapping[s
         model.request(body, content_type=content_type)
         requests += 1
     end_ns = time.monotonic_ns()
+    settings = model.worker.bundle.settings
     used = {role: list(values) for role, values in computed.by_role.items()}
     return {
         "start_ns": start_ns,
@@ -76,8 +77,10 @@ def _measure(model: LocalModel, body: bytes, content_type: str, given: Mapping[s
         "device": str(model.worker.device.torch),
         "devices": _devices(given["gpu"]),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "batch": model.worker.bundle.settings.batch,
-        "model": model.worker.bundle.settings.name,
+        "batch": settings.batch,
+        "model": settings.name,
+        "predictor": settings.predictor,
+        "stages": settings.stages,
     }
 
 

@@ -58,7 +58,9 @@ class Alone:
         devices: How many such devices there are.
         cores: Of this machine.
         batch: The batch mode: `each`, `collate` or `list`.
-        memory: Bytes that each further copy takes.
+        memory: Bytes that each further process with a copy of the model takes.
+        predictor: `worker` or `process`: whether each worker has a copy.
+        stages: `worker` or `predictor`: where the other stages run.
         work: The stages, as the simulation wants them.
         computing: Role -> the part of its time, 0..1, in which it computes.
     """
@@ -69,6 +71,8 @@ class Alone:
     cores: int
     batch: str
     memory: int
+    predictor: str
+    stages: str
     work: Work
     computing: Mapping[str, float]
 
@@ -117,6 +121,8 @@ def measure_alone(subject: Subject) -> Alone:
         cores=report["cores"],
         batch=report["batch"],
         memory=report["memory"],
+        predictor=report["predictor"],
+        stages=report["stages"],
         work=Work(before, predict, after, batch_ms),
         computing=computing,
     )

@@ -100,7 +100,8 @@ def recommend(
             )
         best = _least(met, lambda one: one.rate)
         found = met
-    measured = beside(best.workers) if beside is not None and best.workers > 1 else None
+    together = min(best.workers, _fitting(alone, available_memory))
+    measured = beside(together) if beside is not None and together > 1 else None
     correction = _correction(alone, measured) if measured is not None else 1.0
     recommendation = Recommendation(
         target_p99_ms,
@@ -122,11 +123,16 @@ def _sizes(alone: Alone) -> list[int]:
     ]
 
 
+def _fitting(alone: Alone, available_memory: int) -> int:
+    """How many processes with a copy of the model fit for each device."""
+    return max(1, int(available_memory * _SHARE_OF_MEMORY / max(1, alone.memory) / alone.devices))
+
+
 def _counts(alone: Alone, available_memory: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    fit = int(available_memory * _SHARE_OF_MEMORY / max(1, alone.memory) / alone.devices)
-    counts = tuple(count for count in WORKERS if count <= max(1, fit))
-    if len(counts) == len(WORKERS):
-        return counts, ()
+    fit = _fitting(alone, available_memory)
+    counts = tuple(count for count in WORKERS if count <= fit)
+    if alone.predictor == "process" or len(counts) == len(WORKERS):
+        return WORKERS, ()
     return counts, (
         f"no more than {counts[-1]} workers a device: each takes {alone.memory / 2**20:,.0f} MiB of the "
         f"{available_memory / 2**20:,.0f} MiB that are free",
@@ -134,7 +140,10 @@ def _counts(alone: Alone, available_memory: int) -> tuple[tuple[int, ...], tuple
 
 
 def _server(alone: Alone, workers: int, batch_size: int) -> Server:
-    return Server(workers, batch_size, alone.cores / alone.devices)
+    cores = alone.cores / alone.devices
+    if alone.stages == "predictor":
+        cores = min(cores, 1.0)  # all stages share one process, and its interpreter
+    return Server(workers, batch_size, cores)
 
 
 def _busy(alone: Alone, workers: int, batch_size: int) -> Candidate:

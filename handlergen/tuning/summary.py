@@ -19,7 +19,9 @@ def plain(alone: Alone, beside: Beside | None, found: Recommendation) -> dict[st
         "devices": alone.devices,
         "cores": alone.cores,
         "batch": alone.batch,
-        "memory_bytes_per_worker": alone.memory,
+        "predictor": alone.predictor,
+        "stages_run_in": alone.stages,
+        "memory_bytes_with_a_copy": alone.memory,
         "stages": {
             role: {
                 "alone_ms": round(alone.mean_ms(role), 3),

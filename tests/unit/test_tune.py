@@ -78,9 +78,18 @@ def test_batches_share_a_predict() -> None:
     assert found.requests_per_s == pytest.approx(8e3 / (12 + HANDOVER_MS), rel=0.05)
 
 
-def alone(stages: Work, *, batch: str = "each", cores: int = 2, devices: int = 1, memory: int = 1) -> Alone:
+def alone(
+    stages: Work,
+    *,
+    batch: str = "each",
+    cores: int = 2,
+    devices: int = 1,
+    memory: int = 1,
+    predictor: str = "worker",
+    runs_in: str = "worker",
+) -> Alone:
     computing = {"preprocess": 0.0, "predict": 0.0, "postprocess": 0.0}
-    return Alone("m", "cpu", devices, cores, batch, memory, stages, computing)
+    return Alone("m", "cpu", devices, cores, batch, memory, predictor, runs_in, stages, computing)
 
 
 @pytest.mark.parametrize(("stages", "workers"), [(WAITS, 4), (BURNS, 3)])
@@ -116,6 +125,16 @@ def test_copies_must_fit() -> None:
     found, _ = recommend(alone(WAITS, memory=300), available_memory=1000)
     assert found.chosen.workers == 2
     assert "no more than 2 workers" in found.limits[0]
+
+
+def test_one_copy_for_all_workers_fits_and_one_process_has_one_interpreter() -> None:
+    shared, _ = recommend(alone(WAITS, memory=300, predictor="process"), available_memory=1000)
+    assert shared.chosen.workers == 4
+    computing = Work([Stage(0, 8)], [Stage(10, 0)], [Stage(0, 8)], {1: 10.0})
+    inside, _ = recommend(
+        alone(computing, cores=8, predictor="process", runs_in="predictor"), available_memory=1000
+    )
+    assert inside.chosen.prediction.requests_per_s == pytest.approx(1e3 / 16.7, rel=0.03)
 
 
 def test_several_devices_share_the_cores() -> None:
