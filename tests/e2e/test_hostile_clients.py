@@ -1,0 +1,361 @@
+"""Hostile and broken clients at a real server: each is answered or cut off in time, and the next one is served.
+
+test_hostile_requests.py sends arbitrary bytes, forms and headers; here are the cases with a name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import json
+import socket
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handlergen.archiving import archive
+
+pytestmark = pytest.mark.e2e
+
+LARGEST = 200_000
+"""Bytes of a request; a small limit, so that the tests need not send megabytes."""
+
+BOUND_S = 30.0
+"""No answer may take longer, on however busy a machine; a good request's takes milliseconds."""
+
+ECHO = """
+def preprocess(data, files):
+    return [len(files), len(data) if isinstance(data, (bytes, str, dict, list)) else data]
+
+def predict(inputs):
+    return inputs
+"""
+
+IMAGE = """
+from io import BytesIO
+from PIL import Image, UnidentifiedImageError
+
+def preprocess(data):
+    try:
+        return list(Image.open(BytesIO(data)).convert("L").resize((2, 2)).size)
+    except (TypeError, UnidentifiedImageError) as error:
+        raise ValueError("send a PNG image") from error
+
+def predict(inputs):
+    return inputs
+"""
+
+
+@pytest.fixture(scope="module")
+def server(torchserve_module: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    home = tmp_path_factory.mktemp("clients")
+    archives = []
+    for name, source in (("echo", ECHO), ("image", IMAGE)):
+        (home / f"{name}.py").write_text(source)
+        made = archive(home / f"{name}.py", model_store=home / "store", workers_per_device=1, devices="cpu")
+        archives.append(made.path)
+    return torchserve_module(*archives, token_authorization=False, max_request_size=LARGEST)
+
+
+@pytest.fixture(autouse=True)
+def nobody_else_is_harmed(server: Any) -> Iterator[None]:
+    """After each: a good request is answered, by the workers that were there before."""
+    before = server.worker_pids("echo"), server.worker_pids("image")
+    yield
+    assert server.client.predict("echo", "good").json() == [0, 4]
+    assert (server.worker_pids("echo"), server.worker_pids("image")) == before
+
+
+@contextlib.contextmanager
+def connected(server: Any) -> Iterator[socket.socket]:
+    port = server.settings.addresses()["inference"][1]
+    with socket.create_connection(("127.0.0.1", port), timeout=BOUND_S) as connection:
+        yield connection
+
+
+def answer(connection: socket.socket) -> tuple[int, bytes]:
+    """Status and body; status 0 when the server closed the connection instead."""
+    response = http.client.HTTPResponse(connection, method="POST")
+    try:
+        response.begin()
+        return response.status, response.read()
+    except (ConnectionError, http.client.HTTPException):
+        return 0, b""
+    finally:
+        response.close()
+
+
+def post(
+    server: Any,
+    body: bytes,
+    *headers: bytes,
+    model: str = "echo",
+    kind: bytes = b"application/json",
+    length: bytes | None = None,
+) -> tuple[int, bytes]:
+    """One request in a connection of its own, whose headers are sent as they are."""
+    lines = [f"POST /predictions/{model} HTTP/1.1".encode(), b"Host: x", b"Content-Type: " + kind]
+    lines += [b"Content-Length: " + (b"%d" % len(body) if length is None else length), *headers]
+    with connected(server) as connection:
+        # The server may answer and hang up before it has read everything.
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(b"\r\n".join(lines) + b"\r\n\r\n" + body)
+        return answer(connection)
+
+
+def told(body: bytes) -> dict[str, Any]:
+    """The error body that the model's own answers have."""
+    value: dict[str, Any] = json.loads(body)
+    assert set(value) == {"code", "type", "message", "request_id"}
+    return value
+
+
+def test_a_body_of_the_greatest_size_is_taken_and_a_larger_one_is_not(server: Any) -> None:
+    text = b'"' + b"a" * (LARGEST - 2) + b'"'
+    assert post(server, text) == (200, b"[0,%d]" % (LARGEST - 2))
+    for size in (LARGEST + 1, 3 * LARGEST):
+        status, _ = post(server, b'"' + b"a" * (size - 2) + b'"')
+        assert status in (0, 413)
+
+
+def test_a_length_that_was_only_promised_is_refused_at_once(server: Any) -> None:
+    status, _ = post(server, b"", length=b"%d" % (1 << 40))
+    assert status in (0, 413)
+
+
+@pytest.mark.parametrize("length", [b"-1", b"1e3", b"abc", b"99999999999999999999999", b"5, 6"])
+def test_lengths_that_are_none(server: Any, length: bytes) -> None:
+    status, _ = post(server, b"", length=length)
+    assert status in (0, 400, 413)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [b"X-%d: %s" % (number, b"a" * 100) for number in range(1000)],
+        [b"X: " + b"a" * 100_000],
+        [b"a" * 100_000 + b": x"],
+        [b"X: y"] * 5000,
+    ],
+    ids=["many", "a long value", "a long name", "one again and again"],
+)
+def test_header_floods(server: Any, headers: list[bytes]) -> None:
+    status, _ = post(server, b"1", *headers)
+    assert status in (0, 400, 413, 414, 431)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b"[" * 90_000 + b"]" * 90_000,
+        b'{"a":' * 30_000 + b"1" + b"}" * 30_000,
+        b'{"a":' * 20_000,
+    ],
+    ids=["open lists", "lists", "objects", "open objects"],
+)
+def test_deeply_nested_json_is_a_400(server: Any, body: bytes) -> None:
+    status, said = post(server, body)
+    assert status == 400
+    assert told(said)["type"] == "BadRequest"
+
+
+@pytest.mark.parametrize("number", [b"9" * 100_000, b"1e400", b"-1e999999999", b"0." + b"1" * 100_000])
+def test_numbers_that_no_one_can_mean(server: Any, number: bytes) -> None:
+    status, said = post(server, number)
+    assert status in (200, 400)
+    json.loads(said)
+
+
+@pytest.mark.parametrize("body", [b'{"a": NaN, "b": -Infinity}', b"{NaN: 1}", b'{"NaN": 1, "NaN": 2}'])
+def test_nan_where_json_has_none(server: Any, body: bytes) -> None:
+    status, said = post(server, body)
+    assert status in (200, 400)
+    json.loads(said, parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize("body", [b'"\xff\xfe"', b"\xc3", b"\x00" * 100])
+def test_text_that_is_not_utf_8_is_a_400(server: Any, body: bytes) -> None:
+    status, said = post(server, body)
+    assert status == 400
+    told(said)
+
+
+def test_half_a_surrogate_pair_does_no_harm(server: Any) -> None:
+    """Not UTF-8, but what JSON itself can write as "\\ud800": Python reads both."""
+    for body in (b'{"\xed\xa0\x80": 1}', b'"\\ud800"'):
+        status, said = post(server, body)
+        assert status in (200, 400)
+        json.loads(said)
+
+
+@pytest.mark.parametrize("length", [b"-65536", b"-9223372036854775808"])
+def test_a_negative_length_keeps_its_own_connection_waiting_and_no_other(server: Any, length: bytes) -> None:
+    """TorchServe's frontend waits for such a body as for any that does not come: it answers nothing."""
+    start = b"POST /predictions/echo HTTP/1.1\r\nHost: x\r\nContent-Length: "
+    with connected(server) as waiting:
+        waiting.sendall(start + length + b"\r\n\r\n")
+        for number in range(10):
+            assert server.client.predict("echo", number).json() == [0, number]
+
+
+def multipart(count: int) -> bytes:
+    part = b'--x\r\nContent-Disposition: form-data; name="%d"\r\n\r\n1\r\n'
+    return b"".join(part % number for number in range(count)) + b"--x--\r\n"
+
+
+@pytest.mark.parametrize("count", [2500, 3000])
+def test_thousands_of_parts(server: Any, count: int) -> None:
+    status, said = post(server, multipart(count), kind=b"multipart/form-data; boundary=x")
+    assert (status, said) == (200, b"[0,%d]" % count)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"--x\r\n" * 30_000,
+        b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n' + b"y" * 10_000,
+        b"--x\r\n" + b"A: b\r\n" * 20_000 + b"\r\n--x--\r\n",
+        b'--x\r\nContent-Disposition: form-data; name="' + b"n" * 100_000 + b'"\r\n\r\n1\r\n--x--\r\n',
+    ],
+    ids=["boundaries", "no end", "part headers", "a long name"],
+)
+def test_broken_forms(server: Any, body: bytes) -> None:
+    status, said = post(server, body, kind=b"multipart/form-data; boundary=x")
+    assert status in (0, 200, 400, 413, 500)
+    assert b"Traceback" not in said
+
+
+def png(width: int, height: int, data: bytes) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">L", len(content)) + kind + content + struct.pack(">L", zlib.crc32(kind + content))
+        )
+
+    head = struct.pack(">2L5B", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def test_images_that_unpack_to_gigabytes_do_not(server: Any) -> None:
+    good = png(2, 2, zlib.compress(b"\0\1\2" * 2))
+    assert post(server, good, model="image", kind=b"image/png") == (200, b"[2,2]")
+    # PIL refuses what has more than 179 million pixels (Image.MAX_IMAGE_PIXELS, twice).
+    for width, height in ((60_000, 60_000), (2**31 - 1, 2**31 - 1)):
+        bomb = png(width, height, zlib.compress(bytes(1 << 20), 9))
+        status, said = post(server, bomb, model="image", kind=b"image/png")
+        assert status in (400, 500)
+        told(said)
+    # A text chunk that unpacks to 100 megabytes; PIL's own limit is one.
+    text = zlib.compress(bytes(100 << 20), 9)
+    assert len(text) < LARGEST
+    content = b"key\0\0" + text
+    ztxt = (
+        struct.pack(">L", len(content)) + b"zTXt" + content + struct.pack(">L", zlib.crc32(b"zTXt" + content))
+    )
+    status, said = post(server, good[:33] + ztxt + good[33:], model="image", kind=b"image/png")
+    assert status in (200, 400, 500)
+    status, said = post(server, b"no image", model="image", kind=b"image/png")
+    assert (status, told(said)["message"]) == (400, "send a PNG image")
+
+
+@pytest.mark.parametrize(
+    "kind", [b"application/x-npy", b"application/x-msgpack", b"application/octet-stream"]
+)
+def test_a_pickle_is_never_opened(server: Any, tmp_path: Path, kind: bytes) -> None:
+    import pickle
+
+    import numpy
+
+    class Opened:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "canary",))
+
+    array = io.BytesIO()
+    numpy.save(array, numpy.array([Opened()], dtype=object), allow_pickle=True)
+    for body in (pickle.dumps(Opened()), array.getvalue()):
+        status, _ = post(server, body, kind=kind)
+        assert status in (200, 400, 415)
+    assert not (tmp_path / "canary").exists()
+    numpy.load(io.BytesIO(array.getvalue()), allow_pickle=True)  # the control: somebody who opens it
+    assert (tmp_path / "canary").exists()
+
+
+def test_slow_clients_keep_nobody_waiting(server: Any) -> None:
+    """Fifty that send a header and a half, fifty whose body does not come, and ten that read no answer."""
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(connected(server)) for _ in range(110)]
+        start = b"POST /predictions/echo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        for connection in slow[:50]:
+            connection.sendall(start + b"X-Sl")
+        for connection in slow[50:100]:
+            connection.sendall(start + b"Content-Length: 1000\r\n\r\n[")
+        for connection in slow[100:]:
+            connection.sendall(start + b"Content-Length: 1\r\n\r\n1")
+        for number in range(20):
+            for connection in slow[:100:10]:
+                connection.sendall(b"o")
+            begun = time.monotonic()
+            assert server.client.predict("echo", number).json() == [0, number]
+            assert time.monotonic() - begun < BOUND_S
+        assert [answer(connection) for connection in slow[100:]] == [(200, b"[0,1]")] * 10
+
+
+def test_clients_that_leave_midway(server: Any) -> None:
+    for part in (b"POST", b"POST /predictions/echo HTTP/1.1\r\n", b"X: y\r\nContent-Length: 100\r\n\r\nabc"):
+        for _ in range(20):
+            with connected(server) as connection:
+                connection.sendall(part)
+                # RST rather than a polite end.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100),
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\r\n" * 1000,
+        b"POST /predictions/echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\nzz\r\n",
+        b"POST /predictions/../../../../etc/passwd HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+        b"POST /predictions/" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",
+    ],
+    ids=["TLS", "version", "HTTP/2", "blank lines", "two lengths", "path", "long path"],
+)
+def test_what_is_no_request(server: Any, raw: bytes) -> None:
+    with connected(server) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(raw)
+            connection.shutdown(socket.SHUT_WR)
+        status, said = answer(connection)
+    assert status == 0 or 400 <= status < 600
+    assert b"root:" not in said
+
+
+def test_all_of_it_at_once(server: Any) -> None:
+    """Six hostile clients at a time beside good ones, each of which gets its own answer."""
+    bodies = [b"[" * 50_000, b'"\xff"', b"9" * 50_000, b'"' + b"a" * 2 * LARGEST + b'"', b"{", multipart(500)]
+    stop = threading.Event()
+
+    def attack(body: bytes) -> None:
+        while not stop.is_set():
+            post(server, body)
+
+    attackers = [threading.Thread(target=attack, args=(body,)) for body in bodies]
+    for attacker in attackers:
+        attacker.start()
+    try:
+        for number in range(30):
+            assert server.client.predict("echo", number).json() == [0, number]
+    finally:
+        stop.set()
+        for attacker in attackers:
+            attacker.join(BOUND_S)
+    assert not any(attacker.is_alive() for attacker in attackers)
