@@ -1,6 +1,6 @@
 """One copy of the model in a predictor process, beside a copy in each worker behind the device lock.
 
-    python benchmarks/placement.py [--parts stages,latency,batches,memory,scaling] [--repeats 3] [--seconds 5]
+    python benchmarks/placement.py [--parts stages,latency,batches,memory,scaling,tracing] [--repeats 3] [--seconds 5]
 
 Both on one server in the same run, their turns interleaved; medians over the repeats. Every answer is checked.
 
@@ -9,6 +9,7 @@ Both on one server in the same run, their turns interleaved; medians over the re
     batches   a network of 6 layers of 2048 x 2048 that takes batches: 16 clients, and one
     memory    8 workers, a network of 400 MB: private memory of all processes
     scaling   from 1 to 8 workers with it, beside a module without weights
+    tracing   the waits of A with recorded spans, beside a server that records none
 """
 
 from __future__ import annotations
@@ -20,20 +21,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psutil
-from rig.load import Exchange, Load, run_load
 from rig.machine import machine
 from rig.stand import Server, Stand
+from rig.turns import echoed, figures, loaded, staged, steady, turns
 
 from handlergen import Client
 from handlergen.properties import read_properties
 from handlergen.recordings import busy_share, of_stage, overlapping, read_spans
 
-SKIP_FIRST_S = 1.0
-SKIP_LAST_S = 0.5
-NUMBERS = range(64)
 WAITS = {"before": 10, "predict": 10, "after": 10, "burn": False}
 BURNS = {"before": 8, "predict": 10, "after": 4, "burn": True}
 LAYER_BYTES = 2048 * 2048 * 4
@@ -65,17 +63,17 @@ def main() -> int:
     arguments = parser.parse_args()
     lines = ["; ".join(f"{name} {value}" for name, value in machine().items()), ""]
     print(lines[0], flush=True)
-    figures: list[Figure] = []
+    everything: list[Figure] = []
     for part in arguments.parts.split(","):
         with tempfile.TemporaryDirectory(prefix="handlergen-bench-") as directory:
             found = PARTS[part](Stand(Path(directory)), arguments)
-        figures += found
+        everything += found
         for figure in found:
             print(_line(figure), flush=True)
             lines.append(_line(figure))
     if arguments.out is not None:
         arguments.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return 0 if all(figure.met is not False for figure in figures) else 1
+    return 0 if all(figure.met is not False for figure in everything) else 1
 
 
 def stages(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
@@ -92,27 +90,27 @@ def stages(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
     rates: dict[str, list[float]] = {name: [] for name in subjects}
     p95: dict[str, list[float]] = {name: [] for name in subjects}
     with stand.server(trace=True) as server:
-        for name in _turns(tuple(subjects), arguments.repeats):
-            load = _run(server, _exchanges(name), arguments, clients=16)
-            window = load.steady(skip_first_s=SKIP_FIRST_S, skip_last_s=SKIP_LAST_S)
+        for name in turns(tuple(subjects), arguments.repeats):
+            load = loaded(server.address, staged(name), clients=16, seconds=arguments.seconds)
+            window = steady(load)
             time.sleep(0.5)  # the predictor process writes its spans ten times a second
             predictions = of_stage(read_spans(stand.trace_dir, model=name), "predict")
-            figures = load.figures(window)
+            found = load.figures(window)
             busy[name].append(busy_share(predictions, *window))
-            rates[name].append(figures.requests_per_s)
-            p95[name].append(figures.latency_ms[95])
+            rates[name].append(found.requests_per_s)
+            p95[name].append(found.latency_ms[95])
         everything = [
             span for name in subjects for span in of_stage(read_spans(stand.trace_dir, model=name), "predict")
         ]
         overlaps = len(overlapping(everything))
-    found = []
+    report = []
     for name in subjects:
         wanted = 0.98 if name.endswith("process") else None
-        found.append(_at_least(name, "device busy", busy[name], wanted))
-        found.append(_at_least(name, "requests/s", rates[name]))
-        found.append(_at_least(name, "latency p95, ms", p95[name]))
-    found.append(Figure("stages", "predict overlaps", [overlaps], "= 0", overlaps == 0))
-    return found
+        report.append(_at_least(name, "device busy", busy[name], wanted))
+        report.append(_at_least(name, "requests/s", rates[name]))
+        report.append(_at_least(name, "latency p95, ms", p95[name]))
+    report.append(Figure("stages", "predict overlaps", [overlaps], "= 0", overlaps == 0))
+    return report
 
 
 def latency(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
@@ -126,12 +124,16 @@ def latency(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
     rates: dict[str, list[float]] = {name: [] for name in subjects}
     with stand.server() as server:
         for name in subjects:  # until Java has compiled what it runs often
-            run_load(server.address, _echoes(name), clients=16, seconds=3.0)
-        for name in _turns(subjects, arguments.repeats):
-            load = _run(server, _echoes(name), arguments, clients=1)
-            p50[name].append(_figures(load).latency_ms[50])
-        for name in _turns(subjects, arguments.repeats):
-            rates[name].append(_figures(_run(server, _echoes(name), arguments, clients=16)).requests_per_s)
+            loaded(server.address, echoed(name), clients=16, seconds=3.0)
+        for name in turns(subjects, arguments.repeats):
+            load = loaded(server.address, echoed(name), clients=1, seconds=arguments.seconds)
+            p50[name].append(figures(load).latency_ms[50])
+        for name in turns(subjects, arguments.repeats):
+            rates[name].append(
+                figures(
+                    loaded(server.address, echoed(name), clients=16, seconds=arguments.seconds)
+                ).requests_per_s
+            )
     added = [ours - other for ours, other in zip(p50["process"], p50["worker"], strict=True)]
     value = median(added)
     return [
@@ -159,10 +161,18 @@ def batches(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
     p50: dict[str, list[float]] = {name: [] for name in subjects}
     with stand.server() as server:
         for name in subjects:
-            run_load(server.address, _exchanges(name), clients=16, seconds=3.0)
-        for name in _turns(subjects, arguments.repeats):
-            rates[name].append(_figures(_run(server, _exchanges(name), arguments, clients=16)).requests_per_s)
-            p50[name].append(_figures(_run(server, _exchanges(name), arguments, clients=1)).latency_ms[50])
+            loaded(server.address, staged(name), clients=16, seconds=3.0)
+        for name in turns(subjects, arguments.repeats):
+            rates[name].append(
+                figures(
+                    loaded(server.address, staged(name), clients=16, seconds=arguments.seconds)
+                ).requests_per_s
+            )
+            p50[name].append(
+                figures(
+                    loaded(server.address, staged(name), clients=1, seconds=arguments.seconds)
+                ).latency_ms[50]
+            )
     ratios = [ours / other for ours, other in zip(rates["process"], rates["worker"], strict=True)]
     idle = [ours / other for ours, other in zip(p50["process"], p50["worker"], strict=True)]
     return [
@@ -186,12 +196,12 @@ def memory(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
         stages="worker",
     )
     with stand.server() as server:
-        _run(server, _exchanges("large"), arguments, clients=16)
+        loaded(server.address, staged("large"), clients=16, seconds=arguments.seconds)
         large = _private(server)
     empty = Stand(_fresh(stand))
     empty.archive("empty", "echo", workers=8, batch_size=1, config={}, predictor="worker")
     with empty.server() as server:
-        _run(server, _echoes("empty"), arguments, clients=16)
+        loaded(server.address, echoed("empty"), clients=16, seconds=arguments.seconds)
         workers = _private(server)
     weights = layers * LAYER_BYTES
     allowed = 1.1 * weights + sum(workers)
@@ -217,7 +227,7 @@ def scaling(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
     stand.archive("empty", "echo", workers=1, batch_size=1, config={}, predictor="process", stages="worker")
     took: dict[str, list[float]] = {"large": [], "empty": []}
     with stand.server() as server, Client(read_properties(server.config)) as client:
-        for name in _turns(("large", "empty"), arguments.repeats):
+        for name in turns(("large", "empty"), arguments.repeats):
             start = time.monotonic()
             client.scale(name, 8)
             took[name].append(time.monotonic() - start)
@@ -230,12 +240,29 @@ def scaling(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
     ]
 
 
+def tracing(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
+    """What recording spans costs."""
+    stand.archive("A", "staged", workers=4, batch_size=1, config=WAITS)
+    rates: dict[str, list[float]] = {"traced": [], "silent": []}
+    with stand.server(trace=True) as traced, stand.server(name="silent") as silent:
+        servers = {"traced": traced, "silent": silent}
+        for name in turns(tuple(servers), arguments.repeats):
+            load = loaded(servers[name].address, staged("A"), clients=16, seconds=arguments.seconds)
+            rates[name].append(figures(load).requests_per_s)
+    ratios = [ours / other for ours, other in zip(rates["traced"], rates["silent"], strict=True)]
+    return [
+        _at_least("tracing", "requests/s, ratio to no spans", ratios, 0.97),
+        *(_at_least("tracing", f"requests/s, {name}", rates[name]) for name in rates),
+    ]
+
+
 PARTS: dict[str, Callable[[Stand, argparse.Namespace], list[Figure]]] = {
     "stages": stages,
     "latency": latency,
     "batches": batches,
     "memory": memory,
     "scaling": scaling,
+    "tracing": tracing,
 }
 
 
@@ -253,33 +280,6 @@ def _private(server: Server) -> list[int]:
         if "model_service_worker" in command or "process.main" in command:
             found.append(process.memory_full_info().uss)
     return found
-
-
-def _exchanges(name: str) -> list[Exchange]:
-    return [Exchange(f"/predictions/{name}", {"number": n}, {"answer": 2 * n + 1}) for n in NUMBERS]
-
-
-def _echoes(name: str) -> list[Exchange]:
-    return [Exchange(f"/predictions/{name}", {"number": n}, {"number": n}) for n in NUMBERS]
-
-
-def _turns(names: Sequence[str], repeats: int) -> list[str]:
-    """Each name once a repeat, back and forth, so that none always follows the same."""
-    return [
-        name for repeat in range(repeats) for name in (names if repeat % 2 == 0 else tuple(reversed(names)))
-    ]
-
-
-def _run(server: Server, exchanges: Sequence[Exchange], arguments: Any, *, clients: int) -> Load:
-    load = run_load(server.address, exchanges, clients=clients, seconds=arguments.seconds)
-    wrong = sorted({answer.outcome for answer in load.answers} - {"right"})
-    if wrong or not load.answers:
-        raise RuntimeError(f"not every answer was right: {', '.join(wrong) or 'there is none'}")
-    return load
-
-
-def _figures(load: Load) -> Any:
-    return load.figures(load.steady(skip_first_s=SKIP_FIRST_S, skip_last_s=SKIP_LAST_S))
 
 
 def _at_least(part: str, what: str, values: Sequence[float], wanted: float | None = None) -> Figure:

@@ -30,15 +30,11 @@ from typing import Any
 
 from rig.machine import Strangers, machine
 from rig.stand import Server, Stand
+from rig.turns import NUMBERS, SKIP_FIRST_S, SKIP_LAST_S, loaded, steady, turns
 
 from handlergen.bench.answers import Load
-from handlergen.bench.load import Exchange, run_load
-from handlergen.bench.pace import Closed
+from handlergen.bench.load import Exchange
 from handlergen.recordings import busy_share, of_stage, overlapping, read_spans
-
-SKIP_FIRST_S = 1.0
-SKIP_LAST_S = 0.5
-NUMBERS = range(64)
 
 
 @dataclass(frozen=True)
@@ -145,14 +141,14 @@ def measure_staged(stand: Stand, workload: Staged, arguments: argparse.Namespace
     p95: dict[str, list[float]] = {"handlergen": [], "flock": []}
     others: list[float] = []
     with stand.server(trace=True) as server:
-        for _repeat, name in _turns(("flock", "handlergen"), arguments.repeats):
+        for name in turns(("flock", "handlergen"), arguments.repeats):
             exchanges = [
                 Exchange.of_json(f"/predictions/{name}", {"number": n}, {"answer": 2 * n + 1})
                 for n in NUMBERS
             ]
             load, other = _turn(server, exchanges, arguments, clients=16)
             others.append(other)
-            window = load.steady(skip_first_s=SKIP_FIRST_S, skip_last_s=SKIP_LAST_S)
+            window = steady(load)
             predictions = of_stage(read_spans(stand.trace_dir, model=name), "predict")
             figures = load.figures(window)
             rates[name].append(figures.requests_per_s)
@@ -193,15 +189,15 @@ def measure_nothing(stand: Stand, arguments: argparse.Namespace) -> list[Result]
             for model in ("handlergen", "hand")
         }
         for model, server in subjects.values():  # until Java has compiled what it runs often
-            _run(server.address, exchanges[model], clients=16, seconds=4.0)
+            loaded(server.address, exchanges[model], clients=16, seconds=4.0)
         for clients in (1, 16):
             rates: dict[str, list[float]] = {name: [] for name in subjects}
             cpu: list[float] = []
             others: list[float] = []
-            for _repeat, name in _turns(tuple(subjects), arguments.repeats):
+            for name in turns(tuple(subjects), arguments.repeats):
                 model, server = subjects[name]
                 load, other = _turn(server, exchanges[model], arguments, clients=clients)
-                window = load.steady(skip_first_s=SKIP_FIRST_S, skip_last_s=SKIP_LAST_S)
+                window = steady(load)
                 rates[name].append(load.figures(window).requests_per_s)
                 cpu.append(load.client_cpu_s / len(load.answers) * 1e6)
                 others.append(other)
@@ -228,15 +224,6 @@ def measure_nothing(stand: Stand, arguments: argparse.Namespace) -> list[Result]
     return results
 
 
-def _turns(names: Sequence[str], repeats: int) -> list[tuple[int, str]]:
-    """(repeat, name): each name once a repeat, back and forth, so that none always follows the same."""
-    return [
-        (repeat, name)
-        for repeat in range(repeats)
-        for name in (names if repeat % 2 == 0 else tuple(reversed(names)))
-    ]
-
-
 def _turn(
     server: Server, exchanges: Sequence[Exchange], arguments: argparse.Namespace, *, clients: int
 ) -> tuple[Load, float]:
@@ -244,24 +231,11 @@ def _turn(
     strangers = Strangers([server.pid])
     for _attempt in range(10):
         strangers.start()
-        load = _run(server.address, exchanges, clients=clients, seconds=arguments.seconds)
+        load = loaded(server.address, exchanges, clients=clients, seconds=arguments.seconds)
         other = strangers.share()
         if other <= arguments.quiet:
             break
     return load, other
-
-
-def _run(address: tuple[str, int], exchanges: Sequence[Exchange], *, clients: int, seconds: float) -> Load:
-    """A load whose every answer was right.
-
-    Raises:
-        RuntimeError: One was not; figures of a server that answers wrongly mean nothing.
-    """
-    load = run_load(address, exchanges, pace=Closed(clients), seconds=seconds)
-    wrong = sorted({answer.outcome for answer in load.answers} - {"right"})
-    if wrong or not load.answers:
-        raise RuntimeError(f"not every answer was right: {', '.join(wrong) or 'there is none'}")
-    return load
 
 
 def _ratios(rates: Mapping[str, Sequence[float]], ours: str, other: str) -> list[float]:

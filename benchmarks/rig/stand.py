@@ -111,7 +111,9 @@ class Stand:
         )
 
     @contextmanager
-    def server(self, *, stock_log: bool = False, trace: bool = False) -> Iterator[Server]:
+    def server(
+        self, *, stock_log: bool = False, trace: bool = False, name: str = "handlergen"
+    ) -> Iterator[Server]:
         """Run TorchServe over the model store.
 
         Token authorization is off: it costs every subject the same, and is not what is measured.
@@ -119,12 +121,13 @@ class Stand:
         Args:
             stock_log: With TorchServe's own log configuration instead of handlergen's.
             trace: Record spans in `trace_dir`.
+            name: Of its directory; two that run at once need two.
 
         Raises:
             HandlergenError: It did not start.
         """
         # A log4j2.xml in the working directory would be picked up: each kind of server has its own directory.
-        directory = self._directory / ("stock" if stock_log else "handlergen")
+        directory = self._directory / ("stock" if stock_log else name)
         directory.mkdir(exist_ok=True)
         names = (
             "inference_port",
