@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 import psutil
 import pytest
 
@@ -31,6 +32,10 @@ class Refused(Exception):
 def setup(context):
     context.logger.warning("set up with %s", context.secrets["API_KEY"])
 
+def load(context):
+    context.logger.warning("loaded with %s", context.secrets["API_KEY"])
+    return context.secrets["API_KEY"]
+
 def preprocess(data, context):
     key = context.secrets["API_KEY"]
     if data == "value":
@@ -41,8 +46,8 @@ def preprocess(data, context):
         raise RuntimeError(key)
     return data
 
-def predict(inputs, context):
-    key = context.secrets["API_KEY"]
+def predict(inputs, model):
+    key = model
     if inputs == "predict":
         raise ConnectionError("401 for the header " + repr({"Authorization": key})) from KeyError(key)
     if inputs == "unsendable":
@@ -59,19 +64,26 @@ def is_healthy(context):
 """
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("secrets")
+@pytest.fixture(scope="module", params=["worker", "process"])
+def predictor(request: pytest.FixtureRequest) -> str:
+    """Who predicts: the worker itself, or a process beside it, which is given the secrets, too."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def server(torchserve_module: Callable[..., Any], place: Path) -> Any:
+def place(tmp_path_factory: pytest.TempPathFactory, predictor: str) -> Path:
+    return tmp_path_factory.mktemp(f"secrets-{predictor}")
+
+
+@pytest.fixture(scope="module")
+def server(torchserve_module: Callable[..., Any], place: Path, predictor: str) -> Any:
     (place / "keyed.py").write_text(SOURCE)
     made = archive(
         place / "keyed.py",
         model_store=place / "store",
         environ={"API_KEY": SECRET},
         secrets=["API_KEY"],
+        predictor=predictor,
         workers_per_device=1,
         devices="cpu",
     )
@@ -133,6 +145,7 @@ def test_a_secret_is_in_no_archive_log_answer_span_or_argument(server: Any, plac
     # The search looks where it should: all of these are told with the secret's name in its place.
     log = server.log_text()
     assert "set up with [secret API_KEY]" in log
+    assert "loaded with [secret API_KEY]" in log
     assert "401 for the header {'Authorization': '[secret API_KEY]'}" in log
     bodies = {name: content for name, content in seen if name.startswith("answer")}
     assert b"?key=[secret API_KEY]" in bodies["answer to 'value'"]
@@ -140,8 +153,6 @@ def test_a_secret_is_in_no_archive_log_answer_span_or_argument(server: Any, plac
 
 
 def describe(server: Any) -> Any:
-    import httpx
-
     host, port = server.settings.addresses()["management"]
     token = json.loads((server.directory / "key_file.json").read_text())["management"]["key"]
     answer = httpx.get(
@@ -153,6 +164,33 @@ def describe(server: Any) -> Any:
     assert answer.status_code == 200, answer.text
     assert "settings" in answer.text  # the model's own part is there
     return answer.json()
+
+
+def test_a_server_as_it_starts_is_closed_to_others(server: Any, place: Path) -> None:
+    """Loopback only, tokens wanted, and nobody else may look into what it keeps."""
+    ours = {process.pid for process in server.processes()}
+    listening = {
+        connection.laddr.ip
+        for connection in psutil.net_connections("tcp")
+        if connection.pid in ours and connection.status == psutil.CONN_LISTEN
+    }
+    assert listening <= {"127.0.0.1", "::ffff:127.0.0.1"}
+    assert listening
+    for url in (
+        f"{server.settings.inference_address}/ping",
+        f"{server.settings.inference_address}/predictions/keyed",
+        f"{server.settings.management_address}/models",
+    ):
+        refused = httpx.get(url, trust_env=False)
+        assert (refused.status_code, refused.json()["type"]) == (400, "InvalidKeyException")
+    private = [
+        server.directory / ".handlergen",
+        Path(server.running.state.temp_dir),
+        place / "state",
+        place / "spans",
+    ]
+    for directory in private:
+        assert directory.stat().st_mode & 0o777 == 0o700, directory
 
 
 def test_a_secret_that_is_not_set_is_named(tmp_path: Path) -> None:
