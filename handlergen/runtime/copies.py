@@ -1,7 +1,8 @@
 """How many copies of a model there are on a device, among the processes of one server.
 
 Each process that loads a copy keeps a file locked in a directory that they share. The kernel frees the lock when the
-process dies, however it dies: what is locked is there.
+process dies, however it dies: what is locked is there. The locks are those of fcntl(2), which a process forked off a
+worker does not inherit.
 """
 
 from __future__ import annotations
@@ -10,7 +11,11 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import time
 from pathlib import Path
+
+_PREFIX = "copies-"
+_TRIES, _PAUSE_S = 100, 0.01
 
 
 class Copies:
@@ -18,55 +23,103 @@ class Copies:
 
     Args:
         directory: The user's private one.
-        server: What tells the server from others.
+        server: What tells the server from all others.
         model, version, device: Whose copies.
-
-    Raises:
-        OSError: The directory cannot be made.
     """
 
-    def __init__(self, directory: Path, *, server: int, model: str, version: str, device: str) -> None:
-        digest = hashlib.sha256("\0".join((str(server), model, version, device)).encode()).hexdigest()[:12]
-        self._directory = directory / f"copies-{server}-{digest}"
+    def __init__(self, directory: Path, *, server: str, model: str, version: str, device: str) -> None:
+        digest = hashlib.sha256("\0".join((server, model, version, device)).encode()).hexdigest()[:16]
+        self._directory = directory / f"{_PREFIX}{digest}"
+        self._own = str(os.getpid())
         self._held: int | None = None
 
     def add(self) -> None:
-        """This process has one from now on."""
-        self._directory.mkdir(mode=0o700, exist_ok=True)
-        self._held = _locked(self._directory / str(os.getpid()))
+        """This process has one from now on.
+
+        Raises:
+            OSError: It cannot be noted.
+        """
+        self._remove_what_is_left_behind()
+        path = self._directory / self._own
+        for _ in range(_TRIES):
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # the directory was empty, and is just removed
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                if _lock(descriptor) and _is_at(path, descriptor):
+                    self._held = descriptor
+                    return
+                os.close(descriptor)
+            time.sleep(_PAUSE_S)  # another process just looks at it
+        raise TimeoutError(f"{path} is locked by another process")
 
     def count(self) -> int:
-        """How many there are."""
-        found = 0
-        with contextlib.suppress(FileNotFoundError):
-            for path in self._directory.iterdir():
-                if path.name == str(os.getpid()):
-                    found += self._held is not None
-                    continue
-                descriptor = _locked(path)
-                if descriptor is None:
-                    found += 1
-                else:
-                    path.unlink(missing_ok=True)
-                    os.close(descriptor)
-        return found
+        """How many there are.
+
+        Raises:
+            OSError: That cannot be seen.
+        """
+        if self._held is None:
+            return _alive(self._directory, leave="")
+        return 1 + _alive(self._directory, leave=self._own)
 
     def close(self) -> None:
         """This process has none any more."""
         if self._held is not None:
-            (self._directory / str(os.getpid())).unlink(missing_ok=True)
+            (self._directory / self._own).unlink(missing_ok=True)
             os.close(self._held)
             self._held = None
             with contextlib.suppress(OSError):
                 self._directory.rmdir()
 
+    def _remove_what_is_left_behind(self) -> None:
+        """Servers end by killing their workers, which then remove nothing."""
+        for directory in self._directory.parent.glob(f"{_PREFIX}*"):
+            if directory != self._directory:
+                with contextlib.suppress(OSError):
+                    _alive(directory, leave=self._own)
+                    directory.rmdir()  # fails when there is one
 
-def _locked(path: Path) -> int | None:
-    """A descriptor that holds the file's lock; None when another process does."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+def _alive(directory: Path, *, leave: str) -> int:
+    """How many files of a directory are locked by others; removes those that are not.
+
+    Args:
+        leave: Is not looked at: a process loses its lock when it closes any descriptor of the file.
+    """
+    found = 0
+    with contextlib.suppress(FileNotFoundError):
+        for path in directory.iterdir():
+            if path.name != leave:
+                found += _is_locked(path)
+    return found
+
+
+def _is_locked(path: Path) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        if not _lock(descriptor):
+            return True
+        if _is_at(path, descriptor):
+            path.unlink()
+        return False
+    finally:
         os.close(descriptor)
-        return None
-    return descriptor
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, by system
+        return False
+    return True
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether a file is still the one of that name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

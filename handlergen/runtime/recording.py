@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +13,8 @@ from .contract import RuntimeSettings
 from .copies import Copies
 from .device import Device
 from .device_lock import lock_directory
-from .metrics import COPIES, MEMORY, Metrics
+from .metrics import COPIES, MEMORY, Metrics, switched_on
+from .server_process import started
 from .spans import Spans, spans_from_environment
 
 
@@ -32,7 +34,7 @@ class Recording:
     Args:
         settings: The model's.
         device_key: Where it predicts.
-        metrics: Count for TorchServe's `/metrics` too.
+        metrics: Count for TorchServe's `/metrics` too, unless that is switched off.
 
     Attributes:
         recorder: Who takes times; None when nobody wants them, and none are taken.
@@ -42,7 +44,7 @@ class Recording:
     def __init__(self, settings: RuntimeSettings, device_key: str, *, metrics: bool) -> None:
         self._spans = spans_from_environment(settings.name, device_key)
         self.metrics: Metrics | None = None
-        if metrics:
+        if metrics and switched_on():
             self.metrics = Metrics(model=settings.name, version=settings.version, device=device_key)
         self._copies: Copies | None = None
         self.recorder = self._recorder(self._spans)
@@ -53,17 +55,27 @@ class Recording:
             self.metrics.start()
 
     def has_copy(self, settings: RuntimeSettings, device: Device, server: int) -> None:
-        """This process has a copy of the model: count it, and measure its memory."""
+        """This process has a copy of the model: count it, and measure its memory.
+
+        Args:
+            server: TorchServe's process.
+        """
         if self.metrics is None:
             return
-        copies = self._copies = Copies(
-            lock_directory(),
-            server=server,
-            model=settings.name,
-            version=settings.version,
-            device=device.key,
-        )
-        copies.add()
+        try:
+            copies = Copies(
+                lock_directory(),
+                server=f"{server} {started(server)}",
+                model=settings.name,
+                version=settings.version,
+                device=device.key,
+            )
+            copies.add()
+        except OSError as error:  # no reason not to predict
+            logging.getLogger("handlergen").warning("copies of the model are not counted: %s", error)
+            self.metrics.watch(lambda: {MEMORY: memory_of(device)})
+            return
+        self._copies = copies
         self.metrics.watch(lambda: {COPIES: copies.count(), MEMORY: memory_of(device)})
 
     def flush(self) -> None:

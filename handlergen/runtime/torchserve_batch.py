@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .describe import Counts
+from .dispatch import is_describe
 from .hooks import Item
 from .pipeline import open_items
 from .streaming import raise_to_torchserve
@@ -33,7 +34,7 @@ def answered(items: Sequence[Item], context: Any, counts: Counts) -> list[bytes]
     Args:
         items: Each with its reply or failure.
         context: TorchServe's; gets each request's status, content type and headers.
-        counts: Counts the answers.
+        counts: Counts the answers, but no descriptions.
 
     Raises:
         Exception: TorchServe's, for a failed single gRPC request, whose status it takes from an exception only, and
@@ -42,7 +43,8 @@ def answered(items: Sequence[Item], context: Any, counts: Counts) -> list[bytes]
     bodies = []
     for index, item in enumerate(items):
         failure = item.failure
-        counts.answered(failure.status if failure is not None else item.reply.status)
+        if not is_describe(item.properties):
+            counts.answered(failure.status if failure is not None else item.reply.status)
         if item.request.is_grpc:
             # StreamPredictions ends only with this; without it the frontend throws and ends the worker.
             context.set_response_header(index, STREAM_WISH, "false")

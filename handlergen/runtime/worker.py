@@ -14,6 +14,7 @@ from .describe import Counts, description
 from .health import Health
 from .hooks import BoundHook, Item
 from .kserve import refuse_envelope
+from .metrics import switched_on
 from .pipeline import Pipeline
 from .predictor import HOOK_ERRORS
 from .redaction import without_secrets
@@ -115,6 +116,7 @@ class Worker:
         model_dir = Path(properties["model_dir"]).resolve()
         logging.getLogger("ts.service").addFilter(_not_told_yet)
         leave_out_batch_lines()
+        switched_on(getattr(context, "metrics", None))
         # Bodies arrive as they were sent, and `decode` reads them: TorchServe's own reading logs a traceback for
         # every broken JSON text and loses its bytes (ts/protocol/otf_message_handler.py, _retrieve_input_data).
         os.environ["TS_DECODE_INPUT_REQUEST"] = "false"

@@ -215,6 +215,7 @@ class _Prepared:
         module.stand_in()
         shared.open()
         self.recording = Recording(settings, shared.device_key, metrics=True)
+        self.failing.count_lock_timeouts(self.recording.metrics)
         self.recording.start()
         self.hooks: Hooks = module.hooks()
         self.failing.name_stages(self.hooks)
@@ -260,6 +261,7 @@ class Relayed:
         self._shared = _Shared(bundle, model_dir, gpu_id=gpu_id, batch_size=batch_size, logger=logger)
         self._shared.open()
         self._recording = Recording(settings, self._shared.device_key, metrics=True)
+        self._failing.count_lock_timeouts(self._recording.metrics)
         self._recording.start()
         self.is_healthy: Callable[[Mapping[str, Any]], Any] | None = (
             self._shared.is_healthy if "is_healthy" in bundle.contract.hooks else None

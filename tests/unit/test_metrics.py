@@ -1,0 +1,427 @@
+"""The lines that become TorchServe's metrics: their format, what they add up to, who is counted as a copy."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from handlergen.runtime import copies, metrics, recording, torchserve_log
+from handlergen.runtime.copies import Copies
+from handlergen.runtime.metrics import SECONDS, Histogram, Metrics
+from handlergen.runtime.spans import STAGES
+from handlergen.templates import template_dir
+
+#: The frontend's (org.pytorch.serve.metrics.Metric).
+PATTERN = re.compile(
+    r"\s*([\w\s]+)\.([\w\s]+):([0-9\-,.e]+)\|#([^|]*)(\|#type:([^|,]+))?\|#hostname:([^,]+),([^,]+)(,(.*))?"
+)
+
+
+class Line(NamedTuple):
+    name: str
+    unit: str
+    value: float
+    dimensions: tuple[tuple[str, str], ...]
+    type: str
+
+
+def parsed(text: str) -> list[Line]:
+    """Lines as the frontend reads them: a dimension that is not NAME:VALUE is dropped."""
+    lines = []
+    for line in text.splitlines():
+        assert line.startswith("[METRICS]"), line
+        found = PATTERN.fullmatch(line.removeprefix("[METRICS]"))
+        assert found, line
+        pairs = [pair.split(":") for pair in found[4].split(",")]
+        dimensions = tuple((pair[0], pair[1]) for pair in pairs if len(pair) == 2)
+        assert int(found[8]) <= time.time() < int(found[8]) + 60
+        lines.append(Line(found[1], found[2], float(found[3]), dimensions, found[6]))
+    return lines
+
+
+class Written:
+    """Metrics, and what became of them in a server: counters added up, gauges as told last."""
+
+    def __init__(self, *, model: str = "digits", version: str = "1.0", device: str = "cpu") -> None:
+        self.texts: list[str] = []
+        self.metrics = Metrics(model=model, version=version, device=device, write=self.texts.append)
+
+    def lines(self) -> list[Line]:
+        return parsed("".join(self.texts))
+
+    def emitted(self) -> list[Line]:
+        self.texts.clear()
+        self.metrics.emit()
+        return self.lines()
+
+    def sums(self) -> dict[tuple[str, ...], float]:
+        """By name and the labels that are not the model's."""
+        found: dict[tuple[str, ...], float] = defaultdict(float)
+        for line in self.lines():
+            own = [value for name, value in line.dimensions if name not in ("model", "version", "device")]
+            key = (line.name, *own)
+            found[key] = line.value if line.type == "GAUGE" else found[key] + line.value
+        return found
+
+
+@pytest.fixture
+def written() -> Written:
+    return Written()
+
+
+def test_a_histogram_counts_up_to_each_bound() -> None:
+    histogram = Histogram((1.0, 2.5), unit=1000)
+    for value in (0, 1000, 1001, 2500, 2501, 9_000_000):
+        histogram.add(value)
+    assert histogram.taken() == ([("1", 2), ("2.5", 4), ("+Inf", 6)], 9007.002, 6)
+    assert histogram.taken() == ([("1", 0), ("2.5", 0), ("+Inf", 0)], 0, 0)
+
+
+def test_bounds_are_read_back_as_they_are() -> None:
+    buckets, _, _ = Histogram(SECONDS, unit=10**9).taken()
+    assert [float(name) for name, _ in buckets] == [*SECONDS, float("inf")]
+    assert not any("e" in name for name, _ in buckets)
+
+
+def test_every_line_is_declared_with_its_unit_type_and_dimensions(written: Written) -> None:
+    """The frontend takes the values in the order they come, and drops names that are not declared."""
+    written.metrics.watch(lambda: {metrics.COPIES: 2, metrics.MEMORY: 10**12})
+    for stage in STAGES:
+        written.metrics.record(stage, "a", 0, 1_234_567)
+    written.metrics.answered(200)
+    written.metrics.lock_timed_out()
+    declared = {
+        metric["name"]: (metric["unit"], kind.upper(), tuple(metric["dimensions"]))
+        for kind, section in yaml.safe_load((template_dir() / "metrics.yaml").read_text())[
+            "model_metrics"
+        ].items()
+        for metric in section
+    }
+    lines = written.emitted()
+    for line in lines:
+        assert (line.unit, line.type, tuple(name for name, _ in line.dimensions)) == declared[line.name]
+    assert {line.name for line in lines} == {name for name in declared if name.startswith("handlergen_")}
+
+
+@pytest.mark.parametrize("value", [0, 3e-10, 1e-9, 0.1, 12.5, 100.0, 10, 1e9, 2**53])
+def test_numbers_have_no_exponent(written: Written, value: float) -> None:
+    written.metrics.watch(lambda: {metrics.MEMORY: value})
+    ((line),) = written.emitted()
+    assert line.value == pytest.approx(value, abs=1e-9)
+
+
+def test_a_label_cannot_break_a_line() -> None:
+    """A dimension with a comma, a bar or a second colon would be lost, and the line refused."""
+    written = Written(device="a,b|#type:x:y\n z", version="")
+    written.metrics.answered(200)
+    ((line),) = written.emitted()
+    assert dict(line.dimensions) == {
+        "status": "200",
+        "model": "digits",
+        "version": "_",
+        "device": "a_b__type_x_y__z",
+    }
+
+
+def test_a_gpu_keeps_its_name() -> None:
+    written = Written(device="GPU-4a3c1d2e-0000-1111-2222-333344445555")
+    written.metrics.answered(200)
+    assert dict(written.emitted()[0].dimensions)["device"] == "GPU-4a3c1d2e-0000-1111-2222-333344445555"
+
+
+def test_what_is_written_adds_up(written: Written) -> None:
+    for _ in range(3):
+        for _ in range(10):
+            written.metrics.record("decode", "a", 5, 5 + 200_000)
+            written.metrics.record("predict", "a,b,c", 0, 40_000_000)
+            written.metrics.answered(200)
+        written.metrics.answered(503)
+        written.metrics.lock_timed_out()
+        written.metrics.emit()
+    sums = written.sums()
+    assert sums[metrics.STAGE + "_count", "decode"] == sums[metrics.STAGE + "_count", "predict"] == 30
+    assert sums[metrics.STAGE + "_sum", "decode"] == pytest.approx(30 * 0.0002)
+    assert sums[metrics.STAGE + "_sum", "predict"] == pytest.approx(30 * 0.04)
+    decode = [sums[metrics.STAGE + "_bucket", "decode", f"{bound:g}"] for bound in SECONDS]
+    assert decode == [30 if bound >= 0.0002 else 0 for bound in SECONDS]
+    assert sums[metrics.STAGE + "_bucket", "decode", "+Inf"] == 30
+    assert (sums[metrics.BATCH + "_count",], sums[metrics.BATCH + "_sum",]) == (30, 90)
+    assert (sums[metrics.BATCH + "_bucket", "2"], sums[metrics.BATCH + "_bucket", "4"]) == (0, 30)
+    assert (sums[metrics.ANSWERS, "200"], sums[metrics.ANSWERS, "503"]) == (30, 3)
+    assert sums[metrics.LOCK_TIMEOUTS,] == 3
+
+
+def test_all_buckets_are_there_once_then_those_that_grow(written: Written) -> None:
+    def names() -> list[str]:
+        return [line.name for line in written.emitted()]
+
+    written.metrics.record("encode", "a", 0, 20 * 10**9)
+    assert names().count(metrics.STAGE + "_bucket") == len(SECONDS) + 1
+    written.metrics.record("encode", "a", 0, 20 * 10**9)
+    assert names().count(metrics.STAGE + "_bucket") == 3  # 30, 60, +Inf
+    assert names() == []
+
+
+def test_an_alert_sees_the_first_timeout(written: Written) -> None:
+    """Prometheus sees no increase in a counter that first appears as 1."""
+    written.metrics.start()
+    assert written.sums() == {(metrics.ANSWERS, "200"): 0, (metrics.LOCK_TIMEOUTS,): 0}
+    written.metrics.close()
+
+
+def test_nothing_is_lost_while_it_is_written(written: Written) -> None:
+    """Threads count while others write; in the end every count was written once."""
+
+    def count() -> None:
+        for _ in range(20_000):
+            written.metrics.record("predict", "a", 0, 1000)
+            written.metrics.answered(200)
+
+    counting = [threading.Thread(target=count) for _ in range(3)]
+    done = threading.Event()
+
+    def write() -> None:
+        while not done.is_set():
+            written.metrics.emit()
+
+    writing = [threading.Thread(target=write) for _ in range(2)]
+    for thread in (*counting, *writing):
+        thread.start()
+    for thread in counting:
+        thread.join()
+    done.set()
+    for thread in writing:
+        thread.join()
+    written.metrics.close()
+    sums = written.sums()
+    assert sums[metrics.STAGE + "_count", "predict"] == sums[metrics.ANSWERS, "200"] == 60_000
+    assert sums[metrics.STAGE + "_bucket", "predict", "+Inf"] == sums[metrics.BATCH + "_count",] == 60_000
+
+
+def test_gauges_come_first(written: Written) -> None:
+    """What a hook has half printed takes the first line with it: a gauge comes again."""
+    written.metrics.watch(lambda: {metrics.COPIES: 1})
+    written.metrics.answered(200)
+    assert [line.type for line in written.emitted()] == ["GAUGE", "COUNTER"]
+
+
+def test_a_gauge_that_cannot_be_read_stops_nothing(written: Written) -> None:
+    def fails() -> dict[str, float]:
+        raise PermissionError("no")
+
+    written.metrics.watch(fails)
+    written.metrics.answered(200)
+    assert [line.name for line in written.emitted()] == [metrics.ANSWERS]
+
+
+def test_they_go_to_the_workers_output_wherever_a_hook_sends_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker, hook = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stdout", worker)
+    written = Metrics(model="m", version="1.0", device="cpu")
+    monkeypatch.setattr(sys, "stdout", hook)
+    written.answered(200)
+    written.emit()
+    assert [line.name for line in parsed(worker.getvalue())] == [metrics.ANSWERS]
+    assert hook.getvalue() == ""
+
+
+def test_a_server_that_does_not_know_them_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(metrics.SWITCH_VARIABLE, raising=False)
+    settings: Any = SimpleNamespace(name="m", version="1.0")
+    knows = SimpleNamespace(cache={"counter": {metrics.ANSWERS: ""}, "gauge": {"HandlerTime": ""}})
+    assert metrics.switched_on(knows)
+    assert metrics.switched_on(None)  # no TorchServe
+    assert recording.Recording(settings, "cpu", metrics=True).metrics is not None
+    assert not metrics.switched_on(SimpleNamespace(cache={"gauge": {"HandlerTime": ""}}))
+    assert os.environ.pop(metrics.SWITCH_VARIABLE) == "off"  # what the predictor process inherits
+    monkeypatch.setenv(metrics.SWITCH_VARIABLE, "off")
+    assert recording.Recording(settings, "cpu", metrics=True).recorder is None
+
+
+COPY = """
+import os, sys, time
+from pathlib import Path
+from handlergen.runtime.copies import Copies
+
+copies = Copies(Path(sys.argv[1]), server="1 2", model=sys.argv[2], version="1.0", device="cpu")
+copies.add()
+if len(sys.argv) > 3 and not os.fork():
+    time.sleep(60)
+print(copies.count(), flush=True)
+sys.stdin.readline()
+copies.close()
+"""
+
+
+def the_copies(directory: Path, model: str = "digits") -> Copies:
+    return Copies(directory, server="1 2", model=model, version="1.0", device="cpu")
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Any:
+    """`start(model)` -> a process with a copy, and how many it saw."""
+    started: list[subprocess.Popen[str]] = []
+
+    def one(model: str = "digits", *more: str) -> tuple[subprocess.Popen[str], int]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", COPY, str(tmp_path), model, *more],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        assert process.stdout is not None
+        return process, int(process.stdout.readline())
+
+    yield one
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, 9)  # a forked child, too
+        process.communicate()
+
+
+Start = Callable[..., tuple["subprocess.Popen[str]", int]]
+
+
+def test_copies_are_the_living_processes_that_have_one(start: Start, tmp_path: Path) -> None:
+    here = the_copies(tmp_path)
+    assert here.count() == 0
+    here.add()
+    first, seen = start()
+    assert seen == here.count() == 2
+    second, seen = start()
+    assert seen == 3
+    _, seen = start("another")
+    assert seen == 1
+    first.kill()
+    first.wait()
+    assert here.count() == 2
+    second.communicate("end\n")  # it closes
+    assert here.count() == 1
+    here.close()
+    assert here.count() == 0
+
+
+def test_a_forked_child_is_no_copy(start: Start, tmp_path: Path) -> None:
+    """Of DataLoader's workers, say, which may outlive a killed parent."""
+    process, seen = start("digits", "fork")
+    assert seen == the_copies(tmp_path).count() == 1
+    process.kill()
+    process.wait()
+    os.killpg(process.pid, 0)  # the child lives
+    assert the_copies(tmp_path).count() == 0
+
+
+def test_a_file_with_the_number_of_a_dead_process_does_not_matter(tmp_path: Path) -> None:
+    here = the_copies(tmp_path)
+    here.add()
+    (directory,) = tmp_path.iterdir()
+    (directory / "4000000").touch()
+    assert here.count() == 1
+    here._held = None  # as if it had died
+    (directory / str(os.getpid())).write_text("")
+    again = the_copies(tmp_path)
+    again.add()
+    assert again.count() == 1
+
+
+def test_what_killed_servers_left_behind_is_removed(start: Start, tmp_path: Path) -> None:
+    dead, _ = start("dead")
+    dead.kill()
+    dead.wait()
+    start("alive")
+    assert len(list(tmp_path.iterdir())) == 1
+    the_copies(tmp_path).add()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_copy_that_another_one_just_looks_at_is_counted(tmp_path: Path) -> None:
+    """Looking takes the lock for a moment, and removes what nobody holds: a new copy must not get lost by that."""
+    looking = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pathlib import Path; from handlergen.runtime.copies import Copies\n"
+            "c = Copies(Path(sys.argv[1]), server='1 2', model='digits', version='1.0', device='cpu')\n"
+            "print('on', flush=True)\n"
+            "while True: c.count()",
+            str(tmp_path),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert looking.stdout is not None
+        looking.stdout.readline()
+        for _ in range(200):
+            here = the_copies(tmp_path)
+            here.add()
+            path = here._directory / str(os.getpid())
+            assert copies._is_at(path, here._held or -1)
+            here.close()
+    finally:
+        looking.kill()
+        looking.communicate()
+
+
+def test_a_model_loads_though_its_copies_cannot_be_counted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from handlergen.runtime.device import Device
+
+    monkeypatch.setattr(recording, "lock_directory", lambda: tmp_path / "is not there")
+    monkeypatch.delenv(metrics.SWITCH_VARIABLE, raising=False)
+    settings: Any = SimpleNamespace(name="m", version="1.0")
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    records = recording.Recording(settings, "cpu", metrics=True)
+    with caplog.at_level(logging.WARNING):
+        records.has_copy(settings, Device(None), os.getpid())
+    assert "copies of the model are not counted" in caplog.text
+    assert records.metrics is not None
+    records.metrics.emit()
+    ((line),) = parsed(out.getvalue())
+    assert line.name == metrics.MEMORY
+    assert line.value > 1 << 20
+
+
+def test_torchserves_gauges_pass_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    passes = torchserve_log.OnceASecond()
+
+    def line(text: str) -> bool:
+        return passes.filter(logging.LogRecord("n", logging.INFO, "f", 1, text, None, None))
+
+    handler, prediction = "[METRICS]HandlerTime.ms:1.2|#", "[METRICS]PredictionTime.ms:1.2|#"
+    assert (line(handler), line(prediction)) == (True, True)
+    now[0] += 0.9
+    assert (line(handler), line(prediction)) == (False, False)
+    assert line("[METRICS]MyOwn.count:1|#")
+    assert line("[METRICS]ModelHealthy.count:1|#")
+    now[0] += 0.2
+    assert (line(handler), line(handler), line(prediction)) == (True, False, True)
+
+
+def test_those_gauges_are_what_torchserve_prints() -> None:
+    """With other names they would be printed for every batch, unnoticed."""
+    service = pytest.importorskip("ts.service")
+    assert f"[METRICS]{service.PREDICTION_METRIC}." in torchserve_log._GAUGES
