@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from handlergen.doctor.situation import Situation, trailing_blanks
 from handlergen.errors import HandlergenError
 from handlergen.properties import check, unknown_keys
 from handlergen.settings import shown
+from handlergen.templates import template_dir
 
 
 def file(situation: Situation) -> Iterator[Finding]:
@@ -94,6 +96,25 @@ def named_files(situation: Situation) -> Iterator[Finding]:
             f"metrics_config names {metrics}, which is not there",
             "Every worker dies when it starts.",
             write,
+        )
+
+
+def undeclared_metrics(situation: Situation) -> Iterator[Finding]:
+    """A metrics file that was written before handlergen had these metrics, or by somebody else."""
+    named = situation.settings.metrics_config
+    if situation.text is None or not named:
+        return
+    try:
+        text = (situation.directory / named).read_text("utf-8", "replace")
+    except OSError:
+        return
+    names = re.findall(r"name: (handlergen_\w+)", (template_dir() / "metrics.yaml").read_text("utf-8"))
+    missing = [name for name in names if not re.search(rf"\b{name}\b", text)]
+    if missing:
+        yield note(
+            f"{named} does not declare {', '.join(missing)}",
+            "TorchServe drops metrics that are not declared: GET /metrics is without them.",
+            "handlergen config -o NEW/config.properties   # writes one beside it, to copy the lines from",
         )
 
 

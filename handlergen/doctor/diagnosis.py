@@ -34,6 +34,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         configuration.values,
         models_key.models,
         configuration.named_files,
+        configuration.undeclared_metrics,
         configuration.environment,
     ),
     "Access": (access.opened, files.key_file),

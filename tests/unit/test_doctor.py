@@ -236,6 +236,14 @@ def test_a_file_that_is_named_and_missing(project: Project, file: str, key: str,
     assert (found.severity, found.what) == (severity, f"{key} names {file}, which is not there")
 
 
+def test_a_metrics_file_that_lacks_metrics(project: Project) -> None:
+    file = project.directory / "metrics.yaml"
+    file.write_text(file.read_text().replace("handlergen_answers_total", "mine"))
+    told = project.noted("metrics.yaml does not declare")
+    assert told.what == "metrics.yaml does not declare handlergen_answers_total"
+    assert project.wrong() == []
+
+
 def test_another_configuration_in_the_environment(project: Project) -> None:
     project.environ["TS_CONFIG_FILE"] = "/etc/other.properties"
     assert project.only().fix == "unset TS_CONFIG_FILE"
