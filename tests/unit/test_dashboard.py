@@ -1,0 +1,142 @@
+"""The Grafana dashboard and docs/metrics.md: Grafana's own types read it whole; all metrics they ask for are there."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import promql_parser
+import pytest
+import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from handlergen.templates import template_dir
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+DASHBOARD: dict[str, Any] = json.loads((DOCS / "grafana-dashboard.json").read_text(encoding="utf-8"))
+PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
+EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
+PAGE = (DOCS / "metrics.md").read_text(encoding="utf-8")
+
+
+def documented() -> list[str]:
+    """The page's expressions: those to ask, and those of the alerts."""
+    found = []
+    for language, block in re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL):
+        if language == "promql":
+            found += block.split("\n\n")
+        elif language == "yaml":
+            groups = yaml.safe_load(block).get("groups", [])
+            found += [rule["expr"] for group in groups for rule in group["rules"]]
+    return found
+
+
+def lost(given: Any, kept: Any, place: str = "") -> Iterator[str]:
+    """What of a JSON value is not in another one."""
+    if isinstance(given, dict) and isinstance(kept, dict):
+        for key, value in given.items():
+            if key in kept:
+                yield from lost(value, kept[key], f"{place}/{key}")
+            else:
+                yield f"{place}/{key}"
+    elif isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
+        for index, pair in enumerate(zip(given, kept, strict=True)):
+            yield from lost(*pair, f"{place}/{index}")
+    elif given != kept:
+        yield f"{place}: {given!r}, {kept!r}"
+
+
+def test_grafanas_types_know_every_key() -> None:
+    """They are generated from Grafana's schema, and drop what it does not have."""
+    register_default_plugins()
+    read = json.loads(JSONEncoder().encode(Dashboard.from_json(DASHBOARD)))
+    assert list(lost(DASHBOARD, read)) == []
+    wrong = json.loads(json.dumps(DASHBOARD))
+    wrong["panels"][0]["fieldConfig"]["defaults"]["custom"]["drawStile"] = "bars"
+    read = json.loads(JSONEncoder().encode(Dashboard.from_json(wrong)))
+    assert list(lost(wrong, read)) == ["/panels/0/fieldConfig/defaults/custom/drawStile"]
+
+
+def selectors(node: Any) -> Iterator[promql_parser.VectorSelector]:
+    """Every selector of an expression."""
+    if isinstance(node, promql_parser.VectorSelector):
+        yield node
+    for name in ("lhs", "rhs", "expr", "vector_selector", "vs", "args"):
+        child = getattr(node, name, None)
+        for each in child if isinstance(child, list) else [child]:
+            if each is not None and not isinstance(node, promql_parser.VectorSelector):
+                yield from selectors(each)
+
+
+def declared() -> dict[str, set[str]]:
+    """Metric -> labels, as Prometheus has them."""
+    file = yaml.safe_load((template_dir() / "metrics.yaml").read_text(encoding="utf-8"))
+    return {
+        metric["name"]: {*metric["dimensions"], "Hostname", "instance", "job"}
+        for section in ("ts_metrics", "model_metrics")
+        for metrics in file[section].values()
+        for metric in metrics
+    }
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS + documented())
+def test_expressions_ask_for_metrics_that_there_are(expression: str) -> None:
+    parsed = promql_parser.parse(expression.replace("$__rate_interval", "1m"))
+    found = list(selectors(parsed))
+    assert found
+    for selector in found:
+        labels = {matcher.name for matcher in selector.matchers.matchers}
+        assert labels <= declared()[selector.name]
+
+
+def test_histograms_are_counted_by_their_bounds() -> None:
+    quantiles = [text for text in EXPRESSIONS if text.startswith("histogram_quantile")]
+    assert len(quantiles) == 2
+    assert all("sum by (stage, le) (rate(handlergen_stage_seconds_bucket{" in text for text in quantiles)
+
+
+def test_every_metric_of_handlergen_has_a_panel() -> None:
+    shown = {
+        selector.name
+        for text in EXPRESSIONS
+        for selector in selectors(promql_parser.parse(text.replace("$__rate_interval", "1m")))
+    }
+    left_out = {name for name in declared() if name.startswith("handlergen_")} - shown
+    # The mean batch stands for its distribution, sums and buckets of stages for their count.
+    assert left_out == {"handlergen_batch_size_bucket", "handlergen_stage_seconds_count"}
+
+
+def test_the_page_has_every_metric_and_label() -> None:
+    assert len(documented()) == 9
+    for name, labels in declared().items():
+        if name.startswith("handlergen_"):
+            base = re.sub("_(bucket|sum|count)$", "", name)
+            assert f"| `{base}" in PAGE
+            assert all(f"`{label}`" in PAGE for label in labels - {"instance", "job"})
+
+
+def test_panels_have_a_place_and_the_chosen_source() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in PANELS:
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not cells & taken
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+        assert {target["datasource"]["uid"] for target in panel["targets"]} == {"${datasource}"}
+        assert panel["title"]
+        assert panel["description"].endswith(".")
+    assert len({panel["id"] for panel in PANELS}) == len(PANELS)
+
+
+def test_variables_stand_before_those_that_need_them() -> None:
+    names = [variable["name"] for variable in DASHBOARD["templating"]["list"]]
+    assert names == ["datasource", "model", "version", "device"]
+    for index, variable in enumerate(DASHBOARD["templating"]["list"][1:], 1):
+        asked = json.dumps(variable)
+        assert not [name for name in names[index:] if f"${name}" in asked]
