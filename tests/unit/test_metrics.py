@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import logging
 import os
@@ -423,5 +424,11 @@ def test_torchserves_gauges_pass_once_a_second(monkeypatch: pytest.MonkeyPatch) 
 
 def test_those_gauges_are_what_torchserve_prints() -> None:
     """With other names they would be printed for every batch, unnoticed."""
-    service = pytest.importorskip("ts.service")
-    assert f"[METRICS]{service.PREDICTION_METRIC}." in torchserve_log._GAUGES
+    found = importlib.util.find_spec("ts")
+    assert found is not None
+    assert found.origin is not None
+    package = Path(found.origin).parent
+    prediction, handler = package / "service.py", package / "torch_handler" / "base_handler.py"
+    assert 'PREDICTION_METRIC = "PredictionTime"' in prediction.read_text()
+    assert '"HandlerTime"' in handler.read_text()
+    assert torchserve_log._GAUGES == ("[METRICS]HandlerTime.", "[METRICS]PredictionTime.")
