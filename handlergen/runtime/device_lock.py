@@ -88,8 +88,10 @@ def lock_directory(environ: Mapping[str, str] = os.environ) -> Path:
     """
     named = environ.get(STATE_DIR_VARIABLE)
     if named:
-        directory = Path(named).expanduser().absolute() / "locks"
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        base = Path(named).expanduser().absolute()
+        base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory = base / "locks"
+        directory.mkdir(mode=0o700, exist_ok=True)
     else:
         shared_memory = Path("/dev/shm")  # noqa: S108 - checked below: ours, private, no link
         base = shared_memory if os.access(shared_memory, os.W_OK) else Path("/tmp")  # noqa: S108

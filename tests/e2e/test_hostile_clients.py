@@ -331,7 +331,7 @@ def test_clients_that_leave_midway(server: Any) -> None:
 )
 def test_what_is_no_request(server: Any, raw: bytes) -> None:
     with connected(server) as connection:
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):  # it may have hung up already
             connection.sendall(raw)
             connection.shutdown(socket.SHUT_WR)
         status, said = answer(connection)
