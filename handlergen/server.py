@@ -27,6 +27,8 @@ from handlergen.java import find_java
 from handlergen.processes import end_marked
 from handlergen.properties import ServerSettings, read_properties
 from handlergen.readiness import Progress, ServerLogs, expected_models, wait_until_ready
+from handlergen.runtime.device_lock import lock_directory
+from handlergen.runtime.process.home import remove_orphans
 from handlergen.server_state import (
     MARKER,
     STATE_DIR,
@@ -191,6 +193,8 @@ def stop(config: Path | str = "config.properties", *, timeout: float = 30.0) -> 
         while state.running() and time.monotonic() < deadline:
             time.sleep(_ENDING_POLL_S)
     end_marked(state.marker, grace=_WORKER_GRACE_S)
+    with contextlib.suppress(OSError):  # what predictor processes left that were killed just now
+        remove_orphans(lock_directory())
     _clean_up(path, Path(state.temp_dir))
     return was_running
 

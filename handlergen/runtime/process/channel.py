@@ -1,8 +1,9 @@
 """A connection between a worker and a predictor process: numbered messages over a Unix socket.
 
-A frame is a header, the sizes of the message's buffers, the pickled part, and the buffers themselves unless they lie in
-shared memory. Sending never waits: what the socket does not take at once a thread sends later, so that a slow receiver
-holds up nobody but itself.
+A frame is a header, the sizes of the message's buffers, the buffers themselves unless they lie in shared memory, and
+the pickled part. Buffers begin at multiples of 16 bytes, as `malloc`'s do: compiled code may take it for granted that
+numbers are aligned. Sending never waits: what the socket does not take at once a thread sends later, so that a slow
+receiver holds up nobody but itself. Nor does a message that has arrived in part: it is put together as it comes.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import struct
 import threading
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from .forks import closed_in_children
 from .segments import Incoming, Outgoing, available
 from .values import pack, unpack
 
@@ -28,6 +30,10 @@ _HEADER = struct.Struct(
 )  # kind, number of buffers, request, bytes that follow, segment, segment is new
 _SIZE = struct.Struct("=Q")
 _READ = 1 << 16
+_INLINE_ALIGNMENT = 16
+_PADDING = bytes(_INLINE_ALIGNMENT)
+_MOST_PIECES = 512
+"""Of one sendmsg; the system takes 1024 (IOV_MAX)."""
 _MOST_DESCRIPTORS = 32
 _ANCILLARY = socket.CMSG_SPACE(_MOST_DESCRIPTORS * array("i").itemsize)
 _DONTWAIT = int(socket.MSG_DONTWAIT)  # plain integers: an enum's `|` takes 2 µs
@@ -72,14 +78,17 @@ class Channel:
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._sending = threading.Lock()
-        self._unsent: deque[memoryview] = deque()
-        self._unsent_descriptors: list[int] = []
+        self._unsent: deque[tuple[memoryview, int | None]] = deque()
         self._writer: threading.Thread | None = None
         self._outgoing = Outgoing()
         self._incoming = Incoming()
         self._received = bytearray()
+        self._long: memoryview | None = (
+            None  # what is missing of a long frame whose beginning is in `_received`
+        )
         self._descriptors: deque[int] = deque()
         self._closed = False
+        closed_in_children(connection)
 
     def fileno(self) -> int:
         """For polling."""
@@ -103,23 +112,23 @@ class Channel:
             Exception: The value cannot be pickled; nothing has been sent then.
         """
         pickled, buffers = pack(value)
-        sizes = b"".join(_SIZE.pack(buffer.nbytes) for buffer in buffers)
-        total = sum(buffer.nbytes for buffer in buffers)
         with self._sending:
             if self._closed:
                 raise Gone
-            frames = self._housekeeping()
             segment, new = 0, None
-            inline = buffers
-            if total >= SHARED_FROM and available():
-                segment, new = self._outgoing.lay_down(buffers)
-                inline = []
-            length = len(sizes) + len(pickled) + sum(buffer.nbytes for buffer in inline)
+            if not buffers:
+                body: list[Any] = [pickled]
+            else:
+                sizes = b"".join(_SIZE.pack(buffer.nbytes) for buffer in buffers)
+                if sum(buffer.nbytes for buffer in buffers) >= SHARED_FROM and available():
+                    segment, new = self._outgoing.lay_down(buffers)
+                    body = [sizes, pickled]
+                else:
+                    body = [*_aligned([sizes, *buffers]), pickled]
+            length = sum(len(part) for part in body)
             header = _HEADER.pack(kind, len(buffers), number, length, segment, new is not None)
-            frames += [header, sizes, pickled, *inline] if sizes else [header, pickled]
-            if new is not None:
-                self._unsent_descriptors.append(new)
-            self._send_now(frames)
+            # Last, because what it takes is lost when anything before it fails.
+            self._send_now([*self._housekeeping(), header, *body], new)
 
     def _housekeeping(self) -> list[Any]:
         """Frames about shared memory that go along."""
@@ -131,57 +140,58 @@ class Channel:
             frames.append(_HEADER.pack(_FORGET, 0, number, 0, 0, 0))
         return frames
 
-    def _send_now(self, frames: list[Any]) -> None:
+    def _send_now(self, frames: list[Any], descriptor: int | None) -> None:
         if self._unsent:  # in order: behind what waits already
-            self._unsent.extend(memoryview(bytes(frame)) for frame in frames)
+            self._keep(frames, descriptor)
             return
-        descriptors, self._unsent_descriptors = self._unsent_descriptors, []
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
+        if len(frames) > _MOST_PIECES:
+            frames = [b"".join(frames)]
         try:
-            sent = self._socket.sendmsg(frames, ancillary, _AT_ONCE)
+            sent = self._socket.sendmsg(frames, _ancillary(descriptor), _AT_ONCE)
         except BlockingIOError:
-            sent = 0
-            self._unsent_descriptors = descriptors
+            self._keep(frames, descriptor)
         except OSError as error:
             self._closed = True
             raise Gone from error
-        for frame in frames:
-            view = memoryview(frame)
-            if sent >= view.nbytes:
-                sent -= view.nbytes
-                continue
-            # A copy: the sender's memory is the sender's again when `send` returns.
-            self._unsent.append(memoryview(bytes(view[sent:])))
-            sent = 0
+        else:
+            left = []
+            for frame in frames:
+                if sent < len(frame):
+                    left.append(memoryview(frame)[sent:])
+                sent = max(0, sent - len(frame))
+            if left:
+                self._keep(left, None)
         if self._unsent:
             self._writer = threading.Thread(target=self._write, name="handlergen-writer", daemon=True)
             self._writer.start()
+
+    def _keep(self, frames: Sequence[Any], descriptor: int | None) -> None:
+        """For the writer; a copy, because the sender's memory is the sender's again when `send` returns."""
+        self._unsent.append((memoryview(b"".join(frames)), descriptor))
 
     def _write(self) -> None:
         """Send what is left, waiting for the receiver."""
         import select
 
         poll = select.poll()
-        poll.register(self._socket, select.POLLOUT)
+        try:
+            poll.register(self._socket, select.POLLOUT)
+        except ValueError:  # closed meanwhile
+            return
         while not self._closed:
             poll.poll(1000)
             with self._sending:
-                descriptors, self._unsent_descriptors = self._unsent_descriptors, []
-                ancillary = (
-                    [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
-                )
+                piece, descriptor = self._unsent[0]
                 try:
-                    piece = self._unsent[0]
-                    sent = self._socket.sendmsg([piece], ancillary, _AT_ONCE)
+                    sent = self._socket.sendmsg([piece], _ancillary(descriptor), _AT_ONCE)
                 except BlockingIOError:
-                    self._unsent_descriptors = descriptors + self._unsent_descriptors
                     continue
                 except OSError:
                     self._closed = True
                     return
                 self._unsent.popleft()
                 if sent < piece.nbytes:
-                    self._unsent.appendleft(piece[sent:])
+                    self._unsent.appendleft((piece[sent:], None))
                 if not self._unsent:
                     return
 
@@ -197,19 +207,34 @@ class Channel:
         Raises:
             Gone: The other end is, and everything it sent has been received.
         """
+        flags = _WAITING if wait else _WAITING | _DONTWAIT
         try:
-            data, ancillary, _, _ = self._socket.recvmsg(
-                _READ, _ANCILLARY, _WAITING if wait else _WAITING | _DONTWAIT
-            )
+            if self._long is not None:
+                if not self._read_on(flags):
+                    return []
+            else:
+                data, ancillary, _, _ = self._socket.recvmsg(_READ, _ANCILLARY, flags)
+                self._take_descriptors(ancillary)
+                if not data:
+                    raise Gone
+                self._received += data
         except (BlockingIOError, InterruptedError):
             return []
         except OSError as error:
             raise Gone from error
-        self._take_descriptors(ancillary)
-        if not data:
-            raise Gone
-        self._received += data
         return list(self._complete())
+
+    def _read_on(self, flags: int) -> bool:
+        """Take more of a long frame, straight to its place; whether it is all there."""
+        while self._long is not None:
+            size, ancillary, _, _ = self._socket.recvmsg_into([self._long], _ANCILLARY, flags)
+            self._take_descriptors(ancillary)
+            if not size:
+                raise Gone
+            left = self._long[size:]
+            self._long.release()
+            self._long = left if left.nbytes else None
+        return True
 
     def _take_descriptors(self, ancillary: list[tuple[int, int, bytes]]) -> None:
         for _level, _type, raw in ancillary:
@@ -225,8 +250,11 @@ class Channel:
             end = start + _HEADER.size + length
             if len(received) < end:
                 if length > _READ:
-                    self._read_on(end)
-                    continue
+                    there = len(received) - start
+                    self._received = whole = received[start:]
+                    whole += bytes(end - len(received))
+                    self._long = memoryview(whole)[there:]
+                    return
                 break
             if kind == _RELEASED:
                 with self._sending:
@@ -235,6 +263,8 @@ class Channel:
                 self._incoming.forget(number)
             else:
                 if new:
+                    if not self._descriptors:  # this process may open no more files: it was lost on the way
+                        raise Gone
                     self._incoming.add(segment, self._descriptors.popleft())
                 body = received[start + _HEADER.size : end]
                 try:
@@ -245,41 +275,17 @@ class Channel:
             start = end
         del received[:start]
 
-    def _read_on(self, end: int) -> None:
-        """Wait for the rest of a long frame, in large pieces."""
-        received = self._received
-        missing = end - len(received)
-        rest = bytearray(missing)
-        view = memoryview(rest)
-        got = 0
-        while got < missing:
-            try:
-                size, ancillary, _, _ = self._socket.recvmsg_into(
-                    [view[got:]], _ANCILLARY, socket.MSG_WAITALL | socket.MSG_CMSG_CLOEXEC
-                )
-            except (BlockingIOError, InterruptedError):
-                continue
-            except OSError as error:
-                raise Gone from error
-            self._take_descriptors(ancillary)
-            if not size:
-                raise Gone
-            got += size
-        received += rest
-
     def _value(self, body: bytearray, count: int, segment: int) -> Any:
         whole = memoryview(body)
         head = count * _SIZE.size
         sizes = [size for (size,) in _SIZE.iter_unpack(whole[:head])]
         if segment:
             return unpack(whole[head:], self._incoming.views(segment, sizes))
-        place = len(body) - sum(sizes)
-        pickled = whole[head:place]
-        buffers = []
+        buffers, place = [], _up(head)
         for size in sizes:
             buffers.append(whole[place : place + size])
-            place += size
-        return unpack(pickled, buffers)
+            place += _up(size)
+        return unpack(whole[place if sizes else head :], buffers)
 
     def close(self) -> None:
         """End the connection."""
@@ -291,3 +297,21 @@ class Channel:
         while self._descriptors:
             os.close(self._descriptors.popleft())
         self._outgoing.close()
+        self._incoming.close()
+
+
+def _up(size: int) -> int:
+    return -(-size // _INLINE_ALIGNMENT) * _INLINE_ALIGNMENT
+
+
+def _aligned(parts: Sequence[Any]) -> Iterator[Any]:
+    """The parts, each followed by what brings the next one to its alignment."""
+    for part in parts:
+        yield part
+        missing = -len(part) % _INLINE_ALIGNMENT
+        if missing:
+            yield _PADDING[:missing]
+
+
+def _ancillary(descriptor: int | None) -> list[tuple[int, int, array[int]]]:
+    return [] if descriptor is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [descriptor]))]

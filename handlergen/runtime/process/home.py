@@ -26,6 +26,7 @@ from pathlib import Path
 
 from ..device_lock import lock_directory
 from ..server_process import started
+from .forks import closed_in_children, descriptor_closed_in_children
 
 ARGUMENTS_FILE = "arguments.json"
 """What the process is told when it starts."""
@@ -140,6 +141,7 @@ class Home:
             draft.chmod(0o600)
             listener.listen(256)
             draft.replace(Path(place, "socket"))
+        closed_in_children(listener)
         return listener
 
     def connect(self) -> socket.socket | None:
@@ -174,7 +176,10 @@ class Home:
 
     def own(self) -> int | None:
         """Take `owner.lock` for this process's life; its descriptor, or None when another process has it."""
-        return _try_lock(self.path / "owner.lock")
+        owner = _try_lock(self.path / "owner.lock")
+        if owner is not None:
+            descriptor_closed_in_children(owner)
+        return owner
 
     def starts(self) -> Starts:
         """How the last starts went."""
@@ -199,9 +204,15 @@ class Home:
         draft.write_text(json.dumps(asdict(starts)), "utf-8")
         draft.replace(self.path / "starts.json")
 
-    def remove(self) -> None:
-        """Remove the directory and what is in it, unless a worker is just starting the next process."""
-        with contextlib.suppress(FileNotFoundError):
+    def remove(self, owner: int) -> None:
+        """Remove the directory and what is in it, unless a worker is just starting the next process, or has.
+
+        Args:
+            owner: What `own` returned.
+        """
+        with contextlib.suppress(OSError):
+            if not _same(self.path / "owner.lock", owner):
+                return
             descriptor = _try_lock(self.path / "start.lock")
             if descriptor is not None:
                 shutil.rmtree(self.path, ignore_errors=True)
@@ -211,16 +222,27 @@ class Home:
 def remove_orphans(base: Path) -> None:
     """Remove the directories of servers that are gone, as SIGKILL leaves them behind."""
     for path in base.glob(f"{_PREFIX}*"):
-        try:
-            orphan = not Home.at(path).identity.alive()
-        except (OSError, ValueError, TypeError):
-            continue
-        if not orphan:
-            continue
-        descriptor = _try_lock(path / "owner.lock")
-        if descriptor is not None:  # else a predictor process is just about to end, and removes it itself
-            shutil.rmtree(path, ignore_errors=True)
-            os.close(descriptor)
+        with contextlib.suppress(OSError):
+            if not _orphan(path):
+                continue
+            descriptor = _try_lock(path / "owner.lock")
+            if descriptor is not None:  # else a predictor process is just about to end, and removes it itself
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(descriptor)
+
+
+def _orphan(path: Path) -> bool:
+    try:
+        return not Home.at(path).identity.alive()
+    except (OSError, ValueError, TypeError):
+        # The worker that made it was killed before it had written whose it is; or is just about to.
+        number = path.name.removeprefix(_PREFIX).split("-")[0]
+        return number.isdigit() and started(int(number)) == -1
+
+
+def _same(path: Path, descriptor: int) -> bool:
+    found, opened = path.stat(), os.fstat(descriptor)
+    return (found.st_dev, found.st_ino) == (opened.st_dev, opened.st_ino)
 
 
 def check_peer(connection: socket.socket) -> None:

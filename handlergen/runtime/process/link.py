@@ -18,7 +18,8 @@ from typing import Any
 
 from ..failures import Failure, LockTimeout
 from .channel import Channel, Gone, Message, Unreadable
-from .page import Page
+from .home import NotOurs
+from .page import LOADING, STATES, Page
 from .protocol import ANSWER, CANCEL, CHUNK, HELLO, REFUSED, WELCOME, Welcome
 from .start import Starter, Unavailable
 
@@ -56,6 +57,7 @@ class Call:
         ready_ns: Since when it may be waiting for the device; None for a call that does not.
 
     Attributes:
+        begun: A part of its answer is out: it cannot be done again.
         done: It has an answer or an error.
         answer: The value of the ANSWER.
         error: Why there is none.
@@ -63,6 +65,7 @@ class Call:
 
     __slots__ = (
         "answer",
+        "begun",
         "done",
         "error",
         "kind",
@@ -90,6 +93,7 @@ class Call:
         self.waiting_ns = ready_ns
         self.number = 0
         self.sendings = 0
+        self.begun = False
         self.done = False
         self.answer: Any = None
         self.error: BaseException | None = None
@@ -248,21 +252,28 @@ class Link:
         Args:
             deadline: `time.monotonic()` value after which to give up waiting for a process.
         """
-        if self._connection is None:
-            channel, page = self._starter.connect(deadline)
+        while self._connection is None:
+            try:
+                channel, page = self._starter.connect(deadline)
+            except (
+                OSError,
+                NotOurs,
+            ) as error:  # the lock directory is read-only, no more files may be opened
+                raise Unavailable(f"its process cannot be reached: {error}") from error
             channel.set_wait(_SLICE_S)
             try:
                 channel.send(HELLO, 0, os.getpid())
-                welcome = self._welcomed(channel, deadline)
+                self._connection = _Connection(channel, page, self._welcomed(channel, deadline))
             except Gone:
                 channel.close()
-                raise Unavailable(
-                    self._starter.reason() or "the predictor process ended while it loaded"
-                ) from None
+                if page.look().state == STATES[LOADING]:
+                    raise Unavailable(
+                        self._starter.reason() or "the predictor process ended while it loaded"
+                    ) from None
+                time.sleep(0.01)  # it had loaded long ago, and is just dying: the next one takes its place
             except BaseException:
                 channel.close()
                 raise
-            self._connection = _Connection(channel, page, welcome)
         return self._connection
 
     def _welcomed(self, channel: Channel, deadline: float) -> Welcome:
@@ -289,6 +300,7 @@ class Link:
             connection.pending.pop(message.number, None)
             call.finish(value)
         elif message.kind == CHUNK and call.on_chunk is not None:
+            call.begun = True
             try:
                 call.on_chunk(value)
             except Exception as error:
@@ -343,7 +355,7 @@ class Link:
             page, peer = connection.page, connection.welcome.peer
             waiting = []
             for number, call in connection.pending.items():
-                if page.holds(peer, number) or call.sendings >= _MOST_SENDINGS:
+                if page.holds(peer, number) or call.begun or call.sendings >= _MOST_SENDINGS:
                     call.finish(None, self._death(page))
                 else:
                     waiting.append(call)

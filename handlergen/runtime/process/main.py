@@ -6,18 +6,23 @@ loads the model; predicts; and ends when no worker has held a connection for a w
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import logging
 import os
+import select
+import signal
 import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .forks import done_in_children
 from .home import ARGUMENTS_FILE, Home
 from .page import ENDING, IDLE, Page
 
@@ -43,20 +48,32 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
     page = Page.make(home.page)
     listener = home.listen()
-    process = _Process(home, page, listener, json.loads((home.path / ARGUMENTS_FILE).read_text("utf-8")))
+    process = _Process(
+        home, owner, page, listener, json.loads((home.path / ARGUMENTS_FILE).read_text("utf-8"))
+    )
     return process.run()
 
 
 class _Process:
-    def __init__(self, home: Home, page: Page, listener: socket.socket, arguments: dict[str, Any]) -> None:
+    def __init__(
+        self, home: Home, owner: int, page: Page, listener: socket.socket, arguments: dict[str, Any]
+    ) -> None:
         self._home = home
+        self._owner = owner
         self._page = page
         self._arguments = arguments
         self._listener = listener
         self._end = self._end_at_once
         self._flush: Callable[[], None] = lambda: None
         self._peers: Peers | None = None
-        self._ended = threading.Event()
+        self._told = False
+        self._logger = logging.getLogger("handlergen")
+        self._signals, wakeup = socket.socketpair()
+        wakeup.setblocking(False)
+        # The signal is noticed by the thread that watches, because the main one may be in compiled code for minutes.
+        signal.signal(signal.SIGTERM, self._be_told)
+        signal.set_wakeup_fd(wakeup.detach(), warn_on_full_buffer=False)
+        done_in_children(_no_signals)
 
     def run(self) -> int:
         threading.Thread(target=self._watch, name="handlergen-watch", daemon=True).start()
@@ -103,7 +120,7 @@ class _Process:
                 batch_size=self._arguments["batch_size"],
             )
         except HOOK_ERRORS as error:
-            logging.getLogger("handlergen").error(
+            self._logger.error(
                 "handlergen: model %s could not be loaded\n%s",
                 bundle.settings.name,
                 user_traceback(error, user_root=str(model_dir)),
@@ -120,7 +137,7 @@ class _Process:
             lambda number: Welcome(number, os.getpid(), about["device"], about["device_key"], about["load_s"])
         )
         if not serving.predict_until_ended():
-            logging.getLogger("handlergen").error(
+            self._logger.error(
                 "the device does not answer any more; process %d ends, and another one goes on", os.getpid()
             )
             time.sleep(0.2)  # until the last answers are out
@@ -129,32 +146,51 @@ class _Process:
         self._page.enter(ENDING)
         serving.flush()
         peers.close()
-        self._home.remove()
-        self._ended.set()
+        self._home.remove(self._owner)
         model.close()
         return 0
 
     def _end_at_once(self) -> None:
-        self._home.remove()
+        self._home.remove(self._owner)
         os._exit(0)
 
     def _watch(self) -> None:
-        """End the process when nobody needs it any more; write spans meanwhile."""
+        """End the process when nobody needs it any more, or it is told to; write spans meanwhile."""
         alone_since = time.monotonic()
         patience = _FIRST_WORKER_WITHIN_S
         while True:
-            time.sleep(_TICK_S)
-            self._flush()
+            told = self._told_to_end()
+            try:
+                self._flush()
+            except OSError as error:  # a full disk is no reason to end, nor never to
+                self._logger.warning("spans cannot be written: %s", error)
+                self._flush = lambda: None
             now = time.monotonic()
-            if self._peers is not None and len(self._peers):
-                alone_since, patience = now, _ALONE_S
-            served = self._home.identity.alive()
-            if served and now - alone_since < patience:
+            if self._peers is not None and self._peers.seen:
+                patience = _ALONE_S
+                if len(self._peers):
+                    alone_since = now
+            if not told and self._home.identity.alive() and now - alone_since < patience:
                 continue
             self._end()
-            if not self._ended.wait(_END_WITHIN_S):  # predict does not return
-                self._end_at_once()
-            return
+            time.sleep(_END_WITHIN_S)
+            self._end_at_once()  # predict does not return, or a thread of the user's does not end
+
+    def _told_to_end(self) -> bool:
+        """Wait for a tick; whether SIGTERM came meanwhile."""
+        readable, _, _ = select.select([self._signals], [], [], _TICK_S)
+        if readable and signal.SIGTERM in self._signals.recv(64):
+            self._told = True
+        return self._told
+
+    def _be_told(self, _number: int, _frame: object) -> None:
+        self._told = True  # also when user code has taken the wakeup descriptor for itself
+
+
+def _no_signals() -> None:
+    """In a child: a multiprocessing pool ends its processes by SIGTERM, which must end them, and not this one."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _own(home: Home) -> int | None:
@@ -171,5 +207,20 @@ def _own(home: Home) -> int | None:
     return owner
 
 
+def _run(arguments: list[str]) -> None:
+    """End with the status at once: the interpreter would wait for every thread, for one of the user's for ever."""
+    try:
+        status = main(arguments)
+    except (
+        BaseException
+    ):  # CancelledError too: whatever passes a hook's own handling ends the process, and is told
+        traceback.print_exc()
+        status = 1
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _run(sys.argv[1:])

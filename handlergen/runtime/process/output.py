@@ -13,6 +13,8 @@ import struct
 import sys
 from pathlib import Path
 
+from .forks import close, descriptor_closed_in_children
+
 _OFFSET = struct.Struct("=Q")
 _PIECE = 1 << 16
 _CUT_FROM = 1 << 20
@@ -33,6 +35,8 @@ class Forwarder:
 
     def forward(self) -> None:
         """Print what is new; nothing when another worker does that. Only whole lines, but for an ended process's."""
+        if self._lock is not None and not os.fstat(self._lock).st_nlink:
+            self.close()  # the process before this one has ended and removed its directory
         if self._lock is None and not self._elected():
             return
         if self._file is None:
@@ -57,10 +61,12 @@ class Forwarder:
 
     def close(self) -> None:
         """Leave it to another worker."""
-        for descriptor in (self._lock, self._file):
-            if descriptor is not None:
-                os.close(descriptor)
+        if self._file is not None:
+            os.close(self._file)
+        if self._lock is not None:
+            close(self._lock)
         self._lock = self._file = None
+        self._offset = 0
 
     def _elected(self) -> bool:
         try:
@@ -73,6 +79,7 @@ class Forwarder:
             os.close(lock)
             return False
         self._lock = lock
+        descriptor_closed_in_children(lock)
         with contextlib.suppress(struct.error):
             (self._offset,) = _OFFSET.unpack(os.pread(lock, _OFFSET.size, 0))
         return True

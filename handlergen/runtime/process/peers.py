@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import selectors
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable
 
 from .channel import Channel, Gone, Message
 from .home import NotOurs, check_peer
-from .protocol import CANCEL, HELLO, REFUSED, WELCOME, Welcome
+from .protocol import ANSWER, CANCEL, HELLO, REFUSED, WELCOME, Welcome
+
+_logger = logging.getLogger("handlergen")
 
 
 class Peer:
@@ -39,6 +43,8 @@ class Peer:
         if not self.closed:
             with contextlib.suppress(Gone):
                 self.channel.send(kind, number, value)
+        if kind == ANSWER:
+            self.cancelled.discard(number)
 
     def gave_up(self, number: int) -> bool:
         """Whether nobody waits for a request any more."""
@@ -67,6 +73,11 @@ class Peers:
 
     def __len__(self) -> int:
         return len(self._peers)
+
+    @property
+    def seen(self) -> bool:
+        """Whether a worker has ever been connected."""
+        return self._next > 1
 
     def workers(self) -> list[int]:
         """Process ids of the workers that are connected."""
@@ -102,13 +113,18 @@ class Peers:
                 peer = key.data
                 if peer is None:
                     self._accept()
-                else:
+                    continue
+                try:
                     self._read(peer)
+                except Exception:  # this thread serves the others too
+                    _logger.exception("the connection of worker %d is given up", peer.pid)
+                    self._drop(peer)
 
     def _accept(self) -> None:
         try:
             connection, _address = self._listener.accept()
         except OSError:
+            time.sleep(0.01)  # no more files may be opened: what waits keeps waiting
             return
         try:
             check_peer(connection)
@@ -121,14 +137,17 @@ class Peers:
         self._peers[peer.number] = peer
         self._selector.register(connection, selectors.EVENT_READ, peer)
 
+    def _drop(self, peer: Peer) -> None:
+        peer.closed = True
+        self._selector.unregister(peer.channel.fileno())
+        peer.channel.close()
+        del self._peers[peer.number]
+
     def _read(self, peer: Peer) -> None:
         try:
             messages = peer.channel.receive(wait=False)
         except Gone:
-            peer.closed = True
-            self._selector.unregister(peer.channel.fileno())
-            peer.channel.close()
-            del self._peers[peer.number]
+            self._drop(peer)
             return
         for message in messages:
             if message.kind == HELLO:

@@ -140,3 +140,7 @@ class Incoming:
     def forget(self, number: int) -> None:
         """The other end will not use a segment again."""
         self._known.pop(number, None)
+
+    def close(self) -> None:
+        """Let go of all; what something still lies in stays until it is gone."""
+        self._known.clear()

@@ -270,6 +270,9 @@ class _Sent:
         self._slot.enter()
 
     def done(self) -> None:
+        # Out of the user's code: if the process dies before the answer is out, in the next request's predict, this
+        # one is not to blame, and is predicted again.
+        self._slot.leave()
         self._serving.reply(self._send)
 
     def _send(self) -> None:
@@ -281,7 +284,6 @@ class _Sent:
             told = f"what predict returned cannot be sent to the worker: {type(error).__name__}: {error}"
             self._serving.fail(item, TypeError(told), "predict")
             self._peer.send(ANSWER, self._number, Predicted(None, item.failure, None, item.sent))
-        self._slot.leave()
 
     def skipped(self) -> None:
         """Nobody waits for it."""

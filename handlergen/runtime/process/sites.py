@@ -39,6 +39,7 @@ from .start import Starter, Unavailable
 
 _FORWARD_EVERY_S = 0.1
 _MEND_EVERY = 10
+_TELL_EVERY = 100
 
 
 class CannotLoad(Exception):
@@ -155,10 +156,14 @@ class _Shared:
     def _look_after(self) -> None:
         turn = 0
         while not self._ended.wait(_FORWARD_EVERY_S):
-            self._forwarder.forward()
             turn += 1
-            if turn % _MEND_EVERY == 0 and self.link.opened:
-                self.link.mend()
+            try:
+                self._forwarder.forward()
+                if turn % _MEND_EVERY == 0 and self.link.opened:
+                    self.link.mend()
+            except Exception as error:  # a full disk, say: it may pass
+                if turn % _TELL_EVERY == 0:
+                    self._logger.warning("looking after the predictor process failed: %s", error)
 
 
 class Prepared:

@@ -57,6 +57,7 @@ def _reduce_tensor(value: torch.Tensor) -> Any:
 class _Pickler(pickle.Pickler):
     dispatch_table: ClassVar[dict[type, Callable[[Any], Any]]] = {  # type: ignore[misc]
         torch.Tensor: _reduce_tensor,
+        torch.layout: lambda value: (_layout, (str(value).removeprefix("torch."),)),  # of a sparse tensor
         MappingProxyType: lambda value: (_read_only, (dict(value),)),
     }
 
@@ -74,6 +75,10 @@ def _is_plain(value: torch.Tensor) -> bool:
 
 def _read_only(items: dict[Any, Any]) -> Any:
     return MappingProxyType(items)  # which pickle cannot name
+
+
+def _layout(name: str) -> Any:
+    return getattr(torch, name)
 
 
 def _empty(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:

@@ -73,9 +73,11 @@ class Waiting:
         """
         first, self._next = self._next, None
         while first is None:
-            first = self._wanted(self._queue.get())
             if self._ended:
                 return []
+            first = self._wanted(self._queue.get())
+        if self._ended:
+            return []
         taken = [first]
         if first.explains or self._most == 1:
             return taken
@@ -86,6 +88,8 @@ class Waiting:
                 entry = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
             except queue.Empty:
                 break
+            if entry is None:  # the end
+                break
             wanted = self._wanted(entry)
             if wanted is not None and wanted.explains:
                 self._next = wanted
@@ -94,7 +98,8 @@ class Waiting:
                 taken.append(wanted)
         return taken
 
-    def _wanted(self, entry: Entry | None) -> Entry | None:
+    @staticmethod
+    def _wanted(entry: Entry | None) -> Entry | None:
         if entry is not None and entry.abandoned:
             entry.skipped()
             return None

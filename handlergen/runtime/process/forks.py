@@ -1,0 +1,56 @@
+"""What a process that user code forks off must not hold: the connections and locks of the one it came from.
+
+A child of `os.fork` or of a multiprocessing pool has them all. It would keep them alive when its parent is killed: the
+workers would wait for answers from a socket that nobody reads, and no other process could become the predictor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import weakref
+from collections.abc import Callable
+
+_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+_descriptors: set[int] = set()
+_actions: list[Callable[[], object]] = []
+
+
+def closed_in_children(connection: socket.socket) -> None:
+    """Close a socket in every process that is forked off this one."""
+    _sockets.add(connection)
+
+
+def descriptor_closed_in_children(descriptor: int) -> None:
+    """Close a file in every process that is forked off this one; until `close`."""
+    _descriptors.add(descriptor)
+
+
+def done_in_children(action: Callable[[], object]) -> None:
+    """Do something in every process that is forked off this one."""
+    _actions.append(action)
+
+
+def close(descriptor: int) -> None:
+    """Close a file of `descriptor_closed_in_children`."""
+    _descriptors.discard(descriptor)
+    os.close(descriptor)
+
+
+def _close_all() -> None:
+    # `detach`, and not `close`: a file object of the socket would keep it open.
+    for connection in list(_sockets):
+        descriptor = connection.detach()
+        if descriptor >= 0:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+    for descriptor in list(_descriptors):
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    _descriptors.clear()
+    for action in _actions:
+        action()
+
+
+os.register_at_fork(after_in_child=_close_all)
