@@ -1,0 +1,230 @@
+"""Workers and their predictor process, without TorchServe: real processes, that can be killed.
+
+`crew(source, **settings)` puts a module where a server would have unpacked it and starts a stand-in for the server;
+`crew.worker()` starts a worker, and `worker.ask(value)` is a request to it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection, Listener
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from handlergen.project import open_project
+from handlergen.staging import make_bundle
+
+STANDIN = Path(__file__).with_name("standin.py")
+
+
+class Died(Exception):
+    """The worker is gone."""
+
+
+class CrewWorker:
+    """A worker process."""
+
+    def __init__(self, connection: Connection, pid: int, failure: str | None, log: Path) -> None:
+        self.connection = connection
+        self.pid = pid
+        self.failure = failure
+        self.log = log
+        self.chunks: list[bytes] = []
+        self.broken_off: int | None = None
+        self._threads = ThreadPoolExecutor(1)
+        self._count = 0
+
+    def ask(self, value: Any, **headers: str) -> tuple[int, Any]:
+        """One JSON request: its status and its answer."""
+        ((status, _, body),) = self.batch([value], **headers)
+        return status, json.loads(body) if body else None
+
+    def batch(self, values: list[Any], **headers: str) -> list[tuple[int, dict[str, str], bytes]]:
+        """Requests that TorchServe would hand over at once."""
+        self._count += 1
+        names = [f"{self.pid}-{self._count}-{index}" for index in range(len(values))]
+        rows = [
+            (
+                json.dumps(value).encode(),
+                {name.replace("_", "-"): text for name, text in headers.items()},
+            )
+            for value in values
+        ]
+        return self.tell("handle", names, rows)
+
+    def later(self, value: Any, **headers: str) -> Future[tuple[int, Any]]:
+        """The same, without waiting."""
+        return self._threads.submit(self.ask, value, **headers)
+
+    def describe(self) -> dict[str, Any]:
+        return self.tell("describe")
+
+    def tell(self, kind: str, names: Any = None, rows: Any = None) -> Any:
+        self.chunks, self.broken_off = [], None
+        try:
+            self.connection.send((kind, names, rows))
+            while (message := self.connection.recv())[0] != "done":
+                if message[0] == "chunk":
+                    self.chunks.append(message[2])
+                else:
+                    self.broken_off = message[1]
+        except (EOFError, OSError) as error:
+            raise Died from error
+        return message[1]
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+
+class Crew:
+    """A server's stand-in, its workers, and their predictor process."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.state = directory / "state"
+        self.model = directory / "model"
+        self._socket = tempfile.mkdtemp(prefix="crew-")  # a short path
+        self._listener = Listener(f"{self._socket}/socket")
+        self._count = 0
+        self._adding = threading.Lock()
+        environ = {
+            **os.environ,
+            "HANDLERGEN_STATE_DIR": str(self.state),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        }
+        environ.pop("CUDA_VISIBLE_DEVICES", None)
+        self.server = subprocess.Popen(
+            [sys.executable, str(STANDIN), f"{self._socket}/socket"],
+            stdin=subprocess.PIPE,
+            text=True,
+            env=environ,
+            cwd=directory,
+        )
+        self.workers: list[CrewWorker] = []
+
+    def launch(self) -> Path:
+        """Begin to start a worker, and do not wait for it; its log."""
+        self._count += 1
+        log = self.directory / f"worker-{self._count}.log"
+        assert self.server.stdin is not None
+        self.server.stdin.write(f"{self.model} {log}\n")
+        self.server.stdin.flush()
+        return log
+
+    def accept(self, log: Path) -> CrewWorker:
+        """A launched worker, when it is ready or has failed."""
+        connection = self._listener.accept()
+        pid, _, failure = connection.recv()
+        worker = CrewWorker(connection, pid, failure, log)
+        self.workers.append(worker)
+        return worker
+
+    def accept_unready(self) -> Connection:
+        """The connection of a launched worker that is just beginning."""
+        return self._listener.accept()
+
+    def worker(self) -> CrewWorker:
+        """Start a worker; it is ready, or has failed."""
+        with self._adding:
+            return self.accept(self.launch())
+
+    @property
+    def homes(self) -> list[Path]:
+        return sorted((self.state / "locks").glob("predictor-*"))
+
+    def predictors(self) -> list[int]:
+        """Living predictor processes."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                command = process.cmdline()
+                dead = process.status() == psutil.STATUS_ZOMBIE
+            except psutil.Error:
+                continue
+            if not dead and command[-1:] and command[-1].startswith(str(self.state)):
+                found.append(process.pid)
+        return found
+
+    def predictor(self) -> int:
+        (pid,) = self.predictors()
+        return pid
+
+    def predictor_of(self, worker: CrewWorker) -> int:
+        """Its process, as describe says: children that user code forked off it look like it."""
+        pid: int = worker.describe()["predictor"]["pid"]
+        return pid
+
+    def log(self) -> str:
+        """What all workers printed."""
+        return "".join(path.read_text() for path in sorted(self.directory.glob("worker-*.log")))
+
+    def history(self) -> list[tuple[int, int, float, float]]:
+        """What the module wrote down of its predicts: process, request, begin and end, by beginning."""
+        path = self.model / "history"
+        lines = path.read_text().splitlines() if path.exists() else []
+        spans = [json.loads(line) for line in lines]
+        return sorted((tuple(span) for span in spans), key=lambda span: span[2])
+
+    def overlapping(self) -> list[Any]:
+        """Pairs of predicts that ran at once."""
+        return [(one, next_) for one, next_ in itertools.pairwise(self.history()) if one[3] > next_[2]]
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.connection.close()
+        for pid in self.predictors():
+            os.kill(pid, signal.SIGKILL)
+        self.server.kill()
+        self.server.wait()
+        if self.server.stdin is not None:
+            self.server.stdin.close()
+        self._listener.close()
+        shutil.rmtree(self._socket)
+
+
+def eventually(condition: Callable[[], Any], within: float = 15.0) -> Any:
+    """Wait until something is so; returns it."""
+    deadline = time.monotonic() + within
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {within:g} s: {condition}"
+        time.sleep(0.02)
+    return found
+
+
+@pytest.fixture
+def crew(tmp_path: Path) -> Iterator[Callable[..., Crew]]:
+    """`crew(source, **settings)`; every process of it ends with the test."""
+    opened: list[Crew] = []
+
+    def make(source: str, **settings: Any) -> Crew:
+        directory = tmp_path / f"crew{len(opened)}"
+        (directory / "model").mkdir(parents=True)
+        name = re.sub(r"\W", "_", f"model_{directory.name}")
+        file = directory / "model" / f"{name}.py"
+        file.write_text(textwrap.dedent(source))
+        overrides = {"predictor": "process", "stages": "worker", "lock_timeout_s": 30, **settings}
+        bundle = make_bundle(open_project(file, overrides=overrides))
+        (directory / "model" / "handlergen.json").write_text(bundle.to_json())
+        opened.append(Crew(directory))
+        return opened[-1]
+
+    yield make
+    for each in opened:
+        each.close()

@@ -1,0 +1,172 @@
+"""One predictor process, never two, never none that is needed, none that is not; and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psutil
+import pytest
+
+from handlergen.runtime.process.home import remove_orphans
+from tests.processes.conftest import Crew, eventually
+from tests.processes.faults import MODULE
+
+Crews = Callable[..., Crew]
+
+
+def test_twenty_workers_that_start_at_once_start_one_predictor(crew: Crews) -> None:
+    found = crew(MODULE)
+    logs = [found.launch() for _ in range(20)]
+    workers = [found.accept(log) for log in logs]
+    assert [worker.failure for worker in workers] == [None] * 20
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda worker: worker.ask({"n": worker.pid, "predict": 0.01}), workers))
+    assert [(status, body["n"], body["worker"]) for status, body in answers] == [
+        (200, worker.pid, worker.pid) for worker in workers
+    ]
+    assert {body["predictor"] for _, body in answers} == {found.predictor()}
+    assert len((found.model / "loads").read_text().split()) == 1
+    assert not found.overlapping()
+    assert not any(worker.tell("cuda") for worker in workers[:2])
+
+
+def test_a_worker_killed_while_it_starts_the_predictor(crew: Crews) -> None:
+    found = crew(MODULE)
+    for _ in range(3):
+        found.launch()
+        connection = found.accept_unready()
+        (home,) = eventually(lambda: found.homes)
+        eventually((home / "start.lock").exists)
+        for process in psutil.Process(found.server.pid).children():
+            process.kill()
+        connection.close()
+    worker = found.worker()
+    assert worker.failure is None
+    assert worker.ask({"n": 1})[0] == 200
+    eventually(lambda: len(found.predictors()) == 1)
+    time.sleep(0.5)
+    assert worker.ask({"n": 2})[1]["predictor"] == found.predictor()
+
+
+def test_it_outlives_the_worker_that_started_it_and_ends_with_the_last(crew: Crews) -> None:
+    found = crew(MODULE)
+    first, second = found.worker(), found.worker()
+    predictor = found.predictor()
+    first.kill()
+    assert second.ask({"n": 1})[1]["predictor"] == predictor
+    time.sleep(3)
+    assert second.ask({"n": 2})[1]["predictor"] == predictor
+    second.kill()
+    eventually(lambda: not found.predictors(), within=10)
+    assert found.homes == []
+
+
+@pytest.mark.parametrize("busy", [None, "hang", "spin"])
+def test_it_ends_when_the_server_is_gone(crew: Crews, busy: Any) -> None:
+    found = crew(MODULE)
+    worker = found.worker()
+    assert worker.ask({})[0] == 200
+    if busy:
+        worker.later({"predict": busy})
+        time.sleep(0.5)
+    found.server.kill()
+    found.server.wait()
+    worker.kill()
+    if busy == "spin":  # nothing in a process runs that lets no other thread run
+        os.kill(found.predictor(), signal.SIGKILL)
+        eventually(lambda: not found.predictors())
+        remove_orphans(found.state / "locks")
+    else:
+        eventually(lambda: not found.predictors(), within=10)
+    assert found.homes == []
+
+
+@pytest.mark.parametrize("busy", [None, 1000])
+def test_sigterm_ends_it_and_removes_its_directory(crew: Crews, busy: Any) -> None:
+    found = crew(MODULE)
+    worker, other = found.worker(), found.worker()
+    predictor = found.predictor()
+    if busy:
+        asked = worker.later({"predict": busy})
+        time.sleep(0.5)
+    began = time.monotonic()
+    os.kill(predictor, signal.SIGTERM)
+    eventually(lambda: predictor not in found.predictors(), within=8)
+    assert time.monotonic() - began < 6
+    if busy:
+        assert asked.result(20)[0] == 500
+    status, body = other.ask({"n": 1})  # they are still here: the next process serves them
+    assert status == 200
+    assert body["predictor"] != predictor
+    eventually(lambda: f"loaded by {body['predictor']}" in found.log())
+
+
+def test_sigterm_to_the_last_one_leaves_nothing(crew: Crews) -> None:
+    found = crew(MODULE)
+    worker = found.worker()
+    os.kill(worker.pid, signal.SIGSTOP)  # or it would start the next
+    os.kill(found.predictor(), signal.SIGTERM)
+    eventually(lambda: not found.predictors(), within=8)
+    assert found.homes == []
+    os.kill(worker.pid, signal.SIGCONT)
+    assert worker.ask({"n": 1})[0] == 200
+
+
+def test_what_a_dead_server_left_goes_with_the_next_start(crew: Crews) -> None:
+    found = crew(MODULE)
+    worker = found.worker()
+    os.kill(found.predictor(), signal.SIGKILL)
+    worker.kill()
+    found.server.kill()
+    found.server.wait()
+    eventually(lambda: not found.predictors())
+    assert len(found.homes) == 1
+    remove_orphans(found.state / "locks")
+    assert found.homes == []
+
+
+def test_user_code_that_forks_keeps_neither_connections_nor_locks(crew: Crews) -> None:
+    found = crew(MODULE)
+    worker, other = found.worker(), found.worker()
+    assert worker.ask({"predict": "fork"})[0] == 200
+    assert worker.ask({"pre": "fork"})[0] == 200
+    predictor = found.predictor_of(other)
+    children = psutil.Process(predictor).children() + psutil.Process(worker.pid).children()
+    forked = [child for child in children if child.pid != predictor]
+    assert len(forked) == 2
+    try:
+        os.kill(predictor, signal.SIGKILL)
+        status, body = other.ask({"n": 1})
+        assert status == 200, body
+        assert body["predictor"] != predictor
+        worker.kill()
+        other.kill()
+        eventually(lambda: body["predictor"] not in found.predictors(), within=10)
+    finally:
+        for child in forked:
+            child.kill()
+
+
+def test_a_pool_of_processes_in_predict_ends_its_own_processes(crew: Crews) -> None:
+    found = crew(
+        """
+        import multiprocessing
+        import os
+
+        def square(x):
+            return x * x
+
+        def predict(inputs):
+            with multiprocessing.get_context("fork").Pool(2) as pool:
+                return {"squares": pool.map(square, inputs), "predictor": os.getpid()}
+        """
+    )
+    worker = found.worker()
+    for _ in range(3):
+        status, body = worker.ask([1, 2, 3])
+        assert (status, body["squares"], body["predictor"]) == (200, [1, 4, 9], found.predictor_of(worker))
