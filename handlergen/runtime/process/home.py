@@ -181,6 +181,17 @@ class Home:
             descriptor_closed_in_children(owner)
         return owner
 
+    def owned(self, owner: int) -> bool:
+        """Whether the directory is still there, and still this process's.
+
+        Args:
+            owner: What `own` returned.
+        """
+        try:
+            return _same(self.path / "owner.lock", owner)
+        except OSError:
+            return False
+
     def starts(self) -> Starts:
         """How the last starts went."""
         try:
@@ -211,7 +222,7 @@ class Home:
             owner: What `own` returned.
         """
         with contextlib.suppress(OSError):
-            if not _same(self.path / "owner.lock", owner):
+            if not self.owned(owner):
                 return
             descriptor = _try_lock(self.path / "start.lock")
             if descriptor is not None:

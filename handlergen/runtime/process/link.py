@@ -55,6 +55,7 @@ class Call:
         on_chunk: Called with the value of each CHUNK; what it raises cancels the call and becomes its error.
         on_done: Called when the call is done, on the thread that received the answer.
         ready_ns: Since when it may be waiting for the device; None for a call that does not.
+        within_s: How long such a call may take, in seconds.
 
     Attributes:
         begun: A part of its answer is out: it cannot be done again.
@@ -66,6 +67,7 @@ class Call:
     __slots__ = (
         "answer",
         "begun",
+        "deadline",
         "done",
         "error",
         "kind",
@@ -85,12 +87,14 @@ class Call:
         on_chunk: Callable[[Any], None] | None = None,
         on_done: Callable[[Call], None] | None = None,
         ready_ns: int | None = None,
+        within_s: float = 10.0,
     ) -> None:
         self.kind = kind
         self.value = value
         self.on_chunk = on_chunk
         self.on_done = on_done
         self.waiting_ns = ready_ns
+        self.deadline = time.monotonic() + within_s
         self.number = 0
         self.sendings = 0
         self.begun = False
@@ -323,8 +327,10 @@ class Link:
             return
         for call in list(connection.pending.values()):
             if call.waiting_ns is None:
-                continue
-            if connection.page.holds(connection.welcome.peer, call.number):
+                if time.monotonic() > call.deadline:
+                    told = f"predictor process {picture.pid} does not answer"
+                    self._cancel(connection, call, Unavailable(told))
+            elif connection.page.holds(connection.welcome.peer, call.number):
                 call.waiting_ns = now
             elif (now - call.waiting_ns) / 1e9 > self._lock_timeout_s + _GRACE_S:
                 told = (
@@ -370,7 +376,7 @@ class Link:
 
     def _deadline(self, call: Call) -> float:
         if call.waiting_ns is None:
-            return time.monotonic() + self._lock_timeout_s
+            return call.deadline
         return call.waiting_ns / 1e9 + self._lock_timeout_s
 
 

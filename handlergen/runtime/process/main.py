@@ -170,7 +170,9 @@ class _Process:
                 patience = _ALONE_S
                 if len(self._peers):
                     alone_since = now
-            if not told and self._home.identity.alive() and now - alone_since < patience:
+            # Without its directory no worker finds it: those that come start another, and there must not be two.
+            there = self._home.owned(self._owner) and self._home.identity.alive()
+            if there and not told and now - alone_since < patience:
                 continue
             self._end()
             time.sleep(_END_WITHIN_S)
