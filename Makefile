@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint format bench clean distclean
+.PHONY: help venv demo test soak lint format bench clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ demo: $(STAMP) ## train, archive, serve, predict, scale and stop, on this machin
 
 test: lint ## everything that CI runs (ARGS="-k scale" is passed to pytest)
 	@exec $(BIN)/python -m pytest $(ARGS)
+
+soak: $(STAMP) ## half an hour of random faults under load (ARGS="--minutes 5")
+	@exec $(BIN)/python tests/soak/soak.py $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -62,7 +62,7 @@ class CrewWorker:
         rows = [
             (
                 json.dumps(value).encode(),
-                {name.replace("_", "-"): text for name, text in headers.items()},
+                headers,
             )
             for value in values
         ]

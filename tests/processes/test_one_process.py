@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -115,6 +116,16 @@ def test_sigterm_to_the_last_one_leaves_nothing(crew: Crews) -> None:
     assert found.homes == []
     os.kill(worker.pid, signal.SIGCONT)
     assert worker.ask({"n": 1})[0] == 200
+
+
+def test_a_predictor_whose_directory_is_deleted_gives_way_to_the_next(crew: Crews) -> None:
+    found = crew(MODULE)
+    worker = found.worker()
+    before = found.predictor()
+    shutil.rmtree(found.homes[0])
+    eventually(lambda: before not in found.predictors())
+    later = found.worker()
+    assert worker.ask({"n": 1})[1]["predictor"] == later.ask({"n": 2})[1]["predictor"] == found.predictor()
 
 
 def test_what_a_dead_server_left_goes_with_the_next_start(crew: Crews) -> None:

@@ -1,0 +1,144 @@
+"""The predictor process on a real TorchServe: one of it whatever happens, and every request answered."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.test_main_job import make_archive
+from tests.histories import (
+    SOURCE,
+    Load,
+    lost,
+    overlapping,
+    predicted,
+    predictors,
+    recovery_s,
+    statuses,
+    until,
+    wrong,
+)
+
+pytestmark = pytest.mark.e2e
+
+
+class Site:
+    """A server with `process` (its predictor a process), `other` (the same once more) and `worker` (a copy each)."""
+
+    def __init__(self, server: Any, home: Path) -> None:
+        self.server = server
+        self.client = server.client
+        self.home = home
+        self.state = home / "state"
+        self.history = home / "history"
+
+    def predictor(self, model: str = "process 1.0") -> int:
+        (pid,) = [pid for pid, name in predictors(self.state).items() if name == model]
+        return pid
+
+
+@pytest.fixture(scope="module")
+def site(torchserve_module: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Site:
+    home = tmp_path_factory.mktemp("process")
+    shared: dict[str, Any] = {
+        "config": {"history": str(home / "history")},
+        "stages": "worker",
+        "lock_timeout_s": 20,
+    }
+    mars = [
+        make_archive(home, "process", SOURCE, predictor="process", workers_per_device=2, **shared),
+        make_archive(home, "other", SOURCE, predictor="process", workers_per_device=1, **shared),
+        make_archive(home, "worker", SOURCE, predictor="worker", workers_per_device=1, **shared),
+    ]
+    second = make_archive(
+        home / "second", "process", SOURCE, predictor="process", version="2.0", workers_per_device=1, **shared
+    )
+    server = torchserve_module(
+        *mars,
+        environ={"HANDLERGEN_STATE_DIR": str(home / "state"), "HANDLERGEN_TRACE_DIR": str(home / "spans")},
+        model_api=True,
+    )
+    (server.store / "process-2.mar").write_bytes(second.read_bytes())
+    return Site(server, home)
+
+
+def test_answers_are_those_of_a_model_in_its_workers(site: Site) -> None:
+    answers = []
+    for name in ("process", "worker"):
+        rest = site.client.predict(name, {"n": 5}).json()
+        grpc = site.client.predict_grpc(name, {"n": 5}).json()
+        assert rest.keys() == grpc.keys()
+        answers.append((rest["n"], grpc["n"], rest["predictor"] == rest["worker"]))
+    assert answers == [(5, 5, False), (5, 5, True)]
+    assert site.client.predict("process", {"n": 1}).json()["predictor"] == site.predictor()
+
+
+def test_scaling_under_load_keeps_one_predictor_and_loses_nothing(site: Site) -> None:
+    before = site.predictor()
+    with Load(site.client, "process", clients=8) as load:
+        for workers in (1, 6, 2):
+            site.client.scale("process", workers)
+            assert site.predictor() == before
+            time.sleep(0.3)
+    assert not lost(load.asked)
+    assert not wrong(load.asked)
+    assert set(statuses(load.asked)) <= {200, 500, 503}, statuses(load.asked)
+    assert statuses(load.asked)[200] > 50
+    assert {each.said["predictor"] for each in load.asked if each.status == 200} == {before}
+
+
+def test_a_predictor_killed_under_load(site: Site) -> None:
+    with Load(site.client, "process") as load, Load(site.client, "other", clients=2) as beside:
+        time.sleep(0.5)
+        killed, moment = site.predictor(), time.monotonic()
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: recovery_s(load.asked, moment) < 10, within_s=12)
+        time.sleep(0.5)
+    assert not lost(load.asked)
+    assert not wrong(load.asked)
+    assert set(statuses(load.asked)) <= {200, 500}, statuses(load.asked)
+    assert statuses(load.asked)[500] <= 1  # the one that was in predict
+    assert site.predictor() != killed
+    assert set(statuses(beside.asked)) == {200}  # another model's predictor goes on
+    assert not overlapping(predicted(site.history))
+
+
+def test_workers_killed_under_load(site: Site) -> None:
+    before = site.predictor()
+    with Load(site.client, "process") as load:
+        for _ in range(2):
+            time.sleep(0.5)
+            os.kill(random.choice(site.server.worker_pids("process")), signal.SIGKILL)
+        until(lambda: len(site.server.worker_pids("process")) == 2)
+    assert not lost(load.asked)
+    assert not wrong(load.asked)
+    assert set(statuses(load.asked)) <= {200, 500, 503}, statuses(load.asked)
+    assert site.predictor() == before
+    assert load.ask().status == 200
+
+
+def test_a_new_version_has_a_predictor_of_its_own_and_the_old_one_goes(site: Site) -> None:
+    with Load(site.client, "other", clients=2) as load:
+        site.client.register("process-2.mar", initial_workers=1, synchronous="true")
+        assert set(predictors(site.state).values()) == {"process 1.0", "process 2.0", "other 1.0"}
+        assert site.client.predict("process", {"n": 7}, version="2.0").json()["predictor"] == site.predictor(
+            "process 2.0"
+        )
+        site.client.unregister("process", version="2.0")
+        until(lambda: "process 2.0" not in predictors(site.state).values(), within_s=15)
+    assert set(statuses(load.asked)) == {200}
+    assert site.client.predict("process", {"n": 8}).json()["predictor"] == site.predictor()
+
+
+def test_nothing_overlapped_and_nothing_is_left_of_a_killed_server(site: Site) -> None:
+    assert not overlapping(predicted(site.history))
+    os.kill(site.server.pid, signal.SIGKILL)
+    until(lambda: not predictors(site.state), within_s=15)
+    until(lambda: not list((site.state / "locks").glob("predictor-*")), within_s=5)
