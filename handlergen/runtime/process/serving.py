@@ -53,6 +53,10 @@ class NotingLock:
     Args:
         lock: The lock itself.
         page: This process's.
+
+    Attributes:
+        entries: For whom it is acquired next.
+        loaded: The model is; the lock is held while it is being loaded too, which is no prediction.
     """
 
     def __init__(self, lock: Lock, page: Page) -> None:
@@ -60,17 +64,20 @@ class NotingLock:
         self._page = page
         self.key = lock.key
         self.entries: Sequence[Entry] = ()
+        self.loaded = False
 
     def acquire(self, timeout_s: float) -> None:
         """As the lock's."""
         self._lock.acquire(timeout_s)
         for entry in self.entries:
             entry.entered()
-        self._page.enter(PREDICTING)
+        if self.loaded:
+            self._page.enter(PREDICTING)
 
     def release(self) -> None:
         """As the lock's."""
-        self._page.enter(IDLE)
+        if self.loaded:
+            self._page.enter(IDLE)
         self._lock.release()
 
 
@@ -99,6 +106,7 @@ class Serving:
         settings = self._settings = bundle.settings
         self._model = model
         self._lock = lock
+        lock.loaded = True
         self._page = page
         self._peers = peers
         together = settings.batch != "each"
@@ -309,6 +317,8 @@ class _Relayed:
             self._slot.enter()
 
     def done(self) -> None:
+        if self._slot is not None:
+            self._slot.leave()  # as for `_Sent`; its own thread enters again
         self._done()
 
     def skipped(self) -> None:
