@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test soak lint format bench clean distclean
+.PHONY: help venv demo test soak lint format bench peers clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,7 +31,10 @@ format: $(STAMP) ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 bench: $(STAMP) ## the figures of benchmarks/, measured here
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $(filter-out benchmarks/peers.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+
+peers: $(STAMP) ## handlergen beside other servers, which pip installs (ARGS="--workloads waits")
+	@exec $(BIN)/python benchmarks/peers.py $(ARGS)
 
 clean: ## what the targets made, but for the virtual environment
 	rm -rf build dist logs .pytest_cache .mypy_cache .ruff_cache .hypothesis
