@@ -30,7 +30,7 @@ from typing import Any
 
 from rig.machine import Strangers, machine
 from rig.stand import Server, Stand
-from rig.turns import NUMBERS, SKIP_FIRST_S, SKIP_LAST_S, loaded, steady, turns
+from rig.turns import SKIP_FIRST_S, SKIP_LAST_S, echoed, loaded, staged, steady, turns
 
 from handlergen.bench.answers import Load
 from handlergen.bench.load import Exchange
@@ -142,11 +142,7 @@ def measure_staged(stand: Stand, workload: Staged, arguments: argparse.Namespace
     others: list[float] = []
     with stand.server(trace=True) as server:
         for name in turns(("flock", "handlergen"), arguments.repeats):
-            exchanges = [
-                Exchange.of_json(f"/predictions/{name}", {"number": n}, {"answer": 2 * n + 1})
-                for n in NUMBERS
-            ]
-            load, other = _turn(server, exchanges, arguments, clients=16)
+            load, other = _turn(server, staged(name), arguments, clients=16)
             others.append(other)
             window = steady(load)
             predictions = of_stage(read_spans(stand.trace_dir, model=name), "predict")
@@ -184,10 +180,7 @@ def measure_nothing(stand: Stand, arguments: argparse.Namespace) -> list[Result]
             "handlergen, stock log": ("handlergen", stock),
             "hand-written, stock log": ("hand", stock),
         }
-        exchanges = {
-            model: [Exchange.of_json(f"/predictions/{model}", {"number": n}, {"number": n}) for n in NUMBERS]
-            for model in ("handlergen", "hand")
-        }
+        exchanges = {model: echoed(model) for model in ("handlergen", "hand")}
         for model, server in subjects.values():  # until Java has compiled what it runs often
             loaded(server.address, exchanges[model], clients=16, seconds=4.0)
         for clients in (1, 16):

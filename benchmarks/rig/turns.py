@@ -45,9 +45,9 @@ def figures(load: Load) -> Figures:
 
 def staged(name: str) -> list[Exchange]:
     """What `handlers/staged.py` and `handlers/mlp.py` are asked, and what they must answer."""
-    return [Exchange(f"/predictions/{name}", {"number": n}, {"answer": 2 * n + 1}) for n in NUMBERS]
+    return [Exchange.of_json(f"/predictions/{name}", {"number": n}, {"answer": 2 * n + 1}) for n in NUMBERS]
 
 
 def echoed(name: str) -> list[Exchange]:
     """The same for `handlers/echo.py`."""
-    return [Exchange(f"/predictions/{name}", {"number": n}, {"number": n}) for n in NUMBERS]
+    return [Exchange.of_json(f"/predictions/{name}", {"number": n}, {"number": n}) for n in NUMBERS]
