@@ -83,7 +83,7 @@ def test_answers_are_those_of_a_model_in_its_workers(site: Site) -> None:
 def test_scaling_under_load_keeps_one_predictor_and_loses_nothing(site: Site) -> None:
     before = site.predictor()
     with Load(site.client, "process", clients=8) as load:
-        for workers in (1, 6, 2):
+        for workers in (1, 8, 2):
             site.client.scale("process", workers)
             assert site.predictor() == before
             time.sleep(0.3)
@@ -119,7 +119,9 @@ def test_workers_killed_under_load(site: Site) -> None:
         until(lambda: len(site.server.worker_pids("process")) == 2)
     assert not lost(load.asked)
     assert not wrong(load.asked)
-    assert set(statuses(load.asked)) <= {200, 500, 503}, statuses(load.asked)
+    assert set(statuses(load.asked)) <= {200, 500, 503, 507}, statuses(
+        load.asked
+    )  # TorchServe: 507, worker died
     assert site.predictor() == before
     assert load.ask().status == 200
 
@@ -139,6 +141,7 @@ def test_a_new_version_has_a_predictor_of_its_own_and_the_old_one_goes(site: Sit
 
 def test_nothing_overlapped_and_nothing_is_left_of_a_killed_server(site: Site) -> None:
     assert not overlapping(predicted(site.history))
+    assert len(predictors(site.state)) == 2
     os.kill(site.server.pid, signal.SIGKILL)
     until(lambda: not predictors(site.state), within_s=15)
     until(lambda: not list((site.state / "locks").glob("predictor-*")), within_s=5)
