@@ -126,7 +126,11 @@ class Soak:
             while time.monotonic() - began < seconds:
                 kind, inject = self._chance.choice(self._faults(load))
                 figures.faults[kind] += 1
-                moment = inject() or time.monotonic()
+                moment = time.monotonic()
+                try:
+                    moment = inject() or time.monotonic()
+                except HandlergenError as error:  # asked in the middle of a fault before: tried, and counted
+                    print(f"{kind}: {error}", flush=True)
                 deadline = time.monotonic() + 30
                 while (taken := recovery_s(load.asked[-2000:], moment)) > 1e6 and time.monotonic() < deadline:
                     time.sleep(0.1)
