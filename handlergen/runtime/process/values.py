@@ -48,8 +48,20 @@ def _reduce_tensor(value: torch.Tensor) -> Any:
     order = sorted(range(value.dim()), key=value.stride, reverse=True)
     laid_out = value.permute(order)
     if not laid_out.is_contiguous():  # a slice: only what it shows crosses, not all of its storage
-        raw = value.contiguous().reshape(-1).view(torch.uint8).numpy()
-        return _contiguous, (pickle.PickleBuffer(raw), value.dtype, tuple(value.shape))
+        shown = value
+        for dim in range(value.dim()):
+            if value.stride(dim) == 0:  # expanded: the same numbers again and again
+                shown = shown.narrow(dim, 0, 1)
+        if _overlaps(shown):
+            return value.__reduce_ex__(5)  # type: ignore[no-untyped-call]
+        raw = shown.contiguous().reshape(-1).view(torch.uint8).numpy()
+        return _spread, (
+            pickle.PickleBuffer(raw),
+            value.dtype,
+            tuple(shown.shape),
+            tuple(value.shape),
+            value.stride(),
+        )
     raw = laid_out.reshape(-1).view(torch.uint8).numpy()
     return _strided, (pickle.PickleBuffer(raw), value.dtype, tuple(value.shape), value.stride())
 
@@ -87,6 +99,29 @@ def _empty(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
 
 def _contiguous(buffer: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.frombuffer(buffer, dtype=dtype).view(shape)
+
+
+def _overlaps(value: torch.Tensor) -> bool:
+    """Whether two elements share memory, as in a sliding window."""
+    extent = 1
+    for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
+        if size > 1 and stride < extent:
+            return True
+        extent += (size - 1) * stride
+    return False
+
+
+def _spread(
+    buffer: Any,
+    dtype: torch.dtype,
+    shown: tuple[int, ...],
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+) -> torch.Tensor:
+    """A tensor with gaps, as it was."""
+    value = torch.empty_strided(shown, stride, dtype=dtype)
+    value.copy_(torch.frombuffer(buffer, dtype=dtype).view(shown))
+    return value.as_strided(shape, stride)
 
 
 def _strided(
