@@ -62,7 +62,7 @@ class Figures:
 
     placement: str
     minutes: float = 0.0
-    faults: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    faults: dict[str, int] = field(default_factory=dict)
     requests: int = 0
     by_status: dict[int, int] = field(default_factory=dict)
     lost: int = 0
@@ -125,7 +125,7 @@ class Soak:
             watcher.start()
             while time.monotonic() - began < seconds:
                 kind, inject = self._chance.choice(self._faults(load))
-                figures.faults[kind] += 1
+                figures.faults[kind] = figures.faults.get(kind, 0) + 1
                 moment = time.monotonic()
                 try:
                     moment = inject() or time.monotonic()
