@@ -42,7 +42,7 @@ def _reduce_tensor(value: torch.Tensor) -> Any:
     if not value.numel():
         return _empty, (value.dtype, tuple(value.shape))
     if value.is_contiguous():
-        raw = value.reshape(-1).view(torch.uint8).numpy()
+        raw = _bytes(value)
         return _contiguous, (pickle.PickleBuffer(raw), value.dtype, tuple(value.shape))
     # Strides travel along: a kernel may round otherwise for another layout of the same numbers.
     order = sorted(range(value.dim()), key=value.stride, reverse=True)
@@ -54,7 +54,7 @@ def _reduce_tensor(value: torch.Tensor) -> Any:
                 shown = shown.narrow(dim, 0, 1)
         if _overlaps(shown):
             return value.__reduce_ex__(5)  # type: ignore[no-untyped-call]
-        raw = shown.contiguous().reshape(-1).view(torch.uint8).numpy()
+        raw = _bytes(shown.contiguous())
         return _spread, (
             pickle.PickleBuffer(raw),
             value.dtype,
@@ -62,7 +62,7 @@ def _reduce_tensor(value: torch.Tensor) -> Any:
             tuple(value.shape),
             value.stride(),
         )
-    raw = laid_out.reshape(-1).view(torch.uint8).numpy()
+    raw = _bytes(laid_out)
     return _strided, (pickle.PickleBuffer(raw), value.dtype, tuple(value.shape), value.stride())
 
 
@@ -99,6 +99,12 @@ def _empty(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
 
 def _contiguous(buffer: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.frombuffer(buffer, dtype=dtype).view(shape)
+
+
+def _bytes(value: torch.Tensor) -> Any:
+    """A contiguous tensor's memory, as an array of bytes."""
+    # A single element may have any stride, with which it could not be viewed as bytes.
+    return value.reshape(-1).as_strided((value.numel(),), (1,)).view(torch.uint8).numpy()
 
 
 def _overlaps(value: torch.Tensor) -> bool:
