@@ -8,7 +8,8 @@ processes, one a core, each image's tensor thrown away) and "predict only" (the 
 Decoding and predicting share the cores of this machine, so that no arrangement can reach the better of the two: what
 can be reached is cores / (decode seconds a core + predict seconds a core), the bound that is printed; the network is
 made just heavy enough that predicting takes half as long as decoding on all cores takes. On a GPU the bound is the
-lesser of the two rates.
+lesser of the two rates. The same is measured with a device beside the cores, as a GPU is, in place of the network: it
+takes a given time an image, in which the cores are free.
 
 Rows: 10 000 rows of 8 numbers through a perceptron, beside a plain loop over the model's own forward in batches of the
 same size, inputs ready. What map adds to a row (reading a line, JSON in and out, calls of hooks, the journal) does not
@@ -28,6 +29,7 @@ import multiprocessing
 import os
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -46,7 +48,7 @@ from handlergen.offline.sources import open_source
 
 IMAGE_MODEL = """
 from io import BytesIO
-import os
+import os, time
 import numpy as np
 import torch
 from PIL import Image
@@ -65,7 +67,11 @@ class Small(nn.Module):
         )
 
     def forward(self, batch):
-        return self.layers(batch)
+        wait_s = float(os.environ.get("DEVICE_MS", "0")) / 1e3
+        if not wait_s:
+            return self.layers(batch)
+        time.sleep(wait_s * len(batch))
+        return batch.mean((1, 2, 3))[:, None].repeat(1, 10)
 
     def preprocess(self, data):
         image = Image.open(BytesIO(data)).convert("RGB").resize((224, 224))
@@ -177,10 +183,25 @@ def images(directory: Path, count: int, batch: int, repeat: int) -> None:
         predict_only()
         times = in_turns(works, repeat)
     middle = {name: statistics.median(values) for name, values in times.items()}
-    print(f"images: {count} JPEGs, batches of {batch}, {cores} cores; medians of {repeat}")
+    wait_ms = float(os.environ.get("DEVICE_MS", "0"))
+    device = f"a device that takes {wait_ms:g} ms an image" if wait_ms else "a network on the same cores"
+    print(f"images: {count} JPEGs, batches of {batch}, {cores} cores, {device}; medians of {repeat}")
     for name, seconds in middle.items():
         print(f"  {name:<24} {count / seconds:8.1f} images/s   ({seconds:.2f} s)")
     decoding, predicting = middle["decode only, all cores"], middle["predict only"]
+    if wait_ms:
+        ratios = sorted(
+            min(d, p) / m
+            for d, p, m in zip(
+                times["decode only, all cores"], times["predict only"], times["map"], strict=True
+            )
+        )
+        shown = ", ".join(f"{ratio:.0%}" for ratio in ratios)
+        slower = max(decoding, predicting) / middle["map"]
+        print(f"  map reaches {statistics.median(ratios):.0%} of the faster of the two (rounds: {shown})")
+        print(f"  and {slower:.0%} of the slower, which is what can be reached")
+        _cpu.clear()
+        return
     bound = max(decoding + predicting / cores, predicting)
     ratios = sorted(
         max(d + p / cores, p) / m
@@ -237,11 +258,23 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--width", type=int, default=96)
+    parser.add_argument(
+        "--device-ms",
+        type=float,
+        default=7.0,
+        help="how long a device beside the cores takes for an image (it waits; 0: leave that out)",
+    )
     options = parser.parse_args()
     os.environ["WIDTH"] = str(options.width)
     with tempfile.TemporaryDirectory() as name:
         if options.images:
             images(Path(name), options.images, options.batch, options.repeat)
+    if options.images and options.device_ms:
+        os.environ["DEVICE_MS"] = str(options.device_ms)
+        sys.modules.pop("small", None)
+        with tempfile.TemporaryDirectory() as name:
+            images(Path(name), options.images, options.batch, options.repeat)
+    with tempfile.TemporaryDirectory() as name:
         for hidden in (64, 512, 1024, 1536):
             if options.rows:
                 rows(Path(name), options.rows, options.batch, hidden, options.repeat)
