@@ -229,7 +229,7 @@ def _group(
 
 def _turn(server: Running, workload: Workload, clients: int, seconds: float) -> Turn:
     _load(server, workload, clients, WARM_UP_S)
-    strangers = Strangers([process.pid for process in server.processes()[:1]])
+    strangers = Strangers(server.roots())
     load = _load(server, workload, clients, seconds)
     others = strangers.share()
     window = load.steady(skip_first_s=0.2, skip_last_s=0.1)

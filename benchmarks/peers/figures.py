@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 _PAIR = struct.Struct("=qq")
-FIGURES = ("requests_per_s", "p50_ms", "p99_ms", "busy")
+FIGURES = ("requests_per_s", "p50_ms", "p99_ms", "busy", "others")
 
 Span = tuple[int, int]
 
@@ -86,7 +86,6 @@ def medians(turns: Sequence[Turn]) -> dict[tuple[str, int], dict[str, Any]]:
             "errors": sum(sum(turn.errors.values()) for turn in its),
             "copies": its[-1].copies,
             "turns": len(its),
-            "others": max(turn.others for turn in its),
         }
         for key, its in found.items()
     }

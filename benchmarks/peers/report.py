@@ -9,6 +9,10 @@ from peers.figures import Turn, medians
 from peers.subject import Subject
 
 CLIENTS = (16, 1)
+_COLUMNS = (
+    *("requests/s, 16 clients", "p50, ms", "p99, ms", "requests/s, 1 client", "p99, ms"),
+    *("busy", "overlaps", "copies", "others"),
+)
 
 
 def turns_of(workload: Mapping[str, Any]) -> list[Turn]:
@@ -21,8 +25,8 @@ def markdown(workload: Mapping[str, Any], subjects: Mapping[str, Subject]) -> It
     found = medians(turns_of(workload))
     yield f"**{workload['title']}**"
     yield ""
-    yield "| | requests/s, 16 clients | p50, ms | p99, ms | requests/s, 1 client | p99, ms | busy | overlaps | copies |"
-    yield "| --- | --: | --: | --: | --: | --: | --: | --: | --: |"
+    yield f"| | {' | '.join(_COLUMNS)} |"
+    yield f"| --- |{' --: |' * len(_COLUMNS)}"
     keys = sorted({key for key, _ in found}, key=lambda key: -_of(found, key, 16).get("requests_per_s", 0.0))
     for key in keys:
         many, one = _of(found, key, 16), _of(found, key, 1)
@@ -37,6 +41,7 @@ def markdown(workload: Mapping[str, Any], subjects: Mapping[str, Subject]) -> It
             f"{many['busy']:.2f}" if many else "",
             _count(many.get("overlaps")),
             _count(many.get("copies")),
+            f"{many['others']:.2f}" if many else "",
         ]
         yield f"| {' | '.join(cells)} |"
     yield ""

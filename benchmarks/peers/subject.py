@@ -122,12 +122,24 @@ class Running:
             raise
 
     def processes(self) -> list[psutil.Process]:
-        """All of them."""
-        try:
-            root = psutil.Process(self._process.pid)
-            return [root, *root.children(recursive=True)]
-        except psutil.Error:
-            return []
+        """All of them, those included that have left the process group: each inherited `$PEERS_SPANS`."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.environ().get("PEERS_SPANS") == str(self.spans):
+                    found.append(process)
+        return found
+
+    def roots(self) -> list[int]:
+        """The processes that no other of them is the parent of."""
+        processes = self.processes()
+        pids = {process.pid for process in processes}
+        found = []
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                if process.ppid() not in pids:
+                    found.append(process.pid)
+        return found
 
     def suspend(self) -> None:
         """Nothing of it runs: what one server does while idle is not taken from another."""
@@ -152,10 +164,9 @@ class Running:
         """End every process."""
         processes = self.processes()
         self._signal(signal.SIGCONT, processes)
-        if processes:
-            self._signal(signal.SIGTERM, processes[:1])
-            psutil.wait_procs(processes, timeout=4.0)
-        self._signal(signal.SIGKILL, processes)
+        self._process.terminate()
+        psutil.wait_procs(processes, timeout=4.0)
+        self._signal(signal.SIGKILL, self.processes())
         self._process.wait()
 
     def _signal(self, number: int, processes: Sequence[psutil.Process]) -> None:
