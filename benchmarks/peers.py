@@ -62,10 +62,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers are ended on the way out
     if arguments.earlier:
         report = merged([json.loads(file.read_text()) for file in arguments.earlier])
+        _write(arguments.json, report)
     else:
         report = measure(arguments)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
     print("; ".join(f"{name} {value}" for name, value in report["machine"].items()))
     print("; ".join(f"{name} {value}" for name, value in report["versions"].items()) + "\n")
     for workload in report["workloads"]:
@@ -143,14 +142,16 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     groups: dict[str, list[Workload]] = {}
     for workload in arguments.workloads:
         groups.setdefault(workload.module, []).append(workload)
-    return {
+    report: dict[str, Any] = {
         "machine": machine(),
         "versions": versions,
         "seconds": arguments.seconds,
-        "workloads": [
-            each for group in groups.values() for each in _group(group, arguments, pythons, common, missing)
-        ],
+        "workloads": [],
     }
+    for group in groups.values():
+        report["workloads"] += _group(group, arguments, pythons, common, missing)
+        _write(arguments.json, report)  # what is measured stays, whatever happens to the rest
+    return report
 
 
 def merged(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -163,6 +164,8 @@ def merged(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             into = workloads.setdefault(workload["name"], {**workload, "turns": [], "missing": {}})
             into["turns"] = [*into["turns"], *workload["turns"]]
             into["missing"] |= workload["missing"]
+            measured = {turn["subject"] for turn in into["turns"]}
+            into["missing"] = {key: why for key, why in into["missing"].items() if key not in measured}
     return {"machine": reports[0]["machine"], "versions": versions, "workloads": list(workloads.values())}
 
 
@@ -266,6 +269,11 @@ def _directory() -> Iterator[str]:
         for link in Path(directory).glob("*/ray"):
             shutil.rmtree(link.resolve(), ignore_errors=True)
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _write(file: Path | None, report: Mapping[str, Any]) -> None:
+    if file is not None:
+        file.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def _say(text: str) -> None:
