@@ -165,7 +165,7 @@ class Running:
         processes = self.processes()
         self._signal(signal.SIGCONT, processes)
         self._process.terminate()
-        psutil.wait_procs(processes, timeout=4.0)
+        psutil.wait_procs(processes, timeout=1.5)  # several wait for far longer
         self._signal(signal.SIGKILL, self.processes())
         self._process.wait()
 
