@@ -115,8 +115,14 @@ def test_workers_killed_under_load(site: Site) -> None:
     with Load(site.client, "process") as load:
         for _ in range(2):
             time.sleep(0.5)
-            os.kill(random.choice(site.server.worker_pids("process")), signal.SIGKILL)
-        until(lambda: len(site.server.worker_pids("process")) == 2)
+            killed = random.choice(site.server.worker_pids("process"))
+            os.kill(killed, signal.SIGKILL)  # one at a time: without any, the predictor ends after a while
+
+            def replaced(killed: int = killed) -> bool:
+                pids = site.server.worker_pids("process")
+                return len(pids) == 2 and killed not in pids
+
+            until(replaced)
     assert not lost(load.asked)
     assert not wrong(load.asked)
     assert set(statuses(load.asked)) <= {200, 500, 503, 507}, statuses(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _TICK_S = 0.1
 _FIRST_WORKER_WITHIN_S = 30.0
-_ALONE_S = 2.0
+_ALONE_S = 5.0  # TorchServe has a worker that died back in two to four seconds
 _END_WITHIN_S = 2.0
 _OWNER_WITHIN_S = 10.0
 BROKEN_DEVICE = 70
