@@ -79,6 +79,7 @@ class _Process:
         threading.Thread(target=self._watch, name="handlergen-watch", daemon=True).start()
         # Only now: torch takes a second or more.
         from ..contract import CONTRACT_FILE, Bundle
+        from ..device import share_the_cores
         from ..model import LoadedModel
         from ..predictor import HOOK_ERRORS
         from ..redaction import without_secrets
@@ -88,6 +89,7 @@ class _Process:
         from .protocol import Welcome
         from .serving import NotingLock, Serving
 
+        share_the_cores()
         model_dir = Path(self._arguments["model_dir"])
         bundle = Bundle.from_json((model_dir / CONTRACT_FILE).read_text(encoding="utf-8"))
         serving: Serving | None = None
