@@ -11,10 +11,11 @@ from typing import Any, cast
 
 from torch.utils.data import Dataset
 
-from handlergen.offline.crossing import Needs, prepare
+from handlergen.offline.crossing import prepare, taken
 from handlergen.offline.rows import Row
 from handlergen.offline.transport import Packed, pack
 from handlergen.runtime.hooks import Item
+from handlergen.runtime.needs import Needs
 from handlergen.runtime.pipeline import Pipeline
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -53,7 +54,7 @@ class Preparing(Dataset[Any]):
         if pipeline.refused:
             return number, start, len(rows), pipeline.refused
         try:
-            return number, start, len(rows), pack([self._needs.taken(item) for item in items])
+            return number, start, len(rows), pack([taken(item, self._needs) for item in items])
         except Exception as error:  # the pickling of the user's own types raises anything
             return (
                 number,

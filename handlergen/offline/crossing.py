@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from handlergen.errors import HandlergenError
 from handlergen.offline.rows import Row
 from handlergen.outgoing import body_request, read_file
 from handlergen.runtime.failures import Failure
 from handlergen.runtime.hooks import Item
+from handlergen.runtime.needs import Needs
 from handlergen.runtime.pipeline import Pipeline, open_items
 from handlergen.runtime.requests import BadRequest
-
-if TYPE_CHECKING:
-    from handlergen.runtime.contract import Contract
 
 
 def prepare(pipeline: Pipeline, rows: Sequence[Row]) -> list[Item]:
@@ -47,40 +44,16 @@ def open_rows(pipeline: Pipeline, rows: Sequence[Row]) -> list[Item]:
     return items
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What of a prepared request the later stages read, so that no more of it crosses to the predicting process."""
-
-    data: bool
-    files: bool
-    http: bool
-
-    @classmethod
-    def of(cls, contract: Contract) -> Needs:
-        """Read it from the parameters of the hooks that follow."""
-        if contract.form == "flow":
-            return cls(data=True, files=True, http=True)
-        later = [hook for role, hook in contract.hooks.items() if role in ("predict", "postprocess")]
-        sources = {parameter.source for hook in later for parameter in hook.parameters}
-        return cls(bool(sources & {"data", "input_data"}), "files" in sources, "http_request" in sources)
-
-    def taken(self, item: Item) -> tuple[Any, ...]:
-        """The item as plain values."""
-        failure = item.failure
-        if failure is not None:
-            return ((failure.status, failure.type, failure.message, dict(failure.headers)),)
-        return (
-            None,
-            item.inputs,
-            item.request._metadata,
-            item.data if self.data else None,
-            item.files if self.files else None,
-            (item.entry, item.http) if self.http else None,
-        )
+def taken(item: Item, needs: Needs) -> tuple[Any, ...]:
+    """A prepared item as plain values: its failure, or what the later stages read."""
+    failure = item.failure
+    if failure is not None:
+        return ((failure.status, failure.type, failure.message, dict(failure.headers)),)
+    return (None, item.inputs, item.request._metadata, *needs.brought(item))
 
 
 def restored(rows: Sequence[Row], values: Sequence[tuple[Any, ...]]) -> list[Item]:
-    """The items of `Needs.taken`, in the process that predicts."""
+    """The items of `taken`, in the process that predicts."""
     kinds: dict[str, dict[str, Any]] = {}
     for row in rows:
         if row.content_type not in kinds:
@@ -92,9 +65,9 @@ def restored(rows: Sequence[Row], values: Sequence[tuple[Any, ...]]) -> list[Ite
         if value[0] is not None:
             item.failure = Failure(*value[0])
             continue
-        _, item.inputs, metadata, item.data, item.files, http = value
+        _, item.inputs, metadata, item.data, item.files, entry, item.http = value
         if metadata:
             item.request.metadata.update(metadata)
-        if http is not None:
-            item.entry, item.http = http
+        if entry is not None:
+            item.entry = entry
     return items

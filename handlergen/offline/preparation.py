@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, cast
 from torch.utils.data import DataLoader
 
 from handlergen.offline.child import Piece, Preparing
-from handlergen.offline.crossing import Needs, prepare, restored
+from handlergen.offline.crossing import prepare, restored
 from handlergen.offline.rows import Chunk
 from handlergen.offline.transport import Packed
 from handlergen.runtime.hooks import Item
+from handlergen.runtime.needs import Needs
 from handlergen.runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -205,7 +206,8 @@ class Preparation:
         return restored(assembly.chunk.rows, assembly.values())
 
     def _loader(self, pieces: Iterator[Piece], workers: int) -> Any:
-        preparing = Preparing(self._pipeline, Needs.of(self._contract), self._directory)
+        needs = Needs.of(self._contract, ("predict", "postprocess"))
+        preparing = Preparing(self._pipeline, needs, self._directory)
         options: dict[str, Any] = {}
         if not self._ordered and "in_order" in inspect.signature(DataLoader).parameters:  # torch 2.6
             options["in_order"] = False

@@ -4,32 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from ..arrivals import Ready
-from ..contract import Contract
 from ..hooks import Item
+from ..needs import Needs
 from ..streaming import wants_chunks
 from .link import Call, Link, unavailable
 from .protocol import Predicted, Prepared
 from .start import Unavailable
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What of a prepared request `predict` and `explain` read besides their inputs; no more of it crosses."""
-
-    data: bool
-    files: bool
-    http: bool
-
-    @classmethod
-    def of(cls, contract: Contract) -> Needs:
-        """Read it from the hooks' parameters."""
-        hooks = [hook for role, hook in contract.hooks.items() if role in ("predict", "explain")]
-        sources = {parameter.source for hook in hooks for parameter in hook.parameters}
-        return cls(bool(sources & {"data", "input_data"}), "files" in sources, "http_request" in sources)
 
 
 class RemotePredictor:
@@ -99,7 +82,7 @@ class RemotePredictor:
             self._link.receive()
 
     def _call(self, item: Item, on_done: Callable[[Call], None] | None) -> Call:
-        needs, request = self._needs, item.request
+        request = item.request
         prepared = Prepared(
             item.stage,
             item.inputs,
@@ -107,10 +90,7 @@ class RemotePredictor:
             request.id,
             item.properties,
             request._metadata,
-            item.data if needs.data else None,
-            item.files if needs.files else None,
-            item.entry if needs.http else None,
-            item.http if needs.http else None,
+            *self._needs.brought(item),
             wants_chunks(item),
         )
 

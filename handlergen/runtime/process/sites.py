@@ -24,6 +24,7 @@ from ..failing import Failing
 from ..hooks import Hooks, Item
 from ..metrics import Metrics
 from ..model import streaming_of
+from ..needs import Needs
 from ..pipeline import Pipeline
 from ..predictor import HOOK_ERRORS, Predictor
 from ..recording import Recording
@@ -34,7 +35,7 @@ from .home import Home, Identity
 from .link import Call, Link, unavailable
 from .output import Forwarder
 from .protocol import DESCRIBE, EXPLAIN, HEALTH, PREDICT, REQUEST, Answered, Raw
-from .remote import Needs, RemotePredictor
+from .remote import RemotePredictor
 from .start import Starter, Unavailable
 
 _FORWARD_EVERY_S = 0.1
@@ -224,7 +225,7 @@ class _Prepared:
         self.recording.start()
         self.hooks: Hooks = module.hooks()
         self.failing.name_stages(self.hooks)
-        needs = Needs.of(contract)
+        needs = Needs.of(contract, ("predict", "explain"))
 
         def remote(kind: int) -> RemotePredictor:
             return RemotePredictor(

@@ -1,0 +1,51 @@
+"""What of a prepared request has to cross when the stages that follow run in another process."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .contract import Contract
+from .hooks import Item
+from .requests import Files
+
+
+class Brought(NamedTuple):
+    """The parts of an item that hooks may ask for besides `inputs` and `outputs`; None for what nobody asks for."""
+
+    data: Any
+    files: Files | None
+    entry: Mapping[str, Any] | None
+    http: Any
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the hooks that follow read of a request; no more of it crosses.
+
+    Attributes:
+        data, files, http: `data`, `files` and `http_request` of their parameters.
+    """
+
+    data: bool
+    files: bool
+    http: bool
+
+    @classmethod
+    def of(cls, contract: Contract, roles: Collection[str]) -> Needs:
+        """Read it from the parameters of the hooks with these roles; a flow's hooks have roles of their own."""
+        if contract.form == "flow":
+            return cls(data=True, files=True, http=True)
+        hooks = [hook for role, hook in contract.hooks.items() if role in roles]
+        sources = {parameter.source for hook in hooks for parameter in hook.parameters}
+        return cls(bool(sources & {"data", "input_data"}), "files" in sources, "http_request" in sources)
+
+    def brought(self, item: Item) -> Brought:
+        """The parts of an item that cross."""
+        return Brought(
+            item.data if self.data else None,
+            item.files if self.files else None,
+            item.entry if self.http else None,
+            item.http if self.http else None,
+        )
