@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+
+_NOTHING = nullcontext()
 
 
 class Device:
@@ -59,6 +62,14 @@ class Device:
         """Give cached device memory back, after an out-of-memory error."""
         if not self.is_cpu:
             torch.cuda.empty_cache()
+
+
+def inference_mode() -> AbstractContextManager[object]:
+    """`torch.inference_mode()`; where that is on already, nothing.
+
+    Entering it anew costs some 2 µs, and ten times that after a pause, when none of it is in the processor's caches.
+    """
+    return _NOTHING if torch.is_inference_mode_enabled() else torch.inference_mode()
 
 
 def share_the_cores() -> None:

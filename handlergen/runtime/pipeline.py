@@ -14,11 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from types import CoroutineType
 from typing import Any
 
-import torch
-
 from .arrivals import Arrivals
 from .contract import RuntimeSettings
 from .decode import decode, open_request
+from .device import inference_mode
 from .encode import encode
 from .failures import INPUT
 from .hooks import BoundHook, EventLoopThread, Hooks, Item
@@ -137,7 +136,8 @@ class Pipeline:
 
     def postprocess(self, items: Sequence[Item]) -> None:
         """Postprocess and encode what has not failed, in this thread, one after the other; async hooks side by side."""
-        self._each([item for item in items if item.failure is None], self._finish)
+        with inference_mode():  # once for all of them
+            self._each([item for item in items if item.failure is None], self._finish)
 
     def _each(self, items: Sequence[Item], stage: Callable[[Item, Callable[[Item], None]], None]) -> None:
         done: queue.SimpleQueue[Item] = queue.SimpleQueue()  # the cheapest signal there is
@@ -183,7 +183,7 @@ class Pipeline:
             item.stage += 1
             self._make_ready(item, value, then)
 
-        with torch.inference_mode():
+        with inference_mode():
             self._call(self._hooks[item.stage].postprocess, item, item.outputs, "postprocess", answered)
 
     def _finish(self, item: Item, then: Callable[[Item], None]) -> None:
@@ -192,7 +192,7 @@ class Pipeline:
             self._encode(item, item.outputs, then)
             return
         # predict's outputs are inference tensors, which only inference mode lets a hook change in place.
-        with torch.inference_mode():
+        with inference_mode():
             self._call(hook, item, item.outputs, "postprocess", lambda value: self._encode(item, value, then))
 
     def _encode(self, item: Item, value: Any, then: Callable[[Item], None]) -> None:

@@ -9,11 +9,9 @@ from collections.abc import Callable, Coroutine, Generator, Sequence
 from types import CoroutineType
 from typing import Any, Protocol
 
-import torch
-
 from .arrivals import Ready
 from .batching import BatchError, check_length, collate, split
-from .device import Device
+from .device import Device, inference_mode
 from .failures import is_out_of_memory
 from .hooks import Hooks, Item
 from .recording import Recorder
@@ -131,7 +129,7 @@ class WorkerPredictor:
             return
         while item is not None:
             # Entered before the wait: under the lock, nothing that could have been done earlier or later.
-            with torch.inference_mode():
+            with inference_mode():
                 if self._turn_begins([item]):
                     self._turn(item, arrivals)
                 else:
@@ -198,7 +196,7 @@ class WorkerPredictor:
             for item in items:
                 self._fail(item, error, "predict")
             return
-        with torch.inference_mode():
+        with inference_mode():
             if not self._turn_begins(items):
                 return
             started = time.monotonic_ns()

@@ -14,7 +14,7 @@ import torch
 
 from ..answering import Answering
 from ..contract import Bundle
-from ..failures import Failure
+from ..failures import Failure, LockTimeout
 from ..hooks import Item, Stage
 from ..model import LoadedModel
 from ..pipeline import open_items
@@ -51,6 +51,7 @@ class NotingLock:
     Attributes:
         entries: For whom it is acquired next.
         loaded: The model is; the lock is held while it is being loaded too, which is no prediction.
+        before_wait: Called when somebody else has the device.
     """
 
     def __init__(self, lock: Lock, page: Page) -> None:
@@ -59,10 +60,15 @@ class NotingLock:
         self.key = lock.key
         self.entries: Sequence[Entry] = ()
         self.loaded = False
+        self.before_wait: Callable[[], None] = lambda: None
 
     def acquire(self, timeout_s: float) -> None:
         """As the lock's."""
-        self._lock.acquire(timeout_s)
+        try:
+            self._lock.acquire(0)
+        except LockTimeout:
+            self.before_wait()
+            self._lock.acquire(timeout_s)
         for entry in self.entries:
             entry.entered()
         if self.loaded:
@@ -101,6 +107,7 @@ class Serving:
         self._model = model
         self._lock = lock
         lock.loaded = True
+        lock.before_wait = self._send_replies
         self._page = page
         self._peers = peers
         together = settings.batch != "each"
@@ -114,7 +121,8 @@ class Serving:
         if settings.stages == "predictor":
             here = QueuedModel(model, self.waiting, self._slots)
             self._answering = Answering(bundle, here, batch_size=max(8, batch_size), describe=dict)
-        self._replies: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._unsent: list[Callable[[], None]] = []
+        self._replies: queue.SimpleQueue[list[Callable[[], None]]] = queue.SimpleQueue()
         threading.Thread(target=self._reply, name="handlergen-replies", daemon=True).start()
         model.predictor.use(tuple(self._noting(stage) for stage in model.hooks))
 
@@ -147,28 +155,52 @@ class Serving:
         Returns:
             Whether it was ended; False when the device is broken, so that only a new process can go on.
         """
-        while entries := self.waiting.take():
-            self._lock.entries = entries
-            explains = entries[0].explains and self._model.explainer is not None
-            predictor = self._model.explainer if explains else self._model.predictor
-            assert predictor is not None
-            predictor.predict(Taken(entries))
-            self._lock.entries = ()
-            self._page.count(len(entries), len(self.waiting))
-            if self._model.device.broken:
-                return False
+        with (
+            torch.inference_mode()
+        ):  # once, and not between two predictions, while the device has nothing to do
+            while entries := self._next():
+                self._lock.entries = entries
+                self._predict(entries)
+                self._lock.entries = ()
+                self._page.count(len(entries), len(self.waiting))
+                if self._model.device.broken:
+                    self._send_replies()
+                    return False
+        self._send_replies()
         return True
+
+    def _next(self) -> list[Entry]:
+        entries = self.waiting.take(wait=False)
+        if not entries:
+            self._send_replies()
+            entries = self.waiting.take()
+        return entries
+
+    def _predict(self, entries: list[Entry]) -> None:
+        explainer = self._model.explainer if entries[0].explains else None
+        if explainer is None:
+            self._model.predictor.predict(Taken(entries))
+        else:
+            with torch.inference_mode(mode=False):
+                explainer.predict(Taken(entries))
 
     def reply(self, send: Callable[[], None]) -> None:
         """Send an answer: now, or beside the next predict when the device has something to do already."""
         if len(self.waiting):
-            self._replies.put(send)
+            self._unsent.append(send)
         else:
             send()
 
+    def _send_replies(self) -> None:
+        """Let the other thread send them; it is woken no earlier, or it would have the interpreter in between."""
+        if self._unsent:
+            self._replies.put(self._unsent)
+            self._unsent = []
+
     def _reply(self) -> None:
         while True:
-            self._replies.get()()
+            for send in self._replies.get():
+                send()
 
     def fail(self, item: Item, error: BaseException, hook: str) -> None:
         """Settle a failure."""
@@ -241,6 +273,7 @@ class Serving:
 
         def noted(item: Item) -> Any:
             page.enter(PREDICTING)
+            self._send_replies()
             return call(item)
 
         # Whose requests come together is chance: those that do not fit into one batch are predicted alone.

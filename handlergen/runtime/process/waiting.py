@@ -63,19 +63,25 @@ class Waiting:
         self._ended = True
         self._queue.put(None)
 
-    def take(self) -> list[Entry]:
+    def take(self, *, wait: bool = True) -> list[Entry]:
         """What is there, up to the most that one predict takes, oldest first; waits for the first.
 
         Requests that nobody waits for any more are left out. An explanation comes alone.
 
+        Args:
+            wait: For the first; the others have `linger_s`.
+
         Returns:
-            Nothing after `end`.
+            Nothing after `end`, or when nothing is there and `wait` is False.
         """
         first, self._next = self._next, None
         while first is None:
             if self._ended:
                 return []
-            first = self._wanted(self._queue.get())
+            try:
+                first = self._wanted(self._queue.get(block=wait))
+            except queue.Empty:
+                return []
         if self._ended:
             return []
         taken = [first]
