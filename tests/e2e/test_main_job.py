@@ -360,7 +360,8 @@ def test_status_shows_why_a_worker_is_missing(
         def predict(inputs):
             return inputs
         """
-    server = torchserve(make_archive(tmp_path, "fickle", source, workers_per_device=1))
+    # A predictor process of its own would go on with the model that it has, and so would the next worker.
+    server = torchserve(make_archive(tmp_path, "fickle", source, workers_per_device=1, predictor="worker"))
     flag.unlink()
     os.kill(server.worker_pids("fickle")[0], signal.SIGKILL)
     deadline = time.monotonic() + 60

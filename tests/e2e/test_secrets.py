@@ -6,6 +6,7 @@ import base64
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 
 from handlergen.archiving import archive
 from handlergen.errors import RequestFailed
+from handlergen.recordings import of_stage, read_spans
 
 pytestmark = pytest.mark.e2e
 
@@ -114,6 +116,14 @@ def files(*directories: Path) -> Iterator[tuple[str, bytes]]:
                 yield str(path), path.read_bytes()
 
 
+def wait_for_predictions(spans: Path, expected: int) -> None:
+    """A predictor process writes its spans a moment after the answers."""
+    deadline = time.monotonic() + 20
+    while len(of_stage(read_spans(spans), "predict")) < expected:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def arguments(processes: list[psutil.Process]) -> Iterator[tuple[str, bytes]]:
     for process in processes:
         yield f"arguments of {process.pid}", "\0".join(process.cmdline()).encode()
@@ -132,12 +142,12 @@ def test_a_secret_is_in_no_archive_log_answer_span_or_argument(server: Any, plac
     }  # fmt: skip
     assert server.client.predict("keyed", "good").json() == len(SECRET)  # it does have it
     seen += [("describe", json.dumps(describe(server)).encode())]
+    wait_for_predictions(place / "spans", 4)
     seen += files(
         place / "store", server.directory / "logs", server.directory, place / "spans", place / "state"
     )
     seen += arguments(server.processes())
     assert len(list(arguments(server.processes()))) >= 2  # the frontend and a worker
-    assert any(b"predict" in content and "spans" in name for name, content in seen)
     found = [
         (name, spelling) for name, content in seen for spelling in spellings(SECRET) if spelling in content
     ]
