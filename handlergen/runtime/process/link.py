@@ -13,10 +13,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
 
-from ..failures import Failure, LockTimeout
+from ..failures import LockTimeout
+from .calls import Call, CannotCross, PredictorDied, PredictTimeout
 from .channel import Channel, Gone, Message, Unreadable
 from .home import NotOurs
 from .page import LOADING, STATES, Page
@@ -27,90 +26,6 @@ _SLICE_S = 0.25
 _GRACE_S = 0.5
 """What the predictor process has, beyond a deadline, to keep it itself."""
 _MOST_SENDINGS = 3
-
-
-class PredictorDied(Exception):
-    """The predictor process died while it had this request."""
-
-
-class PredictTimeout(Exception):
-    """It was killed, because predict took longer than `predict_timeout_s`."""
-
-    status_code = 504
-
-    def __init__(self, limit_s: float) -> None:
-        self.detail = f"The model took longer than {limit_s:g} s"
-        super().__init__(self.detail)
-
-
-class CannotCross(Exception):
-    """A value cannot be pickled."""
-
-
-class Call:
-    """One request of a worker's to the predictor process.
-
-    Args:
-        kind, value: Of the message.
-        on_chunk: Called with the value of each CHUNK; what it raises cancels the call and becomes its error.
-        on_done: Called when the call is done, on the thread that received the answer.
-        ready_ns: Since when it may be waiting for the device; None for a call that does not.
-        within_s: How long such a call may take, in seconds.
-
-    Attributes:
-        begun: A part of its answer is out: it cannot be done again.
-        done: It has an answer or an error.
-        answer: The value of the ANSWER.
-        error: Why there is none.
-    """
-
-    __slots__ = (
-        "answer",
-        "begun",
-        "deadline",
-        "done",
-        "error",
-        "kind",
-        "number",
-        "on_chunk",
-        "on_done",
-        "sendings",
-        "value",
-        "waiting_ns",
-    )
-
-    def __init__(
-        self,
-        kind: int,
-        value: Any = None,
-        *,
-        on_chunk: Callable[[Any], None] | None = None,
-        on_done: Callable[[Call], None] | None = None,
-        ready_ns: int | None = None,
-        within_s: float = 10.0,
-    ) -> None:
-        self.kind = kind
-        self.value = value
-        self.on_chunk = on_chunk
-        self.on_done = on_done
-        self.waiting_ns = ready_ns
-        self.deadline = time.monotonic() + within_s
-        self.number = 0
-        self.sendings = 0
-        self.begun = False
-        self.done = False
-        self.answer: Any = None
-        self.error: BaseException | None = None
-
-    def finish(self, answer: Any, error: BaseException | None = None) -> None:
-        """Settle it; once."""
-        if self.done:
-            return
-        self.answer, self.error = answer, error
-        self.value = None
-        self.done = True
-        if self.on_done is not None:
-            self.on_done(self)
 
 
 class _Connection:
@@ -386,13 +301,3 @@ def _hung_up(channel: Channel) -> bool:
     poll = select.poll()
     poll.register(channel.fileno(), select.POLLHUP | getattr(select, "POLLRDHUP", 0))
     return bool(poll.poll(0))
-
-
-def unavailable(error: Unavailable) -> Failure:
-    """What a client is told while the model cannot be loaded: 503, and when to try again."""
-    return Failure(
-        503,
-        "ModelUnavailable",
-        f"The model is not available: {error}",
-        {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))},
-    )

@@ -10,9 +10,9 @@ from ..arrivals import Ready
 from ..hooks import Item
 from ..needs import Needs
 from ..streaming import wants_chunks
-from .link import Call, Link, unavailable
+from .calls import Call, call_for, settle
+from .link import Link
 from .protocol import Predicted, Prepared
-from .start import Unavailable
 
 
 class RemotePredictor:
@@ -93,25 +93,14 @@ class RemotePredictor:
             *self._needs.brought(item),
             wants_chunks(item),
         )
-
-        def chunk(value: tuple[bytes, str]) -> None:
-            item.outlet.send(item, *value)
-            item.sent = True
-
-        return Call(self._kind, prepared, on_chunk=chunk, on_done=on_done, ready_ns=item.ready_ns)
+        return call_for(item, self._kind, prepared, ready_ns=item.ready_ns, on_done=on_done)
 
     def _settle(self, item: Item, call: Call) -> None:
-        error = call.error
-        if error is None:
-            answer: Predicted = call.answer
-            item.outputs, item.failure = answer.outputs, answer.failure
-            item.sent = item.sent or answer.sent
+        answer: Predicted | None = settle(item, call, self._fail)
+        if answer is not None:
+            item.outputs = answer.outputs
             if answer.metadata is not None:
                 item.request._metadata = answer.metadata
-        elif isinstance(error, Unavailable):
-            item.failure = unavailable(error)
-        else:
-            self._fail(item, error, "predict")
 
 
 class _Outstanding:

@@ -31,8 +31,9 @@ from ..recording import Recording
 from ..server_process import server_of_this_process
 from ..streaming import wants_chunks
 from ..user_module import open_user_module
+from .calls import Call, call_for, settle
 from .home import Home, Identity
-from .link import Call, Link, unavailable
+from .link import Link
 from .output import Forwarder
 from .protocol import DESCRIBE, EXPLAIN, HEALTH, PREDICT, REQUEST, Answered, Raw
 from .remote import RemotePredictor
@@ -313,23 +314,12 @@ class Relayed:
 
     def _call(self, item: Item) -> Call:
         raw = Raw(item.entry, item.properties, item.request.id, wants_chunks(item))
-
-        def chunk(value: tuple[bytes, str]) -> None:
-            item.outlet.send(item, *value)
-            item.sent = True
-
-        return Call(REQUEST, raw, on_chunk=chunk, ready_ns=time.monotonic_ns())
+        return call_for(item, REQUEST, raw, ready_ns=time.monotonic_ns())
 
     def _settle(self, item: Item, call: Call) -> None:
-        error = call.error
-        if error is None:
-            answer: Answered = call.answer
-            item.reply, item.failure = answer.reply, answer.failure
-            item.sent = item.sent or answer.sent
-        elif isinstance(error, Unavailable):
-            item.failure = unavailable(error)
-        else:
-            self._failing.fail(item, error, "predict")
+        answer: Answered | None = settle(item, call, self._failing.fail)
+        if answer is not None:
+            item.reply = answer.reply
 
     def _answer_describe(self, item: Item) -> None:
         try:
