@@ -19,9 +19,6 @@ from handlergen.methods import Method, find_method
 from handlergen.runtime.contract import Contract, Hook, Parameter
 from handlergen.source_module import SourceModule, call_kind, dotted, full_name, wrapped_in_context_manager
 
-CLASS_NAME = "Model"
-"""Truss's default of `model_class_name`."""
-
 ARGUMENTS = ("config", "data_dir", "secrets", "environment", "lazy_data_resolver")
 """What a constructor may name."""
 

@@ -16,7 +16,6 @@ from handlergen.errors import HandlergenError
 from handlergen.offline.rows import Row, RowId
 from handlergen.outgoing import JSON, content_type_of, npy_bytes
 
-FORMATS = ("jsonl", "csv", "npy", "files")
 _BY_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".npy": "npy"}
 _TSV = {".tsv": "csv"}
 
@@ -26,7 +25,7 @@ class Source:
     """An input that can be read from its beginning, once.
 
     Attributes:
-        format: One of `FORMATS`.
+        format: `jsonl`, `csv`, `npy` or `files`.
         path: The file or directory; None for standard input.
         pattern: A glob in place of a path.
         id_field: The field of a row that is its id; None: its number.

@@ -80,18 +80,6 @@ class Link:
         self.opened = True
         return welcome
 
-    @property
-    def welcome(self) -> Welcome | None:
-        """Of the process that is connected."""
-        connection = self._connection
-        return connection.welcome if connection is not None else None
-
-    @property
-    def page(self) -> Page | None:
-        """Of the process that is connected."""
-        connection = self._connection
-        return connection.page if connection is not None else None
-
     def run(self, call: Call) -> None:
         """Send a call and wait until it is done; by the only thread that uses the link meanwhile."""
         self.send(call)

@@ -8,7 +8,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from .channel import Channel, Gone, Message
 from .home import NotOurs, check_peer
@@ -94,10 +94,6 @@ class Peers:
     def close(self) -> None:
         """Take no more workers."""
         self._listener.close()
-
-    def everybody(self) -> Iterable[Peer]:
-        """Those who are connected."""
-        return list(self._peers.values())
 
     def _tell(self, verdict: Callable[[Peer], tuple[int, object]]) -> None:
         with self._changing:
