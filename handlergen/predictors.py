@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import psutil
 
 from handlergen.runtime.device_lock import lock_directory
-from handlergen.runtime.process.home import Home
+from handlergen.runtime.process.home import Home, homes
 from handlergen.runtime.process.page import Page
 
 
@@ -50,7 +50,7 @@ def running_predictors() -> list[PredictorStatus]:
         base = lock_directory()
     except OSError:
         return []
-    for path in base.glob("predictor-*"):
+    for path in homes(base):
         try:
             home = Home.at(path)
             picture = Page.open(home.page).look()

@@ -230,9 +230,14 @@ class Home:
                 os.close(descriptor)
 
 
+def homes(base: Path) -> Iterator[Path]:
+    """The directories of all servers, models and devices below a user's private one; of some the owner has gone."""
+    return base.glob(f"{_PREFIX}*")
+
+
 def remove_orphans(base: Path) -> None:
     """Remove the directories of servers that are gone, as SIGKILL leaves them behind."""
-    for path in base.glob(f"{_PREFIX}*"):
+    for path in homes(base):
         with contextlib.suppress(OSError):
             if not _orphan(path):
                 continue
