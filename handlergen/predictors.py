@@ -57,7 +57,7 @@ def running_predictors() -> list[PredictorStatus]:
             memory = psutil.Process(picture.pid).memory_info().rss
         except (OSError, ValueError, TypeError, psutil.Error):  # it has just ended, or has been killed
             continue
-        identity, calls = home.identity, picture.predictions
+        identity = home.identity
         found.append(
             PredictorStatus(
                 server=identity.server,
@@ -67,10 +67,10 @@ def running_predictors() -> list[PredictorStatus]:
                 pid=picture.pid,
                 state=picture.state,
                 since_s=round(picture.since_s, 3),
-                predictions=calls,
-                mean_batch=round(picture.requests / calls, 2) if calls else 0.0,
+                predictions=picture.predictions,
+                mean_batch=picture.mean_batch,
                 largest_batch=picture.largest_batch,
-                restarts=max(0, home.starts().total - 1),
+                restarts=home.starts().restarts,
                 memory_bytes=memory,
             )
         )

@@ -80,6 +80,11 @@ class Starts:
     reason: str = ""
     total: int = 0
 
+    @property
+    def restarts(self) -> int:
+        """How often it was started again."""
+        return max(0, self.total - 1)
+
     def next_after(self) -> float:
         """When the next may begin: at once after a first death, then 1, 2, 4 ... 30 seconds after the last."""
         if self.in_a_row <= 1:

@@ -50,6 +50,11 @@ class Picture(NamedTuple):
     largest_batch: int
     waiting: int
 
+    @property
+    def mean_batch(self) -> float:
+        """Requests in one call, to two decimals; 0 before the first."""
+        return round(self.requests / self.predictions, 2) if self.predictions else 0.0
+
 
 class Page:
     """The mapped file.

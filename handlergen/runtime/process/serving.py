@@ -213,7 +213,6 @@ class Serving:
     def describe(self) -> dict[str, Any]:
         """What the workers pass on as theirs."""
         picture = self._page.look()
-        calls = picture.predictions
         about = {
             **self._model.predictor.describe(),
             "placement": "process",
@@ -222,8 +221,8 @@ class Serving:
             "state": picture.state,
             "workers": len(self._peers().workers()),
             "waiting": len(self.waiting),
-            "predictions": calls,
-            "mean_batch": round(picture.requests / calls, 2) if calls else 0,
+            "predictions": picture.predictions,
+            "mean_batch": picture.mean_batch,
             "largest_batch": picture.largest_batch,
             "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }

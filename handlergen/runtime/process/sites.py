@@ -132,7 +132,7 @@ class _Shared:
                     "unavailable": str(error),
                 }
             }
-        answer["predictor"]["restarts"] = max(0, self._starter.home.starts().total - 1)
+        answer["predictor"]["restarts"] = self._starter.home.starts().restarts
         return answer
 
     def is_healthy(self, _values: Mapping[str, Any]) -> Any:
