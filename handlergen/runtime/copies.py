@@ -14,6 +14,8 @@ import os
 import time
 from pathlib import Path
 
+from .files import is_at
+
 _PREFIX = "copies-"
 _TRIES, _PAUSE_S = 100, 0.01
 
@@ -45,7 +47,7 @@ class Copies:
             self._directory.mkdir(mode=0o700, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # the directory was empty, and is just removed
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                if _lock(descriptor) and _is_at(path, descriptor):
+                if _lock(descriptor) and is_at(path, descriptor):
                     self._held = descriptor
                     return
                 os.close(descriptor)
@@ -102,7 +104,7 @@ def _is_locked(path: Path) -> bool:
     try:
         if not _lock(descriptor):
             return True
-        if _is_at(path, descriptor):
+        if is_at(path, descriptor):
             path.unlink()
         return False
     finally:
@@ -115,11 +117,3 @@ def _lock(descriptor: int) -> bool:
     except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, by system
         return False
     return True
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether a file is still the one of that name."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False

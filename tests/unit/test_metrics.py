@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from handlergen.runtime import copies, metrics, recording, torchserve_log
+from handlergen.runtime import metrics, recording, torchserve_log
 from handlergen.runtime.copies import Copies
+from handlergen.runtime.files import is_at
 from handlergen.runtime.metrics import SECONDS, Histogram, Metrics
 from handlergen.runtime.spans import STAGES
 from handlergen.templates import template_dir
@@ -376,7 +377,7 @@ def test_a_copy_that_another_one_just_looks_at_is_counted(tmp_path: Path) -> Non
             here = the_copies(tmp_path)
             here.add()
             path = here._directory / str(os.getpid())
-            assert copies._is_at(path, here._held or -1)
+            assert is_at(path, here._held or -1)
             here.close()
     finally:
         looking.kill()

@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..device_lock import lock_directory
+from ..files import is_at
 from ..server_process import started
 from .forks import closed_in_children, descriptor_closed_in_children
 
@@ -193,7 +194,7 @@ class Home:
             owner: What `own` returned.
         """
         try:
-            return _same(self.path / "owner.lock", owner)
+            return is_at(self.path / "owner.lock", owner)
         except OSError:
             return False
 
@@ -236,7 +237,7 @@ class Home:
 
 
 def homes(base: Path) -> Iterator[Path]:
-    """The directories of all servers, models and devices below a user's private one; of some the owner has gone."""
+    """The directories of all servers, models and devices below a user's private one; some servers are gone."""
     return base.glob(f"{_PREFIX}*")
 
 
@@ -259,11 +260,6 @@ def _orphan(path: Path) -> bool:
         # The worker that made it was killed before it had written whose it is; or is just about to.
         number = path.name.removeprefix(_PREFIX).split("-")[0]
         return number.isdigit() and started(int(number)) == -1
-
-
-def _same(path: Path, descriptor: int) -> bool:
-    found, opened = path.stat(), os.fstat(descriptor)
-    return (found.st_dev, found.st_ino) == (opened.st_dev, opened.st_ino)
 
 
 def check_peer(connection: socket.socket) -> None:
