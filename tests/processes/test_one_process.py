@@ -185,3 +185,19 @@ def test_a_pool_of_processes_in_predict_ends_its_own_processes(crew: Crews) -> N
     for _ in range(3):
         status, body = worker.ask([1, 2, 3])
         assert (status, body["squares"], body["predictor"]) == (200, [1, 4, 9], found.predictor_of(worker))
+
+
+def test_describe_tells_the_memory_that_is_held_not_what_loading_took(crew: Crews) -> None:
+    found = crew(
+        """
+        def load():
+            file = b"x" * (256 << 20)  # read, turned into a model, and let go
+            return file[:1]
+
+        def predict(inputs):
+            return inputs
+        """
+    )
+    about = found.worker().describe()["predictor"]
+    resident = psutil.Process(about["pid"]).memory_info().rss
+    assert abs(about["memory_bytes"] - resident) < 64 << 20

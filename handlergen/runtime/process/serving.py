@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import resource
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from ..hooks import Item, Stage
 from ..model import LoadedModel
 from ..pipeline import open_items
 from ..predictor import HOOK_ERRORS, Lock
+from ..recording import memory_of
 from .channel import Message, Unreadable
 from .entries import PeerOutlet, PreparedEntry, Slot
 from .page import IDLE, PREDICTING, Page
@@ -224,10 +224,8 @@ class Serving:
             "predictions": picture.predictions,
             "mean_batch": picture.mean_batch,
             "largest_batch": picture.largest_batch,
-            "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "memory_bytes": memory_of(self._model.device),
         }
-        if not self._model.device.is_cpu:
-            about["device_memory_bytes"] = torch.cuda.memory_reserved(self._model.device.torch)
         answer: dict[str, Any] = {"predictor": about}
         if self._answering is not None:
             answer["types"] = self._answering.types()
