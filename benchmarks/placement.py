@@ -18,38 +18,21 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from statistics import median
-from typing import NamedTuple
 
 import psutil
 from rig.machine import machine
+from rig.report import HEADING, Figure, at_least, at_most, none_of
 from rig.stand import Server, Stand
-from rig.turns import echoed, figures, loaded, staged, steady, turns
+from rig.turns import BURNS, WAITS, echoed, figures, loaded, staged, steady, turns
 
 from handlergen import Client
 from handlergen.properties import read_properties
 from handlergen.recordings import busy_share, of_stage, overlapping, read_spans
 
-WAITS = {"before": 10, "predict": 10, "after": 10, "burn": False}
-BURNS = {"before": 8, "predict": 10, "after": 4, "burn": True}
 LAYER_BYTES = 2048 * 2048 * 4
 MEGABYTE = 1e6
-
-
-class Figure(NamedTuple):
-    """One line of the report: a value a repeat, their median, and what is wanted."""
-
-    part: str
-    what: str
-    values: Sequence[float]
-    wanted: str = ""
-    met: bool | None = None
-
-    @property
-    def value(self) -> float:
-        return median(self.values)
 
 
 def main() -> int:
@@ -61,16 +44,16 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="length of a turn (default: 5)")
     parser.add_argument("--out", type=Path, help="write the report to this file too")
     arguments = parser.parse_args()
-    lines = ["; ".join(f"{name} {value}" for name, value in machine().items()), ""]
-    print(lines[0], flush=True)
+    lines = ["; ".join(f"{name} {value}" for name, value in machine().items()), "", HEADING]
+    print("\n".join(lines), flush=True)
     everything: list[Figure] = []
     for part in arguments.parts.split(","):
         with tempfile.TemporaryDirectory(prefix="handlergen-bench-") as directory:
             found = PARTS[part](Stand(Path(directory)), arguments)
         everything += found
         for figure in found:
-            print(_line(figure), flush=True)
-            lines.append(_line(figure))
+            print(figure, flush=True)
+            lines.append(str(figure))
     if arguments.out is not None:
         arguments.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return 0 if all(figure.met is not False for figure in everything) else 1
@@ -106,10 +89,10 @@ def stages(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
     report = []
     for name in subjects:
         wanted = 0.98 if name.endswith("process") else None
-        report.append(_at_least(name, "device busy", busy[name], wanted))
-        report.append(_at_least(name, "requests/s", rates[name]))
-        report.append(_at_least(name, "latency p95, ms", p95[name]))
-    report.append(Figure("stages", "predict overlaps", [overlaps], "= 0", overlaps == 0))
+        report.append(at_least(name, "device busy", busy[name], wanted))
+        report.append(at_least(name, "requests/s", rates[name]))
+        report.append(at_least(name, "latency p95, ms", p95[name]))
+    report.append(none_of("stages", "predict overlaps", overlaps))
     return report
 
 
@@ -135,11 +118,10 @@ def latency(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
                 ).requests_per_s
             )
     added = [ours - other for ours, other in zip(p50["process"], p50["worker"], strict=True)]
-    value = median(added)
     return [
-        Figure("latency", "added at p50, 1 client, ms", added, "<= 0.25", value <= 0.25),
-        *(_at_least("latency", f"p50, 1 client, {name}, ms", p50[name]) for name in subjects),
-        *(_at_least("latency", f"requests/s, 16 clients, {name}", rates[name]) for name in subjects),
+        at_most("latency", "added at p50, 1 client, ms", added, 0.25),
+        *(at_least("latency", f"p50, 1 client, {name}, ms", p50[name]) for name in subjects),
+        *(at_least("latency", f"requests/s, 16 clients, {name}", rates[name]) for name in subjects),
     ]
 
 
@@ -176,10 +158,10 @@ def batches(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
     ratios = [ours / other for ours, other in zip(rates["process"], rates["worker"], strict=True)]
     idle = [ours / other for ours, other in zip(p50["process"], p50["worker"], strict=True)]
     return [
-        _at_least("batches", "requests/s, 16 clients, ratio to copies", ratios, 2.5),
-        Figure("batches", "p50, 1 client, ratio to copies", idle, "<= 1.1", median(idle) <= 1.1),
-        *(_at_least("batches", f"requests/s, 16 clients, {name}", rates[name]) for name in subjects),
-        *(_at_least("batches", f"p50, 1 client, {name}, ms", p50[name]) for name in subjects),
+        at_least("batches", "requests/s, 16 clients, ratio to copies", ratios, 2.5),
+        at_most("batches", "p50, 1 client, ratio to copies", idle, 1.1),
+        *(at_least("batches", f"requests/s, 16 clients, {name}", rates[name]) for name in subjects),
+        *(at_least("batches", f"p50, 1 client, {name}, ms", p50[name]) for name in subjects),
     ]
 
 
@@ -208,12 +190,11 @@ def memory(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
     return [
         Figure("memory", "weights, MB", [weights / MEGABYTE]),
         Figure("memory", "8 workers without a model, MB", [sum(workers) / MEGABYTE]),
-        Figure(
+        at_most(
             "memory",
             "8 workers and the predictor process, MB",
             [sum(large) / MEGABYTE],
-            f"<= {allowed / MEGABYTE:.0f}",
-            sum(large) <= allowed,
+            round(allowed / MEGABYTE),
         ),
         Figure("memory", "of that the predictor process, MB", [max(large) / MEGABYTE]),
     ]
@@ -233,10 +214,9 @@ def scaling(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
             took[name].append(time.monotonic() - start)
             client.scale(name, 1)
     ratios = [large / empty for large, empty in zip(took["large"], took["empty"], strict=True)]
-    value = median(ratios)
     return [
-        Figure("scaling", "1 to 8 workers, ratio to no weights", ratios, "<= 1.1", value <= 1.1),
-        *(_at_least("scaling", f"1 to 8 workers, {name}, s", took[name]) for name in took),
+        at_most("scaling", "1 to 8 workers, ratio to no weights", ratios, 1.1),
+        *(at_least("scaling", f"1 to 8 workers, {name}, s", took[name]) for name in took),
     ]
 
 
@@ -251,8 +231,8 @@ def tracing(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
             rates[name].append(figures(load).requests_per_s)
     ratios = [ours / other for ours, other in zip(rates["traced"], rates["silent"], strict=True)]
     return [
-        _at_least("tracing", "requests/s, ratio to no spans", ratios, 0.97),
-        *(_at_least("tracing", f"requests/s, {name}", rates[name]) for name in rates),
+        at_least("tracing", "requests/s, ratio to no spans", ratios, 0.97),
+        *(at_least("tracing", f"requests/s, {name}", rates[name]) for name in rates),
     ]
 
 
@@ -280,18 +260,6 @@ def _private(server: Server) -> list[int]:
         if "model_service_worker" in command or "process.main" in command:
             found.append(process.memory_full_info().uss)
     return found
-
-
-def _at_least(part: str, what: str, values: Sequence[float], wanted: float | None = None) -> Figure:
-    if wanted is None:
-        return Figure(part, what, values)
-    return Figure(part, what, values, f">= {wanted:g}", median(values) >= wanted)
-
-
-def _line(figure: Figure) -> str:
-    verdict = "" if figure.met is None else f"{figure.wanted}: {'met' if figure.met else 'NOT met'}"
-    values = f"{figure.value:.4g} | {min(figure.values):.4g} to {max(figure.values):.4g}"
-    return f"| {figure.part} | {figure.what} | {values} | {verdict} |"
 
 
 if __name__ == "__main__":

@@ -23,39 +23,18 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from rig.machine import Strangers, machine
+from rig.report import HEADING, Figure, at_least, none_of
 from rig.stand import Server, Stand
-from rig.turns import SKIP_FIRST_S, SKIP_LAST_S, echoed, loaded, staged, steady, turns
+from rig.turns import BURNS, SKIP_FIRST_S, SKIP_LAST_S, WAITS, echoed, loaded, staged, steady, turns
 
 from handlergen.bench.answers import Load
 from handlergen.bench.load import Exchange
 from handlergen.recordings import busy_share, of_stage, overlapping, read_spans
-
-
-@dataclass(frozen=True)
-class Result:
-    """One line of the report.
-
-    Attributes:
-        workload: Its letter.
-        what: What the figure is.
-        values: One a repeat.
-        value: Their median (of `worst` ones their largest).
-        target: What is wanted, or None for a figure that only informs.
-        met: Whether it is.
-    """
-
-    workload: str
-    what: str
-    values: Sequence[float]
-    value: float
-    target: str | None = None
-    met: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -70,8 +49,6 @@ class Staged:
     ratio_target: float | None
 
 
-WAITS = {"before": 10, "predict": 10, "after": 10, "burn": False}
-BURNS = {"before": 8, "predict": 10, "after": 4, "burn": True}
 STAGED = (
     Staged("A", WAITS, workers=4, batch_size=1, busy_target=0.98, ratio_target=1.0),
     Staged("B", BURNS, workers=4, batch_size=1, busy_target=0.95, ratio_target=None),
@@ -87,21 +64,21 @@ def main() -> int:
     if not arguments.json:
         print("; ".join(f"{name} {value}" for name, value in about.items()), flush=True)
     chosen = arguments.workloads.upper().split(",")
-    results: list[Result] = []
+    figures: list[Figure] = []
     for workload in STAGED:
         if workload.letter in chosen:
-            results += _in_a_stand(lambda stand, w=workload: measure_staged(stand, w, arguments))
+            figures += _in_a_stand(lambda stand, w=workload: measure_staged(stand, w, arguments))
     if "D" in chosen:
-        results += _in_a_stand(lambda stand: measure_nothing(stand, arguments))
+        figures += _in_a_stand(lambda stand: measure_nothing(stand, arguments))
     if arguments.json:
-        report = json.dumps({"machine": about, "results": [asdict(result) for result in results]}, indent=2)
+        report = json.dumps({"machine": about, "figures": [figure.as_json() for figure in figures]}, indent=2)
     else:
-        report = table(results)
+        report = "\n".join([HEADING, *map(str, figures)])
     print(report)
     print(f"{time.monotonic() - start:.0f} s", file=sys.stderr)
     if arguments.out is not None:
         arguments.out.write_text(report + "\n", encoding="utf-8")
-    return 0 if all(result.met is not False for result in results) else 1
+    return 0 if all(figure.met is not False for figure in figures) else 1
 
 
 def _arguments() -> argparse.Namespace:
@@ -126,12 +103,12 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _in_a_stand(measure: Callable[[Stand], list[Result]]) -> list[Result]:
+def _in_a_stand(measure: Callable[[Stand], list[Figure]]) -> list[Figure]:
     with tempfile.TemporaryDirectory(prefix="handlergen-bench-") as directory:
         return measure(Stand(Path(directory)))
 
 
-def measure_staged(stand: Stand, workload: Staged, arguments: argparse.Namespace) -> list[Result]:
+def measure_staged(stand: Stand, workload: Staged, arguments: argparse.Namespace) -> list[Figure]:
     """handlergen and the hand-written flock handler on one server, in turn, with recorded spans."""
     options = {"workers": workload.workers, "batch_size": workload.batch_size, "config": workload.config}
     stand.archive("handlergen", "staged", **options)
@@ -154,23 +131,23 @@ def measure_staged(stand: Stand, workload: Staged, arguments: argparse.Namespace
     ratios = [ours / other for ours, other in zip(rates["handlergen"], rates["flock"], strict=True)]
     letter = workload.letter
     return [
-        _at_least(letter, "device busy", busy["handlergen"], workload.busy_target),
-        _at_least(letter, "requests/s, ratio to flock", ratios, workload.ratio_target),
-        Result(letter, "predict overlaps", [overlaps], overlaps, "= 0", overlaps == 0),
-        _at_least(letter, "requests/s", rates["handlergen"]),
-        _at_least(letter, "requests/s, flock", rates["flock"]),
-        _at_least(letter, "device busy, flock", busy["flock"]),
-        _at_least(letter, "latency p95, ms", p95["handlergen"]),
-        _at_least(letter, "latency p95, ms, flock", p95["flock"]),
-        _at_least(letter, "CPU time of other processes, share", others),
+        at_least(letter, "device busy", busy["handlergen"], workload.busy_target),
+        at_least(letter, "requests/s, ratio to flock", ratios, workload.ratio_target),
+        none_of(letter, "predict overlaps", overlaps),
+        at_least(letter, "requests/s", rates["handlergen"]),
+        at_least(letter, "requests/s, flock", rates["flock"]),
+        at_least(letter, "device busy, flock", busy["flock"]),
+        at_least(letter, "latency p95, ms", p95["handlergen"]),
+        at_least(letter, "latency p95, ms, flock", p95["flock"]),
+        at_least(letter, "CPU time of other processes, share", others),
     ]
 
 
-def measure_nothing(stand: Stand, arguments: argparse.Namespace) -> list[Result]:
+def measure_nothing(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
     """Modules that do nothing, on a server with handlergen's log configuration and one with TorchServe's own."""
     stand.archive("handlergen", "echo", workers=4, batch_size=1, config={})
     stand.archive_by_hand("hand", "echo_handler", workers=4, batch_size=1, config={})
-    results = []
+    figures = []
     with ExitStack() as servers:
         ours = servers.enter_context(stand.server())
         stock = servers.enter_context(stand.server(stock_log=True))
@@ -195,26 +172,26 @@ def measure_nothing(stand: Stand, arguments: argparse.Namespace) -> list[Result]
                 cpu.append(load.client_cpu_s / len(load.answers) * 1e6)
                 others.append(other)
             some = f"{clients} client{'s' if clients > 1 else ''}"
-            results += [
-                _at_least(
+            figures += [
+                at_least(
                     "D", f"{some}: ratio to hand-written", _ratios(rates, "handlergen", "hand-written"), 0.95
                 ),
-                _at_least(
+                at_least(
                     "D",
                     f"{some}: ratio to hand-written on stock log",
                     _ratios(rates, "handlergen", "hand-written, stock log"),
                     1.5,
                 ),
-                _at_least(
+                at_least(
                     "D",
                     f"{some}: ratio to handlergen on stock log",
                     _ratios(rates, "handlergen", "handlergen, stock log"),
                 ),
-                *(_at_least("D", f"{some}: requests/s, {name}", values) for name, values in rates.items()),
-                _at_least("D", f"{some}: load generator, CPU µs a request", cpu),
-                _at_least("D", f"{some}: CPU time of other processes, share", others),
+                *(at_least("D", f"{some}: requests/s, {name}", values) for name, values in rates.items()),
+                at_least("D", f"{some}: load generator, CPU µs a request", cpu),
+                at_least("D", f"{some}: CPU time of other processes, share", others),
             ]
-    return results
+    return figures
 
 
 def _turn(
@@ -233,36 +210,6 @@ def _turn(
 
 def _ratios(rates: Mapping[str, Sequence[float]], ours: str, other: str) -> list[float]:
     return [a / b for a, b in zip(rates[ours], rates[other], strict=True)]
-
-
-def _at_least(workload: str, what: str, values: Sequence[float], target: float | None = None) -> Result:
-    value = median(values)
-    if target is None:
-        return Result(workload, what, values, value)
-    return Result(workload, what, values, value, f">= {target:g}", value >= target)
-
-
-def table(results: Sequence[Result]) -> str:
-    """The report as a Markdown table."""
-    lines = ["|   | figure | median | smallest to largest | target |", "| - | --- | ---: | ---: | --- |"]
-    for result in results:
-        low, high = min(result.values), max(result.values)
-        verdict = "" if result.met is None else f"{result.target}: {'met' if result.met else 'NOT met'}"
-        lines.append(
-            f"| {result.workload} | {result.what} | {_number(result.value)} | {_number(low)} to {_number(high)} "
-            f"| {verdict} |"
-        )
-    return "\n".join(lines)
-
-
-def _number(value: float) -> str:
-    return (
-        f"{value:.0f}"
-        if value >= 100 or value == int(value)
-        else f"{value:.3f}"
-        if value < 10
-        else f"{value:.1f}"
-    )
 
 
 if __name__ == "__main__":

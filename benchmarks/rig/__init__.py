@@ -1,1 +1,1 @@
-"""What `serving.py` measures with: servers, and what the machine did meanwhile. The load is `handlergen.bench`'s."""
+"""What `serving.py` and its like measure with: servers, load in turns, what the machine did meanwhile, and a report."""

@@ -12,6 +12,12 @@ SKIP_FIRST_S = 1.0
 SKIP_LAST_S = 0.5
 NUMBERS = range(64)
 
+WAITS = {"before": 10, "predict": 10, "after": 10, "burn": False}
+"""The module of three stages waits in all of them; milliseconds."""
+
+BURNS = {"before": 8, "predict": 10, "after": 4, "burn": True}
+"""It burns CPU time before and after it predicts."""
+
 
 def turns(names: Sequence[str], repeats: int) -> list[str]:
     """Each name once a repeat, back and forth, so that none always follows the same."""
