@@ -9,23 +9,13 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
-import datetime
-import decimal
 import enum
-import math
-import sys
 import types
 import typing
-import uuid
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, is_typeddict
 
-Place = tuple[str | int, ...]
-"""Where a value stands inside the input: keys and indices."""
-
-Reader = Callable[[Any, Place], Any]
-"""Converts a value at a place; raises ValidationError."""
+from .scalars import SCALARS, Place, Reader, ValidationError, reader_of, unchanged, wrong
 
 UNIONS: tuple[Any, ...] = (Union, types.UnionType)
 LISTS = (list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
@@ -37,27 +27,6 @@ WRAPPERS: tuple[Any, ...] = (
     Annotated,
     *(getattr(typing, name) for name in ("Required", "NotRequired") if hasattr(typing, name)),  # Python 3.11
 )
-_TRUE = frozenset(("true", "1", "yes", "on"))
-_FALSE = frozenset(("false", "0", "no", "off"))
-_MOST = 20  # errors that a message names
-
-
-class ValidationError(Exception):
-    """The input is not what the annotation says: status 400, with the field errors.
-
-    Args:
-        errors: Place and message of each.
-    """
-
-    status_code = 400
-
-    def __init__(self, errors: list[tuple[Place, str]]) -> None:
-        self.errors = errors
-        lines = [f"{'.'.join(map(str, place))}: {text}" if place else text for place, text in errors[:_MOST]]
-        if len(errors) > _MOST:
-            lines.append(f"and {len(errors) - _MOST} more")
-        self.detail = "; ".join(lines)
-        super().__init__(self.detail)
 
 
 def is_record(annotation: Any) -> bool:
@@ -106,7 +75,7 @@ class _Readers:
         if origin in WRAPPERS:
             return self.of(args[0])
         if isinstance(annotation, TypeVar):
-            return self.of(annotation.__bound__) if annotation.__bound__ else _unchanged
+            return self.of(annotation.__bound__) if annotation.__bound__ else unchanged
         if hasattr(annotation, "__supertype__"):  # NewType
             return self.of(annotation.__supertype__)
         if origin is Literal:
@@ -115,28 +84,28 @@ class _Readers:
             return self._union(args)
         kind = origin or annotation
         if kind in LISTS:
-            return _list(self.of(args[0]) if args else _unchanged, list)
+            return _list(self.of(args[0]) if args else unchanged, list)
         if kind in SETS:
-            return _list(self.of(args[0]) if args else _unchanged, SETS[kind])
+            return _list(self.of(args[0]) if args else unchanged, SETS[kind])
         if kind is tuple:
             return self._tuple(args)
         if kind in DICTS:
-            return _dict(self.of(args[1]) if args else _unchanged, self.of(args[0]) if args else _unchanged)
+            return _dict(self.of(args[1]) if args else unchanged, self.of(args[0]) if args else unchanged)
         if not isinstance(kind, type) and not is_typeddict(kind):
-            return _unchanged
+            return unchanged
         if is_pydantic(kind):
             return _nested(_pydantic(kind))
         if is_typeddict(kind) or dataclasses.is_dataclass(kind):
             return self._record(kind)
         if issubclass(kind, enum.Enum):
             return _choice({member.value: member for member in kind})
-        return _SCALARS.get(kind) or _array(kind) or _unchanged
+        return reader_of(kind) or unchanged
 
     def _union(self, args: tuple[Any, ...]) -> Reader:
         others = [arg for arg in args if arg is not type(None)]
         optional = len(others) < len(args)
         readers = [self.of(arg) for arg in others]
-        exact = tuple(arg for arg in others if isinstance(arg, type) and arg in _SCALARS)
+        exact = tuple(arg for arg in others if isinstance(arg, type) and arg in SCALARS)
 
         def read(value: Any, place: Place) -> Any:
             if value is None and optional:
@@ -156,12 +125,12 @@ class _Readers:
 
     def _tuple(self, args: tuple[Any, ...]) -> Reader:
         if not args or args[-1] is Ellipsis:
-            return _list(self.of(args[0]) if args else _unchanged, tuple)
+            return _list(self.of(args[0]) if args else unchanged, tuple)
         readers = [self.of(arg) for arg in args]
 
         def read(value: Any, place: Place) -> Any:
             if not isinstance(value, list | tuple) or len(value) != len(readers):
-                raise _wrong(f"a list of {len(readers)}", value, place)
+                raise wrong(f"a list of {len(readers)}", value, place)
             return tuple(
                 _collected(
                     (index, each, item) for index, (each, item) in enumerate(zip(readers, value, strict=True))
@@ -183,7 +152,7 @@ class _Readers:
             if not is_dict and isinstance(value, kind):
                 return value
             if not isinstance(value, Mapping):
-                raise _wrong("an object with the keys " + ", ".join(fields), value, place)
+                raise wrong("an object with the keys " + ", ".join(fields), value, place)
             errors: list[tuple[Place, str]] = []
             given: dict[str, Any] = {}
             for key, item in value.items():
@@ -248,16 +217,16 @@ def _collected(parts: Any) -> Callable[[Place], list[Any]]:
 def _list(each: Reader, make: Callable[[list[Any]], Any]) -> Reader:
     def read(value: Any, place: Place) -> Any:
         if not isinstance(value, list | tuple):
-            raise _wrong("a list", value, place)
+            raise wrong("a list", value, place)
         items = (
             list(value)
-            if each is _unchanged
+            if each is unchanged
             else _collected((i, each, item) for i, item in enumerate(value))(place)
         )
         try:
             return make(items)
         except TypeError:  # a set of lists
-            raise _wrong("a list of simple values", value, place) from None
+            raise wrong("a list of simple values", value, place) from None
 
     return read
 
@@ -265,7 +234,7 @@ def _list(each: Reader, make: Callable[[list[Any]], Any]) -> Reader:
 def _dict(each: Reader, key_of: Reader) -> Reader:
     def read(value: Any, place: Place) -> Any:
         if not isinstance(value, Mapping):
-            raise _wrong("an object", value, place)
+            raise wrong("an object", value, place)
         keys = _collected((key, key_of, key) for key in value)(place)
         items = _collected((key, each, item) for key, item in value.items())(place)
         return dict(zip(keys, items, strict=True))
@@ -278,7 +247,7 @@ def _choice(members: Mapping[Any, Any]) -> Reader:
         for wanted, member in members.items():
             if value is member or (type(value) is type(wanted) and value == wanted):
                 return member
-        raise _wrong("one of " + ", ".join(repr(wanted) for wanted in members), value, place)
+        raise wrong("one of " + ", ".join(repr(wanted) for wanted in members), value, place)
 
     return read
 
@@ -294,129 +263,3 @@ def _nested(validate: Callable[[Any], Any]) -> Reader:
             raise ValidationError([((*place, *each["loc"]), each["msg"]) for each in details()]) from None
 
     return read
-
-
-def _array(kind: Any) -> Reader | None:
-    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
-    if numpy is not None and kind is numpy.ndarray:
-        make: Callable[[Any], Any] = numpy.asarray
-    elif torch is not None and kind is torch.Tensor:
-        make = torch.as_tensor
-    else:
-        return None
-
-    def read(value: Any, place: Place) -> Any:
-        try:
-            array = make(value)
-        except (ValueError, TypeError, RuntimeError, OverflowError):
-            array = None
-        if array is None or getattr(array.dtype, "kind", "f") in "OSU":
-            raise _wrong("an array of numbers, each row of the same length", value, place)
-        return array
-
-    return read
-
-
-def _unchanged(value: Any, _place: Place) -> Any:
-    return value
-
-
-def _text(value: Any, place: Place) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            raise _wrong("text in UTF-8", value, place) from None
-    raise _wrong("text", value, place)
-
-
-def _bytes(value: Any, place: Place) -> bytes:
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, str):
-        return value.encode("utf-8", "surrogatepass")
-    raise _wrong("bytes or text", value, place)
-
-
-def _whole(value: Any, place: Place) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    try:
-        if isinstance(value, float) and value == math.floor(value):
-            return int(value)
-        if isinstance(value, str | bytes) and len(value) < 4000:
-            return int(value)
-    except (ValueError, OverflowError):
-        pass
-    raise _wrong("a whole number", value, place)
-
-
-def _number(value: Any, place: Place) -> float:
-    try:
-        if isinstance(value, float | int | str | bytes) and not isinstance(value, bool):
-            return float(value)
-    except (ValueError, OverflowError):
-        pass
-    raise _wrong("a number", value, place)
-
-
-def _truth(value: Any, place: Place) -> bool:
-    if isinstance(value, bool):
-        return value
-    text = str(value).lower() if isinstance(value, str | int) else ""
-    if text in _TRUE or text in _FALSE:
-        return text in _TRUE
-    raise _wrong("true or false", value, place)
-
-
-def _nothing(value: Any, place: Place) -> None:
-    if value is not None:
-        raise _wrong("null", value, place)
-
-
-def _from_text(make: Callable[[str], Any], wanted: str, kind: type) -> Reader:
-    def read(value: Any, place: Place) -> Any:
-        if isinstance(value, kind):
-            return value
-        try:
-            return make(value if isinstance(value, str) else str(value))
-        except (ValueError, ArithmeticError):
-            raise _wrong(wanted, value, place) from None
-
-    return read
-
-
-def _iso(text: str) -> datetime.datetime:
-    # Python 3.10 does not read the Z that JSON's dates usually end in.
-    return datetime.datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)
-
-
-_SCALARS: dict[Any, Reader] = {
-    str: _text,
-    bytes: _bytes,
-    bool: _truth,
-    int: _whole,
-    float: _number,
-    type(None): _nothing,
-    datetime.datetime: _from_text(_iso, "a date and time (ISO 8601)", datetime.datetime),
-    datetime.date: _from_text(datetime.date.fromisoformat, "a date (ISO 8601)", datetime.date),
-    datetime.time: _from_text(datetime.time.fromisoformat, "a time (ISO 8601)", datetime.time),
-    uuid.UUID: _from_text(uuid.UUID, "a UUID", uuid.UUID),
-    decimal.Decimal: _from_text(decimal.Decimal, "a number", decimal.Decimal),
-    Path: _from_text(Path, "a path", PurePath),
-}
-
-
-def _wrong(wanted: str, value: Any, place: Place) -> ValidationError:
-    """Names the kind of what came, never the value: it may be large, or secret."""
-    return ValidationError([(place, f"wanted {wanted}, got {_kind(value)}")])
-
-
-def _kind(value: Any) -> str:
-    kinds: tuple[tuple[Any, str], ...] = (
-        (bool, "a truth value"), (str, "text"), (int | float, "a number"), (bytes, "bytes"),
-        (type(None), "null"), (list | tuple, "a list"), (Mapping, "an object"),
-    )  # fmt: skip
-    return next((name for kind, name in kinds if isinstance(value, kind)), type(value).__name__)
