@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,144 +26,12 @@ from ..needs import Needs
 from ..pipeline import Pipeline
 from ..predictor import HOOK_ERRORS, Predictor
 from ..recording import Recording
-from ..server_process import server_of_this_process
 from ..streaming import wants_chunks
 from ..user_module import open_user_module
 from .calls import Call, call_for, settle
-from .home import Home, Identity
-from .link import Link
-from .output import Forwarder
-from .protocol import DESCRIBE, EXPLAIN, HEALTH, PREDICT, REQUEST, Answered, Raw
+from .protocol import EXPLAIN, PREDICT, REQUEST, Answered, Raw
 from .remote import RemotePredictor
-from .start import Starter, Unavailable
-
-_FORWARD_EVERY_S = 0.1
-_MEND_EVERY = 10
-_TELL_EVERY = 100
-
-
-class CannotLoad(Exception):
-    """The predictor process could not load the model. Its own traceback is in the log already."""
-
-    told_by_handlergen = True
-
-
-class _Shared:
-    """The connection to the predictor process, and the thread that looks after it.
-
-    Args:
-        bundle: Contract and settings.
-        model_dir: Where the archive is unpacked.
-        gpu_id: A logical index, or None for the CPU.
-        logger: Goes to TorchServe's model log.
-    """
-
-    def __init__(
-        self, bundle: Bundle, model_dir: Path, *, gpu_id: int | None, batch_size: int, logger: logging.Logger
-    ) -> None:
-        settings = bundle.settings
-        server, started = server_of_this_process()
-        identity = Identity(
-            server,
-            started,
-            settings.name,
-            settings.version,
-            f"{model_dir}:{model_dir.stat().st_ino}",
-            "cpu" if gpu_id is None else f"gpu {gpu_id}",
-        )
-        starter = Starter(
-            Home(identity),
-            model_dir=model_dir,
-            arguments={"model_dir": str(model_dir), "gpu_id": gpu_id, "batch_size": batch_size},
-            environ=dict(os.environ),
-            logger=logger,
-        )
-        # From here on this process sees no GPU: it could only waste its memory with a context of its own.
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(1)
-        self._starter = starter
-        self._settings = settings
-        self._logger = logger
-        self.link = self._link()
-        self._side = self._link()
-        self._asking = threading.Lock()
-        self._forwarder = Forwarder(starter.home.output)
-        self._ended = threading.Event()
-
-    def open(self) -> None:
-        """Connect, and look after the connection from then on.
-
-        Raises:
-            CannotLoad: The model cannot be loaded.
-        """
-        threading.Thread(target=self._look_after, name="handlergen-link", daemon=True).start()
-        try:
-            welcome = self.link.open()
-        except Unavailable as error:
-            self._forwarder.forward()
-            raise CannotLoad(f"the module could not be loaded: {error}") from None
-        self.device_key = welcome.device_key
-
-    def ask(self, kind: int) -> Any:
-        """Ask the predictor process something besides requests: beside them, over a connection of its own.
-
-        Raises:
-            Exception: It does not answer.
-        """
-        with self._asking:
-            call = Call(kind)
-            self._side.run(call)
-        if call.error is not None:
-            raise call.error
-        return call.answer
-
-    def describe(self) -> dict[str, Any]:
-        """What the predictor process says of itself: `predictor`, and `types` if it has the stages."""
-        try:
-            answer: dict[str, Any] = self.ask(DESCRIBE)
-        except Exception as error:
-            return {
-                "predictor": {
-                    "placement": "process",
-                    "stages": self._settings.stages,
-                    "unavailable": str(error),
-                }
-            }
-        answer["predictor"]["restarts"] = self._starter.home.starts().restarts
-        return answer
-
-    def is_healthy(self, _values: Mapping[str, Any]) -> Any:
-        """What the module's `is_healthy` says, in the predictor process."""
-        return self.ask(HEALTH)
-
-    def close(self) -> None:
-        """Let go of the process; it ends when nobody holds it any more."""
-        self._ended.set()
-        self.link.close()
-        self._side.close()
-        self._forwarder.close()
-
-    def _link(self) -> Link:
-        settings = self._settings
-        return Link(
-            self._starter,
-            lock_timeout_s=settings.lock_timeout_s,
-            predict_timeout_s=settings.predict_timeout_s,
-            logger=self._logger,
-        )
-
-    def _look_after(self) -> None:
-        turn = 0
-        while not self._ended.wait(_FORWARD_EVERY_S):
-            turn += 1
-            try:
-                self._forwarder.forward()
-                if turn % _MEND_EVERY == 0 and self.link.opened:
-                    self.link.mend()
-            except Exception as error:  # a full disk, say: it may pass
-                if turn % _TELL_EVERY == 0:
-                    self._logger.warning("looking after the predictor process failed: %s", error)
+from .shared import Shared
 
 
 class Prepared:
@@ -181,7 +47,7 @@ class Prepared:
         describe: Callable[[], Any],
     ) -> None:
         logger = logging.getLogger(f"handlergen.{bundle.settings.name}")
-        self._shared = _Shared(bundle, model_dir, gpu_id=gpu_id, batch_size=batch_size, logger=logger)
+        self._shared = Shared(bundle, model_dir, gpu_id=gpu_id, batch_size=batch_size, logger=logger)
         self._model = _Prepared(bundle, model_dir, gpu_id=gpu_id, shared=self._shared)
         self._answering = Answering(bundle, self._model, batch_size=batch_size, describe=describe)
         self.is_healthy = self._model.is_healthy
@@ -211,7 +77,7 @@ class Prepared:
 class _Prepared:
     """The model as a worker has it: the module without what `load` makes, and a connection. See `Model`."""
 
-    def __init__(self, bundle: Bundle, model_dir: Path, *, gpu_id: int | None, shared: _Shared) -> None:
+    def __init__(self, bundle: Bundle, model_dir: Path, *, gpu_id: int | None, shared: Shared) -> None:
         contract, settings = bundle.contract, bundle.settings
         device = torch.device("cpu") if gpu_id is None else torch.device("cuda", gpu_id)
         self.context = Context.open(settings, device=device, model_dir=model_dir)
@@ -265,7 +131,7 @@ class Relayed:
         logger = logging.getLogger(f"handlergen.{settings.name}")
         self._describe = describe
         self._failing = Failing(bundle.contract.form, user_root=str(model_dir), logger=logger)
-        self._shared = _Shared(bundle, model_dir, gpu_id=gpu_id, batch_size=batch_size, logger=logger)
+        self._shared = Shared(bundle, model_dir, gpu_id=gpu_id, batch_size=batch_size, logger=logger)
         self._shared.open()
         self._recording = Recording(settings, self._shared.device_key, metrics=True)
         self._failing.count_lock_timeouts(self._recording.metrics)
