@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from handlergen.findings import Source
-from handlergen.placement.calls import Arguments
+from handlergen.placement.unread_calls import Arguments
 from handlergen.placement.values import (
     CONTEXT,
     MODEL,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable
 
-from handlergen.placement.calls import Arguments, Calls, is_cached
+from handlergen.placement.bound_names import BoundNames
+from handlergen.placement.calls import Calls, is_cached
 from handlergen.placement.program import note_import
+from handlergen.placement.unread_calls import Arguments
 from handlergen.placement.values import (
     ITEMS,
     NOTHING,
@@ -21,7 +23,6 @@ from handlergen.placement.values import (
     Thing,
     Values,
 )
-from handlergen.source_module import Function as FunctionNode
 from handlergen.source_module import statements_at_import
 from handlergen.source_tree import SourceTree
 
@@ -77,7 +78,7 @@ class Walker(Calls):
         key = (id(self.events), function.node, function.scope, function.receiver)
         scope = self._scopes.get(key)
         if scope is None:
-            names = _Names(function.node)
+            names = BoundNames(function.node)
             kind = None
             if function.receiver is not None:
                 receiver = function.receiver
@@ -296,75 +297,6 @@ class Walker(Calls):
 
     def _imported_name(self, name: str, values: Values, scope: Scope, site: Site) -> None:
         self._bind_name(name, values, scope, site)
-
-
-class _Names(ast.NodeVisitor):
-    """Which names a function binds, and how."""
-
-    def __init__(self, function: FunctionNode) -> None:
-        args = function.args
-        self.assigned = {argument.arg for argument in (*args.posonlyargs, *args.args, *args.kwonlyargs)}
-        self.assigned |= {star.arg for star in (args.vararg, args.kwarg) if star is not None}
-        self.comprehended: set[str] = set()
-        self.globals: set[str] = set()
-        self.nonlocals: set[str] = set()
-        body = [function.body] if isinstance(function, ast.Lambda) else function.body
-        for node in body:
-            self.visit(node)
-        self.own = (self.assigned | self.comprehended) - self.globals - self.nonlocals
-
-    def visit_Name(self, node: ast.Name) -> None:
-        if not isinstance(node.ctx, ast.Load):
-            self.assigned.add(node.id)
-
-    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
-        self.assigned.add(node.name)
-        for decorator in node.decorator_list:
-            self.visit(decorator)
-
-    visit_AsyncFunctionDef = visit_FunctionDef
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        self.assigned.add(node.name)
-
-    def visit_Lambda(self, node: ast.Lambda) -> None:
-        """Its names are its own."""
-
-    def visit_comprehension(self, node: ast.comprehension) -> None:
-        for inner in ast.walk(node.target):
-            if isinstance(inner, ast.Name):
-                self.comprehended.add(inner.id)
-        self.visit(node.iter)
-        for test in node.ifs:
-            self.visit(test)
-
-    def visit_Import(self, node: ast.Import | ast.ImportFrom) -> None:
-        self.assigned |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
-
-    visit_ImportFrom = visit_Import
-
-    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> None:
-        if node.name:
-            self.assigned.add(node.name)
-        self.generic_visit(node)
-
-    def visit_MatchAs(self, node: ast.MatchAs | ast.MatchStar) -> None:
-        if node.name:
-            self.assigned.add(node.name)
-        self.generic_visit(node)
-
-    visit_MatchStar = visit_MatchAs
-
-    def visit_MatchMapping(self, node: ast.MatchMapping) -> None:
-        if node.rest:
-            self.assigned.add(node.rest)
-        self.generic_visit(node)
-
-    def visit_Global(self, node: ast.Global) -> None:
-        self.globals |= set(node.names)
-
-    def visit_Nonlocal(self, node: ast.Nonlocal) -> None:
-        self.nonlocals |= set(node.names)
 
 
 def _loaded(target: ast.expr) -> ast.expr:

@@ -1,0 +1,251 @@
+"""Calls of code that is not read: builtins and libraries are known by their names, or not at all."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from handlergen.placement.expressions import Expressions
+from handlergen.placement.knowledge import (
+    ASKS_ONLY,
+    CHANGES_ARGUMENTS,
+    DYNAMIC,
+    FILLS,
+    FRESH,
+    is_gpu_library,
+    is_standard,
+)
+from handlergen.placement.values import (
+    CONTEXT,
+    ITEMS,
+    NOTHING,
+    SELF,
+    Accelerator,
+    Builtin,
+    Class,
+    Function,
+    Library,
+    Module,
+    Place,
+    Scope,
+    Site,
+    Super,
+    Thing,
+    Value,
+    Values,
+)
+
+_HOLDS_DEVICE = ("device", "device_map", "map_location", "providers")
+
+
+@dataclass
+class Arguments:
+    """What a call is given.
+
+    Attributes:
+        positional: In order, up to the first `*`.
+        named: By keyword.
+        others: What stands behind `*` and `**`, or is given in a way that is not known.
+    """
+
+    positional: list[Values] = field(default_factory=list)
+    named: dict[str, Values] = field(default_factory=dict)
+    others: Values = NOTHING
+
+    @property
+    def all(self) -> Values:
+        return self.others.union(*self.positional, *self.named.values())
+
+
+class Call(NamedTuple):
+    """A call that is being read."""
+
+    node: ast.Call
+    arguments: Arguments
+    scope: Scope
+    site: Site
+
+
+class UnreadCalls(Expressions):
+    """What code that is not read may do with what it is given; `calls.Calls` reads the project's own."""
+
+    def enter(self, function: Function, arguments: Arguments, site: Site) -> Values:
+        """Read a function's body with these arguments; what it may return."""
+        raise NotImplementedError
+
+    def invoke(self, function: Value, arguments: Values, scope: Scope, site: Site) -> Values:
+        """A call with arguments of which only the objects are known."""
+        if isinstance(function, Function):
+            return self.enter(function, Arguments(others=arguments), site)
+        if isinstance(function, Thing | Class) and function != CONTEXT:
+            kind = function if isinstance(function, Class) else function.kind
+            members = self.member(kind, "__call__") if kind and isinstance(function, Thing) else None
+            for method in self.bound(members, function) if members and isinstance(function, Thing) else ():
+                self.invoke(method, arguments, scope, site)
+        return NOTHING
+
+    def escape(self, values: Values, scope: Scope, site: Site, to: str) -> None:
+        """Objects are handed to code that is not read: their functions may be called, with one another."""
+        for value in values:
+            if _is_self(value):
+                self.events.dynamic.setdefault(f"`self`, handed to {to}", site)
+        given = frozenset(value for value in values if not isinstance(value, Function))
+        for value in values:
+            if isinstance(value, Function):
+                self.invoke(value, given | self.items(given), scope, site)
+            elif isinstance(value, Thing) and value.kind is not None and value.site != SELF:
+                self._all_methods(value, given, scope, site)
+            elif isinstance(value, Thing) and value.plain:
+                for inner in self.heap.all(value):
+                    if isinstance(inner, Function):
+                        self.invoke(inner, given, scope, site)
+
+    def _all_methods(self, thing: Thing, given: Values, scope: Scope, site: Site) -> None:
+        """Code that is not read may call any method of an object."""
+        assert thing.kind is not None
+        for base in self.ancestry(thing.kind):
+            for name in self.heap.fields(base) if isinstance(base, Class) else ():
+                for method in self.bound(self.heap.get(base, name), thing):
+                    if isinstance(method, Function) and name != "__init__":
+                        self.invoke(method, given, scope, site)
+
+    def builtin(  # noqa: PLR0911 - one builtin a branch
+        self, name: str, call: Call
+    ) -> Values:
+        """A call of one of Python's own functions; what it may return."""
+        node, arguments, scope, site = call
+        given = arguments.positional
+        if name in ("getattr", "hasattr", "setattr", "delattr") and given:
+            return self._by_name(name, call)
+        if name == "super":
+            return self._super(given, scope)
+        if name == "type" and len(given) == 1:
+            return frozenset(
+                value.kind for value in given[0] if isinstance(value, Thing) and value.kind is not None
+            )
+        shown = [value for value in arguments.all if isinstance(value, Module | Class) or _is_self(value)]
+        if name in DYNAMIC or (name in ("vars", "dir") and (shown or (name == "vars" and not given))):
+            self.events.dynamic.setdefault(f"`{name}()`", site)
+            return self.items(arguments.all)
+        if name in ("isinstance", "issubclass", "id", "callable", "hash"):
+            return NOTHING
+        if name == "next":
+            for value in arguments.all:
+                self.events.mutates.setdefault(value, site)
+        self.escape(arguments.all, scope, site, f"{name}()")
+        self.operate(arguments.all, scope, site)
+        if name in FRESH:
+            return NOTHING
+        thing = Thing(node, plain=True)
+        self.heap.add(thing, ITEMS, arguments.all | self.items(arguments.all))
+        return frozenset({thing})
+
+    def _by_name(self, builtin: str, call: Call) -> Values:
+        """`getattr(x, "name")` and its like."""
+        node, arguments, scope, site = call
+        target = arguments.positional[0]
+        written = node.args[1] if len(node.args) > 1 else None
+        if isinstance(written, ast.Constant) and isinstance(written.value, str):
+            name = written.value
+            if builtin in ("setattr", "delattr"):
+                values = arguments.positional[2] if len(arguments.positional) > 2 else NOTHING
+                self.store(target, name, values, site)
+                return NOTHING
+            rest = arguments.positional[2] if len(arguments.positional) > 2 else NOTHING
+            return self.attribute_of(target, name, scope, site) | rest
+        for value in target:
+            if isinstance(value, Thing) and value.kind is None and value.site not in (SELF, "context"):
+                continue
+            if isinstance(value, Library) and builtin == "getattr":
+                continue
+            self.events.dynamic.setdefault(f"`{builtin}` with a computed name", site)
+        return frozenset().union(*(self.heap.all(value) for value in target))
+
+    @staticmethod
+    def _super(given: list[Values], scope: Scope) -> Values:
+        current: Scope | None = scope
+        while current is not None and current.kind is None:
+            current = current.parent
+        if current is None or current.kind is None or current.receiver is None:
+            return NOTHING
+        return frozenset({Super(current.kind, current.receiver)})
+
+    def library(self, name: str, call: Call) -> Values:
+        """A call of a library's function, known by its dotted name; what it may return."""
+        node, arguments, scope, site = call
+        self.events.calls.setdefault(name, site)
+        owner, _, method = name.rpartition(".")
+        if name == "torch.device":
+            computed = not all(isinstance(argument, ast.Constant) for argument in node.args)
+            if computed or self.names_device(arguments.all):
+                if self.events is not self.imported:
+                    self.events.device.setdefault("torch.device(...)", site)
+                return frozenset({Accelerator()})
+            return NOTHING
+        if name in CHANGES_ARGUMENTS:
+            for value in arguments.all:
+                self.events.mutates.setdefault(value, site)
+        if name == "importlib.import_module":
+            return self._import_module(node, scope, site)
+        if "." in owner and method in FILLS:
+            self.events.mutates.setdefault(Library(owner), site)
+        held = [arguments.named[key] for key in _HOLDS_DEVICE if key in arguments.named]
+        if (
+            any(self.names_device(values) for values in held)
+            or (is_gpu_library(name) and name not in ASKS_ONLY)
+            or (name.startswith("torch.") and self.names_device(arguments.all))
+        ):
+            self.events.device.setdefault(f"{name}(...)", site)
+        if name in ("sys._getframe", "inspect.currentframe", "inspect.stack", "gc.get_objects"):
+            self.events.dynamic.setdefault(f"`{name}()`", site)
+        self.escape(arguments.all, scope, site, name)
+        return self.unknown(call, to=name)
+
+    def _import_module(self, node: ast.Call, scope: Scope, site: Site) -> Values:
+        named = node.args[0] if node.args else None
+        if (
+            isinstance(named, ast.Constant)
+            and isinstance(named.value, str)
+            and not named.value.startswith(".")
+        ):
+            inner = self.importable(scope, named.value)
+            return frozenset({Module(inner.path) if inner else Library(named.value)})
+        self.events.dynamic.setdefault("`import_module` with a computed name", site)
+        return NOTHING
+
+    def unknown(self, call: Call, to: str) -> Values:
+        """Something new, which may hold on to what it was given."""
+        thing = Thing(call.node, plain=is_standard(to))
+        self.heap.add(thing, ITEMS, call.arguments.all)
+        return frozenset({thing})
+
+    def names_device(self, values: Values) -> bool:
+        """Whether an accelerator is among the objects or in what they hold."""
+        return any(isinstance(value, Accelerator) for value in self.heap.reach(values))
+
+    def store(self, owners: Values, name: str, values: Values, site: Site) -> None:
+        """`owner.name = value`, or `owner[...] = value` with the name `[]`."""
+        for owner in owners:
+            if isinstance(owner, Thing) and owner.site == SELF and name != ITEMS:
+                self.events.rebinds.setdefault(Place("self", name), site)
+                self.heap.add(owner, name, values)
+            elif owner == CONTEXT and name != ITEMS:
+                self.events.rebinds.setdefault(Place("context", name), site)
+                self.heap.add(owner, name, values)
+            elif isinstance(owner, Module):
+                self.events.rebinds.setdefault(Place("global", name, owner.path), site)
+                names = self.globals_of(owner.path).names
+                names[name] = names.get(name, NOTHING) | values
+            elif not isinstance(owner, Builtin | Accelerator):
+                changed = (
+                    Library(f"{owner.name}.{name}".removesuffix(f".{ITEMS}"))
+                    if isinstance(owner, Library)
+                    else owner
+                )
+                self.events.mutates.setdefault(changed, site)
+                self.heap.add(owner, name, values)
+
+
+def _is_self(value: Value) -> bool:
+    return isinstance(value, Thing) and value.site == SELF
