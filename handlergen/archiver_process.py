@@ -1,6 +1,6 @@
 """One run of torch-model-archiver in a process of its own; not imported by handlergen.
 
-`handlergen.archiving` hands this file's text to a Python interpreter. A process of its own because the
+`handlergen.packing` hands this file's text to a Python interpreter. A process of its own because the
 archiver configures the root logger (`logging.basicConfig` in generate_model_archive) and stages in a
 directory of the temp directory that it deletes first (ModelExportUtils.copy_artifacts:
 `tempfile.gettempdir()/<model name>`): here that is a private, empty one, whatever other threads do.

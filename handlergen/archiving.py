@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
-import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from handlergen.errors import HandlergenError
+from handlergen.gpus import gpus_for
 from handlergen.model_config import placement
-from handlergen.names import HANDLER_FILE, MODEL_CONFIG_FILE, REQUIREMENTS_FILE
+from handlergen.packing import filled_later, pack, private_directory
 from handlergen.placement import Placement
 from handlergen.project import Project, open_project
 from handlergen.runtime.contract import Contract
 from handlergen.settings import Settings
 from handlergen.signing import Signature, read_private_key, signature_path
 from handlergen.signing import sign as sign_archive
-from handlergen.staging import Plan, StagedFile, make_plan
+from handlergen.staging import StagedFile, make_plan
 from handlergen.store import Progress, publish
 
 MODEL_STORE = "model-store"
 """Where archives go unless told otherwise: a directory in the working directory."""
-
-_FILLED_FROM = 1 << 20
-"""Bytes. torch-model-archiver copies every file to a staging directory, then into its zip file; normalising
-copies it once more. Files from this size on are empty in the first two and get their content in the third, so
-that gigabytes of weights are written once and need no room in the temp directory."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +122,12 @@ def archive_project(
     plan = make_plan(project, gpus=gpus)
     try:
         with private_directory() as private:
-            packed = _pack(plan, project.settings, private)
+            packed = pack(plan, project.settings, private)
             sha256 = publish(
                 packed,
                 target,
                 plan=plan,
-                filled=_filled(plan),
+                filled=filled_later(plan),
                 deflated=project.settings.compression == "deflated",
                 force=force,
                 verify=verify,
@@ -190,132 +181,6 @@ def target_path(project: Project, model_store: Path | str, *, force: bool) -> Pa
     if os.path.lexists(target) and not force:
         raise _exists(target)
     return target
-
-
-def gpus_for(settings: Settings, count_gpus: Callable[[], int] | None = None) -> int:
-    """GPUs that matter for these settings; counted for `devices: auto` only, since that starts a process."""
-    return (count_gpus or visible_gpus)() if settings.devices == "auto" else 0
-
-
-def visible_gpus(environ: Mapping[str, str] | None = None) -> int:
-    """GPUs that a TorchServe started here would use, counted as it counts them, without importing torch.
-
-    What `nvidia-smi` lists (ConfigManager.getAvailableGpu), of these what `CUDA_VISIBLE_DEVICES` lets
-    through; 0 without nvidia-smi.
-    """
-    environ = os.environ if environ is None else environ
-    program = shutil.which("nvidia-smi", path=environ.get("PATH"))
-    if program is None:
-        return 0
-    try:
-        answer = subprocess.run(
-            [program, "--query-gpu=index", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return 0
-    installed = sum(line.strip().isdigit() for line in answer.stdout.splitlines())
-    visible = environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return installed
-    count = 0
-    for entry in visible.split(","):
-        # As the CUDA driver reads it: the list ends at the first entry that names no device.
-        if not entry.strip() or entry.strip().startswith("-"):
-            break
-        count += 1
-    return min(count, installed)
-
-
-@contextmanager
-def private_directory() -> Iterator[Path]:
-    """A new directory in the temp directory that nobody else may read; removed with all it holds."""
-    directory = tempfile.mkdtemp(prefix="handlergen-")
-    try:
-        yield Path(directory)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _pack(plan: Plan, settings: Settings, private: Path) -> Path:
-    """Let torch-model-archiver pack `plan` in `private`, large files still empty. Returns the zip file."""
-    # Three kinds of file come to the archiver by options of their own; all others as one directory, whose
-    # contents it puts into the root with packages and places kept.
-    special = {HANDLER_FILE, MODEL_CONFIG_FILE, REQUIREMENTS_FILE}
-    for name in ("special", "staged", "temp", "out"):
-        (private / name).mkdir()
-    filled = _filled(plan)
-    for file in plan.files:
-        place = private / ("special" if file.archive_path in special else "staged") / file.archive_path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(file.origin, bytes):
-            place.write_bytes(file.origin)
-        elif file.archive_path in filled:
-            place.touch()
-        else:
-            shutil.copyfile(file.origin, place)
-    has_requirements = any(file.archive_path == REQUIREMENTS_FILE for file in plan.files)
-    _run_archiver(
-        {
-            "model_name": settings.name,
-            "version": settings.version,
-            "handler": f"special/{HANDLER_FILE}",
-            "extra_files": "staged",
-            "config_file": f"special/{MODEL_CONFIG_FILE}",
-            "requirements_file": f"special/{REQUIREMENTS_FILE}" if has_requirements else None,
-            "export_path": "out",
-            "archive_format": "zip-store" if settings.compression == "stored" else "default",
-        },
-        private,
-    )
-    return private / "out" / f"{settings.name}.mar"
-
-
-def _filled(plan: Plan) -> dict[str, Path]:
-    """Large files by archive path; see `_FILLED_FROM`."""
-    return {
-        file.archive_path: file.origin
-        for file in plan.files
-        if isinstance(file.origin, Path) and file.size >= _FILLED_FROM
-    }
-
-
-def _run_archiver(config: Mapping[str, Any], private: Path) -> None:
-    """Run torch-model-archiver in a process of its own; see archiver_process.
-
-    It works in `private` and gets relative paths, because it splits paths at commas and expands wildcards.
-    """
-    program = Path(__file__).with_name("archiver_process.py").read_text(encoding="utf-8")
-    request = {
-        "path": [str(Path(entry).absolute()) for entry in sys.path],
-        "temp": str(private / "temp"),
-        "config": config,
-    }
-    with subprocess.Popen(
-        [sys.executable, "-c", program],
-        cwd=private,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-    ) as process:
-        try:
-            output, _ = process.communicate(json.dumps(request))
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode != 0:
-        lines = output.strip().splitlines() or [f"exit status {process.returncode}"]
-        missing = "No module named 'model_archiver'" in output
-        raise HandlergenError(
-            f"torch-model-archiver failed: {lines[-1]}",
-            hint="pip install torch-model-archiver" if missing else None,
-        )
 
 
 def _exists(target: Path) -> HandlergenError:

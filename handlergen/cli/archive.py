@@ -136,7 +136,8 @@ def _as_json(result: ArchiveResult, *, verified: bool) -> dict[str, Any]:
 
 
 def _report_plan(project: Project, model_store: Path, *, force: bool, all_files: bool, as_json: bool) -> None:
-    from handlergen.archiving import gpus_for, target_path
+    from handlergen.archiving import target_path
+    from handlergen.gpus import gpus_for
     from handlergen.settings import shown
     from handlergen.staging import make_plan
 

@@ -23,8 +23,9 @@ from typing import Any
 import pytest
 
 from handlergen import archiving, store
-from handlergen.archiving import archive, visible_gpus
+from handlergen.archiving import archive
 from handlergen.errors import ContractError, HandlergenError
+from handlergen.gpus import visible_gpus
 from handlergen.mar import read_mar
 
 MODULE = "def load(context):\n    return None\n\n\ndef predict(inputs, model):\n    return inputs\n"

@@ -27,9 +27,8 @@ RUNTIME_NEEDS = frozenset(sys.stdlib_module_names) | {"torch"}
 
 #: Who may start processes, and who may make temporary files.
 STARTS_PROCESSES = {
-    *("handlergen.server", "handlergen.archiving", "handlergen.java", "handlergen.sample_run"),
-    "handlergen.runtime.process.start",
-    "handlergen.tuning.probe",
+    f"handlergen.{room}"
+    for room in ("gpus", "java", "packing", "runtime.process.start", "sample_run", "server", "tuning.probe")
 }
 TOUCHES_TEMPORARY_FILES = STARTS_PROCESSES | {"handlergen.local", "handlergen.offline.ray_engine"}
 
