@@ -1,4 +1,4 @@
-"""Starting and stopping TorchServe: the only place that starts or ends its processes."""
+"""Starting and stopping TorchServe: the only place from which its processes are started or ended."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ import contextlib
 import fcntl
 import os
 import shutil
-import subprocess
-import sys
-import sysconfig
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -24,13 +20,13 @@ from handlergen.client.key_file import KEY_FILE
 from handlergen.command_text import archive_command, handlergen_command
 from handlergen.errors import ModuleFailed, ServerError
 from handlergen.java import find_java
+from handlergen.launching import environment, launch, temp_directory
 from handlergen.processes import end_marked
 from handlergen.properties import ServerSettings, read_properties
 from handlergen.readiness import Progress, ServerLogs, expected_models, wait_until_ready
 from handlergen.runtime.device_lock import lock_directory
 from handlergen.runtime.process.home import remove_orphans
 from handlergen.server_state import (
-    MARKER,
     STATE_DIR,
     TEMP_PREFIX,
     ServerState,
@@ -46,8 +42,6 @@ DEFAULT_TIMEOUT_S = 600.0
 _POLL_S = 0.25
 _ENDING_POLL_S = 0.05
 _WORKER_GRACE_S = 3.0
-#: A unix socket's path has at most 107 characters on Linux, 103 on macOS; TorchServe's is TEMP/.ts.sock.9000.
-_LONGEST_TEMP = 103 - len("/.ts.sock.65535")
 
 
 @dataclass(frozen=True)
@@ -144,13 +138,13 @@ def serve(
             require_signatures(store, expected.values(), settings, Path(require_signature))
         (path.parent / KEY_FILE).unlink(missing_ok=True)
         marker = uuid.uuid4().hex
-        temp_dir = _temp_directory()
+        temp_dir = temp_directory()
         logs = ServerLogs(log_directory(path.parent, environ))
         try:
-            environ.update(_environment(environ, java_home=java.home, temp_dir=temp_dir, marker=marker))
+            environ.update(environment(environ, java_home=java.home, temp_dir=temp_dir, marker=marker))
             if not console:
                 environ["HANDLERGEN_CONSOLE"] = "off"
-            state = _launch(path, environ, marker=marker, temp_dir=temp_dir, console=console)
+            state = launch(path, environ, marker=marker, temp_dir=temp_dir, console=console)
             write_state(state)
             models = wait_until_ready(
                 state, settings, logs, expected=expected, timeout=timeout, progress=progress
@@ -260,71 +254,9 @@ def _refuse_conflicts(config: Path, settings: ServerSettings) -> None:
             )
 
 
-def _temp_directory() -> Path:
-    """A new directory of this user's (0700), short enough for the unix sockets in it."""
-    base = tempfile.gettempdir()
-    if len(base) + len(f"/{TEMP_PREFIX}12345678") > _LONGEST_TEMP:
-        base = "/tmp"  # noqa: S108 - mkdtemp makes a private directory in it
-    return Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=base))
-
-
-def _environment(
-    environ: Mapping[str, str], *, java_home: Path, temp_dir: Path, marker: str
-) -> dict[str, str]:
-    """What the server's environment has beyond this one's."""
-    own = {
-        MARKER: marker,
-        "JAVA_HOME": str(java_home),
-        # TEMP is what TorchServe hands to Java, TMPDIR where its launcher puts .model_server.pid: with both
-        # its own, two servers don't meet, and what workers leave in their temp directory goes when it stops.
-        "TEMP": str(temp_dir),
-        "TMPDIR": str(temp_dir),
-    }
-    if trace := environ.get("HANDLERGEN_TRACE_DIR"):
-        own["HANDLERGEN_TRACE_DIR"] = str(Path(trace).resolve())
-    return own
-
-
-def _launch(
-    config: Path, environ: dict[str, str], *, marker: str, temp_dir: Path, console: bool
-) -> ServerState:
-    """Run TorchServe's own launcher, which starts Java and returns.
-
-    Raises:
-        ServerError: The launcher refused; with what it said.
-    """
-    environ.pop("TS_CONFIG_FILE", None)  # it would win over --ts-config
-    script = Path(sysconfig.get_path("scripts")) / "torchserve"
-    # The script rather than `-m ts.model_server`: with -m the working directory comes first on sys.path, and
-    # a user's platform.py or ts.py would be imported.
-    launcher = [str(script)] if script.is_file() else ["-m", "ts.model_server"]
-    command = [sys.executable, *launcher, "--start", "--ts-config", config.name, "--ncs"]
-    console_file = config.parent / STATE_DIR / f"{config.name}.console"
-    with console_file.open("wb") as capture:
-        output = None if console else capture
-        process = subprocess.Popen(
-            command,
-            cwd=config.parent,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT if output else None,
-            start_new_session=True,
-        )
-        process.wait()
-    pid_file = temp_dir / ".model_server.pid"
-    try:
-        pid = int(pid_file.read_text())
-        created = psutil.Process(pid).create_time()
-    except (OSError, ValueError, psutil.Error) as error:
-        said = console_file.read_text("utf-8", "replace").strip()
-        raise ServerError(f"TorchServe did not start\n{said}".rstrip()) from error
-    return ServerState(pid, created, marker, str(config), str(temp_dir), str(console_file))
-
-
 def _clean_up(config: Path, temp_dir: Path) -> None:
     """Remove what a stopped server leaves: its temp directory, its tokens, its state."""
-    # The state file could have been edited: remove nothing but what _temp_directory could have made.
+    # The state file could have been edited: remove nothing but what temp_directory could have made.
     if temp_dir.name.startswith(TEMP_PREFIX) and temp_dir.is_dir() and not temp_dir.is_symlink():
         shutil.rmtree(temp_dir, ignore_errors=True)
     (config.parent / KEY_FILE).unlink(missing_ok=True)

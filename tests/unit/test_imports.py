@@ -28,7 +28,15 @@ RUNTIME_NEEDS = frozenset(sys.stdlib_module_names) | {"torch"}
 #: Who may start processes, and who may make temporary files.
 STARTS_PROCESSES = {
     f"handlergen.{room}"
-    for room in ("gpus", "java", "packing", "runtime.process.start", "sample_run", "server", "tuning.probe")
+    for room in (
+        "gpus",
+        "java",
+        "launching",
+        "packing",
+        "runtime.process.start",
+        "sample_run",
+        "tuning.probe",
+    )
 }
 TOUCHES_TEMPORARY_FILES = STARTS_PROCESSES | {"handlergen.local", "handlergen.offline.ray_engine"}
 
