@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from types import CoroutineType, ModuleType
+from types import CoroutineType
 from typing import Any
 
 import torch
@@ -14,14 +13,15 @@ from .context import Context
 from .contract import Contract, RuntimeSettings
 from .failures import EncodeError
 from .flow_models import load_model
-from .hooks import BoundHook, Hooks, Item, Stage, bind, call_once
+from .hooks import BoundHook, Hooks, Item, Stage, bind
+from .imported_module import ImportedModule
 
 
 class FlowError(Exception):
     """A stage cannot be loaded; names it."""
 
 
-class FlowModule:
+class FlowModule(ImportedModule):
     """The stages of `FLOW`, each with its model. See `UserModule` for the methods.
 
     What each stage is stands in the contract's `details["stages"]`: `type`, `file`, `format`, `options` and
@@ -30,18 +30,9 @@ class FlowModule:
     """
 
     def __init__(self, contract: Contract, settings: RuntimeSettings, context: Context) -> None:
-        self._contract = contract
-        self._settings = settings
-        self._context = context
-        self._constants: dict[str, Any] = {"context": context, "device": context.device, "model": None}
-        self._module: ModuleType = importlib.import_module(contract.module)
+        super().__init__(contract, settings, context)
         self._described: Sequence[Mapping[str, Any]] = contract.details["stages"]
         self._models: list[Any] = []
-
-    def setup(self) -> None:
-        hook = self._contract.hooks.get("setup")
-        if hook:
-            call_once(getattr(self._module, hook.name), hook, self._constants)
 
     def load(self) -> None:
         flow = self._module.FLOW
@@ -78,11 +69,7 @@ class FlowModule:
         return tuple(stages)
 
     def optional(self, role: str) -> Callable[[Mapping[str, Any]], Any] | None:
-        hook = self._contract.hooks.get(role)
-        if hook is None or " " in role:
-            return None
-        function = getattr(self._module, hook.name)
-        return lambda values: call_once(function, hook, {**self._constants, **values})
+        return None if " " in role else super().optional(role)
 
     def _loaded(self, described: Mapping[str, Any]) -> Any:
         if described["type"] == "python":

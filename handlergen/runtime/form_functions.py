@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any
 
 from .context import Context
 from .contract import Contract, RuntimeSettings
-from .hooks import BoundHook, Hooks, Stage, bind, call_once
+from .hooks import BoundHook, Hooks, Stage, bind
+from .imported_module import ImportedModule
 from .weights import load_executable
 
 
-class FunctionsModule:
-    """A module of functions, imported and bound. See `UserModule` for the methods."""
+class FunctionsModule(ImportedModule):
+    """A module of functions, bound. See `UserModule` for the methods."""
 
     def __init__(self, contract: Contract, settings: RuntimeSettings, context: Context) -> None:
-        self._contract = contract
-        self._settings = settings
-        self._context = context
-        self._constants: dict[str, Any] = {"context": context, "device": context.device, "model": None}
-        self._module: ModuleType = importlib.import_module(contract.module)
+        super().__init__(contract, settings, context)
         self._program: Callable[[Any], Any] | None = None
-
-    def setup(self) -> None:
-        self._call_once("setup")
 
     def load(self) -> None:
         if "load" in self._contract.hooks:
@@ -55,17 +47,6 @@ class FunctionsModule:
                 explain=self._bound("explain"),
             ),
         )
-
-    def optional(self, role: str) -> Callable[[Mapping[str, Any]], Any] | None:
-        hook = self._contract.hooks.get(role)
-        if hook is None:
-            return None
-        function = getattr(self._module, hook.name)
-        return lambda values: call_once(function, hook, {**self._constants, **values})
-
-    def _call_once(self, role: str) -> Any:
-        hook = self._contract.hooks.get(role)
-        return call_once(getattr(self._module, hook.name), hook, self._constants) if hook else None
 
     def _bound(self, role: str) -> BoundHook | None:
         hook = self._contract.hooks.get(role)

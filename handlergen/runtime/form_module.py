@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,25 +11,17 @@ from torch import nn
 from .batching import collate, split
 from .context import Context
 from .contract import Contract, RuntimeSettings
-from .hooks import BoundHook, Hooks, Item, Stage, bind, call_once
+from .hooks import BoundHook, Hooks, Item, Stage, bind
+from .imported_module import ImportedModule
 from .state_dict import load_weights
 
 
-class ModuleModule:
+class ModuleModule(ImportedModule):
     """A class of the user's, made, filled with its weights and bound. See `UserModule` for the methods."""
 
     def __init__(self, contract: Contract, settings: RuntimeSettings, context: Context) -> None:
-        self._contract = contract
-        self._settings = settings
-        self._context = context
-        self._constants: dict[str, Any] = {"context": context, "device": context.device, "model": None}
-        self._module: ModuleType = importlib.import_module(contract.module)
+        super().__init__(contract, settings, context)
         self._model: nn.Module
-
-    def setup(self) -> None:
-        hook = self._contract.hooks.get("setup")
-        if hook:
-            call_once(getattr(self._module, hook.name), hook, self._constants)
 
     def load(self) -> None:
         model = self._made()
@@ -83,16 +73,11 @@ class ModuleModule:
         )
 
     def optional(self, role: str) -> Callable[[Mapping[str, Any]], Any] | None:
-        hook = self._contract.hooks.get(role)
-        if hook is None or role in ("preprocess", "predict", "postprocess"):
-            return None
-        function = getattr(self._module, hook.name)
-        return lambda values: call_once(function, hook, {**self._constants, **values})
+        return None if role in ("preprocess", "predict", "postprocess") else super().optional(role)
 
     def _made(self) -> Any:
-        hook = self._contract.hooks.get("load")
-        if hook:
-            return call_once(getattr(self._module, hook.name), hook, self._constants)
+        if "load" in self._contract.hooks:
+            return self._call_once("load")
         assert self._contract.class_name is not None
         kind = getattr(self._module, self._contract.class_name)
 
