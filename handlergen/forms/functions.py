@@ -9,11 +9,11 @@ from handlergen.errors import Problem
 from handlergen.findings import Findings, Source
 from handlergen.forms.form import Form
 from handlergen.forms.slips import function_slips, near_names, not_called
-from handlergen.forms.streams import stream_problems, stream_warnings
+from handlergen.forms.streams import generator_problem, stream_problems, stream_warnings
 from handlergen.hook_signatures import Role, Signature, plain_parameters, read_keywords, read_signature
 from handlergen.runtime.contract import Contract, Hook
 from handlergen.settings import EXECUTABLE_FORMATS
-from handlergen.source_module import call_kind, first_yield, wrapped_in_context_manager
+from handlergen.source_module import call_kind, wrapped_in_context_manager
 from handlergen.source_tree import Found
 
 _NO_REQUEST = "there is no request when it runs"
@@ -115,14 +115,7 @@ def _hook(source: Source, role: Role, found: Found, findings: Findings, *, keywo
             Problem(file, node.lineno, f"{role.name} is a context manager", "Return the value instead.")
         )
     elif kind in ("generator", "async_generator") and role.name != "predict":
-        findings.problems.append(
-            Problem(
-                file,
-                first_yield(node),
-                f"{role.name} is a generator",
-                "Return the value instead of yielding it.",
-            )
-        )
+        findings.problems.append(generator_problem(file, role.name, node))
     signature = _signature(node_of=found, role=role, keywords=keywords)
     findings.problems += signature.problems
     findings.warnings += signature.warnings

@@ -15,10 +15,11 @@ from handlergen.forms.form import Form
 from handlergen.forms.module_classes import OWN_HOOKS, ModelClass, candidates
 from handlergen.forms.module_settings import constructor_problems, unused_settings, weights_problems
 from handlergen.forms.slips import method_lines, method_slips, rename
+from handlergen.forms.streams import generator_problem
 from handlergen.hook_signatures import Role, plain_parameters, read_signature
 from handlergen.methods import Method, find_method
 from handlergen.runtime.contract import Contract, Hook, Parameter
-from handlergen.source_module import base_names, call_kind, first_yield, wrapped_in_context_manager
+from handlergen.source_module import base_names, call_kind, wrapped_in_context_manager
 
 _NAMED = ("context", "device", "request")
 _SELF = {"model": "it is `self`"}
@@ -117,14 +118,7 @@ def _hook(model: ModelClass, method: Method, role: Role, findings: Findings) -> 
     node, file = method.node, model.module.file
     kind = call_kind(node)
     if kind in ("generator", "async_generator") or wrapped_in_context_manager(node):
-        findings.problems.append(
-            Problem(
-                file,
-                first_yield(node),
-                f"{role.name} is a generator",
-                "Return the value instead of yielding it.",
-            )
-        )
+        findings.problems.append(generator_problem(file, role.name, node))
     signature = read_signature(node, role, file=file)
     findings.problems += signature.problems
     findings.warnings += signature.warnings

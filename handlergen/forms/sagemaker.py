@@ -13,9 +13,10 @@ from handlergen.errors import Problem
 from handlergen.findings import Findings, Source
 from handlergen.forms.form import Form
 from handlergen.forms.slips import function_slips, rename
+from handlergen.forms.streams import generator_problem
 from handlergen.hook_signatures import plain_parameters
 from handlergen.runtime.contract import Contract, Hook, Parameter
-from handlergen.source_module import call_kind, first_yield
+from handlergen.source_module import call_kind
 from handlergen.source_tree import Found
 
 #: The toolkit's functions: the role each has here, and what it is called with.
@@ -72,11 +73,7 @@ def _hook(source: Source, name: str, order: tuple[str, ...], found: Found, findi
     wanted = f"def {name}({', '.join(_ITS_NAMES.get(part, part) for part in order)}[, context])"
     kind = call_kind(node)
     if kind in ("generator", "async_generator"):
-        findings.problems.append(
-            Problem(
-                file, first_yield(node), f"{name} is a generator", "Return the value instead of yielding it."
-            )
-        )
+        findings.problems.append(generator_problem(file, name, node))
     parameters = list(plain_parameters(node))
     if node.args.vararg or node.args.kwarg or any(parameter.keyword_only for parameter in parameters):
         findings.problems.append(

@@ -24,6 +24,13 @@ def streams(hook: HasNode | None) -> bool:
     return hook is not None and call_kind(hook.node) in ("generator", "async_generator")
 
 
+def generator_problem(file: str, name: str, node: Function) -> Problem:
+    """Of a hook whose value is returned, and that yields."""
+    return Problem(
+        file, first_yield(node), f"{name} is a generator", "Return the value instead of yielding it."
+    )
+
+
 def stream_problems(file: str, hooks: Mapping[str, HasNode], settings: Settings) -> list[Problem]:
     """A generator predict beside a postprocess, or where one call serves several requests."""
     predict = hooks.get("predict")
