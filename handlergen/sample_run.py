@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from handlergen.answering_child import answering_child
 from handlergen.errors import HandlergenError, ModuleFailed
 
 
@@ -81,24 +79,9 @@ def run_sample(
         "gpu": gpu,
         "overrides": {key: value for key, value in (overrides or {}).items() if value is not None},
     }
-    reader, writer = os.pipe()
-    with os.fdopen(reader, "rb") as answers:
-        try:
-            # What the hooks print goes to standard error: standard output has the report.
-            process = subprocess.Popen(
-                [sys.executable, "-m", "handlergen.sample_child", json.dumps(given), str(writer)],
-                pass_fds=[writer],
-                stdout=sys.__stderr__,
-            )
-        finally:
-            os.close(writer)
-        try:
-            report = answers.read()
-            status = process.wait()
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
+    with answering_child("handlergen.sample_child", given) as child:
+        report = child.answers.read()
+        status = child.wait()
     if status < 0:
         name = signal.Signals(-status).name
         raise ModuleFailed(f"the module's process was ended by {name} while it answered the sample")

@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import IO, Any
+from typing import Any
 
+from handlergen.answering_child import Child, answering_child
 from handlergen.errors import HandlergenError, ModuleFailed
 from handlergen.recordings import Span, read_spans
 from handlergen.runtime.device_lock import STATE_DIR_VARIABLE
@@ -23,6 +22,7 @@ from handlergen.tuning.queueing import Stage, Work
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 ROLES = ("preprocess", "predict", "postprocess")
+_PROGRAM = "handlergen.tuning.child"
 _PARTS = {
     "preprocess": ("decode", "preprocess"),
     "predict": ("predict",),
@@ -187,7 +187,11 @@ def _run(subject: Subject, processes: int, batches: Sequence[int]) -> tuple[list
     with tempfile.TemporaryDirectory(prefix="handlergen-") as directory, contextlib.ExitStack() as stack:
         # Their own locks: a server that runs on this machine must not take turns with them.
         own = {TRACE_DIR_VARIABLE: f"{directory}/spans", STATE_DIR_VARIABLE: directory}
-        children = [stack.enter_context(_child(given, {**os.environ, **own})) for _ in range(processes)]
+        environ = {**os.environ, **own}
+        children = [
+            _Probed(stack.enter_context(answering_child(_PROGRAM, given, environ=environ, told=True)))
+            for _ in range(processes)
+        ]
         for child in children:
             child.report()
         for child in children:
@@ -196,51 +200,21 @@ def _run(subject: Subject, processes: int, batches: Sequence[int]) -> tuple[list
         return reports, read_spans(f"{directory}/spans")
 
 
-class _Child:
-    def __init__(self, process: subprocess.Popen[bytes], answers: IO[bytes]) -> None:
-        self._process = process
-        self._answers = answers
+class _Probed:
+    def __init__(self, child: Child) -> None:
+        self._child = child
 
     def go(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(b"go\n")
-        self._process.stdin.flush()
+        self._child.tell(b"go\n")
 
     def report(self) -> dict[str, Any]:
         """Its next message. Raises what it failed with."""
-        line = self._answers.readline()
+        line = self._child.answers.readline()
         if not line:
-            raise ModuleFailed(f"the module's process ended with status {self._process.wait()} and no answer")
+            raise ModuleFailed(f"the module's process ended with status {self._child.wait()} and no answer")
         found: dict[str, Any] = json.loads(line)
         if "error" not in found:
             return found
         if found["traceback"]:
             raise ModuleFailed(found["error"], traceback=found["traceback"], hint=found["hint"])
         raise HandlergenError(found["error"], hint=found["hint"])
-
-
-@contextlib.contextmanager
-def _child(given: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[_Child]:
-    reader, writer = os.pipe()
-    with os.fdopen(reader, "rb") as answers:
-        try:
-            # What the hooks print goes to standard error: standard output has the report.
-            process = subprocess.Popen(
-                [sys.executable, "-m", "handlergen.tuning.child", json.dumps(given), str(writer)],
-                pass_fds=[writer],
-                stdin=subprocess.PIPE,
-                stdout=sys.__stderr__,
-                env=environ,
-            )
-        finally:
-            os.close(writer)
-        try:
-            yield _Child(process, answers)
-        except BaseException:
-            process.kill()
-            raise
-        finally:
-            assert process.stdin is not None
-            with contextlib.suppress(OSError):
-                process.stdin.close()
-            process.wait()

@@ -28,17 +28,11 @@ RUNTIME_NEEDS = frozenset(sys.stdlib_module_names) | {"torch"}
 #: Who may start processes, and who may make temporary files.
 STARTS_PROCESSES = {
     f"handlergen.{room}"
-    for room in (
-        "gpus",
-        "java",
-        "launching",
-        "packing",
-        "runtime.process.start",
-        "sample_run",
-        "tuning.probe",
-    )
+    for room in ("answering_child", "gpus", "java", "launching", "packing", "runtime.process.start")
 }
-TOUCHES_TEMPORARY_FILES = STARTS_PROCESSES | {"handlergen.local", "handlergen.offline.ray_engine"}
+TOUCHES_TEMPORARY_FILES = {
+    f"handlergen.{room}" for room in ("launching", "local", "offline.ray_engine", "packing", "tuning.probe")
+}
 
 #: Who forks: a child that must end without running its parent's clean-up code calls os._exit.
 ENDS_FORKED_CHILDREN = {"handlergen.offline.child"}
