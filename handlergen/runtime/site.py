@@ -11,7 +11,7 @@ from .contract import Bundle
 from .device import share_the_cores
 from .hooks import BoundHook, Item
 from .metrics import Metrics
-from .model import LoadedModel
+from .model import LoadedModel, Model
 from .pipeline import Pipeline
 from .server_process import server_of_this_process
 
@@ -60,7 +60,41 @@ class Place(Protocol):
     ) -> Site: ...
 
 
-class Here:
+class OwnStages:
+    """What sites have in common whose preprocess and postprocess run in this process, wherever the model is.
+
+    Args:
+        bundle: Contract and settings.
+        model: The model; closed with the site.
+        batch_size: The most requests that come at once.
+        describe: What describe answers.
+    """
+
+    def __init__(self, bundle: Bundle, model: Model, *, batch_size: int, describe: Callable[[], Any]) -> None:
+        self._model = model
+        self._answering = Answering(bundle, model, batch_size=batch_size, describe=describe)
+        self.is_healthy = model.is_healthy
+
+    @property
+    def metrics(self) -> Metrics | None:
+        return self._model.recording.metrics
+
+    @property
+    def pipeline(self) -> Pipeline:
+        return self._answering.pipeline
+
+    def answer(self, items: Sequence[Item]) -> int:
+        return self._answering.answer(items)
+
+    def flush(self) -> None:
+        self._model.recording.flush()
+
+    def close(self) -> None:
+        self._answering.close()
+        self._model.close()
+
+
+class Here(OwnStages):
     """All of it in this process, with a copy of the model of its own.
 
     Args:
@@ -86,8 +120,7 @@ class Here:
         server: int | None = None,
     ) -> None:
         self.model = LoadedModel(bundle, model_dir, gpu_id=gpu_id, server=server)
-        self._answering = Answering(bundle, self.model, batch_size=batch_size, describe=describe)
-        self.is_healthy = self.model.is_healthy
+        super().__init__(bundle, self.model, batch_size=batch_size, describe=describe)
 
     @classmethod
     def among_others(
@@ -104,17 +137,6 @@ class Here:
         server, _started = server_of_this_process()
         return cls(bundle, model_dir, gpu_id=gpu_id, batch_size=batch_size, describe=describe, server=server)
 
-    @property
-    def metrics(self) -> Metrics | None:
-        return self.model.recording.metrics
-
-    @property
-    def pipeline(self) -> Pipeline:
-        return self._answering.pipeline
-
-    def answer(self, items: Sequence[Item]) -> int:
-        return self._answering.answer(items)
-
     def observe(self, observed: Callable[[int, str, BoundHook], BoundHook]) -> None:
         """See `Worker.observe`."""
         self.model.predictor.use(self._answering.observe(observed))
@@ -125,10 +147,3 @@ class Here:
 
     def describe(self) -> dict[str, Any]:
         return {"predictor": self.model.predictor.describe(), "types": self._answering.types()}
-
-    def flush(self) -> None:
-        self.model.recording.flush()
-
-    def close(self) -> None:
-        self._answering.close()
-        self.model.close()

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from ..answering import Answering
 from ..context import Context
 from ..contract import Bundle
 from ..dispatch import is_describe
@@ -26,6 +25,7 @@ from ..needs import Needs
 from ..pipeline import Pipeline
 from ..predictor import HOOK_ERRORS, Predictor
 from ..recording import Recording
+from ..site import OwnStages
 from ..streaming import wants_chunks
 from ..user_module import open_user_module
 from .calls import Call, call_for, settle
@@ -34,7 +34,7 @@ from .remote import RemotePredictor
 from .shared import Shared
 
 
-class Prepared:
+class Prepared(OwnStages):
     """Preprocess and postprocess here, predict in the predictor process. See `Site` for the methods."""
 
     def __init__(
@@ -48,30 +48,11 @@ class Prepared:
     ) -> None:
         logger = logging.getLogger(f"handlergen.{bundle.settings.name}")
         self._shared = Shared(bundle, model_dir, gpu_id=gpu_id, batch_size=batch_size, logger=logger)
-        self._model = _Prepared(bundle, model_dir, gpu_id=gpu_id, shared=self._shared)
-        self._answering = Answering(bundle, self._model, batch_size=batch_size, describe=describe)
-        self.is_healthy = self._model.is_healthy
-
-    @property
-    def metrics(self) -> Metrics | None:
-        return self._model.recording.metrics
-
-    @property
-    def pipeline(self) -> Pipeline:
-        return self._answering.pipeline
-
-    def answer(self, items: Sequence[Item]) -> int:
-        return self._answering.answer(items)
+        model = _Prepared(bundle, model_dir, gpu_id=gpu_id, shared=self._shared)
+        super().__init__(bundle, model, batch_size=batch_size, describe=describe)
 
     def describe(self) -> dict[str, Any]:
         return {"types": self._answering.types(), "predictor": self._shared.describe()["predictor"]}
-
-    def flush(self) -> None:
-        self._model.recording.flush()
-
-    def close(self) -> None:
-        self._answering.close()
-        self._model.close()
 
 
 class _Prepared:
