@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from .failures import is_out_of_memory
+
 _NOTHING = nullcontext()
 
 
@@ -58,10 +60,19 @@ class Device:
         if not self.is_cpu:
             torch.cuda.synchronize(self.torch)
 
-    def release_memory(self) -> None:
-        """Give cached device memory back, after an out-of-memory error."""
-        if not self.is_cpu:
-            torch.cuda.empty_cache()
+    def recovers(self, error: BaseException) -> bool:
+        """After a failed call: what it launched must have ended, and its cached memory be free, before the next turn.
+
+        Returns:
+            False after a sticky CUDA error, which every later call fails with too.
+        """
+        try:
+            self.wait()
+            if is_out_of_memory(error) and not self.is_cpu:
+                torch.cuda.empty_cache()
+        except RuntimeError:
+            return False
+        return True
 
 
 def inference_mode() -> AbstractContextManager[object]:

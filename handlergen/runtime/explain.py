@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 from .arrivals import Ready
 from .device import Device, map_tensors
-from .failures import is_out_of_memory
 from .hooks import BoundHook, Item
 
 #: As in `predictor`.
@@ -86,16 +85,7 @@ class Explainer:
             self._device.wait()
             return self._device.fetch(outputs)
         except _HOOK_ERRORS as error:
-            self._after_error(error)
+            self._device.recovers(error)  # if it does not, the next predict finds out
             raise
         finally:
             self._lock.release()
-
-    def _after_error(self, error: BaseException) -> None:
-        """As after a failed predict: nothing of it may run, or hold memory, in the next turn."""
-        try:
-            self._device.wait()
-            if is_out_of_memory(error):
-                self._device.release_memory()
-        except RuntimeError:
-            return  # a sticky CUDA error, which every later call reports itself

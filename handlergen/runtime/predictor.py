@@ -12,7 +12,6 @@ from typing import Any, Protocol
 from .arrivals import Ready
 from .batching import BatchError, check_length, collate, split
 from .device import Device, inference_mode
-from .failures import is_out_of_memory
 from .hooks import Hooks, Item
 from .recording import Recorder
 from .streaming import STREAMS, StreamAnswerError, Streaming, drain, drain_async
@@ -305,13 +304,7 @@ class WorkerPredictor:
         return self._loop.run_until_complete(coroutine)
 
     def _after_error(self, error: BaseException) -> None:
-        """What a failed predict launched must have ended, and its cached memory be free, before the next turn."""
-        try:
-            self._device.wait()
-            if is_out_of_memory(error):
-                self._device.release_memory()
-        except RuntimeError:
-            # A sticky CUDA error: every later call fails too, and says so itself.
+        if not self._device.recovers(error):
             self._device.broken = True
 
     def _record(self, items: Sequence[Item], started: int, ended: int) -> None:
