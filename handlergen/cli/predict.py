@@ -12,6 +12,7 @@ from handlergen.cli.given_data import HOW_TO_QUOTE, refuse_file_name
 from handlergen.cli.hook_output import failures_kept, stdout_of_its_own
 from handlergen.cli.options import setting_options
 from handlergen.cli.output_file import writable
+from handlergen.cli.request_parts import field_of, headers_of
 from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ def command(
     if sum(map(bool, (data, files, fields))) != 1:
         raise click.UsageError("give one of DATA (JSON text), --file PATH and --field NAME=VALUE")
     inputs, kind = _inputs(data, files, content_type)
-    form = dict(map(_field, fields))
-    named = dict(map(_header, headers))
+    form = dict(map(field_of, fields))
+    named = headers_of(headers)
     from handlergen.local import load
     from handlergen.user_place import working_directory
 
@@ -196,22 +197,3 @@ def _last_hook(model: LocalModel) -> str:
     if hook is None:
         return "the model"
     return f"{hook.name} (line {hook.line})" if hook.line else hook.name
-
-
-def _header(text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not name.strip() or not colon:
-        raise click.UsageError(f"--header takes NAME:VALUE, not {text!r}")
-    return name.strip(), value.strip()
-
-
-def _field(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise click.UsageError(f"--field takes NAME=VALUE or NAME=@PATH, not {text!r}")
-    if not value.startswith("@"):
-        return name, value
-    path = Path(value[1:])
-    if not path.is_file():
-        raise HandlergenError(f"cannot read {path}: no such file")
-    return name, path.absolute()

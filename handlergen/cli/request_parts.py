@@ -11,7 +11,7 @@ from handlergen.errors import HandlergenError
 
 
 def field_of(text: str) -> tuple[str, str | Path]:
-    """`NAME=VALUE` or `NAME=@PATH`."""
+    """`NAME=VALUE` or `NAME=@PATH`; a path is made absolute."""
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise click.UsageError(f"--field wants NAME=VALUE or NAME=@PATH, not {text!r}")
@@ -20,7 +20,7 @@ def field_of(text: str) -> tuple[str, str | Path]:
     path = Path(value[1:])
     if not path.is_file():
         raise HandlergenError(f"there is no file {path}", hint=f"--field {name}=@PATH sends a file")
-    return name, path
+    return name, path.absolute()
 
 
 def headers_of(texts: Iterable[str]) -> dict[str, str]:
