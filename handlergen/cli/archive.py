@@ -18,6 +18,7 @@ from handlergen.cli.options import setting_options
 
 if TYPE_CHECKING:
     from handlergen.archiving import ArchiveResult
+    from handlergen.placement import Placement
     from handlergen.project import Project
 
 _PROGRESS_FROM = 64 << 20
@@ -91,13 +92,7 @@ def command(
     hooks = [signature(hook) for hook in ordered_hooks(result.contract).values()]
     click.echo(f"hooks    {', '.join(hooks) or 'none: the weights predict by themselves'}")
     click.echo(f"workers  {_workers(result)}")
-    placed = result.placement
-    click.echo(f"model    {placed.summary}")
-    if placed.reasons and placed.stages == "predictor":
-        first, more = placed.reasons[0], len(placed.reasons) - 1
-        click.echo(
-            f"         {first.place}: {first.what}{f' ({more} more: handlergen check)' if more else ''}"
-        )
+    _report_placement(result.placement)
     if verify:
         click.echo("verified re-read: every CRC-32, every SHA-256 as its origin's, normal form")
     if result.signature:
@@ -150,7 +145,13 @@ def _report_plan(project: Project, model_store: Path, *, force: bool, all_files:
     ]
     if as_json:
         files = [{"path": place, "size": size, "origin": origin} for place, size, origin in rows]
-        click.echo(json.dumps({"path": str(target), "size": plan.size, "files": files}, indent=2))
+        report = {
+            "path": str(target),
+            "size": plan.size,
+            "placement": project.placement.as_json(),
+            "files": files,
+        }
+        click.echo(json.dumps(report, indent=2))
         return
     click.echo(f"{target} would hold {len(rows) + 1} files, {plan.size:,} bytes:")
     first, runtime = in_order(rows, lambda row: row[0])
@@ -164,6 +165,16 @@ def _report_plan(project: Project, model_store: Path, *, force: bool, all_files:
     width = max(len(f"{size:,}") for size, _, _ in lines)
     for size, place, origin in lines:
         click.echo(f"  {size:>{width},}  {place}  <- {origin}")
+    _report_placement(project.placement)
+
+
+def _report_placement(placed: Placement) -> None:
+    click.echo(f"model    {placed.summary}")
+    if placed.reasons and placed.stages == "predictor":
+        first, more = placed.reasons[0], len(placed.reasons) - 1
+        click.echo(
+            f"         {first.place}: {first.what}{f' ({more} more: handlergen check)' if more else ''}"
+        )
 
 
 def _warn(warnings: tuple[str, ...]) -> None:

@@ -113,6 +113,7 @@ def _as_text(archive: Mar, *, all_files: bool) -> str:
 
 
 def _contract(bundle: Bundle) -> dict[str, Any]:
+    from handlergen.placement import Placement
     from handlergen.render import ordered_hooks, signature
 
     contract = bundle.contract
@@ -120,6 +121,7 @@ def _contract(bundle: Bundle) -> dict[str, Any]:
     if contract.class_name:
         rows["class"] = contract.class_name
     rows.update({role: signature(hook) for role, hook in ordered_hooks(contract).items()})
+    rows["model"] = Placement(bundle.settings.predictor, bundle.settings.stages).summary
     return {**rows, "written by": f"handlergen {bundle.handlergen}"}
 
 

@@ -163,7 +163,10 @@ def writable(situation: Situation) -> Iterator[Finding]:
     }
     refused = [(path, why) for path, why in wanted.items() if not _can_write(path)]
     for path, why in refused:
-        yield error(f"{path} cannot be written", why, f"chown -R $USER {shlex.quote(str(path))}")
+        fix = f"chown -R $USER {shlex.quote(str(path))}"
+        if _is_read_only(path):
+            fix = "start the server in another directory, or mount this one so that it can be written"
+        yield error(f"{path} cannot be written", why, fix)
     store = situation.store
     if store.is_dir() and not os.access(store, os.R_OK | os.X_OK):
         yield error(
@@ -198,8 +201,19 @@ def _is_frontend(pid: int) -> bool:
         return False
 
 
+def _is_read_only(path: Path) -> bool:
+    """Whether its file system is mounted so: no owner could write there."""
+    return bool(os.statvfs(_existing(path)).f_flag & os.ST_RDONLY)
+
+
 def _can_write(path: Path) -> bool:
     """Whether a file can be made there, the directory itself perhaps included."""
+    path = _existing(path)
+    return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest directory above it that exists."""
     while not path.exists() and path != path.parent:
         path = path.parent
-    return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
+    return path

@@ -91,8 +91,8 @@ def test_the_users_files_come_first_and_the_runtime_is_one_line(
 ) -> None:
     planned = run("archive", "digits.py", "--dry-run")[1].splitlines()
     assert planned[1].split()[1:] == ["digits.py", "<-", "digits.py"]
-    assert "handlergen_runtime/ (" in planned[-1]
-    assert len(planned) < 8
+    assert "handlergen_runtime/ (" in planned[-2]
+    assert len(planned) < 9
     assert len(run("archive", "digits.py", "--dry-run", "--all")[1].splitlines()) > 30
     assert run("archive", "digits.py")[0] == 0
     shown = run("inspect", "model-store/digits.mar")[1].partition("\nfiles (")[2].splitlines()
@@ -106,6 +106,18 @@ def test_a_dry_run_lists_what_archive_packs(run: Callable[..., tuple[int, str, s
     packed = json.loads(run("archive", "digits.py", "--json")[1])
     assert [file["path"] for file in listed["files"]] == [file["path"] for file in packed["files"]]
     assert listed["path"] == packed["path"]
+    assert listed["placement"] == packed["placement"]
+
+
+def test_where_the_stages_run_is_told_before_and_after(run: Callable[..., tuple[int, str, str]]) -> None:
+    for predictor, said in (
+        ("worker", "every worker predicts for itself"),
+        ("process", "one process a device"),
+    ):
+        asked = ("archive", "digits.py", "--predictor", predictor, "--force")
+        assert f"model    {said}" in run(*asked, "--dry-run")[1]
+        assert f"model    {said}" in run(*asked)[1]
+        assert said in run("inspect", "model-store/digits.mar")[1].partition("\nsettings\n")[0]
 
 
 def test_a_dry_run_fails_as_the_run_would(run: Callable[..., tuple[int, str, str]]) -> None:

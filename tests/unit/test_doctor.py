@@ -11,6 +11,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -607,6 +608,23 @@ def test_logs_that_cannot_be_written(project: Project) -> None:
         Severity.ERROR,
         f"{project.directory}/file/logs cannot be written",
     )
+
+
+def test_nobody_owns_a_file_system_that_is_mounted_read_only(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project.directory / "file").write_text("")
+    project.environ["LOG_LOCATION"] = "file/logs"
+    assert project.only().fix.startswith("chown -R")
+    real = os.statvfs
+
+    def read_only(path: Path) -> SimpleNamespace:
+        found = real(path)
+        fields = {name: getattr(found, name) for name in dir(found) if name.startswith("f_")}
+        return SimpleNamespace(**{**fields, "f_flag": os.ST_RDONLY})
+
+    monkeypatch.setattr("os.statvfs", read_only)
+    assert "mount this one so that it can be written" in project.only().fix
 
 
 def test_locks_that_others_could_tamper_with(project: Project) -> None:
