@@ -1,6 +1,7 @@
 """Does a server do what `handlergen tune` predicts of its recommendation?
 
-    python benchmarks/tuning.py [--workloads A,B,L] [--seconds 8] [--target-p99-ms 80] [--json]
+    python benchmarks/tuning.py [--workloads A,B,L] [--predictors worker,process] [--seconds 8]
+                                [--target-p99-ms 80] [--json]
 
 Each workload is tuned, archived with what was recommended, served by a real TorchServe on loopback, and loaded as the
 prediction assumes: a closed loop with as many clients, or requests that come at random at the predicted rate.
@@ -18,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,7 @@ class Result:
     """A prediction and what became of it; `others` is the share of the CPU time that other processes took."""
 
     workload: str
+    predictor: str
     target_p99_ms: float | None
     settings: Mapping[str, int]
     predicted_per_s: float
@@ -74,14 +77,19 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workloads", default="A,B,L", help="which, by letter (default: all)")
+    parser.add_argument(
+        "--predictors", default="worker,process", help="where predict runs (default: worker,process)"
+    )
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a load (default: 8)")
     parser.add_argument("--target-p99-ms", type=float, help="a latency target instead of the most requests")
     parser.add_argument("--json", action="store_true", help="every value, for programs")
     arguments = parser.parse_args()
     results = []
-    for letter in arguments.workloads.upper().split(","):
+    for predictor, letter in product(arguments.predictors.split(","), arguments.workloads.upper().split(",")):
         with tempfile.TemporaryDirectory(prefix="handlergen-bench-") as directory:
-            results.append(measure(letter, Path(directory), arguments.seconds, arguments.target_p99_ms))
+            results.append(
+                measure(letter, predictor, Path(directory), arguments.seconds, arguments.target_p99_ms)
+            )
     if arguments.json:
         print(json.dumps({"machine": machine(), "results": [asdict(result) for result in results]}, indent=2))
     else:
@@ -90,12 +98,14 @@ def main() -> int:
     return 0 if all(abs(result.off) <= CLOSE_ENOUGH for result in results) else 1
 
 
-def measure(letter: str, directory: Path, seconds: float, target_p99_ms: float | None) -> Result:
+def measure(
+    letter: str, predictor: str, directory: Path, seconds: float, target_p99_ms: float | None
+) -> Result:
     """Tune one workload, serve the recommendation, load it."""
     workload = WORKLOADS[letter]
     sample = directory / "sample.json"
     sample.write_text(json.dumps({"number": 3}))
-    overrides = {"config": dict(workload.config), "batch": workload.batch}
+    overrides = {"config": dict(workload.config), "batch": workload.batch, "predictor": predictor}
     subject = Subject(HANDLERS / f"{workload.module}.py", sample, None, overrides, seconds=3.0)
     found, _beside = recommend(
         measure_alone(subject),
@@ -112,6 +122,7 @@ def measure(letter: str, directory: Path, seconds: float, target_p99_ms: float |
         batch_size=chosen.batch_size,
         config=workload.config,
         batch=workload.batch,
+        predictor=predictor,
     )
     pace: Pace = Open(chosen.rate) if chosen.rate else Closed(chosen.clients)
     exchanges = [
@@ -126,6 +137,7 @@ def measure(letter: str, directory: Path, seconds: float, target_p99_ms: float |
         raise RuntimeError(f"not every answer was right: {figures.outcomes}")
     return Result(
         letter,
+        predictor,
         target_p99_ms,
         found.settings,
         chosen.rate or chosen.prediction.requests_per_s,
@@ -140,17 +152,15 @@ def measure(letter: str, directory: Path, seconds: float, target_p99_ms: float |
 
 def table(results: list[Result]) -> str:
     """The report as a Markdown table."""
-    lines = [
-        "|   | workers, batch size | requests/s predicted | measured | off | p50, ms | measured | p99, ms | measured "
-        "| others' CPU |",
-        "| - | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    lines += [
-        f"| {r.workload} | {r.settings['workers_per_device']}, {r.settings['batch_size']} | {r.predicted_per_s:.1f} "
-        f"| {r.measured_per_s:.1f} | {r.off:+.1%} | {r.predicted_p50_ms:.0f} | {r.measured_p50_ms:.0f} "
-        f"| {r.predicted_p99_ms:.0f} | {r.measured_p99_ms:.0f} | {r.others:.0%} |"
-        for r in results
-    ]
+    head = ("", "predictor", "workers, batch size", "requests/s predicted", "measured", "off")
+    head += ("p50, ms", "measured", "p99, ms", "measured", "others' CPU")
+    lines = [f"| {' | '.join(head)} |", "| - | --- | --- |" + " ---: |" * (len(head) - 3)]
+    for r in results:
+        row = (r.workload, r.predictor, f"{r.settings['workers_per_device']}, {r.settings['batch_size']}")
+        row += (f"{r.predicted_per_s:.1f}", f"{r.measured_per_s:.1f}", f"{r.off:+.1%}")
+        row += (f"{r.predicted_p50_ms:.0f}", f"{r.measured_p50_ms:.0f}")
+        row += (f"{r.predicted_p99_ms:.0f}", f"{r.measured_p99_ms:.0f}", f"{r.others:.0%}")
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
 

@@ -81,6 +81,7 @@ def _measure(model: LocalModel, body: bytes, content_type: str, given: Mapping[s
         "model": settings.name,
         "predictor": settings.predictor,
         "stages": settings.stages,
+        "max_batch": settings.max_batch,
     }
 
 

@@ -61,6 +61,7 @@ class Alone:
         memory: Bytes that each further process with a copy of the model takes.
         predictor: `worker` or `process`: whether each worker has a copy.
         stages: `worker` or `predictor`: where the other stages run.
+        max_batch: The most requests of several workers that one predict takes, in a process of its own.
         work: The stages, as the simulation wants them.
         computing: Role -> the part of its time, 0..1, in which it computes.
     """
@@ -73,6 +74,7 @@ class Alone:
     memory: int
     predictor: str
     stages: str
+    max_batch: int
     work: Work
     computing: Mapping[str, float]
 
@@ -123,6 +125,7 @@ def measure_alone(subject: Subject) -> Alone:
         memory=report["memory"],
         predictor=report["predictor"],
         stages=report["stages"],
+        max_batch=report["max_batch"],
         work=Work(before, predict, after, batch_ms),
         computing=computing,
     )

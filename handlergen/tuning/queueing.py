@@ -2,7 +2,7 @@
 
 Each worker takes a batch from the queue, which costs TorchServe some time, then passes through its stages:
 
-    dispatch -> preprocess -> [ device: predict ] -> postprocess
+    dispatch -> preprocess -> (passage ->) [ device: predict ] (-> passage) -> postprocess
 
 The device serves one worker at a time, first come first served. The part of a stage that computes shares the cores
 with whatever else computes (processor sharing, at most one core a worker); the part that waits does not. Preprocess
@@ -39,6 +39,11 @@ class Stage:
 DISPATCH = Stage(wait_ms=0.5, cpu_ms=0.7)
 """What passes in a worker from the end of one answer to the beginning of the next request, of which TorchServe and its
 sockets compute a part. Measured: 1.2 to 1.3 ms by the median, under 100 requests a second and under 2 900."""
+
+PASSAGE = Stage(wait_ms=0.05, cpu_ms=0.1)
+"""From a worker to the process that predicts, and the same back: a pickle, a socket, a thread that wakes up."""
+
+NO_PASSAGE = Stage(0.0, 0.0)
 
 HANDOVER_MS = 0.1
 """From the end of one worker's predict to the start of another's. Measured: 0.10 to 0.11 ms by the median."""
@@ -81,12 +86,16 @@ class Server:
         batch_size: The most requests that a worker takes at once.
         cores: For the workers of one device; a part of one is possible.
         dispatch: What TorchServe costs a batch.
+        passage: To a process that predicts for the workers, and the same back.
+        together: The most requests of several workers that one predict takes; 1: those of one worker at a time.
     """
 
     workers: int
     batch_size: int
     cores: float
     dispatch: Stage = DISPATCH
+    passage: Stage = NO_PASSAGE
+    together: int = 1
 
 
 @dataclass(frozen=True)
@@ -132,7 +141,8 @@ class _Simulation:
         self._queue: deque[float] = deque()
         self._idle = deque(range(server.workers))
         self._device: int | None = None
-        self._before_device: deque[int] = deque()
+        self._before_device: deque[tuple[int, int]] = deque()
+        self._carried: set[int] = set()
         self._answered: list[tuple[float, float]] = []
         self._held: list[tuple[float, float]] = []
 
@@ -177,23 +187,32 @@ class _Simulation:
         self._step(worker)
 
     def _batch(self, worker: int, taken: list[float]) -> Iterator[tuple[str, float]]:
-        """What a worker does with a batch: (`wait` or `cpu`, ms) or (`device`, 0) to queue for the device."""
+        """What a worker does with a batch: (`wait` or `cpu`, ms) or (`device`, requests) to queue for the device."""
         work, many = self._work, len(taken)
         number = len(self._answered)
         before, predict, after = (
             [stages[(number + index) % len(stages)] for index in range(many)]
             for stages in (work.before, work.predict, work.after)
         )
-        yield "wait", self._server.dispatch.wait_ms
-        yield "cpu", self._server.dispatch.cpu_ms
+        yield from _once(self._server.dispatch)
         yield from _beside(before)
-        yield "device", 0.0
-        since = self._now
-        factor = work.hold_factor(many) / many
-        yield "wait", sum(stage.wait_ms for stage in predict) * factor
-        yield "cpu", sum(stage.cpu_ms for stage in predict) * factor
-        self._held.append((since, self._now))
-        self._hand_over()
+        yield from _once(self._server.passage)
+        yield "device", float(many)
+        if worker in self._carried:
+            self._carried.remove(worker)  # its predict was part of another worker's
+        else:
+            since = self._now
+            others = self._board(many)
+            all_of_them = many + sum(requests for _, requests in others)
+            factor = work.hold_factor(all_of_them) / many
+            yield "wait", sum(stage.wait_ms for stage in predict) * factor
+            yield "cpu", sum(stage.cpu_ms for stage in predict) * factor
+            self._held.append((since, self._now))
+            self._hand_over()
+            for other, _ in others:
+                self._carried.add(other)
+                heapq.heappush(self._timers, (self._now, next(self._numbers), other))
+        yield from _once(self._server.passage)
         yield from _beside(after)
         for came in taken:
             self._answered.append((came, self._now))
@@ -206,7 +225,7 @@ class _Simulation:
         for kind, length in self._steps[worker]:
             if kind == "device":
                 if self._device is not None:
-                    self._before_device.append(worker)
+                    self._before_device.append((worker, int(length)))
                     return
                 self._device = worker
             elif length > 0:
@@ -216,8 +235,16 @@ class _Simulation:
                     heapq.heappush(self._timers, (self._now + length, next(self._numbers), worker))
                 return
 
+    def _board(self, many: int) -> list[tuple[int, int]]:
+        """Which waiting workers' requests, and how many, are predicted along with so many: in order, all or none."""
+        taken = []
+        while self._before_device and many + self._before_device[0][1] <= self._server.together:
+            taken.append(self._before_device.popleft())
+            many += taken[-1][1]
+        return taken
+
     def _hand_over(self) -> None:
-        self._device = self._before_device.popleft() if self._before_device else None
+        self._device = self._before_device.popleft()[0] if self._before_device else None
         if self._device is not None:
             heapq.heappush(self._timers, (self._now + HANDOVER_MS, next(self._numbers), self._device))
 
@@ -233,6 +260,11 @@ class _Simulation:
             p50_ms=percentile(took, 50),
             p99_ms=percentile(took, 99),
         )
+
+
+def _once(stage: Stage) -> Iterator[tuple[str, float]]:
+    yield "wait", stage.wait_ms
+    yield "cpu", stage.cpu_ms
 
 
 def _beside(stages: Sequence[Stage]) -> Iterator[tuple[str, float]]:

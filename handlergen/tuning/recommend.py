@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from handlergen.errors import HandlergenError
 from handlergen.tuning.probe import BATCHES, Alone, Beside
-from handlergen.tuning.queueing import Prediction, Server, Stage, closed_loop, open_loop
+from handlergen.tuning.queueing import PASSAGE, Prediction, Server, Stage, closed_loop, open_loop
 
 WORKERS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 MAX_BATCH_DELAY_MS = 1
@@ -143,7 +143,12 @@ def _server(alone: Alone, workers: int, batch_size: int) -> Server:
     cores = alone.cores / alone.devices
     if alone.stages == "predictor":
         cores = min(cores, 1.0)  # all stages share one process, and its interpreter
-    return Server(workers, batch_size, cores)
+    if alone.predictor != "process":
+        return Server(workers, batch_size, cores)
+    together = alone.max_batch if alone.batch != "each" else 1
+    # A worker that only passes requests on computes beside the process, not in its interpreter.
+    passage = PASSAGE if alone.stages == "worker" else Stage(PASSAGE.total_ms, 0.0)
+    return Server(workers, batch_size, cores, passage=passage, together=together)
 
 
 def _busy(alone: Alone, workers: int, batch_size: int) -> Candidate:
@@ -184,7 +189,7 @@ def _least(found: Sequence[Candidate], worth: Callable[[Candidate], float]) -> C
 
 def _correction(alone: Alone, measured: Beside) -> float:
     """The processes of `measured` have no TorchServe between their requests, and one request at a time."""
-    server = replace(_server(alone, measured.processes, 1), cores=alone.cores, dispatch=Stage(0.0, 0.0))
+    server = Server(measured.processes, 1, alone.cores, dispatch=Stage(0.0, 0.0))
     expected = closed_loop(alone.work, server, clients=measured.processes, requests=800)
     return measured.requests_per_s / expected.requests_per_s
 

@@ -78,6 +78,25 @@ def test_batches_share_a_predict() -> None:
     assert found.requests_per_s == pytest.approx(8e3 / (12 + HANDOVER_MS), rel=0.05)
 
 
+def test_the_way_to_another_process_takes_time_twice() -> None:
+    way = Stage(1.0, 0.5)
+    found = closed_loop(WAITS, Server(2, 1, 8.0, passage=way), clients=16)
+    assert found.requests_per_s == pytest.approx(2e3 / (30 + DISPATCH.total_ms + 2 * way.total_ms), rel=0.02)
+    # It is no time of the device's: enough workers keep that busy all the same.
+    full = closed_loop(WAITS, Server(6, 1, 8.0, passage=way), clients=16)
+    assert full.requests_per_s == pytest.approx(1e3 / (10 + HANDOVER_MS), rel=0.01)
+
+
+def test_a_process_predicts_for_several_workers_at_once() -> None:
+    model = work(Stage(10, 0), 10, Stage(10, 0), {1: 10.0, 8: 12.0})
+    alone_, together = (closed_loop(model, Server(8, 1, 8.0, together=most), clients=32) for most in (1, 8))
+    assert alone_.requests_per_s == pytest.approx(1e3 / (10 + HANDOVER_MS), rel=0.01)
+    # No more than a predict of all eight, one after the other with what is before and after it, and not much less.
+    assert 8e3 / 45 < together.requests_per_s <= 8e3 / 12
+    at_most_two = closed_loop(model, Server(8, 1, 8.0, together=2), clients=32)
+    assert at_most_two.requests_per_s == pytest.approx(2e3 / (10 + 2 / 7 + HANDOVER_MS), rel=0.02)
+
+
 def alone(
     stages: Work,
     *,
@@ -89,7 +108,7 @@ def alone(
     runs_in: str = "worker",
 ) -> Alone:
     computing = {"preprocess": 0.0, "predict": 0.0, "postprocess": 0.0}
-    return Alone("m", "cpu", devices, cores, batch, memory, predictor, runs_in, stages, computing)
+    return Alone("m", "cpu", devices, cores, batch, memory, predictor, runs_in, 32, stages, computing)
 
 
 @pytest.mark.parametrize(("stages", "workers"), [(WAITS, 4), (BURNS, 3)])
@@ -130,6 +149,9 @@ def test_copies_must_fit() -> None:
 def test_one_copy_for_all_workers_fits_and_one_process_has_one_interpreter() -> None:
     shared, _ = recommend(alone(WAITS, memory=300, predictor="process"), available_memory=1000)
     assert shared.chosen.workers == 4
+    near, _ = recommend(alone(WAITS, cores=8), available_memory=1 << 40, target_p99_ms=60)
+    far, _ = recommend(alone(WAITS, cores=8, predictor="process"), available_memory=1 << 40, target_p99_ms=60)
+    assert far.chosen.prediction.p50_ms > near.chosen.prediction.p50_ms or far.chosen.rate < near.chosen.rate
     computing = Work([Stage(0, 8)], [Stage(10, 0)], [Stage(0, 8)], {1: 10.0})
     inside, _ = recommend(
         alone(computing, cores=8, predictor="process", runs_in="predictor"), available_memory=1000
