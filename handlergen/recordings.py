@@ -21,6 +21,7 @@ SYMBOLS = {
     "preprocess": "p",
     "lock_wait": ".",
     "predict": "#",
+    "explain": "#",
     "postprocess": "a",
     "encode": "a",
 }
@@ -31,7 +32,7 @@ class Span:
     """One stage of one request, or one predict over several.
 
     Attributes:
-        stage: `decode`, `preprocess`, `lock_wait`, `predict`, `postprocess` or `encode`.
+        stage: `decode`, `preprocess`, `lock_wait`, `predict`, `explain`, `postprocess` or `encode`.
         start_ns, end_ns: `time.monotonic_ns()`, comparable between all processes of a machine.
         worker: TorchServe's name for the worker, else its pid.
         device: Key of the physical device.

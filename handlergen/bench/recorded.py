@@ -13,8 +13,8 @@ from statistics import fmean
 
 from handlergen.bench.answers import percentile
 from handlergen.recordings import Span, overlapping
+from handlergen.runtime.spans import ON_DEVICE, STAGES
 
-STAGES = ("decode", "preprocess", "lock_wait", "predict", "postprocess", "encode")
 _MS = 1e6
 
 
@@ -41,13 +41,13 @@ class DeviceUse:
 
     Attributes:
         device: Its key.
-        busy: The part of the time, 0..1, in which a predict ran on it, of whichever model.
-        busy_with_others: The part that other models took.
+        busy: The part of the time, 0..1, in which a predict or an explanation ran on it, of whichever model.
+        busy_with_others: The part that other models took, or explanations.
         predictions: Calls of the model's predict.
         predict_ms: Their mean length.
         requests_each: How many requests one call answers, by the mean.
         limit_per_s: Requests a second if it did nothing but predict for this model, back to back.
-        overlaps: Pairs of predictions, of any models, that ran at the same time.
+        overlaps: Pairs of them, of any models, that ran at the same time.
     """
 
     device: str
@@ -114,13 +114,13 @@ def summarize(spans: Sequence[Span], model: str, window: tuple[int, int]) -> Rec
     ended = {
         name: (start, end) for name, (start, end) in requests.items() if start_ns <= end < end_ns
     } or requests
-    predictions = [span for span in inside if span.stage == "predict"]
-    devices = dict.fromkeys(span.device for span in predictions if span.model == model)
+    on_device = [span for span in inside if span.stage in ON_DEVICE]
+    devices = dict.fromkeys(span.device for span in on_device if _is_predict(span, model))
     return Recorded(
         requests=len(ended),
         stages=tuple(_stages(own, window)),
         devices=tuple(
-            _device(device, [span for span in predictions if span.device == device], model, window)
+            _device(device, [span for span in on_device if span.device == device], model, window)
             for device in sorted(devices)
         ),
         occupied=_occupied(whole, window),
@@ -142,7 +142,7 @@ def covered(intervals: Iterable[tuple[int, int]], window: tuple[int, int]) -> fl
 
 def only_predicts(spans: Iterable[Span]) -> bool:
     """Are these the spans of a process that predicts for workers, and is none itself?"""
-    return all(span.stage in ("lock_wait", "predict") for span in spans)
+    return all(span.stage == "lock_wait" or span.stage in ON_DEVICE for span in spans)
 
 
 def _by_request(spans: Iterable[Span]) -> dict[str, tuple[int, int]]:
@@ -175,20 +175,24 @@ def _stages(spans: Sequence[Span], window: tuple[int, int]) -> Iterable[StageTim
         )
 
 
-def _device(device: str, predictions: Sequence[Span], model: str, window: tuple[int, int]) -> DeviceUse:
-    own = [span for span in predictions if span.model == model]
-    others = [(span.start_ns, span.end_ns) for span in predictions if span.model != model]
+def _is_predict(span: Span, model: str) -> bool:
+    return span.model == model and span.stage == "predict"
+
+
+def _device(device: str, held: Sequence[Span], model: str, window: tuple[int, int]) -> DeviceUse:
+    own = [span for span in held if _is_predict(span, model)]
+    others = [(span.start_ns, span.end_ns) for span in held if not _is_predict(span, model)]
     requests = sum(span.request_id.count(",") + 1 for span in own)
     spent_ns = sum(span.end_ns - span.start_ns for span in own)
     return DeviceUse(
         device=device,
-        busy=covered(((span.start_ns, span.end_ns) for span in predictions), window),
+        busy=covered(((span.start_ns, span.end_ns) for span in held), window),
         busy_with_others=covered(others, window),
         predictions=len(own),
         predict_ms=spent_ns / len(own) / _MS,
         requests_each=requests / len(own),
         limit_per_s=requests / max(spent_ns, 1) * 1e9,
-        overlaps=len(overlapping(predictions)),
+        overlaps=len(overlapping(held)),
     )
 
 

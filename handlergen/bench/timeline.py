@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from handlergen.bench.recorded import STAGES, only_predicts
+from handlergen.bench.recorded import only_predicts
 from handlergen.recordings import Span
+from handlergen.runtime.spans import ON_DEVICE, STAGES
 
 MOST_SPANS = 60_000
 _MOST_LANES = 16
@@ -45,7 +46,7 @@ def timeline_of(spans: Sequence[Span], model: str, window: tuple[int, int]) -> d
 
     rows: list[dict[str, Any]] = []
     laid: list[tuple[int, int, Span]] = []
-    predictions = [span for span in inside if span.stage == "predict"]
+    predictions = [span for span in inside if span.stage in ON_DEVICE]
     for device in sorted({span.device for span in predictions}):
         laid += [(len(rows), 0, span) for span in predictions if span.device == device]
         rows.append({"label": f"device {device}", "lanes": 1})

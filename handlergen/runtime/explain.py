@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from .arrivals import Ready
 from .device import Device, map_tensors
 from .hooks import BoundHook, Item
+from .recording import Recorder
 
 #: As in `predictor`.
 _HOOK_ERRORS = (Exception, SystemExit)
@@ -35,6 +36,7 @@ class Explainer:
         lock: The same as the predictions': explanations and predictions take turns.
         lock_timeout_s: How long a request may wait for the device, in seconds.
         fail: Called with an item, what was raised and the hook's name; sets the item's failure.
+        recorder: Is told how long each stage took; None for nobody.
     """
 
     def __init__(
@@ -45,12 +47,14 @@ class Explainer:
         *,
         lock_timeout_s: float,
         fail: Callable[[Item, BaseException, str], None],
+        recorder: Recorder | None = None,
     ) -> None:
         self._hook = hook
         self._device = device
         self._lock = lock
         self._lock_timeout_s = lock_timeout_s
         self._fail = fail
+        self._recorder = recorder
 
     def load(self) -> None:
         """Nothing: the predictor has loaded the model."""
@@ -75,6 +79,7 @@ class Explainer:
     def _explain(self, item: Item) -> Any:
         waited_s = (time.monotonic_ns() - item.ready_ns) / 1e9
         self._lock.acquire(max(0.0, self._lock_timeout_s - waited_s))
+        started = time.monotonic_ns()
         try:
             # An async preprocess runs in inference mode; what it made could not be differentiated.
             inputs = map_tensors(item.inputs, lambda each: each.clone() if each.is_inference() else each)
@@ -88,4 +93,8 @@ class Explainer:
             self._device.recovers(error)  # if it does not, the next predict finds out
             raise
         finally:
+            ended = time.monotonic_ns()
             self._lock.release()
+            if self._recorder is not None:
+                self._recorder.record("lock_wait", item.request.id, item.ready_ns, started)
+                self._recorder.record("explain", item.request.id, started, ended)

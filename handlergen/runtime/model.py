@@ -105,6 +105,7 @@ class LoadedModel:
                 lock,
                 lock_timeout_s=settings.lock_timeout_s,
                 fail=self.failing.fail,
+                recorder=self.recording.recorder,
             )
         self.is_healthy = self._module.optional("is_healthy")
         if server is not None:

@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 TRACE_DIR_VARIABLE = "HANDLERGEN_TRACE_DIR"
-STAGES = ("decode", "preprocess", "lock_wait", "predict", "postprocess", "encode")
+STAGES = ("decode", "preprocess", "lock_wait", "predict", "explain", "postprocess", "encode")
+ON_DEVICE = ("predict", "explain")
+"""Those that have the device to themselves; a request passes one of them."""
 
 
 class Spans:

@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from handlergen.errors import HandlergenError
 from handlergen.recordings import Span
+from handlergen.runtime.spans import ON_DEVICE
 from handlergen.trace.flows import Flows, Point
 from handlergen.trace.recording import Recording, in_order, survey
 from handlergen.trace.rows import Named, Row, Rows
@@ -133,12 +134,14 @@ def _events(first: Span, rest: Iterator[Span], recording: Recording) -> Iterator
         slices = [
             _slice(span, row, zero, name=span.stage.replace("_", " "), category="worker", args=slice_args)
         ]
-        if span.stage == "predict":
+        if span.stage in ON_DEVICE:
             # The worker's own row shows it, too; the arrows go to the device's.
             row = rows.of_device(span)
             many = span.request_id.count(",") + 1
             args = f'{slice_args},"requests":{many},"pid":{span.pid}'
-            slices.append(_slice(span, row, zero, name=f"predict {span.model}", category="device", args=args))
+            slices.append(
+                _slice(span, row, zero, name=f"{span.stage} {span.model}", category="device", args=args)
+            )
         for named in rows.new_names():
             yield from _names(named)
         yield from slices

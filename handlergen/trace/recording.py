@@ -13,6 +13,7 @@ from pathlib import Path
 
 from handlergen.errors import HandlergenError
 from handlergen.recordings import Span, read_file, span_files
+from handlergen.runtime.spans import ON_DEVICE
 
 _start = attrgetter("start_ns", "end_ns")
 
@@ -80,7 +81,7 @@ def survey(directory: Path | str) -> Recording:
                 process = processes[span.pid] = Process(span.pid, span.worker)
             process.models.add(span.model)
             process.stages.add(span.stage)
-            if span.stage == "predict":
+            if span.stage in ON_DEVICE:
                 devices.add(span.device)
     if start is None or end is None:
         raise HandlergenError(

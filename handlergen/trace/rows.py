@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from handlergen.recordings import Span
-from handlergen.runtime.spans import STAGES
+from handlergen.runtime.spans import ON_DEVICE, STAGES
 from handlergen.trace.recording import Process, Recording
 
 
@@ -57,7 +57,7 @@ class Rows:
         return self._lane(span.pid, span.stage, span)
 
     def of_device(self, span: Span) -> Row:
-        """The row of the device that a predict ran on."""
+        """The row of the device that a predict, or an explanation, ran on."""
         pid = self._devices[span.device]
         if pid not in self._seen:
             self._name_group(pid, f"device {span.device}", pid)
@@ -88,6 +88,6 @@ class Rows:
 
 def _process_name(process: Process) -> str:
     """`digits worker`; Perfetto adds the pid. One that does nothing but predict for others is a predictor."""
-    role = "predictor" if process.stages <= {"lock_wait", "predict"} else "worker"
+    role = "predictor" if process.stages <= {"lock_wait", *ON_DEVICE} else "worker"
     own = "" if process.worker == str(process.pid) else f" {process.worker}"
     return f"{', '.join(sorted(process.models))} {role}{own}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from handlergen.recordings import Span
+from handlergen.runtime.spans import ON_DEVICE
 
 
 @dataclass
@@ -71,5 +72,5 @@ class Summary:
         self.spans += 1
         self.pids.add(span.pid)
         self.requests += span.stage == "encode"
-        if span.stage == "predict":
+        if span.stage in ON_DEVICE:
             self.devices.setdefault(span.device, DeviceUse()).add(span)

@@ -169,7 +169,7 @@ def test_histograms_are_as_prometheus_wants_them(server: Any) -> None:
     gauges = ["handlergen_model_copies", "handlergen_model_memory_bytes"]
     types = {name: kind for name, kind in found.types.items() if name.startswith("handlergen_")}
     assert types == {**dict.fromkeys(counters, "counter"), **dict.fromkeys(gauges, "gauge")}
-    for stage in STAGES:
+    for stage in set(STAGES) - {"explain"}:
         labels = {"model": "copies", "stage": stage}
         buckets = found.by("le", "handlergen_stage_seconds_bucket", **labels)
         values = [buckets[name] for name in sorted(buckets, key=float)]
@@ -206,6 +206,7 @@ def test_explanations_kserve_and_descriptions(server: Any) -> None:
     """An explanation is an answer; so is a KServe request, whose instances pass the stages; a description is none."""
     before = Metrics(server)
     assert post(server, "/explanations/copies", {"x": 1}).json() == ["because"]
+    assert post(server, "/explanations/process", {"x": 1}).json() == ["because"]
     body = {"instances": [{"x": 1}, {"x": 2}, {"x": 3}]}
     assert post(server, "/v1/models/copies:predict", body).status_code == 200
     assert server.client.predict("copies", {"x": 1}).status == 200
@@ -214,11 +215,15 @@ def test_explanations_kserve_and_descriptions(server: Any) -> None:
     described = httpx.get(url, headers={"Authorization": f"Bearer {key}"}, trust_env=False)
     assert described.json()[0]["customizedMetadata"]
     after = when(server, lambda now: now.grown(before, "handlergen_answers_total", model="copies") >= 3)
+    explained = {"model": "process", "stage": "explain"}
+    count = "handlergen_stage_seconds_count"
+    after = when(server, lambda now: now.grown(before, count, **explained) >= 1)
+    assert after.grown(before, count, **explained) == 1
     time.sleep(1.5)  # a description that counts would be written within a second
     after = Metrics(server)
     assert after.by("status", "handlergen_answers_total", before, model="copies") == {"200": 3}
     stages = after.by("stage", "handlergen_stage_seconds_count", before, model="copies")
-    assert (stages["preprocess"], stages["predict"]) == (5, 4)
+    assert (stages["preprocess"], stages["predict"], stages["explain"], stages["lock_wait"]) == (5, 4, 1, 5)
 
 
 @pytest.mark.parametrize("model", ["copies", "process"])

@@ -301,7 +301,7 @@ def test_a_window_that_cuts_requests_leaves_no_loose_arrow(tmp_path: Path) -> No
     st.lists(
         st.builds(
             span,
-            st.sampled_from(STAGES),
+            st.sampled_from((*STAGES, "explain")),
             start := st.integers(0, 30),
             start.map(lambda moment: moment + 31),
             st.sampled_from(["a", "b", "a,b", 'quoted "c"', "ä"]),
@@ -318,7 +318,7 @@ def test_any_recording_becomes_a_valid_trace(
     directory = record(tmp_path_factory.mktemp("spans"), spans)
     trace, summary = convert(directory)
     assert sum(event.get("cat") == "worker" for event in trace["traceEvents"]) == len(spans) == summary.spans
-    predicts = [one for one in spans if one.stage == "predict"]
+    predicts = [one for one in spans if one.stage in ("predict", "explain")]
     assert sum(event.get("cat") == "device" for event in trace["traceEvents"]) == len(predicts)
 
 
