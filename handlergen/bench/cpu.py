@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import psutil
 
+_NEARLY = 0.9
+
 
 @dataclass(frozen=True)
 class CpuUse:
@@ -87,7 +89,10 @@ class CpuMeter:
 
 
 class Readings:
-    """Readings at two moments, taken by a thread beside a load."""
+    """Readings at two moments, taken by a thread beside a load.
+
+    The second is due when the load ends, and is taken when that is a little earlier.
+    """
 
     def __init__(self, meter: CpuMeter, first_s: float, second_s: float) -> None:
         self._meter = meter
@@ -110,7 +115,9 @@ class Readings:
     def _take(self, first_s: float, second_s: float) -> None:
         began = time.monotonic()
         for at in (first_s, second_s):
-            if self._stopped.wait(max(0.0, began + at - time.monotonic())):
+            ended = self._stopped.wait(max(0.0, began + at - time.monotonic()))
+            nearly = first_s + _NEARLY * (second_s - first_s)
+            if ended and (not self._taken or time.monotonic() - began < nearly):
                 return
             self._taken.append(self._meter.read())
 

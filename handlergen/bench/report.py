@@ -20,6 +20,7 @@ _STAGE_WORDS = {
     "preprocess": "the model's own, beside predictions of other requests",
     "lock_wait": "ready, waiting for the device",
     "predict": "on the device, one at a time",
+    "explain": "on the device, too",
     "postprocess": "the model's own, beside predictions of other requests",
     "encode": "write the answer",
 }

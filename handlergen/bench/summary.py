@@ -116,14 +116,15 @@ def _recorded(measurement: Measurement, recorded: Recorded) -> Iterator[str]:
             f"{measurement.share_of_limit:.1%} reached",
         )
     yield _row("a request, ms", _stages(recorded))
-    wait = recorded.stage("lock_wait")
-    if wait is not None:
-        yield _row("lock wait, ms", f"p50 {number(wait.p50_ms)}   p99 {number(wait.p99_ms)}")
     if measurement.figures.latency_ms:
         yield _row(
             "",
-            f"{number(recorded.in_workers_ms)} in its worker, the rest in TorchServe's queue and on the way",
+            f"{number(recorded.in_workers_ms)} from decode to encode, the rest of its latency in TorchServe's queue "
+            "and on the way",
         )
+    wait = recorded.stage("lock_wait")
+    if wait is not None:
+        yield _row("lock wait, ms", f"p50 {number(wait.p50_ms)}   p99 {number(wait.p99_ms)}")
     yield _row("workers", f"{measurement.workers}, with a request {recorded.mean_occupied:.0%} of the time")
 
 

@@ -14,6 +14,9 @@ BUSY = 0.93
 """A device or a CPU that is busy for such a part of the time is what limits."""
 
 _NEARLY = 0.8
+_NEARLY_FULL = 0.85
+_OWN_SHARE = 0.5
+_COMPUTES = 0.25
 _WAIT_SHARE = 0.25
 _KEPT_UP = 0.97
 _ONE_THREAD = 0.9
@@ -47,8 +50,9 @@ def judge(
         _load_itself(figures, cpu)
         or _device(recorded, cpu)
         or _kept_up(pace, figures, recorded)
-        or _cpu(cpu, recorded)
+        or _cpu(figures, recorded, cpu, BUSY)
         or _workers(recorded)
+        or _cpu(figures, recorded, cpu, _NEARLY_FULL)
         or _clients(pace, recorded, batch_size)
         or _server(figures, recorded)
     )
@@ -113,8 +117,8 @@ def _kept_up(pace: Pace, figures: Figures, recorded: Recorded | None) -> Verdict
     return Verdict("none", f"The server keeps up with {pace.rate:g} requests/s{busy}.")
 
 
-def _cpu(cpu: CpuUse | None, recorded: Recorded | None) -> Verdict | None:
-    if cpu is None or cpu.full < BUSY:
+def _cpu(figures: Figures, recorded: Recorded | None, cpu: CpuUse | None, full: float) -> Verdict | None:
+    if cpu is None or cpu.full < full:
         return None
     parts = {
         "workers": cpu.workers or 0.0,
@@ -123,28 +127,62 @@ def _cpu(cpu: CpuUse | None, recorded: Recorded | None) -> Verdict | None:
         "other processes": cpu.others or 0.0,
     }
     most = max(parts, key=lambda name: parts[name])
-    used = f"All {cpu.cores} cores of the CPU are in use, {parts[most]:.1f} of them"
+    if most == "other processes" and _only_wait(recorded, cpu):
+        return None
+    cores = (
+        f"All {cpu.cores} cores" if cpu.full >= BUSY else f"{cpu.full * cpu.cores:.1f} of {cpu.cores} cores"
+    )
+    used = f"{cores} of the CPU are in use, {parts[most]:.1f} of them"
     busy = (
         f" The device is busy only {recorded.busy:.0%} of the time." if recorded and recorded.devices else ""
     )
     if most == "workers":
+        return _workers_cpu(figures, recorded, parts[most], used, busy)
+    by, advice = {
+        "server": ("TorchServe's frontend", "Larger batches make its share smaller."),
+        "load generator": ("the load generator", "Run it on another machine."),
+        "other processes": ("other processes of this machine", "Measure when it is quiet."),
+    }[most]
+    return Verdict(most, f"{used} by {by}.{busy} {advice}")
+
+
+def _workers_cpu(figures: Figures, recorded: Recorded | None, cores: float, used: str, busy: str) -> Verdict:
+    """Are the workers' cores spent in the stages, or on requests that come and answers that go?"""
+    stages = _stages_cores(figures, recorded)
+    if stages is not None and stages < _OWN_SHARE * cores:
         return Verdict(
-            "preprocessing CPU",
-            f"{used} by the workers, for preprocessing and postprocessing.{busy} More cores, or cheaper stages, "
-            "give more; more workers do not.",
-        )
-    if most == "server":
-        return Verdict(
-            "server", f"{used} by TorchServe's frontend.{busy} Larger batches make its share smaller."
-        )
-    if most == "load generator":
-        return Verdict(
-            "load generator",
-            f"{used} by the load generator.{busy} Run it on another machine.",
+            "server",
+            f"{used} by the workers, but the stages take {stages:.2f} at most: the rest goes into passing requests to "
+            f"them and answers back.{busy} Larger batches, or more work per request, make that share smaller.",
         )
     return Verdict(
-        "other processes", f"{used} by other processes of this machine.{busy} Measure when it is quiet."
+        "preprocessing CPU",
+        f"{used} by the workers, for preprocessing and postprocessing{_and_predict(recorded)}.{busy} More cores, or "
+        "cheaper stages, give more; more workers do not.",
     )
+
+
+def _only_wait(recorded: Recorded | None, cpu: CpuUse) -> bool:
+    """Do the workers' requests keep them without needing the CPU that others have?"""
+    if recorded is None or cpu.workers is None:
+        return False
+    return recorded.mean_occupied >= _NEARLY and cpu.workers < _COMPUTES * sum(recorded.occupied.values())
+
+
+def _stages_cores(figures: Figures, recorded: Recorded | None) -> float | None:
+    """The most that the stages can have computed, in cores: as if they did not wait for anything but the device."""
+    if recorded is None:
+        return None
+    on_cpu = _and_predict(recorded) != ""
+    left_out = ("lock_wait",) if on_cpu else ("lock_wait", "predict")
+    each_ms = sum(stage.per_request_ms for stage in recorded.stages if stage.stage not in left_out)
+    return figures.requests_per_s * each_ms / 1e3
+
+
+def _and_predict(recorded: Recorded | None) -> str:
+    """Where the device is the CPU, predict needs cores, too."""
+    on_cpu = recorded is not None and any(device.device == "cpu" for device in recorded.devices)
+    return ", and for predict, since the device is the CPU" if on_cpu else ""
 
 
 def _workers(recorded: Recorded | None) -> Verdict | None:

@@ -38,6 +38,22 @@ def postprocess(number):
     return {"answer": number}
 """
 
+ONE_PROCESS = """
+import time
+
+def preprocess(data):
+    time.sleep(0.01)
+    return data
+
+def predict(inputs):
+    time.sleep(0.01)
+    return inputs
+
+def postprocess(outputs):
+    time.sleep(0.01)
+    return outputs
+"""
+
 
 def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -58,6 +74,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (directory / "double.py").write_text(MODULE)
     archive(
         directory / "double.py", model_store=directory / "model-store", workers_per_device=2, devices="cpu"
+    )
+    (directory / "relayed.py").write_text(ONE_PROCESS)
+    archive(
+        directory / "relayed.py",
+        model_store=directory / "model-store",
+        workers_per_device=1,
+        devices="cpu",
+        predictor="process",
+        stages="worker",
     )
     names = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
     ports = {f"{name}_port": port for name, port in zip(names, free_ports(5), strict=True)}
@@ -97,6 +122,25 @@ def test_a_closed_loop(home: Path, over: tuple[str, ...]) -> None:
     assert report["cpu"]["workers"] > 0
     assert report["cpu"]["frontend"] > 0
     assert "<h2>Timeline</h2>" in (home / "report.html").read_text("utf-8")
+
+
+def test_a_model_with_a_predictor_process(home: Path) -> None:
+    """One worker, which is never without a request, and a device that is idle two thirds of the time."""
+    result = run(
+        home,
+        *("bench", "relayed", "--data", "1", "--clients", "8", "--duration", "1.5", "--warmup", "0.5"),
+        *("--report", "relayed.html", "--json"),
+    )
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert (report["errors"], report["predict_overlaps"], report["workers"]) == ({}, 0, 1)
+    assert len(report["workers_occupied"]) == 1  # the process that predicts is no worker
+    (device,) = report["devices"]
+    assert device["device"] == "cpu"
+    assert device["predict_ms"] >= 10
+    assert set(report["stages"]) == {"decode", "preprocess", "lock_wait", "predict", "postprocess", "encode"}
+    assert report["bottleneck"] == "workers", report["why"]
+    assert "predictor " in (home / "relayed.html").read_text("utf-8")
 
 
 def test_an_open_loop_with_failing_rows(home: Path) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from handlergen.bench.answers import RIGHT, Answer, Figures, Load
-from handlergen.bench.cpu import CpuMeter, CpuUse
+from handlergen.bench.cpu import CpuMeter, CpuUse, Readings
 from handlergen.bench.measure import Measurement, Plan
 from handlergen.bench.pace import Closed, Open, Pace
 from handlergen.bench.recorded import Recorded, covered, summarize
@@ -89,6 +91,13 @@ def test_overlaps_and_other_models_on_the_device_are_seen() -> None:
     assert device.predictions == 2
 
 
+def test_an_explanation_has_the_device_too() -> None:
+    spans = [span("predict", 0, 10, "a"), span("explain", 20, 50, "b"), span("lock_wait", 10, 20, "b")]
+    (device,) = recorded_of(spans).devices
+    assert (device.busy, device.busy_with_others, device.predictions, device.overlaps) == (0.4, 0.3, 1, 0)
+    assert device.limit_per_s == pytest.approx(100)
+
+
 def test_nothing_recorded_of_the_model() -> None:
     assert summarize([span("predict", 0, 10, "a", model="other")], "m", WINDOW) is None
 
@@ -149,7 +158,17 @@ SHARED = replace(BUSY_DEVICE, devices=(replace(BUSY_DEVICE.devices[0], busy_with
             OCCUPIED,
             use(workers=1.8),
         ),
+        (
+            "preprocessing CPU",
+            "1.8 of 2 cores of the CPU are in use, 1.6 of them by the workers",
+            Closed(16),
+            figures(60),
+            RARE,
+            use(workers=1.6, others=0.0, frontend=0.05, client=0.15),
+        ),
+        ("server", "stages take 0.23 at most", Closed(16), figures(10), OCCUPIED, use(workers=1.8)),
         ("server", "1.7 of them by TorchServe", Closed(16), figures(60), RARE, use(frontend=1.7)),
+        ("workers", "All 3 have a request", Closed(16), figures(60), OCCUPIED, use(others=1.7)),
         ("other processes", "1.7 of them by other", Closed(16), figures(60), RARE, use(others=1.7)),
         ("load generator", "95% of a core", Closed(16), figures(60), BUSY_DEVICE, use(client=0.95)),
         ("clients", "2 clients at a time", Closed(2), figures(60), RARE, use()),
@@ -166,6 +185,13 @@ def test_the_bottleneck_is_named(
     verdict = judge(pace, found, spans, cpu)
     assert verdict.bottleneck == bottleneck
     assert said in verdict.sentence
+
+
+@pytest.mark.parametrize(("second_s", "taken"), [(0.21, True), (30.0, False)])
+def test_a_load_that_ends_a_little_early_is_read_at_its_end(second_s: float, *, taken: bool) -> None:
+    with Readings(CpuMeter({"workers": []}), 0.0, second_s) as readings:
+        time.sleep(0.2)
+    assert (readings.use() is not None) == taken
 
 
 def test_cpu_time_is_told_apart() -> None:
@@ -268,43 +294,107 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no chromium")
-@pytest.mark.parametrize("width", [360, 1100])
-def test_a_browser_draws_the_page_and_it_fits(tmp_path: Path, width: int) -> None:
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1100])
+def test_a_browser_draws_the_page_and_it_fits(tmp_path: Path, width: int, scheme: str) -> None:
+    """In a frame as wide as a phone: a window is never narrower than 500 pixels."""
     (tmp_path / "report.html").write_text(
         page(measurement(model="a_rather_long_name_of_a_model" * 3)), "utf-8"
     )
     frame = tmp_path / "frame.html"
     frame.write_text(
+        "<body style='margin:0'>"
         f'<iframe src="report.html" style="width:{width}px;height:3000px;border:0"></iframe><p id="found"></p>'
         "<script>onload = () => setTimeout(() => { const page = frames[0].document;"
-        "found.textContent = [page.documentElement.scrollWidth, ...['latency', 'time', 'waits', 'timeline']"
+        "const cut = [...page.querySelectorAll('main *')].filter((one) => { const box = one.getBoundingClientRect();"
+        f"return box.left < -0.5 || box.right > {width} + 0.5; }});"
+        "found.textContent = [page.documentElement.scrollWidth, cut.length, "
+        "...['latency', 'time', 'waits', 'timeline']"
         ".map((id) => page.querySelectorAll(`#${id} rect, #${id} path`).length)].join(' '); }, 300)</script>"
     )
+    picture = tmp_path / "page.png"
     assert BROWSER is not None
     result = subprocess.run(
         [
             *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"),
-            *(
-                f"--user-data-dir={tmp_path / 'profile'}",
-                "--virtual-time-budget=3000",
-                "--dump-dom",
-                frame.as_uri(),
-            ),
+            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+            *("--no-first-run", "--hide-scrollbars", "--enable-logging=stderr"),
+            f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}",
+            *(f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000"),
+            *(f"--screenshot={picture}", f"--window-size={max(width, 500)},3000", "--dump-dom"),
+            frame.as_uri(),
         ],
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
+    assert "CONSOLE" not in result.stderr  # an error in the page's script
     found = re.search(r'id="found">([\d ]+)<', result.stdout)
     assert found is not None, result.stderr
-    wide, *drawn = map(int, found[1].split())
-    assert wide <= width
+    wide, cut, *drawn = map(int, found[1].split())
+    assert (wide <= width, cut) == (True, 0)
     latency, over, waits, timeline = drawn
     assert latency > 10
     assert over >= 12
     assert waits >= 2
     assert timeline > 20
+    with Image.open(picture) as shot:
+        drawn_on = shot.convert("RGB").crop((0, 0, width, 3000))
+    colours = {colour: count for count, colour in drawn_on.getcolors(1 << 24) or []}
+    paper = max(colours, key=lambda colour: colours[colour])
+    assert max(paper) < 48 if scheme == "dark" else min(paper) > 240
+    predict = STAGE_COLOURS[scheme]["predict"]
+    assert colours.get(rgb(predict), 0) > 200, "the timeline shows no predict"
+
+
+def rgb(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def colours_of_the_page() -> dict[str, dict[str, str]]:
+    """Scheme -> name -> `#rrggbb`, as the page's style sheet has them."""
+    light, dark = page(measurement()).split("prefers-color-scheme: dark", 1)
+    return {
+        scheme: dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", text.split("</style>")[0]))
+        for scheme, text in (("light", light), ("dark", dark))
+    }
+
+
+def contrast(one: str, other: str) -> float:
+    """The ratio of WCAG 2.1, 1 to 21."""
+
+    def luminance(colour: str) -> float:
+        parts = [part / 255 for part in rgb(colour)]
+        red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+STAGE_COLOURS = colours_of_the_page()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_the_page_shows_can_be_told_from_what_it_lies_on(scheme: str) -> None:
+    """WCAG 2.1: 4.5 for text, 3 for what is drawn."""
+    colours = STAGE_COLOURS[scheme]
+    for ground in ("page", "card"):
+        assert contrast(colours["ink"], colours[ground]) >= 7
+        assert contrast(colours["soft"], colours[ground]) >= 4.5
+    for stage in (
+        "decode",
+        "preprocess",
+        "lock_wait",
+        "predict",
+        "explain",
+        "postprocess",
+        "encode",
+        "other",
+    ):
+        assert contrast(colours[stage], colours["lane"]) >= 3, stage
+    assert contrast(colours["accent"], colours["card"]) >= 3
 
 
 def test_rows_of_many_kinds(tmp_path: Path) -> None:
