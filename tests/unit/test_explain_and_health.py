@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from handlergen.recordings import of_stage, overlapping, read_spans
+from handlergen.runtime.spans import ON_DEVICE
 
 EXPLAINED = """
 import torch
@@ -53,6 +57,26 @@ def test_explain_gets_gradients_what_preprocess_returned_and_no_postprocess(
             assert answer["at"] == "here"
             assert len(answer["gradient"]) == 2
             assert any(answer["gradient"])
+
+
+def test_an_explanations_time_on_the_device_is_recorded(
+    serve_project: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Also that of one that fails: it had the device."""
+    served = serve_project(EXPLAINED.format(asynchronous=""))
+    assert [status for status, _ in explain(served, [1.0, 2.0], [0.0, 0.0])] == [200, 500]
+    served.raw((b"[1.0, 2.0]", {}))
+    spans = read_spans(tmp_path / "spans")
+    assert [len(of_stage(spans, stage)) for stage in ("preprocess", "lock_wait", "explain", "predict")] == [
+        3,
+        3,
+        2,
+        1,
+    ]
+    assert overlapping(of_stage(spans, *ON_DEVICE)) == []
+    for explained in of_stage(spans, "explain"):
+        (waited,) = [s for s in of_stage(spans, "lock_wait") if s.end_ns == explained.start_ns]
+        assert waited.request_id == explained.request_id
 
 
 def test_explanations_and_predictions_of_one_batch(serve_project: Callable[..., Any]) -> None:
