@@ -16,7 +16,7 @@ demo: $(STAMP) ## train, archive, serve, predict, scale and stop, on this machin
 	@exec $(BIN)/python examples/demo.py
 
 test: lint ## everything that CI runs (ARGS="-k scale" is passed to pytest)
-	@exec $(BIN)/python -m pytest $(ARGS)
+	@exec $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 soak: $(STAMP) ## half an hour of random faults under load (ARGS="--minutes 5")
 	@exec $(BIN)/python tests/soak/soak.py $(ARGS)

@@ -142,7 +142,6 @@ def test_it_runs_in_a_process_of_its_own_with_the_settings_given(sample: Path) -
         ((item for item in ()), "generator: a streamed answer"),
         ([[[[[[1]]]]]], "list (1) of list (1) of list (1) of list (1) of list"),
     ],
-    ids=str,
 )
 def test_a_value_is_described_in_a_line(value: Any, text: str) -> None:
     assert describe(value) == text
