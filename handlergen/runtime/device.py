@@ -60,19 +60,17 @@ class Device:
         if not self.is_cpu:
             torch.cuda.synchronize(self.torch)
 
-    def recovers(self, error: BaseException) -> bool:
+    def recover(self, error: BaseException) -> None:
         """After a failed call: what it launched must have ended, and its cached memory be free, before the next turn.
 
-        Returns:
-            False after a sticky CUDA error, which every later call fails with too.
+        After a sticky CUDA error, which every later call fails with too, the device is `broken`.
         """
         try:
             self.wait()
             if is_out_of_memory(error) and not self.is_cpu:
                 torch.cuda.empty_cache()
         except RuntimeError:
-            return False
-        return True
+            self.broken = True
 
 
 def inference_mode() -> AbstractContextManager[object]:

@@ -90,7 +90,7 @@ class Explainer:
             self._device.wait()
             return self._device.fetch(outputs)
         except _HOOK_ERRORS as error:
-            self._device.recovers(error)  # if it does not, the next predict finds out
+            self._device.recover(error)
             raise
         finally:
             ended = time.monotonic_ns()

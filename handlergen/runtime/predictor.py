@@ -173,7 +173,7 @@ class WorkerPredictor:
                 try:
                     item.outputs = self._on_device(item)
                 except HOOK_ERRORS as error:
-                    self._after_error(error)
+                    self._device.recover(error)
                     self._fail(item, error, "predict")
                 predicted.append((item.request.id, ready, started, time.monotonic_ns()))
                 arrivals.done(item)
@@ -205,7 +205,7 @@ class WorkerPredictor:
                 else:
                     self._predict_batch(items, together)
             except HOOK_ERRORS as error:
-                self._after_error(error)
+                self._device.recover(error)
                 if len(items) == 1 or isinstance(error, BatchError):
                     for item in items:
                         self._fail(item, error, "predict")
@@ -224,7 +224,7 @@ class WorkerPredictor:
             try:
                 self._predict_batch([item], self._join([item]))
             except HOOK_ERRORS as error:
-                self._after_error(error)
+                self._device.recover(error)
                 self._fail(item, error, "predict")
 
     def _together(self, items: Sequence[Item]) -> Item | None:
@@ -302,10 +302,6 @@ class WorkerPredictor:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
         return self._loop.run_until_complete(coroutine)
-
-    def _after_error(self, error: BaseException) -> None:
-        if not self._device.recovers(error):
-            self._device.broken = True
 
     def _record(self, items: Sequence[Item], started: int, ended: int) -> None:
         assert self._recorder is not None

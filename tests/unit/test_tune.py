@@ -265,7 +265,7 @@ def test_a_module_is_measured_and_the_settings_are_written(tmp_path: Path) -> No
     stages = found["stages"]
     assert stages["preprocess"]["alone_ms"] >= 2
     assert stages["predict"]["alone_ms"] >= 3
-    assert stages["preprocess"]["computing"] > 0.5 > stages["predict"]["computing"]
+    assert stages["preprocess"]["computing"] > stages["predict"]["computing"]
     assert set(found["predict_ms_by_batch_size"]) >= {"1", "2", "4"}
     assert 0 < found["predicted"]["requests_per_s"] < 32_000 / 3
     assert found["predicted"]["device_busy"] <= 1
