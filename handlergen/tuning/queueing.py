@@ -40,10 +40,20 @@ DISPATCH = Stage(wait_ms=0.5, cpu_ms=0.7)
 """What passes in a worker from the end of one answer to the beginning of the next request, of which TorchServe and its
 sockets compute a part. Measured: 1.2 to 1.3 ms by the median, under 100 requests a second and under 2 900."""
 
-PASSAGE = Stage(wait_ms=0.05, cpu_ms=0.1)
-"""From a worker to the process that predicts, and the same back: a pickle, a socket, a thread that wakes up."""
+PASSAGE = Stage(wait_ms=0.25, cpu_ms=0.15)
+"""From a worker to the process that predicts, and the same back. Measured by the median, with stages of 10 ms: 0.52 ms
+there, the lock included, and 0.40 back; under a module that does nothing, whose processes hardly sleep, 0.1 each."""
 
 NO_PASSAGE = Stage(0.0, 0.0)
+
+MAX_BATCH_DELAY_MS = 1
+"""How long a worker that has a request waits for more of a batch, in every recommendation: a busy device fills batches
+by itself, since requests wait, and an idle one gains nothing."""
+
+RETURN_MS = 0.3
+"""From one new request to the next when a batch was answered: TorchServe's frontend passes them on one by one. Its CPU
+time for each is 0.4 ms, measured, on up to two cores. With 0.3 the simulated throughput and latency are those of
+benchmarks/tuning.py's workload L: 450 requests/s where 428 were measured (were they to come at once: 534)."""
 
 HANDOVER_MS = 0.1
 """From the end of one worker's predict to the start of another's. Measured: 0.10 to 0.11 ms by the median."""
@@ -85,7 +95,7 @@ class Server:
         workers: On one device.
         batch_size: The most requests that a worker takes at once.
         cores: For the workers of one device; a part of one is possible.
-        dispatch: What TorchServe costs a batch.
+        dispatch: What TorchServe costs: the waiting a batch, the computing each of its requests.
         passage: To a process that predicts for the workers, and the same back.
         together: The most requests of several workers that one predict takes; 1: those of one worker at a time.
     """
@@ -182,19 +192,26 @@ class _Simulation:
             self._begin(self._idle.popleft())
 
     def _begin(self, worker: int) -> None:
-        taken = [self._queue.popleft() for _ in range(min(self._server.batch_size, len(self._queue)))]
-        self._steps[worker] = self._batch(worker, taken)
+        self._steps[worker] = self._batch(worker, self._take(self._server.batch_size))
         self._step(worker)
+
+    def _take(self, most: int) -> list[float]:
+        """When each of those came that a worker takes from the queue."""
+        return [self._queue.popleft() for _ in range(min(most, len(self._queue)))]
 
     def _batch(self, worker: int, taken: list[float]) -> Iterator[tuple[str, float]]:
         """What a worker does with a batch: (`wait` or `cpu`, ms) or (`device`, requests) to queue for the device."""
+        if len(taken) < self._server.batch_size:
+            yield "wait", MAX_BATCH_DELAY_MS
+            taken += self._take(self._server.batch_size - len(taken))
         work, many = self._work, len(taken)
         number = len(self._answered)
         before, predict, after = (
             [stages[(number + index) % len(stages)] for index in range(many)]
             for stages in (work.before, work.predict, work.after)
         )
-        yield from _once(self._server.dispatch)
+        yield "wait", self._server.dispatch.wait_ms
+        yield "cpu", self._server.dispatch.cpu_ms * many  # each request is received and answered by itself
         yield from _beside(before)
         yield from _once(self._server.passage)
         yield "device", float(many)
@@ -214,10 +231,11 @@ class _Simulation:
                 heapq.heappush(self._timers, (self._now, next(self._numbers), other))
         yield from _once(self._server.passage)
         yield from _beside(after)
-        for came in taken:
+        for index, came in enumerate(taken):
             self._answered.append((came, self._now))
             if self._again:
-                self._queue.append(self._now)
+                # One after the other: a worker that is free finds the first of them, not all.
+                heapq.heappush(self._timers, (self._now + index * RETURN_MS, next(self._numbers), -1))
         self._idle.append(worker)
 
     def _step(self, worker: int) -> None:

@@ -8,11 +8,17 @@ from dataclasses import dataclass, replace
 
 from handlergen.errors import HandlergenError
 from handlergen.tuning.probe import BATCHES, Alone, Beside
-from handlergen.tuning.queueing import PASSAGE, Prediction, Server, Stage, closed_loop, open_loop
+from handlergen.tuning.queueing import (
+    MAX_BATCH_DELAY_MS,
+    PASSAGE,
+    Prediction,
+    Server,
+    Stage,
+    closed_loop,
+    open_loop,
+)
 
 WORKERS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
-MAX_BATCH_DELAY_MS = 1
-"""Of every recommendation: a busy device fills batches by itself, since requests wait; an idle one gains nothing."""
 
 _AS_GOOD = 0.99
 _WORTH_IT = 0.95
