@@ -194,7 +194,8 @@ class RobustMutexFile:
         draft = self._path.with_name(f".{self._path.name}.{os.getpid()}.{secrets.token_hex(4)}")
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(descriptor, _SIZE)
+            # Not truncate: on a full disk the first write to a page without a block would kill the process (SIGBUS).
+            os.posix_fallocate(descriptor, 0, _SIZE)
             memory = mmap.mmap(descriptor, _SIZE)
             base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
             attributes = ctypes.create_string_buffer(64)

@@ -7,12 +7,14 @@ processes of a machine share, so spans of different workers can be compared.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
+_logger = logging.getLogger("handlergen")
 TRACE_DIR_VARIABLE = "HANDLERGEN_TRACE_DIR"
 STAGES = ("decode", "preprocess", "lock_wait", "predict", "explain", "postprocess", "encode")
 ON_DEVICE = ("predict", "explain")
@@ -23,7 +25,8 @@ class Spans:
     """Writes spans of one worker to `spans-MODEL-PID.jsonl`, one line a span.
 
     They are kept until `flush`, which writes them at once: between two predictions every microsecond counts, and
-    a write costs tens of them. A worker that is killed takes the spans of the batch under way with it.
+    a write costs tens of them. A worker that is killed takes the spans of the batch under way with it. What cannot be
+    written (disk full) is lost and told of once: requests are answered all the same.
 
     Args:
         directory: Where the file goes; made if missing, private to the user.
@@ -44,6 +47,8 @@ class Spans:
         tail = {"pid": pid, "worker": worker or str(pid), "device": device, "model": model}
         self._tail = json.dumps(tail)[1:]
         self._kept: deque[tuple[str, str, int, int, int]] = deque()
+        self._size = os.fstat(self._descriptor).st_size
+        self._losing = False
 
     def forked(self) -> Spans:
         """A recorder for a process that was forked off this one."""
@@ -70,12 +75,41 @@ class Spans:
                 f'{{"stage": "{stage}", "start_ns": {start_ns}, "end_ns": {end_ns}, '
                 f'"request_id": {json.dumps(request_id)}, "thread": {thread}, {self._tail}\n'
             )
-        os.write(self._descriptor, "".join(lines).encode())
+        try:
+            self._write("".join(lines).encode())
+        except OSError as error:
+            if not self._losing:
+                _logger.warning("spans are lost until they can be written: %s", error)
+            self._losing = True
+        else:
+            self._losing = False
+
+    def _write(self, text: bytes) -> None:
+        """All of it or nothing: half a line would make the file unreadable."""
+        written = os.write(self._descriptor, text)
+        if written == len(text):
+            self._size += written
+            return
+        try:
+            os.write(self._descriptor, text[written:])  # says why
+            self._size += len(text)
+        except OSError:
+            os.ftruncate(self._descriptor, self._size)
+            raise
 
 
 def spans_from_environment(
     model: str, device: str, *, worker: str = "", environ: Mapping[str, str] = os.environ
 ) -> Spans | None:
-    """A recorder when `HANDLERGEN_TRACE_DIR` is set, else None; the pipeline then takes no times at all."""
+    """A recorder when `HANDLERGEN_TRACE_DIR` is set, else None; the pipeline then takes no times at all.
+
+    None, and a line in the log, when nothing can be written there: that is no reason not to predict.
+    """
     directory = environ.get(TRACE_DIR_VARIABLE)
-    return Spans(Path(directory), model=model, device=device, worker=worker) if directory else None
+    if not directory:
+        return None
+    try:
+        return Spans(Path(directory), model=model, device=device, worker=worker)
+    except OSError as error:
+        _logger.warning("no spans are recorded: %s", error)
+        return None

@@ -84,7 +84,17 @@ class Page:
         """
         draft = path.with_name(f".page.{os.getpid()}")
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        os.ftruncate(descriptor, _SIZE)
+        try:
+            if hasattr(
+                os, "posix_fallocate"
+            ):  # or writing into the mapped file of a full disk would be deadly
+                os.posix_fallocate(descriptor, 0, _SIZE)
+            else:
+                os.ftruncate(descriptor, _SIZE)
+        except OSError:
+            os.close(descriptor)
+            draft.unlink(missing_ok=True)
+            raise
         os.pwrite(descriptor, _HEADER.pack(_MAGIC, os.getpid(), LOADING, time.monotonic_ns()), 0)
         draft.replace(path)
         return cls(descriptor)
