@@ -188,8 +188,11 @@ def test_directories_of_dead_servers_are_removed_and_no_others(tmp_path: Path) -
 
 
 def test_the_first_death_costs_nothing_and_the_next_ones_more_and_more() -> None:
-    delays = [Starts(100.0, in_a_row).next_after() - 100.0 for in_a_row in range(1, 9)]
-    assert delays == [0, 1, 2, 4, 8, 16, 30, 30]
+    def delays(reason: str) -> list[float]:
+        return [Starts(100.0, in_a_row, reason).next_after() - 100.0 for in_a_row in range(1, 9)]
+
+    assert delays("") == [0, 1, 2, 4, 4, 4, 4, 4]
+    assert delays("cannot be loaded") == [0, 1, 2, 4, 8, 16, 30, 30]
 
 
 def test_starts_are_counted_and_a_process_that_served_is_no_failure(

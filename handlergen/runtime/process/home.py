@@ -34,6 +34,7 @@ ARGUMENTS_FILE = "arguments.json"
 
 _PREFIX = "predictor-"
 _LONGEST_DELAY_S = 30.0
+_LONGEST_DELAY_ONCE_LOADED_S = 4.0
 _SETTLED_S = 60.0
 
 
@@ -87,10 +88,14 @@ class Starts:
         return max(0, self.total - 1)
 
     def next_after(self) -> float:
-        """When the next may begin: at once after a first death, then 1, 2, 4 ... 30 seconds after the last."""
+        """When the next may begin: at once after a first death, then 1, 2, 4 ... 30 seconds after the last.
+
+        4 at most when the last could load the model: requests that kill it are rare, and those that do not wait.
+        """
         if self.in_a_row <= 1:
             return self.last
-        return self.last + min(_LONGEST_DELAY_S, 2.0 ** (self.in_a_row - 2))
+        longest = _LONGEST_DELAY_S if self.reason else _LONGEST_DELAY_ONCE_LOADED_S
+        return self.last + min(longest, 2.0 ** (self.in_a_row - 2))
 
 
 class Home:
@@ -294,9 +299,12 @@ def _try_lock(path: Path) -> int | None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             os.close(descriptor)
             return None
+        except OSError:  # a file system without locks
+            os.close(descriptor)
+            raise
         if os.fstat(descriptor).st_nlink:
             return descriptor
         os.close(descriptor)  # a predictor process that ended has just removed the directory
