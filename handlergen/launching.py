@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 
 from handlergen.errors import ServerError
+from handlergen.runtime.device_lock import STATE_DIR_VARIABLE
+from handlergen.runtime.spans import TRACE_DIR_VARIABLE
 from handlergen.server_state import MARKER, STATE_DIR, TEMP_PREFIX, ServerState
 
 #: A unix socket's path has at most 107 characters on Linux, 103 on macOS; TorchServe's is TEMP/.ts.sock.9000.
@@ -30,7 +32,7 @@ def environment(
     environ: Mapping[str, str], *, java_home: Path, temp_dir: Path, marker: str
 ) -> dict[str, str]:
     """What the server's environment has beyond this one's."""
-    own = {
+    return {
         MARKER: marker,
         "JAVA_HOME": str(java_home),
         # TEMP is what TorchServe hands to Java, TMPDIR where its launcher puts .model_server.pid: with both
@@ -38,9 +40,12 @@ def environment(
         "TEMP": str(temp_dir),
         "TMPDIR": str(temp_dir),
     }
-    if trace := environ.get("HANDLERGEN_TRACE_DIR"):
-        own["HANDLERGEN_TRACE_DIR"] = str(Path(trace).resolve())
-    return own
+
+
+def absolute(environ: Mapping[str, str]) -> dict[str, str]:
+    """Directories by names that mean the same in the server's processes, each of which works in one of its own."""
+    names = (TRACE_DIR_VARIABLE, STATE_DIR_VARIABLE)
+    return {name: str(Path(environ[name]).expanduser().resolve()) for name in names if environ.get(name)}
 
 
 def launch(
@@ -77,4 +82,5 @@ def launch(
     except (OSError, ValueError, psutil.Error) as error:
         said = console_file.read_text("utf-8", "replace").strip()
         raise ServerError(f"TorchServe did not start\n{said}".rstrip()) from error
-    return ServerState(pid, created, marker, str(config), str(temp_dir), str(console_file))
+    state_dir = environ.get(STATE_DIR_VARIABLE, "")
+    return ServerState(pid, created, marker, str(config), str(temp_dir), str(console_file), state_dir)

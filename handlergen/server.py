@@ -20,11 +20,12 @@ from handlergen.client.key_file import KEY_FILE
 from handlergen.command_text import archive_command, handlergen_command
 from handlergen.errors import ModuleFailed, ServerError
 from handlergen.java import find_java
-from handlergen.launching import environment, launch, temp_directory
+from handlergen.launching import absolute, environment, launch, temp_directory
 from handlergen.processes import end_marked
 from handlergen.properties import ServerSettings, read_properties
 from handlergen.readiness import Progress, ServerLogs, expected_models, wait_until_ready
-from handlergen.runtime.device_lock import lock_directory
+from handlergen.runtime.copies import remove_left_behind
+from handlergen.runtime.device_lock import STATE_DIR_VARIABLE, lock_directory
 from handlergen.runtime.process.home import remove_orphans
 from handlergen.server_state import (
     STATE_DIR,
@@ -137,6 +138,8 @@ def serve(
         if require_signature is not None:
             require_signatures(store, expected.values(), settings, Path(require_signature))
         (path.parent / KEY_FILE).unlink(missing_ok=True)
+        environ.update(absolute(environ))
+        _refuse_without_locks(environ)
         marker = uuid.uuid4().hex
         temp_dir = temp_directory()
         logs = ServerLogs(log_directory(path.parent, environ))
@@ -187,8 +190,10 @@ def stop(config: Path | str = "config.properties", *, timeout: float = 30.0) -> 
         while state.running() and time.monotonic() < deadline:
             time.sleep(_ENDING_POLL_S)
     end_marked(state.marker, grace=_WORKER_GRACE_S)
-    with contextlib.suppress(OSError):  # what predictor processes left that were killed just now
-        remove_orphans(lock_directory())
+    with contextlib.suppress(OSError):  # what processes left that were killed just now
+        locks = lock_directory({STATE_DIR_VARIABLE: state.state_dir})
+        remove_orphans(locks)
+        remove_left_behind(locks)
     _clean_up(path, Path(state.temp_dir))
     return was_running
 
@@ -210,11 +215,13 @@ def _starting(config: Path) -> Iterator[None]:
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise ServerError(
                 f"another `handlergen serve` is starting a server on {shown(config)}",
                 hint="wait for it, or press Ctrl-C where it runs",
             ) from None
+        except OSError:  # a file system without locks: whoever starts two at once sees their ports taken
+            pass
         yield
 
 
@@ -252,6 +259,20 @@ def _refuse_conflicts(config: Path, settings: ServerSettings) -> None:
                 f"the server on {neighbour.config} (pid {neighbour.pid}) keeps its tokens here, too",
                 hint=f"put one of the two configurations into a directory of its own: both write {KEY_FILE}",
             )
+
+
+def _refuse_without_locks(environ: Mapping[str, str]) -> None:
+    """Raises ServerError when no worker could make a lock: before any of them has tried for a minute."""
+    try:
+        directory = lock_directory(environ)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(f"{directory} cannot be written")
+    except OSError as error:
+        raise ServerError(
+            f"the device locks have no place: {error}",
+            hint=f"{STATE_DIR_VARIABLE} names the directory for locks and stored values; every server of this "
+            "machine that shares a device must have the same",
+        ) from error
 
 
 def _clean_up(config: Path, temp_dir: Path) -> None:

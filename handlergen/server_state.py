@@ -27,6 +27,7 @@ class ServerState:
         config: Its config.properties, absolute.
         temp_dir: Its own temp directory, removed when it stops.
         console: What the frontend printed.
+        state_dir: HANDLERGEN_STATE_DIR of its processes; empty when it was not set.
     """
 
     pid: int
@@ -35,6 +36,7 @@ class ServerState:
     config: str
     temp_dir: str
     console: str
+    state_dir: str = ""
 
     def running(self) -> bool:
         """Whether that very process is alive."""

@@ -74,12 +74,20 @@ class Copies:
                 self._directory.rmdir()
 
     def _remove_what_is_left_behind(self) -> None:
-        """Servers end by killing their workers, which then remove nothing."""
-        for directory in self._directory.parent.glob(f"{_PREFIX}*"):
-            if directory != self._directory:
-                with contextlib.suppress(OSError):
-                    _alive(directory, leave=self._own)
-                    directory.rmdir()  # fails when there is one
+        remove_left_behind(self._directory.parent, but=self._directory)
+
+
+def remove_left_behind(base: Path, *, but: Path | None = None) -> None:
+    """Remove the directories in which no process holds a lock: servers end by killing their workers.
+
+    Args:
+        but: Is not looked at: a process loses its own lock when it closes any descriptor of the file.
+    """
+    for directory in base.glob(f"{_PREFIX}*"):
+        if directory != but:
+            with contextlib.suppress(OSError):
+                _alive(directory, leave=str(os.getpid()))
+                directory.rmdir()  # fails when there is one
 
 
 def _alive(directory: Path, *, leave: str) -> int:

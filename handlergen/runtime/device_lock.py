@@ -16,6 +16,8 @@ from typing import Protocol
 from .failures import LockTimeout
 
 STATE_DIR_VARIABLE = "HANDLERGEN_STATE_DIR"
+_NO_MUTEX = (errno.ENOTSUP, errno.ENODEV)
+"""Neither this C library nor this file system (mmap(2)) may have what a mutex in a file needs."""
 _LONGEST_WAIT_S = 10 * 365 * 24 * 3600.0
 
 
@@ -35,12 +37,19 @@ class DeviceLock:
         directory: Where the lock file lives; `lock_directory()` unless a test says otherwise.
 
     Raises:
-        OSError: The lock file cannot be made.
+        OSError: The lock file cannot be made, or its file system has no locks; says which directory, and what to do.
     """
 
     def __init__(self, key: str, directory: Path) -> None:
         self.key = key
-        self._file = _open(directory / _file_name(key))
+        try:
+            self._file = _open(directory / _file_name(key))
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"the device lock cannot be made in {directory} ({error.strerror}); {STATE_DIR_VARIABLE} names "
+                "another directory",
+            ) from error
 
     def acquire(self, timeout_s: float) -> None:
         """Wait for the turn.
@@ -126,7 +135,7 @@ def _open(path: Path) -> LockFile:
 
         return RobustMutexFile(path)
     except OSError as error:
-        if error.errno != errno.ENOTSUP:
+        if error.errno not in _NO_MUTEX:
             raise
     from .record_lock import RecordLockFile
 

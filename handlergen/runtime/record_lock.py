@@ -23,7 +23,20 @@ class _Shared:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            self._try()
+        except OSError:
+            os.close(self.descriptor)
+            raise
         self.threads = threading.Lock()
+
+    def _try(self) -> None:
+        """Raises OSError where the file system has no locks: now, and not in the middle of the first request."""
+        try:
+            fcntl.lockf(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # another process has it: there are locks
+            return
+        fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
 
 
 _shared: dict[tuple[int, str], _Shared] = {}
@@ -37,7 +50,7 @@ class RecordLockFile:
         path: The lock file; made if it does not exist.
 
     Raises:
-        OSError: The file cannot be made.
+        OSError: The file cannot be made, or its file system has no locks.
     """
 
     def __init__(self, path: Path) -> None:
