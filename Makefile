@@ -18,8 +18,9 @@ demo: $(STAMP) ## train, archive, serve, predict, scale and stop, on this machin
 test: lint ## everything that CI runs (ARGS="-k scale" is passed to pytest)
 	@exec $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
-soak: $(STAMP) ## half an hour of random faults under load (ARGS="--minutes 5")
-	@exec $(BIN)/python tests/soak/soak.py $(ARGS)
+soak: $(STAMP) ## half an hour of random faults under load (ARGS="--minutes 5"), then 200 clients for 5 minutes
+	@$(BIN)/python tests/soak/soak.py $(ARGS)
+	@$(BIN)/python tests/soak/load.py
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

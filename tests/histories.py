@@ -1,13 +1,15 @@
 """Load on a server, the history of what it answered and predicted, and what must hold of every such history.
 
-Every request has a number, and its right answer says it. The model (`SOURCE`) writes down when each predict began and
-ended, in a file of its own, which no death of a process takes along.
+Every request has a number, and its right answer says it, byte by byte. The model (`SOURCE`) writes down when each
+predict began and ended, in a file of its own, which no death of a process takes along.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
+import os
 import threading
 import time
 from collections import Counter
@@ -26,13 +28,29 @@ SOURCE = '''
 """Answers with its request's number, fails as it is asked to, and writes down when it predicted."""
 
 import ctypes
+import hashlib
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 
 
 def fault(what):
-    if what == "exit":
+    if isinstance(what, (int, float)):
+        time.sleep(what)
+    elif what in ("fork", "pool", "subprocess"):  # processes that live on when this one is killed
+        if what == "fork" and os.fork() == 0:
+            time.sleep(100)
+            os._exit(0)
+        elif what == "pool":
+            multiprocessing.get_context("fork").Pool(2).map_async(time.sleep, [100, 100])
+        elif what == "subprocess":
+            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "exit":
         os._exit(3)
     elif what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -52,8 +70,10 @@ def load(context):
     return os.open(context.config["history"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
 
-def preprocess(data):
+def preprocess(data, context):
     fault(data.get("pre"))
+    if "store" in data:
+        context.store.save("kept", bytes(data["store"]))
     time.sleep(0.002)
     return data["n"], data.get("predict"), bytes(data.get("bytes", 0)), os.getpid()
 
@@ -70,13 +90,25 @@ def predict(inputs, model):
         time.sleep(0.004)
     finally:
         note(model, b"end", number)
-    return {"n": number, "predictor": os.getpid(), "worker": worker}
+    digest = hashlib.sha256(b"%d" % number).hexdigest()
+    return {"n": number, "digest": digest, "predictor": os.getpid(), "worker": worker}
 
 
 def postprocess(outputs):
     time.sleep(0.002)
     return outputs
 '''
+
+
+def is_right(number: int, body: bytes) -> bool:
+    """Whether these are the bytes that `SOURCE` answers a request with; only which processes did is free."""
+    try:
+        said = json.loads(body)
+        free = {who: int(said[who]) for who in ("predictor", "worker")}
+    except (ValueError, KeyError, TypeError):
+        return False
+    digest = hashlib.sha256(b"%d" % number).hexdigest()
+    return body == json.dumps({"n": number, "digest": digest, **free}, separators=(",", ":")).encode()
 
 
 @dataclass(frozen=True)
@@ -108,13 +140,14 @@ class Load:
         name: The model.
         clients: How many.
         timeout_s: How long each waits for an answer.
-        version: Of the model.
+        pause_s: How long each waits after an answer that was not 200: a server that is down refuses thousands a second.
     """
 
     client: Client
     name: str
     clients: int = 16
     timeout_s: float = 30.0
+    pause_s: float = 0.02
     asked: list[Asked] = field(default_factory=list)
 
     numbers = itertools.count(1)
@@ -141,8 +174,9 @@ class Load:
         began = time.monotonic()
         status, wrong, said = 0, False, None
         try:
-            said = self.client.predict(self.name, {"n": number, **extra}).json()
-            status, wrong = 200, not isinstance(said, dict) or said.get("n") != number
+            answer = self.client.predict(self.name, {"n": number, **extra})
+            status, wrong = 200, not is_right(number, answer.body)
+            said = answer.json()
         except RequestFailed as error:
             status, said = error.status, error.body
         except (HandlergenError, httpx.HTTPError, OSError) as error:
@@ -154,7 +188,7 @@ class Load:
     def _flow(self) -> None:
         while not self._stop.is_set():
             if self.ask().status != 200:
-                time.sleep(0.02)  # a server that is down refuses thousands a second
+                self._stop.wait(self.pause_s)
 
 
 @dataclass(frozen=True)
@@ -182,6 +216,23 @@ def predicted(history: Path) -> list[Predicted]:
     return sorted(found, key=lambda each: each.begin_ns)
 
 
+def in_predict(history: Path) -> int:
+    """The living process that has been in predict for 0.2 s; 0 when there is none."""
+    import psutil
+
+    before = time.monotonic_ns() - 200_000_000
+    unfinished: dict[int, int] = {}
+    with history.open("rb") as file:
+        file.seek(max(0, history.stat().st_size - 100_000))
+        for line in file.readlines()[1:]:
+            pid, what, _number, moment = line.split()
+            if what == b"begin":
+                unfinished[int(pid)] = int(moment)
+            else:
+                unfinished.pop(int(pid), None)
+    return next((pid for pid, began in unfinished.items() if began < before and psutil.pid_exists(pid)), 0)
+
+
 def overlapping(predictions: Iterable[Predicted]) -> list[tuple[Predicted, Predicted]]:
     """Pairs of predicts that ran at once."""
     ended = [each for each in predictions if each.end_ns is not None]
@@ -196,6 +247,11 @@ def lost(asked: Iterable[Asked]) -> list[Asked]:
 def wrong(asked: Iterable[Asked]) -> list[Asked]:
     """Requests that got another one's answer, or twice the same number's."""
     return [each for each in asked if each.wrong]
+
+
+def refused_by_the_queue(asked: Asked) -> bool:
+    """Whether TorchServe itself refused it, which with workers there means that the model's queue was full."""
+    return asked.status == 503 and b"ServiceUnavailableException" in asked.said
 
 
 def statuses(asked: Iterable[Asked]) -> Counter[int]:
@@ -228,7 +284,9 @@ def predictors(state: Path) -> dict[int, str]:
             command = process.cmdline()
             if process.status() == psutil.STATUS_ZOMBIE or not command[-1:]:
                 continue
-        except psutil.Error:
+            if os.getsid(process.pid) != process.pid:  # user code forked it off one, whose command it has
+                continue
+        except (psutil.Error, ProcessLookupError):
             continue
         home = Path(command[-1])
         if home.is_relative_to(state) and "process.main" in command[-2]:

@@ -37,9 +37,11 @@ from handlergen.ports import free_ports
 from handlergen.processes import marked
 from handlergen.properties import server_settings
 from handlergen.server import RunningServer, serve
+from tests.full_disk import files_limited
 from tests.histories import (
     SOURCE,
     Load,
+    in_predict,
     lost,
     overlapping,
     predicted,
@@ -50,9 +52,11 @@ from tests.histories import (
     wrong,
 )
 
+RECOVERY_S = 10.0
 NAME = "soaked"
 CLIENTS = 16
 WORKERS = 3
+FILE_LIMIT = 64 << 20
 LIMIT_S = 40.0
 """How long a client waits: beyond every limit of the model's."""
 
@@ -135,10 +139,8 @@ class Soak:
                 deadline = time.monotonic() + 30
                 while (taken := recovery_s(load.asked[-2000:], moment)) > 1e6 and time.monotonic() < deadline:
                     time.sleep(0.1)
-                if taken > 1e6:
-                    figures.not_recovered += 1
-                else:
-                    recoveries[kind].append(taken)
+                figures.not_recovered += taken > RECOVERY_S
+                recoveries[kind].append(taken)
                 print(f"{time.monotonic() - began:6.1f} s {kind}: {taken:.2f} s", flush=True)
                 time.sleep(self._chance.uniform(1, 4))
         ended.set()
@@ -193,9 +195,7 @@ class Soak:
     def _faults(self, load: Load) -> list[tuple[str, Callable[[], float | None]]]:
         def asking(**extra: Any) -> Callable[[], float | None]:
             def ask() -> float:
-                threading.Thread(target=load.ask, kwargs=extra, daemon=True).start()
-                time.sleep(0.2)
-                return time.monotonic()
+                return load.ask(**extra).ended_s
 
             return ask
 
@@ -207,6 +207,13 @@ class Soak:
         faults += [
             ("hang in predict", asking(predict="hang")),
             ("out of device memory", asking(predict="cuda memory")),
+            *(
+                (f"{what} left behind by predict", asking(predict=what))
+                for what in ("fork", "pool", "subprocess")
+            ),
+            ("SIGSTOP in predict", lambda: self._stop_holder(load)),
+            ("lock directory deleted", self._delete_locks),
+            ("disk full for logs and spans", self._fill_disk),
             ("SIGKILL of a worker", lambda: self._signal(self._workers(), signal.SIGKILL)),
             ("SIGSTOP of a worker", lambda: self._stop(self._workers())),
             ("scaled", self._scale),
@@ -245,6 +252,31 @@ class Soak:
                 time.sleep(self._chance.uniform(0.5, 4))
                 os.kill(pid, signal.SIGCONT)
         return time.monotonic()
+
+    def _stop_holder(self, load: Load) -> float:
+        threading.Thread(target=load.ask, kwargs={"predict": 1.0}, daemon=True).start()
+        with contextlib.suppress(
+            AssertionError, ProcessLookupError
+        ):  # it was refused, or has just been killed
+            pid = until(lambda: in_predict(self._history), within_s=10)
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(self._chance.uniform(0.5, 4))
+            os.kill(pid, self._chance.choice((signal.SIGCONT, signal.SIGKILL)))
+        return time.monotonic()
+
+    def _delete_locks(self) -> float:
+        shutil.rmtree(self._state / "locks", ignore_errors=True)
+        return time.monotonic()
+
+    def _fill_disk(self) -> float:
+        """No write to a log or to recorded spans succeeds any more, for a while: they are at the size limit."""
+        logs = self._running.log_directory.glob("*.log")
+        for file in (*logs, *(self._home / "spans").glob("*")):
+            os.truncate(file, max(FILE_LIMIT, file.stat().st_size))
+        began = time.monotonic()
+        with files_limited(marked(self._running.state.marker), FILE_LIMIT):
+            time.sleep(self._chance.uniform(0.5, 3))
+        return began
 
     def _scale(self) -> None:
         self._client.scale(NAME, self._chance.randint(1, WORKERS + 1), timeout=60)

@@ -1,0 +1,337 @@
+"""Faults on a real TorchServe while sixteen clients ask: each placement of predict, one server for all of it.
+
+What must hold of every fault: each request is answered in its time, with its own answer, byte by byte; no two predicts
+run at once; the next right answer comes within ten seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from handlergen.ports import free_ports
+from handlergen.recordings import of_stage, read_spans
+from handlergen.recordings import overlapping as spans_overlapping
+from tests.e2e.test_main_job import make_archive
+from tests.full_disk import Disk, files_limited, small_disk
+from tests.growth import Growth
+from tests.histories import (
+    SOURCE,
+    Asked,
+    Load,
+    in_predict,
+    lost,
+    overlapping,
+    predicted,
+    predictors,
+    recovery_s,
+    refused_by_the_queue,
+    statuses,
+    until,
+    wrong,
+)
+
+pytestmark = pytest.mark.e2e
+
+PLACEMENTS = ("worker", "process")
+WORKERS = {"worker": 3, "process": 2}
+LOCK_TIMEOUT_S, PREDICT_TIMEOUT_S, RESPONSE_TIMEOUT_S = 2.0, 5.0, 8
+LIMIT_S = 30.0
+"""How long a client waits: sixteen requests, of which each may wait for the device as long as the lock lets it."""
+RECOVERY_S = 10.0
+DIED = {500, 503, 507}
+"""What TorchServe says of a request whose worker, and handlergen of one whose predictor process, has died."""
+
+
+class Site:
+    """A server with two models on one device: `worker`, a copy in each worker, and `process`, a predictor process."""
+
+    def __init__(self, start: Callable[..., Any], mars: list[Path], home: Path, disk: Disk) -> None:
+        self._start, self._mars = start, mars
+        self.disk = disk
+        self.state, self.spans = disk.directory / "state", disk.directory / "spans"
+        self.history = home / "history"
+        names = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
+        self._ports = dict(zip((f"{name}_port" for name in names), free_ports(5), strict=True))
+        self.serve()
+
+    def serve(self) -> None:
+        """Start the server; again, in the same place, when it has died."""
+        self.server = self._start(
+            *self._mars,
+            directory=self.disk.directory / "server",
+            environ={"HANDLERGEN_STATE_DIR": str(self.state), "HANDLERGEN_TRACE_DIR": str(self.spans)},
+            model_api=True,
+            **self._ports,
+        )
+        self.client = self.server.running.client(timeout=LIMIT_S)
+
+    def whole(self, model: str) -> bool:
+        """Whether all of a model's workers are there."""
+        return len(self.server.worker_pids(model)) == WORKERS[model]
+
+    @contextmanager
+    def load(self, model: str, clients: int = 16) -> Iterator[Load]:
+        """Clients that ask all the time; what must hold of every answer is looked at in the end."""
+        until(lambda: self.whole(model))
+        with Load(self.client, model, clients, LIMIT_S) as load:
+            time.sleep(0.3)
+            yield load
+        assert not lost(load.asked)
+        assert not wrong(load.asked)
+        assert not overlapping(predicted(self.history))
+        assert set(statuses(load.asked)) <= {200, 404, 500, 503, 504, 507}, statuses(load.asked)
+        assert statuses(load.asked)[200] > 20
+
+
+@pytest.fixture(scope="module")
+def site(torchserve_module: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    home = tmp_path_factory.mktemp("faults")
+    shared: dict[str, Any] = {
+        "config": {"history": str(home / "history")},
+        "lock_timeout_s": LOCK_TIMEOUT_S,
+        "response_timeout_s": RESPONSE_TIMEOUT_S,
+        "queue_size": 24,
+    }
+    process: dict[str, Any] = {"stages": "worker", "predict_timeout_s": PREDICT_TIMEOUT_S}
+    mars = [
+        make_archive(home, "worker", SOURCE, predictor="worker", workers_per_device=3, **shared),
+        make_archive(home, "process", SOURCE, predictor="process", workers_per_device=2, **process, **shared),
+    ]
+    second = make_archive(
+        home / "second", "worker", SOURCE, predictor="worker", version="2.0", workers_per_device=1, **shared
+    )
+    with small_disk(home / "disk") as disk:
+        (disk.directory / "server").mkdir(parents=True)
+        site = Site(torchserve_module, mars, home, disk)
+        (site.server.store / "worker-2.mar").write_bytes(second.read_bytes())
+        try:
+            yield site
+        finally:
+            site.client.close()
+            site.server.stop()
+
+
+def beside(load: Load, **extra: Any) -> tuple[threading.Thread, list[Asked]]:
+    """One more request, in a thread of its own."""
+    answers: list[Asked] = []
+    thread = threading.Thread(target=lambda: answers.append(load.ask(**extra)), daemon=True)
+    thread.start()
+    return thread, answers
+
+
+def since(load: Load, moment_s: float) -> list[Asked]:
+    """What was answered after a moment."""
+    return [each for each in list(load.asked) if each.ended_s > moment_s]
+
+
+def orphans(site: Site) -> list[psutil.Process]:
+    """The server's processes that serve nobody."""
+    until(lambda: all(map(site.whole, PLACEMENTS)))
+    serving = {pid for model in PLACEMENTS for pid in site.server.worker_pids(model)}
+    serving |= {site.server.pid, site.client.predict("process", {"n": 0}).json()["predictor"]}
+    return [process for process in site.server.processes() if process.pid not in serving]
+
+
+def pages_of(file: Path) -> int:
+    """How many blocks of 4 KiB a file takes."""
+    return -(-file.stat().st_size // 4096)
+
+
+def predictors_pid(site: Site) -> int:
+    (pid,) = predictors(site.state)
+    return pid
+
+
+def until_refused(load: Load) -> bytes:
+    """The body of the first 503 from now on, which comes in time."""
+    moment = time.monotonic()
+
+    def found() -> list[Asked]:
+        return [each for each in since(load, moment) if each.status == 503]
+
+    return bytes(until(found, within_s=LOCK_TIMEOUT_S + 2)[0].said)
+
+
+def assert_recovers(load: Load) -> None:
+    """The next right answer comes in time."""
+    moment = time.monotonic()
+    until(lambda: recovery_s(list(load.asked), moment) <= RECOVERY_S, within_s=RECOVERY_S + 1)
+
+
+@pytest.mark.parametrize("model", PLACEMENTS)
+def test_processes_that_end_inside_and_outside_predict(site: Site, model: str) -> None:
+    with site.load(model) as load:
+        statuses_of_errors = [load.ask(predict=what).status for what in ("memory", "cuda memory", "error")]
+        assert statuses_of_errors == [507, 507, 500]
+        for what in ("exit", "segfault", "kill"):
+            for hook in ("pre", "predict"):
+                assert load.ask(**{hook: what}).status in DIED
+                assert_recovers(load)
+            until(lambda: site.whole(model))
+
+
+@pytest.mark.parametrize("model", PLACEMENTS)
+def test_a_holder_of_the_device_that_is_stopped(site: Site, model: str) -> None:
+    for ending in (signal.SIGCONT, signal.SIGKILL):
+        with site.load(model) as load:
+            thread, answers = beside(load, predict=0.6)
+            os.kill(victim := until(lambda: in_predict(site.history)), signal.SIGSTOP)
+            try:
+                refused = until_refused(load)
+            finally:
+                os.kill(victim, ending)
+            assert b'"DeviceBusy"' in refused
+            assert_recovers(load)
+            thread.join(LIMIT_S)
+            assert answers[0].status in ({200} if ending == signal.SIGCONT else DIED)
+
+
+@pytest.mark.parametrize("model", PLACEMENTS)
+def test_a_predict_that_never_returns(site: Site, model: str) -> None:
+    with site.load(model) as load:
+        asked = load.ask(predict="hang")
+        assert asked.status == {"worker": 500, "process": 504}[model]
+        assert (
+            asked.ended_s - asked.began_s
+            < {"worker": RESPONSE_TIMEOUT_S, "process": PREDICT_TIMEOUT_S}[model] + 5
+        )
+        assert_recovers(load)
+
+
+@pytest.mark.parametrize("model", PLACEMENTS)
+def test_processes_that_user_code_leaves_behind_do_not_keep_the_device(site: Site, model: str) -> None:
+    with site.load(model) as load:
+        for what in ("fork", "pool", "subprocess"):
+            asked = load.ask(predict=what)
+            assert asked.status in DIED
+            assert asked.ended_s - asked.began_s < RESPONSE_TIMEOUT_S / 2
+            assert_recovers(load)
+    left = orphans(site)
+    assert len(left) >= 4  # they live on, and the device was free all the same
+    for process in left:
+        process.kill()
+
+
+def test_scaled_and_registered_anew(site: Site) -> None:
+    chance = random.Random(7)
+    with site.load("worker", 8) as load, site.load("process", 8) as other:
+        for _ in range(3):
+            for model in PLACEMENTS:
+                site.client.scale(model, chance.randint(1, 4))
+        site.client.register("worker-2.mar", initial_workers=1, synchronous="true")
+        assert site.client.predict("worker", {"n": 0}, version="2.0").status == 200
+        site.client.unregister("worker", version="2.0")
+        for model in PLACEMENTS:
+            site.client.scale(model, WORKERS[model])
+    assert 404 not in statuses(load.asked) + statuses(other.asked)
+
+
+def test_the_lock_directory_deleted(site: Site) -> None:
+    with site.load("worker", 8) as load, site.load("process", 8) as other:
+        for _ in range(2):
+            shutil.rmtree(site.state / "locks")
+            assert_recovers(load)
+            assert_recovers(other)
+            time.sleep(0.5)
+
+
+def test_no_recorded_spans_overlapped(site: Site) -> None:
+    spans = of_stage(read_spans(site.spans), "predict")
+    assert {span.model for span in spans} == set(PLACEMENTS)
+    assert spans_overlapping(spans) == []
+    assert overlapping(predicted(site.history)) == []
+
+
+@pytest.mark.parametrize("how", ["full", "limit"])
+def test_a_full_disk(site: Site, how: str) -> None:
+    if how == "full" and not site.disk.own:
+        pytest.skip("a file system of its own needs the right to mount one")
+    with site.load("worker", 8) as load, site.load("process", 8) as other:
+        log = site.server.running.log_directory / "model_log.log"
+        limit = 4 << 20
+        if how == "limit":
+            for file in (log, *site.spans.iterdir()):
+                os.truncate(file, limit)
+        with site.disk.full() if how == "full" else files_limited(site.server.processes(), limit):
+            moment = time.monotonic()
+            pages = {file: pages_of(file) for file in (log, *site.spans.iterdir())}
+            time.sleep(0.5)
+            refused = load.ask(store=limit + (1 << 20))
+            assert refused.status == 500
+            assert load.ask(predict="error").status == 500
+            os.kill(site.server.worker_pids("worker")[0], signal.SIGKILL)
+            assert_recovers(load)
+            assert_recovers(other)
+            until(lambda: site.whole("worker"))
+            failed = [each for each in since(load, moment) + since(other, moment) if each.status != 200]
+            assert len(failed) <= 3, failed  # the two above, and the one that was in the killed worker
+            # Nothing was written, but into the rest of a file's last block.
+            assert {file: pages_of(file) for file in pages} == pages
+            if how == "full":
+                os.kill(predictors_pid(site), signal.SIGKILL)
+                assert b"No space left on device" in until_refused(other)
+        size = log.stat().st_size
+        if how == "full":
+            assert_recovers(other)
+            assert spans_overlapping(of_stage(read_spans(site.spans), "predict")) == []
+        assert load.ask(store=100).status == 200
+        assert load.ask(predict="error").status == 500
+        until(lambda: log.stat().st_size > size)
+
+
+def test_two_hundred_clients_at_full_queues(site: Site) -> None:
+    until(lambda: all(map(site.whole, PLACEMENTS)))
+    watched = {"frontend": site.server.pid}
+    for model in PLACEMENTS:
+        watched |= {f"{model} {pid}": pid for pid in site.server.worker_pids(model)}
+    loads = [Load(site.client, model, 100, LIMIT_S, pause_s=0.3) for model in PLACEMENTS]
+    with Growth(lambda: watched) as growth, loads[0], loads[1]:
+        time.sleep(15)
+    for load in loads:
+        assert set(statuses(load.asked)) == {200, 503}, statuses(load.asked)
+        assert not wrong(load.asked)
+        assert all(refused_by_the_queue(each) for each in load.asked if each.status == 503)
+        assert statuses(load.asked)[200] > 100
+    files = growth.files()
+    assert files.keys() == watched.keys()
+    assert all(line.last - line.first < 5 for line in files.values()), files
+
+
+def test_the_server_killed_and_started_again(site: Site) -> None:
+    client = site.client
+    loads = [Load(client, model, 8, LIMIT_S, pause_s=0.3) for model in PLACEMENTS]
+    with client, loads[0], loads[1]:
+        time.sleep(0.5)
+        os.kill(site.server.pid, signal.SIGKILL)
+        killed = time.monotonic()
+        site.serve()
+        for load in loads:
+            assert_recovers(load)
+    for each in loads[0].asked + loads[1].asked:
+        assert not each.wrong
+        assert each.status in (0, 200, *DIED)
+        assert each.ended_s - each.began_s < LIMIT_S  # refused, or broken off: told at once
+        assert each.status or each.ended_s > killed
+    assert not overlapping(predicted(site.history))
+
+
+def test_nothing_is_left_when_it_is_stopped(site: Site) -> None:
+    processes, temp_dir = site.server.processes(), Path(site.server.running.state.temp_dir)
+    with Load(site.client, "worker", 8, LIMIT_S), Load(site.client, "process", 8, LIMIT_S):
+        time.sleep(0.5)
+        site.server.running.stop()
+    assert [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+    assert not temp_dir.exists()
+    assert [path.name for path in (site.state / "locks").iterdir() if path.suffix != ".lock"] == []
