@@ -180,9 +180,17 @@ class Client:
         """Register an archive of the model store (a file name). Needs `enable_model_api`."""
         return self._management.register(archive, **parameters)
 
-    def unregister(self, name: str, *, version: str | None = None) -> str:
-        """Unregister a model. Needs `enable_model_api`."""
-        return self._management.unregister(name, version=version)
+    def set_default(self, name: str, version: str) -> str:
+        """Let requests that name no version of a model go to this one."""
+        return self._management.set_default(name, version)
+
+    def unregister(self, name: str, *, version: str | None = None, drain_s: float = 0.0) -> str:
+        """Unregister a model. Needs `enable_model_api`.
+
+        Args:
+            drain_s: Wait so long at most until its queue is empty: TorchServe never answers what is in it.
+        """
+        return self._management.unregister(name, version=version, drain_s=drain_s)
 
     def authorization(self) -> dict[str, str]:
         """The header that a prediction must carry, for requests of one's own; empty when the server wants none."""

@@ -12,6 +12,8 @@ from handlergen.client.results import ModelStatus
 from handlergen.errors import ServerError
 
 _POLL_S = 0.2
+_TIMES_EMPTY = 3
+"""In a row, before a queue is taken for drained: a worker may be busy with what was taken out of it."""
 
 
 class Management:
@@ -83,8 +85,22 @@ class Management:
         params = {"url": url, **{key: _param(value) for key, value in parameters.items()}}
         return str(self._connection.request("POST", "/models", params=params, timeout=None).json()["status"])
 
-    def unregister(self, name: str, *, version: str | None = None) -> str:
-        """Unregister a model. Needs the model API. TorchServe also deletes an archive it had downloaded."""
+    def set_default(self, name: str, version: str) -> str:
+        """Let requests that name no version go to this one."""
+        path = f"{_path(name, version)}/set-default"
+        return str(self._connection.request("PUT", path).json()["status"])
+
+    def unregister(self, name: str, *, version: str | None = None, drain_s: float = 0.0) -> str:
+        """Unregister a model. Needs the model API. TorchServe also deletes an archive it had downloaded.
+
+        Args:
+            drain_s: Wait so long at most until no request is in the queue: TorchServe never answers those that are.
+                New ones must go to another version meanwhile (`set_default`).
+        """
+        deadline, empty = time.monotonic() + drain_s, 0
+        while empty < _TIMES_EMPTY and time.monotonic() < deadline:
+            empty = 0 if self.describe(name, version=version).queue_waiting else empty + 1
+            time.sleep(_POLL_S)
         return str(self._connection.request("DELETE", _path(name, version), timeout=None).json()["status"])
 
     def renew_token(self, kind: str, api_key: str) -> None:

@@ -14,7 +14,6 @@ import os
 import random
 import shutil
 import signal
-import statistics
 import sys
 import tempfile
 import threading
@@ -38,6 +37,7 @@ from handlergen.processes import marked
 from handlergen.properties import server_settings
 from handlergen.server import RunningServer, serve
 from tests.full_disk import files_limited
+from tests.growth import slope
 from tests.histories import (
     SOURCE,
     Load,
@@ -76,8 +76,8 @@ class Figures:
     overlapping: int = 0
     recovery_s: dict[str, float] = field(default_factory=dict)
     not_recovered: int = 0
-    frontend_mb_per_minute: float = 0.0
-    frontend_files: tuple[int, int] = (0, 0)
+    frontend_mb: str = ""
+    frontend_files: str = ""
     left: list[str] = field(default_factory=list)
 
     @property
@@ -107,15 +107,16 @@ class Soak:
         }
         if placement == "process":
             settings["stages"] = "worker"
-        archive(source, model_store=home / "model-store", **settings)
+        for self._version in ("2.0", "1.0"):
+            archive(source, model_store=home / self._version, version=self._version, **settings)
+        shutil.copytree(home / "1.0", home / "model-store")
         names = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
         ports = dict(zip((f"{name}_port" for name in names), free_ports(5), strict=True))
         write_configuration(self._config, server_settings(model_api=True, **ports))
         self._running: RunningServer = self._serve()
         self._client: Client = self._running.client()
         self._client._http.timeout = LIMIT_S
-        self._memory: list[tuple[float, float]] = []
-        self._files: list[int] = []
+        self._longest: list[tuple[float, float, int]] = []
         self._down: list[tuple[float, float]] = []
 
     def run(self, seconds: float) -> Figures:
@@ -134,7 +135,10 @@ class Soak:
                 moment = time.monotonic()
                 try:
                     moment = inject() or time.monotonic()
-                except HandlergenError as error:  # asked in the middle of a fault before: tried, and counted
+                except (
+                    HandlergenError,
+                    AssertionError,
+                ) as error:  # asked in the middle of a fault before: tried, and counted
                     print(f"{kind}: {error}", flush=True)
                 deadline = time.monotonic() + 30
                 while (taken := recovery_s(load.asked[-2000:], moment)) > 1e6 and time.monotonic() < deadline:
@@ -170,11 +174,10 @@ class Soak:
         figures.wrong = len(wrong(load.asked))
         figures.overlapping = len(overlapping(predicted(self._history)))
         figures.recovery_s = {kind: round(max(taken), 2) for kind, taken in sorted(recoveries.items())}
-        if len(self._memory) > 10:
-            settled = self._memory[len(self._memory) // 3 :]
-            slope = statistics.linear_regression(*zip(*settled, strict=True)).slope
-            figures.frontend_mb_per_minute = round(slope * 60, 2)
-            figures.frontend_files = (self._files[0], self._files[-1])
+        if len(self._longest) > 60:  # seconds: before that, a Java process only fills its pools
+            settled = self._longest[len(self._longest) // 3 :]
+            figures.frontend_mb = str(slope([(moment, memory) for moment, memory, _ in settled]))
+            figures.frontend_files = str(slope([(moment, files) for moment, _, files in settled]))
         marker = self._running.state.marker
         self.close()
         time.sleep(1)
@@ -183,14 +186,16 @@ class Soak:
         figures.left += [str(path) for path in (self._state / "locks").glob("predictor-*")]
 
     def _watch(self, ended: threading.Event) -> None:
+        """Memory (RSS) and open files of the frontend, of the one that lived longest."""
+        pid, measured = 0, self._longest
         while not ended.wait(1):
-            try:
+            with contextlib.suppress(psutil.Error):  # it is just being restarted
                 frontend = psutil.Process(self._running.pid)
-                self._memory.append((time.monotonic(), frontend.memory_info().rss / 1e6))
-                self._files.append(frontend.num_fds())
-            except psutil.Error:  # it is just being restarted: another process begins another line
-                self._memory.clear()
-                self._files.clear()
+                if frontend.pid != pid:
+                    pid, measured = frontend.pid, []
+                measured.append((time.monotonic(), frontend.memory_info().rss / 1e6, frontend.num_fds()))
+            if len(measured) > len(self._longest):
+                self._longest = measured
 
     def _faults(self, load: Load) -> list[tuple[str, Callable[[], float | None]]]:
         def asking(**extra: Any) -> Callable[[], float | None]:
@@ -217,7 +222,7 @@ class Soak:
             ("SIGKILL of a worker", lambda: self._signal(self._workers(), signal.SIGKILL)),
             ("SIGSTOP of a worker", lambda: self._stop(self._workers())),
             ("scaled", self._scale),
-            ("registered again", self._register_again),
+            ("new version", self._new_version),
             ("server killed and started again", self._kill_server),
         ]
         if self.figures.placement == "process":
@@ -281,21 +286,24 @@ class Soak:
     def _scale(self) -> None:
         self._client.scale(NAME, self._chance.randint(1, WORKERS + 1), timeout=60)
 
-    def _register_again(self) -> float:
-        began = time.monotonic()
+    def _new_version(self) -> float:
+        """Register another version beside the one that serves, let requests go there, and unregister the old one."""
+        old, new = self._version, {"1.0": "2.0", "2.0": "1.0"}[self._version]
+        shutil.copy(self._home / new / f"{NAME}.mar", self._home / "model-store" / f"{NAME}.mar")
+        # Under load TorchServe may answer 500 to what it carries out.
         with contextlib.suppress(HandlergenError):
-            # Under load TorchServe may answer 500 ("job" is null) although it has taken the model away.
-            self._client.unregister(NAME)
-        until(self._registered)
-        self._down.append((began - 1, time.monotonic()))
+            self._client.register(f"{NAME}.mar", initial_workers=WORKERS, synchronous="true")
+        until(lambda: self._versions().get(new) == WORKERS, within_s=60)
+        self._client.set_default(NAME, new)
+        self._version = new
+        with contextlib.suppress(HandlergenError):
+            self._client.unregister(NAME, version=old, drain_s=20)
+        until(lambda: old not in self._versions(), within_s=60)
         return time.monotonic()
 
-    def _registered(self) -> bool:
-        try:
-            self._client.register(f"{NAME}.mar", initial_workers=WORKERS, synchronous="true")
-        except HandlergenError:
-            return NAME in self._client.models()
-        return True
+    def _versions(self) -> dict[str, int]:
+        """Each version's READY workers."""
+        return {each.version: each.ready_workers for each in self._client.status()}
 
     def _kill_server(self) -> float:
         began = time.monotonic()

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..device_lock import lock_directory
+from ..device_lock import STATE_DIR_VARIABLE, lock_directory
 from ..files import is_at
 from ..server_process import started
 from .forks import closed_in_children, descriptor_closed_in_children
@@ -302,9 +302,12 @@ def _try_lock(path: Path) -> int | None:
         except BlockingIOError:
             os.close(descriptor)
             return None
-        except OSError:  # a file system without locks
+        except OSError as error:  # a file system without locks
             os.close(descriptor)
-            raise
+            raise OSError(
+                error.errno,
+                f"{path.parent.parent} has no locks ({error.strerror}); {STATE_DIR_VARIABLE} names another directory",
+            ) from error
         if os.fstat(descriptor).st_nlink:
             return descriptor
         os.close(descriptor)  # a predictor process that ended has just removed the directory

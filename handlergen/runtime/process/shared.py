@@ -79,12 +79,15 @@ class Shared:
 
         Raises:
             CannotLoad: The model cannot be loaded.
+            RuntimeError: No process could even be started, which nobody has told yet.
         """
         threading.Thread(target=self._look_after, name="handlergen-link", daemon=True).start()
         try:
             welcome = self.link.open()
         except Unavailable as error:
             self._forwarder.forward()
+            if not self._starter.home.starts().total:
+                raise RuntimeError(str(error)) from None
             raise CannotLoad(f"the module could not be loaded: {error}") from None
         self.device_key = welcome.device_key
 
