@@ -41,7 +41,7 @@ class Copies:
         Raises:
             OSError: It cannot be noted.
         """
-        self._remove_what_is_left_behind()
+        remove_left_behind(self._directory.parent, but=self._directory)
         path = self._directory / self._own
         for _ in range(_TRIES):
             self._directory.mkdir(mode=0o700, exist_ok=True)
@@ -72,9 +72,6 @@ class Copies:
             self._held = None
             with contextlib.suppress(OSError):
                 self._directory.rmdir()
-
-    def _remove_what_is_left_behind(self) -> None:
-        remove_left_behind(self._directory.parent, but=self._directory)
 
 
 def remove_left_behind(base: Path, *, but: Path | None = None) -> None:
