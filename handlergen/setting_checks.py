@@ -119,6 +119,14 @@ def _predictor(settings: Settings) -> list[str]:
             f"max_batch ({settings.max_batch}) is below batch_size ({settings.batch_size}): a batch of "
             f"TorchServe's takes several predictions. Write max_batch: {settings.batch_size}."
         ]
+    under_way = settings.workers_per_device * settings.batch_size
+    if "max_batch" in changed and settings.max_batch > under_way:
+        fitting = math.ceil(settings.max_batch / settings.workers_per_device)
+        return [
+            f"max_batch ({settings.max_batch}) is never reached: {settings.workers_per_device} workers with "
+            f"{settings.batch_size} request{'s' if settings.batch_size > 1 else ''} each bring {under_way}. "
+            f"Write batch_size: {fitting}, or more workers."
+        ]
     return []
 
 

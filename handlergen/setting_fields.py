@@ -174,7 +174,8 @@ class Settings:
     )
     batch_size: int = _setting(
         1,
-        "Most requests that TorchServe hands a worker at once. 1: no request waits for another.",
+        "Most requests that TorchServe hands a worker at once. 1: no request waits for another. Where predict takes "
+        "batches, as many as it gains from; divided by the number of workers when predictor is a process.",
         kinds.whole(least=1, most=65536),
         group=_WORKERS,
     )
@@ -219,7 +220,7 @@ class Settings:
     max_batch: int = _setting(
         32,
         "Most requests of several workers that one predict takes together (batch: collate or list, with a "
-        "predictor process).",
+        "predictor process). There are never more than workers_per_device x batch_size.",
         kinds.whole(least=1, most=65536),
         group=_WORKERS,
     )

@@ -16,11 +16,7 @@ def _launch(place: Place, predictor: str) -> Launch:
         *("--predictor", predictor, "--extra-file", MODELS / "recording.py"),
     ]
     if place.workload.batch_size > 1:
-        options += ["--batch", "collate"]
-        if predictor == "worker":  # a predictor process batches what several workers bring
-            options += ["--batch-size", str(place.workload.batch_size)]
-        else:
-            options += ["--workers-per-device", str(2 * place.workload.batch_size)]
+        options += ["--batch", "collate", "--batch-size", str(place.workload.batch_size)]
     command = [program("handlergen"), "archive", MODELS / f"{place.workload.module}.py", *options]
     subprocess.run(command, cwd=place.directory, check=True, stdout=subprocess.DEVNULL)
     configure(place)

@@ -293,6 +293,10 @@ def test_the_defaults_do_not_contradict_themselves() -> None:
             "Write max_batch: 16",
         ),
         (
+            {"predictor": "process", "batch": "list", "max_batch": 30},
+            "4 workers with 1 request each bring 4. Write batch_size: 8",
+        ),
+        (
             {"predictor": "process", "batch": "list", "batch_size": 32, "predict_timeout_s": 30.0},
             "4 batches x predict_timeout_s (30) are 120 s",
         ),
@@ -312,7 +316,7 @@ def test_a_lock_that_is_off_waits_for_nobody() -> None:
 
 
 def test_a_predictor_process_makes_batches_of_several_workers_requests() -> None:
-    given = Settings(predictor="process", batch="collate", max_batch=8, linger_ms=1.0, predict_timeout_s=30.0)
+    given = Settings(predictor="process", batch="collate", max_batch=4, linger_ms=1.0, predict_timeout_s=30.0)
     assert contradictions(given) == []
 
 
