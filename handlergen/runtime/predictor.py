@@ -98,6 +98,10 @@ class WorkerPredictor:
         """Call these hooks instead, which observe the module's."""
         self._hooks = hooks
 
+    def tell(self, recorder: Recorder) -> None:
+        """Tell this one how long each stage took, instead."""
+        self._recorder = recorder
+
     def wait_for_ever(self) -> None:
         """Let no request fail because the device is not free in time: an offline run has no client that waits."""
         self._lock_timeout_s = math.inf

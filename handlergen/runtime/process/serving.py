@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from ..model import LoadedModel
 from ..pipeline import open_items
 from ..predictor import HOOK_ERRORS, Lock
 from ..recording import memory_of
+from .afterwards import Afterwards, LateRecorder
 from .channel import Message, Unreadable
 from .entries import PeerOutlet, PreparedEntry, Slot
 from .page import IDLE, PREDICTING, Page
@@ -107,7 +108,8 @@ class Serving:
         self._model = model
         self._lock = lock
         lock.loaded = True
-        lock.before_wait = self._send_replies
+        self._afterwards = Afterwards()
+        lock.before_wait = self._afterwards.hand_over
         self._page = page
         self._peers = peers
         together = settings.batch != "each"
@@ -121,10 +123,9 @@ class Serving:
         if settings.stages == "predictor":
             here = QueuedModel(model, self.waiting, self._slots)
             self._answering = Answering(bundle, here, batch_size=max(8, batch_size), describe=dict)
-        self._unsent: list[Callable[[], None]] = []
-        self._replies: queue.SimpleQueue[list[Callable[[], None]]] = queue.SimpleQueue()
-        threading.Thread(target=self._reply, name="handlergen-replies", daemon=True).start()
         model.predictor.use(tuple(self._noting(stage) for stage in model.hooks))
+        if model.recording.recorder is not None:
+            model.predictor.tell(LateRecorder(model.recording.recorder, self._afterwards))
 
     def take(self, peer: Peer, message: Message) -> None:
         """Take what a worker sends; never waits."""
@@ -155,26 +156,27 @@ class Serving:
         Returns:
             Whether it was ended; False when the device is broken, so that only a new process can go on.
         """
-        with (
-            torch.inference_mode()
-        ):  # once, and not between two predictions, while the device has nothing to do
+        # Inference mode is entered once, and not between two predictions, while the device has nothing to do.
+        with torch.inference_mode():
             while entries := self._next():
                 self._lock.entries = entries
                 self._predict(entries)
                 self._lock.entries = ()
-                self._page.count(len(entries), len(self.waiting))
+                self._afterwards.add(partial(self._count, len(entries)))
                 if self._model.device.broken:
-                    self._send_replies()
-                    return False
-        self._send_replies()
-        return True
+                    break
+        self._afterwards.make_now()
+        return not self._model.device.broken
 
     def _next(self) -> list[Entry]:
         entries = self.waiting.take(wait=False)
         if not entries:
-            self._send_replies()
+            self._afterwards.make_now()
             entries = self.waiting.take()
         return entries
+
+    def _count(self, requests: int) -> None:
+        self._page.count(requests, len(self.waiting))
 
     def _predict(self, entries: list[Entry]) -> None:
         explainer = self._model.explainer if entries[0].explains else None
@@ -187,20 +189,9 @@ class Serving:
     def reply(self, send: Callable[[], None]) -> None:
         """Send an answer: now, or beside the next predict when the device has something to do already."""
         if len(self.waiting):
-            self._unsent.append(send)
+            self._afterwards.add(send)
         else:
             send()
-
-    def _send_replies(self) -> None:
-        """Let the other thread send them; it is woken no earlier, or it would have the interpreter in between."""
-        if self._unsent:
-            self._replies.put(self._unsent)
-            self._unsent = []
-
-    def _reply(self) -> None:
-        while True:
-            for send in self._replies.get():
-                send()
 
     def fail(self, item: Item, error: BaseException, hook: str) -> None:
         """Settle a failure."""
@@ -270,7 +261,7 @@ class Serving:
 
         def noted(item: Item) -> Any:
             page.enter(PREDICTING)
-            self._send_replies()
+            self._afterwards.hand_over()
             return call(item)
 
         # Whose requests come together is chance: those that do not fit into one batch are predicted alone.
