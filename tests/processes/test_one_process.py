@@ -184,7 +184,42 @@ def test_a_pool_of_processes_in_predict_ends_its_own_processes(crew: Crews) -> N
     worker = found.worker()
     for _ in range(3):
         status, body = worker.ask([1, 2, 3])
-        assert (status, body["squares"], body["predictor"]) == (200, [1, 4, 9], found.predictor_of(worker))
+        assert status == 200, (body, found.log())
+        assert (body["squares"], body["predictor"]) == ([1, 4, 9], found.predictor_of(worker))
+
+
+def test_a_signal_to_a_child_of_the_users_is_not_the_predictors(crew: Crews) -> None:
+    """A pool ends its children by SIGTERM, at times before they have come to care for signals themselves.
+
+    What Python does then in the child, which still has the predictor's wakeup descriptor, the child does here.
+    """
+    found = crew(
+        """
+        import os
+        import signal
+
+        def load():
+            return 1
+
+        def predict(inputs):
+            descriptor = signal.set_wakeup_fd(-1)
+            signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
+            child = os.fork()
+            if child == 0:
+                os.write(descriptor, bytes([signal.SIGTERM]))
+                os._exit(0)
+            os.waitpid(child, 0)
+            return os.getpid()
+        """
+    )
+    worker = found.worker()
+    (_, pid) = worker.ask(1)
+    time.sleep(0.5)  # the predictor process looks ten times a second
+    assert worker.ask(1) == (200, pid)
+    os.kill(pid, signal.SIGTERM)
+    eventually(lambda: found.predictors() != [pid])
+    (_, next_pid) = worker.ask(1)
+    assert next_pid != pid
 
 
 def test_describe_tells_the_memory_that_is_held_not_what_loading_took(crew: Crews) -> None:

@@ -11,7 +11,6 @@ import faulthandler
 import json
 import logging
 import os
-import select
 import signal
 import socket
 import sys
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from .forks import done_in_children
 from .home import ARGUMENTS_FILE, Home
 from .page import ENDING, IDLE, Page
+from .signals import OwnSignals
 
 if TYPE_CHECKING:
     from .peers import Peers
@@ -68,11 +68,9 @@ class _Process:
         self._peers: Peers | None = None
         self._told = False
         self._logger = logging.getLogger("handlergen")
-        self._signals, wakeup = socket.socketpair()
-        wakeup.setblocking(False)
         # The signal is noticed by the thread that watches, because the main one may be in compiled code for minutes.
         signal.signal(signal.SIGTERM, self._be_told)
-        signal.set_wakeup_fd(wakeup.detach(), warn_on_full_buffer=False)
+        self._signals = OwnSignals()
         done_in_children(_no_signals)
 
     def run(self) -> int:
@@ -182,8 +180,7 @@ class _Process:
 
     def _told_to_end(self) -> bool:
         """Wait for a tick; whether SIGTERM came meanwhile."""
-        readable, _, _ = select.select([self._signals], [], [], _TICK_S)
-        if readable and signal.SIGTERM in self._signals.recv(64):
+        if signal.SIGTERM in self._signals.wait(_TICK_S):
             self._told = True
         return self._told
 
