@@ -188,6 +188,18 @@ def test_a_pool_of_processes_in_predict_ends_its_own_processes(crew: Crews) -> N
         assert (body["squares"], body["predictor"]) == ([1, 4, 9], found.predictor_of(worker))
 
 
+def test_with_the_whole_lock_directory_deleted_the_next_process_starts(crew: Crews) -> None:
+    found = crew(MODULE)
+    worker = found.worker()
+    assert worker.ask({"n": 1})[0] == 200
+    pid = found.predictor()
+    shutil.rmtree(found.state / "locks")
+    os.kill(pid, signal.SIGKILL)  # so that nobody but the worker can make it again
+    assert worker.ask({"n": 1})[0] == 200
+    assert found.predictor() != pid
+    assert (found.state / "locks").stat().st_mode & 0o777 == 0o700
+
+
 def test_a_signal_to_a_child_of_the_users_is_not_the_predictors(crew: Crews) -> None:
     """A pool ends its children by SIGTERM, at times before they have come to care for signals themselves.
 

@@ -108,6 +108,7 @@ class Home:
 
     def __init__(self, identity: Identity, base: Path | None = None) -> None:
         self.identity = identity
+        self._base = base
         text = json.dumps(asdict(identity), sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         readable = re.sub(r"[^A-Za-z0-9._-]", "_", identity.name)[:40]
@@ -123,7 +124,13 @@ class Home:
         return cls(Identity(**json.loads((path / "identity.json").read_text("utf-8"))), path.parent)
 
     def make(self) -> None:
-        """Make the directory if it is not there, and remove those of servers that are gone."""
+        """Make the directory if it is not there, and remove those of servers that are gone.
+
+        Raises:
+            OSError: It cannot be made, or somebody else could change what is in it.
+        """
+        if self._base is None:
+            lock_directory()  # which somebody may have deleted meanwhile
         remove_orphans(self.path.parent)
         self.path.mkdir(mode=0o700, exist_ok=True)
         draft = self.path / f".identity.{os.getpid()}"

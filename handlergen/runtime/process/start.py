@@ -130,6 +130,7 @@ class Starter:
                 self.home.note_start()
                 return self._launch()
         except FileNotFoundError:  # a process that ends has just removed the directory
+            time.sleep(_POLL_S)
             return False
 
     def _launch(self) -> bool:
