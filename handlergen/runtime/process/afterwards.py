@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..recording import Recorder
+
+_logger = logging.getLogger("handlergen")
 
 
 class Afterwards:
@@ -21,7 +24,7 @@ class Afterwards:
         threading.Thread(target=self._run, name="handlergen-afterwards", daemon=True).start()
 
     def add(self, call: Callable[[], None]) -> None:
-        """Put a call off; it must not raise."""
+        """Put a call off. What it raises is logged, and keeps none of the others from being made."""
         self._calls.append(call)
 
     def hand_over(self) -> None:
@@ -33,13 +36,19 @@ class Afterwards:
     def make_now(self) -> None:
         """Make them here: there is nothing better to do."""
         calls, self._calls = self._calls, []
-        for call in calls:
-            call()
+        _make(calls)
 
     def _run(self) -> None:
         while True:
-            for call in self._handed_over.get():
-                call()
+            _make(self._handed_over.get())
+
+
+def _make(calls: Sequence[Callable[[], None]]) -> None:
+    for call in calls:
+        try:
+            call()
+        except Exception:
+            _logger.exception("what was put off until after a prediction failed")
 
 
 class LateRecorder:
