@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import random
 import socket
 from collections.abc import Mapping
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
 
 import psutil
+
+_FIRST_PORT = 10_000  # below are those of well-known services, and the numbers of TorchServe's workers
 
 
 def taken(addresses: Mapping[str, tuple[str, int]]) -> list[str]:
@@ -31,15 +35,29 @@ def why_not_listen(host: str) -> str:
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """That many different ports that nobody listens on right now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind((host, 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """That many different ports that nobody listens on right now.
+
+    They are none that the system gives to outgoing connections: one of those may be gone before it is listened on.
+    """
+    candidates = random.SystemRandom().sample(range(_FIRST_PORT, _first_outgoing_port()), 200 * count)
+    with ExitStack() as open_until_all_are_found:
+        found: list[int] = []
+        for port in candidates:
+            probe = open_until_all_are_found.enter_context(closing(socket.socket()))
+            with suppress(OSError):
+                probe.bind((host, port))
+                found.append(port)
+            if len(found) == count:
+                return found
+    raise OSError(errno.EADDRINUSE, f"fewer than {count} ports of {host} are free")
+
+
+def _first_outgoing_port() -> int:
+    """The first port that the system gives to outgoing connections (ip(7), ip_local_port_range)."""
+    with suppress(OSError, ValueError, IndexError):
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text("ascii").split()[0])
+        return max(first, 2 * _FIRST_PORT)
+    return 32768
 
 
 def _bind_error(host: str, port: int) -> OSError | None:

@@ -58,7 +58,7 @@ def unmount(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def small_disk(directory: Path, size: str = "24m") -> Iterator[Disk]:
+def small_disk(directory: Path, size: str = "256m") -> Iterator[Disk]:
     """A file system of that size, or just a directory where none can be mounted."""
     own = mount(directory, f"size={size},mode=0700")
     try:
