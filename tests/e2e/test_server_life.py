@@ -19,6 +19,7 @@ import pytest
 
 from handlergen.configuration import write_configuration
 from handlergen.errors import ModuleFailed, RequestFailed, ServerError
+from handlergen.java import find_java
 from handlergen.properties import server_settings
 from handlergen.server import running_server, serve, stop
 
@@ -320,7 +321,9 @@ def test_a_bare_torchserve_runs_on_what_config_writes(tmp_path, ports, echo_mar)
     assert written.returncode == 0, written.stderr
     temp_dir = tmp_path / "t"
     temp_dir.mkdir()
-    environ = {**os.environ, "TEMP": str(temp_dir), "TMPDIR": str(temp_dir)}
+    # A bare torchserve does not find the Java of a package by itself.
+    java = {"JAVA_HOME": str(find_java().home)}
+    environ = {**os.environ, **java, "TEMP": str(temp_dir), "TMPDIR": str(temp_dir)}
     launcher = [sys.executable, str(Path(sys.executable).parent / "torchserve")]
     with (tmp_path / "console").open("wb") as console:
         subprocess.run(
