@@ -27,7 +27,7 @@ import psutil
 
 from handlergen.client import Answer, Client
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
-from handlergen.ports import free_ports, taken
+from handlergen.ports import free_port_settings, taken
 from handlergen.properties import ServerSettings
 from handlergen.recordings import Span, beside, busiest_window, of_stage, overlapping, read_spans, timeline
 from handlergen.server import stop
@@ -189,9 +189,8 @@ def choose_ports() -> list[str]:
     usual = ServerSettings()
     if not taken(usual.addresses()):
         return []
-    names = ("inference", "management", "metrics", "grpc-inference", "grpc-management")
-    ports = free_ports(len(names))
-    return [word for name, port in zip(names, ports, strict=True) for word in (f"--{name}-port", str(port))]
+    ports = free_port_settings().items()
+    return [word for name, port in ports for word in (f"--{name.replace('_', '-')}", str(port))]
 
 
 def predict_some(client: Client, images: Sequence[Path]) -> None:

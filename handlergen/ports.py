@@ -52,6 +52,12 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
     raise OSError(errno.EADDRINUSE, f"fewer than {count} ports of {host} are free")
 
 
+def free_port_settings() -> dict[str, int]:
+    """One for each address of a server, by the names of `server_settings`."""
+    names = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
+    return dict(zip((f"{name}_port" for name in names), free_ports(len(names)), strict=True))
+
+
 def _first_outgoing_port() -> int:
     """The first port that the system gives to outgoing connections (ip(7), ip_local_port_range)."""
     with suppress(OSError, ValueError, IndexError):

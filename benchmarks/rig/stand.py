@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from handlergen.archiving import archive
 from handlergen.configuration import write_configuration
-from handlergen.ports import free_ports
+from handlergen.ports import free_port_settings
 from handlergen.properties import server_settings
 from handlergen.server import serve
 
@@ -129,18 +129,11 @@ class Stand:
         # A log4j2.xml in the working directory would be picked up: each kind of server has its own directory.
         directory = self._directory / ("stock" if stock_log else name)
         directory.mkdir(exist_ok=True)
-        names = (
-            "inference_port",
-            "management_port",
-            "metrics_port",
-            "grpc_inference_port",
-            "grpc_management_port",
-        )
         settings = server_settings(
             token_authorization=False,
             model_store=str(self.store),
             **(STOCK if stock_log else {}),
-            **dict(zip(names, free_ports(len(names)), strict=True)),
+            **free_port_settings(),
         )
         write_configuration(directory / "config.properties", settings, force=True)
         environ = {name: value for name, value in os.environ.items() if name != "HANDLERGEN_TRACE_DIR"}

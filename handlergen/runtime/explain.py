@@ -11,20 +11,13 @@ import asyncio
 import time
 from collections.abc import Callable
 from types import CoroutineType
-from typing import Any, Protocol
+from typing import Any
 
 from .arrivals import Ready
 from .device import Device, map_tensors
 from .hooks import BoundHook, Item
+from .predictor import HOOK_ERRORS, Lock, seconds_left
 from .recording import Recorder
-
-#: As in `predictor`.
-_HOOK_ERRORS = (Exception, SystemExit)
-
-
-class _Lock(Protocol):
-    def acquire(self, timeout_s: float) -> None: ...
-    def release(self) -> None: ...
 
 
 class Explainer:
@@ -43,7 +36,7 @@ class Explainer:
         self,
         hook: BoundHook,
         device: Device,
-        lock: _Lock,
+        lock: Lock,
         *,
         lock_timeout_s: float,
         fail: Callable[[Item, BaseException, str], None],
@@ -65,7 +58,7 @@ class Explainer:
         while item is not None:
             try:
                 item.outputs = self._explain(item)
-            except _HOOK_ERRORS as error:
+            except HOOK_ERRORS as error:
                 self._fail(item, error, "explain")
             arrivals.done(item)
             item = arrivals.next()
@@ -77,8 +70,7 @@ class Explainer:
         """Nothing is held between two explanations."""
 
     def _explain(self, item: Item) -> Any:
-        waited_s = (time.monotonic_ns() - item.ready_ns) / 1e9
-        self._lock.acquire(max(0.0, self._lock_timeout_s - waited_s))
+        self._lock.acquire(seconds_left(item, self._lock_timeout_s))
         started = time.monotonic_ns()
         try:
             # An async preprocess runs in inference mode; what it made could not be differentiated.
@@ -89,7 +81,7 @@ class Explainer:
                 outputs = asyncio.run(outputs)
             self._device.wait()
             return self._device.fetch(outputs)
-        except _HOOK_ERRORS as error:
+        except HOOK_ERRORS as error:
             self._device.recover(error)
             raise
         finally:

@@ -6,6 +6,20 @@ import os
 from pathlib import Path
 
 
+def reserve(descriptor: int, size: int) -> None:
+    """Give a file that is to be mapped its size in bytes, and the room.
+
+    Where a mapped file has no block of its own yet and the disk is full, writing there kills the process (SIGBUS).
+
+    Raises:
+        OSError: There is no room.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.ftruncate(descriptor, size)
+
+
 def is_at(path: Path, descriptor: int) -> bool:
     """Whether an open file is still the one of that name.
 

@@ -46,6 +46,11 @@ class Predictor(Protocol):
         """Let go of what it holds."""
 
 
+def seconds_left(item: Item, lock_timeout_s: float) -> float:
+    """How long a request may still wait for the device, counted from when it was ready for it."""
+    return max(0.0, lock_timeout_s - (time.monotonic_ns() - item.ready_ns) / 1e9)
+
+
 class WorkerPredictor:
     """Predicts in this process, with its own copy of the model, taking turns with others by the device lock.
 
@@ -155,9 +160,8 @@ class WorkerPredictor:
 
     def _turn_begins(self, items: Sequence[Item]) -> bool:
         """Wait for the device. The deadline counts from when the first of the items was ready."""
-        waited_s = (time.monotonic_ns() - items[0].ready_ns) / 1e9
         try:
-            self._lock.acquire(max(0.0, self._lock_timeout_s - waited_s))
+            self._lock.acquire(seconds_left(items[0], self._lock_timeout_s))
         except HOOK_ERRORS as error:
             for item in items:
                 self._fail(item, error, "predict")

@@ -22,6 +22,8 @@ import weakref
 from pathlib import Path
 from typing import NamedTuple
 
+from .files import reserve
+
 _MAGIC = b"HGLOCK1\0"
 _GATE_OFFSET = 64
 _GATE_WORD = slice(_GATE_OFFSET, _GATE_OFFSET + 4)  # glibc's mutex begins with its owner, 0 when free
@@ -194,8 +196,7 @@ class RobustMutexFile:
         draft = self._path.with_name(f".{self._path.name}.{os.getpid()}.{secrets.token_hex(4)}")
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            # Not truncate: on a full disk the first write to a page without a block would kill the process (SIGBUS).
-            os.posix_fallocate(descriptor, 0, _SIZE)
+            reserve(descriptor, _SIZE)
             memory = mmap.mmap(descriptor, _SIZE)
             base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
             attributes = ctypes.create_string_buffer(64)

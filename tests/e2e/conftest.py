@@ -29,7 +29,7 @@ import pytest
 
 from handlergen.client import Client
 from handlergen.configuration import write_configuration
-from handlergen.ports import free_ports
+from handlergen.ports import free_port_settings
 from handlergen.processes import marked
 from handlergen.properties import ServerSettings, server_settings
 from handlergen.server import RunningServer, serve
@@ -131,12 +131,6 @@ def _factory(tmp_path_factory: pytest.TempPathFactory, stack: ExitStack) -> Fact
         return server
 
     return start
-
-
-def free_port_settings() -> dict[str, int]:
-    """Ports for `server_settings`, free right now."""
-    names = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
-    return dict(zip((f"{name}_port" for name in names), free_ports(len(names)), strict=True))
 
 
 @pytest.fixture

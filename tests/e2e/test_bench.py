@@ -13,7 +13,7 @@ import pytest
 
 from handlergen.archiving import archive
 from handlergen.configuration import write_configuration
-from handlergen.ports import free_ports
+from handlergen.ports import free_port_settings
 from handlergen.properties import server_settings
 from handlergen.server import stop
 
@@ -84,9 +84,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         predictor="process",
         stages="worker",
     )
-    names = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
-    ports = {f"{name}_port": port for name, port in zip(names, free_ports(5), strict=True)}
-    write_configuration(directory / "config.properties", server_settings(**ports))
+    write_configuration(directory / "config.properties", server_settings(**free_port_settings()))
     try:
         served = run(directory, "serve", "--trace", "spans", "--json")
         assert served.returncode == 0, served.stderr

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
-from handlergen.ports import free_ports
+from handlergen.ports import free_port_settings
 from handlergen.recordings import of_stage, read_spans
 from handlergen.recordings import overlapping as spans_overlapping
 from tests.e2e.test_main_job import make_archive
@@ -62,8 +62,7 @@ class Site:
         self.disk = disk
         self.state, self.spans = disk.directory / "state", disk.directory / "spans"
         self.history = home / "history"
-        names = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
-        self._ports = dict(zip((f"{name}_port" for name in names), free_ports(5), strict=True))
+        self._ports = free_port_settings()
         self.serve()
 
     def serve(self) -> None:

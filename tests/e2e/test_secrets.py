@@ -6,7 +6,6 @@ import base64
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 from handlergen.archiving import archive
 from handlergen.errors import RequestFailed
 from handlergen.recordings import of_stage, read_spans
+from tests.histories import until
 
 pytestmark = pytest.mark.e2e
 
@@ -116,14 +116,6 @@ def files(*directories: Path) -> Iterator[tuple[str, bytes]]:
                 yield str(path), path.read_bytes()
 
 
-def wait_for_predictions(spans: Path, expected: int) -> None:
-    """A predictor process writes its spans a moment after the answers."""
-    deadline = time.monotonic() + 20
-    while len(of_stage(read_spans(spans), "predict")) < expected:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def arguments(processes: list[psutil.Process]) -> Iterator[tuple[str, bytes]]:
     for process in processes:
         yield f"arguments of {process.pid}", "\0".join(process.cmdline()).encode()
@@ -142,7 +134,8 @@ def test_a_secret_is_in_no_archive_log_answer_span_or_argument(server: Any, plac
     }  # fmt: skip
     assert server.client.predict("keyed", "good").json() == len(SECRET)  # it does have it
     seen += [("describe", json.dumps(describe(server)).encode())]
-    wait_for_predictions(place / "spans", 4)
+    # A predictor process writes its spans a moment after the answers.
+    until(lambda: len(of_stage(read_spans(place / "spans"), "predict")) >= 4, within_s=20)
     seen += files(
         place / "store", server.directory / "logs", server.directory, place / "spans", place / "state"
     )

@@ -65,10 +65,9 @@ def run(directory: Path, make_mar, echo_mar) -> Iterator[Run]:
     def command(*arguments: str) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run([HANDLERGEN, *arguments], cwd=directory, capture_output=True, check=False)
 
-    from handlergen.ports import free_ports
+    from handlergen.ports import free_port_settings
 
-    names = ("inference", "management", "metrics", "grpc-inference", "grpc-management")
-    ports = [f"--{name}-port={port}" for name, port in zip(names, free_ports(5), strict=True)]
+    ports = [f"--{name.replace('_', '-')}={port}" for name, port in free_port_settings().items()]
     configured = command("config", *ports)
     assert configured.returncode == 0, configured.stderr
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from handlergen.ports import free_ports
+from handlergen.ports import free_port_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGED = ("handlergen", "templates")
@@ -103,11 +103,10 @@ def test_a_new_project_from_start_to_stop(installed: Installed) -> None:
     installed.run("handlergen", "archive", "greeter")
     assert (installed.directory / "model-store" / "greeter.mar").is_file()
 
-    names = ("inference", "management", "metrics", "grpc-inference", "grpc-management")
     ports = [
         item
-        for name, port in zip(names, free_ports(5), strict=True)
-        for item in (f"--{name}-port", str(port))
+        for name, port in free_port_settings().items()
+        for item in (f"--{name.replace('_', '-')}", str(port))
     ]
     installed.run("handlergen", "config", *ports)
     installed.run("handlergen", "serve")

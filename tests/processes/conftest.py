@@ -17,7 +17,6 @@ import sys
 import tempfile
 import textwrap
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection, Listener
@@ -29,6 +28,7 @@ import pytest
 
 from handlergen.project import open_project
 from handlergen.staging import make_bundle
+from tests.histories import until
 
 STANDIN = Path(__file__).with_name("standin.py")
 
@@ -200,12 +200,8 @@ class Crew:
 
 
 def eventually(condition: Callable[[], Any], within: float = 15.0) -> Any:
-    """Wait until something is so; returns it."""
-    deadline = time.monotonic() + within
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {within:g} s: {condition}"
-        time.sleep(0.02)
-    return found
+    """Wait until something is so, 15 seconds unless told otherwise; returns it."""
+    return until(condition, within)
 
 
 @pytest.fixture

@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from handlergen.archiving import archive
 from handlergen.client import Client
 from handlergen.configuration import write_configuration
-from handlergen.ports import free_ports
+from handlergen.ports import free_port_settings
 from handlergen.properties import server_settings
 from handlergen.server import RunningServer, serve
-from tests.growth import Growth
+from tests.growth import Growth, Slope
 from tests.histories import (
     SOURCE,
     Load,
@@ -63,9 +63,7 @@ def start(home: Path) -> RunningServer:
             config={"history": str(home / "history")},
             **settings,
         )
-    names = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
-    ports: dict[str, Any] = dict(zip((f"{name}_port" for name in names), free_ports(5), strict=True))
-    write_configuration(home / "config.properties", server_settings(**ports))
+    write_configuration(home / "config.properties", server_settings(**free_port_settings()))
     environ = {**os.environ, "HANDLERGEN_STATE_DIR": str(home / "state")}
     return serve(home / "config.properties", timeout=120, environ=environ)
 
@@ -122,8 +120,7 @@ def table(seen: dict[str, Any]) -> str:
     for name, value in seen.items():
         if isinstance(value, dict) and name in ("memory MB", "descriptors"):
             for process, line in value.items():
-                text = "{per_minute:+.2f} ± {error:.2f} a minute, {first:.1f} to {last:.1f}".format(**line)
-                lines.append(f"| {name}, {process} | {text} |")
+                lines.append(f"| {name}, {process} | {Slope(**line)} |")
         else:
             lines.append(f"| {name} | {value} |")
     return "\n".join(lines)

@@ -32,7 +32,7 @@ from handlergen.archiving import archive
 from handlergen.client import Client
 from handlergen.configuration import write_configuration
 from handlergen.errors import HandlergenError
-from handlergen.ports import free_ports
+from handlergen.ports import free_port_settings
 from handlergen.processes import marked
 from handlergen.properties import server_settings
 from handlergen.server import RunningServer, serve
@@ -110,9 +110,7 @@ class Soak:
         for self._version in ("2.0", "1.0"):
             archive(source, model_store=home / self._version, version=self._version, **settings)
         shutil.copytree(home / "1.0", home / "model-store")
-        names = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
-        ports = dict(zip((f"{name}_port" for name in names), free_ports(5), strict=True))
-        write_configuration(self._config, server_settings(model_api=True, **ports))
+        write_configuration(self._config, server_settings(model_api=True, **free_port_settings()))
         self._running: RunningServer = self._serve()
         self._client: Client = self._running.client()
         self._client._http.timeout = LIMIT_S

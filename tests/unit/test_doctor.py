@@ -35,7 +35,7 @@ from handlergen.doctor import (
     worst,
 )
 from handlergen.exposure import exposures, is_loopback
-from handlergen.ports import free_ports
+from handlergen.ports import free_port_settings, free_ports
 from handlergen.properties import parse_properties, render_properties, server_settings
 from handlergen.server_state import MARKER, ServerState, write_state
 
@@ -57,9 +57,7 @@ class Project:
         }
         for name in ("CUDA_VISIBLE_DEVICES", "TS_CONFIG_FILE", "JAVA_HOME", "LOG_LOCATION", "TEMP"):
             self.environ.pop(name, None)
-        names = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
-        chosen = dict(zip((f"{name}_port" for name in names), free_ports(5), strict=True))
-        self.settings = server_settings(**chosen)
+        self.settings = server_settings(**free_port_settings())
         write_configuration(self.config, self.settings)
         (directory / "model-store").mkdir()
         self.archive("digits")

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from ..files import reserve
+
 LOADING, IDLE, PREDICTING, ENDING = range(4)
 STATES = ("loading", "idle", "predicting", "ending")
 
@@ -85,12 +87,7 @@ class Page:
         draft = path.with_name(f".page.{os.getpid()}")
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            if hasattr(
-                os, "posix_fallocate"
-            ):  # or writing into the mapped file of a full disk would be deadly
-                os.posix_fallocate(descriptor, 0, _SIZE)
-            else:
-                os.ftruncate(descriptor, _SIZE)
+            reserve(descriptor, _SIZE)
         except OSError:
             os.close(descriptor)
             draft.unlink(missing_ok=True)
