@@ -23,6 +23,7 @@ from .streaming import outlet_of
 from .torchserve_batch import answered, received
 from .torchserve_connection import keep_from_children
 from .torchserve_log import leave_out_batch_lines
+from .torchserve_reading import read_ahead
 from .tracebacks import user_traceback
 
 
@@ -118,6 +119,7 @@ class Worker:
         logging.getLogger("ts.service").addFilter(_not_told_yet)
         leave_out_batch_lines()
         keep_from_children()
+        read_ahead()
         switched_on(getattr(context, "metrics", None))
         # Bodies arrive as they were sent, and `decode` reads them: TorchServe's own reading logs a traceback for
         # every broken JSON text and loses its bytes (ts/protocol/otf_message_handler.py, _retrieve_input_data).

@@ -1,43 +1,69 @@
-"""The worker's line for each batch is dropped, and nothing else is."""
+"""Lines that TorchServe's worker prints for each batch are dropped, and nothing else is."""
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-from pathlib import Path
 
 import pytest
+from ts.metrics import caching_metric
+from ts.metrics.caching_metric import CachingMetric
+from ts.metrics.metric_type_enum import MetricTypes
+from ts.protocol import otf_message_handler as protocol
 
 from handlergen.runtime import torchserve_log
 
 
 @pytest.fixture(autouse=True)
-def _filtered() -> object:
-    torchserve_log.leave_out_batch_lines()
-    yield
-    logging.getLogger().removeFilter(torchserve_log._is_news)
-
-
-def test_only_the_batch_line_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def _without_lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    logging.info(torchserve_log._BATCH_LINE, 1_700_000_000.0)
-    logging.info("Backend received a visitor")
-    logging.getLogger("user").info("Backend received inference at: once, by hand")
+    monkeypatch.setattr(protocol, "logging", logging)  # undone afterwards
+    monkeypatch.setattr(caching_metric, "logger", caching_metric.logger)
+    torchserve_log.leave_out_batch_lines()
+
+
+def test_torchserves_own_reading_tells_no_batch(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "_retrieve_buffer", lambda _connection, _length: b"I")
+    monkeypatch.setattr(protocol, "_retrieve_inference_msg", lambda _connection: [])
+    assert protocol.retrieve_msg(None) == (b"I", [])
+    assert not caplog.records
+
+
+def test_all_other_lines_pass(caplog: pytest.LogCaptureFixture) -> None:
+    protocol.logging.info("Frontend disconnected.")
+    protocol.logging.info("%d visitors", 2)
+    protocol.logging.warning("Unable to serialize model output.")
+    logging.info(torchserve_log._BATCH_LINE, 1)  # somebody else's
     assert [record.getMessage() for record in caplog.records] == [
-        "Backend received a visitor",
-        "Backend received inference at: once, by hand",
+        "Frontend disconnected.",
+        "2 visitors",
+        "Unable to serialize model output.",
+        "Backend received inference at: 1",
     ]
 
 
-def test_it_is_the_line_that_torchserve_logs() -> None:
-    """A TorchServe with another text would bring the line back unnoticed."""
-    found = importlib.util.find_spec("ts")
-    assert found is not None
-    assert found.origin is not None
-    text = (Path(found.origin).parent / "protocol" / "otf_message_handler.py").read_text()
-    assert f'logging.info("{torchserve_log._BATCH_LINE}"' in text
+def test_gauges_of_the_last_batch_come_once_a_second_and_other_metrics_always(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("handlergen.runtime.torchserve_log.time.monotonic", lambda: now)
+    gauges = [CachingMetric(name, "ms", [], MetricTypes.GAUGE) for name in ("HandlerTime", "PredictionTime")]
+    own = CachingMetric("Own", "ms", [], MetricTypes.GAUGE)
+
+    def told() -> list[str]:
+        caplog.clear()
+        for metric in (*gauges, own):
+            metric.add_or_update(1.5)
+        return [record.getMessage().split(".")[0].removeprefix("[METRICS]") for record in caplog.records]
+
+    assert told() == ["HandlerTime", "PredictionTime", "Own"]
+    assert told() == ["Own"]
+    now += 1.0
+    assert told() == ["HandlerTime", "PredictionTime", "Own"]
 
 
-def test_asking_twice_filters_once() -> None:
+def test_asking_twice_wraps_once() -> None:
+    before = protocol.logging, caching_metric.logger
     torchserve_log.leave_out_batch_lines()
-    assert logging.getLogger().filters.count(torchserve_log._is_news) == 1
+    assert (protocol.logging, caching_metric.logger) == before
