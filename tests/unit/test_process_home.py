@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -348,31 +349,53 @@ class Asked:
         self.told.append("skipped")
 
 
+class Asleep:
+    """What waits in these tests: nothing has to be read."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+
+    def until(self, ready: Callable[[], bool], timeout_s: float | None = None) -> None:
+        with self._changed:
+            self._changed.wait_for(ready, timeout_s)
+
+    def wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def look(self) -> None:
+        pass
+
+
+def waiting_for(*, most: int, linger_s: float) -> Waiting:
+    return Waiting(most=most, linger_s=linger_s, idle=Asleep())
+
+
 def names(taken: Any) -> str:
     return "".join(each.name for each in taken)
 
 
 def test_what_is_there_is_taken_in_order_up_to_the_most() -> None:
-    waiting = Waiting(most=3, linger_s=0)
+    waiting = waiting_for(most=3, linger_s=0)
     for name in "abcde":
         waiting.put(Asked(name))
     assert [names(waiting.take()), names(waiting.take())] == ["abc", "de"]
 
 
 def test_a_request_alone_does_not_wait_for_others() -> None:
-    waiting = Waiting(most=8, linger_s=0)
+    waiting = waiting_for(most=8, linger_s=0)
     threading.Timer(0.1, waiting.put, [Asked("a")]).start()
     assert names(waiting.take()) == "a"
 
 
 def test_it_lingers_for_others_as_long_as_it_is_told_and_no_longer_than_it_needs() -> None:
-    waiting = Waiting(most=2, linger_s=20)
+    waiting = waiting_for(most=2, linger_s=20)
     waiting.put(Asked("a"))
     threading.Timer(0.1, waiting.put, [Asked("b")]).start()
     began = time.monotonic()
     assert names(waiting.take()) == "ab"
     assert time.monotonic() - began < 10
-    waiting = Waiting(most=2, linger_s=0.1)
+    waiting = waiting_for(most=2, linger_s=0.1)
     waiting.put(Asked("a"))
     began = time.monotonic()
     assert names(waiting.take()) == "a"
@@ -380,7 +403,7 @@ def test_it_lingers_for_others_as_long_as_it_is_told_and_no_longer_than_it_needs
 
 
 def test_requests_that_nobody_waits_for_are_left_out_and_told() -> None:
-    waiting = Waiting(most=4, linger_s=0)
+    waiting = waiting_for(most=4, linger_s=0)
     asked = [Asked(name) for name in "abcd"]
     asked[0].abandoned = asked[2].abandoned = True
     for each in asked:
@@ -390,20 +413,20 @@ def test_requests_that_nobody_waits_for_are_left_out_and_told() -> None:
 
 
 def test_an_explanation_comes_alone_and_in_its_turn() -> None:
-    waiting = Waiting(most=8, linger_s=0)
+    waiting = waiting_for(most=8, linger_s=0)
     for name in "abXcY":
         waiting.put(Asked(name, explains=name.isupper()))
     assert [names(waiting.take()) for _ in range(4)] == ["ab", "X", "c", "Y"]
 
 
 def test_nothing_is_taken_after_the_end() -> None:
-    waiting = Waiting(most=8, linger_s=5)
+    waiting = waiting_for(most=8, linger_s=5)
     threading.Timer(0.1, waiting.end).start()
     assert waiting.take() == []
 
 
 def test_the_end_comes_while_it_lingers() -> None:
-    waiting = Waiting(most=8, linger_s=5)
+    waiting = waiting_for(most=8, linger_s=5)
     waiting.put(Asked("a"))
     threading.Timer(0.1, waiting.end).start()
     began = time.monotonic()

@@ -85,6 +85,7 @@ class _Process:
         from .channel import Message
         from .peers import Peer, Peers
         from .protocol import Welcome
+        from .reading import Reading
         from .serving import NotingLock, Serving
 
         share_the_cores()
@@ -97,6 +98,7 @@ class _Process:
                 serving.take(peer, message)
 
         peers = self._peers = Peers(self._listener, take)
+        reading = Reading(peers)
         locks: list[NotingLock] = []
 
         def guard(lock: Any) -> NotingLock:
@@ -116,7 +118,8 @@ class _Process:
                 model,
                 locks[0],
                 page=self._page,
-                peers=lambda: peers,
+                peers=peers,
+                reading=reading,
                 batch_size=self._arguments["batch_size"],
             )
         except HOOK_ERRORS as error:

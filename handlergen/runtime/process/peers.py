@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import selectors
 import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from .channel import Channel, Gone, Message
+from .forks import descriptor_closed_in_children
 from .home import NotOurs, check_peer
 from .protocol import ANSWER, CANCEL, HELLO, REFUSED, WELCOME, Welcome
 
@@ -52,11 +55,11 @@ class Peer:
 
 
 class Peers:
-    """Accepts workers and reads what they send, in one thread.
+    """Accepts workers and reads what they send, whenever `read` is called.
 
     Args:
         listener: The socket they connect to; taken over.
-        take: Called with each request, on that thread; must not wait.
+        take: Called with each request, on the thread that reads; must not wait.
     """
 
     def __init__(self, listener: socket.socket, take: Callable[[Peer, Message], None]) -> None:
@@ -66,10 +69,14 @@ class Peers:
         self._peers: dict[int, Peer] = {}
         self._next = 1
         self._selector = selectors.DefaultSelector()
-        self._selector.register(listener, selectors.EVENT_READ)
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        self._rung, self._bell = os.pipe()
+        for descriptor in (self._rung, self._bell):
+            os.set_blocking(descriptor, False)
+            descriptor_closed_in_children(descriptor)
+        self._selector.register(self._rung, selectors.EVENT_READ, self._hear)
         self._changing = threading.Lock()
         self._verdict: Callable[[Peer], tuple[int, object]] | None = None
-        threading.Thread(target=self._run, name="handlergen-peers", daemon=True).start()
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -103,18 +110,22 @@ class Peers:
             kind, value = verdict(peer)
             peer.send(kind, 0, value)
 
-    def _run(self) -> None:
-        while True:
-            for key, _events in self._selector.select():
-                peer = key.data
-                if peer is None:
-                    self._accept()
-                    continue
-                try:
-                    self._read(peer)
-                except Exception:  # this thread serves the others too
-                    _logger.exception("the connection of worker %d is given up", peer.pid)
-                    self._drop(peer)
+    def read(self, timeout_s: float | None) -> None:
+        """Take what has come: workers, and what they send; by one thread at a time.
+
+        Args:
+            timeout_s: How long to wait for something, or for `ring`; None: for ever.
+        """
+        for key, _events in self._selector.select(timeout_s):
+            key.data()
+
+    def ring(self) -> None:
+        """Let `read` return, the next one if none waits; from any thread."""
+        with contextlib.suppress(BlockingIOError):  # it has been rung often enough
+            os.write(self._bell, b"!")
+
+    def _hear(self) -> None:
+        os.read(self._rung, 4096)
 
     def _accept(self) -> None:
         try:
@@ -131,7 +142,7 @@ class Peers:
         peer = Peer(self._next, Channel(connection))
         self._next += 1
         self._peers[peer.number] = peer
-        self._selector.register(connection, selectors.EVENT_READ, peer)
+        self._selector.register(connection, selectors.EVENT_READ, partial(self._read, peer))
 
     def _drop(self, peer: Peer) -> None:
         peer.closed = True
@@ -141,19 +152,23 @@ class Peers:
 
     def _read(self, peer: Peer) -> None:
         try:
-            messages = peer.channel.receive(wait=False)
+            for message in peer.channel.receive(wait=False):
+                self._hand_on(peer, message)
         except Gone:
             self._drop(peer)
-            return
-        for message in messages:
-            if message.kind == HELLO:
-                with self._changing:
-                    peer.pid = message.value
-                    verdict = self._verdict
-                if verdict is not None:
-                    kind, value = verdict(peer)
-                    peer.send(kind, 0, value)
-            elif message.kind == CANCEL:
-                peer.cancelled.add(message.number)
-            else:
-                self._take(peer, message)
+        except Exception:  # the others are served on
+            _logger.exception("the connection of worker %d is given up", peer.pid)
+            self._drop(peer)
+
+    def _hand_on(self, peer: Peer, message: Message) -> None:
+        if message.kind == HELLO:
+            with self._changing:
+                peer.pid = message.value
+                verdict = self._verdict
+            if verdict is not None:
+                kind, value = verdict(peer)
+                peer.send(kind, 0, value)
+        elif message.kind == CANCEL:
+            peer.cancelled.add(message.number)
+        else:
+            self._take(peer, message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -36,8 +37,11 @@ from .protocol import (
     Raw,
 )
 from .queued import QueuedModel
+from .reading import Reading
 from .waiting import Entry, Taken, Waiting
 
+_WORTH_ANOTHER_THREAD_S = 0.5e-3
+"""Waking a thread, which then contends for the interpreter, costs some 50 to 100 µs."""
 _THREADS = 256
 """The most requests that are preprocessed and postprocessed at once, with `stages: predictor`."""
 
@@ -91,6 +95,7 @@ class Serving:
         lock: That it was loaded with.
         page: This process's.
         peers: Says who is connected.
+        reading: Of what they send.
         batch_size: The most requests that TorchServe hands a worker at once.
     """
 
@@ -101,7 +106,8 @@ class Serving:
         lock: NotingLock,
         *,
         page: Page,
-        peers: Callable[[], Peers],
+        peers: Peers,
+        reading: Reading,
         batch_size: int,
     ) -> None:
         settings = self._settings = bundle.settings
@@ -109,13 +115,16 @@ class Serving:
         self._lock = lock
         lock.loaded = True
         self._afterwards = Afterwards()
-        lock.before_wait = self._afterwards.hand_over
+        self._reading = reading
+        self._predict_s = _WORTH_ANOTHER_THREAD_S
+        lock.before_wait = self._use_the_time
         self._page = page
         self._peers = peers
         together = settings.batch != "each"
         self.waiting = Waiting(
             most=settings.max_batch if together else 1,
             linger_s=settings.linger_ms / 1000 if together else 0.0,
+            idle=reading,
         )
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="handlergen")
         self._slots = threading.local()
@@ -160,7 +169,9 @@ class Serving:
         with torch.inference_mode():
             while entries := self._next():
                 self._lock.entries = entries
+                began = time.monotonic()
                 self._predict(entries)
+                self._predict_s += (time.monotonic() - began - self._predict_s) / 8
                 self._lock.entries = ()
                 self._afterwards.add(partial(self._count, len(entries)))
                 if self._model.device.broken:
@@ -170,10 +181,19 @@ class Serving:
 
     def _next(self) -> list[Entry]:
         entries = self.waiting.take(wait=False)
-        if not entries:
+        if not entries or not self._long:
             self._afterwards.make_now()
-            entries = self.waiting.take()
-        return entries
+        return entries or self.waiting.take()
+
+    @property
+    def _long(self) -> bool:
+        """Whether a prediction takes long enough for other threads to do something meanwhile."""
+        return self._predict_s >= _WORTH_ANOTHER_THREAD_S
+
+    def _use_the_time(self) -> None:
+        """Let other threads work, while this one waits or predicts."""
+        self._afterwards.hand_over()
+        self._reading.beside()
 
     def _count(self, requests: int) -> None:
         self._page.count(requests, len(self.waiting))
@@ -188,7 +208,7 @@ class Serving:
 
     def reply(self, send: Callable[[], None]) -> None:
         """Send an answer: now, or beside the next predict when the device has something to do already."""
-        if len(self.waiting):
+        if self._long and len(self.waiting):
             self._afterwards.add(send)
         else:
             send()
@@ -210,7 +230,7 @@ class Serving:
             "stages": self._settings.stages,
             "pid": picture.pid,
             "state": picture.state,
-            "workers": len(self._peers().workers()),
+            "workers": len(self._peers.workers()),
             "waiting": len(self.waiting),
             "predictions": picture.predictions,
             "mean_batch": picture.mean_batch,
@@ -261,7 +281,8 @@ class Serving:
 
         def noted(item: Item) -> Any:
             page.enter(PREDICTING)
-            self._afterwards.hand_over()
+            if self._long:
+                self._use_the_time()
             return call(item)
 
         # Whose requests come together is chance: those that do not fit into one batch are predicted alone.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ..hooks import Item
@@ -36,17 +36,32 @@ class Entry(Protocol):
         """It was not predicted, because it is abandoned."""
 
 
+class Idle(Protocol):
+    """What the thread that predicts does while it waits (`Reading`)."""
+
+    def until(self, ready: Callable[[], bool], timeout_s: float | None = None) -> None:
+        """Return when `ready`, asked again after each `wake`, or after `timeout_s`."""
+
+    def wake(self) -> None:
+        """Let `until` ask again; from any thread."""
+
+    def look(self) -> None:
+        """Let in what has come already."""
+
+
 class Waiting:
     """The queue between those who prepare requests and the one thread that predicts.
 
     Args:
         most: How many requests one predict takes.
         linger_s: How long a request waits for others while the device is idle, in seconds.
+        idle: What the one thread does meanwhile.
     """
 
-    def __init__(self, *, most: int, linger_s: float) -> None:
+    def __init__(self, *, most: int, linger_s: float, idle: Idle) -> None:
         self._most = most
         self._linger_s = linger_s
+        self._idle = idle
         self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self._next: Entry | None = None
         self._ended = False
@@ -57,11 +72,13 @@ class Waiting:
     def put(self, entry: Entry) -> None:
         """Add a request; from any thread."""
         self._queue.put(entry)
+        self._idle.wake()
 
     def end(self) -> None:
         """Let `take` return nothing from now on."""
         self._ended = True
         self._queue.put(None)
+        self._idle.wake()
 
     def take(self, *, wait: bool = True) -> list[Entry]:
         """What is there, up to the most that one predict takes, oldest first; waits for the first.
@@ -74,15 +91,8 @@ class Waiting:
         Returns:
             Nothing after `end`, or when nothing is there and `wait` is False.
         """
-        first, self._next = self._next, None
-        while first is None:
-            if self._ended:
-                return []
-            try:
-                first = self._wanted(self._queue.get(block=wait))
-            except queue.Empty:
-                return []
-        if self._ended:
+        first = self._first(wait)
+        if first is None:
             return []
         taken = [first]
         if first.explains or self._most == 1:
@@ -90,10 +100,13 @@ class Waiting:
         until = time.monotonic() + self._linger_s if self._linger_s else 0.0
         while len(taken) < self._most:
             try:
-                left = until - time.monotonic() if until else 0.0
-                entry = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
+                entry = self._queue.get_nowait()
             except queue.Empty:
-                break
+                left = until - time.monotonic() if until else 0.0
+                if left <= 0:
+                    break
+                self._idle.until(self._any, left)
+                continue
             if entry is None:  # the end
                 break
             wanted = self._wanted(entry)
@@ -103,6 +116,22 @@ class Waiting:
             if wanted is not None:
                 taken.append(wanted)
         return taken
+
+    def _first(self, wait: bool) -> Entry | None:
+        if not wait:
+            self._idle.look()
+        first, self._next = self._next, None
+        while first is None and not self._ended:
+            try:
+                first = self._wanted(self._queue.get_nowait())
+            except queue.Empty:
+                if not wait:
+                    break
+                self._idle.until(self._any)
+        return None if self._ended else first
+
+    def _any(self) -> bool:
+        return not self._queue.empty()
 
     @staticmethod
     def _wanted(entry: Entry | None) -> Entry | None:
