@@ -31,6 +31,8 @@ from handlergen.staging import make_bundle
 from tests.histories import until
 
 STANDIN = Path(__file__).with_name("standin.py")
+ANSWERS_WITHIN_S = 120
+"""A slow machine's share included."""
 
 
 class Died(Exception):
@@ -79,14 +81,21 @@ class CrewWorker:
         self.chunks, self.broken_off = [], None
         try:
             self.connection.send((kind, names, rows))
-            while (message := self.connection.recv())[0] != "done":
+            while (message := self._received())[0] != "done":
                 if message[0] == "chunk":
                     self.chunks.append(message[2])
                 else:
                     self.broken_off = message[1]
+        except TimeoutError:
+            raise
         except (EOFError, OSError) as error:
             raise Died from error
         return message[1]
+
+    def _received(self) -> Any:
+        if not self.connection.poll(ANSWERS_WITHIN_S):
+            raise TimeoutError(f"worker {self.pid} does not answer")
+        return self.connection.recv()
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
@@ -111,7 +120,8 @@ class Crew:
         }
         environ.pop("CUDA_VISIBLE_DEVICES", None)
         self.server = subprocess.Popen(
-            [sys.executable, str(STANDIN), f"{self._socket}/socket"],
+            # The last makes room for the name of the predictor process that a worker becomes.
+            [sys.executable, str(STANDIN), f"{self._socket}/socket", "-" * 1000],
             stdin=subprocess.PIPE,
             text=True,
             env=environ,

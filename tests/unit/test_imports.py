@@ -28,14 +28,17 @@ RUNTIME_NEEDS = frozenset(sys.stdlib_module_names) | {"torch"}
 #: Who may start processes, and who may make temporary files.
 STARTS_PROCESSES = {
     f"handlergen.{room}"
-    for room in ("answering_child", "gpus", "java", "launching", "packing", "runtime.process.start")
+    for room in (
+        *("answering_child", "gpus", "java", "launching", "packing"),
+        *("runtime.process.spare", "runtime.process.start"),
+    )
 }
 TOUCHES_TEMPORARY_FILES = {
     f"handlergen.{room}" for room in ("launching", "local", "offline.ray_engine", "packing", "tuning.probe")
 }
 
 #: Who forks: a child that must end without running its parent's clean-up code calls os._exit.
-ENDS_FORKED_CHILDREN = {"handlergen.offline.child"}
+ENDS_FORKED_CHILDREN = {"handlergen.offline.child", "handlergen.runtime.process.spare"}
 #: A program of its own.
 PROGRAMS = {"handlergen.runtime.process.main"}
 #: Hands another process's output on to its own; tells TorchServe metrics, which it reads from a worker's output.

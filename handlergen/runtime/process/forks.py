@@ -10,11 +10,9 @@ import contextlib
 import os
 import socket
 import weakref
-from collections.abc import Callable
 
 _sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 _descriptors: set[int] = set()
-_actions: list[Callable[[], object]] = []
 
 
 def closed_in_children(connection: socket.socket) -> None:
@@ -25,11 +23,6 @@ def closed_in_children(connection: socket.socket) -> None:
 def descriptor_closed_in_children(descriptor: int) -> None:
     """Close a file in every process that is forked off this one; until `close`."""
     _descriptors.add(descriptor)
-
-
-def done_in_children(action: Callable[[], object]) -> None:
-    """Do something in every process that is forked off this one."""
-    _actions.append(action)
 
 
 def close(descriptor: int) -> None:
@@ -49,8 +42,6 @@ def _close_all() -> None:
         with contextlib.suppress(OSError):
             os.close(descriptor)
     _descriptors.clear()
-    for action in _actions:
-        action()
 
 
 os.register_at_fork(after_in_child=_close_all)

@@ -182,6 +182,17 @@ class Home:
             raise
         return connection
 
+    def listens(self) -> bool:
+        """Whether there is a predictor process.
+
+        Raises:
+            NotOurs: It is another user's.
+        """
+        connection = self.connect()
+        if connection is not None:
+            connection.close()
+        return connection is not None
+
     @contextlib.contextmanager
     def starting(self, wait_s: float) -> Iterator[bool]:
         """Hold `start.lock`; yields False when another holds it all that time.

@@ -1,4 +1,4 @@
-"""The predictor process: `python -m handlergen_runtime.process.main HOME`, started by a worker (`start`).
+"""The predictor process: `python -m handlergen_runtime.process.main HOME`, or a worker's `Spare` (`start`).
 
 It listens before it imports anything heavy, so that whoever wants it waits for this one instead of starting another;
 loads the model; predicts; and ends when no worker has held a connection for a while, or the server is gone.
@@ -21,10 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .forks import done_in_children
 from .home import ARGUMENTS_FILE, Home
 from .page import ENDING, IDLE, Page
-from .signals import OwnSignals
+from .signals import OwnSignals, default_in_children
 
 if TYPE_CHECKING:
     from .peers import Peers
@@ -71,7 +70,7 @@ class _Process:
         # The signal is noticed by the thread that watches, because the main one may be in compiled code for minutes.
         signal.signal(signal.SIGTERM, self._be_told)
         self._signals = OwnSignals()
-        done_in_children(_no_signals)
+        default_in_children(signal.SIGTERM)
 
     def run(self) -> int:
         threading.Thread(target=self._watch, name="handlergen-watch", daemon=True).start()
@@ -191,12 +190,6 @@ class _Process:
         self._told = True  # also when user code has taken the wakeup descriptor for itself
 
 
-def _no_signals() -> None:
-    """In a child: a multiprocessing pool ends its processes by SIGTERM, which must end them, and not this one."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def _own(home: Home) -> int | None:
     """The lock that says that this is the one; None when another process is it and listens."""
     deadline = time.monotonic() + _OWNER_WITHIN_S
@@ -211,7 +204,7 @@ def _own(home: Home) -> int | None:
     return owner
 
 
-def _run(arguments: list[str]) -> None:
+def run(arguments: list[str]) -> None:
     """End with the status at once: the interpreter would wait for every thread, for one of the user's for ever."""
     try:
         status = main(arguments)
@@ -227,4 +220,4 @@ def _run(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _run(sys.argv[1:])
+    run(sys.argv[1:])

@@ -14,10 +14,11 @@ import torch
 from ..contract import Bundle
 from ..server_process import server_of_this_process
 from .calls import Call
-from .home import Home, Identity
+from .home import Home, Identity, NotOurs
 from .link import Link
 from .output import Forwarder
 from .protocol import DESCRIBE, HEALTH
+from .spare import Spare
 from .start import Starter, Unavailable
 
 _FORWARD_EVERY_S = 0.1
@@ -54,12 +55,14 @@ class Shared:
             f"{model_dir}:{model_dir.stat().st_ino}",
             "cpu" if gpu_id is None else f"gpu {gpu_id}",
         )
+        home = Home(identity)
         starter = Starter(
-            Home(identity),
+            home,
             model_dir=model_dir,
             arguments={"model_dir": str(model_dir), "gpu_id": gpu_id, "batch_size": batch_size},
             environ=dict(os.environ),
             logger=logger,
+            spare=_spare(home, gpu_id),
         )
         # From here on this process sees no GPU: it could only waste its memory with a context of its own.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -89,6 +92,8 @@ class Shared:
             if not self._starter.home.starts().total:
                 raise RuntimeError(str(error)) from None
             raise CannotLoad(f"the module could not be loaded: {error}") from None
+        finally:
+            self._starter.dismiss_spare()
         self.device_key = welcome.device_key
 
     def ask(self, kind: int) -> Any:
@@ -150,3 +155,10 @@ class Shared:
             except Exception as error:  # a full disk, say: it may pass
                 if turn % _TELL_EVERY == 0:
                     self._logger.warning("looking after the predictor process failed: %s", error)
+
+
+def _spare(home: Home, gpu_id: int | None) -> Spare | None:
+    try:
+        return Spare.if_safe() if gpu_id is None and not home.listens() else None
+    except (OSError, NotOurs):  # whoever wants to connect is told
+        return None

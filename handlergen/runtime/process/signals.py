@@ -7,10 +7,33 @@ import select
 import signal
 import socket
 import struct
+import threading
 
 _CREDENTIALS = struct.Struct("=iII")  # struct ucred of unix(7): pid, uid, gid
 _PASS = getattr(socket, "SO_PASSCRED", None)  # Linux
 _ANCILLARY = socket.CMSG_SPACE(_CREDENTIALS.size)
+
+
+def default_in_children(number: int) -> None:
+    """Let a signal mean to forked children what it means to any process; and what `OwnSignals` notes, nothing.
+
+    To be called once, on the main thread. A multiprocessing pool ends its children by SIGTERM, which must end them,
+    however soon it comes: until a child has forgotten this process's handler, the signal waits.
+    """
+    before: dict[int, set[int | signal.Signals]] = {}
+
+    def block() -> None:
+        before[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+
+    def go_on() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before.pop(threading.get_ident()))
+
+    def forget() -> None:
+        signal.set_wakeup_fd(-1)
+        signal.signal(number, signal.SIG_DFL)
+        go_on()
+
+    os.register_at_fork(before=block, after_in_parent=go_on, after_in_child=forget)
 
 
 class OwnSignals:

@@ -16,6 +16,7 @@ from typing import Any
 from .channel import Channel
 from .home import ARGUMENTS_FILE, Home
 from .page import Page
+from .spare import Spare
 
 _POLL_S = 0.01
 _LISTENS_WITHIN_S = 60.0
@@ -44,6 +45,7 @@ class Starter:
         arguments: For `process.main`, JSON values.
         environ: The process's environment.
         logger: Told of starts and ends.
+        spare: A process that may become it, unless another worker has started one; otherwise a program is run.
     """
 
     def __init__(
@@ -54,13 +56,15 @@ class Starter:
         arguments: Mapping[str, Any],
         environ: Mapping[str, str],
         logger: logging.Logger,
+        spare: Spare | None,
     ) -> None:
         self.home = home
         self._model_dir = model_dir
         self._arguments = arguments
         self._environ = environ
         self._logger = logger
-        self._child: subprocess.Popen[bytes] | None = None
+        self._spare = spare
+        self._child: subprocess.Popen[bytes] | Spare | None = None
 
     def connect(self, deadline: float) -> tuple[Channel, Page]:
         """A connection to the process, which may still be loading; it is started if there is none.
@@ -97,13 +101,19 @@ class Starter:
         """Why the last process could not load the model; empty when it could."""
         return self.home.starts().reason
 
+    def dismiss_spare(self) -> None:
+        """Do without the spare process from now on."""
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.dismiss()
+
     def reap(self) -> None:
         """Take notice of the end of a process that this worker started."""
         child = self._child
-        if child is None or child.poll() is None:
+        code = child.poll() if child is not None else None
+        if child is None or code is None:
             return
         self._child = None
-        code = child.returncode
         if code < 0:
             try:
                 how = f"was killed by {signal.Signals(-code).name}"
@@ -121,9 +131,7 @@ class Starter:
             with self.home.starting(_POLL_S * 5) as ours:
                 if not ours:
                     return False
-                connection = self.home.connect()
-                if connection is not None:
-                    connection.close()
+                if self.home.listens():
                     return True
                 if time.monotonic() < self.home.starts().next_after():
                     return False
@@ -136,14 +144,47 @@ class Starter:
     def _launch(self) -> bool:
         arguments = self.home.path / ARGUMENTS_FILE
         arguments.write_text(json.dumps(dict(self._arguments)), "utf-8")
+        self._child = child = self._spared() or self._run()
+        deadline = time.monotonic() + _LISTENS_WITHIN_S
+        while child.poll() is None and time.monotonic() < deadline:
+            if self.home.listens():
+                self._logger.info("predictor process %d started", child.pid)
+                return True
+            time.sleep(_POLL_S)
+        return False
+
+    def _command(self) -> list[str]:
         package = (__package__ or "").rpartition(".")[0]
+        return [sys.executable, "-u", "-m", f"{package}.{_MAIN}", str(self.home.path)]
+
+    def _all_environ(self) -> dict[str, str]:
+        return {**self._environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+    def _spared(self) -> Spare | None:
+        """The spare process, which is the predictor process now; None when there is none."""
+        spare, self._spare = self._spare, None
+        if spare is None:
+            return None
+        try:
+            spare.become(
+                self._command(),
+                directory=self._model_dir,
+                environ=self._all_environ(),
+                output=self.home.output,
+            )
+        except OSError:
+            spare.poll()
+            return None
+        return spare
+
+    def _run(self) -> subprocess.Popen[bytes]:
         output = os.open(self.home.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             # In a session of its own: it outlives this worker, and no signal to the worker's group reaches it.
-            child = subprocess.Popen(
-                [sys.executable, "-u", "-m", f"{package}.{_MAIN}", str(self.home.path)],
+            return subprocess.Popen(
+                self._command(),
                 cwd=self._model_dir,
-                env={**self._environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                env=self._all_environ(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -151,13 +192,3 @@ class Starter:
             )
         finally:
             os.close(output)
-        self._child = child
-        deadline = time.monotonic() + _LISTENS_WITHIN_S
-        while child.poll() is None and time.monotonic() < deadline:
-            connection = self.home.connect()
-            if connection is not None:
-                connection.close()
-                self._logger.info("predictor process %d started", child.pid)
-                return True
-            time.sleep(_POLL_S)
-        return False
