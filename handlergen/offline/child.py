@@ -15,6 +15,7 @@ from handlergen.offline.crossing import prepare, taken
 from handlergen.offline.rows import Row
 from handlergen.offline.transport import Packed, pack
 from handlergen.runtime.hooks import Item
+from handlergen.runtime.malloc import keep_freed_memory
 from handlergen.runtime.needs import Needs
 from handlergen.runtime.pipeline import Pipeline
 
@@ -44,6 +45,7 @@ class Preparing(Dataset[Any]):
         # The parent ends this process, when it has seen to what is under way; a terminal's Ctrl-C goes to both.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         _end_with_parent(self._parent)
+        keep_freed_memory()
         os.chdir(self._directory)
         self._pipeline = _ForkedPipeline.of(self._pipeline)
 

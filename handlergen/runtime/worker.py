@@ -14,6 +14,7 @@ from .describe import Counts, description
 from .health import Health
 from .hooks import BoundHook, Item
 from .kserve import refuse_envelope
+from .malloc import keep_freed_memory
 from .metrics import switched_on
 from .pipeline import Pipeline
 from .predictor import HOOK_ERRORS
@@ -117,6 +118,7 @@ class Worker:
         properties = context.system_properties
         model_dir = Path(properties["model_dir"]).resolve()
         logging.getLogger("ts.service").addFilter(_not_told_yet)
+        keep_freed_memory()
         leave_out_batch_lines()
         keep_from_children()
         read_ahead()

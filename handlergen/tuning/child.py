@@ -21,6 +21,7 @@ from handlergen.local import LocalModel, load
 from handlergen.outgoing import body_of
 from handlergen.runtime.device import share_the_cores
 from handlergen.runtime.hooks import BoundHook, Item
+from handlergen.runtime.malloc import keep_freed_memory
 from handlergen.runtime.worker import Worker
 from handlergen.user_place import working_directory
 
@@ -40,7 +41,8 @@ def main() -> None:
 
 
 def _serve(given: Mapping[str, Any], answers: BinaryIO) -> None:
-    share_the_cores()  # as a worker of TorchServe does
+    keep_freed_memory()  # as a worker of TorchServe does
+    share_the_cores()
     with load(given["source"], gpu=given["gpu"], **given["overrides"]) as model:
         body, content_type = body_of(Path(given["sample"]))
         with working_directory(model.root):

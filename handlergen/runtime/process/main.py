@@ -77,6 +77,7 @@ class _Process:
         # Only now: torch takes a second or more.
         from ..contract import CONTRACT_FILE, Bundle
         from ..device import share_the_cores
+        from ..malloc import keep_freed_memory
         from ..model import LoadedModel
         from ..predictor import HOOK_ERRORS
         from ..redaction import without_secrets
@@ -87,6 +88,7 @@ class _Process:
         from .reading import Reading
         from .serving import NotingLock, Serving
 
+        keep_freed_memory()
         share_the_cores()
         model_dir = Path(self._arguments["model_dir"])
         bundle = Bundle.from_json((model_dir / CONTRACT_FILE).read_text(encoding="utf-8"))
