@@ -53,7 +53,7 @@ SUBJECTS = {
     for module in (handlergen, truss, litserve, mlserver, bentoml, ray, torchserve)
     for subject in module.SUBJECTS
 }
-FIRST_WARM_UP_S = 1.5
+FIRST_WARM_UP_S = 8.0  # a JVM compiles what runs often, beside it, for seconds
 WARM_UP_S = 0.5
 
 

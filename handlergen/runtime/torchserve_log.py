@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 _BATCH_LINE = "Backend received inference at: %d"  # ts/protocol/otf_message_handler.py, retrieve_msg
-_GAUGES = ("[METRICS]HandlerTime.", "[METRICS]PredictionTime.")
-"""Gauges that TorchServe's worker prints after each batch (ts/service.py, ts/torch_handler/base_handler.py)."""
+_GAUGES = ("HandlerTime", "PredictionTime")
+"""What TorchServe's worker prints after each batch (ts/service.py, ts/torch_handler/base_handler.py)."""
 _EVERY_S = 1.0
 
 
-def leave_out_batch_lines() -> None:
+def leave_out_batch_lines(metrics: Any) -> None:
     """Stop the lines that TorchServe's worker prints for each batch; all others pass.
 
     Each line is written, read by the frontend, matched and logged: a tenth of what a request costs that does
     nothing else. Dropping it in the frontend's log configuration saves only the last part of that, and a filter leaves
-    the making of the record, so the two modules get loggers that do not make it. A gauge of the last batch is as good
-    when it is printed once a second; nobody asks for it more often.
+    the making of it, before the answer is sent. A gauge of the last batch is as good when it is printed once a second;
+    nobody asks for it more often.
+
+    Args:
+        metrics: TorchServe's `context.metrics`; None if there is none.
     """
-    from ts.metrics import caching_metric
     from ts.protocol import otf_message_handler as protocol
 
     if not isinstance(protocol.logging, WithoutBatchLine):
         protocol.logging = WithoutBatchLine(protocol.logging)
-    if not isinstance(caching_metric.logger, OnceASecond):
-        caching_metric.logger = OnceASecond(caching_metric.logger)
+    if metrics is not None and not isinstance(metrics.add_time, OnceASecond):
+        metrics.add_time = OnceASecond(metrics.add_time)
 
 
 class WithoutBatchLine:
@@ -49,25 +51,22 @@ class WithoutBatchLine:
 
 
 class OnceASecond:
-    """A logger that lets each of TorchServe's gauges of the last batch pass once a second.
+    """`context.metrics.add_time`, but TorchServe's gauges of the last batch pass once a second.
 
     Args:
-        logger: Gets all that passes.
+        add_time: Gets all that passes.
     """
 
-    def __init__(self, logger: logging.Logger) -> None:
-        self._logger = logger
+    def __init__(self, add_time: Callable[..., object]) -> None:
+        self._add_time = add_time
         self._next = dict.fromkeys(_GAUGES, 0.0)
 
-    def info(self, message: str, *arguments: object, **options: Any) -> None:
-        """As the logger's."""
-        for name in _GAUGES:
-            if message.startswith(name):
-                now = time.monotonic()
-                if now < self._next[name]:
-                    return
-                self._next[name] = now + _EVERY_S
-        self._logger.info(message, *arguments, **options)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._logger, name)
+    def __call__(self, name: str, *arguments: Any, **options: Any) -> None:
+        """As the method."""
+        due = self._next.get(name)
+        if due is not None:
+            now = time.monotonic()
+            if now < due:
+                return
+            self._next[name] = now + _EVERY_S
+        self._add_time(name, *arguments, **options)

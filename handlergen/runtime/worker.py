@@ -119,10 +119,11 @@ class Worker:
         model_dir = Path(properties["model_dir"]).resolve()
         logging.getLogger("ts.service").addFilter(_not_told_yet)
         keep_freed_memory()
-        leave_out_batch_lines()
+        metrics = getattr(context, "metrics", None)
+        leave_out_batch_lines(metrics)
         keep_from_children()
         read_ahead()
-        switched_on(getattr(context, "metrics", None))
+        switched_on(metrics)
         # Bodies arrive as they were sent, and `decode` reads them: TorchServe's own reading logs a traceback for
         # every broken JSON text and loses its bytes (ts/protocol/otf_message_handler.py, _retrieve_input_data).
         os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
@@ -133,7 +134,7 @@ class Worker:
                 model_dir,
                 gpu_id=properties.get("gpu_id"),
                 batch_size=int(properties.get("batch_size") or 1),
-                metrics=getattr(context, "metrics", None),
+                metrics=metrics,
                 place=place_of(bundle),
             )
         except MemoryError:

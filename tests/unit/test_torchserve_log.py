@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
-from ts.metrics import caching_metric
-from ts.metrics.caching_metric import CachingMetric
-from ts.metrics.metric_type_enum import MetricTypes
+from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from ts.protocol import otf_message_handler as protocol
 
 from handlergen.runtime import torchserve_log
+
+# TorchServe leaves the file open when it has read it (ts/metrics/metric_cache_abstract.py).
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <_io.FileIO name=.*metrics.yaml.*:pytest.PytestUnraisableExceptionWarning"
+)
 
 
 @pytest.fixture(autouse=True)
 def _without_lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(protocol, "logging", logging)  # undone afterwards
-    monkeypatch.setattr(caching_metric, "logger", caching_metric.logger)
-    torchserve_log.leave_out_batch_lines()
+    torchserve_log.leave_out_batch_lines(None)
+
+
+def torchserves_metrics(directory: Path) -> MetricsCacheYamlImpl:
+    config = directory / "metrics.yaml"
+    config.write_text("mode: prometheus\ndimensions:\nts_metrics:\nmodel_metrics:\n")
+    metrics = MetricsCacheYamlImpl(config_file_path=str(config))
+    metrics.model_name = "model"
+    return metrics
 
 
 def test_torchserves_own_reading_tells_no_batch(
@@ -44,17 +55,17 @@ def test_all_other_lines_pass(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_gauges_of_the_last_batch_come_once_a_second_and_other_metrics_always(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     now = 100.0
     monkeypatch.setattr("handlergen.runtime.torchserve_log.time.monotonic", lambda: now)
-    gauges = [CachingMetric(name, "ms", [], MetricTypes.GAUGE) for name in ("HandlerTime", "PredictionTime")]
-    own = CachingMetric("Own", "ms", [], MetricTypes.GAUGE)
+    metrics = torchserves_metrics(tmp_path)
+    torchserve_log.leave_out_batch_lines(metrics)
 
     def told() -> list[str]:
         caplog.clear()
-        for metric in (*gauges, own):
-            metric.add_or_update(1.5)
+        for name in ("HandlerTime", "PredictionTime", "Own"):
+            metrics.add_time(name, 1.5, None, "ms")
         return [record.getMessage().split(".")[0].removeprefix("[METRICS]") for record in caplog.records]
 
     assert told() == ["HandlerTime", "PredictionTime", "Own"]
@@ -63,7 +74,9 @@ def test_gauges_of_the_last_batch_come_once_a_second_and_other_metrics_always(
     assert told() == ["HandlerTime", "PredictionTime", "Own"]
 
 
-def test_asking_twice_wraps_once() -> None:
-    before = protocol.logging, caching_metric.logger
-    torchserve_log.leave_out_batch_lines()
-    assert (protocol.logging, caching_metric.logger) == before
+def test_asking_twice_wraps_once(tmp_path: Path) -> None:
+    metrics = torchserves_metrics(tmp_path)
+    torchserve_log.leave_out_batch_lines(metrics)
+    before = protocol.logging, metrics.add_time
+    torchserve_log.leave_out_batch_lines(metrics)
+    assert (protocol.logging, metrics.add_time) == before
