@@ -46,6 +46,7 @@ from rig.machine import Strangers, machine
 from handlergen.bench.answers import RIGHT, Load
 from handlergen.bench.load import run_load
 from handlergen.bench.pace import Closed
+from handlergen.errors import ServerError
 from handlergen.ports import free_ports
 
 SUBJECTS = {
@@ -206,9 +207,14 @@ def _group(
             started = [server for server in pool.map(start, range(len(subjects))) if server]
         running = {server.subject.key: server for server in started}
         for server in started:
-            with server.awake():
-                for workload in workloads:
-                    _load(server, workload, CLIENTS[0], FIRST_WARM_UP_S)
+            try:
+                with server.awake():
+                    for workload in workloads:
+                        _load(server, workload, CLIENTS[0], FIRST_WARM_UP_S)
+            except ServerError as error:  # Ray gives up a node that was suspended for a minute or two
+                del running[server.subject.key]
+                missing[server.subject.key] = f"died before its turn: {error}"
+                _say(f"{server.subject.key}: {missing[server.subject.key]}")
         for order in back_and_forth(list(running), arguments.repeats):
             for key in order:
                 if time.monotonic() > arguments.end:

@@ -159,7 +159,7 @@ def measure_nothing(stand: Stand, arguments: argparse.Namespace) -> list[Figure]
         }
         exchanges = {model: echoed(model) for model in ("handlergen", "hand")}
         for model, server in subjects.values():  # until Java has compiled what it runs often
-            loaded(server.address, exchanges[model], clients=16, seconds=4.0)
+            loaded(server.address, exchanges[model], clients=16, seconds=8.0)
         for clients in (1, 16):
             rates: dict[str, list[float]] = {name: [] for name in subjects}
             cpu: list[float] = []
