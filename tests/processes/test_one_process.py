@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,8 @@ def test_twenty_workers_that_start_at_once_start_one_predictor(crew: Crews) -> N
     ]
     assert {body["predictor"] for _, body in answers} == {found.predictor()}
     assert len((found.model / "loads").read_text().split()) == 1
+    children = {child.pid for worker in workers for child in psutil.Process(worker.pid).children()}
+    assert children == {found.predictor()}  # no process that was to be one, and was not needed
     assert not found.overlapping()
     assert not any(worker.tell("cuda") for worker in workers[:2])
 
@@ -71,6 +74,21 @@ def test_it_outlives_the_worker_that_started_it_and_ends_with_the_last(crew: Cre
     second.kill()
     eventually(lambda: not found.predictors(), within=10)
     assert found.homes == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a program is run")
+def test_what_it_has_imported_is_its_workers_too_until_a_new_one_is_started(crew: Crews) -> None:
+    found = crew(MODULE)
+    worker = found.worker()
+
+    def private_bytes() -> int:
+        return int(psutil.Process(found.predictor()).memory_full_info().uss)
+
+    assert psutil.Process(found.predictor()).ppid() == worker.pid
+    forked = private_bytes()
+    os.kill(found.predictor(), signal.SIGKILL)
+    eventually(lambda: worker.ask({"n": 1})[0] == 200)
+    assert forked < private_bytes() / 2
 
 
 @pytest.mark.parametrize("busy", [None, "hang", "spin"])
