@@ -138,8 +138,9 @@ def _become(command: list[str], directory: str, environ: dict[str, str], output:
     os.dup2(written, _OUTPUT)
     os.dup2(written, _ERRORS)
     os.close(written)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(write_through=True)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)  # whoever dies has said what stands there
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(environ)
