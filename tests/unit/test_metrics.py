@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import logging
 import os
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from handlergen.runtime import metrics, recording, torchserve_log
+from handlergen.runtime import metrics, recording
 from handlergen.runtime.copies import Copies
 from handlergen.runtime.files import is_at
 from handlergen.runtime.metrics import SECONDS, Histogram, Metrics
@@ -403,33 +402,3 @@ def test_a_model_loads_though_its_copies_cannot_be_counted(
     ((line),) = parsed(out.getvalue())
     assert line.name == metrics.MEMORY
     assert line.value > 1 << 20
-
-
-def test_torchserves_gauges_pass_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    passes = torchserve_log.OnceASecond()
-
-    def line(text: str) -> bool:
-        return passes.filter(logging.LogRecord("n", logging.INFO, "f", 1, text, None, None))
-
-    handler, prediction = "[METRICS]HandlerTime.ms:1.2|#", "[METRICS]PredictionTime.ms:1.2|#"
-    assert (line(handler), line(prediction)) == (True, True)
-    now[0] += 0.9
-    assert (line(handler), line(prediction)) == (False, False)
-    assert line("[METRICS]MyOwn.count:1|#")
-    assert line("[METRICS]ModelHealthy.count:1|#")
-    now[0] += 0.2
-    assert (line(handler), line(handler), line(prediction)) == (True, False, True)
-
-
-def test_those_gauges_are_what_torchserve_prints() -> None:
-    """With other names they would be printed for every batch, unnoticed."""
-    found = importlib.util.find_spec("ts")
-    assert found is not None
-    assert found.origin is not None
-    package = Path(found.origin).parent
-    prediction, handler = package / "service.py", package / "torch_handler" / "base_handler.py"
-    assert 'PREDICTION_METRIC = "PredictionTime"' in prediction.read_text()
-    assert '"HandlerTime"' in handler.read_text()
-    assert torchserve_log._GAUGES == ("[METRICS]HandlerTime.", "[METRICS]PredictionTime.")

@@ -80,3 +80,12 @@ def test_asking_twice_wraps_once(tmp_path: Path) -> None:
     before = protocol.logging, metrics.add_time
     torchserve_log.leave_out_batch_lines(metrics)
     assert (protocol.logging, metrics.add_time) == before
+
+
+def test_those_gauges_are_what_torchserve_tells() -> None:
+    """With other names they would be printed for every batch, unnoticed."""
+    package = Path(str(protocol.__file__)).parent.parent
+    prediction, handler = package / "service.py", package / "torch_handler" / "base_handler.py"
+    assert 'PREDICTION_METRIC = "PredictionTime"' in prediction.read_text()
+    assert '"HandlerTime"' in handler.read_text()
+    assert torchserve_log._GAUGES == ("HandlerTime", "PredictionTime")
