@@ -16,7 +16,9 @@ def _launch(place: Place, predictor: str) -> Launch:
         *("--predictor", predictor, "--extra-file", MODELS / "recording.py"),
     ]
     if place.workload.batch_size > 1:
-        options += ["--batch", "collate", "--batch-size", str(place.workload.batch_size)]
+        # A millisecond for a batch to fill, as the others that make batches are given.
+        most = str(place.workload.batch_size)
+        options += ["--batch", "collate", "--batch-size", most, "--max-batch", most, "--linger-ms", "1"]
     command = [program("handlergen"), "archive", MODELS / f"{place.workload.module}.py", *options]
     subprocess.run(command, cwd=place.directory, check=True, stdout=subprocess.DEVNULL)
     configure(place)
