@@ -27,5 +27,5 @@ def keep_freed_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, min(KEPT_BYTES, _LARGEST_MMAP_THRESHOLD))
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
         mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)

@@ -86,15 +86,13 @@ class CrewWorker:
                     self.chunks.append(message[2])
                 else:
                     self.broken_off = message[1]
-        except TimeoutError:
-            raise
         except (EOFError, OSError) as error:
             raise Died from error
         return message[1]
 
     def _received(self) -> Any:
         if not self.connection.poll(ANSWERS_WITHIN_S):
-            raise TimeoutError(f"worker {self.pid} does not answer")
+            raise AssertionError(f"worker {self.pid} does not answer")
         return self.connection.recv()
 
     def kill(self) -> None:

@@ -20,6 +20,15 @@ _PIECE = 1 << 16
 _CUT_FROM = 1 << 20
 
 
+def open_output(path: Path) -> int:
+    """The file for a process to write to, behind what is there already.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
 class Forwarder:
     """Hands on the output of a predictor process, while no other worker does.
 

@@ -25,6 +25,7 @@ from typing import NoReturn
 import torch
 
 from .forks import close, descriptor_closed_in_children
+from .output import open_output
 from .title import show_as
 
 _INPUT, _OUTPUT, _ERRORS = 0, 1, 2
@@ -35,7 +36,6 @@ class Spare:
 
     Attributes:
         pid: Of the process.
-        returncode: As `subprocess.Popen`'s.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,8 @@ class Spare:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         told, self._tell = os.pipe()
-        self.returncode: int | None = None
+        self._code: int | None = None
+        self._asking = threading.Lock()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python 3.12 warns of OpenBLAS's threads, which it ends itself
             self.pid = os.fork()
@@ -71,32 +72,39 @@ class Spare:
             output: A file that takes its standard output and errors.
 
         Raises:
-            OSError: It has died.
+            OSError: It has died, and is taken away.
         """
         about = [command, str(directory), dict(environ), str(output)]
         try:
             with os.fdopen(self._tell, "w", encoding="utf-8", closefd=False) as pipe:
                 json.dump(about, pipe)
+        except OSError:
+            self._end()
+            raise
         finally:
             close(self._tell)
 
     def dismiss(self) -> None:
         """End it."""
         close(self._tell)
-        if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+        self._end()
 
     def poll(self) -> int | None:
         """As `subprocess.Popen`'s."""
-        if self.returncode is None:
-            try:
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
-            except ChildProcessError:  # user code has waited for all children
-                self.returncode = 0
-            else:
-                self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
+        with self._asking:  # of two threads one would find it gone, and take it for a good end
+            if self._code is None:
+                try:
+                    pid, status = os.waitpid(self.pid, os.WNOHANG)
+                except ChildProcessError:  # user code has waited for all children
+                    self._code = 0
+                else:
+                    self._code = os.waitstatus_to_exitcode(status) if pid else None
+            return self._code
+
+    def _end(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
 
 
 def _wait(told: int) -> NoReturn:
@@ -134,7 +142,7 @@ def _hold_only(descriptor: int) -> None:
 def _become(command: list[str], directory: str, environ: dict[str, str], output: str) -> None:
     from .main import run
 
-    written = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    written = open_output(Path(output))
     os.dup2(written, _OUTPUT)
     os.dup2(written, _ERRORS)
     os.close(written)

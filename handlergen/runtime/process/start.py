@@ -15,6 +15,7 @@ from typing import Any
 
 from .channel import Channel
 from .home import ARGUMENTS_FILE, Home
+from .output import open_output
 from .page import Page
 from .spare import Spare
 
@@ -173,12 +174,11 @@ class Starter:
                 output=self.home.output,
             )
         except OSError:
-            spare.poll()
             return None
         return spare
 
     def _run(self) -> subprocess.Popen[bytes]:
-        output = os.open(self.home.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        output = open_output(self.home.output)
         try:
             # In a session of its own: it outlives this worker, and no signal to the worker's group reaches it.
             return subprocess.Popen(
