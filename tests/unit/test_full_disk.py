@@ -28,7 +28,8 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 def small_files() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
 
 
 def archive(
