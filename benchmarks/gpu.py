@@ -4,7 +4,9 @@
 
 For a machine that has torch, numpy and a GPU and nothing else; handlergen is used from this tree. Each placement in
 turn: how busy the device was (recorded spans), whether predictions overlapped, requests/s, how many processes had a
-CUDA context and how much memory they took (nvidia-smi). `--cpu` runs the same without a GPU, to try the script.
+CUDA context and how much memory they took (nvidia-smi). Then what a transfer takes of the time in the lock, from
+ordinary memory and from the page-locked memory that inputs are staged in before it, and what the staging takes. `--cpu`
+runs the same without a GPU, to try the script.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,8 +25,11 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+import torch  # noqa: E402
+
 from handlergen.project import open_project  # noqa: E402
 from handlergen.recordings import busy_share, of_stage, overlapping, read_spans  # noqa: E402
+from handlergen.runtime.device import Device  # noqa: E402
 from handlergen.staging import make_bundle  # noqa: E402
 
 SKIP_S = 1.0
@@ -46,7 +52,29 @@ def main() -> int:
     for placement in ("process", "worker"):
         with tempfile.TemporaryDirectory(prefix="handlergen-gpu-") as directory:
             print(measure(Path(directory), placement, arguments), flush=True)
+    print("\n| inputs, bytes | staging, ms | transfer when staged, ms | transfer when not, ms |")
+    print("| ---: | ---: | ---: | ---: |")
+    for size in (1 << 16, 3 * 224 * 224 * 4, 32 * 3 * 224 * 224 * 4):
+        print(transfer(Device(None if arguments.cpu else 0), size), flush=True)
     return 0
+
+
+def transfer(device: Device, size: int, repeats: int = 30) -> str:
+    """One line of the second table: medians, the two ways in turns."""
+    staging, staged, not_staged = [], [], []
+    for _ in range(repeats + 3):
+        inputs = torch.ones(size, dtype=torch.uint8)  # new memory each time, as a request's
+        moments = [time.perf_counter()]
+        laid_out = device.stage(inputs)
+        moments.append(time.perf_counter())
+        for value in (laid_out, inputs):
+            device.put(value)
+            device.wait()
+            moments.append(time.perf_counter())
+        for times, began, ended in zip((staging, staged, not_staged), moments[:-1], moments[1:], strict=True):
+            times.append((ended - began) * 1000)
+    medians = [statistics.median(times[3:]) for times in (staging, staged, not_staged)]
+    return f"| {size} | " + " | ".join(f"{median:.3f}" for median in medians) + " |"
 
 
 def measure(directory: Path, placement: str, arguments: argparse.Namespace) -> str:

@@ -13,6 +13,9 @@ import torch
 from .failures import is_out_of_memory
 
 _NOTHING = nullcontext()
+_PINNED_FROM = 65536
+"""Bytes. Up to here CUDA's driver takes a copy of ordinary memory itself and lets the caller go on; beyond, the caller
+and the device wait for it ("API synchronization behavior" in the documentation of the CUDA driver API)."""
 
 
 class Device:
@@ -41,6 +44,15 @@ class Device:
             self.key = "cpu"
         self.is_cpu = self.torch.type == "cpu"
         self.broken = False
+
+    def stage(self, value: Any) -> Any:
+        """`value` with its large tensors in page-locked memory, from where the device takes them itself.
+
+        Before the lock: the transfer, which happens inside it, then neither copies nor waits for the processor.
+        """
+        if self.is_cpu:
+            return value
+        return map_tensors(value, _page_locked)
 
     def put(self, value: Any) -> Any:
         """`value` with every tensor in it on this device; containers are rebuilt only when something moved."""
@@ -91,6 +103,15 @@ def share_the_cores() -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // 2))
+
+
+def _page_locked(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+        return tensor
+    try:
+        return tensor.pin_memory() if tensor.nbytes > _PINNED_FROM else tensor
+    except RuntimeError:  # no more memory can be locked: the transfer is slower, and that is all
+        return tensor
 
 
 def _gpu_key(index: int) -> str:

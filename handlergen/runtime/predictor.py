@@ -138,7 +138,7 @@ class WorkerPredictor:
         while item is not None:
             # Entered before the wait: under the lock, nothing that could have been done earlier or later.
             with inference_mode():
-                if self._turn_begins([item]):
+                if self._staged(item) and self._turn_begins([item]):
                     self._turn(item, arrivals)
                 else:
                     arrivals.done(item)
@@ -157,6 +157,15 @@ class WorkerPredictor:
     def close(self) -> None:
         if self._loop is not None:
             self._loop.close()
+
+    def _staged(self, item: Item) -> bool:
+        """Lay the inputs of a request out for the device, before the lock."""
+        try:
+            item.inputs = self._device.stage(item.inputs)
+        except HOOK_ERRORS as error:
+            self._fail(item, error, "predict")
+            return False
+        return True
 
     def _turn_begins(self, items: Sequence[Item]) -> bool:
         """Wait for the device. The deadline counts from when the first of the items was ready."""
@@ -254,10 +263,10 @@ class WorkerPredictor:
         joined = Item(-1, {}, {}, [item.request for item in items])
         inputs = [item.inputs for item in items]
         own = self._hooks[0].collate
-        if self._predict_batch != self._collated:
-            joined.inputs = inputs
-        else:
-            joined.inputs = collate(inputs) if own is None else own(inputs)
+        together: Any = inputs
+        if self._predict_batch == self._collated:
+            together = collate(inputs) if own is None else own(inputs)
+        joined.inputs = self._device.stage(together)
         return joined
 
     def _collated(self, items: Sequence[Item], joined: Item) -> None:

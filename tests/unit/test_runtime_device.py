@@ -61,6 +61,56 @@ def test_without_a_gpu_everything_stays() -> None:
     device.wait()
 
 
+class NotAGpu(Device):
+    """What cannot exist here: a device other than the CPU, up to where its memory would be touched."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.is_cpu = False
+
+
+@pytest.fixture
+def pinned(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The tensors that were brought into page-locked memory: without CUDA there is none."""
+    found: list[torch.Tensor] = []
+
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    return found
+
+
+def test_large_tensors_are_staged_in_page_locked_memory(pinned: list[torch.Tensor]) -> None:
+    value = {"image": torch.ones(65537, dtype=torch.uint8), "label": torch.ones(65536, dtype=torch.uint8)}
+    staged = NotAGpu().stage(value)
+    assert pinned == [value["image"]]
+    assert staged["image"] is not value["image"]
+    assert staged["label"] is value["label"]
+    assert torch.equal(staged["image"], value["image"])
+
+
+def test_what_cannot_be_page_locked_stays(pinned: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    sparse = torch.ones(300, 300).to_sparse()
+    elsewhere = torch.ones(1 << 17, device="meta")
+    for value in (sparse, elsewhere):
+        assert NotAGpu().stage(value) is value
+    assert not pinned
+
+    def refused(_tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", refused)
+    large = torch.ones(1 << 17)
+    assert NotAGpu().stage(large) is large
+
+
+def test_on_the_cpu_nothing_is_staged() -> None:
+    value = [torch.ones(1 << 17)]
+    assert Device(None).stage(value) is value
+
+
 CORES = len(os.sched_getaffinity(0))
 
 

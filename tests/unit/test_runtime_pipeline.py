@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from handlergen.runtime.contract import Bundle, Contract, Hook, Parameter, RuntimeSettings
+from handlergen.runtime.device import Device
+from handlergen.runtime.device_lock import DeviceLock
 from handlergen.runtime.worker import Worker
 
 SOURCES = {
@@ -333,6 +335,47 @@ def test_collate_makes_one_batch(serve: Serve) -> None:
 def test_list_mode_gives_a_list(serve: Serve) -> None:
     model = serve("def predict(inputs):\n    return [x * len(inputs) for x in inputs]", batch="list")
     assert model(1, 2, 3) == [(200, 3), (200, 6), (200, 9)]
+
+
+@pytest.mark.parametrize("batch", ["each", "list", "collate"])
+def test_inputs_are_laid_out_for_the_device_before_the_lock(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, batch: str
+) -> None:
+    events: list[str] = []
+    acquire, release = DeviceLock.acquire, DeviceLock.release
+
+    def stage(_device: Device, value: Any) -> Any:
+        events.append("stage")
+        return value * 2 if batch == "each" else [value[0] * 2]
+
+    def acquired(lock: DeviceLock, timeout_s: float) -> None:
+        acquire(lock, timeout_s)
+        events.append("acquire")
+
+    def released(lock: DeviceLock) -> None:
+        events.append("release")
+        release(lock)
+
+    model = serve("def predict(inputs):\n    return inputs", batch=batch)
+    monkeypatch.setattr(Device, "stage", stage)
+    monkeypatch.setattr(DeviceLock, "acquire", acquired)
+    monkeypatch.setattr(DeviceLock, "release", released)
+    assert model(21) == [(200, 42)]
+    assert events == ["stage", "acquire", "release"]
+
+
+def test_inputs_that_cannot_be_laid_out_are_the_request_s_failure(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stage(_device: Device, value: Any) -> Any:
+        if value == 0:
+            raise TypeError("a container of the user's own cannot be made anew")
+        return value
+
+    model = serve("def predict(inputs):\n    return inputs")
+    monkeypatch.setattr(Device, "stage", stage)
+    assert model(0)[0][0] == 500
+    assert model(7) == [(200, 7)]
 
 
 @pytest.mark.parametrize("batch", ["list", "collate"])
