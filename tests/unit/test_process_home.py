@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from handlergen.runtime.hooks import Item
+from handlergen.runtime.process import forks
 from handlergen.runtime.process import home as home_module
 from handlergen.runtime.process.home import Home, Identity, NotOurs, Starts, check_peer, remove_orphans
 from handlergen.runtime.process.output import Forwarder
@@ -112,10 +113,10 @@ def test_one_owner_until_it_dies(home: Home) -> None:
     first = home.own()
     assert first is not None
     assert home.own() is None
-    os.close(first)
+    forks.close(first)
     second = home.own()
     assert second is not None
-    os.close(second)
+    forks.close(second)
 
 
 def test_a_forked_child_does_not_keep_the_ownership(home: Home) -> None:
@@ -127,10 +128,10 @@ def test_a_forked_child_does_not_keep_the_ownership(home: Home) -> None:
         os._exit(0)
     try:
         time.sleep(0.1)
-        os.close(owner)
+        forks.close(owner)
         again = home.own()
         assert again is not None
-        os.close(again)
+        forks.close(again)
     finally:
         os.kill(child, 9)
         os.waitpid(child, 0)
@@ -180,7 +181,7 @@ def test_directories_of_dead_servers_are_removed_and_no_others(tmp_path: Path) -
     assert owner is not None
     remove_orphans(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([mine.path, held.path, written_now, tmp_path / "cpu.lock"])
-    os.close(owner)
+    forks.close(owner)
     Home(identity(), tmp_path).make()  # as the next worker does
     assert not held.path.exists()
 

@@ -91,7 +91,9 @@ def test_large_tensors_are_staged_in_page_locked_memory(pinned: list[torch.Tenso
     assert torch.equal(staged["image"], value["image"])
 
 
-def test_what_cannot_be_page_locked_stays(pinned: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_page_locked_stays(
+    pinned: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     sparse = torch.ones(300, 300).to_sparse()
     elsewhere = torch.ones(1 << 17, device="meta")
     for value in (sparse, elsewhere):

@@ -12,7 +12,9 @@ import socket
 import weakref
 
 _sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-_descriptors: set[int] = set()
+_descriptors: dict[int, tuple[int, int]] = {}
+"""Device and inode of the file that each number stands for: a number that somebody closed otherwise than by `close`
+soon stands for another file, of which a child needs to know nothing but which it may need."""
 
 
 def closed_in_children(connection: socket.socket) -> None:
@@ -22,13 +24,18 @@ def closed_in_children(connection: socket.socket) -> None:
 
 def descriptor_closed_in_children(descriptor: int) -> None:
     """Close a file in every process that is forked off this one; until `close`."""
-    _descriptors.add(descriptor)
+    _descriptors[descriptor] = _file(descriptor)
 
 
 def close(descriptor: int) -> None:
     """Close a file of `descriptor_closed_in_children`."""
-    _descriptors.discard(descriptor)
+    _descriptors.pop(descriptor, None)
     os.close(descriptor)
+
+
+def _file(descriptor: int) -> tuple[int, int]:
+    found = os.fstat(descriptor)
+    return found.st_dev, found.st_ino
 
 
 def _close_all() -> None:
@@ -38,9 +45,10 @@ def _close_all() -> None:
         if descriptor >= 0:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
-    for descriptor in list(_descriptors):
+    for descriptor, file in _descriptors.items():
         with contextlib.suppress(OSError):
-            os.close(descriptor)
+            if _file(descriptor) == file:
+                os.close(descriptor)
     _descriptors.clear()
 
 
