@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from ..failures import Failure
 from ..hooks import Item
+from .protocol import Answered, Predicted
 from .start import Unavailable
+
+_Answer = TypeVar("_Answer", Predicted, Answered)
 
 
 class PredictorDied(Exception):
@@ -115,10 +118,13 @@ def call_for(
     return Call(kind, value, on_chunk=chunk, on_done=on_done, ready_ns=ready_ns)
 
 
-def settle(item: Item, call: Call, fail: Callable[[Item, BaseException, str], None]) -> Any:
+def settle(
+    item: Item, call: Call, kind: type[_Answer], fail: Callable[[Item, BaseException, str], None]
+) -> _Answer | None:
     """Tell an item how its call went: its failure, and whether chunks are out.
 
     Args:
+        kind: Of the answer's value.
         fail: Called with an item, what was raised and the hook's name; sets the item's failure.
 
     Returns:
@@ -126,9 +132,10 @@ def settle(item: Item, call: Call, fail: Callable[[Item, BaseException, str], No
     """
     error = call.error
     if error is None:
-        item.failure = call.answer.failure
-        item.sent = item.sent or call.answer.sent
-        return call.answer
+        answer = kind(*call.answer)
+        item.failure = answer.failure
+        item.sent = item.sent or answer.sent
+        return answer
     if isinstance(error, Unavailable):
         item.failure = _unavailable(error)
     else:

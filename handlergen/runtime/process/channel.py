@@ -128,7 +128,8 @@ class Channel:
             length = sum(len(part) for part in body)
             header = _HEADER.pack(kind, len(buffers), number, length, segment, new is not None)
             # Last, because what it takes is lost when anything before it fails.
-            self._send_now([*self._housekeeping(), header, *body], new)
+            frame = [header + pickled] if not buffers and length < _READ else [header, *body]
+            self._send_now([*self._housekeeping(), *frame], new)
 
     def _housekeeping(self) -> list[Any]:
         """Frames about shared memory that go along."""
@@ -147,7 +148,10 @@ class Channel:
         if len(frames) > _MOST_PIECES:
             frames = [b"".join(frames)]
         try:
-            sent = self._socket.sendmsg(frames, _ancillary(descriptor), _AT_ONCE)
+            if len(frames) == 1 and descriptor is None:
+                sent = self._socket.send(frames[0], _AT_ONCE)
+            else:
+                sent = self._socket.sendmsg(frames, _ancillary(descriptor), _AT_ONCE)
         except BlockingIOError:
             self._keep(frames, descriptor)
         except OSError as error:
@@ -276,6 +280,8 @@ class Channel:
         del received[:start]
 
     def _value(self, body: bytearray, count: int, segment: int) -> Any:
+        if not count:
+            return unpack(body, ())
         whole = memoryview(body)
         head = count * _SIZE.size
         sizes = [size for (size,) in _SIZE.iter_unpack(whole[:head])]

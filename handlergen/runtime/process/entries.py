@@ -101,12 +101,12 @@ class PreparedEntry:
     def _send(self) -> None:
         item, metadata = self.item, self.item.request._metadata
         try:
-            answer = Predicted(item.outputs, item.failure, metadata, item.sent)
+            answer = tuple(Predicted(item.outputs, item.failure, metadata, item.sent))
             self._peer.send(ANSWER, self._number, answer)
         except Exception as error:
             told = f"what predict returned cannot be sent to the worker: {type(error).__name__}: {error}"
             self._desk.fail(item, TypeError(told), "predict")
-            self._peer.send(ANSWER, self._number, Predicted(None, item.failure, None, item.sent))
+            self._peer.send(ANSWER, self._number, tuple(Predicted(None, item.failure, None, item.sent)))
 
     def skipped(self) -> None:
         """Nobody waits for it."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
-import selectors
+import select
 import socket
 import threading
 import time
@@ -68,13 +69,15 @@ class Peers:
         self._take = take
         self._peers: dict[int, Peer] = {}
         self._next = 1
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        # Not a selector: what it does around this takes longer than the system call.
+        self._poll = select.poll()
+        self._readers: dict[int, Callable[[], None]] = {}
         self._rung, self._bell = os.pipe()
         for descriptor in (self._rung, self._bell):
             os.set_blocking(descriptor, False)
             descriptor_closed_in_children(descriptor)
-        self._selector.register(self._rung, selectors.EVENT_READ, self._hear)
+        self._watch(listener.fileno(), self._accept)
+        self._watch(self._rung, self._hear)
         self._changing = threading.Lock()
         self._verdict: Callable[[Peer], tuple[int, object]] | None = None
 
@@ -100,6 +103,7 @@ class Peers:
 
     def close(self) -> None:
         """Take no more workers."""
+        self._unwatch(self._listener.fileno())
         self._listener.close()
 
     def _tell(self, verdict: Callable[[Peer], tuple[int, object]]) -> None:
@@ -116,13 +120,23 @@ class Peers:
         Args:
             timeout_s: How long to wait for something, or for `ring`; None: for ever.
         """
-        for key, _events in self._selector.select(timeout_s):
-            key.data()
+        for descriptor, _events in self._poll.poll(None if timeout_s is None else math.ceil(timeout_s * 1000)):
+            read = self._readers.get(descriptor)
+            if read is not None:  # else it was closed meanwhile
+                read()
 
     def ring(self) -> None:
         """Let `read` return, the next one if none waits; from any thread."""
         with contextlib.suppress(BlockingIOError):  # it has been rung often enough
             os.write(self._bell, b"!")
+
+    def _watch(self, descriptor: int, read: Callable[[], None]) -> None:
+        self._readers[descriptor] = read
+        self._poll.register(descriptor, select.POLLIN)
+
+    def _unwatch(self, descriptor: int) -> None:
+        self._poll.unregister(descriptor)
+        del self._readers[descriptor]
 
     def _hear(self) -> None:
         os.read(self._rung, 4096)
@@ -142,11 +156,11 @@ class Peers:
         peer = Peer(self._next, Channel(connection))
         self._next += 1
         self._peers[peer.number] = peer
-        self._selector.register(connection, selectors.EVENT_READ, partial(self._read, peer))
+        self._watch(connection.fileno(), partial(self._read, peer))
 
     def _drop(self, peer: Peer) -> None:
         peer.closed = True
-        self._selector.unregister(peer.channel.fileno())
+        self._unwatch(peer.channel.fileno())
         peer.channel.close()
         del self._peers[peer.number]
 

@@ -93,10 +93,10 @@ class RemotePredictor:
             *self._needs.brought(item),
             wants_chunks(item),
         )
-        return call_for(item, self._kind, prepared, ready_ns=item.ready_ns, on_done=on_done)
+        return call_for(item, self._kind, tuple(prepared), ready_ns=item.ready_ns, on_done=on_done)
 
     def _settle(self, item: Item, call: Call) -> None:
-        answer: Predicted | None = settle(item, call, self._fail)
+        answer = settle(item, call, Predicted, self._fail)
         if answer is not None:
             item.outputs = answer.outputs
             if answer.metadata is not None:

@@ -34,6 +34,7 @@ from .protocol import (
     REQUEST,
     Answered,
     Predicted,
+    Prepared,
     Raw,
 )
 from .queued import QueuedModel
@@ -149,11 +150,11 @@ class Serving:
             refused = (
                 Answered(None, failure, False) if kind == REQUEST else Predicted(None, failure, None, False)
             )
-            peer.send(ANSWER, number, refused)
+            peer.send(ANSWER, number, tuple(refused))
         elif kind in IN_QUEUE:
-            self.waiting.put(PreparedEntry(self, peer, number, value, explains=kind == EXPLAIN))
+            self.waiting.put(PreparedEntry(self, peer, number, Prepared(*value), explains=kind == EXPLAIN))
         elif kind == REQUEST:
-            self._threads.submit(self._answer, peer, number, value)
+            self._threads.submit(self._answer, peer, number, Raw(*value))
         elif kind == DESCRIBE:
             self._threads.submit(self._tell, peer, number, self.describe)
         elif kind == HEALTH:
@@ -268,10 +269,10 @@ class Serving:
         try:
             assert self._answering is not None
             self._answering.answer([item])
-            peer.send(ANSWER, number, Answered(item.reply, item.failure, item.sent))
+            peer.send(ANSWER, number, tuple(Answered(item.reply, item.failure, item.sent)))
         except BaseException as error:  # whatever it is: somebody waits for the answer
             self.fail(item, error, "handle")
-            peer.send(ANSWER, number, Answered(None, item.failure, item.sent))
+            peer.send(ANSWER, number, tuple(Answered(None, item.failure, item.sent)))
         finally:
             slot.leave()
 

@@ -161,10 +161,10 @@ class Relayed:
 
     def _call(self, item: Item) -> Call:
         raw = Raw(item.entry, item.properties, item.request.id, wants_chunks(item))
-        return call_for(item, REQUEST, raw, ready_ns=time.monotonic_ns())
+        return call_for(item, REQUEST, tuple(raw), ready_ns=time.monotonic_ns())
 
     def _settle(self, item: Item, call: Call) -> None:
-        answer: Answered | None = settle(item, call, self._failing.fail)
+        answer = settle(item, call, Answered, self._failing.fail)
         if answer is not None:
             item.reply = answer.reply
 
