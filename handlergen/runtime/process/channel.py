@@ -221,6 +221,8 @@ class Channel:
                 self._take_descriptors(ancillary)
                 if not data:
                     raise Gone
+                if not self._received and (message := self._only(data)) is not None:
+                    return [message]
                 self._received += data
         except (BlockingIOError, InterruptedError):
             return []
@@ -245,6 +247,15 @@ class Channel:
             descriptors = array("i")
             descriptors.frombytes(raw[: len(raw) - len(raw) % descriptors.itemsize])
             self._descriptors.extend(descriptors)
+
+    def _only(self, data: bytes) -> Message | None:
+        """The message, when it came whole, without buffers, and nothing else did; as nearly always."""
+        if len(data) < _HEADER.size:
+            return None
+        kind, count, number, length, _segment, _new = _HEADER.unpack_from(data)
+        if count or kind < FIRST_KIND or len(data) != _HEADER.size + length:
+            return None
+        return Message(kind, number, self._value(memoryview(data)[_HEADER.size :], 0, 0))
 
     def _complete(self) -> Iterator[Message]:
         received = self._received
@@ -271,17 +282,17 @@ class Channel:
                         raise Gone
                     self._incoming.add(segment, self._descriptors.popleft())
                 body = received[start + _HEADER.size : end]
-                try:
-                    value = self._value(body, count, segment)
-                except Exception as error:
-                    value = Unreadable(error)
-                yield Message(kind, number, value)
+                yield Message(kind, number, self._value(body, count, segment))
             start = end
         del received[:start]
 
-    def _value(self, body: bytearray, count: int, segment: int) -> Any:
-        if not count:
-            return unpack(body, ())
+    def _value(self, body: bytearray | memoryview, count: int, segment: int) -> Any:
+        try:
+            return self._unpacked(body, count, segment) if count else unpack(body, ())
+        except Exception as error:
+            return Unreadable(error)
+
+    def _unpacked(self, body: bytearray | memoryview, count: int, segment: int) -> Any:
         whole = memoryview(body)
         head = count * _SIZE.size
         sizes = [size for (size,) in _SIZE.iter_unpack(whole[:head])]

@@ -76,7 +76,7 @@ class PreparedEntry:
         item.stage, item.inputs, item.ready_ns = sent.stage, sent.inputs, sent.ready_ns
         item.request._metadata = sent.metadata
         item.data, item.files, item.http = sent.data, sent.files, sent.http
-        if sent.streams:
+        if sent.outlet:
             item.outlet = PeerOutlet(peer, number, page=desk.page)
         self.item = item
         self.explains = explains
@@ -142,4 +142,4 @@ class RelayedEntry:
 
 
 def _entry(sent: Prepared) -> dict[str, Any]:
-    return {STREAM_WISH: b"true"} if sent.streams else {}
+    return {STREAM_WISH: sent.wish} if sent.wish is not None else {}

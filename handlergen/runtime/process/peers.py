@@ -120,7 +120,9 @@ class Peers:
         Args:
             timeout_s: How long to wait for something, or for `ring`; None: for ever.
         """
-        for descriptor, _events in self._poll.poll(None if timeout_s is None else math.ceil(timeout_s * 1000)):
+        for descriptor, _events in self._poll.poll(
+            None if timeout_s is None else math.ceil(timeout_s * 1000)
+        ):
             read = self._readers.get(descriptor)
             if read is not None:  # else it was closed meanwhile
                 read()

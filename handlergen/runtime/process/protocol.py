@@ -1,7 +1,7 @@
 """What workers and a predictor process say to each other; kinds of messages and their values.
 
-What a request costs depends on `Prepared`, `Predicted`, `Raw` and `Answered`: they cross as plain tuples, because pickle
-looks the class of a named one up at both ends (5 µs a request, and a multiple of it after a pause).
+`Prepared`, `Predicted`, `Raw` and `Answered`, of which each request has two, cross as plain tuples: pickle looks up the
+class of a named one at both ends (5 µs a request, and a multiple of it after a pause).
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Prepared(NamedTuple):
         ready_ns: When, on the monotonic clock that all processes share.
         request_id, properties, metadata: Of the request.
         data, files, entry, http: Of the item, where a hook reads them.
-        streams: Whether its client takes chunks.
+        outlet: Whether chunks can reach its client; whether that takes any is only looked up when there are some.
+        wish: What a gRPC client says of that; None when it says nothing.
     """
 
     stage: int
@@ -61,7 +62,8 @@ class Prepared(NamedTuple):
     files: Any
     entry: Mapping[str, Any] | None
     http: Any
-    streams: bool
+    outlet: bool
+    wish: Any
 
 
 class Predicted(NamedTuple):
@@ -85,13 +87,13 @@ class Raw(NamedTuple):
 
     Attributes:
         entry, properties, request_id: As TorchServe has them.
-        streams: Whether its client takes chunks.
+        outlet: Whether chunks can reach its client.
     """
 
     entry: Mapping[str, Any]
     properties: Mapping[str, Any]
     request_id: str
-    streams: bool
+    outlet: bool
 
 
 class Answered(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 from ..arrivals import Ready
 from ..hooks import Item
 from ..needs import Needs
-from ..streaming import wants_chunks
+from ..wire import STREAM_WISH
 from .calls import Call, call_for, settle
 from .link import Link
 from .protocol import Predicted, Prepared
@@ -91,7 +91,8 @@ class RemotePredictor:
             item.properties,
             request._metadata,
             *self._needs.brought(item),
-            wants_chunks(item),
+            item.outlet is not None,
+            item.entry.get(STREAM_WISH),
         )
         return call_for(item, self._kind, tuple(prepared), ready_ns=item.ready_ns, on_done=on_done)
 

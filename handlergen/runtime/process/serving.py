@@ -262,7 +262,7 @@ class Serving:
     def _answer(self, peer: Peer, number: int, raw: Raw) -> None:
         """All stages of one request, on a thread of its own."""
         (item,) = open_items([raw.entry], [raw.properties], [raw.request_id])
-        if raw.streams:
+        if raw.outlet:
             item.outlet = PeerOutlet(peer, number)
         slot = self._slots.current = Slot(self._page, peer, number)
         slot.enter()

@@ -26,7 +26,6 @@ from ..pipeline import Pipeline
 from ..predictor import HOOK_ERRORS, Predictor
 from ..recording import Recording
 from ..site import OwnStages
-from ..streaming import wants_chunks
 from ..user_module import open_user_module
 from .calls import Call, call_for, settle
 from .protocol import EXPLAIN, PREDICT, REQUEST, Answered, Raw
@@ -160,7 +159,7 @@ class Relayed:
         self._recording.close()
 
     def _call(self, item: Item) -> Call:
-        raw = Raw(item.entry, item.properties, item.request.id, wants_chunks(item))
+        raw = Raw(item.entry, item.properties, item.request.id, item.outlet is not None)
         return call_for(item, REQUEST, tuple(raw), ready_ns=time.monotonic_ns())
 
     def _settle(self, item: Item, call: Call) -> None:
