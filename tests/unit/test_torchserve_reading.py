@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from ts.protocol import otf_message_handler as protocol
 
-from handlergen.runtime.torchserve_reading import ReadAhead, read_ahead
+from handlergen.runtime.torchserve_reading import Batches, ReadAhead, read_ahead
 
 OWN = protocol._retrieve_buffer
+OWN_BATCH = protocol._retrieve_inference_msg
 
 
 @pytest.fixture
@@ -29,6 +30,8 @@ def connection() -> Iterator[tuple[socket.socket, socket.socket]]:
 @pytest.fixture
 def _patched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "_retrieve_buffer", OWN)  # undone afterwards
+    monkeypatch.setattr(protocol, "_retrieve_inference_msg", OWN_BATCH)
+    monkeypatch.setenv("TS_DECODE_INPUT_REQUEST", "false")
     read_ahead()
 
 
@@ -70,7 +73,7 @@ def read_all(connection: socket.socket, count: int) -> list[Any]:
     return [protocol.retrieve_msg(connection) for _ in range(count)]
 
 
-SIZES = [0, 1, 100, 65_535, 65_536, 65_537, 1_000_000]
+SIZES = [0, 1, 100, 100, 100, 30_000, 65_535, 65_536, 65_537, 1_000_000]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -87,15 +90,15 @@ def test_messages_are_read_as_torchserve_reads_them_wherever_they_are_cut(
         for _ in range(3)
     )
     found = []
-    for function in (OWN, ReadAhead(OWN)):
-        monkeypatch.setattr(protocol, "_retrieve_buffer", function)
+    monkeypatch.setenv("TS_DECODE_INPUT_REQUEST", "false")
+    ahead = ReadAhead(OWN)
+    for field_by, batch_by in ((OWN, OWN_BATCH), (ahead, Batches(ahead, OWN_BATCH))):
+        monkeypatch.setattr(protocol, "_retrieve_buffer", field_by)
+        monkeypatch.setattr(protocol, "_retrieve_inference_msg", batch_by)
         sender = sent(theirs, cut(text, seed), pause_s=0.001)
         found.append(read_all(ours, 3))
         sender.join()
-    assert found[0] == found[1]
-    assert type(found[0][0][1][0]["parameters"][0]["value"]) is type(
-        found[1][0][1][0]["parameters"][0]["value"]
-    )
+    assert repr(found[0]) == repr(found[1])  # of the same types, too
 
 
 @pytest.mark.usefixtures("_patched")
@@ -112,6 +115,38 @@ def test_a_small_request_is_received_with_one_call() -> None:
     counting = Counting()
     _, (request,) = protocol.retrieve_msg(counting)
     assert (len(request["headers"]), counting.calls) == (20, 1)
+
+
+def test_batches_that_are_there_are_read_in_one_go(connection: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = connection
+    ahead = ReadAhead(OWN)
+
+    def own(_connection: socket.socket) -> Any:
+        raise AssertionError("it was not")
+
+    read = Batches(ahead, own)
+    theirs.sendall(message([b"one", b"", b"three"]) + message([]) + message([b"four"]))
+    found = []
+    for _ in range(3):
+        assert ahead(ours, 1) == b"I"
+        found.append(read(ours))
+    assert [[request["parameters"][0]["value"] for request in batch] for batch in found] == [
+        [b"one", b"", b"three"],
+        [],
+        [b"four"],
+    ]
+
+
+def test_names_that_are_no_text_are_as_wrong_as_for_torchserve(
+    connection: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = connection
+    text = b"I" + field(b"1") + END + field(b"\xff") + field(b"text/plain") + field(b"x") + END + END
+    ahead = ReadAhead(OWN)
+    theirs.sendall(text)
+    ahead(ours, 1)
+    with pytest.raises(UnicodeDecodeError):
+        Batches(ahead, OWN_BATCH)(ours)
 
 
 def test_what_was_received_of_one_connection_is_not_read_from_another() -> None:
@@ -149,10 +184,10 @@ def test_nothing_is_waited_for_when_nothing_is_asked(
 
 @pytest.mark.usefixtures("_patched")
 def test_it_takes_the_place_once() -> None:
-    first = protocol._retrieve_buffer
+    first = protocol._retrieve_buffer, protocol._retrieve_inference_msg
     read_ahead()
-    assert protocol._retrieve_buffer is first
-    assert isinstance(first, ReadAhead)
+    assert (protocol._retrieve_buffer, protocol._retrieve_inference_msg) == first
+    assert [type(each) for each in first] == [ReadAhead, Batches]
 
 
 def test_another_torchserve_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
