@@ -10,7 +10,7 @@ again when other processes used more than 5 % of the machine's CPU time meanwhil
     B   burn 8 ms of CPU, predict 10 ms, burn 4 ms; the same
     C   as A with 2 workers and batch size 8
     D   a module that does nothing; 1 and 16 clients, 4 workers, batch size 1; also with TorchServe's own log
-        configuration
+        configuration; `--console pipe`: with somebody who reads what the servers print
 """
 
 from __future__ import annotations
@@ -95,6 +95,12 @@ def _arguments() -> argparse.Namespace:
         metavar="SHARE",
         help="repeat turns in which others used a larger share of the CPU time, 0 to 1, at most 10 times",
     )
+    parser.add_argument(
+        "--console",
+        choices=("file", "pipe"),
+        default="pipe",
+        help="where the servers of D print to: a pipe that somebody reads, as a container has, or a file (default: pipe)",
+    )
     parser.add_argument("--json", action="store_true", help="every value, for programs")
     parser.add_argument("--out", type=Path, help="write the report to this file too")
     arguments = parser.parse_args()
@@ -149,8 +155,9 @@ def measure_nothing(stand: Stand, arguments: argparse.Namespace) -> list[Figure]
     stand.archive_by_hand("hand", "echo_handler", workers=4, batch_size=1, config={})
     figures = []
     with ExitStack() as servers:
-        ours = servers.enter_context(stand.server())
-        stock = servers.enter_context(stand.server(stock_log=True))
+        read = arguments.console == "pipe"
+        ours = servers.enter_context(stand.server(console_read=read))
+        stock = servers.enter_context(stand.server(stock_log=True, console_read=read))
         subjects = {
             "handlergen": ("handlergen", ours),
             "hand-written": ("hand", ours),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,7 +113,12 @@ class Stand:
 
     @contextmanager
     def server(
-        self, *, stock_log: bool = False, trace: bool = False, name: str = "handlergen"
+        self,
+        *,
+        stock_log: bool = False,
+        trace: bool = False,
+        name: str = "handlergen",
+        console_read: bool = False,
     ) -> Iterator[Server]:
         """Run TorchServe over the model store.
 
@@ -122,6 +128,8 @@ class Stand:
             stock_log: With TorchServe's own log configuration instead of handlergen's.
             trace: Record spans in `trace_dir`.
             name: Of its directory; two that run at once need two.
+            console_read: What it prints goes through a pipe to a program that reads it, as in a container, and not
+                into a file.
 
         Raises:
             HandlergenError: It did not start.
@@ -141,7 +149,37 @@ class Stand:
         environ["HANDLERGEN_STATE_DIR"] = str(self._directory / "state")
         if trace:
             environ["HANDLERGEN_TRACE_DIR"] = str(self.trace_dir)
-        with serve(directory / "config.properties", timeout=_TIMEOUT_S, environ=environ) as running:
+        with ExitStack() as stack:
+            with _printing_to_a_reader(stack) if console_read else nullcontext():
+                running = stack.enter_context(
+                    serve(
+                        directory / "config.properties",
+                        timeout=_TIMEOUT_S,
+                        environ=environ,
+                        console=console_read,
+                    )
+                )
             yield Server(
                 running.settings.addresses()["inference"], running.pid, directory / "config.properties"
             )
+
+
+@contextmanager
+def _printing_to_a_reader(stack: ExitStack) -> Iterator[None]:
+    """What this process starts meanwhile prints into a pipe, whose reader ends with the last of them.
+
+    Args:
+        stack: Waits for that.
+    """
+    reader = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    stack.callback(reader.wait)
+    assert reader.stdin is not None
+    sys.stdout.flush()
+    before = os.dup(1)
+    try:
+        os.dup2(reader.stdin.fileno(), 1)
+        yield
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
+        reader.stdin.close()
