@@ -10,7 +10,7 @@ again when other processes used more than 5 % of the machine's CPU time meanwhil
     B   burn 8 ms of CPU, predict 10 ms, burn 4 ms; the same
     C   as A with 2 workers and batch size 8
     D   a module that does nothing; 1 and 16 clients, 4 workers, batch size 1; also with TorchServe's own log
-        configuration; `--console pipe`: with somebody who reads what the servers print
+        configuration. What the servers print is read by somebody, or goes into a file (`--console file`).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _arguments() -> argparse.Namespace:
         "--console",
         choices=("file", "pipe"),
         default="pipe",
-        help="where the servers of D print to: a pipe that somebody reads, as a container has, or a file (default: pipe)",
+        help="where the servers of D print to: a pipe that is read, as a container's is, or a file (default: pipe)",
     )
     parser.add_argument("--json", action="store_true", help="every value, for programs")
     parser.add_argument("--out", type=Path, help="write the report to this file too")
