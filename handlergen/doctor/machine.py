@@ -25,19 +25,21 @@ _WORKERS_PER_CORE = 4
 
 
 def shared_memory(_situation: Situation) -> Iterator[Finding]:
-    """Its size: locks need little of it, tensors that pass between processes much."""
+    """Its size: locks need little of it, tensors that torch passes between processes much."""
     if not SHARED_MEMORY.is_dir():
         return
     total = shutil.disk_usage(SHARED_MEMORY).total
     if total <= _CONTAINER_DEFAULT:
         yield warning(
             f"{SHARED_MEMORY} has {_bytes(total)}, what docker gives by default",
-            "Tensors that pass between processes lie there, `map` and data loaders use it: a full one is a bus error.",
+            "Tensors lie there that torch passes between a model's own processes, those of a DataLoader say: when it "
+            "is full, they end with a bus error. (Not those that handlergen passes.)",
             "docker run --shm-size 1g …",
         )
     elif total < _LITTLE_SHARED_MEMORY:
         yield note(
-            f"{SHARED_MEMORY} has {_bytes(total)}", "Large tensors that pass between processes may fill it."
+            f"{SHARED_MEMORY} has {_bytes(total)}",
+            "Large tensors that a model's own processes pass to each other may fill it.",
         )
     else:
         yield ok(f"{SHARED_MEMORY} has {_bytes(total)}")

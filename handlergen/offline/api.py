@@ -13,6 +13,7 @@ from handlergen.offline.engine import run_chunks
 from handlergen.offline.job import Lines
 from handlergen.offline.rows import Chunk, Result, Row, in_chunks, result_of
 from handlergen.outgoing import body_of, content_type_of
+from handlergen.runtime.malloc import keep_freed_memory
 
 if TYPE_CHECKING:
     from handlergen.local import LocalModel
@@ -84,6 +85,7 @@ class LocalEngine:
         def finish(chunk: Chunk, items: list[Item]) -> None:
             write(Lines.of(chunk, items))
 
+        keep_freed_memory()  # a batch's inputs are laid together for predict, and then free
         # What is there now stays to the end: the collector need not look at it again, nor copy it in forked processes.
         gc.freeze()
         try:

@@ -6,11 +6,14 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from torch.utils.data import Dataset
 
+from handlergen.offline.arena import Arena
 from handlergen.offline.crossing import prepare, taken
 from handlergen.offline.rows import Row
 from handlergen.offline.transport import Packed, pack
@@ -20,6 +23,9 @@ from handlergen.runtime.needs import Needs
 from handlergen.runtime.pipeline import Pipeline
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+
+_NICENESS = 5
+"""The process that predicts, for which the device waits, goes first: it needs a core for some milliseconds a batch."""
 
 Piece = tuple[int, int, list[Row]]
 """A part of a chunk, which its processes share: the chunk's number, the place of the first row in it, the rows."""
@@ -31,21 +37,31 @@ class Preparing(Dataset[Any]):
     Args:
         pipeline: Of the loaded model; a forked process inherits it.
         needs: What is to be sent back.
+        arena: Where large parts of it lie; each process is a writer.
         directory: Where hooks expect to run.
     """
 
-    def __init__(self, pipeline: Pipeline, needs: Needs, directory: Path) -> None:
+    def __init__(self, pipeline: Pipeline, needs: Needs, directory: Path, arena: Arena | None) -> None:
         self._pipeline = pipeline
         self._needs = needs
         self._directory = directory
+        self._arena = arena
+        self._lay_down: Callable[[Sequence[memoryview]], int | None] | None = None
         self._parent = os.getpid()
 
-    def start(self, _number: int) -> None:
-        """Once in each process."""
+    def start(self, number: int) -> None:
+        """Once in each process.
+
+        Args:
+            number: Which it is, from 0.
+        """
         # The parent ends this process, when it has seen to what is under way; a terminal's Ctrl-C goes to both.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         _end_with_parent(self._parent)
+        os.nice(_NICENESS)
         keep_freed_memory()
+        if self._arena is not None:
+            self._lay_down = partial(self._arena.lay_down, number)
         os.chdir(self._directory)
         self._pipeline = _ForkedPipeline.of(self._pipeline)
 
@@ -56,7 +72,8 @@ class Preparing(Dataset[Any]):
         if pipeline.refused:
             return number, start, len(rows), pipeline.refused
         try:
-            return number, start, len(rows), pack([taken(item, self._needs) for item in items])
+            values = [taken(item, self._needs) for item in items]
+            return number, start, len(rows), pack(values, self._lay_down)
         except Exception as error:  # the pickling of the user's own types raises anything
             return (
                 number,

@@ -114,10 +114,9 @@ def _content(items: Sequence[Item]) -> bytes | None:
         packed = pack(values)
     except Exception:  # the pickling of the user's own types raises anything
         return None
-    memory = packed.memory if isinstance(packed.memory, bytes) else packed.memory.numpy().tobytes()
-    if len(memory) + len(packed.pickled) > _MOST:
+    if sum(packed.sizes) + len(packed.pickled) > _MOST:
         return None
-    return pickle.dumps((packed.pickled, packed.sizes, memory))
+    return pickle.dumps(tuple(packed))
 
 
 def _values(content: bytes) -> Any:

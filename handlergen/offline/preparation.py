@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch.utils.data import DataLoader
 
+from handlergen.offline.arena import Arena
 from handlergen.offline.child import Piece, Preparing
 from handlergen.offline.crossing import prepare, restored
 from handlergen.offline.rows import Chunk
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
 
 _AHEAD = 2
 """Chunks that are prepared ahead, for each worker."""
+
+_PIECES_AHEAD = 2 * _AHEAD
+
+_SLOTS = _PIECES_AHEAD + 4
+"""Of shared memory, for each process: for the pieces ahead, and for those that are put together, predicted and
+answered. A process that finds none free sends its piece by the queue."""
 
 _LEAST_PIECE = 4
 """Rows that are worth a message to a process."""
@@ -47,8 +54,9 @@ class _Assembly:
         refused: Why its rows must be prepared in this process; "" when they need not.
     """
 
-    def __init__(self, chunk: Chunk) -> None:
+    def __init__(self, chunk: Chunk, arena: Arena | None) -> None:
         self.chunk = chunk
+        self._arena = arena
         self.refused = ""
         self._pieces: dict[int, list[Any]] = {}
         self._missing = len(chunk.rows)
@@ -57,7 +65,7 @@ class _Assembly:
         """Take a piece of so many rows."""
         self._missing -= count
         if isinstance(packed, Packed):
-            self._pieces[start] = packed.unpack()
+            self._pieces[start] = packed.unpack(self._arena)
         else:
             self.refused = packed
 
@@ -170,15 +178,19 @@ class Preparation:
         self, chunks: Iterable[Chunk], workers: int, ready: Iterable[Prepared]
     ) -> Iterator[Prepared]:
         under_way: dict[int, _Assembly] = {}
+        try:
+            arena = Arena(workers, _SLOTS)
+        except OSError:  # a system that promises no more memory than it has
+            arena = None
 
         def sending() -> Iterator[Piece]:
             for chunk in chunks:
-                under_way[chunk.number] = _Assembly(chunk)
+                under_way[chunk.number] = _Assembly(chunk, arena)
                 size = max(_LEAST_PIECE, -(-len(chunk.rows) // workers))
                 for start in range(0, len(chunk.rows), size):
                     yield chunk.number, start, chunk.rows[start : start + size]
 
-        iterator = self._loader(sending(), workers)
+        iterator = self._loader(sending(), workers, arena)
         try:
             yield from ready  # after the fork: whoever predicts them starts threads
             while True:
@@ -205,9 +217,9 @@ class Preparation:
             return prepare(self._pipeline, assembly.chunk.rows)
         return restored(assembly.chunk.rows, assembly.values())
 
-    def _loader(self, pieces: Iterator[Piece], workers: int) -> Any:
+    def _loader(self, pieces: Iterator[Piece], workers: int, arena: Arena | None) -> Any:
         needs = Needs.of(self._contract, ("predict", "postprocess"))
-        preparing = Preparing(self._pipeline, needs, self._directory)
+        preparing = Preparing(self._pipeline, needs, self._directory, arena)
         options: dict[str, Any] = {}
         if not self._ordered and "in_order" in inspect.signature(DataLoader).parameters:  # torch 2.6
             options["in_order"] = False
@@ -216,7 +228,7 @@ class Preparation:
             batch_size=None,
             sampler=cast(Any, _Once(pieces)),
             num_workers=workers,
-            prefetch_factor=_AHEAD * 2,
+            prefetch_factor=_PIECES_AHEAD,
             collate_fn=_as_it_is,
             worker_init_fn=preparing.start,
             # Forked: the model's hooks are there, whatever they hold, without being pickled or loaded again. It is

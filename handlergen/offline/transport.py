@@ -1,41 +1,46 @@
 """Prepared rows on their way from a preparing process to the predicting one.
 
 torch would send each tensor through a shared memory segment of its own: a file descriptor and about 100 µs each. Here
-a chunk's buffers (tensors, arrays, bytes-like) lie one behind the other in a single segment, and its other values are
-pickled (PEP 574, out-of-band buffers).
+a piece's buffers (tensors, arrays, bytes-like) lie one behind the other, in memory that both processes have when there
+are many, and its other values are pickled (PEP 574, out-of-band buffers).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-import torch
-
+from handlergen.offline.arena import Arena
 from handlergen.runtime.process import values
 from handlergen.runtime.process.segments import aligned
 
 _SMALL = 65536
-"""Bytes below which a copy through the queue costs less than a shared memory segment."""
+"""Bytes below which a copy through the queue costs less than shared memory."""
 
 
-class Packed:
+class Packed(NamedTuple):
     """Values in a form that crosses to another process cheaply; `unpack` gives them back.
 
-    Args:
+    Attributes:
         pickled: Everything but the buffers.
         sizes: Of the buffers, in bytes.
-        memory: The buffers; a shared tensor, or bytes when there is little.
+        memory: The buffers, each at the next aligned place; or the slot of an arena where they lie.
     """
 
-    def __init__(self, pickled: bytes, sizes: list[int], memory: torch.Tensor | bytes) -> None:
-        self.pickled = pickled
-        self.sizes = sizes
-        self.memory = memory
+    pickled: bytes
+    sizes: list[int]
+    memory: bytes | int
 
-    def unpack(self) -> Any:
-        """The values; their buffers stay where they are and are writable."""
-        memory = self.memory
-        whole = memoryview(bytearray(memory) if isinstance(memory, bytes) else memory.numpy())
+    def unpack(self, arena: Arena | None = None) -> Any:
+        """The values; their buffers stay where they are and are writable.
+
+        Args:
+            arena: Where they may lie.
+        """
+        if isinstance(self.memory, int):
+            assert arena is not None
+            return values.unpack(self.pickled, arena.views(self.memory, self.sizes))
+        whole = memoryview(bytearray(self.memory))
         views, start = [], 0
         for size in self.sizes:
             views.append(whole[start : start + size])
@@ -43,25 +48,20 @@ class Packed:
         return values.unpack(self.pickled, views)
 
 
-def pack(value: Any) -> Packed:
+def pack(value: Any, lay_down: Callable[[Sequence[memoryview]], int | None] | None = None) -> Packed:
     """Make a value ready to be sent.
+
+    Args:
+        lay_down: Puts many bytes into an arena and returns the slot; None when it cannot.
 
     Raises:
         Exception: It cannot be pickled (pickle raises PicklingError, TypeError, AttributeError and others).
     """
     pickled, buffers = values.pack(value)
     sizes = [buffer.nbytes for buffer in buffers]
-    total = sum(aligned(size) for size in sizes)
-    shared = _shared(total) if total > _SMALL else None
-    memory = memoryview(bytearray(total) if shared is None else shared.numpy())
-    start = 0
-    for buffer in buffers:
-        memory[start : start + buffer.nbytes] = buffer
-        start += aligned(buffer.nbytes)
-    return Packed(pickled, sizes, bytes(memory) if shared is None else shared)
-
-
-def _shared(size: int) -> torch.Tensor:
-    """Shared memory, made as torch's own collate makes it (torch/utils/data/_utils/collate.py), without a copy."""
-    storage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=torch.uint8).set_(storage)
+    if lay_down is not None and sum(sizes) > _SMALL and (slot := lay_down(buffers)) is not None:
+        return Packed(pickled, sizes, slot)
+    pieces: list[Any] = []
+    for buffer, size in zip(buffers, sizes, strict=True):
+        pieces += buffer, bytes(aligned(size) - size)
+    return Packed(pickled, sizes, b"".join(pieces))
