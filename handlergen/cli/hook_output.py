@@ -64,20 +64,22 @@ def stdout_of_its_own() -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def failures_kept(kept: list[str]) -> Iterator[None]:
-    """What the model logs goes to standard error, but the tracebacks of failed requests into a list."""
+    """What the model logs goes to standard error, but the tracebacks of failed and refused requests into a list."""
 
     def show(record: logging.LogRecord) -> bool:
         if not str(record.msg).startswith(_FAILED):
-            return True
+            return record.levelno >= logging.WARNING
         kept.append(str(record.args[-1]) if isinstance(record.args, tuple) else record.getMessage())
         return False
 
     logger = logging.getLogger("handlergen")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setLevel(logging.WARNING)
     handler.addFilter(show)
     logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
     try:
         yield
     finally:
+        logger.setLevel(level)
         logger.removeHandler(handler)

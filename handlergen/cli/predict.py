@@ -184,7 +184,7 @@ def _check(answers: list[Answer], tracebacks: list[str], *, raises: bool, last_h
     elif b'"type":"BadRequest"' in first.body and b"not valid JSON" in first.body:
         hint = HOW_TO_QUOTE
     else:
-        hint = "--raise shows where" if tracebacks and not raises else None
+        hint = "--raise shows where" if tracebacks and first.status >= 500 and not raises else None
     if raises and (tracebacks or hint):
         raise ModuleFailed(what, traceback="\n".join(tracebacks), hint=hint)
     raise RequestFailed(what, status=first.status, body=first.body, hint=hint)

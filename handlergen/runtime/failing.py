@@ -9,6 +9,8 @@ from .hooks import Hooks, Item
 from .metrics import Metrics
 from .tracebacks import user_traceback
 
+_HOOKS = ("preprocess", "predict", "postprocess")
+
 
 class Failing:
     """Makes a request's failure of what was raised.
@@ -16,7 +18,8 @@ class Failing:
     Args:
         form: The contract's.
         user_root: Directory of the user's code; tracebacks are cut to it.
-        logger: Gets one traceback for each request that fails by the module's fault.
+        logger: Gets one traceback for each request that fails by the module's fault; at level DEBUG also for each that
+            a hook refuses.
     """
 
     def __init__(self, form: str, *, user_root: str, logger: logging.Logger) -> None:
@@ -35,16 +38,16 @@ class Failing:
         self._metrics = metrics
 
     def fail(self, item: Item, error: BaseException, hook: str) -> None:
-        """Settle that a request has no answer, and log why when it is not the client's fault.
+        """Settle that a request has no answer, and log why; what is the client's fault, for debugging only.
 
         Args:
             item: Its `failure` is set.
             error: What was raised.
             hook: The role of what raised it.
         """
-        request_id = item.request.id
+        request_id, role = item.request.id, hook
         name = self._stages[item.stage]
-        if name and hook in ("preprocess", "predict", "postprocess"):
+        if name and hook in _HOOKS:
             # What comes into a later stage is the module's own doing: its ValueError is not the client's.
             own = hook == "preprocess" and item.stage == 0
             told, hook = hook if own else f"stage {item.stage + 1} ({hook})", f"{hook} of {name}"
@@ -53,8 +56,10 @@ class Failing:
         item.failure = failure_of(error, hook=told, form=self._form, request_id=request_id)
         if self._metrics is not None and isinstance(error, LockTimeout):
             self._metrics.lock_timed_out()
-        if item.failure.status >= 500:
-            self._logger.error(
+        level = logging.ERROR if item.failure.status >= 500 else logging.DEBUG
+        if level == logging.ERROR or (role in _HOOKS and self._logger.isEnabledFor(level)):
+            self._logger.log(
+                level,
                 "request %s failed in %s with status %d\n%s",
                 request_id,
                 hook,

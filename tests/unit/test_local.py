@@ -141,6 +141,21 @@ def test_an_error_is_what_a_client_gets_and_raise_shows_where(project: Path) -> 
     assert "pipeline.py" not in told
 
 
+def test_raise_shows_where_a_request_was_refused_too(tmp_path: Path) -> None:
+    """A ValueError in preprocess is the client's fault, or a slip of the author's."""
+    (tmp_path / "strict.py").write_text(
+        "def preprocess(data):\n    return int(data)\n\ndef predict(inputs):\n    return inputs\n"
+    )
+    source = str(tmp_path / "strict.py")
+    refused = "400: invalid literal for int() with base 10: 'x'"
+    assert predict(source, '"x"') == (6, b"", f"Error: {refused}\n")
+    status, _, told = predict(source, '"x"', "--raise")
+    assert status == 4
+    assert refused in told
+    assert "line 2, in preprocess" in told
+    assert "pipeline.py" not in told
+
+
 def test_an_answer_that_cannot_be_sent_names_the_hook_that_returned_it(tmp_path: Path) -> None:
     (tmp_path / "odd.py").write_text("def predict(inputs):\n    return {'a': object()}\n")
     for flags, expected in (((), 6), (("--raise",), 4)):
