@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 from handlergen.runtime.process.segments import aligned
 
-SLOT_BYTES = 256 << 20
-"""The most that a slot takes. What is never written takes no memory."""
+SLOT_BYTES = 128 << 20
+"""The most that a slot takes: 32 MB a row in the smallest piece. What is never written takes no memory."""
 
 _FLAGS = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
 _NORESERVE = 0x4000 if sys.platform == "linux" else 0  # mmap(2); Python names it from 3.13 on
