@@ -104,7 +104,7 @@ def test_a_stopped_predictor_gives_way_to_the_next(crew: Crews) -> None:
     began = time.monotonic()
     status, body = worker.ask({"n": 1})
     assert (status, body["code"]) == (503, 503)
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 15
     described = worker.describe()["predictor"]
     assert "unavailable" in described
     os.kill(predictor, signal.SIGCONT)

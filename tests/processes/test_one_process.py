@@ -120,8 +120,8 @@ def test_sigterm_ends_it_and_removes_its_directory(crew: Crews, busy: Any) -> No
         time.sleep(0.5)
     began = time.monotonic()
     os.kill(predictor, signal.SIGTERM)
-    eventually(lambda: predictor not in found.predictors(), within=8)
-    assert time.monotonic() - began < 6
+    eventually(lambda: predictor not in found.predictors(), within=20)
+    assert time.monotonic() - began < 15
     if busy:
         assert asked.result(20)[0] == 500
     status, body = other.ask({"n": 1})  # they are still here: the next process serves them
