@@ -58,6 +58,39 @@ def test_every_form_stands_in_the_readme(form: str) -> None:
     assert f"| `{form}` |" in README
 
 
+LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
+PAGES = sorted(page.relative_to(ROOT) for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
+
+
+def links(page: Path) -> set[str]:
+    """Where a page's links go, those on other machines left out; code blocks are no links."""
+    text = FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
+    return {link for link in LINK.findall(text) if ":" not in link}
+
+
+def anchors(page: Path) -> set[str]:
+    """The names of a page's headings, as the usual renderers of Markdown make them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_readme_is_whole() -> None:
+    """It once lost its last section to an edit: what it must have, and a way to every page."""
+    headings = re.findall(r"^## (.+)$", FENCE.sub("", README), re.MULTILINE)
+    assert headings == ["Install it", "See it", "Verbs", "The contract", "Limits"]
+    assert "no longer maintained upstream" in README.partition("## Limits")[2]
+    assert {f"docs/{page.name}" for page in ROOT.glob("docs/*.md")} <= links(Path("README.md"))
+
+
 @pytest.mark.parametrize("words", commands(README) + commands(CONTRIBUTING), ids=" ".join)
 def test_commands_in_the_documents_are_understood(words: list[str]) -> None:
     verb = cli.get_command(click.Context(cli), words[0])
