@@ -301,7 +301,8 @@ def test_a_full_disk(site: Site, how: str) -> None:
             answered = until(lambda: answers_since(moment, load, other))
             failed = [each for each in since(load, moment) + since(other, moment) if each.status != 200]
             assert len(failed) <= 3, failed  # the two above, and the one that was in the killed worker
-            if how == "full":  # the rest of each file's last block, and the blocks that a killed worker gave back
+            if how == "full":
+                # Only the rest of each file's last block was left, and the blocks that a killed worker gives back.
                 assert len(predict_spans_since(site, moment)) < answered / 2
             else:
                 assert {file: pages_of(file) for file in pages} == pages
