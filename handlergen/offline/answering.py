@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from handlergen.offline.rows import Chunk
+from handlergen.runtime.nested import own_copy
 
 if TYPE_CHECKING:
     from handlergen.runtime.hooks import Item
@@ -67,6 +68,8 @@ class Answering(Generic[_Finished]):
         if saved_s < _WORTH_A_THREAD_S or not self._keep(chunk, items):
             yield self._answer(chunk, items)
             return
+        for item in items:  # they are answered beside the next predict, which may write to the same memory
+            item.outputs = own_copy(item.outputs)
         if self._beside is None:
             self._beside = ThreadPoolExecutor(1, thread_name_prefix="handlergen-answer")
         self._under_way = self._beside.submit(self._answer, chunk, items)

@@ -11,7 +11,7 @@ from .dispatch import Dispatch
 from .hooks import BoundHook, Hooks, Item, Stage
 from .model import Model
 from .pipeline import Pipeline
-from .predictor import HOOK_ERRORS, Predictor
+from .predictor import Predictor
 from .typed_hooks import TypedHooks
 
 
@@ -47,7 +47,7 @@ class Answering:
         """
         try:
             return self._dispatch.run(items)
-        except HOOK_ERRORS as error:
+        except BaseException as error:
             for item in items:
                 if item.reply is None and item.failure is None:
                     self._model.failing.fail(item, error, "handle")

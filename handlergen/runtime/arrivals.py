@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 from .hooks import Item
 
@@ -37,8 +38,9 @@ class Arrivals:
 
     def __init__(self, expected: int, last_stage: int, finished: Callable[[Item], None]) -> None:
         self._left = expected
+        self._counting = threading.Lock()
         self._last_stage = last_stage
-        self._queue: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
         self._finished = finished
 
     @property
@@ -50,9 +52,13 @@ class Arrivals:
         self._queue.put(item)
 
     def done(self, item: Item) -> None:
-        """As `Ready` says; a request that failed does not come back for a later stage."""
+        """As `Ready` says; a request that failed does not come back for a later stage.
+
+        From any thread: whoever waits in `next` for what does not come is woken.
+        """
         if item.failure is not None and item.stage != self._last_stage:
-            self._left -= 1
+            self._count()
+            self._queue.put(None)
         self._finished(item)
 
     def next(self) -> Item | None:
@@ -74,12 +80,18 @@ class Arrivals:
                 return item
         return None
 
-    def _is_taken(self, item: Item) -> bool:
-        """Count a request that does not come back; one that has failed is handed on at once."""
+    def _is_taken(self, item: Item | None) -> TypeGuard[Item]:
+        """Count a request that does not come back; one that has failed is handed on at once. None only wakes."""
+        if item is None:
+            return False
         if item.failure is not None:
-            self._left -= 1
+            self._count()
             self._finished(item)
             return False
         if item.stage == self._last_stage:
-            self._left -= 1
+            self._count()
         return True
+
+    def _count(self) -> None:
+        with self._counting:
+            self._left -= 1

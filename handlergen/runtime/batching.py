@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from .nested import tuple_like
+
 
 class BatchError(Exception):
     """The module and its batch mode do not fit together; no retry of single requests can help."""
@@ -62,8 +64,7 @@ def split(outputs: Any, count: int, *, hook: str = "predict") -> list[Any]:
         ]
     if isinstance(outputs, tuple) and outputs and not isinstance(outputs[0], int | float | str):
         columns = [_part(value, count, f"{hook}[{place}]") for place, value in enumerate(outputs)]
-        tuples = zip(*columns, strict=True)
-        return [type(outputs)(*row) for row in tuples] if hasattr(outputs, "_fields") else list(tuples)
+        return [tuple_like(outputs, row) for row in zip(*columns, strict=True)]
     check_length(outputs, count, hook=hook)
     if type(outputs) is torch.Tensor and not outputs.requires_grad:
         return list(outputs.unbind())  # one call; with a graph, its parts could not be changed in place

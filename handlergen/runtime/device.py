@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
 from .failures import is_out_of_memory
+from .nested import map_tensors, own_copy
 
 _NOTHING = nullcontext()
 _PINNED_FROM = 65536
@@ -67,6 +66,10 @@ class Device:
             return value
         return map_tensors(value, lambda tensor: tensor.cpu())
 
+    def own(self, value: Any) -> Any:
+        """`value`, which a hook returned and `fetch` has brought here, with memory that no hook will write to."""
+        return own_copy(value, tensors=self.is_cpu)
+
     def wait(self) -> None:
         """Return when everything that was launched on the device has finished; launches are asynchronous."""
         if not self.is_cpu:
@@ -77,9 +80,11 @@ class Device:
 
         After a sticky CUDA error, which every later call fails with too, the device is `broken`.
         """
+        if self.is_cpu:
+            return
         try:
             self.wait()
-            if is_out_of_memory(error) and not self.is_cpu:
+            if is_out_of_memory(error):
                 torch.cuda.empty_cache()
         except RuntimeError:
             self.broken = True
@@ -122,37 +127,3 @@ def _gpu_key(index: int) -> str:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = [name.strip() for name in visible.split(",") if name.strip()]
     return f"GPU-index-{names[index] if index < len(names) else index}"
-
-
-def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Apply `change` to every tensor in nested dicts, lists, tuples, named tuples and dataclasses.
-
-    Objects with a `.to(device)` of their own that are no tensors (a tokenizer's batch) are mappings in practice;
-    other objects are passed on as they are. A value without tensors is returned itself, not a copy.
-    """
-    changed: Any = value
-    if isinstance(value, torch.Tensor):
-        changed = change(value)
-    elif isinstance(value, Mapping):
-        items = {key: map_tensors(item, change) for key, item in value.items()}
-        if any(items[key] is not value[key] for key in items):
-            changed = items if type(value) is dict else _like(value, items)
-    elif isinstance(value, list | tuple):
-        parts = [map_tensors(item, change) for item in value]
-        if any(new is not old for new, old in zip(parts, value, strict=True)):
-            named = hasattr(value, "_fields")
-            changed = type(value)(*parts) if named else parts if isinstance(value, list) else tuple(parts)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
-        moved = {name: map_tensors(item, change) for name, item in fields.items()}
-        if any(moved[name] is not fields[name] for name in moved):
-            changed = dataclasses.replace(value, **moved)
-    return changed
-
-
-def _like(value: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
-    """A mapping of the same type where its constructor takes a dict (an OrderedDict, a tokenizer's batch)."""
-    try:
-        return type(value)(items)  # type: ignore[call-arg]
-    except TypeError:
-        return items

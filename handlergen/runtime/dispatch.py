@@ -12,7 +12,6 @@ from .hooks import Item
 from .kserve import Opened, kserve_failure, open_kserve
 from .pipeline import Pipeline
 
-_HOOK_ERRORS = (Exception, SystemExit)
 _NO_EXPLAIN = Failure(
     501, "NotSupported", "This model has no explain hook, so it cannot explain its predictions"
 )
@@ -98,7 +97,7 @@ class Dispatch:
     def _answer_describe(self, item: Item) -> None:
         try:
             item.reply = encode(self._describe())
-        except _HOOK_ERRORS as error:
+        except BaseException as error:
             self._predictions.fail(item, error, "describe")
 
     def _open(self, item: Item, index: int) -> Opened | None:
@@ -113,7 +112,7 @@ class Dispatch:
                 first_index=index,
                 keywords=self._bundle.contract.call == "keywords",
             )
-        except _HOOK_ERRORS as error:
+        except BaseException as error:
             self._predictions.fail(item, error, "decode")
             if item.failure is not None:
                 item.failure = kserve_failure(item.failure)

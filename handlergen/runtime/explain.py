@@ -14,9 +14,10 @@ from types import CoroutineType
 from typing import Any
 
 from .arrivals import Ready
-from .device import Device, map_tensors
+from .device import Device
 from .hooks import BoundHook, Item
-from .predictor import HOOK_ERRORS, Lock, seconds_left
+from .nested import map_tensors
+from .predictor import Lock, seconds_left
 from .recording import Recorder
 
 
@@ -58,8 +59,11 @@ class Explainer:
         while item is not None:
             try:
                 item.outputs = self._explain(item)
-            except HOOK_ERRORS as error:
+            except BaseException as error:
                 self._fail(item, error, "explain")
+            else:
+                if arrivals.more:  # as the predictor does
+                    item.outputs = self._device.own(item.outputs)
             arrivals.done(item)
             item = arrivals.next()
 
@@ -81,7 +85,7 @@ class Explainer:
                 outputs = asyncio.run(outputs)
             self._device.wait()
             return self._device.fetch(outputs)
-        except HOOK_ERRORS as error:
+        except BaseException as error:
             self._device.recover(error)
             raise
         finally:

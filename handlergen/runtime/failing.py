@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from .failures import LockTimeout, failure_of
+from .failures import LockTimeout, failure_of, pass_interrupt
 from .hooks import Hooks, Item
 from .metrics import Metrics
 from .tracebacks import user_traceback
@@ -44,7 +44,11 @@ class Failing:
             item: Its `failure` is set.
             error: What was raised.
             hook: The role of what raised it.
+
+        Raises:
+            KeyboardInterrupt: It was that, in the main thread.
         """
+        pass_interrupt(error)
         request_id, role = item.request.id, hook
         name = self._stages[item.stage]
         if name and hook in _HOOKS:

@@ -7,8 +7,10 @@ secret.
 
 from __future__ import annotations
 
+import errno
 import json
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +28,7 @@ __all__ = [
     "LockTimeout",
     "failure_of",
     "is_out_of_memory",
+    "pass_interrupt",
     "user_traceback",
 ]
 
@@ -96,7 +99,17 @@ def failure_of(error: BaseException, *, hook: str, form: str, request_id: str) -
         hook: The hook's role (`preprocess`, `predict`, ...), `INPUT`, `decode` or `encode`.
         form: The contract's form.
         request_id: Named in opaque messages, so that a client's report finds the log's traceback.
+
+    Returns:
+        Always something: an exception whose own code raises (a `status_code` that is a property, say) is opaque.
     """
+    try:
+        return _failure_of(error, hook, form, request_id)
+    except Exception:
+        return _opaque(500, "InternalError", "The prediction failed", request_id)
+
+
+def _failure_of(error: BaseException, hook: str, form: str, request_id: str) -> Failure:
     error = _single(error)
     told = _chosen(error) or _known(error, request_id)
     if told is not None:
@@ -110,6 +123,16 @@ def failure_of(error: BaseException, *, hook: str, form: str, request_id: str) -
     return _opaque(500, "InternalError", f"The model's {where} failed", request_id)
 
 
+def pass_interrupt(error: BaseException) -> None:
+    """Raise Ctrl-C again: it is for the program, not one request's failure.
+
+    Whatever else a hook raises is that request's, BaseExceptions too: SystemExit, asyncio's CancelledError, the panics
+    of libraries that are written in Rust. In another thread than the main one only a hook raises KeyboardInterrupt.
+    """
+    if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+        raise error
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Is it a lack of memory, on the host or the device? Looks through `raise ... from`."""
     seen: set[int] = set()
@@ -117,6 +140,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     while current is not None and id(current) not in seen:
         seen.add(id(current))
         if isinstance(current, MemoryError) or _named(current, "OutOfMemoryError"):
+            return True
+        if (
+            isinstance(current, OSError) and current.errno == errno.ENOMEM
+        ):  # of mmap(2), ftruncate(2), fork(2)
             return True
         # torch's errors are RuntimeErrors, onnxruntime's are not.
         library = isinstance(current, RuntimeError) or type(current).__module__.startswith("onnxruntime")

@@ -21,7 +21,7 @@ from .device import inference_mode
 from .encode import encode
 from .failures import INPUT
 from .hooks import BoundHook, EventLoopThread, Hooks, Item
-from .predictor import HOOK_ERRORS, Predictor
+from .predictor import Predictor
 from .recording import Recorder
 from .streaming import STREAMS, Streaming, drain, drain_async
 
@@ -109,13 +109,13 @@ class Pipeline:
             if item.failure is not None:
                 finished.release()
             elif item.stage == last:
-                threads.submit(self._finish, item, answered)
+                threads.submit(self._surely, self._finish, item, answered)
             else:
-                threads.submit(self._advance, item, arrivals.put)
+                threads.submit(self._surely, self._advance, item, arrivals.put)
 
         arrivals = Arrivals(len(items), last, predicted)
         for item in items:
-            threads.submit(self._prepare, item, arrivals.put)
+            threads.submit(self._surely, self._prepare, item, arrivals.put)
         self._predictor.predict(arrivals)
         for _ in items:
             finished.acquire()
@@ -139,6 +139,16 @@ class Pipeline:
         with inference_mode():  # once for all of them
             self._each([item for item in items if item.failure is None], self._finish)
 
+    def _surely(
+        self, stage: Callable[[Item, Callable[[Item], None]], None], item: Item, then: Callable[[Item], None]
+    ) -> None:
+        """Run a stage in a thread. What it should not raise is the request's failure: the batch waits for `then`."""
+        try:
+            stage(item, then)
+        except BaseException as error:
+            self.fail(item, error, "handle")
+            then(item)
+
     def _each(self, items: Sequence[Item], stage: Callable[[Item, Callable[[Item], None]], None]) -> None:
         done: queue.SimpleQueue[Item] = queue.SimpleQueue()  # the cheapest signal there is
         for item in items:
@@ -153,12 +163,12 @@ class Pipeline:
             try:
                 decoded = decode(item.entry, item.properties)
                 item.data, item.files = decoded.data, decoded.files
-            except HOOK_ERRORS as error:
+            except BaseException as error:
                 self.fail(item, error, "decode")
         if self._convert is not None and item.failure is None:
             try:
                 item.data = self._convert(item.data)
-            except HOOK_ERRORS as error:
+            except BaseException as error:
                 self.fail(item, error, INPUT)
         if recorder is not None:
             recorder.record("decode", item.request.id, start, time.monotonic_ns())
@@ -206,7 +216,7 @@ class Pipeline:
                 if item.wrap is not None:
                     value = item.wrap(value)
                 item.reply = encode(value, nan=self._settings.nan, limit=self._settings.max_response_bytes)
-            except HOOK_ERRORS as error:
+            except BaseException as error:
                 self.fail(item, error, "encode")
         if recorder is not None:
             recorder.record("encode", item.request.id, start, time.monotonic_ns())
@@ -226,7 +236,7 @@ class Pipeline:
             return
         try:
             drain(stream, chunks.put, self._streaming.limit_s)
-        except HOOK_ERRORS as error:
+        except BaseException as error:
             ended(None, error)
         else:
             ended(None, None)
@@ -250,7 +260,7 @@ class Pipeline:
 
         try:
             value = hook.call(item)
-        except HOOK_ERRORS as error:
+        except BaseException as error:
             returned(None, error)
             return
         if type(value) is CoroutineType:

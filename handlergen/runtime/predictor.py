@@ -1,24 +1,21 @@
-"""The only caller of `predict`: under the device lock, in inference mode, with the device finished before release."""
+"""Who may predict when: under the device lock, in inference mode, one request after the other or a batch together."""
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine, Generator, Sequence
-from types import CoroutineType
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from .arrivals import Ready
 from .batching import BatchError, check_length, collate, split
 from .device import Device, inference_mode
+from .device_call import DeviceCall
+from .failures import LockTimeout, pass_interrupt
 from .hooks import Hooks, Item
 from .recording import Recorder
-from .streaming import STREAMS, StreamAnswerError, Streaming, drain, drain_async
+from .streaming import Streaming
 from .user_module import UserModule
-
-#: What a hook may raise that is its request's failure. SystemExit is: a hook that exits must not end the worker.
-HOOK_ERRORS = (Exception, SystemExit)
 
 
 class Lock(Protocol):
@@ -83,15 +80,13 @@ class WorkerPredictor:
     ) -> None:
         self._module = module
         self._device = device
+        self._call = DeviceCall(device, streaming, streams=batch == "each")
         self._lock = lock
         self._lock_timeout_s = lock_timeout_s
         self._fail = fail
-        self._streaming = streaming
         self._recorder = recorder
         self._predict_batch = {"each": None, "collate": self._collated, "list": self._listed}[batch]
         self._hooks: Hooks
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._predictions = 0
         self._load_s = 0.0
 
     @property
@@ -131,14 +126,12 @@ class WorkerPredictor:
                 items.append(item)
                 item = arrivals.next()
             items.sort(key=lambda item: item.index)  # the same batch, whoever was ready first
-            self._predict_together(items)
-            for item in items:
-                arrivals.done(item)
+            self._predict_together(items, arrivals)
             return
         while item is not None:
             # Entered before the wait: under the lock, nothing that could have been done earlier or later.
             with inference_mode():
-                if self._staged(item) and self._turn_begins([item]):
+                if self._staged(item) and not self._late([item]):
                     self._turn(item, arrivals)
                 else:
                     arrivals.done(item)
@@ -151,31 +144,41 @@ class WorkerPredictor:
             "device_key": self._device.key,
             "lock": self._lock.key,
             "load_s": round(self._load_s, 3),
-            "predictions": self._predictions,
+            "predictions": self._call.count,
         }
 
     def close(self) -> None:
-        if self._loop is not None:
-            self._loop.close()
+        self._call.close()
 
     def _staged(self, item: Item) -> bool:
         """Lay the inputs of a request out for the device, before the lock."""
         try:
             item.inputs = self._device.stage(item.inputs)
-        except HOOK_ERRORS as error:
+        except BaseException as error:
             self._fail(item, error, "predict")
             return False
         return True
 
-    def _turn_begins(self, items: Sequence[Item]) -> bool:
-        """Wait for the device. The deadline counts from when the first of the items was ready."""
+    def _late(self, items: list[Item]) -> list[Item]:
+        """Wait for the device, until the first of these requests cannot wait any longer.
+
+        Returns:
+            Those that cannot: they have failed. None when the device is theirs.
+        """
+        left = {item: seconds_left(item, self._lock_timeout_s) for item in items}
+        soonest = min(left.values())
         try:
-            self._lock.acquire(seconds_left(items[0], self._lock_timeout_s))
-        except HOOK_ERRORS as error:
+            self._lock.acquire(soonest)
+        except LockTimeout as error:
+            late = [item for item in items if left[item] == soonest]
+            for item in late:
+                self._fail(item, error, "predict")
+            return late
+        except BaseException as error:
             for item in items:
                 self._fail(item, error, "predict")
-            return False
-        return True
+            return items
+        return []
 
     def _turn(self, first: Item, arrivals: Ready) -> None:
         """Predict, one after the other, for the requests that are ready; the lock is held, and given back."""
@@ -188,10 +191,13 @@ class WorkerPredictor:
                     item.ready_ns,
                 )  # of this stage: `done` may begin the next
                 try:
-                    item.outputs = self._on_device(item)
-                except HOOK_ERRORS as error:
+                    item.outputs = self._call(self._hooks, item)
+                except BaseException as error:
                     self._device.recover(error)
                     self._fail(item, error, "predict")
+                else:
+                    if arrivals.more:  # it is answered while the next one is predicted
+                        item.outputs = self._device.own(item.outputs)
                 predicted.append((item.request.id, ready, started, time.monotonic_ns()))
                 arrivals.done(item)
                 item = arrivals.next_ready()
@@ -202,47 +208,71 @@ class WorkerPredictor:
                 self._recorder.record("lock_wait", request_id, ready, started)
                 self._recorder.record("predict", request_id, started, ended)
 
-    def _predict_together(self, items: list[Item]) -> None:
-        if not items:
-            return
-        assert self._predict_batch is not None
-        try:
-            together = self._together(items)
-        except HOOK_ERRORS as error:
-            for item in items:
-                self._fail(item, error, "predict")
-            return
-        with inference_mode():
-            if not self._turn_begins(items):
-                return
-            started = time.monotonic_ns()
+    def _predict_together(self, items: list[Item], arrivals: Ready) -> None:
+        originals = self._originals(items)
+        while items:
             try:
-                if together is None:
-                    self._one_by_one(items)
-                else:
-                    self._predict_batch(items, together)
-            except HOOK_ERRORS as error:
-                self._device.recover(error)
-                if len(items) == 1 or isinstance(error, BatchError):
-                    for item in items:
-                        self._fail(item, error, "predict")
-                else:
-                    self._one_by_one(items)
-            finally:
-                ended = time.monotonic_ns()
-                self._lock.release()
+                together = self._together(items)
+            except BaseException as error:
+                for item in items:
+                    self._fail(item, error, "predict")
+                break
+            with inference_mode():
+                late = self._late(items)
+                if not late:
+                    self._on_device_together(items, together, originals)
+                    break
+            for item in late:
+                arrivals.done(item)
+            items = [item for item in items if item not in late]
+        for item in items:
+            arrivals.done(item)
+
+    def _on_device_together(
+        self, items: list[Item], together: Item | None, originals: Mapping[Item, Any]
+    ) -> None:
+        """The batch's turn on the device, which has begun."""
+        assert self._predict_batch is not None
+        started = time.monotonic_ns()
+        try:
+            if together is None:
+                self._one_by_one(items, originals)
+            else:
+                self._predict_batch(items, together)
+        except BaseException as error:
+            pass_interrupt(error)
+            self._device.recover(error)
+            if len(items) == 1 or isinstance(error, BatchError):
+                for item in items:
+                    self._fail(item, error, "predict")
+            else:
+                self._one_by_one(items, originals)
+        finally:
+            ended = time.monotonic_ns()
+            self._lock.release()
         if self._recorder is not None:
             self._record(items, started, ended)
 
-    def _one_by_one(self, items: Sequence[Item]) -> None:
+    def _one_by_one(self, items: Sequence[Item], originals: Mapping[Item, Any]) -> None:
         """After a failed batch: each request alone, so that only the culprit fails."""
         assert self._predict_batch is not None
         for item in items:
+            item.inputs = originals.get(item, item.inputs)
             try:
                 self._predict_batch([item], self._join([item]))
-            except HOOK_ERRORS as error:
+            except BaseException as error:
                 self._device.recover(error)
                 self._fail(item, error, "predict")
+
+    def _originals(self, items: Sequence[Item]) -> dict[Item, Any]:
+        """The inputs as they are before the batch's predict, which may change them in place, and then fail.
+
+        Only where it sees the inputs themselves: torch's default collate makes tensors of its own.
+        """
+        seen = self._predict_batch == self._listed or self._hooks[0].collate is not None
+        if not seen or len(items) == 1:
+            return {}
+        return {item: self._device.own(item.inputs) for item in items}
 
     def _together(self, items: Sequence[Item]) -> Item | None:
         """The requests joined to one batch; None when they are to be predicted one by one.
@@ -252,7 +282,8 @@ class WorkerPredictor:
         """
         try:
             return self._join(items)
-        except HOOK_ERRORS as error:
+        except BaseException as error:
+            pass_interrupt(error)
             hopeless = isinstance(error, BatchError) and not self._hooks[0].one_by_one
             if hopeless or len(items) == 1:
                 raise
@@ -270,55 +301,15 @@ class WorkerPredictor:
         return joined
 
     def _collated(self, items: Sequence[Item], joined: Item) -> None:
-        outputs = split(self._on_device(joined), len(items), hook=self._hooks[0].predict.name)
+        outputs = split(self._call(self._hooks, joined), len(items), hook=self._hooks[0].predict.name)
         for item, output in zip(items, outputs, strict=True):
             item.outputs = output
 
     def _listed(self, items: Sequence[Item], joined: Item) -> None:
-        outputs = self._on_device(joined)
+        outputs = self._call(self._hooks, joined)
         check_length(outputs, len(items), hook=self._hooks[0].predict.name)
         for item, output in zip(items, outputs, strict=True):
             item.outputs = output
-
-    def _on_device(self, item: Item) -> Any:
-        """Inputs to the device, `predict`, wait, outputs to the CPU; in inference mode."""
-        self._predictions += 1
-        device = self._device
-        item.inputs = device.put(item.inputs)
-        outputs = self._hooks[item.stage].predict.call(item)
-        if type(outputs) is CoroutineType:
-            outputs = self._await(outputs)
-        if type(outputs) in STREAMS:
-            outputs = self._streamed(item, outputs)
-        device.wait()
-        return device.fetch(outputs)
-
-    def _streamed(self, item: Item, stream: Any) -> Any:
-        """Iterate what `predict` returned, here, and send its chunks; what is left to be answered."""
-        if self._predict_batch is not None or item.stage != len(self._hooks) - 1:
-            raise StreamAnswerError("predict returned a generator, which only one request at a time can have")
-        if self._hooks[item.stage].postprocess is not None:
-            raise StreamAnswerError(
-                "predict returned a generator, whose chunks go out as they are made, and there is a postprocess: "
-                "do its work inside predict, and remove it"
-            )
-        chunks = self._streaming.chunks(item)
-        device = self._device
-
-        def put(chunk: Any) -> None:
-            device.wait()
-            chunks.put(device.fetch(chunk))
-
-        if isinstance(stream, Generator):
-            drain(stream, put, self._streaming.limit_s)
-        else:
-            self._await(drain_async(stream, put, self._streaming.limit_s))
-        return chunks.answer()
-
-    def _await(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-        return self._loop.run_until_complete(coroutine)
 
     def _record(self, items: Sequence[Item], started: int, ended: int) -> None:
         assert self._recorder is not None

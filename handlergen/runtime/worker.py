@@ -11,13 +11,13 @@ from typing import Any
 
 from .contract import CONTRACT_FILE, Bundle
 from .describe import Counts, description
+from .failures import pass_interrupt
 from .health import Health
 from .hooks import BoundHook, Item
 from .kserve import refuse_envelope
 from .malloc import keep_freed_memory
 from .metrics import switched_on
 from .pipeline import Pipeline
-from .predictor import HOOK_ERRORS
 from .redaction import without_secrets
 from .site import Here, Place, Site
 from .streaming import outlet_of
@@ -139,7 +139,8 @@ class Worker:
             )
         except MemoryError:
             raise
-        except HOOK_ERRORS as error:
+        except BaseException as error:
+            pass_interrupt(error)
             if not getattr(error, "told_by_handlergen", False):
                 logging.getLogger("handlergen").error(
                     "handlergen: model %s could not be loaded\n%s",

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from handlergen.runtime.device import Device, map_tensors
+from handlergen.runtime.device import Device
+from handlergen.runtime.nested import map_tensors
 
 Pair = namedtuple("Pair", "left right")
 

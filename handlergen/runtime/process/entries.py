@@ -24,8 +24,8 @@ class Desk(Protocol):
     def page(self) -> Page:
         """The process's page."""
 
-    def reply(self, send: Callable[[], None]) -> None:
-        """Send an answer, now or a little later."""
+    def reply(self, item: Item, send: Callable[[], None]) -> None:
+        """Send a request's answer, now or a little later."""
 
     def fail(self, item: Item, error: BaseException, hook: str) -> None:
         """Settle a failure."""
@@ -90,13 +90,14 @@ class PreparedEntry:
         return self._peer.gave_up(self._number)
 
     def entered(self) -> None:
-        self._slot.enter()
+        if self.item.failure is None:  # else it could not wait any longer, and the others of its batch could
+            self._slot.enter()
 
     def done(self) -> None:
         # Out of the user's code: if the process dies before the answer is out, in the next request's predict, this
         # one is not to blame, and is predicted again.
         self._slot.leave()
-        self._desk.reply(self._send)
+        self._desk.reply(self.item, self._send)
 
     def _send(self) -> None:
         item, metadata = self.item, self.item.request._metadata
@@ -104,8 +105,11 @@ class PreparedEntry:
             answer = tuple(Predicted(item.outputs, item.failure, metadata, item.sent))
             self._peer.send(ANSWER, self._number, answer)
         except Exception as error:
-            told = f"what predict returned cannot be sent to the worker: {type(error).__name__}: {error}"
-            self._desk.fail(item, TypeError(told), "predict")
+            told = TypeError(
+                f"what predict returned cannot be sent to the worker: {type(error).__name__}: {error}"
+            )
+            told.__cause__ = error  # which tells a lack of memory from the rest
+            self._desk.fail(item, told, "predict")
             self._peer.send(ANSWER, self._number, tuple(Predicted(None, item.failure, None, item.sent)))
 
     def skipped(self) -> None:
@@ -128,7 +132,7 @@ class RelayedEntry:
         return self._slot is not None and self._slot.peer.gave_up(self._slot.number)
 
     def entered(self) -> None:
-        if self._slot is not None:
+        if self._slot is not None and self.item.failure is None:
             self._slot.enter()
 
     def done(self) -> None:

@@ -151,6 +151,7 @@ class Link:
                     f"what preprocess returned cannot be sent to the predictor process: {error}; "
                     "write stages: predictor"
                 )
+                told.__cause__ = error  # which tells a lack of memory from the rest
                 call.finish(None, told.with_traceback(None))
 
     def _connected(self, deadline: float) -> _Connection:

@@ -79,7 +79,6 @@ class _Process:
         from ..device import share_the_cores
         from ..malloc import keep_freed_memory
         from ..model import LoadedModel
-        from ..predictor import HOOK_ERRORS
         from ..redaction import without_secrets
         from ..tracebacks import user_traceback
         from .channel import Message
@@ -123,7 +122,7 @@ class _Process:
                 reading=reading,
                 batch_size=self._arguments["batch_size"],
             )
-        except HOOK_ERRORS as error:
+        except BaseException as error:
             self._logger.error(
                 "handlergen: model %s could not be loaded\n%s",
                 bundle.settings.name,

@@ -38,6 +38,7 @@ class Forwarder:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._stream = sys.stdout  # now: a hook may redirect it for a while
         self._lock: int | None = None
         self._file: int | None = None
         self._offset = 0
@@ -55,8 +56,8 @@ class Forwarder:
                 return
         while piece := os.pread(self._file, _PIECE, self._offset):
             end = piece.rfind(b"\n") + 1 or len(piece)
-            sys.stdout.write(piece[:end].decode("utf-8", "replace"))
-            sys.stdout.flush()
+            self._stream.write(piece[:end].decode("utf-8", "replace"))
+            self._stream.flush()
             self._offset += end
             if end < len(piece):
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from ..arrivals import Ready
@@ -21,9 +22,11 @@ class QueuedModel:
         self.streaming, self.recording = model.streaming, model.recording
         self.hooks = model.hooks
         self.is_healthy = model.is_healthy
-        self.predictor = QueuedPredictor(waiting, slots, explains=False)
+        self.predictor = QueuedPredictor(waiting, slots, model.device.own, explains=False)
         self.explainer: Predictor | None = (
-            QueuedPredictor(waiting, slots, explains=True) if model.explainer is not None else None
+            QueuedPredictor(waiting, slots, model.device.own, explains=True)
+            if model.explainer is not None
+            else None
         )
 
     def close(self) -> None:
@@ -33,8 +36,11 @@ class QueuedModel:
 class QueuedPredictor:
     """A `Predictor` that puts requests into the queue and waits."""
 
-    def __init__(self, waiting: Waiting, slots: threading.local, *, explains: bool) -> None:
+    def __init__(
+        self, waiting: Waiting, slots: threading.local, own: Callable[[Any], Any], *, explains: bool
+    ) -> None:
         self._waiting = waiting
+        self._own = own
         self._slots = slots
         self._explains = explains
 
@@ -49,6 +55,7 @@ class QueuedPredictor:
         while item is not None:
 
             def done(item: Item = item) -> None:
+                item.outputs = self._own(item.outputs)  # it is answered beside the next predict
                 arrivals.done(item)
                 finished.release()
 

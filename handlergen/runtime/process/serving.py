@@ -18,7 +18,7 @@ from ..failures import Failure, LockTimeout
 from ..hooks import Item, Stage
 from ..model import LoadedModel
 from ..pipeline import open_items
-from ..predictor import HOOK_ERRORS, Lock
+from ..predictor import Lock
 from ..recording import memory_of
 from .afterwards import Afterwards, LateRecorder
 from .channel import Message, Unreadable
@@ -207,9 +207,10 @@ class Serving:
             with torch.inference_mode(mode=False):
                 explainer.predict(Taken(entries))
 
-    def reply(self, send: Callable[[], None]) -> None:
+    def reply(self, item: Item, send: Callable[[], None]) -> None:
         """Send an answer: now, or beside the next predict when the device has something to do already."""
         if self._long and len(self.waiting):
+            item.outputs = self._model.device.own(item.outputs)
             self._afterwards.add(send)
         else:
             send()
@@ -253,11 +254,10 @@ class Serving:
 
     def _tell(self, peer: Peer, number: int, ask: Callable[[], Any]) -> None:
         try:
-            answer = ask()
-        except HOOK_ERRORS as error:
+            peer.send(ANSWER, number, ask())
+        except BaseException as error:  # whatever it is: somebody waits for the answer
             self._model.context.logger.exception("worker %d asked in vain", peer.pid, exc_info=error)
-            answer = {}
-        peer.send(ANSWER, number, answer)
+            peer.send(ANSWER, number, {})
 
     def _answer(self, peer: Peer, number: int, raw: Raw) -> None:
         """All stages of one request, on a thread of its own."""

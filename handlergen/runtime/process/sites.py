@@ -23,7 +23,7 @@ from ..metrics import Metrics
 from ..model import streaming_of
 from ..needs import Needs
 from ..pipeline import Pipeline
-from ..predictor import HOOK_ERRORS, Predictor
+from ..predictor import Predictor
 from ..recording import Recording
 from ..site import OwnStages
 from ..user_module import open_user_module
@@ -170,5 +170,5 @@ class Relayed:
     def _answer_describe(self, item: Item) -> None:
         try:
             item.reply = encode(self._describe())
-        except HOOK_ERRORS as error:
+        except BaseException as error:
             self._failing.fail(item, error, "describe")

@@ -82,6 +82,8 @@ def _is_plain(value: torch.Tensor) -> bool:
         and not value.is_quantized
         and not value.is_conj()
         and not value.is_neg()
+        and not value.is_nested
+        and not value.__dict__  # what the user's code has put there travels too
     )
 
 
