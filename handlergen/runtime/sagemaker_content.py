@@ -61,7 +61,8 @@ def default_input(body: Any, content_type: str) -> torch.Tensor:
     if kind == JSON:
         try:
             return torch.from_numpy(np.array(json.loads(body), dtype=np.float32))
-        except TypeError as error:  # an object, a null: the client's doing as much as a ragged list is
+        # An object, a null, a number beyond floats, lists without end: the client's doing as a ragged list is.
+        except (TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"the JSON is no array of numbers: {error}") from error
     if kind == CSV:
         with warnings.catch_warnings():
@@ -72,7 +73,10 @@ def default_input(body: Any, content_type: str) -> torch.Tensor:
                 raise ValueError(f"the CSV cannot be read: {str(warning).strip()}") from warning
         return torch.from_numpy(array)
     if kind == NPY:
-        return torch.from_numpy(np.load(io.BytesIO(body), allow_pickle=False))
+        try:
+            return torch.from_numpy(np.load(io.BytesIO(body), allow_pickle=False))
+        except (TypeError, EOFError) as error:  # texts, several arrays, nothing
+            raise ValueError(f"the NPY is no array of numbers: {error}") from error
     raise UnsupportedType(
         f"content type {kind!r} is not supported; send one of: {', '.join(_TYPES)}", status_code=415
     )

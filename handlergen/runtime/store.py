@@ -80,14 +80,32 @@ class Store:
         """This thread's connection; a forked child opens its own (sqlite.org/howtocorrupt.html, section 2.6)."""
         if getattr(self._local, "pid", None) != os.getpid():
             _private(self.path.parent)
-            connection = sqlite3.connect(self.path, timeout=_BUSY_S)
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute(_SCHEMA)
-            self._local.connection = connection
+            self._local.connection = _open(self.path)
             self._local.pid = os.getpid()
         found: sqlite3.Connection = self._local.connection
         return found
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """A connection to the file, made if it is not there.
+
+    Of several that begin a new file's write-ahead log at once SQLite refuses all but one at once, whatever the time-out
+    (sqlite.org/wal.html, "Sometimes Queries Return SQLITE_BUSY In WAL Mode"): they try again.
+    """
+    deadline = time.monotonic() + _BUSY_S
+    while True:
+        connection = sqlite3.connect(path, timeout=_BUSY_S)
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute(_SCHEMA)
+        except sqlite3.OperationalError as error:
+            connection.close()
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return connection
 
 
 def open_store(model: str, environ: Mapping[str, str] = os.environ) -> Store:

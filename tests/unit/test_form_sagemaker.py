@@ -260,9 +260,16 @@ def test_unsupported_types_are_415_and_406(serve_project: Serve) -> None:
     assert (status, "application/x-npy" in json.loads(answer)["message"]) == (406, True)
 
 
-@pytest.mark.parametrize(("body", "kind"), [("", "text/csv"), ('{"a": 1}', "application/json")])
-def test_the_defaults_refuse_what_they_cannot_read(body: str, kind: str) -> None:
-    with pytest.raises(ValueError, match=r"the (CSV|JSON)"):
+@pytest.mark.parametrize(("body", "kind"), [
+    ("", "text/csv"),
+    ('{"a": 1}', "application/json"),
+    ("[1" + "0" * 400 + "]", "application/json"),
+    ("[" * 100_000, "application/json"),
+    (npy(np.array(["text"])), "application/x-npy"),
+    (b"", "application/x-npy"),
+])  # fmt: skip
+def test_the_defaults_refuse_what_they_cannot_read(body: Any, kind: str) -> None:
+    with pytest.raises(ValueError, match=r"the (CSV|JSON|NPY)"):
         default_input(body, kind)
 
 

@@ -346,6 +346,32 @@ def test_surplus_segments_are_given_up_at_both_ends() -> None:
     outgoing.close()
 
 
+def test_large_segments_do_not_keep_the_memory_of_past_requests() -> None:
+    outgoing = Outgoing()
+    numbers = [outgoing.lay_down([memoryview(bytes(33 << 20))])[0] for _ in range(4)]  # of 64 MiB each
+    small, _ = outgoing.lay_down([memoryview(bytes(100))])
+    for number in [*numbers, small]:
+        outgoing.returned(number)
+    forgotten = outgoing.surplus()
+    assert len(forgotten) == 3
+    assert set(forgotten) < set(numbers)  # what is left: one of them, and the small one
+    assert outgoing.surplus() == []
+    outgoing.close()
+
+
+def test_a_tensor_keeps_what_the_user_s_code_has_put_there(ends: tuple[Channel, Channel]) -> None:
+    value: Any = torch.ones(2)
+    value.length = 7
+    arrived = carried(ends, value)
+    assert (arrived.tolist(), arrived.length) == ([1, 1], 7)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_crosses(ends: tuple[Channel, Channel]) -> None:
+    arrived = carried(ends, torch.nested.nested_tensor([torch.ones(2), torch.zeros(3)]))
+    assert [row.tolist() for row in arrived.unbind()] == [[1, 1], [0, 0, 0]]
+
+
 def test_a_forked_child_does_not_keep_a_connection_alive(ends: tuple[Channel, Channel]) -> None:
     child = os.fork()
     if child == 0:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -241,6 +243,47 @@ def test_the_page_says_what_the_process_does_even_after_it(tmp_path: Path) -> No
     fresh = Page.make(tmp_path / "page")
     assert not fresh.timed_out
     assert page.timed_out  # the old one stays with whoever has it open
+
+
+def test_a_look_at_the_page_never_mixes_two_states(tmp_path: Path) -> None:
+    """It was filled byte by byte: a predict that had just begun seemed to have run for hours, and was killed for it."""
+    page = Page.make(tmp_path / "page")
+    seen = Page.open(tmp_path / "page")
+    writer = os.fork()
+    if writer == 0:
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            page.enter(PREDICTING)
+            page.enter(IDLE)
+        os._exit(0)
+    try:
+        longest, looks = 0.0, 0
+        while os.waitpid(writer, os.WNOHANG) == (0, 0):
+            longest = max([longest, *[seen.look().since_s for _ in range(100)]])
+            looks += 100
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(writer, signal.SIGKILL)
+    assert looks > 1000
+    assert longest < 60  # a torn look gives the time since the machine was started, or 146 years
+
+
+def test_a_forked_child_does_not_keep_the_start_to_itself(tmp_path: Path) -> None:
+    """Of a pool that a hook makes while the worker starts the predictor process."""
+    home = Home(identity(), tmp_path)
+    home.make()
+    with home.starting(0) as ours:
+        assert ours
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with home.starting(0) as ours:
+            assert ours
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_more_requests_than_the_page_has_room_for(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -24,6 +25,20 @@ os.kill(os.getpid(), 9)
 
 def _close(store: Store) -> None:
     store._connection().close()
+
+
+def test_a_store_that_another_process_is_just_beginning(tmp_path: Path) -> None:
+    """SQLite refuses to begin the write-ahead log beside another's transaction at once, whatever the time-out."""
+    other = sqlite3.connect(tmp_path / "m.sqlite", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    ending = threading.Timer(0.5, other.commit)
+    ending.start()
+    store = Store(tmp_path / "m.sqlite")
+    store.save("x", 1)
+    ending.join()
+    assert store.get("x") == 1
+    other.close()
+    _close(store)
 
 
 def test_save_get_delete(tmp_path: Path) -> None:

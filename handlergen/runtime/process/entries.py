@@ -101,8 +101,9 @@ class PreparedEntry:
 
     def _send(self) -> None:
         item, metadata = self.item, self.item.request._metadata
+        state = item.http.state if item.http is not None else None
         try:
-            answer = tuple(Predicted(item.outputs, item.failure, metadata, item.sent))
+            answer = tuple(Predicted(item.outputs, item.failure, metadata, item.sent, state))
             self._peer.send(ANSWER, self._number, answer)
         except Exception as error:
             told = TypeError(
@@ -110,7 +111,7 @@ class PreparedEntry:
             )
             told.__cause__ = error  # which tells a lack of memory from the rest
             self._desk.fail(item, told, "predict")
-            self._peer.send(ANSWER, self._number, tuple(Predicted(None, item.failure, None, item.sent)))
+            self._peer.send(ANSWER, self._number, tuple(Predicted(None, item.failure, None, item.sent, None)))
 
     def skipped(self) -> None:
         """Nobody waits for it."""

@@ -27,7 +27,7 @@ from pathlib import Path
 from ..device_lock import STATE_DIR_VARIABLE, lock_directory
 from ..files import is_at
 from ..server_process import started
-from .forks import closed_in_children, descriptor_closed_in_children
+from .forks import close, closed_in_children, descriptor_closed_in_children
 
 ARGUMENTS_FILE = "arguments.json"
 """What the process is told when it starts."""
@@ -205,10 +205,7 @@ class Home:
 
     def own(self) -> int | None:
         """Take `owner.lock` for this process's life; its descriptor, or None when another process has it."""
-        owner = _try_lock(self.path / "owner.lock")
-        if owner is not None:
-            descriptor_closed_in_children(owner)
-        return owner
+        return _try_lock(self.path / "owner.lock")
 
     def owned(self, owner: int) -> bool:
         """Whether the directory is still there, and still this process's.
@@ -256,7 +253,7 @@ class Home:
             descriptor = _try_lock(self.path / "start.lock")
             if descriptor is not None:
                 shutil.rmtree(self.path, ignore_errors=True)
-                os.close(descriptor)
+                _unlock(descriptor)
 
 
 def homes(base: Path) -> Iterator[Path]:
@@ -273,7 +270,7 @@ def remove_orphans(base: Path) -> None:
             descriptor = _try_lock(path / "owner.lock")
             if descriptor is not None:  # else a predictor process is just about to end, and removes it itself
                 shutil.rmtree(path, ignore_errors=True)
-                os.close(descriptor)
+                _unlock(descriptor)
 
 
 def _orphan(path: Path) -> bool:
@@ -327,6 +324,7 @@ def _try_lock(path: Path) -> int | None:
                 f"{path.parent.parent} has no locks ({error.strerror}); {STATE_DIR_VARIABLE} names another directory",
             ) from error
         if os.fstat(descriptor).st_nlink:
+            descriptor_closed_in_children(descriptor)
             return descriptor
         os.close(descriptor)  # a predictor process that ended has just removed the directory
 
@@ -340,4 +338,10 @@ def _lock(path: Path, wait_s: float) -> Iterator[int | None]:
         yield descriptor
     finally:
         if descriptor is not None:
-            os.close(descriptor)
+            _unlock(descriptor)
+
+
+def _unlock(descriptor: int) -> None:
+    """Give a lock back. Closing it would not do: a child that was forked meanwhile has it open too, and keeps it."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    close(descriptor)

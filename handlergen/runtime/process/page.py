@@ -18,8 +18,11 @@ from ..files import reserve
 LOADING, IDLE, PREDICTING, ENDING = range(4)
 STATES = ("loading", "idle", "predicting", "ending")
 
-_HEADER = struct.Struct("=8sqqq")  # magic, pid, state, in this state since (monotonic ns)
-_MAGIC = b"HGPAGE1\0"
+_HEADER = struct.Struct("=8sqQ")  # magic, pid, the state and since when
+_MAGIC = b"HGPAGE2\0"
+_STATE_WORD = 2
+"""Which word of eight bytes the state and its beginning share. Nobody may see the one without the other: a predict that
+has just begun would seem to have run since the machine was started."""
 _COUNTS = struct.Struct("=qqqq")  # predictions, requests, largest batch, waiting
 _COUNTS_AT = 64
 _VERDICT_AT = 128
@@ -70,6 +73,8 @@ class Page:
             if os.fstat(descriptor).st_size != _SIZE:
                 raise ValueError("not a page of a predictor process")
             self._memory = mmap.mmap(descriptor, _SIZE)
+            # A word is stored and read as a whole; `struct` fills one byte by byte.
+            self._words = memoryview(self._memory).cast("Q")
         finally:
             os.close(descriptor)
         if self._memory[: len(_MAGIC)] != _MAGIC:
@@ -92,7 +97,7 @@ class Page:
             os.close(descriptor)
             draft.unlink(missing_ok=True)
             raise
-        os.pwrite(descriptor, _HEADER.pack(_MAGIC, os.getpid(), LOADING, time.monotonic_ns()), 0)
+        os.pwrite(descriptor, _HEADER.pack(_MAGIC, os.getpid(), _state_word(LOADING)), 0)
         draft.replace(path)
         return cls(descriptor)
 
@@ -107,7 +112,7 @@ class Page:
 
     def enter(self, state: int) -> None:
         """The process does something else from now on."""
-        _HEADER.pack_into(self._memory, 0, _MAGIC, os.getpid(), state, time.monotonic_ns())
+        self._words[_STATE_WORD] = _state_word(state)
 
     def take_slot(self, peer: int, number: int) -> int:
         """Note that a request is in the user's code; before it is.
@@ -123,13 +128,13 @@ class Page:
             slot = self._free.pop()
         except IndexError:
             return -1
-        _SLOT.pack_into(self._memory, _SLOTS_AT + slot * _SLOT.size, _name(peer, number))
+        self._words[_SLOTS_AT // _SLOT.size + slot] = _name(peer, number)
         return slot
 
     def free_slot(self, slot: int) -> None:
         """The request has left the user's code."""
         if slot >= 0:
-            _SLOT.pack_into(self._memory, _SLOTS_AT + slot * _SLOT.size, 0)
+            self._words[_SLOTS_AT // _SLOT.size + slot] = 0
             self._free.append(slot)
 
     def count(self, requests: int, waiting: int) -> None:
@@ -162,9 +167,14 @@ class Page:
 
     def look(self) -> Picture:
         """What the process does now."""
-        _, pid, state, since = _HEADER.unpack_from(self._memory, 0)
+        _, pid, _ = _HEADER.unpack_from(self._memory, 0)
+        since, state = divmod(self._words[_STATE_WORD], len(STATES))
         since_s = (time.monotonic_ns() - since) / 1e9
         return Picture(pid, STATES[state], since_s, *_COUNTS.unpack_from(self._memory, _COUNTS_AT))
+
+
+def _state_word(state: int) -> int:
+    return time.monotonic_ns() * len(STATES) + state  # 2**64 / 4 ns are 146 years
 
 
 def _name(peer: int, number: int) -> int:

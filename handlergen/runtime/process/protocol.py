@@ -74,12 +74,14 @@ class Predicted(NamedTuple):
         failure: Why there are none.
         metadata: The request's, as the hook left it; None when it never asked for it.
         sent: Chunks have been sent.
+        state: `HttpRequest.state`, as the hook left it; None when no hook there asks for the `Request`.
     """
 
     outputs: Any
     failure: Failure | None
     metadata: dict[str, Any] | None
     sent: bool
+    state: Any
 
 
 class Raw(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..arrivals import Ready
-from ..hooks import Item
+from ..hooks import Item, http_request
 from ..needs import Needs
 from ..wire import STREAM_WISH
 from .calls import Call, call_for, settle
@@ -102,6 +102,8 @@ class RemotePredictor:
             item.outputs = answer.outputs
             if answer.metadata is not None:
                 item.request._metadata = answer.metadata
+            if answer.state is not None:
+                http_request(item).state = answer.state
 
 
 class _Outstanding:

@@ -19,6 +19,8 @@ ALIGNMENT = 64
 
 _SMALLEST = 1 << 18
 _KEPT = 8
+_KEPT_BYTES = 128 << 20
+"""What free segments may keep of the machine's memory, for each direction of a connection."""
 
 
 def aligned(size: int) -> int:
@@ -89,10 +91,14 @@ class Outgoing:
             self._free.append(segment)
 
     def surplus(self) -> list[int]:
-        """Forget free segments beyond those that are kept, smallest first; the receiver is to do so too."""
+        """Forget free segments beyond those that are kept; the receiver is to do so too.
+
+        The smallest of too many, for the others are more often of use; the largest when they take too much memory.
+        """
         forgotten = []
-        while len(self._free) > _KEPT:
-            segment = min(self._free, key=lambda each: each.size)
+        free = sorted(self._free, key=lambda each: each.size)
+        while free and (len(free) > _KEPT or sum(each.size for each in free) > _KEPT_BYTES):
+            segment = free.pop(0 if len(free) > _KEPT else -1)
             self._free.remove(segment)
             forgotten.append(segment.number)
             segment.close()

@@ -39,6 +39,7 @@ from .protocol import (
 )
 from .queued import QueuedModel
 from .reading import Reading
+from .values import pack
 from .waiting import Entry, Taken, Waiting
 
 _WORTH_ANOTHER_THREAD_S = 0.5e-3
@@ -148,7 +149,9 @@ class Serving:
                 "a request of worker %d cannot be read: %s", peer.pid, value.error
             )
             refused = (
-                Answered(None, failure, False) if kind == REQUEST else Predicted(None, failure, None, False)
+                Answered(None, failure, False)
+                if kind == REQUEST
+                else Predicted(None, failure, None, False, None)
             )
             peer.send(ANSWER, number, tuple(refused))
         elif kind in IN_QUEUE:
@@ -250,7 +253,12 @@ class Serving:
 
     def _health(self) -> Any:
         ask = self._model.is_healthy
-        return ask({}) if ask is not None else None
+        answer = ask({}) if ask is not None else None
+        try:
+            pack(answer)
+        except Exception:  # no JSON either: of such an answer only whether it is true is told
+            return bool(answer)
+        return answer
 
     def _tell(self, peer: Peer, number: int, ask: Callable[[], Any]) -> None:
         try:
