@@ -59,11 +59,10 @@ class Explainer:
         while item is not None:
             try:
                 item.outputs = self._explain(item)
-            except BaseException as error:
-                self._fail(item, error, "explain")
-            else:
                 if arrivals.more:  # as the predictor does
                     item.outputs = self._device.own(item.outputs)
+            except BaseException as error:
+                self._fail(item, error, "explain")
             arrivals.done(item)
             item = arrivals.next()
 

@@ -12,7 +12,7 @@ from .device import Device
 from .device_lock import DeviceLock, NoLock, lock_directory
 from .explain import Explainer
 from .failing import Failing
-from .hooks import Hooks
+from .hooks import Hooks, Item
 from .predictor import Lock, Predictor, WorkerPredictor
 from .recording import Recording
 from .streaming import Streaming
@@ -115,6 +115,13 @@ class LoadedModel:
     @property
     def hooks(self) -> Hooks:
         return self.predictor.hooks
+
+    def own_outputs(self, item: Item) -> None:
+        """Give a request's outputs memory of their own: it is answered beside the next predict."""
+        try:
+            item.outputs = self.device.own(item.outputs)
+        except BaseException as error:  # there is no more memory, say
+            self.failing.fail(item, error, "predict")
 
     def close(self) -> None:
         self.predictor.close()

@@ -192,12 +192,11 @@ class WorkerPredictor:
                 )  # of this stage: `done` may begin the next
                 try:
                     item.outputs = self._call(self._hooks, item)
+                    if arrivals.more:  # it is answered while the next one is predicted
+                        item.outputs = self._device.own(item.outputs)
                 except BaseException as error:
                     self._device.recover(error)
                     self._fail(item, error, "predict")
-                else:
-                    if arrivals.more:  # it is answered while the next one is predicted
-                        item.outputs = self._device.own(item.outputs)
                 predicted.append((item.request.id, ready, started, time.monotonic_ns()))
                 arrivals.done(item)
                 item = arrivals.next_ready()
@@ -209,9 +208,10 @@ class WorkerPredictor:
                 self._recorder.record("predict", request_id, started, ended)
 
     def _predict_together(self, items: list[Item], arrivals: Ready) -> None:
-        originals = self._originals(items)
+        originals: dict[Item, Any] = {}
         while items:
             try:
+                originals = originals or self._originals(items)
                 together = self._together(items)
             except BaseException as error:
                 for item in items:

@@ -22,9 +22,9 @@ class QueuedModel:
         self.streaming, self.recording = model.streaming, model.recording
         self.hooks = model.hooks
         self.is_healthy = model.is_healthy
-        self.predictor = QueuedPredictor(waiting, slots, model.device.own, explains=False)
+        self.predictor = QueuedPredictor(waiting, slots, model.own_outputs, explains=False)
         self.explainer: Predictor | None = (
-            QueuedPredictor(waiting, slots, model.device.own, explains=True)
+            QueuedPredictor(waiting, slots, model.own_outputs, explains=True)
             if model.explainer is not None
             else None
         )
@@ -37,10 +37,10 @@ class QueuedPredictor:
     """A `Predictor` that puts requests into the queue and waits."""
 
     def __init__(
-        self, waiting: Waiting, slots: threading.local, own: Callable[[Any], Any], *, explains: bool
+        self, waiting: Waiting, slots: threading.local, own_outputs: Callable[[Item], None], *, explains: bool
     ) -> None:
         self._waiting = waiting
-        self._own = own
+        self._own_outputs = own_outputs
         self._slots = slots
         self._explains = explains
 
@@ -55,7 +55,7 @@ class QueuedPredictor:
         while item is not None:
 
             def done(item: Item = item) -> None:
-                item.outputs = self._own(item.outputs)  # it is answered beside the next predict
+                self._own_outputs(item)
                 arrivals.done(item)
                 finished.release()
 

@@ -213,7 +213,7 @@ class Serving:
     def reply(self, item: Item, send: Callable[[], None]) -> None:
         """Send an answer: now, or beside the next predict when the device has something to do already."""
         if self._long and len(self.waiting):
-            item.outputs = self._model.device.own(item.outputs)
+            self._model.own_outputs(item)
             self._afterwards.add(send)
         else:
             send()
