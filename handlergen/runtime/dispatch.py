@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .contract import Bundle
@@ -22,8 +22,9 @@ class Dispatch:
 
     TorchServe tells by headers: `explain` is True or False at every address for predictions but `/invocations` and
     the like, `url_path` is there under `/predictions` and `/explanations` only, `describe` is True for
-    `GET /models/NAME?customized=true`. A client may send such headers too; under `/predictions` TorchServe's own
-    `explain` comes after it, and `describe` counts only where neither of the other two is.
+    `GET /models/NAME?customized=true`, which has no content. A client may send such headers too; under `/predictions`
+    TorchServe's own `explain` comes after it, and `describe` counts only without that and without content, which
+    every request for a prediction has (InferenceRequestHandler.java, ManagementRequestHandler.java).
 
     Args:
         bundle: Contract and settings.
@@ -53,17 +54,17 @@ class Dispatch:
         Returns:
             How many of them were no descriptions.
         """
-        others = [item for item in items if not _is_plain(item.properties)]
+        others = [item for item in items if not _is_plain(item)]
         if not others:
             self._predictions.run(items)
             return len(items)
-        predictions = [item for item in items if _is_plain(item.properties)]
+        predictions = [item for item in items if _is_plain(item)]
         explanations: list[Item] = []
         opened: list[Opened] = []
         described = 0
         index = len(items)
         for item in others:
-            if is_describe(item.properties):
+            if is_describe(item):
                 described += 1
                 self._answer_describe(item)
                 continue
@@ -119,14 +120,19 @@ class Dispatch:
             return None
 
 
-def _is_plain(properties: Mapping[str, Any]) -> bool:
+def _is_plain(item: Item) -> bool:
     """A prediction by TorchServe's own address, or over gRPC."""
-    explain = properties.get("explain")
+    explain = item.properties.get("explain")
     if explain == "False":
-        return "url_path" in properties
-    return not isinstance(explain, str) and properties.get("describe") != "True"
+        return "url_path" in item.properties
+    return not isinstance(explain, str) and not is_describe(item)
 
 
-def is_describe(properties: Mapping[str, Any]) -> bool:
-    """`GET /models/NAME?customized=true`."""
-    return properties.get("describe") == "True" and not isinstance(properties.get("explain"), str)
+def is_describe(item: Item) -> bool:
+    """`GET /models/NAME?customized=true`: TorchServe makes it a request with this header, and without any content."""
+    properties = item.properties
+    return (
+        properties.get("describe") == "True"
+        and not item.entry
+        and not isinstance(properties.get("explain"), str)
+    )

@@ -43,7 +43,7 @@ def answered(items: Sequence[Item], context: Any, counts: Counts) -> list[bytes]
     bodies = []
     for index, item in enumerate(items):
         failure = item.failure
-        if not is_describe(item.properties):
+        if not is_describe(item):
             counts.answered(failure.status if failure is not None else item.reply.status)
         if item.request.is_grpc:
             # StreamPredictions ends only with this; without it the frontend throws and ends the worker.

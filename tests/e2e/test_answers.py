@@ -369,6 +369,9 @@ def test_describe_has_contract_types_counts_and_health(server: Any) -> None:
 def test_describe_is_not_for_clients_of_predictions(server: Any) -> None:
     answer = post(server, "/predictions/impatient", json=[1], headers={"describe": "True"})
     assert answer.json() == [1]
+    for method in ("POST", "GET"):
+        said = post(server, "/invocations?model_name=impatient", method=method, headers={"describe": "True"})
+        assert "hooks" not in said.text
 
 
 def test_health_is_in_describe_and_in_the_metrics(server: Any) -> None:

@@ -64,6 +64,13 @@ class ServedProject:
         bodies = self.worker.handle([{"body": body} for body, _ in requests], self.context)
         return list(zip(self.context.statuses, bodies, strict=True))
 
+    def describe(self) -> Any:
+        """What the management address's `customized=true` is answered."""
+        context = ServerContext([{"describe": "True", "host": "h"}])
+        (body,) = self.worker.handle([{}], context)
+        assert context.statuses == [200]
+        return json.loads(body)
+
 
 @pytest.fixture
 def serve_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ServedProject]]:

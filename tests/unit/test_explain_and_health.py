@@ -208,9 +208,7 @@ def test_describe_counts_requests_and_failures_by_status(serve_project: Callable
     )
     requests = [(str(n).encode(), {"explain": "False", "url_path": ""}) for n in (0, 1, 2, 3, 1)]
     served.raw(*requests)
-    ((status, body),) = served.raw((b"", {"describe": "True"}))
-    described = json.loads(body)
-    assert status == 200
+    described = served.describe()
     assert described["worker"]["requests"] == 5
     assert described["worker"]["failures"] == {"400": 2, "418": 1, "500": 1}
     assert described["predictor"]["predictions"] == 3
@@ -221,6 +219,7 @@ def test_a_client_cannot_describe_by_a_header_of_its_own(serve_project: Callable
     served = serve_project("def predict(inputs): return inputs")
     sent = {"describe": "True", "explain": "False", "url_path": ""}
     assert served.raw((b"1", sent)) == [(200, b"1")]
+    assert served.raw((b"1", {"describe": "True"})) == [(200, b"1")]  # as at /invocations
 
 
 def test_an_nn_module_explains_itself(serve_project: Callable[..., Any]) -> None:

@@ -135,7 +135,7 @@ class Relayed:
         link, described = self._shared.link, 0
         calls: list[tuple[Item, Call]] = []
         for item in items:
-            if is_describe(item.properties):
+            if is_describe(item):
                 described += 1
                 self._answer_describe(item)
                 continue
