@@ -114,7 +114,7 @@ def _merged(pyarrow: Any, known: Any, values: list[Any]) -> Any:
             schemas = [pyarrow.schema([("v", kind)]) for kind in (known, found)]
             found = pyarrow.unify_schemas(schemas, promote_options="permissive").field("v").type
             pyarrow.array(values, found)
-    except (pyarrow.ArrowException, OverflowError):
+    except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError):  # the last: half a surrogate pair
         return _JSON
     return _JSON if _has_empty_struct(pyarrow, found) else found
 
@@ -137,7 +137,9 @@ def _json_text(row: dict[str, Any], name: str) -> str | None:
     value = row.get(name)
     if value is None and not (name == "answer" and name in row):
         return None
-    return value if name == "id" and isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if name == "id" and isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    # Half a surrogate pair, which no UTF-8 text can hold, becomes the escape that it is in the lines.
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _numbers(row: dict[str, Any]) -> Any:

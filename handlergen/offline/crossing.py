@@ -27,7 +27,7 @@ def open_rows(pipeline: Pipeline, rows: Sequence[Row]) -> list[Item]:
     """Rows as requests that have just arrived. One whose file cannot be read has failed already."""
     entries, properties, unreadable = [], [], {}
     kinds: dict[str, dict[str, Any]] = {}
-    for index, (_, body, content_type) in enumerate(rows):
+    for index, (_, body, content_type, _version) in enumerate(rows):
         content = body if isinstance(body, bytes) else b""
         if isinstance(body, Path):
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,11 +27,17 @@ class Row(NamedTuple):
         id: What its answer is found by: the row's number from 0, a file's relative path, or a field of the row.
         body: The bytes, or the file that has them, which is read where the row is prepared.
         content_type: As in the request's header.
+        version: Of a file: its size and when it was changed, before it is read.
     """
 
     id: RowId
     body: bytes | Path
     content_type: str
+    version: str = ""
+
+    def told_apart_by(self) -> bytes:
+        """What another row hardly has in common with this one."""
+        return self.body if isinstance(self.body, bytes) else os.fsencode(self.body) + self.version.encode()
 
 
 class Chunk(NamedTuple):
@@ -44,10 +51,10 @@ class Chunk(NamedTuple):
     rows: list[Row]
 
     def checksum(self) -> int:
-        """CRC-32 of the rows' bodies (of a file: its path), to recognise the same input again."""
+        """CRC-32 of the rows' bodies (of a file: its path and version), to recognise the same input again."""
         value = 0
         for row in self.rows:
-            value = zlib.crc32(row.body if isinstance(row.body, bytes) else str(row.body).encode(), value)
+            value = zlib.crc32(row.told_apart_by(), value)
         return value
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from handlergen.errors import HandlergenError
+from handlergen.offline.csv_rows import csv_rows
 from handlergen.offline.rows import Row, RowId
 from handlergen.outgoing import JSON, content_type_of, npy_bytes
 
@@ -26,12 +25,14 @@ class Source:
 
     Attributes:
         format: `jsonl`, `csv`, `npy` or `files`.
-        path: The file or directory; None for standard input.
-        pattern: A glob in place of a path.
+        path: The file or directory; None for standard input and for a glob.
+        pattern: A glob that the files match; of a single file its name.
         id_field: The field of a row that is its id; None: its number.
         content_type: In place of the one that a file's name suggests.
         stream: What to read in place of `path`.
         directory: What `pattern` is relative to.
+        leave_out: Whether a file that is found is no input after all: the run's own output, say.
+        tell: Gets warnings for the user.
     """
 
     format: str
@@ -41,14 +42,17 @@ class Source:
     content_type: str | None = None
     stream: IO[bytes] | None = None
     directory: Path = field(default_factory=Path.cwd)
+    leave_out: Callable[[Path], bool] = lambda _path: False
+    tell: Callable[[str], None] = lambda _message: None
     _read: list[float] = field(default_factory=lambda: [0.0])
 
     @property
     def identity(self) -> dict[str, Any]:
         """What tells this input from another one, for a run that is resumed."""
+        found = self.path if self.path is not None and not _is_pipe(self.path) else None
         return {
             "format": self.format,
-            "input": self.pattern or (str(self.path.resolve()) if self.path is not None else "-"),
+            "input": self.pattern or (str(found.resolve()) if found is not None else "-"),
             "id_field": self.id_field,
             "content_type": self.content_type,
         }
@@ -101,30 +105,18 @@ class Source:
     def _csv(self) -> Iterator[Row]:
         with self._opened() as file:
             size = os.fstat(file.fileno()).st_size if self.path is not None else 0
-            text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-            delimiter = "\t" if self.path is not None and self.path.suffix in _TSV else ","
-            reader = csv.DictReader(text, delimiter=delimiter, strict=True)
-            try:
-                for number, row in enumerate(reader):
-                    self._check_width(row, reader.line_num)
-                    if size:
-                        self._read[0] = min(1.0, file.tell() / size)
-                    body = json.dumps(row, ensure_ascii=False).encode()
-                    yield Row(self._id(number, row), body, JSON)
-            except (csv.Error, UnicodeDecodeError) as error:
-                raise HandlergenError(f"{self._name}, line {reader.line_num + 1}: {error}") from error
-
-    def _check_width(self, row: dict[Any, Any], line: int) -> None:
-        if None in row or None in row.values():
-            raise HandlergenError(
-                f"{self._name}, line {line}: the row has {'more' if None in row else 'fewer'} fields than the header"
-            )
+            delimiter = "\t" if self.path is not None and self.path.suffix.lower() in _TSV else ","
+            for number, row in enumerate(csv_rows(file, delimiter=delimiter, name=self._name)):
+                if size:
+                    self._read[0] = min(1.0, file.tell() / size)
+                body = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogateescape")
+                yield Row(self._id(number, row), body, JSON)
 
     def _npy(self) -> Iterator[Row]:
         import numpy
 
-        if self.path is None:
-            raise HandlergenError("a .npy input cannot come from standard input")
+        if self.path is None or _is_pipe(self.path):
+            raise HandlergenError(f"a .npy input must be a file: {self._name} can be read only once")
         try:
             array = numpy.load(self.path, mmap_mode="r", allow_pickle=False)
         except ValueError as error:
@@ -139,22 +131,34 @@ class Source:
         if self.pattern is not None:
             # Path.glob takes no absolute pattern and gives back another spelling than the user's.
             names = glob.glob(self.pattern, root_dir=self.directory, recursive=True)  # noqa: PTH207
-            found = sorted(name for name in names if (self.directory / name).is_file())
+            found = sorted(name for name in names if self._is_input(self.directory / name))
             if not found:
                 raise HandlergenError(f"no file matches {self.pattern}")
             for number, name in enumerate(found):
                 self._read[0] = (number + 1) / len(found)
-                yield Row(name, self.directory / name, self.content_type or content_type_of(name))
+                yield self._file(name, self.directory / name)
             return
         assert self.path is not None
         root = self.path.absolute()
-        total = sum(1 for _ in _walk(root))
+        skipped: list[Path] = []
+        total = sum(self._is_input(path) for path in _walk(root, skipped))
+        if skipped:
+            self.tell(
+                f"left out what lies behind {len(skipped)} link{'s' if len(skipped) > 1 else ''} to directories in "
+                f"{self.path} ({skipped[0].relative_to(root)}): give such a directory as an input of its own"
+            )
         if total == 0:
             raise HandlergenError(f"there are no files in {self.path}")
-        for number, path in enumerate(_walk(root)):
+        inputs = (path for path in _walk(root, []) if self._is_input(path))
+        for number, path in enumerate(inputs):
             self._read[0] = min(1.0, (number + 1) / total)
-            name = path.relative_to(root).as_posix()
-            yield Row(name, path, self.content_type or content_type_of(path))
+            yield self._file(path.relative_to(root).as_posix(), path)
+
+    def _is_input(self, path: Path) -> bool:
+        return path.is_file() and not self.leave_out(path)
+
+    def _file(self, name: str, path: Path) -> Row:
+        return Row(name, path, self.content_type or content_type_of(name), _version(path))
 
     def _id(self, number: int, row: bytes | dict[str, Any]) -> RowId:
         if self.id_field is None:
@@ -173,15 +177,18 @@ def open_source(
     id_field: str | None = None,
     content_type: str | None = None,
     stdin: IO[bytes] | None = None,
+    tell: Callable[[str], None] = lambda _message: None,
 ) -> Source:
     """Find out what an input is.
 
     Args:
-        given: A file (JSONL, CSV with a header, .npy), a directory, a glob, or `-` for JSONL (CSV) on `stdin`.
+        given: A file (JSONL, CSV with a header, .npy), a directory, a glob, or `-` for JSONL (CSV) on `stdin`. A pipe
+            or a device is read as `-` is.
         format: In place of what the file's suffix says.
         id_field: As for `Source`.
         content_type: As for `Source`; for files only.
         stdin: Where `-` reads.
+        tell: Gets warnings for the user.
 
     Raises:
         HandlergenError: There is no such input, or its format cannot be told.
@@ -192,12 +199,17 @@ def open_source(
     if given == "-":
         return Source(format or "jsonl", id_field=id_field, stream=stdin)
     if path.is_dir():
-        return Source("files", path, content_type=content_type)
-    if path.is_file() or (path.exists() and not path.is_dir()):
-        found = format or {**_BY_SUFFIX, **_TSV}.get(path.suffix.lower()) or "files"
-        if found == "files":
-            return Source("files", pattern=glob.escape(given), content_type=content_type)
-        return Source(found, path, id_field=id_field, content_type=content_type)
+        return Source("files", path, content_type=content_type, tell=tell)
+    if path.exists():
+        by_name = {**_BY_SUFFIX, **_TSV}.get(path.suffix.lower())
+        found = format or by_name or ("jsonl" if _is_pipe(path) else "files")
+        if found != "files":
+            return Source(found, path, id_field=id_field, content_type=content_type)
+        if _is_pipe(path):
+            raise HandlergenError(
+                f"{given} is a pipe or a device, no file", hint="--format jsonl reads lines of it"
+            )
+        return Source("files", path, glob.escape(given), content_type=content_type)
     if glob.has_magic(given):
         return Source("files", pattern=given, content_type=content_type)
     raise HandlergenError(
@@ -205,12 +217,31 @@ def open_source(
     )
 
 
-def _walk(directory: Path) -> Iterator[Path]:
-    """Files below a directory in the order of their names; hidden ones are left out. One directory at a time."""
+def _is_pipe(path: Path) -> bool:
+    """Is it there to be read once: a pipe (`<(command)`), a device?"""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def _version(path: Path) -> str:
+    try:
+        found = path.stat()
+    except OSError:  # which its row is told when it is read
+        return ""
+    return f" {found.st_size} {found.st_mtime_ns}"
+
+
+def _walk(directory: Path, skipped: list[Path]) -> Iterator[Path]:
+    """Files below a directory in the order of their names; hidden ones are left out. One directory at a time.
+
+    Args:
+        skipped: Gets the links to directories, which are not followed: they may lead round in a circle.
+    """
     with os.scandir(directory) as found:
         entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda e: e.name)
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
-            yield from _walk(Path(entry.path))
+            yield from _walk(Path(entry.path), skipped)
         elif entry.is_file():
             yield Path(entry.path)
+        elif entry.is_dir():
+            skipped.append(Path(entry.path))

@@ -306,3 +306,17 @@ def test_a_dead_preparing_process_ends_the_run_resumably(tmp_path: Path) -> None
     assert "Traceback" not in done.stderr
     run(module, tmp_path / "rows.jsonl", tmp_path / "out.jsonl", batch_size=8)
     assert [row["answer"] for row in lines(tmp_path / "out.jsonl")] == list(range(40))
+
+
+def test_a_file_that_was_corrected_is_another_input(module: Path, tmp_path: Path) -> None:
+    scans, output = tmp_path / "scans", tmp_path / "out.jsonl"
+    scans.mkdir()
+    for name in ("a.json", "b.json"):
+        (scans / name).write_text('{"x": -1}')
+    with pytest.raises(TooManyErrors):
+        run(module, scans, output, batch_size=1, max_errors=0)
+    (scans / "a.json").write_text('{"x": 21}')
+    with pytest.raises(HandlergenError, match=r"rows from a\.json on are others"):
+        run(module, scans, output, batch_size=1)
+    run(module, scans, output, batch_size=1, overwrite=True)
+    assert [row.get("answer") for row in lines(output)] == [{"y": 42.0}, None]
