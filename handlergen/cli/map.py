@@ -104,7 +104,8 @@ def command(
       tail -f rows.jsonl | handlergen map digits.py - -o - --batch-size 1
     """
     from handlergen.offline.job import as_json as plain
-    from handlergen.offline.job import left_by, map_to_file
+    from handlergen.offline.job import map_to_file
+    from handlergen.offline.output_files import left_by
     from handlergen.offline.sources import open_source
 
     rows = open_source(
@@ -113,6 +114,7 @@ def command(
         id_field=id_field,
         content_type=content_type,
         stdin=sys.stdin.buffer,
+        tell=_warn,
     )
     if as_json and output == "-":
         raise click.UsageError("--json reports on standard output, where -o - writes the answers")
@@ -157,7 +159,7 @@ def _check_output(output: str) -> None:
         raise HandlergenError(
             f"{output} is a directory", hint=f"name a file in it: {Path(output) / 'answers.jsonl'}"
         )
-    suffix = Path(output).suffix
+    suffix = Path(output).suffix.lower()
     if suffix and suffix not in (*CONVERTERS, *_LINES):
         _warn(f"{output} will hold JSON lines; other formats: {', '.join(sorted(CONVERTERS))}")
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from handlergen.errors import HandlergenError, TooManyErrors
 from handlergen.offline.convert import CONVERTERS, needs_of
 from handlergen.offline.deaths import deaths_told
-from handlergen.offline.journal import Journal, journal_path, open_journal
-from handlergen.offline.predicted import SUFFIX as PREDICTED
+from handlergen.offline.journal import Journal, open_journal, written
+from handlergen.offline.output_files import OutputFiles
 from handlergen.offline.predicted import Predicted
 from handlergen.offline.rows import Chunk, in_chunks, is_failed, line_of
 from handlergen.offline.sources import Source
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from handlergen.runtime.hooks import Item
 
 DEFAULT_BATCH_SIZE = 32
-_LINES = ".rows.jsonl"
-"""What the lines are called, beside an output that is made of them in the end."""
 
 
 @dataclass(frozen=True)
@@ -143,33 +141,41 @@ def map_to_file(
     """
     if batch_size < 1:
         raise HandlergenError("the batch size must be at least 1")
-    run = _Run(engine, source, batch_size, ordered, max_errors, progress)
     if not isinstance(output, Path):
+        run = _Run(engine, source, batch_size, ordered, max_errors, progress)
         with deaths_told():
             return run.go(_Stream(output), None, {}, None)
     needs_of(output)
-    convert = CONVERTERS.get(output.suffix.lower())
-    lines = output.with_name(output.name + _LINES) if convert is not None else output
-    if convert is not None and output.exists() and not overwrite:
+    files = OutputFiles(output)
+    if source.path is not None:
+        files.refuse_as_input(source.path)
+    run = _Run(engine, replace(source, leave_out=files.own), batch_size, ordered, max_errors, progress)
+    if files.converted and output.exists() and not overwrite:
         raise HandlergenError(f"{output} is there already", hint="--overwrite makes it anew")
     same = {**source.identity, "model": engine.identity, "batch_size": batch_size}
-    journal = open_journal(lines, same, restart=overwrite)
-    predicted = Predicted(lines.with_name(lines.name + PREDICTED))
+    journal = open_journal(files.lines, same, restart=overwrite)
+    predicted = Predicted(files.predicted)
     complete = False
     try:
         with deaths_told():
             summary = run.go(_Recorded(journal), output, dict(journal.done), predicted)
-        if convert is not None:
-            temporary = output.with_name(output.name + ".partial")
-            convert(lines, temporary)
-            temporary.replace(output)
+        if files.converted:
+            _convert(files)
         complete = True
     finally:
-        predicted.close(complete=complete)
-        journal.close(complete=complete)
-    if convert is not None:
-        lines.unlink()
+        with written(output):
+            predicted.close(complete=complete)
+            journal.close(complete=complete)
+    if files.converted:
+        files.lines.unlink()
     return summary
+
+
+def _convert(files: OutputFiles) -> None:
+    """Make the output of its lines, in one step."""
+    with written(files.output):
+        CONVERTERS[files.output.suffix.lower()](files.lines, files.partial)
+        files.partial.replace(files.output)
 
 
 @dataclass(frozen=True)
@@ -241,13 +247,14 @@ class _Recorded:
 
     def take(self, lines: Lines) -> None:
         count = len(lines.chunk.rows)
-        self._journal.write(
-            lines.chunk.number,
-            lines.text,
-            rows=count,
-            failed=lines.failed,
-            input_crc=lines.chunk.checksum(),
-        )
+        with written(self._journal.output):
+            self._journal.write(
+                lines.chunk.number,
+                lines.text,
+                rows=count,
+                failed=lines.failed,
+                input_crc=lines.chunk.checksum(),
+            )
         self.rows += count
         self.failed += lines.failed
 
@@ -265,11 +272,6 @@ class _Stream:
         self._stream.flush()
         self.rows += len(lines.chunk.rows)
         self.failed += lines.failed
-
-
-def left_by(output: Path) -> bool:
-    """Has a run left something to go on with?"""
-    return journal_path(output).exists() or journal_path(output.with_name(output.name + _LINES)).exists()
 
 
 def as_json(summary: Summary) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import json
 import os
 import threading
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,22 @@ class Entry:
 def journal_path(output: Path) -> Path:
     """Where the journal of an output lies while it is not complete."""
     return output.with_name(output.name + SUFFIX)
+
+
+@contextlib.contextmanager
+def written(file: Path) -> Iterator[None]:
+    """What the system refuses while a run's file is written, as an error that says how the run goes on.
+
+    Raises:
+        HandlergenError: The disk is full, say.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise HandlergenError(
+            f"{file} cannot be written: {error.strerror or error}",
+            hint="what is done is kept; when that is mended, the same command goes on",
+        ) from error
 
 
 class Journal:
@@ -139,8 +156,18 @@ def open_journal(output: Path, run: dict[str, Any], *, restart: bool) -> Journal
         restart: Begin anew whatever is there.
 
     Raises:
-        HandlergenError: There is a complete output, another run's, or one that is being written now.
+        HandlergenError: There is a complete output, another run's, or one that is being written now; or it cannot be
+            written.
     """
+    try:
+        return _opened(output, run, restart=restart)
+    except OSError as error:
+        raise HandlergenError(
+            f"{output} cannot be written: {error.strerror or error}", hint="name another output with -o"
+        ) from error
+
+
+def _opened(output: Path, run: dict[str, Any], *, restart: bool) -> Journal:
     path = journal_path(output)
     if output.exists() and not path.exists() and not restart:
         raise HandlergenError(f"{output} is there already", hint="--overwrite makes it anew")

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from handlergen.offline.journal import written
 from handlergen.offline.rows import Chunk
 from handlergen.offline.transport import Packed, pack
 from handlergen.runtime.failures import Failure
@@ -50,7 +51,7 @@ class Predicted:
             False when that cannot be: it is too much, or cannot be pickled. No later chunk is tried then.
 
         Raises:
-            OSError: The disk is full, say.
+            HandlergenError: The disk is full, say.
         """
         if self._hopeless:
             return False
@@ -59,14 +60,17 @@ class Predicted:
             self._hopeless = True
             return False
         head = [VERSION, chunk.number, chunk.checksum(), len(content), zlib.crc32(content)]
+        with written(self._path):
+            self._write(memoryview(json.dumps(head).encode() + b"\n" + content))
+        return True
+
+    def _write(self, whole: memoryview) -> None:
         if self._file is None:
             self._path.unlink(missing_ok=True)
             self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        whole = memoryview(json.dumps(head).encode() + b"\n" + content)
         place = 0
         while place < len(whole):
             place += os.pwrite(self._file, whole[place:], place)
-        return True
 
     def restore(self, chunk: Chunk, items: Sequence[Item]) -> bool:
         """Give prepared items the outputs that an earlier run has predicted for them.
