@@ -13,6 +13,7 @@ from typing import Any
 from handlergen.errors import HandlergenError
 from handlergen.gpus import gpus_for
 from handlergen.model_config import placement
+from handlergen.names import MODEL_STORE
 from handlergen.packing import filled_later, pack, private_directory
 from handlergen.placement import Placement
 from handlergen.project import Project, open_project
@@ -22,9 +23,6 @@ from handlergen.signing import Signature, read_private_key, signature_path
 from handlergen.signing import sign as sign_archive
 from handlergen.staging import StagedFile, make_plan
 from handlergen.store import Progress, publish
-
-MODEL_STORE = "model-store"
-"""Where archives go unless told otherwise: a directory in the working directory."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ def archive_project(
     key = read_private_key(sign) if sign is not None else None
     stale = key is None and signature_path(target).exists()
     gpus = gpus_for(project.settings, count_gpus)
-    plan = make_plan(project, gpus=gpus)
+    plan = make_plan(project, gpus=gpus, model_store=Path(model_store))
     try:
         with private_directory() as private:
             packed = pack(plan, project.settings, private)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from handlergen.names import MODEL_STORE, is_of_a_store
 from handlergen.settings import SETTINGS_FILE, shown
 
 #: Left out of a walked directory without a word; other hidden entries are left out with a warning.
@@ -19,6 +20,10 @@ _NOISE = (
 class Collector:
     """Collects files under their archive paths, and every problem on the way, not just the first.
 
+    Args:
+        root: The project.
+        model_store: Where the archive is to go.
+
     Attributes:
         files: Archive path to the file it is copied from.
         modules: Import name to where it comes from, for what the user wants importable.
@@ -26,8 +31,10 @@ class Collector:
         warnings: What was left out or moved.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, model_store: Path = Path(MODEL_STORE)) -> None:
         self.root = _absolute(root)
+        self._model_store = model_store.resolve()
+        self._archives: list[Path] = []
         self.files: dict[str, Path] = {}
         self.modules: dict[str, str] = {}
         self.problems: list[str] = []
@@ -61,7 +68,7 @@ class Collector:
             if not matches:
                 self.problems.append(f"{setting}: nothing in {shown(self.root)} matches {entry}")
             for match in matches:
-                if match.name not in _NOISE:
+                if match.name not in _NOISE and not self._leaves_out_archive(match):
                     self.add_named(os.path.relpath(match, self.root), setting)
             return None
         path = self.locate(entry, setting)
@@ -87,11 +94,11 @@ class Collector:
 
     def add_tree(self, directory: Path, place: str) -> None:
         """Add every file below `directory` under the archive path `place`."""
-        found = 0
+        found, archives = 0, len(self._archives)
         for path in self._walk(directory, (directory.resolve(),)):
             found += 1
             self.add_file(path, f"{place}/{path.relative_to(directory).as_posix()}")
-        if not found:
+        if not found and len(self._archives) == archives:
             self.problems.append(f"{shown(directory)} holds no file to pack")
 
     def add_file(self, path: Path, place: str) -> None:
@@ -119,6 +126,23 @@ class Collector:
             return False
         return True
 
+    def archives_left_out(self) -> list[str]:
+        """A warning when there were archives of a model store among the files; else none."""
+        return [
+            f"left out what lies in the model store {shown(store)} ({names[0]}{', …' if len(names) > 1 else ''})"
+            for store in dict.fromkeys(path.parent for path in self._archives)
+            if (names := [path.name for path in dict.fromkeys(self._archives) if path.parent == store])
+        ]
+
+    def _leaves_out_archive(self, path: Path) -> bool:
+        """Is it an archive of a model store? It would hold itself, or the one before, and grow with each run."""
+        if not is_of_a_store(path.name) or path.is_dir():
+            return False
+        found = path.parent.name == MODEL_STORE or path.parent.resolve() == self._model_store
+        if found:
+            self._archives.append(path)
+        return found
+
     def _absolute(self, entry: str) -> Path:
         return _absolute(self.root / entry)
 
@@ -126,6 +150,8 @@ class Collector:
         """Files below `directory` by name; `above` are the real directories on the way to it."""
         for path in sorted(directory.iterdir()):
             if path.name in _NOISE or path.suffix in (".pyc", ".pyo"):
+                continue
+            if self._leaves_out_archive(path):
                 continue
             if path.name.startswith("."):
                 advice = "rename it" if path.is_dir() else "name it under extra_files"

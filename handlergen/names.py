@@ -23,6 +23,11 @@ REQUIREMENTS_FILE = "requirements.txt"
 MANIFEST_DIRECTORY = "MAR-INF"
 MANIFEST_FILE = f"{MANIFEST_DIRECTORY}/MANIFEST.json"
 
+MODEL_STORE = "model-store"
+"""Where archives go unless told otherwise: a directory in the working directory."""
+
+_OF_A_STORE = re.compile(r".+\.mar(\.sig)?|\..+\.mar(\.sig)?\.[0-9a-f]{16}\.part")
+
 #: What a TorchServe worker imports before the user's module. The archive's root comes first on its path.
 WORKER_MODULES = frozenset({"ts", "torch", "torchvision", "numpy", "yaml", "packaging", "psutil", "PIL"})
 
@@ -31,6 +36,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _SWALLOWED = "token"  # TokenAuthorizationHandler.java: the address contains "/token"
 _LONGEST_NAME = 200
 """Leaves room in a file name of 255 bytes for `.mar` and for the temporary name beside it."""
+
+
+def is_of_a_store(name: str) -> bool:
+    """Is a file of this name what `archive` writes: an archive, its signature, or a part of one of them?"""
+    return _OF_A_STORE.fullmatch(name) is not None
 
 
 def check_model_name(name: str) -> None:

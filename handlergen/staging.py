@@ -14,6 +14,7 @@ from handlergen.model_config import model_config
 from handlergen.names import (
     HANDLER_FILE,
     MODEL_CONFIG_FILE,
+    MODEL_STORE,
     REQUIREMENTS_FILE,
     RUNTIME_PACKAGE,
     check_model_name,
@@ -77,18 +78,19 @@ def plan(project: Project, *, gpus: int = 0) -> list[StagedFile]:
     return list(make_plan(project, gpus=gpus).files)
 
 
-def make_plan(project: Project, *, gpus: int = 0) -> Plan:
+def make_plan(project: Project, *, gpus: int = 0, model_store: Path = Path(MODEL_STORE)) -> Plan:
     """Everything that goes into the archive of `project`, checked; nothing is written.
 
     Layout: the user's module or package in the root under its import name, `packages` in the root under their
     own names, extra files and weights at their place relative to the project (those from outside it under
     their bare names), and what handlergen adds: the handler, its runtime, `handlergen.json`,
     `model-config.yaml` and `requirements.txt`. Hidden files, caches and compiled files inside a directory
-    are left out.
+    are left out, and so are the archives of a model store.
 
     Args:
         project: The opened project.
         gpus: GPUs visible where the archive is made; matters only for `devices: auto`.
+        model_store: Where the archive is to go; what lies there already is not packed into it.
 
     Raises:
         HandlergenError: A bad name, a missing file, two files of one name, a link that leads out of the
@@ -98,7 +100,7 @@ def make_plan(project: Project, *, gpus: int = 0) -> Plan:
     settings = project.settings
     check_model_name(settings.name)
     check_version(settings.version)
-    collector = Collector(project.root)
+    collector = Collector(project.root, model_store)
     _collect_source(project, collector)
     for entry in settings.packages:
         _collect_package(entry, collector)
@@ -127,7 +129,11 @@ def make_plan(project: Project, *, gpus: int = 0) -> Plan:
         )
     files.sort(key=lambda file: file.archive_path)
     forgotten = named_but_not_packed(collector.files, project.root)
-    return Plan(tuple(files), bundle, (*collector.warnings, *forgotten, *_foreign_names(files)))
+    return Plan(
+        tuple(files),
+        bundle,
+        (*collector.warnings, *collector.archives_left_out(), *forgotten, *_foreign_names(files)),
+    )
 
 
 def make_bundle(project: Project) -> Bundle:

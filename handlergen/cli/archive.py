@@ -137,7 +137,7 @@ def _report_plan(project: Project, model_store: Path, *, force: bool, all_files:
     from handlergen.staging import make_plan
 
     target = target_path(project, model_store, force=force)
-    plan = make_plan(project, gpus=gpus_for(project.settings))
+    plan = make_plan(project, gpus=gpus_for(project.settings), model_store=model_store)
     _warn((*project.warnings, *plan.warnings))
     rows = [
         (file.archive_path, file.size, str(file.origin) if isinstance(file.origin, Path) else None)
