@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
-import os
 import sys
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import click
 
+from handlergen.cli.system_errors import let_go_of_broken_output, refused_by_system
 from handlergen.errors import HandlergenError, ModuleFailed
 
 # Verb -> module that defines a click command named `command`. Imported only when asked for, so that `--help`
@@ -35,8 +37,28 @@ VERBS: dict[str, str] = {
 }
 
 
+class _ReaderGone(Exception):
+    """Whoever read standard output has gone away. Not an OSError: click ends with status 1 on that (EPIPE)."""
+
+
+@contextlib.contextmanager
+def _reader_watched() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise _ReaderGone from error
+
+
 class VerbGroup(click.Group):
     """A click group that imports a verb's module when that verb is used."""
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with _reader_watched():  # --help prints here
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _reader_watched():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -103,17 +125,23 @@ def main(argv: list[str] | None = None) -> None:
     try:
         status: Any = cli.main(args=argv, prog_name="handlergen", standalone_mode=False)
     except HandlergenError as error:
-        click.echo(render(error), err=True)
-        sys.exit(error.exit_status)
+        _fail(error)
     except click.exceptions.Abort:
         click.echo("Interrupted.", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader went away (`handlergen generate . | head`): be quiet, and keep the interpreter from
-        # failing once more when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except _ReaderGone:
+        # `handlergen generate . | head`: be quiet, as a program is that SIGPIPE ends.
+        let_go_of_broken_output()
         sys.exit(141)
+    except OSError as error:
+        let_go_of_broken_output()
+        _fail(refused_by_system(error))
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(error: HandlergenError) -> NoReturn:
+    click.echo(render(error), err=True)
+    sys.exit(error.exit_status)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from handlergen.cli.given_data import instead_of, refuse_file_name
-from handlergen.cli.output_file import writable
+from handlergen.cli.output_file import named, writable
 from handlergen.cli.request_advice import advised
 from handlergen.cli.request_parts import field_of, headers_of
 from handlergen.cli.serving_options import config_option, connected, json_option, key_file_option
@@ -169,7 +169,7 @@ def _grpc_inputs(data: str | None, file: Path | None, fields: tuple[str, ...]) -
 def _write(parts: Iterable[bytes], output: Path | None) -> None:
     """The bytes as they came; on a terminal a line break is added, so that the prompt stands alone."""
     if output is not None:
-        with output.open("wb") as file:
+        with named(output), output.open("wb") as file:
             for part in parts:
                 file.write(part)
         return

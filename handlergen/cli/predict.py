@@ -11,7 +11,7 @@ import click
 from handlergen.cli.given_data import HOW_TO_QUOTE, refuse_file_name
 from handlergen.cli.hook_output import failures_kept, stdout_of_its_own
 from handlergen.cli.options import setting_options
-from handlergen.cli.output_file import writable
+from handlergen.cli.output_file import named, writable
 from handlergen.cli.request_parts import field_of, headers_of
 from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed
 
@@ -144,7 +144,8 @@ def _one(
     answer = model.request(**body, on_chunk=on_chunk)
     if answer.status < 400:
         if output is not None:
-            output.write_bytes(answer.body)
+            with named(output):
+                output.write_bytes(answer.body)
         else:
             ending = b"\n" if answer.content_type.startswith(("application/json", "text/")) else b""
             write(answer.body + ending)
@@ -157,7 +158,8 @@ def _write_lines(answers: list[Answer], output: Path | None, stdout: IO[bytes]) 
     bodies = [body_without_server(a.body) if a.status >= 400 else a.body for a in answers]
     lines = b"".join(body + b"\n" for body in bodies)
     if output is not None:
-        output.write_bytes(lines)
+        with named(output):
+            output.write_bytes(lines)
     else:
         stdout.write(lines)
 

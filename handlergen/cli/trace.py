@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from handlergen.cli.output_file import writable
+from handlergen.cli.output_file import named, writable
 from handlergen.cli.serving_options import json_option
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def command(
         summary = write_trace(trace, sys.stdout.buffer)
         sys.stdout.buffer.flush()
     else:
-        with open_output(writable(output)) as file:
+        with named(output), open_output(writable(output)) as file:
             summary = write_trace(trace, file)
     if as_json:
         click.echo(json.dumps(_as_json(summary, output), indent=2))

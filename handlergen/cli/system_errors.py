@@ -1,0 +1,54 @@
+"""What the operating system refuses, as an error that a user can do something about."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+from handlergen.errors import HandlergenError
+
+_HINTS = {
+    errno.ENOSPC: "free some space there, or name another place",
+    errno.EDQUOT: "free some space there, or name another place",
+    errno.EFBIG: "a limit on the size of files is set here: see `ulimit -f`",
+    errno.EACCES: "choose a place that you may use, or change its permissions",
+    errno.EPERM: "choose a place that you may use, or change its permissions",
+    errno.EROFS: "choose a place that can be written",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "a limit on the number of open files is set here: see `ulimit -n`",
+}
+
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def refused_by_system(error: OSError) -> HandlergenError:
+    """The error in the words of the system, with the file that it is about and what to do next."""
+    if not _has_working_directory():
+        return HandlergenError(
+            "the working directory is gone: it was removed or moved",
+            hint="cd to a directory that is there, and give the command again",
+        )
+    reason = error.strerror or str(error) or type(error).__name__
+    files = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    hint = _HINTS.get(error.errno or 0)
+    if error.errno in _OF_WRITING:
+        return HandlergenError(f"cannot write {files[0] if files else 'the output'}: {reason}", hint=hint)
+    return HandlergenError(f"{' -> '.join(files)}: {reason}" if files else reason, hint=hint)
+
+
+def let_go_of_broken_output() -> None:
+    """Keep the interpreter from failing once more, when it flushes standard output at exit and nothing takes it."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _has_working_directory() -> bool:
+    try:
+        Path.cwd()
+    except OSError:
+        return False
+    return True
