@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from handlergen.offline.rows import Result
     from handlergen.runtime.worker import Worker
 
+_NO_EXIT = (
+    "a module must not end the process: raise an error, or guard a script with if __name__ == '__main__'"
+)
 _THREADS = 8
 """That prepare and answer the requests of a batch side by side."""
 
@@ -301,10 +304,11 @@ def _open_worker(
     try:
         with working_directory(root):
             return Worker(bundle, root, gpu_id=gpu, batch_size=_THREADS)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # the latter: a script's sys.exit, which would end this process
         raise ModuleFailed(
             f"{bundle.contract.module} could not be loaded: {type(error).__name__}: {error}",
             traceback=user_traceback(error, user_root=str(root)),
+            hint=_NO_EXIT if isinstance(error, SystemExit) else None,
         ) from error
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from handlergen.cli.hook_output import stdout_of_its_own
 from handlergen.cli.options import setting_options
 from handlergen.errors import ContractError, HandlergenError, ModuleFailed, Problem, RequestFailed
 from handlergen.project import Project, open_project
@@ -70,13 +71,13 @@ def command(
     try:
         project = open_project(source, overrides=overrides)
         warnings = (*project.warnings, *_files(project))
-    except ContractError as error:
+        types = _types(source, overrides) if schema else {}
+        ran = run_sample(source, sample, gpu=gpu, overrides=overrides) if sample is not None else None
+    except HandlergenError as error:
         if not as_json:
             raise
         click.echo(json.dumps(_failed_as_json(source, error), indent=2))
         context.exit(error.exit_status)
-    types = _types(source, overrides) if schema else {}
-    ran = run_sample(source, sample, gpu=gpu, overrides=overrides) if sample is not None else None
     if as_json:
         ran_as_json = {"sample": dataclasses.asdict(ran)} if ran is not None else {}
         click.echo(json.dumps({**_as_json(project, warnings), **types, **ran_as_json}, indent=2))
@@ -119,7 +120,7 @@ def _types(source: Path, overrides: dict[str, Any]) -> dict[str, Any]:
     from handlergen.local import load
 
     given = {name: value for name, value in overrides.items() if value is not None}
-    with load(source, **given) as model:
+    with stdout_of_its_own(), load(source, **given) as model:
         described = model.describe()
     return {name: described[name] for name in ("input", "output")}
 
@@ -215,11 +216,16 @@ def _as_json(project: Project, warnings: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _failed_as_json(source: Path, error: ContractError) -> dict[str, Any]:
+def _failed_as_json(source: Path, error: HandlergenError) -> dict[str, Any]:
+    place = shown(source)
+    problems = (
+        error.problems
+        if isinstance(error, ContractError)
+        else (Problem(place, 0, error.message, error.hint or ""),)
+    )
     return {
         "ok": False,
-        "source": shown(source),
-        "problems": [
-            {"file": p.file, "line": p.line, "message": p.message, "fix": p.fix} for p in error.problems
-        ],
+        "source": place,
+        "problems": [{"file": p.file, "line": p.line, "message": p.message, "fix": p.fix} for p in problems],
+        **({"traceback": error.traceback} if isinstance(error, ModuleFailed) else {}),
     }

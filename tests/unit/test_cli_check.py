@@ -131,3 +131,33 @@ def test_neither_the_module_nor_torch_is_imported(source: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_json_is_all_that_stands_on_standard_output(source: Path) -> None:
+    source.write_text('print("imported")\n\ndef predict(inputs: dict) -> dict:\n    return inputs\n')
+    command = [sys.executable, "-c", "from handlergen.cli import main; main()", "check", "digits.py"]
+    done = subprocess.run([*command, "--json", "--schema"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["input"]["schema"]["type"] == "object"
+    assert "imported" in done.stderr
+
+
+@pytest.mark.parametrize("more", [("--schema",), ("--sample", "sample.json")])
+def test_a_module_that_fails_is_reported_as_json(
+    source: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
+) -> None:
+    source.write_text("def load(context):\n    raise ValueError('boom')\n\n" + MODULE)
+    (source.parent / "sample.json").write_text("1")
+    assert check("digits.py", "--json", *more) == 4
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is False
+    (problem,) = report["problems"]
+    assert "could not be loaded: ValueError: boom" in problem["message"]
+    assert "line 2, in load" in report["traceback"]
+
+
+def test_a_source_that_is_not_there_is_reported_as_json(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check("nothing.py", "--json") == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (report["ok"], report["problems"][0]["message"]) == (False, "nothing.py does not exist")

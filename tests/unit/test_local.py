@@ -200,3 +200,17 @@ def test_a_breakpoint_in_a_hook_stops_there(project: Path) -> None:
     status, answer, told = predict(str(project), '{"n": 2}', stdin=b"p inputs + 40\nc\n")
     assert (status, answer) == (0, b'{"label":"two"}\n')
     assert "42" in told
+
+
+@pytest.mark.parametrize(
+    "text", ["sys.exit(7)\n", "\ndef load(context):\n    sys.exit(7)\n"], ids=["at import", "in load"]
+)
+def test_a_module_that_ends_the_process_has_failed(tmp_path: Path, text: str) -> None:
+    (tmp_path / "script.py").write_text(f"import sys\n{text}\ndef predict(inputs):\n    return inputs\n")
+    with pytest.raises(
+        handlergen.errors.ModuleFailed, match="script could not be loaded: SystemExit: 7"
+    ) as caught:
+        handlergen.load(tmp_path / "script.py")
+    assert "sys.exit(7)" in caught.value.traceback
+    assert caught.value.hint is not None
+    assert "must not end the process" in caught.value.hint
