@@ -10,6 +10,7 @@ from pathlib import Path
 
 from handlergen.errors import HandlergenError
 from handlergen.properties import ServerSettings, read_properties, render_properties
+from handlergen.property_text import read_text
 from handlergen.templates import template_dir
 
 _OWN_FILES = {"log_config": "log4j2.xml", "metrics_config": "metrics.yaml"}
@@ -31,7 +32,7 @@ def write_configuration(path: Path, settings: ServerSettings, *, force: bool = F
         # A file of another name is the user's own, and an existing one may have been edited: both stay.
         if target.name == template and not target.exists():
             texts[target] = text
-    if path.exists() and not force and path.read_text("utf-8") != texts[path]:
+    if path.exists() and not force and read_text(path) != texts[path]:
         raise HandlergenError(
             f"{path} exists and says something else", hint="--force overwrites it; -o writes another file"
         )

@@ -41,7 +41,9 @@ def form_request(fields: Mapping[str, Any]) -> Wire:
         elif isinstance(value, bytes | bytearray):
             body, kind = bytes(value), OCTETS
         else:
-            body, kind = (value if isinstance(value, str) else json.dumps(value)).encode(), ""
+            # What was no UTF-8 on the command line goes out as it was typed (PEP 383).
+            text = value if isinstance(value, str) else json.dumps(value)
+            body, kind = text.encode("utf-8", "surrogateescape"), ""
         entry[name] = bytearray(body)
         types[name] = {"content-type": kind}
     return entry, {**types, "content-type": "multipart/form-data"}

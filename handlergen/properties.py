@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from handlergen.errors import HandlergenError
-from handlergen.property_text import Entry, format_entry, parse_entries
+from handlergen.property_text import Entry, format_entry, parse_entries, read_text
 from handlergen.server_fields import CPU_METRICS, NO_URL, ServerSettings
 
 __all__ = [
@@ -198,14 +198,14 @@ def read_properties(path: Path) -> ServerSettings:
         HandlergenError: The file is missing, unreadable or means nothing to TorchServe.
     """
     try:
-        return parse_properties(path.read_text("utf-8"), file=str(path))
+        return parse_properties(read_text(path), file=str(path))
     except FileNotFoundError:
         option = "" if path.name == "config.properties" else f" -o {path}"
         raise HandlergenError(
             f"there is no {path}",
             hint=f"name the server's configuration with -c; `handlergen config{option}` writes one",
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise HandlergenError(f"{path} cannot be read: {error}") from error
 
 

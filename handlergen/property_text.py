@@ -1,4 +1,4 @@
-"""The text format of `config.properties`, as TorchServe reads it. Pure functions, no server knowledge.
+"""The text format of `config.properties`, as TorchServe reads it. No server knowledge.
 
 Two programs read the file and they do not agree. The Java frontend uses `java.util.Properties.load`:
 ISO-8859-1 bytes, backslash escapes, trailing blanks kept as part of the value. The Python launcher
@@ -9,6 +9,7 @@ without escapes, and hands them to Java on its command line. Hence `LAUNCHER_KEY
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 LAUNCHER_KEYS = frozenset({"model_store", "vmargs", "plugins_path"})
 """Keys that TorchServe's launcher takes from the raw text: written as they are, never escaped."""
@@ -29,6 +30,34 @@ class Entry:
     key: str
     value: str
     line: int
+
+
+def read_text(path: Path) -> str:
+    """What a file says: UTF-8, as the launcher reads it, else ISO-8859-1, as Java does.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        text = raw.decode("iso-8859-1")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def line_not_utf8(path: Path) -> int:
+    """The first line with a byte that is not UTF-8, on which the launcher ends; 0 when there is none.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    raw = path.read_bytes()
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return raw[: error.start].count(b"\n") + 1
+    return 0
 
 
 def parse_entries(text: str) -> list[Entry]:

@@ -18,11 +18,12 @@ from handlergen import ports
 from handlergen.client import Client, ModelStatus
 from handlergen.client.key_file import KEY_FILE
 from handlergen.command_text import archive_command, handlergen_command
-from handlergen.errors import ModuleFailed, ServerError
+from handlergen.errors import HandlergenError, ModuleFailed, ServerError
 from handlergen.java import find_java
 from handlergen.launching import absolute, environment, launch, temp_directory
 from handlergen.processes import end_marked
 from handlergen.properties import ServerSettings, read_properties
+from handlergen.property_text import line_not_utf8
 from handlergen.readiness import Progress, ServerLogs, expected_models, wait_until_ready
 from handlergen.runtime.copies import remove_left_behind
 from handlergen.runtime.device_lock import STATE_DIR_VARIABLE, lock_directory
@@ -129,6 +130,7 @@ def serve(
     """
     path = Path(config).resolve()
     settings = read_properties(path)
+    _refuse_foreign(path)
     environ = dict(os.environ if environ is None else environ)
     java = find_java(environ)
     with _starting(path):
@@ -158,6 +160,15 @@ def serve(
                 end_marked(marker, grace=_WORKER_GRACE_S)
                 _clean_up(path, temp_dir)
             raise
+
+
+def _refuse_foreign(config: Path) -> None:
+    """Raises HandlergenError for a configuration that Java could read, but not TorchServe's launcher."""
+    if line := line_not_utf8(config):
+        raise HandlergenError(
+            f"{config}:{line}: there is a byte that is not UTF-8, and TorchServe's launcher does not start on it",
+            hint="write letters outside ASCII as \\uXXXX",
+        )
 
 
 def running_server(config: Path | str = "config.properties") -> RunningServer | None:

@@ -38,7 +38,7 @@ def of_body(content: bytes, content_type: str) -> Sample:
 
 def of_json_text(text: str) -> Sample:
     """JSON as somebody wrote it; the model, not this function, is its judge."""
-    return of_body(text.encode(), JSON)
+    return of_body(text.encode("utf-8", "surrogateescape"), JSON)
 
 
 def of_file(path: Path, content_type: str | None = None) -> Sample:
@@ -65,7 +65,7 @@ def of_fields(fields: Mapping[str, FieldValue]) -> Sample:
         if isinstance(value, Path):
             entries[name] = read_file(value)
         else:
-            entries[name] = value if isinstance(value, bytes) else value.encode()
+            entries[name] = value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
     headers, options = payload(fields=fields)
     request = httpx.Request("POST", "http://localhost/", headers=headers, **options)
     return Sample(request.read(), request.headers["Content-Type"], entries)

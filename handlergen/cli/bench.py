@@ -10,7 +10,13 @@ import click
 
 from handlergen.cli.output_file import writable
 from handlergen.cli.request_parts import field_of, headers_of
-from handlergen.cli.serving_options import config_option, connected, json_option, key_file_option
+from handlergen.cli.serving_options import (
+    config_option,
+    connected,
+    json_option,
+    key_file_option,
+    timeout_option,
+)
 
 if TYPE_CHECKING:
     from handlergen.bench.samples import Sample
@@ -68,13 +74,7 @@ if TYPE_CHECKING:
 @click.option(
     "--warmup", type=click.FloatRange(min=0), default=2.0, show_default=True, help="Seconds before that."
 )
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=30.0,
-    show_default=True,
-    help="Seconds after which a request is given up, and counted as failed.",
-)
+@timeout_option(30.0, "Seconds after which a request is given up, and counted as failed.")
 @click.option("--grpc", "over_grpc", is_flag=True, help="Over gRPC instead of REST.")
 @click.option("--version", default=None, help="A version of the model other than the default one.")
 @click.option(

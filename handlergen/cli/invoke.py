@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,13 @@ from handlergen.cli.given_data import instead_of, refuse_file_name
 from handlergen.cli.output_file import named, writable
 from handlergen.cli.request_advice import advised
 from handlergen.cli.request_parts import field_of, headers_of
-from handlergen.cli.serving_options import config_option, connected, json_option, key_file_option
+from handlergen.cli.serving_options import (
+    config_option,
+    connected,
+    json_option,
+    key_file_option,
+    timeout_option,
+)
 from handlergen.errors import RequestFailed
 
 if TYPE_CHECKING:
@@ -43,7 +50,7 @@ if TYPE_CHECKING:
 @click.option("--grpc", "over_grpc", is_flag=True, help="Over gRPC instead of REST.")
 @click.option("--stream", is_flag=True, help="Print parts of the answer as they arrive.")
 @click.option("--version", default=None, help="A version of the model other than the default one.")
-@click.option("--timeout", type=float, default=300.0, show_default=True, help="Seconds to wait.")
+@timeout_option(300.0, "Seconds to wait.")
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the answer to a file."
 )
@@ -148,7 +155,7 @@ def _ask(client: Client, name: str, over_grpc: bool, version: str | None, body: 
 def _rest_body(data: str | None, file: Path | None, fields: tuple[str, ...]) -> dict[str, Any]:
     if data is not None:
         # Sent as it was typed: the model, not this command, is the judge of its JSON.
-        return {"content": data.encode(), "content_type": "application/json"}
+        return {"content": os.fsencode(data), "content_type": "application/json"}
     if file is not None:
         return {"file": file}
     return {"fields": dict(field_of(text) for text in fields)}
@@ -156,12 +163,12 @@ def _rest_body(data: str | None, file: Path | None, fields: tuple[str, ...]) -> 
 
 def _grpc_inputs(data: str | None, file: Path | None, fields: tuple[str, ...]) -> dict[str, bytes]:
     if data is not None:
-        return {"data": data.encode()}
+        return {"data": os.fsencode(data)}
     if file is not None:
         return {"data": file.read_bytes()}
     values = dict(field_of(text) for text in fields)
     return {
-        key: value.read_bytes() if isinstance(value, Path) else value.encode()
+        key: value.read_bytes() if isinstance(value, Path) else os.fsencode(value)
         for key, value in values.items()
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -117,7 +118,7 @@ def _inputs(
         if content_type is None:
             for text in data:
                 refuse_file_name(text)
-        texts = [sys.stdin.buffer.read() if text == "-" else text.encode() for text in data]
+        texts = [sys.stdin.buffer.read() if text == "-" else os.fsencode(text) for text in data]
         return texts, content_type or "application/json"
     found: list[Any] = []
     for path in files:

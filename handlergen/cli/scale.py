@@ -8,7 +8,13 @@ from pathlib import Path
 import click
 
 from handlergen.cli.request_advice import advised
-from handlergen.cli.serving_options import config_option, connected, json_option, key_file_option
+from handlergen.cli.serving_options import (
+    config_option,
+    connected,
+    json_option,
+    key_file_option,
+    timeout_option,
+)
 from handlergen.cli.wording import counted
 
 
@@ -16,7 +22,7 @@ from handlergen.cli.wording import counted
 @click.argument("name")
 @click.option("--workers", type=click.IntRange(min=0), required=True, help="How many there shall be.")
 @click.option("--version", default=None, help="A version of the model other than the default one.")
-@click.option("--timeout", type=float, default=300.0, show_default=True, help="Seconds to wait for READY.")
+@timeout_option(300.0, "Seconds to wait for READY.")
 @config_option
 @key_file_option
 @json_option

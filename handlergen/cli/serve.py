@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from handlergen.cli.serving_options import json_option
+from handlergen.cli.serving_options import json_option, timeout_option
 from handlergen.cli.wording import counted
 from handlergen.command_text import DEFAULT_CONFIG, archive_command, handlergen_command
 from handlergen.errors import HandlergenError, ModuleFailed
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 @click.option(
     "--foreground", is_flag=True, help="Stay attached, show what the server prints; Ctrl-C stops it."
 )
-@click.option("--timeout", type=float, default=600.0, show_default=True, help="Seconds until all is READY.")
+@timeout_option(600.0, "Seconds until all is READY.")
 @click.option("--keep", is_flag=True, help="Leave the server running when a model fails to load.")
 @click.option(
     "--require-signature",

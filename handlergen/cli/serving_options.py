@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+_LONGEST_TIMEOUT_S = 1_000_000.0
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
 
@@ -40,6 +42,16 @@ def key_file_option(function: Function) -> Function:
         default=None,
         help="TorchServe's key_file.json.  [default: beside the configuration]",
     )(function)
+
+
+def timeout_option(default: float, help: str, *, zero: bool = False) -> Callable[[Function], Function]:
+    """`--timeout`: seconds that the system can wait for; a longer one than the greatest is as good as for ever.
+
+    Args:
+        zero: It may be 0: not to wait.
+    """
+    seconds = click.FloatRange(min=0, max=_LONGEST_TIMEOUT_S, min_open=not zero)
+    return click.option("--timeout", type=seconds, default=default, show_default=True, help=help)
 
 
 @contextmanager

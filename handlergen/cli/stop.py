@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from handlergen.cli.serving_options import config_option, json_option
+from handlergen.cli.serving_options import config_option, json_option, timeout_option
 
 
 @click.command("stop")
 @config_option
-@click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds before it is killed.")
+@timeout_option(30.0, "Seconds before it is killed.", zero=True)
 @json_option
 def command(*, config: Path, timeout: float, as_json: bool) -> None:
     """Stop the server that `handlergen serve` started on this configuration, workers included.

@@ -74,7 +74,7 @@ def _part(value: FieldValue) -> tuple[str | None, bytes] | tuple[str, bytes, str
         return value.name, value.read_bytes(), content_type_of(value)
     if isinstance(value, bytes):
         return None, value
-    return None, value.encode()
+    return None, value.encode("utf-8", "surrogateescape")  # as it was typed (PEP 383)
 
 
 class RestInference:

@@ -36,6 +36,12 @@ def syntax(situation: Situation) -> Iterator[Finding]:
             "TorchServe does not start on it, or takes it for something else. The other checks leave the line out.",
             "handlergen config --help   # the settings, and what they may be",
         )
+    if situation.foreign_line:
+        yield error(
+            f"{name}:{situation.foreign_line}: there is a byte that is not UTF-8",
+            "TorchServe's launcher ends with a traceback; Java would take the file for ISO-8859-1.",
+            "write letters outside ASCII as \\uXXXX",
+        )
     for entry in situation.entries:
         shown = f"{entry.key}={entry.value.rstrip()}"
         if trailing_blanks(entry):

@@ -13,7 +13,14 @@ from pathlib import Path
 from handlergen.command_text import handlergen_command
 from handlergen.errors import HandlergenError
 from handlergen.properties import ServerSettings, parse_properties
-from handlergen.property_text import LAUNCHER_KEYS, Entry, format_entry, parse_entries
+from handlergen.property_text import (
+    LAUNCHER_KEYS,
+    Entry,
+    format_entry,
+    line_not_utf8,
+    parse_entries,
+    read_text,
+)
 from handlergen.server_state import ServerState, read_state
 
 
@@ -59,6 +66,11 @@ class Situation:
         except HandlergenError as found:
             return found.message
         return ""
+
+    @cached_property
+    def foreign_line(self) -> int:
+        """The first line with a byte that is not UTF-8; 0 when there is none."""
+        return line_not_utf8(self.config) if self.text is not None else 0
 
     @cached_property
     def settings(self) -> ServerSettings:
@@ -122,8 +134,8 @@ def look_around(config: Path, environ: Mapping[str, str] | None = None) -> Situa
     environ = os.environ if environ is None else environ
     config = config.resolve()
     try:
-        text = config.read_text("utf-8") if config.exists() else None
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(config) if config.exists() else None
+    except OSError as error:
         raise HandlergenError(f"{config} cannot be read: {error}") from error
     named = [tempfile.gettempdir(), environ.get("TEMP"), "/tmp"]  # noqa: S108 - only looked at
     temp_dirs = dict.fromkeys(Path(name).resolve() for name in named if name)

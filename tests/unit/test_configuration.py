@@ -13,6 +13,7 @@ import yaml
 from handlergen.configuration import configuration_warnings, relative_to_config, write_configuration
 from handlergen.errors import HandlergenError
 from handlergen.properties import ServerSettings, read_properties, server_settings
+from handlergen.server import serve
 from handlergen.templates import template_dir
 
 
@@ -127,3 +128,22 @@ def test_torchserves_own_metrics_are_declared():
         }
 
     assert metrics(stock) <= metrics(template_dir() / "metrics.yaml")
+
+
+def test_a_file_in_the_encoding_that_java_reads(tmp_path: Path):
+    config = tmp_path / "config.properties"
+    write_configuration(config, ServerSettings())
+    config.write_bytes(config.read_bytes() + b"# caf\xe9\n")
+    assert read_properties(config) == ServerSettings()
+    with pytest.raises(HandlergenError, match="exists and says something else"):
+        write_configuration(config, ServerSettings())
+
+
+def test_serve_refuses_a_file_that_the_launcher_cannot_read(tmp_path: Path):
+    config = tmp_path / "config.properties"
+    config.write_bytes(b"model_store=model-store\n# caf\xe9\n")
+    with pytest.raises(
+        HandlergenError, match=r"config\.properties:2: there is a byte that is not UTF-8"
+    ) as caught:
+        serve(config)
+    assert caught.value.hint == "write letters outside ASCII as \\uXXXX"

@@ -760,3 +760,13 @@ def test_another_configuration(project: Project, doctor: Callable[..., Any]) -> 
     )
     assert doctor("--config", "other.properties").exit_code == 10
     assert doctor().exit_code == 0
+
+
+def test_a_byte_that_is_not_utf8_is_a_finding_among_others(project: Project) -> None:
+    project.config.write_bytes(project.config.read_bytes() + b"# caf\xe9\n")
+    lines = project.config.read_bytes().count(b"\n")
+    (found,) = [found for found in project.findings() if "not UTF-8" in found.what]
+    assert (found.severity, found.fix) == (Severity.ERROR, "write letters outside ASCII as \\uXXXX")
+    assert found.what.startswith(f"config.properties:{lines}: ")
+    ran = CliRunner().invoke(cli, ["doctor", "--config", str(project.config), "--json"], env=project.environ)
+    assert any("not UTF-8" in finding["what"] for finding in json.loads(ran.stdout)["findings"])

@@ -1,0 +1,92 @@
+"""Parts of a request on the command line: sent as they were typed, or refused before anything is sent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from handlergen.bench.samples import of_fields, of_json_text
+from handlergen.cli import main
+from handlergen.cli.invoke import _grpc_inputs, _rest_body
+from handlergen.cli.request_parts import field_of, headers_of
+from handlergen.client.rest import payload
+from handlergen.outgoing import form_request
+
+NO_TEXT = os.fsdecode(b"caf\xe9")
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments])
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_data_that_is_no_text_is_sent_as_it_was_typed() -> None:
+    assert _rest_body(NO_TEXT, None, ())["content"] == b"caf\xe9"
+    assert _grpc_inputs(NO_TEXT, None, ()) == {"data": b"caf\xe9"}
+    assert of_json_text(NO_TEXT).content == b"caf\xe9"
+
+
+def test_a_field_that_is_no_text_is_sent_as_it_was_typed() -> None:
+    field = dict([field_of(f"name={NO_TEXT}")])
+    assert _grpc_inputs(None, None, (f"name={NO_TEXT}",)) == {"name": b"caf\xe9"}
+    assert payload(fields=field)[1]["files"] == [("name", (None, b"caf\xe9"))]
+    assert form_request(field)[0] == {"name": bytearray(b"caf\xe9")}
+    assert b"caf\xe9" in of_fields(field).content
+
+
+def test_predict_sends_data_that_is_no_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HANDLERGEN_STATE_DIR", str(tmp_path / "state"))
+    (tmp_path / "echo.py").write_text("def predict(inputs):\n    return inputs\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", str(tmp_path / "echo.py"), NO_TEXT])
+    assert ended.value.code == 6
+    assert "not UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("x:ü", "has what no header carries"),
+        ("x:a\x00b", "has what no header carries"),
+        ("x:a\r\ny: b", "has what no header carries"),
+        ("x y:1", "'x y' is no name of a header"),
+        ("ü:1", "is no name of a header"),
+        ("content-length: 5", "content-length follows from what is sent"),
+        ("Transfer-Encoding: chunked", "Transfer-Encoding follows from what is sent"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["invoke", "predict"])
+def test_a_header_that_no_request_carries_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str, header: str, message: str
+) -> None:
+    (tmp_path / "echo.py").touch()
+    assert message in refusal(capsys, verb, str(tmp_path / "echo.py"), "--data", "1", "--header", header)
+
+
+def test_usual_headers_pass() -> None:
+    given = ["X-User: me", "traceparent:00-0af7-b7ad-01", 'x:"a; b=c"', "empty:"]
+    assert headers_of(given) == {
+        "X-User": "me",
+        "traceparent": "00-0af7-b7ad-01",
+        "x": '"a; b=c"',
+        "empty": "",
+    }
+
+
+def test_a_name_of_a_field_that_is_no_text_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refusal(capsys, "invoke", "digits", "--field", f"{NO_TEXT}=1")
+    assert "the name of a field must be UTF-8" in said
+
+
+@pytest.mark.parametrize("seconds", ["-1", "0", "inf", "1e12"])
+@pytest.mark.parametrize("verb", [("invoke", "digits", "--data", "1"), ("scale", "digits", "--workers", "1")])
+def test_a_timeout_that_means_nothing_is_refused(
+    capsys: pytest.CaptureFixture[str], verb: tuple[str, ...], seconds: str
+) -> None:
+    assert "Invalid value for '--timeout'" in refusal(capsys, *verb, "--timeout", seconds)
