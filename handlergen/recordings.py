@@ -9,7 +9,7 @@ import json
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
 
@@ -48,6 +48,9 @@ class Span:
     device: str
     model: str
     request_id: str
+
+
+_KINDS = {each.name: int if each.type in ("int", int) else str for each in fields(Span)}
 
 
 def recorded_so_far(directory: Path | str) -> dict[Path, int]:
@@ -107,6 +110,9 @@ def _span(line: bytes) -> Span:
     span = Span(**json.loads(line))
     if type(span.start_ns) is not int or type(span.end_ns) is not int:
         raise ValueError("its times are not whole numbers")
+    for name, kind in _KINDS.items():
+        if type(getattr(span, name)) is not kind:
+            raise ValueError(f"its {name} is {getattr(span, name)!r}")
     return span
 
 

@@ -391,3 +391,12 @@ def test_what_cannot_be_is_refused(
         main(["trace", *arguments])
     assert caught.value.code in (1, 2)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("field", ["model", "stage", "worker", "device", "request_id", "pid", "thread"])
+def test_a_span_with_a_value_of_another_kind_is_told(tmp_path: Path, field: str) -> None:
+    record(tmp_path / "spans", [span("predict", 0, 1)])
+    (file,) = (tmp_path / "spans").iterdir()
+    file.write_text(json.dumps({**json.loads(file.read_text()), field: None}) + "\n")
+    with pytest.raises(HandlergenError, match=rf"jsonl:1: not a recorded span: its {field} is None"):
+        survey(tmp_path / "spans")
