@@ -11,6 +11,7 @@ from pathlib import Path
 from handlergen.errors import HandlergenError
 from handlergen.properties import ServerSettings, read_properties, render_properties
 from handlergen.property_text import read_text
+from handlergen.replacing import replace_content
 from handlergen.templates import template_dir
 
 _OWN_FILES = {"log_config": "log4j2.xml", "metrics_config": "metrics.yaml"}
@@ -39,7 +40,7 @@ def write_configuration(path: Path, settings: ServerSettings, *, force: bool = F
     for target, text in texts.items():
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            _replace(target, text)
+            replace_content(target, text.encode())
         except OSError as error:
             raise HandlergenError(f"{target} cannot be written: {error}") from error
     return list(texts)
@@ -105,12 +106,3 @@ def _archive_facts(archive: Path) -> Mapping[str, object]:
             return facts
     except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError):
         return {}
-
-
-def _replace(target: Path, text: str) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, "utf-8")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from handlergen.errors import HandlergenError
 from handlergen.project import open_project
+from handlergen.replacing import replace_content
 from handlergen.settings import SETTINGS_FILE
 from handlergen.truss import is_truss
 
@@ -26,12 +28,12 @@ def apply(source: Path, settings: Mapping[str, int]) -> Path:
         HandlergenError: It cannot be written, or would not count for this source; it is left as it was.
     """
     file = settings_file(source)
-    before = file.read_text(encoding="utf-8") if file.exists() else None
-    text = before if before is not None else _new(source, file)
-    changed = with_settings(text, settings)
+    before = file.read_bytes() if file.exists() else None
+    mark, text = _text(file, before) if before is not None else (b"", _new(source, file))
+    changed = mark + with_settings(text, settings).encode()
     problem = ""
     try:
-        file.write_text(changed, encoding="utf-8")
+        replace_content(file, changed)
         found = open_project(source).settings
         differs = [name for name, value in settings.items() if getattr(found, name) != value]
         if differs:
@@ -44,7 +46,7 @@ def apply(source: Path, settings: Mapping[str, int]) -> Path:
         if before is None:
             file.unlink(missing_ok=True)
         else:
-            file.write_text(before, encoding="utf-8")
+            replace_content(file, before)
         raise HandlergenError(
             problem,
             hint="an environment variable may win over it, or its `source:` be another one; write the settings by hand",
@@ -71,15 +73,18 @@ def with_settings(text: str, settings: Mapping[str, int]) -> str:
     Raises:
         HandlergenError: A value stands in a way that is not one line.
     """
+    ending = "\r\n" if "\r\n" in text else "\n"
     for name, value in settings.items():
         line = f"{name}: {value}"
         text, changed = re.subn(
-            rf"^{name}[ \t]*:[ \t]+[^\s#]+(?=[ \t]*(?:#.*)?$)", line, text, count=1, flags=re.MULTILINE
+            rf"^{name}[ \t]*:[ \t]+[^\s#]+(?=[ \t]*(?:#.*)?\r?$)", line, text, count=1, flags=re.MULTILINE
         )
         if not changed and not _sets(text, name):
-            text, changed = re.subn(rf"^#[ \t]?{name}:[^\n]*$", line, text, count=1, flags=re.MULTILINE)
+            text, changed = re.subn(
+                rf"^#[ \t]?{name}:[^\r\n]*(?=\r?$)", line, text, count=1, flags=re.MULTILINE
+            )
         if not changed and not _sets(text, name):
-            text = f"{text.rstrip()}\n{line}\n" if text.strip() else f"{line}\n"
+            text = f"{text.rstrip()}{ending}{line}{ending}" if text.strip() else f"{line}{ending}"
             changed = 1
         if not changed:
             raise HandlergenError(
@@ -92,6 +97,19 @@ def with_settings(text: str, settings: Mapping[str, int]) -> str:
 def _sets(text: str, name: str) -> bool:
     """Does the text set this already?"""
     return re.search(rf"""^["']?{name}["']?[ \t]*:""", text, flags=re.MULTILINE) is not None
+
+
+def _text(file: Path, raw: bytes) -> tuple[bytes, str]:
+    """A file's byte order mark, if it has one, and its text with the line ends that it has.
+
+    Raises:
+        HandlergenError: It is no UTF-8.
+    """
+    mark = codecs.BOM_UTF8 if raw.startswith(codecs.BOM_UTF8) else b""
+    try:
+        return mark, raw.removeprefix(mark).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise HandlergenError(f"{file} is not UTF-8", hint="save it as UTF-8") from error
 
 
 def _new(source: Path, file: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -283,3 +284,50 @@ def test_a_sample_that_is_refused(tmp_path: Path) -> None:
             cli, ["tune", str(module), "--sample", str(sample), "--batch", "list"], catch_exceptions=False
         )
     assert not isinstance(caught.value, RequestFailed)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"name: digits\r\nbatch_size: 1  # mine\r\n# max_batch_delay_ms: 0\r\n",
+        codecs.BOM_UTF8 + b"batch_size: 1\n",
+        b"# only this\r\n",
+        b"# caf\xc3\xa9\nbatch_size: 1\nform: functions\r\n",
+    ],
+    ids=["CRLF", "BOM", "CRLF and nothing to change", "mixed"],
+)
+def test_the_file_keeps_its_line_ends_and_its_mark(tmp_path: Path, before: bytes) -> None:
+    (tmp_path / "model.py").write_text("def predict(x):\n    return x\n")
+    (tmp_path / "handlergen.yaml").write_bytes(before)
+    (tmp_path / "handlergen.yaml").chmod(0o640)
+    after = apply(tmp_path, {"batch_size": 4, "max_batch_delay_ms": 7}).read_bytes()
+    assert after.startswith(codecs.BOM_UTF8) is before.startswith(codecs.BOM_UTF8)
+    added = after.count(b"\n") - before.count(b"\n")
+    assert after.count(b"\r\n") == before.count(b"\r\n") + (added if b"\r\n" in before else 0)
+    assert b"batch_size: 4" in after
+    assert b"max_batch_delay_ms: 7" in after
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["handlergen.yaml", "model.py"]
+    assert (tmp_path / "handlergen.yaml").stat().st_mode & 0o777 == 0o640
+
+
+def test_the_file_is_never_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.py").write_text("def predict(x):\n    return x\n")
+    (tmp_path / "handlergen.yaml").write_text("batch_size: 1\n")
+
+    def full(self: Path, content: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(content[:3])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(HandlergenError, match="cannot be written: No space left"):
+        apply(tmp_path, SETTINGS)
+    assert (tmp_path / "handlergen.yaml").read_text() == "batch_size: 1\n"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_settings_file_that_is_not_utf8_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text("def predict(x):\n    return x\n")
+    (tmp_path / "handlergen.yaml").write_bytes(b"# caf\xe9\n")
+    with pytest.raises(HandlergenError, match=r"handlergen\.yaml is not UTF-8"):
+        apply(tmp_path, SETTINGS)
