@@ -13,6 +13,7 @@ from handlergen.findings import Findings, Source
 from handlergen.forms import FORMS, REFUSED, Form, form_named
 from handlergen.forms.functions import FORM as FUNCTIONS
 from handlergen.forms.unrecognised import meant
+from handlergen.hook_doubts import doubts
 from handlergen.runtime.contract import Contract
 from handlergen.settings import Settings
 from handlergen.source_module import SourceModule
@@ -64,6 +65,8 @@ def read_source(
         source = replace(source, name=name, class_name=truss.class_name, details=truss.details)
     findings = _inspect(source, form or settings.form or ("model-class" if truss else None))
     findings.warnings += _imports_left_out(source, path)
+    if findings.contract is not None:
+        findings.warnings += doubts(source, findings.contract)
     findings.source = source
     return findings
 

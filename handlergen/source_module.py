@@ -125,7 +125,26 @@ def parse_source(path: Path, *, file: str) -> SourceModule | Problem:  # noqa: P
         for binding in _bindings(node):
             if not is_overload(binding.node):
                 module.bindings[binding.name] = binding
+        if isinstance(node, ast.Delete) and node in tree.body:  # in an `if` it may not run
+            for name in _names(node, ast.Del):
+                module.bindings.pop(name.id, None)
     return module
+
+
+def definitions(module: SourceModule, name: str) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Every `def` of a name that may count at run time, because which one does depends on an `if` or a `try`."""
+    found: list[ast.FunctionDef | ast.AsyncFunctionDef] = []
+    for node in statements_at_import(module.tree.body):
+        if (
+            not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            or node.name != name
+            or is_overload(node)
+        ):
+            continue
+        if node in module.tree.body:
+            found.clear()  # whatever came before, this one takes its place
+        found.append(node)
+    return found
 
 
 def call_kind(node: Function) -> str:
@@ -144,12 +163,12 @@ def first_yield(node: Function) -> int:
 
 def wrapped_in_context_manager(node: Function) -> bool:
     """Decorated with `contextmanager`: calling it returns no value of the function."""
-    return any(dotted(item).rpartition(".")[2] in _GENERATOR_WRAPPERS for item in _decorators(node))
+    return any(dotted(item).rpartition(".")[2] in _GENERATOR_WRAPPERS for item in decorators(node))
 
 
 def is_overload(node: ast.AST) -> bool:
     """A `typing.overload` stub, which is not what gets called."""
-    return any(dotted(item).rpartition(".")[2] == "overload" for item in _decorators(node))
+    return any(dotted(item).rpartition(".")[2] == "overload" for item in decorators(node))
 
 
 def dotted(node: ast.AST) -> str:
@@ -250,12 +269,19 @@ def _assigned(target: ast.expr, value: ast.expr) -> Iterator[Binding]:
     if isinstance(target, ast.Name):
         yield Binding(target.id, target.lineno, value)
         return
-    for name in ast.walk(target):  # first, second = make(): bound, but to nothing that can be read
-        if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store):
-            yield Binding(name.id, name.lineno, target)
+    for name in _names(target, ast.Store):  # first, second = make(): bound, but to nothing that can be read
+        yield Binding(name.id, name.lineno, target)
 
 
-def _decorators(node: ast.AST) -> list[ast.expr]:
+def _names(node: ast.AST, context: type[ast.expr_context]) -> Iterator[ast.Name]:
+    """The names that a statement binds (`ast.Store`) or unbinds (`ast.Del`)."""
+    for name in ast.walk(node):
+        if isinstance(name, ast.Name) and isinstance(name.ctx, context):
+            yield name
+
+
+def decorators(node: ast.AST) -> list[ast.expr]:
+    """What a function is decorated with; nothing for what cannot be."""
     return node.decorator_list if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else []
 
 
