@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,54 @@ copies it once more. Files from this size on are empty in the first two and get 
 that gigabytes of weights are written once and need no room in the temp directory."""
 
 
+_PRIVATE = "handlergen-archive-"
+"""How the names of private directories begin, and of nothing else."""
+
+
 @contextmanager
 def private_directory() -> Iterator[Path]:
-    """A new directory in the temp directory that nobody else may read; removed with all it holds."""
-    directory = tempfile.mkdtemp(prefix="handlergen-")
+    """A new directory in the temp directory that nobody else may read; removed with all it holds.
+
+    It is locked while it is used. Those of processes that were killed, whose locks the kernel gave up, are removed.
+    """
+    _remove_stale(Path(tempfile.gettempdir()))
+    directory, lock = _locked_directory()
     try:
-        yield Path(directory)
+        yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_directory() -> tuple[Path, int]:
+    while True:
+        directory = Path(tempfile.mkdtemp(prefix=_PRIVATE))
+        with suppress(FileNotFoundError):
+            lock = _opened(directory)
+            with suppress(
+                OSError
+            ):  # a file system without locks: then nothing there is ever taken for stale either
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if directory.exists():
+                return directory, lock
+            os.close(lock)
+        # Another process came in between, and took it for stale.
+
+
+def _remove_stale(temp: Path) -> None:
+    for left in temp.glob(f"{_PRIVATE}*"):
+        with suppress(OSError):  # it is another user's, no directory, or in use
+            lock = _opened(left)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(lock).st_uid == os.geteuid():
+                    shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _opened(directory: Path) -> int:
+    return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def pack(plan: Plan, settings: Settings, private: Path) -> Path:

@@ -495,3 +495,38 @@ def test_an_archive_that_is_named_itself_is_packed(source: Path, monkeypatch: py
     (source.parent / "model-store" / "other.mar").touch()
     made = archive(source, extra_files=["model-store/other.mar"], environ={})
     assert "model-store/other.mar" in {file.archive_path for file in made.files}
+
+
+HELD = """
+import sys, tempfile, time
+tempfile.tempdir = sys.argv[1]
+from handlergen.packing import private_directory
+with private_directory() as directory:
+    (directory / "weights").write_bytes(b"1")
+    print(directory, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_private_directory_of_a_killed_process_is_removed_by_the_next(
+    source: Path, tmp_path: Path, temp: Path
+) -> None:
+    command = [sys.executable, "-c", HELD, str(temp)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        left = Path(process.stdout.readline().strip())
+        others = [temp / "handlergen", temp / "somebody-archive-1"]
+        for other in others:
+            other.mkdir()
+        (temp / "target").mkdir()
+        link = temp / f"{left.name}-link"
+        link.symlink_to(temp / "target")
+        build(source, tmp_path / "store")
+        assert (left / "weights").exists(), "its process is at it still"
+        process.kill()
+        process.wait()
+    build(source, tmp_path / "store", force=True)
+    assert not left.exists()
+    assert all(other.exists() for other in others)
+    assert link.is_symlink()
+    link.unlink()
