@@ -87,3 +87,14 @@ def test_an_answer_that_finds_no_room_names_its_file() -> None:
 def test_a_reader_that_goes_away_ends_the_verb_quietly(source: Path, command: str) -> None:
     done = shell(f"{{ {command}; echo ended with $? >&2; }} | true")
     assert done.stderr.splitlines() == ["ended with 141"]
+
+
+def test_a_path_that_is_no_text_is_printed_as_it_is(source: Path) -> None:
+    directory = source.parent / os.fsdecode(b"caf\xe9")
+    directory.mkdir()
+    source.rename(directory / "echo.py")
+    environ = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    command = [HANDLERGEN, "check", str(directory / "echo.py")]
+    done = subprocess.run(command, env=environ, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"caf\xe9/echo.py: form functions" in done.stdout
