@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from handlergen.errors import Problem
 from handlergen.findings import Source
 from handlergen.hook_signatures import plain_parameters
-from handlergen.runtime.contract import NAMED_PARAMETERS, Contract
+from handlergen.runtime.contract import NAMED_PARAMETERS, Contract, Hook
 from handlergen.source_module import Function, call_kind, decorators, definitions, dotted, full_name
 from handlergen.source_tree import Found, SourceTree
 
@@ -16,7 +16,7 @@ _Def = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def doubts(source: Source, contract: Contract) -> list[str]:
-    """A warning for each hook, as a function of a module, that may be called for other arguments than it is read with.
+    """A warning for each hook, function or method, that may be called for other arguments than it is read with.
 
     Args:
         source: As it was read.
@@ -24,21 +24,30 @@ def doubts(source: Source, contract: Contract) -> list[str]:
     """
     warnings: list[str] = []
     for hook in contract.hooks.values():
-        found = source.tree.function(source.module, hook.name)
-        if not isinstance(found, Found) or not isinstance(found.node, _Def):
-            continue
-        if hook.line in (0, found.node.lineno):  # else the hook is a method
+        found = _found(source, hook)
+        if found is not None:
             by_name = contract.call == "keywords" and hook.name == "predict"
             warnings += _several(found, by_name=by_name)
             warnings += _decorated(source.tree, found, by_name=by_name)
     return warnings
 
 
+def _found(source: Source, hook: Hook) -> Found | None:
+    """Where a hook is written, unless it is a lambda."""
+    for node in ast.walk(source.module.tree):
+        if isinstance(node, _Def) and (node.name, node.lineno) == (hook.name, hook.line):
+            return Found(node, source.module)
+    found = source.tree.function(source.module, hook.name)
+    if isinstance(found, Found) and isinstance(found.node, _Def) and hook.line in (0, found.node.lineno):
+        return found  # imported, or under another name
+    return None
+
+
 def _several(found: Found, *, by_name: bool) -> Iterator[str]:
     """Definitions in the branches of an `if` or a `try` that do not take the same."""
     assert isinstance(found.node, _Def)
     every = definitions(found.module, found.node.name)
-    if len({(call_kind(node), *_shape(node, by_name=by_name)) for node in every}) > 1:
+    if found.node in every and len({(call_kind(node), *_shape(node, by_name=by_name)) for node in every}) > 1:
         lines = ", ".join(str(line) for line in sorted(node.lineno for node in every))
         yield (
             f"{found.module.file}:{found.node.lineno}: {found.node.name} is defined {len(every)} times (lines "

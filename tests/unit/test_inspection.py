@@ -644,3 +644,11 @@ def test_a_decorator_that_passes_arguments_of_its_own_is_told(
 )
 def test_a_decorator_that_takes_the_same_is_not(tmp_path: Path, hook: str) -> None:
     assert warnings(tmp_path, f"import functools\n{WRAPPERS}\n{hook}\n") == []
+
+
+def test_a_decorated_method_is_told_too(tmp_path: Path) -> None:
+    text = WRAPPERS.replace("(inputs)", "(self, inputs)").replace("(inputs, ", "(self, inputs, ")
+    model = "class Model:\n    @fewer\n    def predict(self, inputs, request: Request): ...\n"
+    model += "    @same\n    def load(self): ..."
+    (warning,) = warnings(tmp_path, f"import functools\n{text}\n{model}\n")
+    assert "@fewer calls predict(self, inputs, request: Request) with arguments of its own" in warning
