@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from handlergen.cli.system_errors import let_go_of_broken_output, refused_by_system
+from handlergen.cli.system_errors import let_go_of_broken_output, reader_is_gone, refused_by_system
 from handlergen.errors import HandlergenError, ModuleFailed
 
 # Verb -> module that defines a click command named `command`. Imported only when asked for, so that `--help`
@@ -47,7 +47,9 @@ def _reader_watched() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError as error:
-        raise _ReaderGone from error
+        if reader_is_gone():
+            raise _ReaderGone from error
+        raise refused_by_system(error) from error
 
 
 class VerbGroup(click.Group):

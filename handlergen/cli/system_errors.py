@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import select
 import sys
 from pathlib import Path
 
@@ -36,6 +38,15 @@ def refused_by_system(error: OSError) -> HandlergenError:
     if error.errno in _OF_WRITING:
         return HandlergenError(f"cannot write {files[0] if files else 'the output'}: {reason}", hint=hint)
     return HandlergenError(f"{' -> '.join(files)}: {reason}" if files else reason, hint=hint)
+
+
+def reader_is_gone() -> bool:
+    """Does nobody read standard output or standard error any more? Else it is another pipe that broke."""
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # replaced by something without a descriptor
+            poll.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def let_go_of_broken_output() -> None:

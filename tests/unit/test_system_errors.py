@@ -98,3 +98,16 @@ def test_a_path_that_is_no_text_is_printed_as_it_is(source: Path) -> None:
     done = subprocess.run(command, env=environ, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"caf\xe9/echo.py: form functions" in done.stdout
+
+
+def test_another_pipe_that_breaks_is_told(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_args: object, **_named: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("handlergen.cli.check.open_project", broken)
+    with pytest.raises(SystemExit) as ended:
+        main(["check", "echo.py"])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "Error: Broken pipe\n"
