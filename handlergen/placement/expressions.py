@@ -5,45 +5,27 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable
 
-from handlergen.placement.knowledge import is_accelerator, is_gpu_library
-from handlergen.placement.program import Program, decorators
+from handlergen.placement.knowledge import is_accelerator
+from handlergen.placement.lookups import Lookups
 from handlergen.placement.values import (
-    CONTEXT,
     ITEMS,
     NOTHING,
-    SELF,
     Accelerator,
     Class,
     Function,
     Library,
-    Module,
-    Place,
     Scope,
     Site,
-    Super,
     Thing,
     Value,
     Values,
 )
 
-_HIDDEN = (
-    "__dict__",
-    "__globals__",
-    "__builtins__",
-    "__subclasses__",
-    "__getattribute__",
-    "__code__",
-    "__closure__",
-)
 
-
-class Expressions(Program):
+class Expressions(Lookups):
     """Evaluates expressions; calls are `calls.Calls`'s matter."""
 
     def call(self, node: ast.Call, scope: Scope) -> Values:
-        raise NotImplementedError
-
-    def invoke(self, function: Value, arguments: Values, scope: Scope, site: Site) -> Values:
         raise NotImplementedError
 
     def operate(self, values: Values, scope: Scope, site: Site) -> Values:
@@ -58,9 +40,6 @@ class Expressions(Program):
 
     def bind(self, target: ast.expr, values: Values, scope: Scope) -> None:
         raise NotImplementedError
-
-    def site(self, node: ast.AST, scope: Scope) -> Site:
-        return Site(scope.file, getattr(node, "lineno", 0), scope.through)
 
     def all_of(self, nodes: Iterable[ast.expr | None], scope: Scope) -> Values:
         found: Values = NOTHING
@@ -123,21 +102,6 @@ class Expressions(Program):
         self.events.dynamic.setdefault(f"`{ast.unparse(node)[:40]}`", self.site(node, scope))
         return NOTHING
 
-    def name(self, name: str, scope: Scope, site: Site) -> Values:
-        """What a name may stand for, looked for from the inside out."""
-        found: Values = NOTHING
-        current: Scope | None = scope
-        while current is not None and not current.place and name not in current.globals:
-            if current.own is None:  # the body of a class
-                if name in current.names:
-                    return current.names[name]
-            elif name in current.own:
-                found |= current.names.get(name, NOTHING)
-                if name not in current.shared:
-                    return found
-            current = current.parent
-        return found | self.read_global(scope.path, name, site)
-
     def items(self, values: Values) -> Values:
         """What the items of some objects may be. An object that is not known may hand on itself."""
         found: set[Value] = set()
@@ -149,110 +113,6 @@ class Expressions(Program):
             elif isinstance(value, Accelerator | Library | Class):
                 found.add(value)
         return frozenset(found)
-
-    def attribute(self, node: ast.Attribute, scope: Scope) -> Values:
-        dotted = self._library_chain(node, scope)
-        if dotted is not None:
-            return dotted
-        base = self.value(node.value, scope)
-        return self.attribute_of(base, node.attr, scope, self.site(node, scope))
-
-    def _library_chain(self, node: ast.Attribute, scope: Scope) -> Values | None:
-        """`torch.cuda.is_available`, noted by its whole name; None when it is no chain that begins with a library."""
-        names = [node.attr]
-        base = node.value
-        while isinstance(base, ast.Attribute):
-            names.append(base.attr)
-            base = base.value
-        if not isinstance(base, ast.Name):
-            return None
-        first = self.name(base.id, scope, self.site(base, scope))
-        if len(first) != 1:
-            return None
-        (only,) = first
-        if not isinstance(only, Library):
-            return None
-        name = ".".join((only.name, *reversed(names)))
-        inner = self.inside_namespace(scope, name)
-        if inner is not None:
-            values: Values = frozenset({Module(inner[0].path)})
-            for attribute in inner[1]:
-                values = self.attribute_of(values, attribute, scope, self.site(node, scope))
-            return values
-        self.note_library(name, self.site(node, scope))
-        return frozenset({Library(name)})
-
-    def note_library(self, name: str, site: Site) -> None:
-        super().note_library(name, site)
-        if is_gpu_library(name) and self.events is not self.imported:
-            self.events.device.setdefault(name, site)
-
-    def attribute_of(self, values: Values, name: str, scope: Scope, site: Site) -> Values:
-        found: set[Value] = set()
-        for value in values:
-            found |= self._one_attribute(value, name, scope, site)
-        return frozenset(found)
-
-    def _one_attribute(self, value: Value, name: str, scope: Scope, site: Site) -> Values:  # noqa: PLR0911
-        if isinstance(value, Thing) and value == CONTEXT:
-            self.events.reads.setdefault(Place("context", name), site)
-            if name == "device" and self.events is not self.imported:
-                self.events.device.setdefault("context.device", site)
-            return self.heap.get(CONTEXT, name)
-        if name in _HIDDEN and not isinstance(value, Library | Accelerator):
-            self.events.dynamic.setdefault(f"`{name}`", site)
-            return self.heap.all(value)
-        if name == "__class__" and isinstance(value, Thing) and value.kind:
-            return frozenset({value.kind})
-        if isinstance(value, Thing):
-            return self._of_thing(value, name, scope, site)
-        if isinstance(value, Class):
-            return self.bound_to_class(value, name)
-        if isinstance(value, Super):
-            members = self.member(_kind_of(value.receiver), name, after=value.kind)
-            if members is None and isinstance(value.receiver, Thing) and value.receiver.site == SELF:
-                self.events.reads.setdefault(Place("self", name), site)  # of a base that is not read
-            return self.bound(members, value.receiver) if members else NOTHING
-        if isinstance(value, Module):
-            inner = self.globals_of(value.path)
-            if name not in inner.names and value.path.name == "__init__.py":
-                submodule = self.beneath(value.path.parent, name)
-                if submodule:
-                    return frozenset({Module(submodule.path)})
-            return self.read_global(value.path, name, site)
-        if isinstance(value, Library):
-            self.note_library(f"{value.name}.{name}", site)
-            return frozenset({Library(f"{value.name}.{name}")})
-        return self.heap.get(value, name) if isinstance(value, Function) else NOTHING
-
-    def _of_thing(self, thing: Thing, name: str, scope: Scope, site: Site) -> Values:
-        if thing.site == SELF:
-            self.events.reads.setdefault(Place("self", name), site)
-        own = self.heap.get(thing, name)
-        members = self.member(thing.kind, name) if thing.kind else None
-        if members is None:
-            if thing.kind is None:
-                return own | self.heap.all(thing)
-            hook = self.member(thing.kind, "__getattr__")
-            for function in self.bound(hook, thing) if hook else ():
-                own |= self.invoke(function, NOTHING, scope, site)
-            return own
-        found = set(own)
-        for value in self.bound(members, thing):
-            if isinstance(value, Function) and decorators(value.node) & {"property", "cached_property"}:
-                found |= self.invoke(value, NOTHING, scope, site)
-            else:
-                found.add(value)
-        return frozenset(found)
-
-    def bound_to_class(self, kind: Class, name: str) -> Values:
-        members = self.member(kind, name) or NOTHING
-        return frozenset(
-            Function(value.node, value.path, value.scope, kind)
-            if isinstance(value, Function) and "classmethod" in decorators(value.node)
-            else value
-            for value in members
-        )
 
     def _container(self, node: ast.List | ast.Tuple | ast.Set | ast.Dict, scope: Scope) -> Values:
         parts: list[ast.expr | None] = (
@@ -284,9 +144,3 @@ class Expressions(Program):
         thing = Thing(node)
         self.heap.add(thing, ITEMS, held)
         return frozenset({thing})
-
-
-def _kind_of(receiver: Thing | Class) -> Class:
-    kind = receiver if isinstance(receiver, Class) else receiver.kind
-    assert kind is not None  # super() is only made where there is one
-    return kind

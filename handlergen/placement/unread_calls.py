@@ -22,12 +22,10 @@ from handlergen.placement.values import (
     NOTHING,
     SELF,
     Accelerator,
-    Builtin,
     Class,
     Function,
     Library,
     Module,
-    Place,
     Scope,
     Site,
     Super,
@@ -109,6 +107,9 @@ class UnreadCalls(Expressions):
                 for method in self.bound(self.heap.get(base, name), thing):
                     if isinstance(method, Function) and name != "__init__":
                         self.invoke(method, given, scope, site)
+
+    def store(self, owners: Values, name: str, values: Values, site: Site) -> None:
+        raise NotImplementedError
 
     def builtin(  # noqa: PLR0911 - one builtin a branch
         self, name: str, call: Call
@@ -223,28 +224,6 @@ class UnreadCalls(Expressions):
     def names_device(self, values: Values) -> bool:
         """Whether an accelerator is among the objects or in what they hold."""
         return any(isinstance(value, Accelerator) for value in self.heap.reach(values))
-
-    def store(self, owners: Values, name: str, values: Values, site: Site) -> None:
-        """`owner.name = value`, or `owner[...] = value` with the name `[]`."""
-        for owner in owners:
-            if isinstance(owner, Thing) and owner.site == SELF and name != ITEMS:
-                self.events.rebinds.setdefault(Place("self", name), site)
-                self.heap.add(owner, name, values)
-            elif owner == CONTEXT and name != ITEMS:
-                self.events.rebinds.setdefault(Place("context", name), site)
-                self.heap.add(owner, name, values)
-            elif isinstance(owner, Module):
-                self.events.rebinds.setdefault(Place("global", name, owner.path), site)
-                names = self.globals_of(owner.path).names
-                names[name] = names.get(name, NOTHING) | values
-            elif not isinstance(owner, Builtin | Accelerator):
-                changed = (
-                    Library(f"{owner.name}.{name}".removesuffix(f".{ITEMS}"))
-                    if isinstance(owner, Library)
-                    else owner
-                )
-                self.events.mutates.setdefault(changed, site)
-                self.heap.add(owner, name, values)
 
 
 def _is_self(value: Value) -> bool:

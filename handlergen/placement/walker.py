@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable
 
+from handlergen.placement.assignments import Assignments
 from handlergen.placement.bound_names import BoundNames
-from handlergen.placement.calls import Calls, is_cached
+from handlergen.placement.calls import is_cached
 from handlergen.placement.program import note_import
 from handlergen.placement.unread_calls import Arguments
 from handlergen.placement.values import (
@@ -17,7 +18,6 @@ from handlergen.placement.values import (
     Function,
     Library,
     Module,
-    Place,
     Scope,
     Site,
     Thing,
@@ -30,7 +30,7 @@ _MOST_WALKS = 10_000
 """Calls followed altogether; more is a sign of something that this reading does not end on."""
 
 
-class Walker(Calls):
+class Walker(Assignments):
     """Reads hooks, each as a role with events of its own.
 
     Args:
@@ -117,17 +117,17 @@ class Walker(Calls):
         outside = scope.parent or scope
         before = dict(scope.names)
         for name, values in zip(positional, given, strict=False):
-            self._add(scope, name, values)
+            self.add_name(scope, name, values)
         rest = frozenset().union(*given[len(positional) :]) if len(given) > len(positional) else NOTHING
         for name in [*positional[len(given) :], *(argument.arg for argument in args.kwonlyargs)]:
-            self._add(scope, name, arguments.named.get(name, NOTHING) | arguments.others)
+            self.add_name(scope, name, arguments.named.get(name, NOTHING) | arguments.others)
         names = {*positional, *(argument.arg for argument in args.kwonlyargs)}
         extra = frozenset().union(*(v for k, v in arguments.named.items() if k not in names))
         for star, values in ((args.vararg, rest | arguments.others), (args.kwarg, extra | arguments.others)):
             if star is not None:
                 thing = Thing(star, plain=True)
                 self.heap.add(thing, ITEMS, values)
-                self._add(scope, star.arg, frozenset({thing}))
+                self.add_name(scope, star.arg, frozenset({thing}))
         defaults = [*args.defaults, *(default for default in args.kw_defaults if default is not None)]
         held = positional[len(positional) - len(args.defaults) :]
         held += [
@@ -137,13 +137,9 @@ class Walker(Calls):
         ]
         for name, default in zip(held, defaults, strict=True):
             values = self.value(default, outside)
-            self._add(scope, name, values)
+            self.add_name(scope, name, values)
             self.heap.add(Function(function.node, function.path, function.scope), "__defaults__", values)
         return before != scope.names
-
-    @staticmethod
-    def _add(scope: Scope, name: str, values: Values) -> None:
-        scope.names[name] = scope.names.get(name, NOTHING) | values
 
     # Statements.
 
@@ -189,7 +185,7 @@ class Walker(Calls):
         elif isinstance(node, ast.Match):
             subject = self.value(node.subject, scope)
             for case in node.cases:
-                self._bind_pattern(case.pattern, subject | self.heap_all(subject), scope)
+                self.bind_pattern(case.pattern, subject | self.heap_all(subject), scope)
                 self.all_of((case.guard,), scope)
                 self.statements(case.body, scope)
         else:
@@ -204,41 +200,6 @@ class Walker(Calls):
 
     def heap_all(self, values: Values) -> Values:
         return frozenset().union(*(self.heap.all(value) for value in values))
-
-    def bind(self, target: ast.expr, values: Values, scope: Scope) -> None:
-        site = self.site(target, scope)
-        if isinstance(target, ast.Name):
-            self._bind_name(target.id, values, scope, site)
-        elif isinstance(target, ast.Tuple | ast.List):
-            for part in target.elts:
-                self.bind(part, self.items(values), scope)
-        elif isinstance(target, ast.Starred):
-            self.bind(target.value, values, scope)
-        elif isinstance(target, ast.Attribute):
-            self.store(self.value(target.value, scope), target.attr, values, site)
-        elif isinstance(target, ast.Subscript):
-            self.value(target.slice, scope)
-            self.store(self.value(target.value, scope), ITEMS, values, site)
-
-    def _bind_name(self, name: str, values: Values, scope: Scope, site: Site) -> None:
-        current: Scope = scope
-        while name in current.nonlocals and current.parent is not None:
-            current = current.parent
-        if name in current.globals:
-            current = self.globals_of(current.path)
-        if current.place and current is not scope:
-            self.events.rebinds.setdefault(Place("global", name, current.path), site)
-        elif current is not scope:  # nonlocal: what a closure keeps from call to call
-            self.events.mutates.setdefault(current, site)
-        self._add(current, name, values)
-
-    def _bind_pattern(self, pattern: ast.pattern, values: Values, scope: Scope) -> None:
-        for node in ast.walk(pattern):
-            name = getattr(node, "name", None) or getattr(node, "rest", None)
-            if isinstance(name, str):
-                self._bind_name(name, values, scope, self.site(pattern, scope))
-            if isinstance(node, ast.MatchValue):
-                self.value(node.value, scope)
 
     def _define(self, node: ast.FunctionDef | ast.AsyncFunctionDef, scope: Scope) -> None:
         closure = None if scope.place or scope.own is None else scope
@@ -256,7 +217,7 @@ class Walker(Calls):
                     self.cached.add(node)
                 if isinstance(wrapper, Function):
                     values |= self.enter(wrapper, Arguments(positional=[values]), self.site(node, scope))
-        self._bind_name(node.name, values, scope, self.site(node, scope))
+        self.bind_name(node.name, values, scope, self.site(node, scope))
 
     def _define_class(self, node: ast.ClassDef, scope: Scope) -> None:
         kind = Class(node, scope.path)
@@ -265,7 +226,7 @@ class Walker(Calls):
         self.statements(statements_at_import(node.body), body)
         for name, values in body.names.items():
             self.heap.add(kind, name, values)
-        self._bind_name(node.name, frozenset({kind}), scope, self.site(node, scope))
+        self.bind_name(node.name, frozenset({kind}), scope, self.site(node, scope))
 
     def _import(self, node: ast.Import | ast.ImportFrom, scope: Scope) -> None:
         site = self.site(node, scope)
@@ -296,7 +257,7 @@ class Walker(Calls):
             self._imported_name(alias.asname or alias.name, values, scope, site)
 
     def _imported_name(self, name: str, values: Values, scope: Scope, site: Site) -> None:
-        self._bind_name(name, values, scope, site)
+        self.bind_name(name, values, scope, site)
 
 
 def _loaded(target: ast.expr) -> ast.expr:
