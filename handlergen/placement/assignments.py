@@ -32,13 +32,23 @@ class Assignments(Calls):
         elif isinstance(target, ast.Tuple | ast.List):
             for part in target.elts:
                 self.bind(part, self.items(values), scope)
-        elif isinstance(target, ast.Starred):
-            self.bind(target.value, values, scope)
+        elif isinstance(target, ast.Starred):  # the rest, in a list of its own
+            rest = Thing(target, plain=True)
+            self.heap.add(rest, ITEMS, values)
+            self.bind(target.value, frozenset({rest}), scope)
         elif isinstance(target, ast.Attribute):
-            self.store(self.value(target.value, scope), target.attr, values, site)
+            self._store_into(target, target.attr, values, scope)
         elif isinstance(target, ast.Subscript):
             self.value(target.slice, scope)
-            self.store(self.value(target.value, scope), ITEMS, values, site)
+            self._store_into(target, ITEMS, values, scope)
+
+    def _store_into(
+        self, target: ast.Attribute | ast.Subscript, name: str, values: Values, scope: Scope
+    ) -> None:
+        owners, site = self.value(target.value, scope), self.site(target, scope)
+        self.store(owners, name, values, site)
+        if not owners:
+            self.changed_unseen(target.value, scope, site)
 
     def bind_name(self, name: str, values: Values, scope: Scope, site: Site) -> None:
         current: Scope = scope

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import ast
 
-from handlergen.placement.knowledge import CACHES, MAKES_CUDA, changes_nothing, sounds_like_change
+from handlergen.placement.knowledge import (
+    CACHES,
+    IMMUTABLE,
+    MAKES_CUDA,
+    MAKES_TEXT,
+    changes_nothing,
+    hands_out,
+    is_tensor,
+    maker_of_result,
+    sounds_like_change,
+)
 from handlergen.placement.unread_calls import Arguments, Call, UnreadCalls
 from handlergen.placement.values import (
     CONTEXT,
@@ -122,16 +132,29 @@ class Calls(UnreadCalls):
             if known:
                 for member in members:
                     found |= self._one(member, call)
-            if isinstance(value, Builtin) and not changes_nothing(name):  # dict.update(state, ...)
-                for changed in call.arguments.positional[:1]:
-                    self.events.mutates.update(dict.fromkeys(changed, call.site))
+            if isinstance(value, Builtin):
+                found |= self._method_of_type(name, call)
             if isinstance(value, Thing) and not known:
                 found |= self._unknown_method(value, name, call)
         if not base:
             self.events.methods.setdefault(name, site)
             self.escape(arguments.all, scope, site, ast.unparse(node.func))
-            return self.unknown(call, to="") if arguments.all else NOTHING
+            if name in MAKES_TEXT:
+                return NOTHING
+            if sounds_like_change(name) and isinstance(node.func, ast.Attribute):
+                self.changed_unseen(node.func.value, scope, site)
+            return self.made_of(node, arguments.all, arguments.all) or frozenset({Thing(node, plain=True)})
         return found
+
+    def _method_of_type(self, name: str, call: Call) -> Values:
+        """`dict.update(state, ...)`, `dict.fromkeys(...)`."""
+        arguments = call.arguments
+        if not changes_nothing(name):
+            for changed in arguments.positional[:1]:
+                self.events.mutates.update(dict.fromkeys(changed, call.site))
+        thing = Thing(call.node, plain=True)
+        self.heap.add(thing, ITEMS, arguments.all | self.items(arguments.all))
+        return NOTHING if name in MAKES_TEXT else frozenset({thing})
 
     def _defines(self, value: Value, name: str) -> bool:
         kind = value.kind if isinstance(value, Thing) else None
@@ -150,12 +173,25 @@ class Calls(UnreadCalls):
                 named = node.args[0].value if isinstance(node.args[0], ast.Constant) else "*"
                 self.store(frozenset({thing}), str(named), frozenset({Thing(node)}), site)
             return held
-        if changes_nothing(name):
-            return held | arguments.all
-        if thing.plain or self.loading or sounds_like_change(name):
+        if self._changes(thing, name):
             self.events.mutates.setdefault(thing, site)
             self.heap.add(thing, ITEMS, arguments.all)
-        return held | arguments.all | {thing}
+        elif changes_nothing(name, loading=self.loading):
+            made = Thing(node, plain=thing.plain, maker=maker_of_result(thing.maker, name))
+            self.heap.add(made, ITEMS, held | arguments.all)
+            whole = {thing} if thing.opaque and hands_out(name) else NOTHING
+            return held | arguments.all | {made} | whole
+        # Of an object that is not known, itself stands for its parts: `network.eval()` is the network.
+        return arguments.all | {thing} | (held if thing.plain or hands_out(name) else NOTHING)
+
+    def _changes(self, thing: Thing, method: str) -> bool:
+        if thing.maker in IMMUTABLE:
+            return False
+        if is_tensor(thing.maker):
+            return method.endswith("_") or method == "backward"
+        if changes_nothing(method, loading=self.loading):
+            return False
+        return thing.plain or self.loading or sounds_like_change(method)
 
 
 def is_cached(decorator: Value) -> bool:

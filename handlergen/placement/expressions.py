@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable
 
-from handlergen.placement.knowledge import is_accelerator
+from handlergen.placement.knowledge import is_accelerator, is_tensor
 from handlergen.placement.lookups import Lookups
 from handlergen.placement.values import (
     ITEMS,
@@ -20,6 +20,8 @@ from handlergen.placement.values import (
     Value,
     Values,
 )
+
+_ASKS = (ast.In, ast.NotIn, ast.Is, ast.IsNot)
 
 
 class Expressions(Lookups):
@@ -66,7 +68,8 @@ class Expressions(Lookups):
         if isinstance(node, ast.Subscript):
             self.value(node.slice, scope)
             values = self.value(node.value, scope)
-            return self.items(values) | self.operate(values, scope, self.site(node, scope))
+            found = self.items(values) | self.operate(values, scope, self.site(node, scope))
+            return self._slice(node, values, found) if isinstance(node.slice, ast.Slice) else found
         if isinstance(node, ast.Lambda):
             return frozenset({Function(node, scope.path, scope)})
         if isinstance(node, ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp):
@@ -85,9 +88,11 @@ class Expressions(Lookups):
         if isinstance(node, ast.BinOp):
             return self._operation(node, (node.left, node.right), scope)
         if isinstance(node, ast.Compare):
-            return self._operation(node, (node.left, *node.comparators), scope)
+            made = self._operation(node, (node.left, *node.comparators), scope)
+            return NOTHING if all(isinstance(operator, _ASKS) for operator in node.ops) else made
         if isinstance(node, ast.UnaryOp):
-            return self._operation(node, (node.operand,), scope)
+            made = self._operation(node, (node.operand,), scope)
+            return NOTHING if isinstance(node.op, ast.Not) else made
         if isinstance(node, ast.Yield | ast.YieldFrom | ast.Await):
             values = self.value(node.value, scope) if node.value is not None else NOTHING
             if not isinstance(node, ast.Await):
@@ -108,17 +113,19 @@ class Expressions(Lookups):
         for value in values:
             if isinstance(value, Thing):
                 found |= self.heap.all(value)
-                if not value.plain:
+                if not value.plain or value.opaque:
                     found.add(value)
             elif isinstance(value, Accelerator | Library | Class):
                 found.add(value)
         return frozenset(found)
 
     def _container(self, node: ast.List | ast.Tuple | ast.Set | ast.Dict, scope: Scope) -> Values:
-        parts: list[ast.expr | None] = (
-            [*node.keys, *node.values] if isinstance(node, ast.Dict) else list(node.elts)
-        )
         thing = Thing(node, plain=True)
+        if isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                values = self.value(value, scope)
+                self.heap.add(thing, ITEMS, values if key else self.items(values))
+        parts = node.keys if isinstance(node, ast.Dict) else node.elts
         self.heap.add(thing, ITEMS, self.all_of(parts, scope))
         return frozenset({thing})
 
@@ -138,9 +145,22 @@ class Expressions(Lookups):
     def _operation(self, node: ast.expr, operands: Iterable[ast.expr], scope: Scope) -> Values:
         values = self.all_of(operands, scope)
         values |= self.operate(values, scope, self.site(node, scope))
-        held = self.items(values)
-        if not held:
+        return self.made_of(node, values, self.items(values))
+
+    def _slice(self, node: ast.Subscript, values: Values, items: Values) -> Values:
+        """A part of a list is a list of its own; a part of an array may be a view of it."""
+        views = frozenset(value for value in values if not isinstance(value, Thing) or not value.plain)
+        return self.made_of(node, values, items) | views
+
+    def made_of(self, node: ast.AST, values: Values, held: Values) -> Values:
+        """A new object, made of others by an operator or a method; of what nobody can change, another such."""
+        if not values:
             return NOTHING
-        thing = Thing(node)
+        things = [value for value in values if isinstance(value, Thing)]
+        makers = sorted(
+            {thing.maker for thing in things}, key=lambda maker: (not is_tensor(maker), not maker, maker)
+        )
+        plain = len(things) == len(values) and all(thing.plain for thing in things)
+        thing = Thing(node, plain=plain, maker=makers[0] if makers else "")
         self.heap.add(thing, ITEMS, held)
         return frozenset({thing})

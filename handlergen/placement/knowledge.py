@@ -12,30 +12,70 @@ def _words(text: str) -> tuple[str, ...]:
 FRESH = frozenset(
     _words(
         "all any ascii bin bool bytes callable chr complex float format hash hex id int isinstance issubclass len oct "
-        "open ord print range repr str input bytearray memoryview NotImplementedError Exception ValueError "
-        "TypeError KeyError RuntimeError IndexError OSError AssertionError FileNotFoundError"
+        "ord print range repr str input"
     )
 )
-"""Builtins that hand on nothing of what they are given but plain values."""
+"""Builtins that hand on nothing of what they are given, and make only what nobody can change."""
 
 DYNAMIC = frozenset(_words("globals exec eval __import__ breakpoint"))
 """Builtins by which a name can be reached that the source does not show."""
 
 CACHES = frozenset({"functools.cache", "functools.lru_cache", "cachetools.cached", "joblib.Memory.cache"})
 
-_CHANGES_NOTHING = frozenset(
+MAKES_TEXT = frozenset(
     _words(
-        "count index copy keys values items split rsplit join strip lstrip rstrip lower upper title startswith "
-        "endswith replace format encode decode tokenize batch_encode_plus encode_plus batch_decode "
-        "convert_ids_to_tokens convert_tokens_to_ids transform predict exists joinpath with_suffix with_name "
-        "resolve absolute glob rglob iterdir open relative_to match search fullmatch findall finditer sub subn "
-        "info debug warning error exception critical log acquire release submit map view reshape clone detach "
-        "cpu numpy item tolist float long half int bool size dim numel union intersection difference issubset "
-        "issuperset isdigit zfill group groups parameters named_parameters buffers named_buffers modules children "
-        "state_dict forward lookup describe total_seconds argmax softmax mean sum max min"
+        "join strip lstrip rstrip lower upper title capitalize casefold swapcase startswith endswith replace format "
+        "format_map encode decode zfill ljust rjust center expandtabs translate removeprefix removesuffix find rfind "
+        "count index rindex hex isalnum isalpha isascii isdecimal isdigit isidentifier islower isnumeric isprintable "
+        "isspace istitle isupper bit_length to_bytes is_integer"
     )
 )
-_LOOKS = _words("get is_ has_ to_ as_ from_ read _get __len __contains")
+"""Methods of texts and numbers that make what nobody can change."""
+
+_SAME_AGAIN = frozenset(
+    _words("resolve absolute expanduser joinpath with_suffix with_name with_stem relative_to")
+)
+"""Methods of what nobody can change that make another of its kind."""
+
+_CHANGES_NOTHING = (
+    MAKES_TEXT
+    | _SAME_AGAIN
+    | frozenset(
+        _words(
+            "copy keys values items split rsplit splitlines partition rpartition tokenize batch_encode_plus "
+            "encode_plus batch_decode convert_ids_to_tokens convert_tokens_to_ids transform predict exists glob rglob "
+            "iterdir read_text read_bytes match search fullmatch findall finditer sub subn info debug warning error "
+            "exception critical log acquire release submit map view reshape clone detach numpy item tolist astype size "
+            "dim numel union intersection difference issubset issuperset group groups parameters named_parameters "
+            "buffers named_buffers modules children state_dict forward lookup describe total_seconds argmax softmax "
+            "mean sum max min"
+        )
+    )
+)
+_LOOKS = _words("get is_ has_ to_ as_ from_ _get __len __contains")
+
+_LOOKS_MOSTLY = frozenset(_words("open to cpu half float double long int bool"))
+"""Methods that change nothing of a tensor or a path, but may be how a reader or a network gets what it has."""
+
+_HANDS_OUT = _words("get values items parameters buffers modules children")
+"""Methods by which an object hands out what it holds."""
+
+IMMUTABLE = frozenset(
+    _words(
+        "pathlib.Path pathlib.PurePath pathlib.PosixPath re.compile datetime.datetime datetime.date "
+        "datetime.timedelta decimal.Decimal fractions.Fraction uuid.UUID types.MappingProxyType"
+    )
+)
+"""What makes objects that nobody can change."""
+
+_MAKES_TENSORS = _words("torch.nn.functional. torch.linalg. torch.fft. torch.special. torch.nn.init.")
+_NO_TENSORS = _words(
+    "is_ get_ has_ set_ use_ finfo iinfo device dtype manual_seed seed initial_seed load save compile no_grad "
+    "enable_grad inference_mode"
+)
+_OUT_OF_TENSORS = frozenset(_words("tolist numpy item size dim numel stride element_size"))
+DESCRIBES_TENSORS = frozenset(_words("shape dtype ndim device is_cuda is_meta requires_grad layout"))
+"""Attributes that a tensor has without having values."""
 
 _CHANGES = _words(
     "add append assign cache clear collect commit discard extend fill fit inc insert load mark move_to_end next "
@@ -65,9 +105,34 @@ _GPU_LIBRARIES = _words("torch.cuda torch.mps cupy cudf cuml pycuda numba.cuda t
 _ACCELERATORS = _words("cuda mps xpu hpu")
 
 
-def changes_nothing(method: str) -> bool:
-    """Does a method of an unknown object surely leave it as it is, by its name?"""
-    return method in _CHANGES_NOTHING or method.startswith(_LOOKS)
+def changes_nothing(method: str, *, loading: bool = False) -> bool:
+    """Does a method of an unknown object leave it as it is, by its name? What loads is believed less."""
+    if method in _CHANGES_NOTHING or method.startswith(_LOOKS):
+        return True
+    return not loading and (method in _LOOKS_MOSTLY or method.startswith("read"))
+
+
+def hands_out(method: str) -> bool:
+    """May a method's result be a part of the object?"""
+    return method.startswith(_HANDS_OUT)
+
+
+def is_tensor(maker: str) -> bool:
+    """Does a function of torch make a tensor?"""
+    package, _, name = maker.partition(".")
+    if package != "torch" or not name:
+        return False
+    return maker.startswith(_MAKES_TENSORS) or (
+        "." not in name and name.islower() and not name.startswith(_NO_TENSORS)
+    )
+
+
+def maker_of_result(maker: str, method: str) -> str:
+    """What made the result of an object's method, as `Thing.maker` says it."""
+    alike = (
+        method in _SAME_AGAIN if maker in IMMUTABLE else is_tensor(maker) and method not in _OUT_OF_TENSORS
+    )
+    return maker if alike else maker.partition(".")[0]
 
 
 def sounds_like_change(method: str) -> bool:

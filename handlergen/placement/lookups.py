@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 
-from handlergen.placement.knowledge import is_gpu_library
+from handlergen.placement.knowledge import DESCRIBES_TENSORS, is_gpu_library, is_tensor
 from handlergen.placement.program import Program, decorators
 from handlergen.placement.values import (
     CONTEXT,
+    ITEMS,
     NOTHING,
     SELF,
     Accelerator,
@@ -61,6 +62,37 @@ class Lookups(Program):
                     return found
             current = current.parent
         return found | self.read_global(scope.path, name, site)
+
+    def is_global(self, name: str, scope: Scope) -> bool:
+        """Does a name stand for a global, and for nothing of the functions around it?"""
+        current: Scope | None = scope
+        while current is not None and not current.place and name not in current.globals:
+            if name in (current.names if current.own is None else current.own):
+                return False
+            current = current.parent
+        return True
+
+    def changed_unseen(self, node: ast.expr, scope: Scope, site: Site) -> None:
+        """What an expression stands for is not known, but it is changed: then what the expression begins with is."""
+        step = node
+        while not isinstance(node, ast.Name):
+            step = node
+            if isinstance(node, ast.Attribute | ast.Subscript):
+                node = node.value
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                node = node.func.value
+            else:
+                return
+        if not self.is_global(node.id, scope):
+            return
+        values = self.name(node.id, scope, site)
+        if not values:
+            self.events.rebinds.setdefault(Place("global", node.id, scope.path), site)
+        for value in values:
+            if isinstance(value, Module) and isinstance(step, ast.Attribute):
+                self.events.rebinds.setdefault(Place("global", step.attr, value.path), site)
+            elif isinstance(value, Thing | Class):
+                self.events.mutates.setdefault(value, site)
 
     def attribute(self, node: ast.Attribute, scope: Scope) -> Values:
         dotted = self._library_chain(node, scope)
@@ -144,7 +176,10 @@ class Lookups(Program):
         members = self.member(thing.kind, name) if thing.kind else None
         if members is None:
             if thing.kind is None:
-                return own | self.heap.all(thing)
+                if is_tensor(thing.maker) and name in DESCRIBES_TENSORS:
+                    return NOTHING
+                inside = self.heap.get(thing, ITEMS)  # what another attribute holds is not in this one
+                return own | inside | ({thing} if thing.opaque else NOTHING)
             hook = self.member(thing.kind, "__getattr__")
             for function in self.bound(hook, thing) if hook else ():
                 own |= self.invoke(function, NOTHING, scope, site)

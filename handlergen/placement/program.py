@@ -9,7 +9,9 @@ from pathlib import Path
 
 from handlergen.placement.knowledge import is_standard
 from handlergen.placement.values import (
+    CONTEXT,
     NOTHING,
+    OF_CONTEXT,
     Accelerator,
     Builtin,
     Class,
@@ -50,6 +52,8 @@ class Program:
 
     def __init__(self, tree: SourceTree) -> None:
         self.heap = Heap()
+        for name, thing in OF_CONTEXT.items():
+            self.heap.add(CONTEXT, name, frozenset({thing}))
         self.events = Events()
         self.imported = Events()
         self.cached: set[ast.AST] = set()

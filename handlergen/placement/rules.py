@@ -105,7 +105,7 @@ def _fix(contract: Contract, found: _Conflict) -> str:
     setup = "pre_model_fn(model_dir)" if contract.form == "sagemaker" else "setup(context)"
     if contract.form == "model-class":
         return f"Make {found.name} where the module is imported, and leave it so."
-    if isinstance(found.what, str):
+    if isinstance(found.what, str) or found.what.kind == "context":
         return f"Do that in {setup}, which every worker runs."
     return f"Make {found.name} in {setup}, which every worker runs, or where the module is imported."
 

@@ -217,7 +217,7 @@ class UnreadCalls(Expressions):
 
     def unknown(self, call: Call, to: str) -> Values:
         """Something new, which may hold on to what it was given."""
-        thing = Thing(call.node, plain=is_standard(to))
+        thing = Thing(call.node, plain=is_standard(to), maker=to)
         self.heap.add(thing, ITEMS, call.arguments.all)
         return frozenset({thing})
 

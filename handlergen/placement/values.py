@@ -33,12 +33,20 @@ class Thing:
     Attributes:
         site: The expression that makes it, or a word for what the runtime makes (`self`, `context`, `model`).
         kind: Its class, when that is one of the project's.
-        plain: A list, dict or set written out, whose methods are known.
+        plain: Made of plain values, as Python or its standard library makes them.
+        maker: The library's function that made it, by its dotted name; what came of such an object has the first
+            part of that name.
     """
 
     site: ast.AST | str
     kind: Class | None = None
     plain: bool = False
+    maker: str = ""
+
+    @property
+    def opaque(self) -> bool:
+        """It may hold objects that the source does not show: they are taken for the object itself."""
+        return self.kind is None and (not self.plain or bool(self.maker))
 
 
 @dataclass(frozen=True)
@@ -157,6 +165,11 @@ Values: TypeAlias = frozenset[Value]
 NOTHING: Values = frozenset()
 CONTEXT = Thing("context")
 MODEL = Thing("model")
+OF_CONTEXT = {
+    "config": Thing("context.config", plain=True, maker="json.loads"),
+    "model_dir": Thing("context.model_dir", plain=True, maker="pathlib.Path"),
+}
+"""What the context holds besides texts, and what all processes share (runtime/context.py)."""
 
 
 @dataclass

@@ -5,10 +5,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable
 
-from handlergen.placement.assignments import Assignments
 from handlergen.placement.bound_names import BoundNames
-from handlergen.placement.calls import is_cached
-from handlergen.placement.program import note_import
+from handlergen.placement.definitions import Definitions
 from handlergen.placement.unread_calls import Arguments
 from handlergen.placement.values import (
     ITEMS,
@@ -16,8 +14,6 @@ from handlergen.placement.values import (
     Class,
     Events,
     Function,
-    Library,
-    Module,
     Scope,
     Site,
     Thing,
@@ -30,7 +26,7 @@ _MOST_WALKS = 10_000
 """Calls followed altogether; more is a sign of something that this reading does not end on."""
 
 
-class Walker(Assignments):
+class Walker(Definitions):
     """Reads hooks, each as a role with events of its own.
 
     Args:
@@ -149,11 +145,11 @@ class Walker(Assignments):
 
     def statement(self, node: ast.stmt, scope: Scope) -> None:  # noqa: PLR0912 - one kind of node a branch
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            self._define(node, scope)
+            self.define(node, scope)
         elif isinstance(node, ast.ClassDef):
-            self._define_class(node, scope)
+            self.define_class(node, scope)
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            self._import(node, scope)
+            self.import_names(node, scope)
         elif isinstance(node, ast.Assign):
             values = self.value(node.value, scope)
             for target in node.targets:
@@ -200,64 +196,6 @@ class Walker(Assignments):
 
     def heap_all(self, values: Values) -> Values:
         return frozenset().union(*(self.heap.all(value) for value in values))
-
-    def _define(self, node: ast.FunctionDef | ast.AsyncFunctionDef, scope: Scope) -> None:
-        closure = None if scope.place or scope.own is None else scope
-        if scope.own is None and not scope.place:
-            closure = scope.parent if scope.parent is not None and not scope.parent.place else None
-        values: Values = frozenset({Function(node, scope.path, closure)})
-        for decorator in reversed(node.decorator_list):
-            for wrapper in self.value(decorator, scope):
-                named = wrapper
-                if isinstance(decorator, ast.Call):  # the library's own decorator with arguments
-                    for inner in self.value(decorator.func, scope):
-                        if is_cached(inner):
-                            self.cached.add(node)
-                if is_cached(named):
-                    self.cached.add(node)
-                if isinstance(wrapper, Function):
-                    values |= self.enter(wrapper, Arguments(positional=[values]), self.site(node, scope))
-        self.bind_name(node.name, values, scope, self.site(node, scope))
-
-    def _define_class(self, node: ast.ClassDef, scope: Scope) -> None:
-        kind = Class(node, scope.path)
-        self.heap.add(kind, "__bases__", self.all_of(node.bases, scope))
-        body = Scope(scope.path, scope.file, parent=scope, through=scope.through)
-        self.statements(statements_at_import(node.body), body)
-        for name, values in body.names.items():
-            self.heap.add(kind, name, values)
-        self.bind_name(node.name, frozenset({kind}), scope, self.site(node, scope))
-
-    def _import(self, node: ast.Import | ast.ImportFrom, scope: Scope) -> None:
-        site = self.site(node, scope)
-        for alias in node.names:
-            if isinstance(node, ast.Import):
-                local = self.importable(scope, alias.name if alias.asname else alias.name.partition(".")[0])
-                if "." in alias.name:
-                    self.importable(scope, alias.name)
-                name = alias.name if alias.asname else alias.name.partition(".")[0]
-                values: Values = frozenset({Module(local.path) if local else Library(name)})
-                self._imported_name(alias.asname or name, values, scope, site)
-                if local is None and not scope.place:
-                    note_import(self.events, alias.name, site)
-                continue
-            inner = self.imported_scope(scope, node)
-            if alias.name == "*":
-                continue
-            if inner is not None and (
-                alias.name in inner.names or self.submodule(scope, node, alias.name) is None
-            ):
-                values = self.read_global(inner.path, alias.name, site)
-            elif submodule := self.submodule(scope, node, alias.name):
-                values = frozenset({Module(submodule.path)})
-            else:
-                values = frozenset({Library(f"{node.module or ''}.{alias.name}".lstrip("."))})
-                if not scope.place:
-                    note_import(self.events, node.module or "", site)
-            self._imported_name(alias.asname or alias.name, values, scope, site)
-
-    def _imported_name(self, name: str, values: Values, scope: Scope, site: Site) -> None:
-        self.bind_name(name, values, scope, site)
 
 
 def _loaded(target: ast.expr) -> ast.expr:

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from handlergen.errors import ContractError
-from handlergen.placement import Placement
-from handlergen.project import open_project
+from tests.placing import functions, placed
 
 PREDICT = "\ndef predict(inputs, model):\n    return model\n"
 LOAD = "\ndef load(context):\n    return object()\n"
-
-
-def placed(directory: Path, text: str, files: dict[str, str] | None = None, **settings: Any) -> Placement:
-    for name, content in {"digits.py": text, **(files or {})}.items():
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(textwrap.dedent(content), encoding="utf-8")
-    overrides = {"predictor": "process", **settings}
-    return open_project(directory / "digits.py", overrides=overrides, environ={}).placement
 
 
 FREE = {
@@ -851,11 +840,6 @@ def init():
     TOKENIZER = dict
 def clean(text): return TOKENIZER(text)
 """
-
-
-def functions(text: str) -> str:
-    text = textwrap.dedent(text)
-    return text if "def predict" in text else text + "\n\ndef predict(inputs):\n    return inputs\n"
 
 
 @pytest.mark.parametrize("text", FREE.values(), ids=FREE)

@@ -1,0 +1,137 @@
+"""Ordinary modules whose preprocess and postprocess must be found free: no false alarms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.placing import functions, placed
+
+ORDINARY = {
+    "constants, texts and patterns": """
+        import re
+        SIZE = 2 * 112
+        NAMES = ["cat", "dog"]
+        INDEX = {name: i for i, name in enumerate(NAMES)}
+        PREFIX = "label: ".title() + "x" * 3
+        WORD = re.compile(r"\\w+", re.I)
+        MEANS = (0.485, 0.456, 0.406)
+        WHITE = [255] * 3
+        def load(context):
+            print(PREFIX.casefold(), WORD.fullmatch("a"), SIZE.bit_length(), max(MEANS), WHITE[0] + SIZE)
+            size = SIZE
+            size += 1
+            return {"size": size, "names": sorted(NAMES), "count": len(INDEX), "first": WHITE[:1]}
+        def preprocess(data): return WORD.findall(data), [SIZE, *MEANS], WHITE
+        def postprocess(outputs): return PREFIX + NAMES[INDEX[outputs]]
+    """,
+    "a vocabulary read at import": """
+        import json
+        from pathlib import Path
+        HERE = Path(__file__).resolve().parent
+        VOCABULARY = json.loads((HERE / "vocabulary.json").read_text())
+        with open(HERE / "labels.txt", encoding="utf-8") as file:
+            LABELS = file.read().splitlines()
+        STOP = frozenset(LABELS[:3])
+        CONFIG = {**VOCABULARY.get("config", {}), "top": 5}
+        def load(context):
+            weights = HERE / "weights.bin"
+            with (HERE / "more.json").open() as more:
+                found = json.load(more)
+            found["labels"] = list(LABELS)
+            return found, weights.stat(), len(VOCABULARY["words"]), CONFIG["top"], LABELS.index("a")
+        def preprocess(data): return [VOCABULARY["words"].get(word, 0) for word in data.split() if word not in STOP]
+        def predict(inputs, model):
+            scores = [0] * len(LABELS)
+            scores[0] = model
+            return scores
+        def postprocess(outputs): return LABELS[outputs[0]], CONFIG["top"], HERE.name
+    """,
+    "transforms made at import": """
+        import torch
+        from torchvision import transforms
+        MEAN = torch.tensor([0.5, 0.5])
+        def to_rgb(image): return image.convert("RGB")
+        PREPARE = transforms.Compose([
+            transforms.Lambda(to_rgb),
+            transforms.Resize(256),
+            transforms.Lambda(lambda image: image - MEAN),
+        ])
+        def load(context):
+            network = torch.nn.Linear(2, 2).to(context.device)
+            network.load_state_dict(torch.load(context.model_dir / "weights.pt"))
+            network.mean = MEAN.to(context.device)
+            PREPARE(torch.zeros(2))
+            return network.eval()
+        def preprocess(image): return PREPARE(image)
+        def predict(batch, model):
+            with torch.inference_mode():
+                return model(batch).softmax(dim=1)
+        def postprocess(outputs): return outputs.topk(3), MEAN.numel()
+    """,
+    "a tokenizer that setup makes": """
+        from transformers import AutoModel, AutoTokenizer
+        TOKENIZER = None
+        LABELS = {}
+        def setup(context):
+            global TOKENIZER
+            TOKENIZER = AutoTokenizer.from_pretrained(context.model_dir / "tokenizer")
+            TOKENIZER.add_special_tokens({"pad_token": "[PAD]"})
+            LABELS.update(context.config["labels"])
+        def load(context):
+            model = AutoModel.from_pretrained(context.model_dir / "model")
+            model.config.pad_token_id = TOKENIZER.pad_token_id
+            model.resize_token_embeddings(len(TOKENIZER))
+            return model.to(context.device).eval()
+        def preprocess(data): return TOKENIZER(data, return_tensors="pt")
+        def postprocess(outputs): return LABELS[int(outputs.argmax())], TOKENIZER.decode(outputs)
+    """,
+    "dataclasses, enumerations and errors": """
+        import enum
+        from dataclasses import dataclass, field
+        class Kind(enum.Enum):
+            CAT = 1
+            DOG = 2
+            def label(self): return self.name.lower()
+        class Refused(ValueError):
+            def __init__(self, code):
+                super().__init__(code)
+                self.code = code
+        @dataclass
+        class Request:
+            text: str
+            words: list = field(default_factory=lambda: [])
+            order = lambda self, word: word
+            def split(self):
+                self.words = self.text.split()
+                return sorted(self.words, key=self.order)
+        def load(context): return Kind.CAT.label(), Request("warm up").split()
+        def preprocess(data):
+            if not data:
+                raise Refused(400)
+            return Request(data).split()
+        def postprocess(outputs): return Kind(outputs).label()
+    """,
+    "a helper in load and in preprocess": """
+        import csv
+        from pathlib import Path
+        def rows(path):
+            with open(path) as file:
+                found = [row for row in csv.reader(file)]
+            found.append(["end"])
+            return found
+        def load(context):
+            table = rows(context.model_dir / "table.csv")
+            table[0] = None
+            return table
+        def preprocess(data): return rows(data)
+    """,
+}
+
+
+@pytest.mark.parametrize("text", ORDINARY.values(), ids=ORDINARY)
+def test_an_ordinary_module_is_free(text: str, tmp_path: Path) -> None:
+    found = placed(tmp_path, functions(text))
+    assert found.reasons == ()
+    assert (found.predictor, found.stages) == ("process", "worker")
