@@ -83,6 +83,8 @@ class Assignments(Calls):
                 self.events.rebinds.setdefault(Place("global", name, owner.path), site)
                 names = self.globals_of(owner.path).names
                 names[name] = names.get(name, NOTHING) | values
+            elif isinstance(owner, Library) and owner.name == "builtins":
+                self.events.dynamic.setdefault(f"`builtins.{name}`", site)
             elif not isinstance(owner, Builtin | Accelerator):
                 changed = (
                     Library(f"{owner.name}.{name}".removesuffix(f".{ITEMS}"))

@@ -9,16 +9,19 @@ from handlergen.placement.knowledge import (
     IMMUTABLE,
     MAKES_CUDA,
     MAKES_TEXT,
+    PASSES_WHAT_IT_HOLDS,
     changes_nothing,
     hands_out,
     is_tensor,
     maker_of_result,
     sounds_like_change,
 )
+from handlergen.placement.lookups import kind_of
 from handlergen.placement.unread_calls import Arguments, Call, UnreadCalls
 from handlergen.placement.values import (
     CONTEXT,
     ITEMS,
+    MODEL,
     NOTHING,
     SELF,
     Builtin,
@@ -27,6 +30,7 @@ from handlergen.placement.values import (
     Library,
     Place,
     Scope,
+    Super,
     Thing,
     Value,
     Values,
@@ -51,7 +55,7 @@ class Calls(UnreadCalls):
             functions = self.value(node.func, scope)
         found: Values = NOTHING
         for function in functions:
-            found |= self._one(function, call)
+            found |= self.one(function, call)
         return found
 
     def _arguments(self, node: ast.Call, scope: Scope) -> Arguments:
@@ -73,7 +77,7 @@ class Calls(UnreadCalls):
                 found.named[keyword.arg] = values
         return found
 
-    def _one(  # noqa: PLR0911 - one kind of function a branch
+    def one(  # noqa: PLR0911 - one kind of function a branch
         self, function: Value, call: Call
     ) -> Values:
         _, arguments, scope, site = call
@@ -92,33 +96,57 @@ class Calls(UnreadCalls):
             if members:
                 found: Values = NOTHING
                 for method in self.bound(members, function):
-                    found |= self._one(method, call)
+                    found |= self.one(method, call)
                 return found
-            for held in self.heap.all(function):  # functools.partial and the like
-                if isinstance(held, Function):
-                    self.invoke(held, arguments.all | self.heap.all(function), scope, site)
-            if function.kind is not None and members is None:  # torch.nn.Module calls forward
-                for method in self.bound(self.member(function.kind, "forward") or NOTHING, function):
-                    self.invoke(method, arguments.all, scope, site)
+            if function.kind is not None:  # torch.nn.Module calls forward
+                self.run_inherited(function, arguments.all, scope, site)
+            elif function != MODEL:  # functools.partial, transforms.Compose and the like
+                callbacks = frozenset(value for value in arguments.all if isinstance(value, Function | Class))
+                self.heap.add(function, ITEMS, callbacks)
+                passed = self.heap.all(function) if function.maker in PASSES_WHAT_IT_HOLDS else NOTHING
+                self.call_back((function,), arguments.all | passed, scope, site)
             self.escape(arguments.all, scope, site, ast.unparse(call.node.func))
             return self.unknown(call, to="")
         return NOTHING
 
     def _instance(self, kind: Class, call: Call) -> Values:
-        node, arguments, scope, site = call
-        thing = Thing(node, kind)
-        for name in ("__new__", "__post_init__"):
-            for method in self.bound(self.member(kind, name) or NOTHING, thing):
+        _, arguments, scope, site = call
+        made = self._made_by_new(kind, call)
+        for value in made:
+            if isinstance(value, Thing) and value.kind is not None and kind in self.ancestry(value.kind):
+                self._construct(value, kind, call)
+        if self.is_single(kind):  # whoever calls it later may get the same object
+            self.heap.add(kind, "__instance__", made)
+            for method in self.metaclass_methods(kind, "__call__"):
                 self.invoke(method, arguments.all, scope, site)
+        return made
+
+    def _made_by_new(self, kind: Class, call: Call) -> Values:
+        """What `__new__` returns; something new where it is not the project's, or cannot be followed."""
+        _, arguments, _, site = call
+        found: Values = NOTHING
+        for method in self.member(kind, "__new__") or ():
+            if isinstance(method, Function):
+                receiver = Function(method.node, method.path, method.scope, kind)
+                found |= self.enter(receiver, arguments, site)
+        return found or frozenset({Thing(kind.node if self.is_single(kind) else call.node, kind)})
+
+    def _construct(self, thing: Thing, kind: Class, call: Call) -> None:
+        node, arguments, scope, site = call
+        for method in self.bound(self.member(kind, "__post_init__") or NOTHING, thing):
+            self.invoke(method, arguments.all, scope, site)
         constructor = self.member(kind, "__init__")
         if constructor is None:  # a dataclass, or a base that is not read
             self.heap.add(thing, "*", arguments.all)
             self.escape(arguments.all, scope, site, ast.unparse(node.func))
-        else:
-            for method in self.bound(constructor, thing):
-                if isinstance(method, Function):
-                    self.enter(method, arguments, site)
-        return frozenset({thing})
+            factories = (value for value in self.heap.all(kind) if isinstance(value, Thing) and value.opaque)
+            self.call_back(factories, arguments.all, scope, site)
+            if self.foreign_base(kind):
+                self.run_inherited(thing, arguments.all, scope, site)
+            return
+        for method in self.bound(constructor, thing):
+            if isinstance(method, Function):
+                self.enter(method, arguments, site)
 
     def _method(self, base: Values, name: str, call: Call) -> Values:
         node, arguments, scope, site = call
@@ -131,9 +159,12 @@ class Calls(UnreadCalls):
             known = known or self._defines(value, name)
             if known:
                 for member in members:
-                    found |= self._one(member, call)
+                    found |= self.one(member, call)
             if isinstance(value, Builtin):
                 found |= self._method_of_type(name, call)
+            if isinstance(value, Super) and name == "__new__" and not members:
+                kind = kind_of(value.receiver)
+                found |= {Thing(kind.node if self.is_single(kind) else node, kind)}
             if isinstance(value, Thing) and not known:
                 found |= self._unknown_method(value, name, call)
         if not base:
@@ -149,6 +180,8 @@ class Calls(UnreadCalls):
     def _method_of_type(self, name: str, call: Call) -> Values:
         """`dict.update(state, ...)`, `dict.fromkeys(...)`."""
         arguments = call.arguments
+        if name == "__new__":  # object.__new__(cls)
+            return frozenset(Thing(call.node, kind) for kind in arguments.all if isinstance(kind, Class))
         if not changes_nothing(name):
             for changed in arguments.positional[:1]:
                 self.events.mutates.update(dict.fromkeys(changed, call.site))
@@ -168,6 +201,10 @@ class Calls(UnreadCalls):
             return NOTHING
         held = self.heap.all(thing)
         self.escape(arguments.all, scope, site, ast.unparse(node.func))
+        if thing.kind is not None and thing.site != SELF:
+            self.run_inherited(thing, arguments.all, scope, site)
+        elif thing.opaque:
+            self.call_back((thing,), arguments.all, scope, site)
         if thing.site == SELF:
             if name.startswith(("register_", "add_module")) and node.args:
                 named = node.args[0].value if isinstance(node.args[0], ast.Constant) else "*"

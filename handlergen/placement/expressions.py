@@ -68,6 +68,8 @@ class Expressions(Lookups):
         if isinstance(node, ast.Subscript):
             self.value(node.slice, scope)
             values = self.value(node.value, scope)
+            if Library("sys.modules") in values:
+                return self.module_named(node.slice, scope, self.site(node, scope), "sys.modules")
             found = self.items(values) | self.operate(values, scope, self.site(node, scope))
             return self._slice(node, values, found) if isinstance(node.slice, ast.Slice) else found
         if isinstance(node, ast.Lambda):

@@ -20,6 +20,14 @@ FRESH = frozenset(
 DYNAMIC = frozenset(_words("globals exec eval __import__ breakpoint"))
 """Builtins by which a name can be reached that the source does not show."""
 
+REACHES_NAMES = frozenset(
+    _words(
+        "sys._getframe inspect.currentframe inspect.stack inspect.getmodule gc.get_objects gc.get_referrers "
+        "importlib.reload"
+    )
+)
+"""Functions of the standard library by which they can be reached."""
+
 CACHES = frozenset({"functools.cache", "functools.lru_cache", "cachetools.cached", "joblib.Memory.cache"})
 
 MAKES_TEXT = frozenset(
@@ -95,6 +103,23 @@ CHANGES_ARGUMENTS = frozenset(
 )
 """Functions that change what they are given."""
 
+PASSES_WHAT_IT_HOLDS = frozenset({"functools.partial", "functools.partialmethod", "threading.Thread"})
+"""Makers of objects that call a function with what they were made with."""
+
+MODULE_CALLS = frozenset(
+    _words(
+        "forward train eval to _apply load_state_dict _load_from_state_dict set_extra_state get_extra_state "
+        "extra_repr model_post_init"
+    )
+)
+"""Methods of a project's class that its base in torch.nn or pydantic calls."""
+
+_HANDS_ON = _words(
+    "functools.wraps functools.cache functools.lru_cache functools.total_ordering functools.cached_property "
+    "contextlib. dataclasses. abc. typing. typing_extensions. enum. attr. attrs. pydantic. torch. numba. jax. "
+    "tenacity. cachetools. joblib. atexit. tqdm. beartype typeguard"
+)
+
 ASKS_ONLY = frozenset({"torch.cuda.is_available", "torch.cuda.device_count", "torch.cuda.is_initialized"})
 """What says whether there is a GPU without making a context on it."""
 
@@ -140,6 +165,11 @@ def sounds_like_change(method: str) -> bool:
     if changes_nothing(method):
         return False
     return method.startswith((*_CHANGES, "appendleft", "extendleft")) or method.endswith("_")
+
+
+def hands_on(decorator: str) -> bool:
+    """Does a library's decorator hand on what it is given, or something that does the same?"""
+    return decorator.startswith(_HANDS_ON)
 
 
 def is_accelerator(text: str) -> bool:

@@ -94,6 +94,16 @@ class Lookups(Program):
             elif isinstance(value, Thing | Class):
                 self.events.mutates.setdefault(value, site)
 
+    def module_named(self, name: ast.expr | None, scope: Scope, site: Site, by: str) -> Values:
+        """The module that is asked for by its name: `sys.modules[__name__]`."""
+        if isinstance(name, ast.Name) and name.id == "__name__":
+            return frozenset({Module(scope.path)})
+        if isinstance(name, ast.Constant) and isinstance(name.value, str) and not name.value.startswith("."):
+            inner = self.importable(scope, name.value)
+            return frozenset({Module(inner.path) if inner else Library(name.value)})
+        self.events.dynamic.setdefault(f"`{by}` with a computed name", site)
+        return NOTHING
+
     def attribute(self, node: ast.Attribute, scope: Scope) -> Values:
         dotted = self._library_chain(node, scope)
         if dotted is not None:
@@ -153,7 +163,7 @@ class Lookups(Program):
         if isinstance(value, Class):
             return self.bound_to_class(value, name)
         if isinstance(value, Super):
-            members = self.member(_kind_of(value.receiver), name, after=value.kind)
+            members = self.member(kind_of(value.receiver), name, after=value.kind)
             if members is None and isinstance(value.receiver, Thing) and value.receiver.site == SELF:
                 self.events.reads.setdefault(Place("self", name), site)  # of a base that is not read
             return self.bound(members, value.receiver) if members else NOTHING
@@ -194,6 +204,11 @@ class Lookups(Program):
 
     def bound_to_class(self, kind: Class, name: str) -> Values:
         members = self.member(kind, name) or NOTHING
+        foreign = self.foreign_base(kind) or ""
+        if not members and foreign:  # its base's, which may make an instance of it
+            return frozenset({kind})
+        if foreign.startswith("enum."):  # its constants are instances
+            members |= {Thing(kind.node, kind)}
         return frozenset(
             Function(value.node, value.path, value.scope, kind)
             if isinstance(value, Function) and "classmethod" in decorators(value.node)
@@ -202,7 +217,7 @@ class Lookups(Program):
         )
 
 
-def _kind_of(receiver: Thing | Class) -> Class:
+def kind_of(receiver: Thing | Class) -> Class:
     kind = receiver if isinstance(receiver, Class) else receiver.kind
     assert kind is not None  # super() is only made where there is one
     return kind

@@ -7,7 +7,7 @@ import builtins
 from collections.abc import Iterator
 from pathlib import Path
 
-from handlergen.placement.knowledge import is_standard
+from handlergen.placement.knowledge import hands_on, is_standard
 from handlergen.placement.values import (
     CONTEXT,
     NOTHING,
@@ -194,6 +194,23 @@ class Program:
             if isinstance(base, Library) and not base.name.startswith(("abc.", "typing.")):
                 return base.name
         return None
+
+    def is_single(self, kind: Class) -> bool:
+        """May all who make an instance get the same one, as the source does not show otherwise?"""
+        for base in self.ancestry(kind):
+            for value in self.heap.get(base, "__metaclass__") | self.heap.get(base, "__decorated__"):
+                if not isinstance(value, Library) or not hands_on(value.name):
+                    return True
+        return False
+
+    def metaclass_methods(self, kind: Class, name: str) -> Values:
+        """Methods of the project's metaclasses, on the class that they make."""
+        found: Values = NOTHING
+        for base in self.ancestry(kind):
+            for metaclass in self.heap.get(base, "__metaclass__"):
+                if isinstance(metaclass, Class):
+                    found |= self.bound(self.member(metaclass, name) or NOTHING, kind)
+        return found
 
     def member(self, kind: Class, name: str, *, after: Class | None = None) -> Values | None:
         """What a class or its bases in the project define under a name; None when none does.

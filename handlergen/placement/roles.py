@@ -134,6 +134,11 @@ def _read_hook(
         if isinstance(function, Function):
             read = True
             found |= walker.enter(function, _passed(function, hook, given), site)
+        elif isinstance(function, Thing) and function.kind is not None:  # a decorator's, with __call__
+            for method in walker.bound(walker.member(function.kind, "__call__") or NOTHING, function):
+                if isinstance(method, Function):
+                    read = True
+                    found |= walker.enter(method, Arguments(others=NOTHING.union(*given.values())), site)
     if not read and (hook.line or not of_class):
         walker.events.dynamic.setdefault(f"`{hook.name}`, which is no function that can be read", site)
     return found

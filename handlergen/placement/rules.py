@@ -22,6 +22,14 @@ _BINDS_UNSEEN = (
     "`__dict__",
     "`setattr",
     "`sys.",
+    "`__globals__",
+    "`__builtins__",
+    "`__closure__",
+    "`import_module",
+    "`importlib.",
+    "`inspect.",
+    "`gc.",
+    "`builtins.",
     "more calls",
 )
 """Ways to bind names that the source does not show; in load and predict only these matter."""

@@ -6,13 +6,14 @@ import ast
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from handlergen.placement.expressions import Expressions
+from handlergen.placement.callbacks import Callbacks, is_self
 from handlergen.placement.knowledge import (
     ASKS_ONLY,
     CHANGES_ARGUMENTS,
     DYNAMIC,
     FILLS,
     FRESH,
+    REACHES_NAMES,
     is_gpu_library,
     is_standard,
 )
@@ -65,7 +66,7 @@ class Call(NamedTuple):
     site: Site
 
 
-class UnreadCalls(Expressions):
+class UnreadCalls(Callbacks):
     """What code that is not read may do with what it is given; `calls.Calls` reads the project's own."""
 
     def enter(self, function: Function, arguments: Arguments, site: Site) -> Values:
@@ -82,31 +83,6 @@ class UnreadCalls(Expressions):
             for method in self.bound(members, function) if members and isinstance(function, Thing) else ():
                 self.invoke(method, arguments, scope, site)
         return NOTHING
-
-    def escape(self, values: Values, scope: Scope, site: Site, to: str) -> None:
-        """Objects are handed to code that is not read: their functions may be called, with one another."""
-        for value in values:
-            if _is_self(value):
-                self.events.dynamic.setdefault(f"`self`, handed to {to}", site)
-        given = frozenset(value for value in values if not isinstance(value, Function))
-        for value in values:
-            if isinstance(value, Function):
-                self.invoke(value, given | self.items(given), scope, site)
-            elif isinstance(value, Thing) and value.kind is not None and value.site != SELF:
-                self._all_methods(value, given, scope, site)
-            elif isinstance(value, Thing) and value.plain:
-                for inner in self.heap.all(value):
-                    if isinstance(inner, Function):
-                        self.invoke(inner, given, scope, site)
-
-    def _all_methods(self, thing: Thing, given: Values, scope: Scope, site: Site) -> None:
-        """Code that is not read may call any method of an object."""
-        assert thing.kind is not None
-        for base in self.ancestry(thing.kind):
-            for name in self.heap.fields(base) if isinstance(base, Class) else ():
-                for method in self.bound(self.heap.get(base, name), thing):
-                    if isinstance(method, Function) and name != "__init__":
-                        self.invoke(method, given, scope, site)
 
     def store(self, owners: Values, name: str, values: Values, site: Site) -> None:
         raise NotImplementedError
@@ -125,7 +101,7 @@ class UnreadCalls(Expressions):
             return frozenset(
                 value.kind for value in given[0] if isinstance(value, Thing) and value.kind is not None
             )
-        shown = [value for value in arguments.all if isinstance(value, Module | Class) or _is_self(value)]
+        shown = [value for value in arguments.all if isinstance(value, Module | Class) or is_self(value)]
         if name in DYNAMIC or (name in ("vars", "dir") and (shown or (name == "vars" and not given))):
             self.events.dynamic.setdefault(f"`{name}()`", site)
             return self.items(arguments.all)
@@ -188,7 +164,9 @@ class UnreadCalls(Expressions):
             for value in arguments.all:
                 self.events.mutates.setdefault(value, site)
         if name == "importlib.import_module":
-            return self._import_module(node, scope, site)
+            return self.module_named(node.args[0] if node.args else None, scope, site, "import_module")
+        if name == "sys.modules.get" and node.args:
+            return self.module_named(node.args[0], scope, site, "sys.modules")
         if "." in owner and method in FILLS:
             self.events.mutates.setdefault(Library(owner), site)
         held = [arguments.named[key] for key in _HOLDS_DEVICE if key in arguments.named]
@@ -198,22 +176,10 @@ class UnreadCalls(Expressions):
             or (name.startswith("torch.") and self.names_device(arguments.all))
         ):
             self.events.device.setdefault(f"{name}(...)", site)
-        if name in ("sys._getframe", "inspect.currentframe", "inspect.stack", "gc.get_objects"):
+        if name in REACHES_NAMES or name.startswith("sys.modules."):
             self.events.dynamic.setdefault(f"`{name}()`", site)
         self.escape(arguments.all, scope, site, name)
         return self.unknown(call, to=name)
-
-    def _import_module(self, node: ast.Call, scope: Scope, site: Site) -> Values:
-        named = node.args[0] if node.args else None
-        if (
-            isinstance(named, ast.Constant)
-            and isinstance(named.value, str)
-            and not named.value.startswith(".")
-        ):
-            inner = self.importable(scope, named.value)
-            return frozenset({Module(inner.path) if inner else Library(named.value)})
-        self.events.dynamic.setdefault("`import_module` with a computed name", site)
-        return NOTHING
 
     def unknown(self, call: Call, to: str) -> Values:
         """Something new, which may hold on to what it was given."""
@@ -224,7 +190,3 @@ class UnreadCalls(Expressions):
     def names_device(self, values: Values) -> bool:
         """Whether an accelerator is among the objects or in what they hold."""
         return any(isinstance(value, Accelerator) for value in self.heap.reach(values))
-
-
-def _is_self(value: Value) -> bool:
-    return isinstance(value, Thing) and value.site == SELF
