@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable
 
-from handlergen.placement.knowledge import is_accelerator, is_tensor
+from handlergen.placement.knowledge import differs, is_accelerator, is_tensor
 from handlergen.placement.lookups import Lookups
 from handlergen.placement.values import (
     ITEMS,
@@ -83,18 +83,20 @@ class Expressions(Lookups):
             self.bind(node.target, values, scope)
             return values
         if isinstance(node, ast.IfExp):
-            self.value(node.test, scope)
+            self.condition(node.test, scope)
             return self.all_of((node.body, node.orelse), scope)
         if isinstance(node, ast.BoolOp):
-            return self.all_of(node.values, scope)
+            return NOTHING.union(*(self.condition(part, scope) for part in node.values))
         if isinstance(node, ast.BinOp):
             return self._operation(node, (node.left, node.right), scope)
         if isinstance(node, ast.Compare):
             made = self._operation(node, (node.left, *node.comparators), scope)
             return NOTHING if all(isinstance(operator, _ASKS) for operator in node.ops) else made
         if isinstance(node, ast.UnaryOp):
-            made = self._operation(node, (node.operand,), scope)
-            return NOTHING if isinstance(node.op, ast.Not) else made
+            if isinstance(node.op, ast.Not):
+                self.condition(node.operand, scope)
+                return NOTHING
+            return self._operation(node, (node.operand,), scope)
         if isinstance(node, ast.Yield | ast.YieldFrom | ast.Await):
             values = self.value(node.value, scope) if node.value is not None else NOTHING
             if not isinstance(node, ast.Await):
@@ -104,10 +106,30 @@ class Expressions(Lookups):
             return self.items(self.value(node.value, scope))
         if isinstance(node, ast.JoinedStr | ast.FormattedValue | ast.Slice):
             children = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
-            self.operate(self.all_of(children, scope), scope, self.site(node, scope))
-            return NOTHING
+            values = self.all_of(children, scope)
+            self.operate(values, scope, self.site(node, scope))
+            if isinstance(node, ast.FormattedValue):
+                self.ask_values(values, "an f-string", self.site(node, scope))
+            return self.differing(values)
         self.events.dynamic.setdefault(f"`{ast.unparse(node)[:40]}`", self.site(node, scope))
         return NOTHING
+
+    def condition(self, node: ast.expr, scope: Scope) -> Values:
+        """What an expression stands for of which is asked whether it is true."""
+        values, site = self.value(node, scope), self.site(node, scope)
+        self.operate(values, scope, site)
+        self.ask_values(values, "a condition", site)
+        return values
+
+    def ask_values(self, values: Values, what: str, site: Site) -> None:
+        """A tensor has to tell its values, which it has not on the device `meta`."""
+        if any(isinstance(value, Thing) and is_tensor(value.maker) for value in values):
+            self.events.valued.setdefault(what, site)
+
+    @staticmethod
+    def differing(values: Values) -> Values:
+        """What is another in each process is another as a number and as a text, too."""
+        return frozenset(value for value in values if isinstance(value, Thing) and differs(value.maker))
 
     def items(self, values: Values) -> Values:
         """What the items of some objects may be. An object that is not known may hand on itself."""
@@ -138,7 +160,8 @@ class Expressions(Lookups):
             values = self.value(generator.iter, scope)
             self.operate(values, scope, self.site(node, scope))
             self.bind(generator.target, self.items(values), scope)
-            self.all_of(generator.ifs, scope)
+            for test in generator.ifs:
+                self.condition(test, scope)
         parts = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
         thing = Thing(node, plain=True)
         self.heap.add(thing, ITEMS, self.all_of(parts, scope))

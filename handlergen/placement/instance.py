@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from handlergen.placement.knowledge import is_standard
+from handlergen.placement.knowledge import differs, is_standard
 from handlergen.placement.result import Reason
 from handlergen.placement.roles import BUILDS, PREDICTS, Roles
 from handlergen.placement.values import Class, Function, Place, Site, Thing
@@ -73,6 +73,8 @@ def _plain(roles: Roles, place: Place) -> bool:
         if isinstance(value, Thing):
             if not value.plain and (value.kind is None or walker.foreign_base(value.kind)):
                 return False
+            if differs(value.maker):
+                return False
         elif not isinstance(value, Function | Class):
             return False
     return True
@@ -85,7 +87,7 @@ def _missing(
     where = next(
         (
             (roles.names[r], roles.events[r].rebinds[place])
-            for r in (*BUILDS, *PREDICTS)
+            for r in ((*BUILDS[1:], *PREDICTS, BUILDS[0]) if constructed else (*BUILDS, *PREDICTS))
             if r in roles.events and place in roles.events[r].rebinds
         ),
         None,
@@ -119,6 +121,8 @@ def _cannot_be_made(contract: Contract, roles: Roles, role: str) -> Iterator[Rea
         known = is_standard(name) or name.partition(".")[0] in _WORKS_WITHOUT_VALUES
         if not known or name.startswith(_TORCH_LOADS):
             yield _unmade(contract, roles, name, site, "calls")
+    for name, site in events.valued.items() if events else ():
+        yield _unmade(contract, roles, name, site, "needs a tensor's values for")
     for name, site in events.methods.items() if events else ():
         if name in _NEEDS_VALUES:
             yield _unmade(contract, roles, f".{name}", site, "calls")

@@ -17,6 +17,13 @@ FRESH = frozenset(
 )
 """Builtins that hand on nothing of what they are given, and make only what nobody can change."""
 
+ASKS_VALUES = frozenset(_words("all any bool complex float format int max min range repr round sorted str"))
+"""Builtins that a tensor has to tell its values, or that write them."""
+
+_DIFFERS = _words(
+    "random time uuid secrets os.urandom os.getpid tempfile datetime.datetime.now datetime.date.today"
+)
+
 DYNAMIC = frozenset(_words("globals exec eval __import__ breakpoint"))
 """Builtins by which a name can be reached that the source does not show."""
 
@@ -81,7 +88,8 @@ _NO_TENSORS = _words(
     "is_ get_ has_ set_ use_ finfo iinfo device dtype manual_seed seed initial_seed load save compile no_grad "
     "enable_grad inference_mode"
 )
-_OUT_OF_TENSORS = frozenset(_words("tolist numpy item size dim numel stride element_size"))
+_COUNTS = frozenset(_words("size dim numel stride element_size"))
+_OUT_OF_TENSORS = frozenset(_words("tolist numpy item"))
 DESCRIBES_TENSORS = frozenset(_words("shape dtype ndim device is_cuda is_meta requires_grad layout"))
 """Attributes that a tensor has without having values."""
 
@@ -152,8 +160,15 @@ def is_tensor(maker: str) -> bool:
     )
 
 
+def differs(maker: str) -> bool:
+    """Does a function of the standard library give each process something else?"""
+    return any(maker == name or maker.startswith(name + ".") for name in _DIFFERS)
+
+
 def maker_of_result(maker: str, method: str) -> str:
     """What made the result of an object's method, as `Thing.maker` says it."""
+    if method in _COUNTS:
+        return ""
     alike = (
         method in _SAME_AGAIN if maker in IMMUTABLE else is_tensor(maker) and method not in _OUT_OF_TENSORS
     )

@@ -24,7 +24,18 @@ from handlergen.placement.walker import Walker
 from handlergen.runtime.contract import Contract, Hook
 
 STAGES = ("preprocess", "postprocess")
-BUILDS = ("__init__", "setup_environment", "load", "warmup")
+RESTORES = (
+    "load_state_dict",
+    "_load_from_state_dict",
+    "set_extra_state",
+    "__setstate__",
+    "to",
+    "_apply",
+    "eval",
+    "train",
+)
+"""Methods of an `nn.Module` that run when it gets its weights, its device and its mode, if its class has its own."""
+BUILDS = ("__init__", "setup_environment", "load", *RESTORES, "warmup")
 """Roles that run once, where the model is."""
 PREDICTS = ("predict", "explain", "collate")
 """Roles that run where the model is, for each request."""
@@ -102,6 +113,8 @@ def _beside_the_hooks(role: str, contract: Contract) -> bool:
         return contract.form in ("module", "model-class")
     if role == "setup_environment":
         return contract.form == "model-class"
+    if role in RESTORES:
+        return contract.form == "module"
     return role == "collate" and contract.form == "module" and bool(contract.details.get("collate"))
 
 
@@ -111,7 +124,7 @@ def _read_hook(
     """Read what a role runs; what it may return."""
     walker, hook = roles.walker, contract.hooks.get(role) or Hook(role)
     site = Site(roles.file, hook.line)
-    of_class = role in ("__init__", "setup_environment", *_CLASS_HOOKS.get(contract.form, ()))
+    of_class = role in ("__init__", "setup_environment", *RESTORES, *_CLASS_HOOKS.get(contract.form, ()))
     if role == "collate" and contract.details.get("collate") == "function":
         of_class = False
     if of_class and roles.kind is not None:

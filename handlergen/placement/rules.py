@@ -111,7 +111,7 @@ def _built(contract: Contract, roles: Roles, role: str, builder: str) -> Iterato
 
 def _fix(contract: Contract, found: _Conflict) -> str:
     setup = "pre_model_fn(model_dir)" if contract.form == "sagemaker" else "setup(context)"
-    if contract.form == "model-class":
+    if contract.form == "model-class" or (isinstance(found.what, Place) and found.what.kind == "self"):
         return f"Make {found.name} where the module is imported, and leave it so."
     if isinstance(found.what, str) or found.what.kind == "context":
         return f"Do that in {setup}, which every worker runs."

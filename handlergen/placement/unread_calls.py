@@ -9,6 +9,7 @@ from typing import NamedTuple
 from handlergen.placement.callbacks import Callbacks, is_self
 from handlergen.placement.knowledge import (
     ASKS_ONLY,
+    ASKS_VALUES,
     CHANGES_ARGUMENTS,
     DYNAMIC,
     FILLS,
@@ -112,8 +113,10 @@ class UnreadCalls(Callbacks):
                 self.events.mutates.setdefault(value, site)
         self.escape(arguments.all, scope, site, f"{name}()")
         self.operate(arguments.all, scope, site)
+        if name in ASKS_VALUES:
+            self.ask_values(arguments.all | self.items(arguments.all), f"{name}()", site)
         if name in FRESH:
-            return NOTHING
+            return self.differing(arguments.all)
         thing = Thing(node, plain=True)
         self.heap.add(thing, ITEMS, arguments.all | self.items(arguments.all))
         return frozenset({thing})
@@ -160,6 +163,8 @@ class UnreadCalls(Callbacks):
                     self.events.device.setdefault("torch.device(...)", site)
                 return frozenset({Accelerator()})
             return NOTHING
+        if owner == "math":
+            self.ask_values(arguments.all, f"{name}()", site)
         if name in CHANGES_ARGUMENTS:
             for value in arguments.all:
                 self.events.mutates.setdefault(value, site)

@@ -185,6 +185,7 @@ class Events:
         methods: Methods it calls on objects whose class is not the project's.
         dynamic: What cannot be read from the source, in words.
         device: What touches an accelerator, in words.
+        valued: What asks a tensor for its value, in words.
         cached: Functions with a cache that it calls.
         imports: Imports inside functions of what is not the standard library.
     """
@@ -197,6 +198,7 @@ class Events:
     methods: dict[str, Site] = field(default_factory=dict)
     dynamic: dict[str, Site] = field(default_factory=dict)
     device: dict[str, Site] = field(default_factory=dict)
+    valued: dict[str, Site] = field(default_factory=dict)
     cached: dict[Function, Site] = field(default_factory=dict)
     imports: dict[str, Site] = field(default_factory=dict)
 

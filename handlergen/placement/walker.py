@@ -178,11 +178,16 @@ class Walker(Definitions):
         elif isinstance(node, ast.Return):
             if node.value is not None:
                 scope.returned |= self.value(node.value, scope)
+        elif isinstance(node, ast.If | ast.While | ast.Assert):
+            self.condition(node.test, scope)
+            if isinstance(node, ast.Assert):
+                self.all_of((node.msg,), scope)
         elif isinstance(node, ast.Match):
             subject = self.value(node.subject, scope)
             for case in node.cases:
                 self.bind_pattern(case.pattern, subject | self.heap_all(subject), scope)
-                self.all_of((case.guard,), scope)
+                if case.guard is not None:
+                    self.condition(case.guard, scope)
                 self.statements(case.body, scope)
         else:
             self.all_of((part for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr)), scope)

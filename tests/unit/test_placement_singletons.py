@@ -93,7 +93,7 @@ def test_a_registry_that_a_decorator_fills(tmp_path: Path) -> None:
 
 MANY = {
     "a dataclass": "import dataclasses\n@dataclasses.dataclass\nclass Resources: tokens: int = 0\n",
-    "a dataclass with slots": "from dataclasses import dataclass\n@dataclass(slots=True)\nclass Resources: tokens: int = 0\n",
+    "one with slots": "from dataclasses import dataclass\n@dataclass(slots=True)\nclass Resources: tokens = 0\n",
     "an abstract base": "import abc\nclass Base(abc.ABC): pass\nclass Resources(Base): tokens = None\n",
     "an abstract metaclass": "import abc\nclass Resources(metaclass=abc.ABCMeta): tokens = None\n",
     "a __new__ of its own": "class Resources:\n    def __new__(cls): return super().__new__(cls)\n",
