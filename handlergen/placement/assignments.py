@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 
 from handlergen.placement.calls import Calls
+from handlergen.placement.program import decorators
 from handlergen.placement.values import (
     CONTEXT,
     ITEMS,
@@ -12,6 +13,7 @@ from handlergen.placement.values import (
     SELF,
     Accelerator,
     Builtin,
+    Function,
     Library,
     Module,
     Place,
@@ -20,6 +22,9 @@ from handlergen.placement.values import (
     Thing,
     Values,
 )
+
+_ON_ITEMS = ("__setitem__", "__delitem__")
+_ON_ATTRIBUTES = ("__setattr__", "__delattr__")
 
 
 class Assignments(Calls):
@@ -30,6 +35,7 @@ class Assignments(Calls):
         if isinstance(target, ast.Name):
             self.bind_name(target.id, values, scope, site)
         elif isinstance(target, ast.Tuple | ast.List):
+            self.operate(values, scope, site)
             for part in target.elts:
                 self.bind(part, self.items(values), scope)
         elif isinstance(target, ast.Starred):  # the rest, in a list of its own
@@ -46,9 +52,26 @@ class Assignments(Calls):
         self, target: ast.Attribute | ast.Subscript, name: str, values: Values, scope: Scope
     ) -> None:
         owners, site = self.value(target.value, scope), self.site(target, scope)
-        self.store(owners, name, values, site)
+        self.assign(owners, name, values, scope, site)
         if not owners:
             self.changed_unseen(target.value, scope, site)
+
+    def assign(self, owners: Values, name: str, values: Values, scope: Scope, site: Site) -> None:
+        """`owner.name = value`, or `owner[...] = value` with the name `[]`, and what the owner's class does then."""
+        self.store(owners, name, values, site)
+        for owner in owners:
+            if not isinstance(owner, Thing) or owner.kind is None:
+                continue
+            found: Values = NOTHING
+            for special in _ON_ITEMS if name == ITEMS else _ON_ATTRIBUTES:
+                found |= self.bound(self.member(owner.kind, special) or NOTHING, owner)
+            for member in self.member(owner.kind, name) or ():
+                if isinstance(member, Function) and decorators(member.node) & {"setter", "deleter"}:
+                    found |= self.bound(frozenset({member}), owner)
+                elif isinstance(member, Thing) and member.kind is not None:
+                    found |= self.bound(self.member(member.kind, "__set__") or NOTHING, member)
+            for method in found:
+                self.invoke(method, values | {owner}, scope, site)
 
     def bind_name(self, name: str, values: Values, scope: Scope, site: Site) -> None:
         current: Scope = scope
@@ -71,7 +94,7 @@ class Assignments(Calls):
                 self.value(node.value, scope)
 
     def store(self, owners: Values, name: str, values: Values, site: Site) -> None:
-        """`owner.name = value`, or `owner[...] = value` with the name `[]`."""
+        """Note what is changed, and what holds the values now."""
         for owner in owners:
             if isinstance(owner, Thing) and owner.site == SELF and name != ITEMS:
                 self.events.rebinds.setdefault(Place("self", name), site)

@@ -10,6 +10,7 @@ from handlergen.placement.program import decorators
 from handlergen.placement.values import (
     CONTEXT,
     MODEL,
+    NOTHING,
     SELF,
     Class,
     Function,
@@ -20,10 +21,24 @@ from handlergen.placement.values import (
     Value,
     Values,
 )
+from handlergen.source_tree import SourceTree
+
+AT_ONCE = 8
+"""So many objects are as much effort as one call."""
 
 
 class Callbacks(Expressions):
     """Reads in a hook's role what libraries call of the project while that hook uses them."""
+
+    def __init__(self, tree: SourceTree) -> None:
+        super().__init__(tree)
+        self._asked: set[tuple[int, Values, Values]] = set()
+        self._given: dict[tuple[int, Value], Values] = {}
+
+    def forget_calls(self) -> None:
+        """What was called back in one reading of a role is to be called again in the next."""
+        self._asked.clear()
+        self._given.clear()
 
     def operate(self, values: Values, scope: Scope, site: Site) -> Values:
         self.call_back(
@@ -49,7 +64,15 @@ class Callbacks(Expressions):
         Args:
             given: What it may pass.
         """
+        values, role = frozenset(values), id(self.events)
+        if (role, values, given) in self._asked or not self.spend(len(values) // AT_ONCE, site):
+            return
+        self._asked.add((role, values, given))
         for value in list(self._held_within(values)):
+            before = self._given.get((role, value))
+            if before is not None and given <= before:
+                continue
+            self._given[role, value] = given | (before or NOTHING)
             if isinstance(value, Function):
                 self.invoke(value, given, scope, site)
             elif isinstance(value, Class):
@@ -62,7 +85,7 @@ class Callbacks(Expressions):
         waiting = list(values)
         while waiting:
             value = waiting.pop()
-            if value in seen or is_self(value):
+            if value in seen or is_self(value) or not self.heap.may_call(value):
                 continue
             seen.add(value)
             yield value

@@ -13,6 +13,7 @@ from handlergen.placement.knowledge import (
     changes_nothing,
     hands_out,
     is_tensor,
+    is_view,
     maker_of_result,
     sounds_like_change,
 )
@@ -39,9 +40,6 @@ from handlergen.placement.values import (
 
 class Calls(UnreadCalls):
     """Evaluates calls; walking a function's body is `walker.Walker`'s matter."""
-
-    loading = False
-    """What is read now builds the model: an unknown method of a global is taken to change it."""
 
     def call(self, node: ast.Call, scope: Scope) -> Values:
         call = Call(node, self._arguments(node, scope), scope, self.site(node, scope))
@@ -72,6 +70,7 @@ class Calls(UnreadCalls):
         for keyword in node.keywords:
             values = self.value(keyword.value, scope)
             if keyword.arg is None:
+                self.operate(values, scope, self.site(keyword.value, scope))
                 found.others |= self.items(values)
             else:
                 found.named[keyword.arg] = values
@@ -208,16 +207,19 @@ class Calls(UnreadCalls):
         if thing.site == SELF:
             if name.startswith(("register_", "add_module")) and node.args:
                 named = node.args[0].value if isinstance(node.args[0], ast.Constant) else "*"
-                self.store(frozenset({thing}), str(named), frozenset({Thing(node)}), site)
+                self.assign(frozenset({thing}), str(named), frozenset({Thing(node)}), scope, site)
             return held
         if self._changes(thing, name):
             self.events.mutates.setdefault(thing, site)
             self.heap.add(thing, ITEMS, arguments.all)
         elif changes_nothing(name, loading=self.loading):
             made = Thing(node, plain=thing.plain, maker=maker_of_result(thing.maker, name))
-            self.heap.add(made, ITEMS, held | arguments.all)
-            whole = {thing} if thing.opaque and hands_out(name) else NOTHING
-            return held | arguments.all | {made} | whole
+            self.heap.add(made, ITEMS, arguments.all | (held if thing.plain else NOTHING))
+            if not thing.opaque:
+                return arguments.all | held | {made} if hands_out(name) else frozenset({made})
+            if hands_out(name):
+                return arguments.all | held | {made, thing}
+            return frozenset({made, thing}) if is_view(name) else frozenset({made})
         # Of an object that is not known, itself stands for its parts: `network.eval()` is the network.
         return arguments.all | {thing} | (held if thing.plain or hands_out(name) else NOTHING)
 

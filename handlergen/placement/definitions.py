@@ -13,6 +13,7 @@ from handlergen.placement.program import note_import
 from handlergen.placement.unread_calls import Arguments, Call
 from handlergen.placement.values import (
     Class,
+    Events,
     Function,
     Library,
     Module,
@@ -33,10 +34,16 @@ class Definitions(Assignments):
     def __init__(self, tree: SourceTree) -> None:
         super().__init__(tree)
         self._applications: dict[ast.expr, ast.Call] = {}
+        self._runs: dict[tuple[int, Scope], Events] = {}
+        self._imported_at_import: set[Scope | None] = set()
         self._bodies: dict[tuple[ast.ClassDef, Scope], Scope] = {}
 
     def statements(self, body: Iterable[ast.stmt], scope: Scope) -> None:
         raise NotImplementedError
+
+    def reread(self, module: Scope) -> None:
+        """Read a module's body in the current role."""
+        self.statements(statements_at_import(self.tree_of(module).body), module)
 
     def define(self, node: ast.FunctionDef | ast.AsyncFunctionDef, scope: Scope) -> None:
         closure = None if scope.place or scope.own is None else scope
@@ -91,6 +98,21 @@ class Definitions(Assignments):
         values = self._decorated(node, frozenset({kind}), scope)
         self.bind_name(node.name, values, scope, self.site(node, scope))
 
+    def _run_import(self, imported: Scope | None, scope: Scope) -> None:
+        """A file that only a hook imports runs then: what it assigns in other files is the hook's doing."""
+        if imported is None or scope.place:
+            self._imported_at_import.add(imported)
+            return
+        if imported in self._imported_at_import:
+            return
+        before = self.events
+        self.events = found = self._runs.setdefault((id(before), imported), Events())
+        self.reread(imported)
+        self.events = before
+        for place, site in found.rebinds.items():
+            if place.path != imported.path:
+                before.rebinds.setdefault(place, site)
+
     def import_names(self, node: ast.Import | ast.ImportFrom, scope: Scope) -> None:
         site = self.site(node, scope)
         for alias in node.names:
@@ -98,6 +120,7 @@ class Definitions(Assignments):
                 local = self.importable(scope, alias.name if alias.asname else alias.name.partition(".")[0])
                 if "." in alias.name:
                     self.importable(scope, alias.name)
+                self._run_import(local, scope)
                 name = alias.name if alias.asname else alias.name.partition(".")[0]
                 values: Values = frozenset({Module(local.path) if local else Library(name)})
                 self.bind_name(alias.asname or name, values, scope, site)
@@ -105,6 +128,7 @@ class Definitions(Assignments):
                     note_import(self.events, alias.name, site)
                 continue
             inner = self.imported_scope(scope, node)
+            self._run_import(inner, scope)
             if alias.name == "*":
                 continue
             if inner is not None and (

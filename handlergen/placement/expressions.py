@@ -99,11 +99,16 @@ class Expressions(Lookups):
             return self._operation(node, (node.operand,), scope)
         if isinstance(node, ast.Yield | ast.YieldFrom | ast.Await):
             values = self.value(node.value, scope) if node.value is not None else NOTHING
+            if not isinstance(node, ast.Yield):  # __await__, __iter__
+                values |= self.operate(values, scope, self.site(node, scope))
             if not isinstance(node, ast.Await):
-                scope.returned |= values
+                generator = Thing(node, plain=True)  # whoever iterates gets the values, not their items
+                self.heap.add(generator, ITEMS, values)
+                scope.returned |= values | {generator}
             return values
         if isinstance(node, ast.Starred):
-            return self.items(self.value(node.value, scope))
+            values = self.value(node.value, scope)
+            return self.items(values) | self.operate(values, scope, self.site(node, scope))
         if isinstance(node, ast.JoinedStr | ast.FormattedValue | ast.Slice):
             children = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
             values = self.all_of(children, scope)
@@ -187,5 +192,6 @@ class Expressions(Lookups):
         )
         plain = len(things) == len(values) and all(thing.plain for thing in things)
         thing = Thing(node, plain=plain, maker=makers[0] if makers else "")
-        self.heap.add(thing, ITEMS, held)
+        if not is_tensor(thing.maker):
+            self.heap.add(thing, ITEMS, held)
         return frozenset({thing})

@@ -72,6 +72,8 @@ _LOOKS = _words("get is_ has_ to_ as_ from_ _get __len __contains")
 _LOOKS_MOSTLY = frozenset(_words("open to cpu half float double long int bool"))
 """Methods that change nothing of a tensor or a path, but may be how a reader or a network gets what it has."""
 
+_VIEWS = frozenset(_words("view reshape detach numpy to_numpy"))
+
 _HANDS_OUT = _words("get values items parameters buffers modules children")
 """Methods by which an object hands out what it holds."""
 
@@ -128,6 +130,16 @@ _HANDS_ON = _words(
     "tenacity. cachetools. joblib. atexit. tqdm. beartype typeguard"
 )
 
+_FILLS_ARGUMENTS = _words("load_ restore fill fit train init_ update_ set_ add_ copy_ register patch")
+
+SETS_DEFAULTS = {
+    "os.chdir": "os.getcwd",
+    "torch.set_default_dtype": "torch.default_dtype",
+    "torch.set_default_device": "torch.default_device",
+    "torch.set_default_tensor_type": "torch.default_tensor_type",
+}
+"""Functions that change what other functions of their library do, and what they change."""
+
 ASKS_ONLY = frozenset({"torch.cuda.is_available", "torch.cuda.device_count", "torch.cuda.is_initialized"})
 """What says whether there is a GPU without making a context on it."""
 
@@ -148,6 +160,11 @@ def changes_nothing(method: str, *, loading: bool = False) -> bool:
 def hands_out(method: str) -> bool:
     """May a method's result be a part of the object?"""
     return method.startswith(_HANDS_OUT)
+
+
+def is_view(method: str) -> bool:
+    """May the result of an array's method share its values?"""
+    return method in _VIEWS
 
 
 def is_tensor(maker: str) -> bool:
@@ -185,6 +202,11 @@ def sounds_like_change(method: str) -> bool:
 def hands_on(decorator: str) -> bool:
     """Does a library's decorator hand on what it is given, or something that does the same?"""
     return decorator.startswith(_HANDS_ON)
+
+
+def fills_arguments(function: str, *, loading: bool) -> bool:
+    """May a library's function change the objects that it is given, by its name? What loads is believed less."""
+    return function.endswith("_") or (loading and function.startswith(_FILLS_ARGUMENTS))
 
 
 def is_accelerator(text: str) -> bool:

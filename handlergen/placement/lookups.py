@@ -169,10 +169,15 @@ class Lookups(Program):
             return self.bound(members, value.receiver) if members else NOTHING
         if isinstance(value, Module):
             inner = self.globals_of(value.path)
-            if name not in inner.names and value.path.name == "__init__.py":
-                submodule = self.beneath(value.path.parent, name)
+            if name not in inner.names:
+                package = value.path.parent if value.path.name == "__init__.py" else None
+                submodule = self.beneath(package, name) if package else None
                 if submodule:
                     return frozenset({Module(submodule.path)})
+                hook = inner.names.get("__getattr__", NOTHING)
+                return self.read_global(value.path, name, site).union(
+                    *(self.invoke(function, NOTHING, scope, site) for function in hook)
+                )
             return self.read_global(value.path, name, site)
         if isinstance(value, Library):
             self.note_library(f"{value.name}.{name}", site)
@@ -198,6 +203,9 @@ class Lookups(Program):
         for value in self.bound(members, thing):
             if isinstance(value, Function) and decorators(value.node) & {"property", "cached_property"}:
                 found |= self.invoke(value, NOTHING, scope, site)
+            elif isinstance(value, Thing) and value.kind is not None and self.member(value.kind, "__get__"):
+                for method in self.bound(self.member(value.kind, "__get__") or NOTHING, value):
+                    found |= self.invoke(method, frozenset({thing}), scope, site)
             else:
                 found.add(value)
         return frozenset(found)

@@ -40,6 +40,9 @@ _CALLED_OTHERWISE = (
 )
 _OTHER_GLOBALS = ("__file__", "__name__", "__doc__", "__package__", "__spec__")
 
+_MOST_EFFORT = 20_000
+"""Calls followed altogether; more is a sign of something that this reading does not end on."""
+
 
 class Program:
     """Everything that is found while a project's hooks are read, whichever of them is being read.
@@ -47,8 +50,16 @@ class Program:
     Attributes:
         heap: What objects hold.
         events: What the current role does.
-        members: Attributes of the served instance that its classes define, for the forms that have one.
+        loading: What is read now builds the model: a method of a library's object is taken to change it, unless its
+            name surely says otherwise.
+        imported: What the imports of the modules do.
+        cached: Functions that keep their results.
+        exhausted: There was more to follow than is followed.
     """
+
+    loading = False
+    exhausted = False
+    _effort = 0
 
     def __init__(self, tree: SourceTree) -> None:
         self.heap = Heap()
@@ -62,6 +73,14 @@ class Program:
         self._sources: dict[Path, SourceModule] = {}
         self._foreign: set[str] = set()
         self._searching: set[tuple[Path, str]] = set()
+
+    def spend(self, effort: int, site: Site) -> bool:
+        """May the reading go on? Calls and the objects handed on count; there is an end to it, which is noted."""
+        self._effort += effort
+        self.exhausted = self._effort > _MOST_EFFORT
+        if self.exhausted:
+            self.events.dynamic.setdefault("more calls than can be followed", site)
+        return not self.exhausted
 
     def module(self, source: SourceModule) -> Scope:
         """A module's globals; its body is read when it is first asked for, as an import would run it."""
@@ -85,6 +104,9 @@ class Program:
     def names(self) -> int:
         """How much the globals stand for, all together; grows as long as there is something new."""
         return sum(len(values) for scope in self._modules.values() for values in scope.names.values())
+
+    def tree_of(self, module: Scope) -> ast.Module:
+        return self._sources[module.path].tree
 
     def globals_of(self, path: Path) -> Scope:
         return self._modules[path]

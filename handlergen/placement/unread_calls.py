@@ -15,6 +15,8 @@ from handlergen.placement.knowledge import (
     FILLS,
     FRESH,
     REACHES_NAMES,
+    SETS_DEFAULTS,
+    fills_arguments,
     is_gpu_library,
     is_standard,
 )
@@ -85,7 +87,7 @@ class UnreadCalls(Callbacks):
                 self.invoke(method, arguments, scope, site)
         return NOTHING
 
-    def store(self, owners: Values, name: str, values: Values, site: Site) -> None:
+    def assign(self, owners: Values, name: str, values: Values, scope: Scope, site: Site) -> None:
         raise NotImplementedError
 
     def builtin(  # noqa: PLR0911 - one builtin a branch
@@ -113,6 +115,8 @@ class UnreadCalls(Callbacks):
                 self.events.mutates.setdefault(value, site)
         self.escape(arguments.all, scope, site, f"{name}()")
         self.operate(arguments.all, scope, site)
+        if name == "open":
+            self.note_library("os.getcwd", site)
         if name in ASKS_VALUES:
             self.ask_values(arguments.all | self.items(arguments.all), f"{name}()", site)
         if name in FRESH:
@@ -130,7 +134,7 @@ class UnreadCalls(Callbacks):
             name = written.value
             if builtin in ("setattr", "delattr"):
                 values = arguments.positional[2] if len(arguments.positional) > 2 else NOTHING
-                self.store(target, name, values, site)
+                self.assign(target, name, values, scope, site)
                 return NOTHING
             rest = arguments.positional[2] if len(arguments.positional) > 2 else NOTHING
             return self.attribute_of(target, name, scope, site) | rest
@@ -155,7 +159,7 @@ class UnreadCalls(Callbacks):
         """A call of a library's function, known by its dotted name; what it may return."""
         node, arguments, scope, site = call
         self.events.calls.setdefault(name, site)
-        owner, _, method = name.rpartition(".")
+        owner = name.rpartition(".")[0]
         if name == "torch.device":
             computed = not all(isinstance(argument, ast.Constant) for argument in node.args)
             if computed or self.names_device(arguments.all):
@@ -165,15 +169,13 @@ class UnreadCalls(Callbacks):
             return NOTHING
         if owner == "math":
             self.ask_values(arguments.all, f"{name}()", site)
-        if name in CHANGES_ARGUMENTS:
-            for value in arguments.all:
-                self.events.mutates.setdefault(value, site)
+        self._note_changes(name, arguments, site)
+        if name == "pathlib.Path":
+            self.note_library("os.getcwd", site)
         if name == "importlib.import_module":
             return self.module_named(node.args[0] if node.args else None, scope, site, "import_module")
         if name == "sys.modules.get" and node.args:
             return self.module_named(node.args[0], scope, site, "sys.modules")
-        if "." in owner and method in FILLS:
-            self.events.mutates.setdefault(Library(owner), site)
         held = [arguments.named[key] for key in _HOLDS_DEVICE if key in arguments.named]
         if (
             any(self.names_device(values) for values in held)
@@ -185,6 +187,22 @@ class UnreadCalls(Callbacks):
             self.events.dynamic.setdefault(f"`{name}()`", site)
         self.escape(arguments.all, scope, site, name)
         return self.unknown(call, to=name)
+
+    def _note_changes(self, name: str, arguments: Arguments, site: Site) -> None:
+        """What a library's function changes: `nltk.data.path.append(x)`, `np.add(a, b, out=c)`."""
+        owner, _, function = name.rpartition(".")
+        changed = set(arguments.named.get("out", NOTHING))
+        if name in CHANGES_ARGUMENTS:
+            changed |= arguments.all
+        elif fills_arguments(function, loading=self.loading):
+            given = NOTHING.union(*arguments.positional)
+            changed |= {value for value in given if isinstance(value, Thing) and not value.plain}
+        if "." in owner and function in FILLS:
+            changed.add(Library(owner))
+        if name in SETS_DEFAULTS:
+            changed.add(Library(SETS_DEFAULTS[name]))
+        for value in changed:
+            self.events.mutates.setdefault(value, site)
 
     def unknown(self, call: Call, to: str) -> Values:
         """Something new, which may hold on to what it was given."""

@@ -140,6 +140,8 @@ class Scope:
         receiver: What the method is called on.
         returned: What the function may return.
         through: The functions between the hook and here, this one included.
+        walked: The round in which its body was last read.
+        walking, again: It is being read, and has to be read once more: its parameters may stand for more.
     """
 
     path: Path
@@ -156,6 +158,8 @@ class Scope:
     returned: Values = frozenset()
     through: tuple[str, ...] = ()
     walked: int = 0
+    walking: bool = False
+    again: bool = False
 
 
 Value: TypeAlias = Class | Thing | Function | Super | Module | Library | Builtin | Accelerator | Scope
@@ -213,6 +217,7 @@ class Heap:
 
     def __init__(self) -> None:
         self._fields: dict[Value, dict[str, Values]] = {}
+        self._callers: set[Value] = set()
         self.size = 0
 
     def add(self, owner: Value, name: str, values: Values) -> None:
@@ -220,6 +225,17 @@ class Heap:
         before = fields.get(name, NOTHING)
         fields[name] = before | values
         self.size += len(fields[name]) - len(before)
+        if owner not in self._callers and any(map(self.may_call, values)):
+            self._callers.add(owner)
+            self.size += 1
+
+    def may_call(self, value: Value) -> bool:
+        """Does it hold, or is it, something of the project that can be called? Quick, where `reach` is not."""
+        return (
+            value in self._callers
+            or isinstance(value, Function | Class)
+            or getattr(value, "kind", None) is not None
+        )
 
     def get(self, owner: Value, name: str) -> Values:
         fields = self._fields.get(owner, {})

@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterable
 
 from handlergen.placement.bound_names import BoundNames
+from handlergen.placement.callbacks import AT_ONCE
 from handlergen.placement.definitions import Definitions
 from handlergen.placement.unread_calls import Arguments
 from handlergen.placement.values import (
@@ -22,9 +23,6 @@ from handlergen.placement.values import (
 from handlergen.source_module import statements_at_import
 from handlergen.source_tree import SourceTree
 
-_MOST_WALKS = 10_000
-"""Calls followed altogether; more is a sign of something that this reading does not end on."""
-
 
 class Walker(Definitions):
     """Reads hooks, each as a role with events of its own.
@@ -37,13 +35,13 @@ class Walker(Definitions):
         super().__init__(tree)
         self._scopes: dict[tuple[int, object, object, object], Scope] = {}
         self._round = 0
-        self._walks = 0
 
     def role(self, events: Events, *, loading: bool = False) -> None:
         """What is read from now on belongs to another role."""
         self.events = events
         self.loading = loading
         self._round += 1
+        self.forget_calls()
 
     def read_module(self, scope: Scope, tree: ast.Module) -> None:
         before, loading = self.events, self.loading
@@ -52,9 +50,7 @@ class Walker(Definitions):
         self.events, self.loading = before, loading
 
     def enter(self, function: Function, arguments: Arguments, site: Site) -> Values:
-        self._walks += 1
-        if self._walks > _MOST_WALKS:
-            self.events.dynamic.setdefault("more calls than can be followed", site)
+        if not self.spend(1 + len(arguments.all) // AT_ONCE, site):
             return NOTHING
         scope = self._scope_of(function, site)
         if function.node in self.cached:
@@ -64,11 +60,20 @@ class Walker(Definitions):
         if scope.walked == self._round and not grown:
             return scope.returned
         scope.walked = self._round
+        scope.again = True
+        if not scope.walking:  # else it calls itself, and is read once more when it has been read
+            scope.walking = True
+            while scope.again and not self.exhausted:
+                scope.again = False
+                self._read_body(function, scope)
+            scope.walking = False
+        return scope.returned
+
+    def _read_body(self, function: Function, scope: Scope) -> None:
         if isinstance(function.node, ast.Lambda):
             scope.returned |= self.value(function.node.body, scope)
         else:
             self.statements(function.node.body, scope)
-        return scope.returned
 
     def _scope_of(self, function: Function, site: Site) -> Scope:
         key = (id(self.events), function.node, function.scope, function.receiver)
@@ -161,18 +166,19 @@ class Walker(Definitions):
             before = self.value(ast.copy_location(_loaded(node.target), node.target), scope)
             for value in before:
                 self.events.mutates.setdefault(value, self.site(node, scope))
+            self.operate(before, scope, self.site(node, scope))
             self.bind(node.target, before | self.value(node.value, scope), scope)
         elif isinstance(node, ast.Delete):
             for target in node.targets:
                 self.bind(target, NOTHING, scope)
         elif isinstance(node, ast.For | ast.AsyncFor):
             values = self.value(node.iter, scope)
-            self.operate(values, scope, self.site(node, scope))
+            values |= self.operate(values, scope, self.site(node, scope))  # what __iter__ and __next__ return
             self.bind(node.target, self.items(values), scope)
         elif isinstance(node, ast.With | ast.AsyncWith):
             for item in node.items:
                 values = self.value(item.context_expr, scope)
-                self.operate(values, scope, self.site(node, scope))
+                values |= self.operate(values, scope, self.site(node, scope))  # what __enter__ returns
                 if item.optional_vars is not None:
                     self.bind(item.optional_vars, values, scope)
         elif isinstance(node, ast.Return):
@@ -183,12 +189,7 @@ class Walker(Definitions):
             if isinstance(node, ast.Assert):
                 self.all_of((node.msg,), scope)
         elif isinstance(node, ast.Match):
-            subject = self.value(node.subject, scope)
-            for case in node.cases:
-                self.bind_pattern(case.pattern, subject | self.heap_all(subject), scope)
-                if case.guard is not None:
-                    self.condition(case.guard, scope)
-                self.statements(case.body, scope)
+            self._match(node, scope)
         else:
             self.all_of((part for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr)), scope)
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not scope.place:
@@ -198,6 +199,19 @@ class Walker(Definitions):
                 self.statements(handler.body, scope)
             if isinstance(node, ast.For | ast.AsyncFor | ast.While):  # what the end binds, the start may read
                 self.statements(node.body, scope)
+
+    def _match(self, node: ast.Match, scope: Scope) -> None:
+        subject = self.value(node.subject, scope)
+        self.operate(subject, scope, self.site(node, scope))
+        for case in node.cases:
+            if any(
+                isinstance(part, ast.MatchClass) for part in ast.walk(case.pattern)
+            ):  # it reads properties
+                self.call_back(subject, NOTHING, scope, self.site(case.pattern, scope))
+            self.bind_pattern(case.pattern, subject | self.heap_all(subject), scope)
+            if case.guard is not None:
+                self.condition(case.guard, scope)
+            self.statements(case.body, scope)
 
     def heap_all(self, values: Values) -> Values:
         return frozenset().union(*(self.heap.all(value) for value in values))
