@@ -64,11 +64,13 @@ class Callbacks(Expressions):
         Args:
             given: What it may pass.
         """
-        values, role = frozenset(values), id(self.events)
-        if (role, values, given) in self._asked or not self.spend(len(values) // AT_ONCE, site):
+        callers, role = frozenset(filter(self.heap.may_call, values)), id(self.events)
+        if not callers or (role, callers, given) in self._asked:
             return
-        self._asked.add((role, values, given))
-        for value in list(self._held_within(values)):
+        self._asked.add((role, callers, given))
+        found = list(self._held_within(callers))
+        self.spend(len(found) // AT_ONCE, site)
+        for value in found:
             before = self._given.get((role, value))
             if before is not None and given <= before:
                 continue
@@ -78,7 +80,10 @@ class Callbacks(Expressions):
             elif isinstance(value, Class):
                 self.run_methods(Thing(value.node, value), given, scope, site, made=True)
             elif isinstance(value, Thing) and value.kind is not None:
-                self.run_methods(value, given, scope, site)
+                if self.is_network(value.kind):
+                    self.run_inherited(value, given, scope, site)
+                else:
+                    self.run_methods(value, given, scope, site)
 
     def _held_within(self, values: Iterable[Value]) -> Iterator[Value]:
         seen: set[Value] = {CONTEXT, MODEL}

@@ -97,7 +97,10 @@ class Calls(UnreadCalls):
                 for method in self.bound(members, function):
                     found |= self.one(method, call)
                 return found
-            if function.kind is not None:  # torch.nn.Module calls forward
+            if self.is_network(function.kind):  # it calls forward
+                forward = self.attribute_of(frozenset({function}), "forward", scope, site)
+                return self.unknown(call, to="").union(*(self.one(method, call) for method in forward))
+            if function.kind is not None:
                 self.run_inherited(function, arguments.all, scope, site)
             elif function != MODEL:  # functools.partial, transforms.Compose and the like
                 callbacks = frozenset(value for value in arguments.all if isinstance(value, Function | Class))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from handlergen.errors import Problem
 from handlergen.findings import Source
+from handlergen.placement.program import TooMuchToFollow
 from handlergen.placement.result import Placement, Reason
 from handlergen.placement.roles import STAGES, read_roles
 from handlergen.placement.rules import reasons
@@ -63,6 +64,10 @@ def find_reasons(source: Source, contract: Contract) -> tuple[Reason, ...]:
     except RecursionError:
         what = "the source is nested too deeply to be followed"
         return (Reason(source.module.file, 0, "", "", (), what, ""),)
+    except TooMuchToFollow as error:
+        what = "there are more calls than can be followed"
+        fix = "Say stages: worker if preprocess and postprocess use nothing that load or predict changes."
+        return (Reason(error.site.file, error.site.line, "", "", (), what, fix),)
     preprocess = contract.hooks.get("preprocess")
     if preprocess is not None and preprocess.streams:
         what = "preprocess yields, and a generator cannot go to another process"

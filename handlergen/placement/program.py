@@ -44,6 +44,14 @@ _MOST_EFFORT = 20_000
 """Calls followed altogether; more is a sign of something that this reading does not end on."""
 
 
+class TooMuchToFollow(Exception):
+    """The source calls more than is followed; `site` is where the reading was."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self.site = site
+
+
 class Program:
     """Everything that is found while a project's hooks are read, whichever of them is being read.
 
@@ -54,11 +62,9 @@ class Program:
             name surely says otherwise.
         imported: What the imports of the modules do.
         cached: Functions that keep their results.
-        exhausted: There was more to follow than is followed.
     """
 
     loading = False
-    exhausted = False
     _effort = 0
 
     def __init__(self, tree: SourceTree) -> None:
@@ -74,13 +80,15 @@ class Program:
         self._foreign: set[str] = set()
         self._searching: set[tuple[Path, str]] = set()
 
-    def spend(self, effort: int, site: Site) -> bool:
-        """May the reading go on? Calls and the objects handed on count; there is an end to it, which is noted."""
+    def spend(self, effort: int, site: Site) -> None:
+        """Count the calls that are followed and the objects that are handed on.
+
+        Raises:
+            TooMuchToFollow: It is more than a source has that this reading ends on.
+        """
         self._effort += effort
-        self.exhausted = self._effort > _MOST_EFFORT
-        if self.exhausted:
-            self.events.dynamic.setdefault("more calls than can be followed", site)
-        return not self.exhausted
+        if self._effort > _MOST_EFFORT:
+            raise TooMuchToFollow(site)
 
     def module(self, source: SourceModule) -> Scope:
         """A module's globals; its body is read when it is first asked for, as an import would run it."""
@@ -216,6 +224,10 @@ class Program:
             if isinstance(base, Library) and not base.name.startswith(("abc.", "typing.")):
                 return base.name
         return None
+
+    def is_network(self, kind: Class | None) -> bool:
+        """Is it an `nn.Module`, whose base calls no more of it than is known?"""
+        return kind is not None and (self.foreign_base(kind) or "").startswith("torch.nn.")
 
     def is_single(self, kind: Class) -> bool:
         """May all who make an instance get the same one, as the source does not show otherwise?"""

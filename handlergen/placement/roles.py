@@ -83,7 +83,7 @@ def read_roles(source: Source, contract: Contract) -> Roles:
         walker.reread_modules()
         _read_once(roles, source, contract)
         now = walker.heap.size + walker.names + sum(events.size for events in roles.events.values())
-        if now == size or walker.exhausted:  # which is a reason of its own
+        if now == size:
             roles.settled = True
             break
         size = now

@@ -30,7 +30,6 @@ _BINDS_UNSEEN = (
     "`inspect.",
     "`gc.",
     "`builtins.",
-    "more calls",
 )
 """Ways to bind names that the source does not show; in load and predict only these matter."""
 

@@ -50,8 +50,7 @@ class Walker(Definitions):
         self.events, self.loading = before, loading
 
     def enter(self, function: Function, arguments: Arguments, site: Site) -> Values:
-        if not self.spend(1 + len(arguments.all) // AT_ONCE, site):
-            return NOTHING
+        self.spend(1 + len(arguments.all) // AT_ONCE, site)
         scope = self._scope_of(function, site)
         if function.node in self.cached:
             plain = Function(function.node, function.path)
@@ -63,7 +62,7 @@ class Walker(Definitions):
         scope.again = True
         if not scope.walking:  # else it calls itself, and is read once more when it has been read
             scope.walking = True
-            while scope.again and not self.exhausted:
+            while scope.again:
                 scope.again = False
                 self._read_body(function, scope)
             scope.walking = False

@@ -113,6 +113,68 @@ ORDINARY = {
             return Request(data).split()
         def postprocess(outputs): return Kind(outputs).label()
     """,
+    "a network of one's own": """
+        import math
+        import torch
+        from torch import nn
+        import torch.nn.functional as F
+        LABELS = ["a", "b"]
+        class Attention(nn.Module):
+            def __init__(self, width, heads):
+                super().__init__()
+                self.heads, self.scale = heads, 1 / math.sqrt(width // heads)
+                self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+                self.drop = nn.Dropout(0.1)
+            def forward(self, x, mask=None):
+                batch, length, width = x.shape
+                q, k, v = self.qkv(x).chunk(3, dim=-1)
+                q, k, v = (part.view(batch, length, self.heads, -1).transpose(1, 2) for part in (q, k, v))
+                scores = q @ k.transpose(-2, -1) * self.scale
+                if mask is not None:
+                    scores = scores.masked_fill(mask == 0, float("-inf"))
+                return self.out(self.drop(F.softmax(scores, dim=-1)) @ v)
+        class Block(nn.Module):
+            def __init__(self, width, heads):
+                super().__init__()
+                self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+                self.attention = Attention(width, heads)
+                self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+            def forward(self, x, mask=None):
+                x = x + self.attention(self.first(x), mask)
+                return x + self.mlp(self.second(x))
+        class Encoder(nn.Module):
+            def __init__(self, config):
+                super().__init__()
+                self.embed = nn.Embedding(config["words"], config["width"])
+                self.position = nn.Parameter(torch.zeros(1, 512, config["width"]))
+                self.blocks = nn.ModuleList([Block(config["width"], config["heads"]) for _ in range(config["depth"])])
+                self.head = nn.Linear(config["width"], len(LABELS))
+                self.apply(self._init)
+            def _init(self, module):
+                if isinstance(module, nn.Linear):
+                    nn.init.trunc_normal_(module.weight, std=0.02)
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
+            def forward(self, tokens, mask=None):
+                x = self.embed(tokens) + self.position[:, : tokens.shape[1]]
+                for block in self.blocks:
+                    x = block(x, mask)
+                return self.head(x.mean(dim=1))
+        CONFIG = {"words": 1000, "width": 64, "heads": 4, "depth": 2}
+        WORDS = {word: i for i, word in enumerate("a b c".split())}
+        def load(context):
+            model = Encoder(CONFIG)
+            model.load_state_dict(torch.load(context.model_dir / "weights.pt", map_location="cpu"))
+            return model.to(context.device).eval()
+        def preprocess(data):
+            return torch.tensor([WORDS.get(word, 0) for word in data.split()][: CONFIG["width"]])
+        @torch.inference_mode()
+        def predict(batch, model):
+            return model(batch).softmax(dim=-1)
+        def postprocess(outputs):
+            best = outputs.argmax()
+            return {"label": LABELS[int(best)], "score": float(outputs[best])}
+    """,
     "a helper in load and in preprocess": """
         import csv
         from pathlib import Path
@@ -135,3 +197,26 @@ def test_an_ordinary_module_is_free(text: str, tmp_path: Path) -> None:
     found = placed(tmp_path, functions(text))
     assert found.reasons == ()
     assert (found.predictor, found.stages) == ("process", "worker")
+
+
+def test_a_source_with_no_end_of_calls_stays_where_the_model_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handlergen.placement.program._MOST_EFFORT", 3)
+    text = "def a(x): return b(x)\ndef b(x): return c(x)\ndef c(x): return a(x)\ndef preprocess(d): return a(d)\n"
+    (reason,) = placed(tmp_path, functions(text)).reasons
+    assert reason.line
+    assert "more calls than can be followed" in reason.what
+    assert "stages: worker" in reason.fix
+
+
+def test_functions_that_call_each_other_with_more_and_more_are_read_to_the_end(tmp_path: Path) -> None:
+    text = """
+        STATE = {}
+        def even(found, n): return odd([found], n - 1) if n else found
+        def odd(found, n): return even({"x": found}, n - 1) if n else found
+        def load(context): return even(STATE, 9)
+        def preprocess(data): return odd(data, 4)
+        def postprocess(outputs): return even(STATE, 2)
+    """
+    assert placed(tmp_path, functions(text)).reasons == ()
