@@ -164,7 +164,8 @@ class Walker(Definitions):
         elif isinstance(node, ast.AugAssign):
             before = self.value(ast.copy_location(_loaded(node.target), node.target), scope)
             for value in before:
-                self.events.mutates.setdefault(value, self.site(node, scope))
+                if not (isinstance(value, Thing) and value.plain and _counts(node)):
+                    self.events.mutates.setdefault(value, self.site(node, scope))
             self.operate(before, scope, self.site(node, scope))
             self.bind(node.target, before | self.value(node.value, scope), scope)
         elif isinstance(node, ast.Delete):
@@ -214,6 +215,12 @@ class Walker(Definitions):
 
     def heap_all(self, values: Values) -> Values:
         return frozenset().union(*(self.heap.all(value) for value in values))
+
+
+def _counts(node: ast.AugAssign) -> bool:
+    """`n += 1`: what Python's own lists, dicts and sets refuse, so what is counted is a number."""
+    number = isinstance(node.value, ast.Constant) and isinstance(node.value.value, int | float)
+    return number and not isinstance(node.op, ast.Mult)
 
 
 def _loaded(target: ast.expr) -> ast.expr:

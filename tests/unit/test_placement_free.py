@@ -113,6 +113,19 @@ ORDINARY = {
             return Request(data).split()
         def postprocess(outputs): return Kind(outputs).label()
     """,
+    "numbers and arrays that load calculates with": """
+        import json
+        import numpy as np
+        MEAN = np.array([0.5, 0.5])
+        CONFIG = json.load(open("config.json"))
+        def load(context):
+            classes = CONFIG["classes"]
+            classes += 1
+            mean = MEAN.astype("float32") / MEAN.sum()
+            mean /= 255
+            return np.zeros((classes, 2)) - mean
+        def preprocess(data): return (data - MEAN) * CONFIG["scale"]
+    """,
     "a network of one's own": """
         import math
         import torch
