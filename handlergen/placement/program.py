@@ -36,8 +36,13 @@ _CALLED_OTHERWISE = (
     "__call__",
     "__getattr__",
     "__bases__",
+    "__metaclass__",
+    "__keywords__",
+    "__decorated__",
+    "__instance__",
     "__doc__",
 )
+"""Fields of a class that no operator calls; some are this reading's own."""
 _OTHER_GLOBALS = ("__file__", "__name__", "__doc__", "__package__", "__spec__")
 
 _MOST_EFFORT = 20_000
@@ -84,7 +89,7 @@ class Program:
         """Count the calls that are followed and the objects that are handed on.
 
         Raises:
-            TooMuchToFollow: It is more than a source has that this reading ends on.
+            TooMuchToFollow: There was no end of them.
         """
         self._effort += effort
         if self._effort > _MOST_EFFORT:
