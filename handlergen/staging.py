@@ -138,7 +138,8 @@ def make_plan(project: Project, *, gpus: int = 0, model_store: Path = Path(MODEL
 
 def make_bundle(project: Project) -> Bundle:
     """What `handlergen.json` says of `project`."""
-    return Bundle(handlergen=__version__, contract=project.contract, settings=to_runtime(project.settings))
+    settings = to_runtime(project.settings, stages_auto=project.stages_auto)
+    return Bundle(handlergen=__version__, contract=project.contract, settings=settings)
 
 
 def _collect_source(project: Project, collector: Collector) -> None:

@@ -92,6 +92,7 @@ class RuntimeSettings:
     Attributes:
         predictor: `worker` (a copy of the model in each) or `process` (one a device, which the workers share).
         stages: Where preprocess and postprocess run with a predictor process: `worker` or `predictor`.
+        stages_auto: That was decided from the source (`stages: auto`), and gives way to what is seen at run time.
         max_batch: Most requests that the predictor process puts into one predict.
         linger_ms: How long it waits for more of them once one is there, in milliseconds.
     """
@@ -114,6 +115,7 @@ class RuntimeSettings:
     stages: str = "worker"
     max_batch: int = 32
     linger_ms: float = 0.0
+    stages_auto: bool = False
 
 
 @dataclass(frozen=True)
