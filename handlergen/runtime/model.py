@@ -60,6 +60,7 @@ class LoadedModel:
         gpu_id: A logical index, or None for the CPU.
         server: TorchServe's process, whose metrics are counted for; None without one.
         guard: Stands in front of the device lock (the predictor process notes who has it).
+        before_load: Called with the hooks' context between `setup` and `load`.
 
     Raises:
         Exception: What the user's module raises while it is imported, set up and loaded.
@@ -73,6 +74,7 @@ class LoadedModel:
         gpu_id: int | None,
         server: int | None = None,
         guard: Callable[[Lock], Lock] = lambda lock: lock,
+        before_load: Callable[[Context], None] = lambda _context: None,
     ) -> None:
         contract, settings = bundle.contract, bundle.settings
         self.device = Device(gpu_id)
@@ -94,6 +96,7 @@ class LoadedModel:
             streaming=self.streaming,
             recorder=self.recording.recorder,
         )
+        before_load(self.context)
         self.predictor.load()
         self.failing.name_stages(self.hooks)
         self.explainer: Predictor | None = None

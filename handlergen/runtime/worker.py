@@ -213,10 +213,10 @@ def place_of(bundle: Bundle) -> Place:
     """Where the settings want requests to be answered, for one of several workers."""
     if bundle.settings.predictor != "process":
         return Here.among_others
-    from .process.sites import Prepared, Relayed
+    from .process.sites import Checked, Prepared, Relayed
 
-    place: Place = Prepared if bundle.settings.stages == "worker" else Relayed
-    return place
+    prepared: Place = Checked if bundle.settings.stages_auto else Prepared
+    return prepared if bundle.settings.stages == "worker" else Relayed
 
 
 def _not_told_yet(record: logging.LogRecord) -> bool:

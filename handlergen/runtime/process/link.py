@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 from ..failures import LockTimeout
 from .calls import Call, CannotCross, PredictorDied, PredictTimeout
@@ -49,6 +50,7 @@ class Link:
 
     Attributes:
         opened: `open` has connected it once.
+        welcomed: Called with each welcome, the next process's too, before anything is sent.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Link:
         self._numbers = 0
         self._looked = 0.0
         self.opened = False
+        self.welcomed: Callable[[Welcome], None] = lambda _welcome: None
 
     def open(self) -> Welcome:
         """Connect for the first time; waits until the model is loaded.
@@ -172,6 +175,7 @@ class Link:
             try:
                 channel.send(HELLO, 0, os.getpid())
                 self._connection = _Connection(channel, page, self._welcomed(channel, deadline))
+                self.welcomed(self._connection.welcome)
             except Gone:
                 channel.close()
                 if page.look().state == STATES[LOADING]:

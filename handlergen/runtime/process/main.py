@@ -82,8 +82,8 @@ class _Process:
         from ..redaction import without_secrets
         from ..tracebacks import user_traceback
         from .channel import Message
+        from .load_watch import LoadWatch
         from .peers import Peer, Peers
-        from .protocol import Welcome
         from .reading import Reading
         from .serving import NotingLock, Serving
 
@@ -105,6 +105,7 @@ class _Process:
             locks.append(NotingLock(lock, self._page))
             return locks[0]
 
+        watch = LoadWatch(bundle, model_dir, self._logger)
         try:
             model = LoadedModel(
                 bundle,
@@ -112,7 +113,9 @@ class _Process:
                 gpu_id=self._arguments["gpu_id"],
                 server=self._home.identity.server,
                 guard=guard,
+                before_load=watch.begin,
             )
+            relay = watch.verdict(model.hooks)
             serving = Serving(
                 bundle,
                 model,
@@ -135,10 +138,7 @@ class _Process:
             return CANNOT_LOAD
         self._end, self._flush = serving.waiting.end, serving.flush
         self._page.enter(IDLE)
-        about = model.predictor.describe()
-        peers.welcome(
-            lambda number: Welcome(number, os.getpid(), about["device"], about["device_key"], about["load_s"])
-        )
+        _welcome(peers, model.predictor.describe(), relay)
         if not serving.predict_until_ended():
             self._logger.error(
                 "the device does not answer any more; process %d ends, and another one goes on", os.getpid()
@@ -189,6 +189,16 @@ class _Process:
 
     def _be_told(self, _number: int, _frame: object) -> None:
         self._told = True  # also when user code has taken the wakeup descriptor for itself
+
+
+def _welcome(peers: Peers, about: dict[str, Any], relay: str) -> None:
+    from .protocol import Welcome
+
+    peers.welcome(
+        lambda number: Welcome(
+            number, os.getpid(), about["device"], about["device_key"], about["load_s"], relay
+        )
+    )
 
 
 def _own(home: Home) -> int | None:

@@ -30,6 +30,7 @@ class Welcome(NamedTuple):
         pid: The predictor process.
         device, device_key: As in describe.
         load_s: How long the model took to load, in seconds.
+        relay: Why the worker is to send whole requests, although it could prepare them; empty when it is not.
     """
 
     peer: int
@@ -37,6 +38,7 @@ class Welcome(NamedTuple):
     device: str
     device_key: str
     load_s: float
+    relay: str
 
 
 class Prepared(NamedTuple):

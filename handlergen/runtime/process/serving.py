@@ -130,10 +130,9 @@ class Serving:
         )
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="handlergen")
         self._slots = threading.local()
-        self._answering: Answering | None = None
-        if settings.stages == "predictor":
-            here = QueuedModel(model, self.waiting, self._slots)
-            self._answering = Answering(bundle, here, batch_size=max(8, batch_size), describe=dict)
+        # Also with `stages: worker`: a worker relays when this process or an earlier one has told it to.
+        here = QueuedModel(model, self.waiting, self._slots)
+        self._answering = Answering(bundle, here, batch_size=max(8, batch_size), describe=dict)
         model.predictor.use(tuple(self._noting(stage) for stage in model.hooks))
         if model.recording.recorder is not None:
             model.predictor.tell(LateRecorder(model.recording.recorder, self._afterwards))
@@ -242,10 +241,7 @@ class Serving:
             "largest_batch": picture.largest_batch,
             "memory_bytes": memory_of(self._model.device),
         }
-        answer: dict[str, Any] = {"predictor": about}
-        if self._answering is not None:
-            answer["types"] = self._answering.types()
-        return answer
+        return {"predictor": about, "types": self._answering.types()}
 
     def flush(self) -> None:
         """Write recorded spans."""
@@ -275,7 +271,6 @@ class Serving:
         slot = self._slots.current = Slot(self._page, peer, number)
         slot.enter()
         try:
-            assert self._answering is not None
             self._answering.answer([item])
             peer.send(ANSWER, number, tuple(Answered(item.reply, item.failure, item.sent)))
         except BaseException as error:  # whatever it is: somebody waits for the answer

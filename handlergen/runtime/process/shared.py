@@ -17,7 +17,7 @@ from .calls import Call
 from .home import Home, Identity, NotOurs
 from .link import Link
 from .output import Forwarder
-from .protocol import DESCRIBE, HEALTH
+from .protocol import DESCRIBE, HEALTH, Welcome
 from .spare import Spare
 from .start import Starter, Unavailable
 
@@ -71,6 +71,7 @@ class Shared:
         self._starter = starter
         self._settings = settings
         self._logger = logger
+        self._relay = ""
         self.link = self._link()
         self._side = self._link()
         self._asking = threading.Lock()
@@ -78,12 +79,14 @@ class Shared:
         self._ended = threading.Event()
 
     def open(self) -> None:
-        """Connect, and look after the connection from then on.
+        """Connect, unless it is connected, and look after the connection from then on.
 
         Raises:
             CannotLoad: The model cannot be loaded.
             RuntimeError: No process could even be started, which nobody has told yet.
         """
+        if self.link.opened:
+            return
         threading.Thread(target=self._look_after, name="handlergen-link", daemon=True).start()
         try:
             welcome = self.link.open()
@@ -113,16 +116,20 @@ class Shared:
         """What the predictor process says of itself: `predictor`, and `types` if it has the stages."""
         try:
             answer: dict[str, Any] = self.ask(DESCRIBE)
+            answer["predictor"]["restarts"] = self._starter.home.starts().restarts
         except Exception as error:
-            return {
-                "predictor": {
-                    "placement": "process",
-                    "stages": self._settings.stages,
-                    "unavailable": str(error),
-                }
-            }
-        answer["predictor"]["restarts"] = self._starter.home.starts().restarts
+            about = {"placement": "process", "stages": self._settings.stages, "unavailable": str(error)}
+            answer = {"predictor": about}
+        if self._relay:
+            answer["predictor"].update(stages="predictor", stages_because=self._relay)
         return answer
+
+    def relay(self) -> str:
+        """Why whole requests are to be sent, although the source was read to allow `stages: worker`.
+
+        A predictor process has said so, this one or one before. Empty while none has.
+        """
+        return self._relay
 
     def is_healthy(self, _values: Mapping[str, Any]) -> Any:
         """What the module's `is_healthy` says, in the predictor process."""
@@ -137,12 +144,17 @@ class Shared:
 
     def _link(self) -> Link:
         settings = self._settings
-        return Link(
+        link = Link(
             self._starter,
             lock_timeout_s=settings.lock_timeout_s,
             predict_timeout_s=settings.predict_timeout_s,
             logger=self._logger,
         )
+        link.welcomed = self._welcomed
+        return link
+
+    def _welcomed(self, welcome: Welcome) -> None:
+        self._relay = self._relay or welcome.relay
 
     def _look_after(self) -> None:
         turn = 0
