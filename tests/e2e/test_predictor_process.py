@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from handlergen.runtime.contract import CONTRACT_FILE
+from tests.e2e.test_answers import describe
 from tests.e2e.test_main_job import make_archive
 from tests.histories import (
     SOURCE,
@@ -143,6 +147,62 @@ def test_a_new_version_has_a_predictor_of_its_own_and_the_old_one_goes(site: Sit
         until(lambda: "process 2.0" not in predictors(site.state).values(), within_s=15)
     assert set(statuses(load.asked)) == {200}
     assert site.client.predict("process", {"n": 8}).json()["predictor"] == site.predictor()
+
+
+WATCHED = """
+import configparser
+import os
+
+LABELS = configparser.ConfigParser()
+
+def load(context):
+    LABELS.read_string("[digits]\\n0 = null")
+
+def preprocess(data):
+    return {"preprocessed": os.getpid()}
+
+def predict(inputs):
+    return {**inputs, "predicted": os.getpid()}
+
+def postprocess(outputs):
+    return {**outputs, "label": LABELS.get("digits", "0", fallback="not loaded")}
+"""
+
+
+def of_watched(site: Site) -> list[int]:
+    return [pid for pid, name in predictors(site.state).items() if name == "watched 1.0"]
+
+
+def answered_as_loaded(site: Site) -> None:
+    answers = [site.client.predict("watched", {"n": n}).json() for n in range(8)]
+    assert {answer["label"] for answer in answers} == {"null"}
+    assert {answer["preprocessed"] for answer in answers} == set(of_watched(site))
+    said = describe(site.server, "watched")["predictor"]
+    assert said["stages"] == "predictor"
+    assert said["stages_because"] == "postprocess uses LABELS, which load changes"
+
+
+def test_what_load_changes_out_of_sight_of_the_analysis_is_answered_rightly(site: Site) -> None:
+    mar = make_archive(site.home / "watched", "watched", WATCHED, predictor="process", workers_per_device=2)
+    with zipfile.ZipFile(mar) as packed, zipfile.ZipFile(site.server.store / "watched.mar", "w") as taken:
+        for entry in packed.infolist():
+            content = packed.read(entry)
+            if entry.filename == CONTRACT_FILE:  # as if the analysis had overlooked it
+                bundle = json.loads(content)
+                assert bundle["settings"]["stages_auto"] is True
+                bundle["settings"]["stages"] = "worker"
+                content = json.dumps(bundle).encode()
+            taken.writestr(entry, content)
+    site.client.register("watched.mar", initial_workers=2, synchronous="true")
+    try:
+        answered_as_loaded(site)
+        killed = site.predictor("watched 1.0")
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: set(of_watched(site)) - {killed})
+        answered_as_loaded(site)
+    finally:
+        site.client.unregister("watched")
+    until(lambda: not of_watched(site), within_s=15)
 
 
 def test_nothing_overlapped_and_nothing_is_left_of_a_killed_server(site: Site) -> None:

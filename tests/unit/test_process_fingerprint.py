@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import importlib
+import math
 import random
 import re
 import sys
@@ -60,6 +61,12 @@ def made():
 """
 
 LARGE = 3_000_000
+
+
+@pytest.fixture(autouse=True)
+def however_slow_the_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fingerprint, "_SECONDS", math.inf)
+    monkeypatch.setattr(fingerprint, "_SLOW_SECONDS", math.inf)
 
 
 @pytest.fixture
@@ -177,7 +184,7 @@ def test_a_list_in_itself_counts_by_its_length(tmp_path: Path) -> None:
 
 def test_when_the_time_is_up_identity_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken, value = Fingerprints(OwnFiles(tmp_path)), {"a": 1}
-    monkeypatch.setattr(taken, "_until", 0.0)
+    monkeypatch.setattr(taken, "until", 0.0)
     late = taken.of(value)
     assert late == Fingerprint(id(value), ("dict", 1), None)
     assert Fingerprints(OwnFiles(tmp_path)).of(value).same(late)

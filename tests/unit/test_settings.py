@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from hypothesis import HealthCheck, given, strategies
 from hypothesis import settings as hypothesis_settings
 
 from handlergen.errors import ContractError
+from handlergen.project import open_project
+from handlergen.runtime.contract import Bundle
 from handlergen.settings import (
     SETTINGS,
     Settings,
@@ -21,6 +24,7 @@ from handlergen.settings import (
     starter_yaml,
     to_runtime,
 )
+from handlergen.staging import make_bundle
 
 NAMES_OF_THE_CONTRACT = [
     "name",
@@ -252,6 +256,19 @@ def test_no_document_fails_in_another_way(tmp_path: Path, text: str) -> None:
         assert refused.problems  # noqa: PT017 - either way out is right
     else:
         assert isinstance(found, Settings)
+
+
+def test_the_runtime_is_told_whether_the_source_decided(tmp_path: Path) -> None:
+    model = tmp_path / "model.py"
+    model.write_text("def load():\n    return 1\n\ndef predict(inputs, model):\n    return inputs\n")
+    for stages, auto in (("auto", True), ("worker", False), ("predictor", False)):
+        bundle = make_bundle(open_project(model, overrides={"stages": stages}, environ={}))
+        assert bundle.settings.stages_auto is auto
+    alone = make_bundle(open_project(model, overrides={"predictor": "worker"}, environ={}))
+    assert alone.settings.stages_auto is False
+    older = json.loads(bundle.to_json())
+    del older["settings"]["stages_auto"]
+    assert Bundle.from_json(json.dumps(older)).settings.stages_auto is False
 
 
 def test_what_the_runtime_is_told() -> None:

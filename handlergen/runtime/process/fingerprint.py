@@ -37,6 +37,8 @@ _CONTENT_BYTES = 32 << 20
 """Of tensors and arrays altogether."""
 _SECONDS = 1.0
 """After which the values that are left count by their identity."""
+_SLOW_SECONDS = 0.1
+"""What a library takes longer than this to pickle counts by its identity from then on."""
 
 _SIZED = (list, tuple, dict, set, frozenset, str, bytes)
 _ALIKE = (
@@ -49,6 +51,7 @@ _ALIKE = (
 """One is as good as another."""
 _BY_IDENTITY = (
     type,
+    torch.UntypedStorage,
     ModuleType,
     io.IOBase,
     threading.Thread,
@@ -88,17 +91,25 @@ class Fingerprints:
 
     def __init__(self, files: OwnFiles) -> None:
         self.files = files
-        self._until = time.monotonic() + _SECONDS
+        self.until = time.monotonic() + _SECONDS
         self._content_left = _CONTENT_BYTES
         self._kept: list[Any] = []
 
-    def of(self, value: Any) -> Fingerprint:
-        """A value's fingerprint. Nothing is raised."""
+    def of(self, value: Any, *, like: Fingerprint | None = None) -> Fingerprint:
+        """A value's fingerprint. Nothing is raised.
+
+        Args:
+            like: What it is to be compared with, if that is there: without a digest there, none is made here.
+        """
         length = len(value) if type(value) in _SIZED else None
+        digest: bytes | None = None
+        began = time.monotonic()
         try:
-            digest, is_foreign = self._digest(value, length)
-            if is_foreign and digest != self._digest(value, length)[0]:
-                digest = None  # a library pickles it differently each time
+            if like is None or like.digest is not None:
+                digest, is_foreign = self._digest(value, length)
+                slow = time.monotonic() - began > _SLOW_SECONDS
+                if is_foreign and like is None and (slow or digest != self._digest(value, length)[0]):
+                    digest = None  # a library pickles it differently each time
         except Exception:  # it contains itself, is nested too deeply, changes meanwhile
             digest = None
         if digest is None:
@@ -119,7 +130,7 @@ class Fingerprints:
 
     def _digest(self, value: Any, length: int | None) -> tuple[bytes | None, bool]:
         """The digest, and whether a library's own pickling was asked."""
-        if time.monotonic() > self._until:
+        if time.monotonic() > self.until:
             return None, False
         digest = hashlib.blake2b(repr(length).encode(), digest_size=16)
         writer = _Writer(self, digest)
@@ -163,6 +174,8 @@ class _Writer(pickle.Pickler):
         """Called by `pickle` for all but plain values and containers."""
         if obj is tuple:
             return NotImplemented
+        if time.monotonic() > self._taken.until:
+            raise TimeoutError
         if id(obj) in self._seen:
             return _instead("again", self._seen[id(obj)][0])
         self._seen[id(obj)] = (len(self._seen), obj)

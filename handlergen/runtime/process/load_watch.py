@@ -28,6 +28,8 @@ _ROLES = ("preprocess", "postprocess")
 _CLASS_FORMS = ("model-class", "module")
 _TOLD = 3
 
+_Looked = dict[Place, tuple[Reached, Fingerprint]]
+
 
 class Change(NamedTuple):
     """Something that a hook reads, and that is not in a worker as it is in the predictor process.
@@ -56,7 +58,7 @@ class LoadWatch:
         self._files = OwnFiles(model_dir)
         self._context: Context | None = None
         self._taken = Fingerprints(self._files)
-        self._before: dict[str, dict[Place, tuple[Reached, Fingerprint]]] = {}
+        self._before: dict[str, _Looked] = {}
 
     def begin(self, context: Context) -> None:
         """Look at what there is after `setup` and before `load`. Nothing is raised.
@@ -67,7 +69,7 @@ class LoadWatch:
         if self._bundle.settings.stages != "worker":
             return
         try:
-            self._before = {role: self._look(reach, context) for role, reach in self._reaches()}
+            self._before = {role: self._look(reach, context, {}) for role, reach in self._reaches()}
             self._context = context
         except HOOK_ERRORS as error:
             self._give_up(error)
@@ -132,14 +134,18 @@ class LoadWatch:
                 function = inspect.getattr_static(owner, hook.name)
                 yield role, Reach(function, self._files, served=served, skipped={*others, "__init__"})
 
-    def _look(self, reach: Reach, context: Context) -> dict[Place, tuple[Reached, Fingerprint]]:
+    def _look(self, reach: Reach, context: Context, before: _Looked) -> _Looked:
         values = dict(reach.values)
         if "config" in reach.attributes:
             values["context", "config"] = Reached("context.config", (), context.config)
-        return {place: (each, self._taken.of(each.value)) for place, each in values.items()}
+        return {
+            place: (each, self._taken.of(each.value, like=before[place][1] if place in before else None))
+            for place, each in values.items()
+        }
 
     def _changed(self, role: str, reach: Reach, context: Context) -> Iterator[Change]:
-        before, after = self._before.get(role, {}), self._look(reach, context)
+        before = self._before.get(role, {})
+        after = self._look(reach, context, before)
         for place, (was, fingerprint) in before.items():
             if place not in after:
                 yield self._change(role, was, "removes")
