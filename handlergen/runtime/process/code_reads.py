@@ -44,6 +44,7 @@ class Reads:
         bare: Variables that are used in another way too: passed on, called, given another name.
         attributes: All names that are read as attributes, of whatever.
         imports: Inside the code.
+        reflects: It may ask for attributes by names that it computes.
     """
 
     names: frozenset[str]
@@ -51,6 +52,7 @@ class Reads:
     bare: frozenset[str]
     attributes: frozenset[str]
     imports: tuple[Import, ...]
+    reflects: bool
 
 
 @lru_cache(maxsize=4096)
@@ -83,7 +85,8 @@ def reads_of(code: CodeType) -> Reads:
                 elif before is None or before.argval not in _NO_USE:
                     bare.add(variable)
         texts |= {text for text in part.co_consts if isinstance(text, str) and text.isidentifier()}
-    if _BY_TEXT & (names | attributes):
+    reflects = bool(_BY_TEXT & (names | attributes))
+    if reflects:
         names |= texts
         attributes |= texts
         bare |= set(after)
@@ -93,6 +96,7 @@ def reads_of(code: CodeType) -> Reads:
         frozenset(bare),
         frozenset(attributes),
         tuple(imports),
+        reflects,
     )
 
 

@@ -180,10 +180,9 @@ class LoadWatch:
             return bound_to(module.hooks(), role)
 
         name, kind = contract.hooks[role].name, contract.class_name or "Model"
+        names = {name, *reach.own, *(vars(loaded) if reach.own_in_full else ())}
         try:
-            different = list(
-                differences(loaded, stand_in, {*reach.own, name}, served=reach.served, taken=self._taken)
-            )
+            different = list(differences(loaded, stand_in, names, served=reach.served, taken=self._taken))
         except HOOK_ERRORS as error:
             self._logger.debug("handlergen: %s without weights", kind, exc_info=error)
             told = f"a worker, which has no weights, cannot make {kind} ({type(error).__name__}: {error})"

@@ -60,6 +60,7 @@ class Reach:
         values: By owner and name, which tell a place from every other.
         attributes: All names that are read as attributes, of whatever.
         own: The attributes of its first parameter that are read, directly or through methods.
+        own_in_full: It may read any of them: `vars(self)`, `getattr(self, name)`.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Reach:
         self.values: dict[Place, Reached] = {}
         self.attributes: set[str] = set()
         self.own: set[str] = set()
+        self.own_in_full = False
         self.served = served
         self._hook = getattr(hook, "__name__", "")
         self._files = files
@@ -130,6 +132,7 @@ class Reach:
         if method and parameters:
             self.own |= reads.after.get(parameters[0], frozenset())
             self._passes_itself_on |= own and parameters[0] in reads.bare
+            self.own_in_full |= own and reads.reflects and parameters[0] in reads.bare
             if own and "super" in reads.names:
                 self.own |= reads.attributes
         if not own:
