@@ -13,7 +13,7 @@ import pytest
 
 from handlergen.project import open_project
 from handlergen.runtime.model import LoadedModel
-from handlergen.runtime.process import load_watch
+from handlergen.runtime.process import fingerprint, load_watch
 from handlergen.runtime.process.load_watch import LoadWatch
 from handlergen.staging import make_bundle
 
@@ -215,6 +215,32 @@ def test_a_project_that_exits_while_it_is_looked_at(watched: Watched) -> None:
         return inputs
     """
     assert watched(source, watched_program="raise SystemExit(3)\n")[0].startswith("preprocess uses TABLE")
+
+
+def test_the_time_of_a_slow_setup_is_not_the_watchs(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprint, "_SECONDS", 0.5)
+    verdict, _ = watched(
+        """
+        import time
+        TABLE = {"a": 1}
+
+        def setup(context):
+            time.sleep(1)
+
+        def load(context):
+            TABLE["a"] = 2
+            time.sleep(1)
+
+        def preprocess(data):
+            return TABLE
+
+        def predict(inputs):
+            return inputs
+        """
+    )
+    assert verdict == "preprocess uses TABLE, which load changes"
 
 
 @pytest.mark.parametrize("error", [ValueError, RecursionError, SystemExit])

@@ -55,9 +55,10 @@ class LoadWatch:
     def __init__(self, bundle: Bundle, model_dir: Path, logger: logging.Logger) -> None:
         self._bundle = bundle
         self._logger = logger
-        self._files = OwnFiles(model_dir)
+        self._model_dir = model_dir
         self._context: Context | None = None
-        self._taken = Fingerprints(self._files)
+        self._files: OwnFiles
+        self._taken: Fingerprints
         self._before: dict[str, _Looked] = {}
 
     def begin(self, context: Context) -> None:
@@ -69,6 +70,8 @@ class LoadWatch:
         if self._bundle.settings.stages != "worker":
             return
         try:
+            self._files = OwnFiles(self._model_dir)
+            self._taken = Fingerprints(self._files)  # only now: its time runs from here
             self._before = {role: self._look(reach, context, {}) for role, reach in self._reaches()}
             self._context = context
         except HOOK_ERRORS as error:
@@ -113,7 +116,8 @@ class LoadWatch:
         except HOOK_ERRORS as error:
             self._give_up(error)
         del kept
-        self._before, self._taken = {}, Fingerprints(self._files)
+        self._before = {}
+        del self._taken
         return list(dict.fromkeys(found))
 
     def _give_up(self, error: BaseException) -> None:

@@ -25,10 +25,10 @@ class OwnFiles:
     def __init__(self, model_dir: Path) -> None:
         self._root = Path(os.path.realpath(model_dir))
         self._installed = _INSTALLED | {
-            Path(line.partition(",")[0]).parts[0]
+            part
             for record in self._root.glob("*.dist-info/RECORD")
             for line in record.read_text(encoding="utf-8", errors="replace").splitlines()
-            if line.strip()
+            for part in Path(line.partition(",")[0]).parts[:1]
         }
         self.has_file = cache(self._look)
 
