@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 from ..context import Context
 from ..contract import Bundle
 from ..hooks import Hooks
-from ..predictor import HOOK_ERRORS
 from ..user_module import open_user_module
 from .fingerprint import Fingerprint, Fingerprints
 from .instances import bound_to, differences
@@ -74,7 +73,7 @@ class LoadWatch:
             self._taken = Fingerprints(self._files)  # only now: its time runs from here
             self._before = {role: self._look(reach, context, {}) for role, reach in self._reaches()}
             self._context = context
-        except HOOK_ERRORS as error:
+        except BaseException as error:
             self._give_up(error)
 
     def verdict(self, hooks: Hooks) -> str:
@@ -113,7 +112,7 @@ class LoadWatch:
             for role, reach in self._reaches():
                 found += self._changed(role, reach, context)
                 found += self._missing(role, reach, hooks, context)
-        except HOOK_ERRORS as error:
+        except BaseException as error:
             self._give_up(error)
         del kept
         self._before = {}
@@ -187,7 +186,7 @@ class LoadWatch:
         names = {name, *reach.own, *(vars(loaded) if reach.own_in_full else ())}
         try:
             different = list(differences(loaded, stand_in, names, served=reach.served, taken=self._taken))
-        except HOOK_ERRORS as error:
+        except BaseException as error:
             self._logger.debug("handlergen: %s without weights", kind, exc_info=error)
             told = f"a worker, which has no weights, cannot make {kind} ({type(error).__name__}: {error})"
             yield Change(told, "Make it in load(context), or keep __init__ to torch.nn and plain values.")
