@@ -58,6 +58,10 @@ def _chain(report: traceback.TracebackException) -> Iterator[traceback.Traceback
 
 def _is_own(filename: str, user_root: str) -> bool:
     """Is it the user's: under the root, and not the runtime, the handler or an installed package?"""
+    if filename.startswith(
+        "<"
+    ):  # no file: `<frozen importlib._bootstrap>` would be one in the working directory
+        return False
     root = os.path.realpath(user_root) + os.sep
     real = os.path.realpath(filename)
     if not real.startswith(root) or real.startswith(_RUNTIME):

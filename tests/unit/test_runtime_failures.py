@@ -334,6 +334,18 @@ class TestTraceback:
         assert text.count('  File "') == 2
         assert text.count("user_model.py") == 2
 
+    def test_frames_of_no_file_are_nobody_s(
+        self, load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As those of importlib, whose name would be a file's in the working directory, which is the model's."""
+        model = load("import importlib\ndef predict():\n    return importlib.import_module('broken')\n")
+        (tmp_path / "root" / "broken.py").write_text("1 / 0\n")
+        monkeypatch.chdir(tmp_path / "root")
+        monkeypatch.syspath_prepend(str(tmp_path / "root"))
+        text = traceback_of(model.predict, tmp_path / "root")
+        assert "importlib._bootstrap" not in text
+        assert text.count('  File "') == 2
+
     def test_a_fault_outside_the_users_files_is_shown_whole(self, tmp_path: Path) -> None:
         text = traceback_of(lambda: json.loads("{"), tmp_path)
         assert "decoder.py" in text
