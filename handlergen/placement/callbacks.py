@@ -58,6 +58,10 @@ class Callbacks(Expressions):
             self.invoke(value, given | self.items(given), scope, site)
         self.call_back(given, given, scope, site)
 
+    def data(self, values: Values) -> Values:
+        """Without what could be called, which no tensor holds on to."""
+        return frozenset(value for value in values if not self.heap.may_call(value))
+
     def call_back(self, values: Iterable[Value], given: Values, scope: Scope, site: Site) -> None:
         """Code that is not read has these objects, and may call what they hold.
 

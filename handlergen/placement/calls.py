@@ -10,6 +10,7 @@ from handlergen.placement.knowledge import (
     MAKES_CUDA,
     MAKES_TEXT,
     PASSES_WHAT_IT_HOLDS,
+    TENSOR,
     changes_nothing,
     hands_out,
     is_tensor,
@@ -108,7 +109,8 @@ class Calls(UnreadCalls):
                 passed = self.heap.all(function) if function.maker in PASSES_WHAT_IT_HOLDS else NOTHING
                 self.call_back((function,), arguments.all | passed, scope, site)
             self.escape(arguments.all, scope, site, ast.unparse(call.node.func))
-            return self.unknown(call, to="")
+            layer = function.maker.startswith("torch.nn.") and not self.heap.may_call(function)
+            return self.unknown(call, to=TENSOR if layer else "")
         return NOTHING
 
     def _instance(self, kind: Class, call: Call) -> Values:
@@ -212,19 +214,20 @@ class Calls(UnreadCalls):
                 named = node.args[0].value if isinstance(node.args[0], ast.Constant) else "*"
                 self.assign(frozenset({thing}), str(named), frozenset({Thing(node)}), scope, site)
             return held
+        kept = self.data(arguments.all) if is_tensor(thing.maker) else arguments.all
         if self._changes(thing, name):
             self.events.mutates.setdefault(thing, site)
-            self.heap.add(thing, ITEMS, arguments.all)
+            self.heap.add(thing, ITEMS, kept)
         elif changes_nothing(name, loading=self.loading):
             made = Thing(node, plain=thing.plain, maker=maker_of_result(thing.maker, name))
-            self.heap.add(made, ITEMS, arguments.all | (held if thing.plain else NOTHING))
+            self.heap.add(made, ITEMS, kept | (held if thing.plain else NOTHING))
             if not thing.opaque:
-                return arguments.all | held | {made} if hands_out(name) else frozenset({made})
+                return kept | held | {made} if hands_out(name) else frozenset({made})
             if hands_out(name):
-                return arguments.all | held | {made, thing}
+                return kept | held | {made, thing}
             return frozenset({made, thing}) if is_view(name) else frozenset({made})
         # Of an object that is not known, itself stands for its parts: `network.eval()` is the network.
-        return arguments.all | {thing} | (held if thing.plain or hands_out(name) else NOTHING)
+        return kept | {thing} | (held if thing.plain or hands_out(name) else NOTHING)
 
     def _changes(self, thing: Thing, method: str) -> bool:
         if thing.maker in IMMUTABLE:

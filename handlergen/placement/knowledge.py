@@ -167,6 +167,10 @@ def is_view(method: str) -> bool:
     return method in _VIEWS
 
 
+TENSOR = "torch.tensor"
+"""The maker of what a layer of `torch.nn` returns."""
+
+
 def is_tensor(maker: str) -> bool:
     """Does a function of torch make a tensor?"""
     package, _, name = maker.partition(".")

@@ -19,6 +19,7 @@ from handlergen.placement.knowledge import (
     fills_arguments,
     is_gpu_library,
     is_standard,
+    is_tensor,
 )
 from handlergen.placement.values import (
     CONTEXT,
@@ -205,9 +206,9 @@ class UnreadCalls(Callbacks):
             self.events.mutates.setdefault(value, site)
 
     def unknown(self, call: Call, to: str) -> Values:
-        """Something new, which may hold on to what it was given."""
+        """Something new, which may hold on to what it was given; a tensor to nothing that can be called."""
         thing = Thing(call.node, plain=is_standard(to), maker=to)
-        self.heap.add(thing, ITEMS, call.arguments.all)
+        self.heap.add(thing, ITEMS, self.data(call.arguments.all) if is_tensor(to) else call.arguments.all)
         return frozenset({thing})
 
     def names_device(self, values: Values) -> bool:

@@ -212,6 +212,77 @@ def test_an_ordinary_module_is_free(text: str, tmp_path: Path) -> None:
     assert (found.predictor, found.stages) == ("process", "worker")
 
 
+TRANSFORMER = """
+    import math
+    import torch
+    from torch import nn
+    class Attention(nn.Module):
+        def __init__(self, dim, heads):
+            super().__init__()
+            self.heads = heads
+            self.qkv = nn.Linear(dim, 3 * dim)
+            self.out = nn.Linear(dim, dim)
+        def split(self, x):
+            b, t, d = x.shape
+            return x.view(b, t, self.heads, d // self.heads).transpose(1, 2)
+        def forward(self, x, mask=None):
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+            q, k, v = self.split(q), self.split(k), self.split(v)
+            score = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
+            if mask is not None:
+                score = score.masked_fill(mask == 0, float("-inf"))
+            x = score.softmax(-1) @ v
+            b, h, t, d = x.shape
+            return self.out(x.transpose(1, 2).reshape(b, t, h * d))
+    class Feed(nn.Module):
+        def __init__(self, dim):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        def forward(self, x):
+            return self.net(x)
+    class Block(nn.Module):
+        def __init__(self, dim, heads):
+            super().__init__()
+            self.a, self.f = Attention(dim, heads), Feed(dim)
+            self.n1, self.n2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        def forward(self, x, mask=None):
+            x = x + self.a(self.n1(x), mask)
+            return x + self.f(self.n2(x))
+    class GPT(nn.Module):
+        def __init__(self, vocab=256, dim=64, depth=4, heads=4, length=128):
+            super().__init__()
+            self.tok = nn.Embedding(vocab, dim)
+            self.pos = nn.Embedding(length, dim)
+            self.blocks = nn.ModuleList([Block(dim, heads) for _ in range(depth)])
+            self.norm = nn.LayerNorm(dim)
+            self.head = nn.Linear(dim, vocab)
+        def forward(self, ids):
+            t = ids.size(1)
+            x = self.tok(ids) + self.pos(torch.arange(t, device=ids.device))
+            mask = torch.tril(torch.ones(t, t, device=ids.device))
+            for block in self.blocks:
+                x = block(x, mask)
+            return self.head(self.norm(x))
+    def load(context):
+        torch.manual_seed(0)
+        return GPT().to(context.device).eval()
+    def preprocess(data):
+        return torch.tensor(list(data["text"].encode()))
+    def predict(inputs, model):
+        return model(inputs[None])[0, -1].softmax(-1)
+    def postprocess(outputs):
+        return {"next": chr(int(outputs.argmax()))}
+"""
+
+
+def test_a_transformer_takes_little_effort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its layers return are tensors: they hold none of the objects that made them, through which to search."""
+    monkeypatch.setattr("handlergen.placement.program._MOST_EFFORT", 2_000)
+    found = placed(tmp_path, TRANSFORMER)
+    assert found.reasons == ()
+    assert found.stages == "worker"
+
+
 def test_a_source_with_no_end_of_calls_stays_where_the_model_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
