@@ -80,11 +80,9 @@ class Device:
 
         After a sticky CUDA error, which every later call fails with too, the device is `broken`.
         """
-        if self.is_cpu:
-            return
         try:
             self.wait()
-            if is_out_of_memory(error):
+            if not self.is_cpu and is_out_of_memory(error):
                 torch.cuda.empty_cache()
         except RuntimeError:
             self.broken = True

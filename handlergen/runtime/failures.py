@@ -134,7 +134,14 @@ def pass_interrupt(error: BaseException) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Is it a lack of memory, on the host or the device? Looks through `raise ... from`."""
+    """Is it a lack of memory, on the host or the device? Looks through `raise ... from`. Nothing is raised."""
+    try:
+        return _is_out_of_memory(error)
+    except Exception:  # the exception's own code
+        return False
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
     seen: set[int] = set()
     current: BaseException | None = _single(error)
     while current is not None and id(current) not in seen:
