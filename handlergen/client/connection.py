@@ -127,6 +127,7 @@ def error_text(body: bytes) -> tuple[str, str]:
     """(type, message) of TorchServe's or handlergen's error body; the body's text when it is neither."""
     try:
         value = json.loads(body)
-        return str(value.get("type", "")), str(value["message"])
+        kind = str(value.get("type", ""))
+        return kind, str(value["message"] if "message" in value else value["type"])
     except (ValueError, AttributeError, KeyError, TypeError):
         return "", body[:2000].decode("utf-8", "replace").strip()

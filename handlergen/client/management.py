@@ -7,11 +7,15 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
-from handlergen.client.connection import Connection
+from handlergen.client.connection import Connection, error_text
 from handlergen.client.results import ModelStatus
-from handlergen.errors import ServerError
+from handlergen.errors import RequestFailed, ServerError
 
 _POLL_S = 0.2
+_TRIES = 5
+_UNFINISHED = frozenset(("NullPointerException", "ConcurrentModificationException"))
+"""What TorchServe's own bookkeeping raises when a worker answers just while it is being ended: BatchAggregator.sendError
+goes through the requests in hand while the worker's thread changes them. It ends no further worker then."""
 _TIMES_EMPTY = 3
 """In a row, before a queue is taken for drained: a worker may be busy with what was taken out of it."""
 
@@ -54,14 +58,13 @@ class Management:
 
         The server is asked without `synchronous=true`: a call of minutes would say nothing meanwhile, and
         TorchServe answers it before surplus workers are gone. `min_worker` and `max_worker` are both set,
-        since TorchServe leaves the maximum where it was otherwise.
+        since TorchServe leaves the maximum where it was otherwise. It is asked again when it gives up midway.
 
         Raises:
             RequestFailed: The server refuses (no such model).
             ServerError: The workers are not READY in time.
         """
-        counts = {"min_worker": str(workers), "max_worker": str(workers)}
-        self._connection.request("PUT", _path(name, version), params=counts)
+        self._set_workers(name, version, workers)
         deadline = time.monotonic() + timeout
         while True:
             status = self.describe(name, version=version)
@@ -93,15 +96,30 @@ class Management:
     def unregister(self, name: str, *, version: str | None = None, drain_s: float = 0.0) -> str:
         """Unregister a model. Needs the model API. TorchServe also deletes an archive it had downloaded.
 
+        All workers but one are ended before: where TorchServe gives up midway, it forgets the others, which then run
+        until the server ends.
+
         Args:
             drain_s: Wait so long at most until no request is in the queue: TorchServe never answers those that are.
                 New ones must go to another version meanwhile (`set_default`).
+
+        Raises:
+            RequestFailed: The server refuses: no such model, or the default version of several.
         """
         deadline, empty = time.monotonic() + drain_s, 0
         while empty < _TIMES_EMPTY and time.monotonic() < deadline:
             empty = 0 if self.describe(name, version=version).queue_waiting else empty + 1
             time.sleep(_POLL_S)
-        return str(self._connection.request("DELETE", _path(name, version), timeout=None).json()["status"])
+        status = self.describe(name, version=version)
+        if len(status.workers) > 1 and not self._must_stay(status):
+            self._set_workers(name, status.version, 1)
+        try:
+            answer = self._connection.request("DELETE", _path(name, version), timeout=None)
+        except RequestFailed as error:
+            if not _gave_up(error):
+                raise
+            return f'Model "{name}" unregistered'
+        return str(answer.json()["status"])
 
     def renew_token(self, kind: str, api_key: str) -> None:
         """Have TorchServe write a new key for `inference` or `management` into its key file."""
@@ -109,9 +127,28 @@ class Management:
             "GET", "/token", params={"type": kind}, headers={"Authorization": f"Bearer {api_key}"}
         )
 
+    def _must_stay(self, status: ModelStatus) -> bool:
+        """Whether it is the default of several versions."""
+        return len(self.describe_all(status.name)) > 1 and self.describe(status.name).version == status.version
+
+    def _set_workers(self, name: str, version: str | None, workers: int) -> None:
+        counts = {"min_worker": str(workers), "max_worker": str(workers)}
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                self._connection.request("PUT", _path(name, version), params=counts)
+                return
+            except RequestFailed as error:
+                if not (tries_left and _gave_up(error)):
+                    raise
+
     def _described(self, name: str, version: str | None) -> list[ModelStatus]:
         answer = self._connection.request("GET", _path(name, version)).json()
         return [ModelStatus.from_description(item) for item in answer]
+
+
+def _gave_up(error: RequestFailed) -> bool:
+    """Whether TorchServe stopped in the middle of what it was asked to do, by a mistake of its own."""
+    return error.status == 500 and error_text(error.body)[0] in _UNFINISHED
 
 
 def _path(name: str, version: str | None) -> str:

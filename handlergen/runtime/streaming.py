@@ -81,10 +81,12 @@ class TorchServeOutlet:
 
     Args:
         context: TorchServe's, of this batch.
+        begin: Called before the first chunk of an answer is sent.
     """
 
-    def __init__(self, context: Any) -> None:
+    def __init__(self, context: Any, begin: Callable[[Item], None]) -> None:
         self._context = context
+        self._begin = begin
         self._one_at_a_time = threading.Lock()  # a postprocess that streams does so beside others'
 
     def send(self, item: Item, body: bytes, content_type: str) -> None:
@@ -92,6 +94,7 @@ class TorchServeOutlet:
 
         with self._one_at_a_time:
             if not item.sent:
+                self._begin(item)
                 self._context.set_response_content_type(item.index, content_type)
             try:
                 send_intermediate_predict_response(
@@ -106,12 +109,17 @@ class TorchServeOutlet:
         raise_to_torchserve(failure)
 
 
-def outlet_of(context: Any) -> Outlet | None:
-    """Where chunks go: the context's own `outlet`, else TorchServe's connection, else nowhere."""
+def outlet_of(context: Any, begin: Callable[[Item], None]) -> Outlet | None:
+    """Where chunks go: the context's own `outlet`, else TorchServe's connection, else nowhere.
+
+    Args:
+        context: Of this batch.
+        begin: As for `TorchServeOutlet`.
+    """
     if hasattr(context, "outlet"):
         own: Outlet | None = context.outlet
         return own
-    return TorchServeOutlet(context) if hasattr(context, "cl_socket") else None
+    return TorchServeOutlet(context, begin) if hasattr(context, "cl_socket") else None
 
 
 def raise_to_torchserve(failure: Failure) -> None:

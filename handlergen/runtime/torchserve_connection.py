@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import socket
 import sys
+from types import FrameType
 
 from .process.forks import closed_in_children
 
 
-def keep_from_children() -> None:
+def keep_from_children() -> socket.socket | None:
     """Close the connection in every process that is forked off this one; to be called below TorchServe's `load_model`.
 
     TorchServe notices by the end of the connection that a worker has died. A child that has it, too, keeps the worker's
     request waiting until `response_timeout_s`, and the next worker from being started. TorchServe hands the connection
     out only when the model is loaded, and a pool of processes may be made before (ts/model_service_worker.py,
     `handle_connection`, where it is the variable `cl_socket`).
+
+    Returns:
+        The connection; None when there is no TorchServe.
     """
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         connection = frame.f_locals.get("cl_socket")
         if isinstance(connection, socket.socket):
             closed_in_children(connection)
-            return
-        frame = frame.f_back  # type: ignore[assignment]
+            return connection
+        frame = frame.f_back
+    return None

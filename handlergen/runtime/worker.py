@@ -12,6 +12,7 @@ from typing import Any
 from .contract import CONTRACT_FILE, Bundle
 from .describe import Counts, description
 from .failures import pass_interrupt
+from .given_twice import Unchecked, for_this_user
 from .health import Health
 from .hooks import BoundHook, Item
 from .kserve import refuse_envelope
@@ -40,6 +41,7 @@ class Worker:
         batch_size: The most requests that come at once.
         metrics: TorchServe's `context.metrics`, if there is a TorchServe.
         place: Where requests are answered; in this process unless something else is said.
+        given: Which requests may be answered.
 
     Raises:
         Exception: What the user's module raises while it is imported, set up and loaded.
@@ -54,8 +56,10 @@ class Worker:
         batch_size: int,
         metrics: Any = None,
         place: Place = Here,
+        given: Unchecked | None = None,
     ) -> None:
         self.bundle = bundle
+        self._given = given or Unchecked()
         self._counts = Counts()
         self._asked_before = False
         self._site: Site = place(
@@ -121,7 +125,7 @@ class Worker:
         keep_freed_memory()
         metrics = getattr(context, "metrics", None)
         leave_out_batch_lines(metrics)
-        keep_from_children()
+        connection = keep_from_children()
         read_ahead()
         switched_on(metrics)
         # Bodies arrive as they were sent, and `decode` reads them: TorchServe's own reading logs a traceback for
@@ -136,6 +140,7 @@ class Worker:
                 batch_size=int(properties.get("batch_size") or 1),
                 metrics=metrics,
                 place=place_of(bundle),
+                given=for_this_user(connection, logging.getLogger("handlergen")),
             )
         except MemoryError:
             raise
@@ -167,17 +172,18 @@ class Worker:
             refuse_envelope(sys._getframe(1))
             self._asked_before = True
         items = received(data, context)
-        outlet = outlet_of(context)
+        outlet = outlet_of(context, self._given.begin)
         for item in items:
             item.outlet = outlet
-        self._counts.requests += self._site.answer(items)
+        self._counts.requests += self._site.answer(self._given.new(items))
         self._site.flush()
+        self._given.end(items)
         return answered(items, context, self._counts)
 
     def preprocess(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Item]:
         """The first stage alone, for subclasses of the generated handler: decode and preprocess."""
         items = received(data, context)
-        self.pipeline.preprocess(items)
+        self.pipeline.preprocess(self._given.new(items))
         self._site.flush()
         return items
 
@@ -191,6 +197,7 @@ class Worker:
         """The third stage alone: postprocess and encode."""
         self.pipeline.postprocess(items)
         self._site.flush()
+        self._given.end(items)
         return answered(items, context, self._counts)
 
     def describe(self) -> dict[str, Any]:

@@ -245,6 +245,78 @@ def test_scale_waits_until_surplus_workers_are_gone():
     assert asked == ["http://127.0.0.1:8081/models/digits?min_worker=1&max_worker=1"]
 
 
+UNFINISHED = [
+    {"code": 500, "type": "NullPointerException", "message": 'Cannot invoke "Job.isControlCmd()"'},
+    {"code": 500, "type": "ConcurrentModificationException"},
+]
+
+
+def test_scale_asks_again_when_torchserve_gives_up_midway():
+    asked: list[str] = []
+    refusals = list(UNFINISHED)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "PUT":
+            asked.append(request.url.query.decode())
+            if refusals:
+                return httpx.Response(500, json=refusals.pop())
+            return httpx.Response(202, json={"status": "Processing worker updates..."})
+        return httpx.Response(200, json=[described(worker(1), wanted=1)])
+
+    assert client(answer).scale("digits", 1).ready_workers == 1
+    assert asked == ["min_worker=1&max_worker=1"] * 3
+
+
+def test_scale_does_not_ask_for_ever_nor_after_a_refusal():
+    def asked(refusal: dict[str, Any]) -> int:
+        puts: list[httpx.Request] = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            puts.append(request)
+            return httpx.Response(500, json=refusal)
+
+        with pytest.raises(RequestFailed):
+            client(answer).scale("digits", 1)
+        return len(puts)
+
+    assert asked(UNFINISHED[0]) == 5
+    assert asked({"code": 500, "type": "InternalServerException", "message": "Failed to start workers"}) == 1
+
+
+@pytest.mark.parametrize("unfinished", [None, *UNFINISHED])
+def test_unregistering_leaves_torchserve_one_worker_to_end(unfinished: dict[str, Any] | None):
+    asked: list[tuple[str, str]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json=[described(worker(1), worker(2), wanted=2)])
+        asked.append((request.method, request.url.raw_path.decode()))
+        if request.method == "DELETE" and unfinished:
+            return httpx.Response(500, json=unfinished)
+        return httpx.Response(200, json={"status": 'Model "digits" unregistered'})
+
+    assert client(answer).unregister("digits", version="1.0") == 'Model "digits" unregistered'
+    assert asked == [
+        ("PUT", "/models/digits/1.0?min_worker=1&max_worker=1"),
+        ("DELETE", "/models/digits/1.0"),
+    ]
+
+
+def test_a_version_that_cannot_be_unregistered_keeps_its_workers():
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.method)
+        if request.method == "GET":
+            default = described(worker(1), worker(2), wanted=2)
+            return httpx.Response(200, json=[default] * (2 if request.url.path.endswith("/all") else 1))
+        return httpx.Response(403, json={"code": 403, "type": "Forbidden", "message": "default version"})
+
+    with pytest.raises(RequestFailed):
+        client(answer).unregister("digits")
+    assert "PUT" not in asked
+
+
 def test_scale_gives_up_in_time():
     def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, json=[described(worker(1, "UNLOADING"))])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import logging
+import math
 import os
 import signal
 import socket
@@ -26,6 +28,7 @@ from handlergen.runtime.process import home as home_module
 from handlergen.runtime.process.home import Home, Identity, NotOurs, Starts, check_peer, remove_orphans
 from handlergen.runtime.process.output import Forwarder
 from handlergen.runtime.process.page import IDLE, PREDICTING, SLOTS, Page
+from handlergen.runtime.process.start import Starter, Unavailable
 from handlergen.runtime.process.waiting import Taken, Waiting
 from handlergen.runtime.requests import Request
 from handlergen.runtime.server_process import started
@@ -164,6 +167,27 @@ def test_an_owner_removes_its_own_directory_only(home: Home) -> None:
     home.remove(other)
     assert not home.path.exists()
     home.remove(other)
+
+
+def test_the_directory_of_an_ended_server_goes_though_a_worker_has_not_noticed(tmp_path: Path) -> None:
+    ended = Home(identity(server=gone(), server_started=1), tmp_path)
+    ended.path.mkdir(mode=0o700)
+    owner = ended.own()
+    assert owner is not None
+    with ended.starting(0):
+        ended.remove(owner)
+    assert not ended.path.exists()
+    forks.close(owner)
+
+
+def test_nothing_is_started_for_an_ended_server(tmp_path: Path) -> None:
+    ended = Home(identity(server=gone(), server_started=1), tmp_path)
+    starter = Starter(
+        ended, model_dir=tmp_path, arguments={}, environ={}, logger=logging.getLogger("test"), spare=None
+    )
+    with pytest.raises(Unavailable, match="the server has ended"):
+        starter.connect(math.inf)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_directories_of_dead_servers_are_removed_and_no_others(tmp_path: Path) -> None:

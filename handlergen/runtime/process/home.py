@@ -244,6 +244,8 @@ class Home:
     def remove(self, owner: int) -> None:
         """Remove the directory and what is in it, unless a worker is just starting the next process, or has.
 
+        When the server has ended, a worker that is just starting one has not noticed yet, and nobody comes after it.
+
         Args:
             owner: What `own` returned.
         """
@@ -251,8 +253,9 @@ class Home:
             if not self.owned(owner):
                 return
             descriptor = _try_lock(self.path / "start.lock")
-            if descriptor is not None:
+            if descriptor is not None or not self.identity.alive():
                 shutil.rmtree(self.path, ignore_errors=True)
+            if descriptor is not None:
                 _unlock(descriptor)
 
 

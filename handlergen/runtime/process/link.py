@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 
 from ..failures import LockTimeout
+from ..sockets import hung_up
 from .calls import Call, CannotCross, PredictorDied, PredictTimeout
 from .channel import Channel, Gone, Message, Unreadable
 from .home import NotOurs
@@ -117,7 +118,7 @@ class Link:
             return
         try:
             connection = self._connection
-            if connection is not None and not connection.pending and _hung_up(connection.channel):
+            if connection is not None and not connection.pending and hung_up(connection.channel.fileno()):
                 self._recover(connection)
             if self._connection is None:
                 with contextlib.suppress(Unavailable):
@@ -286,11 +287,3 @@ class Link:
         if call.waiting_ns is None:
             return call.deadline
         return call.waiting_ns / 1e9 + self._lock_timeout_s
-
-
-def _hung_up(channel: Channel) -> bool:
-    import select
-
-    poll = select.poll()
-    poll.register(channel.fileno(), select.POLLHUP | getattr(select, "POLLRDHUP", 0))
-    return bool(poll.poll(0))

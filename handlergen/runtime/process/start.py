@@ -74,7 +74,8 @@ class Starter:
             deadline: `time.monotonic()` value after which to give up.
 
         Raises:
-            Unavailable: Too many have just died, the last could not load the model, or none listens in time.
+            Unavailable: Too many have just died, the last could not load the model, none listens in time, or the
+                server has ended, so that nobody needs one.
         """
         while True:
             self.reap()
@@ -127,6 +128,8 @@ class Starter:
 
     def _start(self) -> bool:
         """Start a process unless another worker does so; returns when it listens."""
+        if not self.home.identity.alive():
+            raise Unavailable("the server has ended")
         try:
             self.home.make()
             with self.home.starting(_POLL_S * 5) as ours:
