@@ -470,6 +470,23 @@ def test_it_lingers_for_others_as_long_as_it_is_told_and_no_longer_than_it_needs
     assert time.monotonic() - began >= 0.1
 
 
+def test_requests_that_come_one_at_a_time_soon_do_not_linger_and_do_again_when_others_come() -> None:
+    waiting = waiting_for(most=2, linger_s=0.05)
+
+    def lingers(*beside: str) -> bool:
+        for name in ("a", *beside):
+            waiting.put(Asked(name))
+        began = time.monotonic()
+        waiting.take()
+        return time.monotonic() - began >= 0.05
+
+    alone = [lingers() for _ in range(300)]
+    assert alone[:8] == [True] * 8
+    assert [number for number, lingered in enumerate(alone) if lingered and number >= 8] == [128, 256]
+    assert not lingers("b")
+    assert lingers()
+
+
 def test_requests_that_nobody_waits_for_are_left_out_and_told() -> None:
     waiting = waiting_for(most=4, linger_s=0)
     asked = [Asked(name) for name in "abcd"]

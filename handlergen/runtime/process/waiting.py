@@ -10,6 +10,11 @@ from typing import Protocol
 
 from ..hooks import Item
 
+_IN_VAIN = 8
+"""After so many waits that no other request came in, in a row, requests come one at a time: nobody is to wait."""
+_TRY_EVERY = 128
+"""One request in so many then waits all the same, since others may come in the meantime, never beside each other."""
+
 
 class Entry(Protocol):
     """A request that waits.
@@ -54,7 +59,8 @@ class Waiting:
 
     Args:
         most: How many requests one predict takes.
-        linger_s: How long a request waits for others while the device is idle, in seconds.
+        linger_s: How long a request waits for others while the device is idle, in seconds; not while requests come
+            one at a time.
         idle: What the one thread does meanwhile.
     """
 
@@ -65,6 +71,7 @@ class Waiting:
         self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self._next: Entry | None = None
         self._ended = False
+        self._in_vain = 0
 
     def __len__(self) -> int:
         return self._queue.qsize()
@@ -97,7 +104,7 @@ class Waiting:
         taken = [first]
         if first.explains or self._most == 1:
             return taken
-        until = time.monotonic() + self._linger_s if self._linger_s else 0.0
+        until = time.monotonic() + self._linger_s if self._linger_s and self._worth_a_wait() else 0.0
         while len(taken) < self._most:
             try:
                 entry = self._queue.get_nowait()
@@ -115,7 +122,11 @@ class Waiting:
                 break
             if wanted is not None:
                 taken.append(wanted)
+        self._in_vain = 0 if len(taken) > 1 else self._in_vain + 1
         return taken
+
+    def _worth_a_wait(self) -> bool:
+        return self._in_vain < _IN_VAIN or self._in_vain % _TRY_EVERY == 0
 
     def _first(self, wait: bool) -> Entry | None:
         if not wait:
