@@ -14,8 +14,8 @@ from handlergen.errors import RequestFailed, ServerError
 _POLL_S = 0.2
 _TRIES = 5
 _UNFINISHED = frozenset(("NullPointerException", "ConcurrentModificationException"))
-"""What TorchServe's own bookkeeping raises when a worker answers just while it is being ended: BatchAggregator.sendError
-goes through the requests in hand while the worker's thread changes them. It ends no further worker then."""
+"""What TorchServe's bookkeeping raises when a worker answers just while it is being ended: BatchAggregator.sendError
+walks through what it has in hand, which the worker's thread changes. It ends no further worker then."""
 _TIMES_EMPTY = 3
 """In a row, before a queue is taken for drained: a worker may be busy with what was taken out of it."""
 
