@@ -129,7 +129,9 @@ class Management:
 
     def _must_stay(self, status: ModelStatus) -> bool:
         """Whether it is the default of several versions."""
-        return len(self.describe_all(status.name)) > 1 and self.describe(status.name).version == status.version
+        return (
+            len(self.describe_all(status.name)) > 1 and self.describe(status.name).version == status.version
+        )
 
     def _set_workers(self, name: str, version: str | None, workers: int) -> None:
         counts = {"min_worker": str(workers), "max_worker": str(workers)}
