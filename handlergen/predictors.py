@@ -27,6 +27,8 @@ class PredictorStatus:
         mean_batch, largest_batch: Requests that one call was for.
         restarts: How often it has been started again.
         memory_bytes: Resident memory.
+        stages_because: Why preprocess and postprocess run in it although `archive` put them into the workers; empty
+            when they do not.
     """
 
     server: int
@@ -41,6 +43,7 @@ class PredictorStatus:
     largest_batch: int
     restarts: int
     memory_bytes: int
+    stages_because: str
 
 
 def running_predictors() -> list[PredictorStatus]:
@@ -72,6 +75,7 @@ def running_predictors() -> list[PredictorStatus]:
                 largest_batch=picture.largest_batch,
                 restarts=home.starts().restarts,
                 memory_bytes=memory,
+                stages_because=home.relay(),
             )
         )
     return sorted(found, key=lambda each: (each.server, each.model, each.version, each.device))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -14,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from handlergen.cli import main
 from handlergen.runtime.contract import CONTRACT_FILE
 from tests.e2e.test_answers import describe
 from tests.e2e.test_main_job import make_archive
@@ -180,6 +183,12 @@ def answered_as_loaded(site: Site) -> None:
     said = describe(site.server, "watched")["predictor"]
     assert said["stages"] == "predictor"
     assert said["stages_because"] == "postprocess uses LABELS, which load changes"
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as output:
+        patch.setenv("HANDLERGEN_STATE_DIR", str(site.state))
+        with pytest.raises(SystemExit, match="0"):
+            main(["status", "-c", str(site.server.config)])
+    shown = output.getvalue()
+    assert "takes whole requests (stages: predictor): postprocess uses LABELS, which load changes" in shown
 
 
 def test_what_load_changes_out_of_sight_of_the_analysis_is_answered_rightly(site: Site) -> None:

@@ -236,6 +236,19 @@ class Home:
         before = self.starts()
         self._write(replace(before, reason=reason))
 
+    def note_relay(self, reason: str) -> None:
+        """Whole requests come here from now on, although the source was read to allow `stages: worker`."""
+        draft = self.path / f".relay.{os.getpid()}"
+        draft.write_text(reason, "utf-8")
+        draft.replace(self.path / "relay")
+
+    def relay(self) -> str:
+        """Why they do; empty when they do not."""
+        try:
+            return (self.path / "relay").read_text("utf-8")
+        except OSError:
+            return ""
+
     def _write(self, starts: Starts) -> None:
         draft = self.path / f".starts.{os.getpid()}"
         draft.write_text(json.dumps(asdict(starts)), "utf-8")

@@ -138,7 +138,7 @@ class _Process:
             return CANNOT_LOAD
         self._end, self._flush = serving.waiting.end, serving.flush
         self._page.enter(IDLE)
-        _welcome(peers, model.predictor.describe(), relay)
+        self._welcome(peers, model.predictor.describe(), relay)
         if not serving.predict_until_ended():
             self._logger.error(
                 "the device does not answer any more; process %d ends, and another one goes on", os.getpid()
@@ -152,6 +152,17 @@ class _Process:
         self._home.remove(self._owner)
         model.close()
         return 0
+
+    def _welcome(self, peers: Peers, about: dict[str, Any], relay: str) -> None:
+        from .protocol import Welcome
+
+        if relay:
+            self._home.note_relay(relay)
+        peers.welcome(
+            lambda number: Welcome(
+                number, os.getpid(), about["device"], about["device_key"], about["load_s"], relay
+            )
+        )
 
     def _end_at_once(self) -> None:
         self._home.remove(self._owner)
@@ -189,16 +200,6 @@ class _Process:
 
     def _be_told(self, _number: int, _frame: object) -> None:
         self._told = True  # also when user code has taken the wakeup descriptor for itself
-
-
-def _welcome(peers: Peers, about: dict[str, Any], relay: str) -> None:
-    from .protocol import Welcome
-
-    peers.welcome(
-        lambda number: Welcome(
-            number, os.getpid(), about["device"], about["device_key"], about["load_s"], relay
-        )
-    )
 
 
 def _own(home: Home) -> int | None:
