@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +11,10 @@ from urllib.parse import quote
 
 from handlergen.client.connection import Connection, error_text
 from handlergen.client.results import ModelStatus
-from handlergen.errors import RequestFailed, ServerError
+from handlergen.errors import HandlergenError, RequestFailed, ServerError
 
 _POLL_S = 0.2
+_NO_MODEL_API = 405
 _TRIES = 5
 _UNFINISHED = frozenset(("NullPointerException", "ConcurrentModificationException"))
 """What TorchServe's bookkeeping raises when a worker answers just while it is being ended: BatchAggregator.sendError
@@ -96,30 +99,31 @@ class Management:
     def unregister(self, name: str, *, version: str | None = None, drain_s: float = 0.0) -> str:
         """Unregister a model. Needs the model API. TorchServe also deletes an archive it had downloaded.
 
-        All workers but one are ended before: where TorchServe gives up midway, it forgets the others, which then run
-        until the server ends.
+        The workers are ended before: when TorchServe gives up ending them midway, a model that is being unregistered
+        is left half there, and its other workers run until the server ends.
 
         Args:
             drain_s: Wait so long at most until no request is in the queue: TorchServe never answers those that are.
                 New ones must go to another version meanwhile (`set_default`).
 
         Raises:
-            RequestFailed: The server refuses: no such model, or the default version of several.
+            RequestFailed: The server refuses: no model API, no such model, or the default version of several. The model
+                is as it was then.
         """
-        deadline, empty = time.monotonic() + drain_s, 0
-        while empty < _TIMES_EMPTY and time.monotonic() < deadline:
-            empty = 0 if self.describe(name, version=version).queue_waiting else empty + 1
-            time.sleep(_POLL_S)
         status = self.describe(name, version=version)
-        if len(status.workers) > 1 and not self._must_stay(status):
-            self._set_workers(name, status.version, 1)
+        self._refuse_unregistration(status)
+        path, deadline = _path(name, status.version), time.monotonic() + drain_s
         try:
-            answer = self._connection.request("DELETE", _path(name, version), timeout=None)
-        except RequestFailed as error:
-            if not _gave_up(error):
-                raise
-            return f'Model "{name}" unregistered'
-        return str(answer.json()["status"])
+            self._drain(status, deadline)
+            if len(status.workers) > 1:
+                self._set_workers(name, status.version, 1)
+                self._drain(status, deadline)  # what the others had in hand
+            self._set_workers(name, status.version, 0)
+            return str(self._connection.request("DELETE", path, timeout=None).json()["status"])
+        except HandlergenError:
+            with contextlib.suppress(HandlergenError):
+                self._ask_for(path, status.min_workers, status.max_workers)
+            raise
 
     def renew_token(self, kind: str, api_key: str) -> None:
         """Have TorchServe write a new key for `inference` or `management` into its key file."""
@@ -127,17 +131,37 @@ class Management:
             "GET", "/token", params={"type": kind}, headers={"Authorization": f"Bearer {api_key}"}
         )
 
-    def _must_stay(self, status: ModelStatus) -> bool:
-        """Whether it is the default of several versions."""
-        return (
-            len(self.describe_all(status.name)) > 1 and self.describe(status.name).version == status.version
-        )
+    def _refuse_unregistration(self, status: ModelStatus) -> None:
+        """Raise what the server would, before anything is done to the model."""
+        others = len(self.describe_all(status.name)) > 1
+        stays = others and self.describe(status.name).version == status.version
+        # For a version that nobody has, the server only says whether the model API is on.
+        version = status.version if stays else f"{status.version}-{secrets.token_hex(8)}"
+        try:
+            self._connection.request("DELETE", _path(status.name, version), timeout=None)
+        except RequestFailed as error:
+            if stays or error.status == _NO_MODEL_API:
+                raise
+
+    def _drain(self, status: ModelStatus, deadline: float) -> None:
+        empty = 0
+        while empty < _TIMES_EMPTY and time.monotonic() < deadline:
+            waiting = self.describe(status.name, version=status.version).queue_waiting
+            empty = 0 if waiting else empty + 1
+            time.sleep(_POLL_S)
 
     def _set_workers(self, name: str, version: str | None, workers: int) -> None:
-        counts = {"min_worker": str(workers), "max_worker": str(workers)}
+        """Set minimum and maximum; asks again when TorchServe gives up midway."""
+        path = _path(name, version)
+        if not workers and len(self.describe(name, version=version).workers) > 1:
+            self._ask_for(path, 1, 1)  # when none is to stay, it forgets those that it has not ended yet
+        self._ask_for(path, workers, workers)
+
+    def _ask_for(self, path: str, least: int, most: int) -> None:
+        counts = {"min_worker": str(least), "max_worker": str(most)}
         for tries_left in reversed(range(_TRIES)):
             try:
-                self._connection.request("PUT", _path(name, version), params=counts)
+                self._connection.request("PUT", path, params=counts)
                 return
             except RequestFailed as error:
                 if not (tries_left and _gave_up(error)):

@@ -69,12 +69,11 @@ class Dispatch:
                 self._answer_describe(item)
                 continue
             explains = item.properties.get("explain") == "True"
-            is_kserve = not isinstance(item.properties.get("url_path"), str)
             if explains and self._explanations is None:
-                item.failure = kserve_failure(_NO_EXPLAIN) if is_kserve else _NO_EXPLAIN
+                item.failure = told(item, _NO_EXPLAIN)
                 continue
             parts = [item]
-            if is_kserve:
+            if _is_kserve(item):
                 request = self._open(item, index)
                 if request is None:
                     continue
@@ -116,8 +115,18 @@ class Dispatch:
         except BaseException as error:
             self._predictions.fail(item, error, "decode")
             if item.failure is not None:
-                item.failure = kserve_failure(item.failure)
+                item.failure = told(item, item.failure)
             return None
+
+
+def told(item: Item, failure: Failure) -> Failure:
+    """A failure as a request's client reads it: one of KServe's reads `error`."""
+    return kserve_failure(failure) if _is_kserve(item) else failure
+
+
+def _is_kserve(item: Item) -> bool:
+    """It came to one of KServe's addresses, or to `/invocations`."""
+    return not (_is_plain(item) or is_describe(item) or isinstance(item.properties.get("url_path"), str))
 
 
 def _is_plain(item: Item) -> bool:

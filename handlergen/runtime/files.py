@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def reserve(descriptor: int, size: int) -> None:
-    """Give a file that is to be mapped its size in bytes, and the room.
+    """Give a file that is to be mapped its size in bytes, and the room; what it has is kept.
 
     Where a mapped file has no block of its own yet and the disk is full, writing there kills the process (SIGBUS).
 
@@ -16,8 +16,8 @@ def reserve(descriptor: int, size: int) -> None:
     """
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)
-    else:
-        os.ftruncate(descriptor, size)
+    elif (missing := size - os.fstat(descriptor).st_size) > 0:
+        os.pwrite(descriptor, bytes(missing), size - missing)
 
 
 def is_at(path: Path, descriptor: int) -> bool:

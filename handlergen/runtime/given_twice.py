@@ -17,6 +17,7 @@ it was passed on; such a request is refused too.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import mmap
 import os
@@ -27,17 +28,20 @@ from hashlib import blake2b
 from pathlib import Path
 
 from .device_lock import lock_directory
+from .dispatch import told
 from .failures import Failure
 from .files import reserve
 from .hooks import Item
 from .sockets import hung_up
+from .streaming import raise_to_torchserve
 
-_FILE = "answered"
+_FILE = "answered-1"
+"""The number is that of the layout: running workers of another version may have theirs."""
 _SLOTS = 1 << 15
 """A slot is overwritten after so many answers of all of this user's models, on average. A request is given out again
 within milliseconds."""
 _SLOT_BYTES = 16
-_ANSWERED, _BEGUN = b"\1", b"\2"
+ANSWERED, STREAMED = b"\1", b"\2"
 
 _REFUSED = Failure(
     503,
@@ -51,22 +55,41 @@ class Answered:
     """The ids of the requests that were answered last, in a mapped file.
 
     Args:
-        directory: Private to this user; `lock_directory()`.
+        directory: Makes it if it is not there, and names it: private to this user.
 
     Raises:
         OSError: The file cannot be made.
     """
 
-    def __init__(self, directory: Path) -> None:
-        descriptor = os.open(directory / _FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def __init__(self, directory: Callable[[], Path] = lock_directory) -> None:
+        self._directory = directory
+        self._open()
+
+    def _open(self) -> None:
+        path = self._directory() / _FILE
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             reserve(descriptor, _SLOTS * _SLOT_BYTES)
             self._memory = mmap.mmap(descriptor, _SLOTS * _SLOT_BYTES)
+            self._path, self._file = path, os.fstat(descriptor)
         finally:
             os.close(descriptor)
 
+    def follow(self) -> None:
+        """Go on with a new file where somebody has deleted this one, so that workers that start later see the same.
+
+        Raises:
+            OSError: It cannot be made; the old one serves on.
+        """
+        try:
+            if os.path.samestat(self._path.stat(), self._file):
+                return
+        except FileNotFoundError:
+            pass
+        self._open()
+
     def note(self, request_id: str, how: bytes) -> None:
-        """A request is answered, or its answer begun; before TorchServe has it."""
+        """A request is answered, or its stream begun; before TorchServe has it."""
         place, name = _slot(request_id)
         self._memory[place : place + _SLOT_BYTES] = name + how
 
@@ -106,13 +129,33 @@ class AnsweredOnce(Unchecked):
         self._logger = logger
 
     def new(self, items: Sequence[Item]) -> list[Item]:
-        """Those that nobody has answered; the others have their failure afterwards."""
-        return [item for item in items if not self._refused(item)]
+        """Those that nobody has answered; the others have their failure afterwards.
+
+        Raises:
+            Exception: TorchServe's, which fails the batch, when one was answered by a stream. Only that closes the
+                connection of a stream, wherever it is (RestJob.responseInference): its neighbours may come again.
+        """
+        with contextlib.suppress(OSError):  # a full disk
+            self._answered.follow()
+        new, streamed = [], False
+        for item in items:
+            how = self._answered.find(item.request.id)
+            if how:
+                item.failure = told(item, _REFUSED)
+                streamed |= how == STREAMED
+                self._logger.warning(
+                    "request %s had been answered by another worker already", item.request.id
+                )
+            else:
+                new.append(item)
+        if streamed:
+            raise_to_torchserve(_REFUSED)
+        return new
 
     def begin(self, item: Item) -> None:
         """The first chunk of an answer is about to be sent."""
         if not self._closed():
-            self._answered.note(item.request.id, _BEGUN)
+            self._answered.note(item.request.id, STREAMED)
 
     def end(self, items: Sequence[Item]) -> None:
         """These are about to be answered.
@@ -122,17 +165,8 @@ class AnsweredOnce(Unchecked):
         if self._closed():
             return
         for item in items:
-            if item.failure is None and item.reply.status < 400:
-                self._answered.note(item.request.id, _ANSWERED)
-
-    def _refused(self, item: Item) -> bool:
-        how = self._answered.find(item.request.id)
-        if not how:
-            return False
-        item.failure = _REFUSED
-        item.sent = how == _BEGUN
-        self._logger.warning("request %s had been answered by another worker already", item.request.id)
-        return True
+            if item.failure is None and item.reply.status < 400 and not item.sent:
+                self._answered.note(item.request.id, ANSWERED)
 
 
 def for_this_user(connection: socket.socket | None, logger: logging.Logger) -> Unchecked:
@@ -147,7 +181,7 @@ def for_this_user(connection: socket.socket | None, logger: logging.Logger) -> U
     if connection is None:
         return Unchecked()
     try:
-        return AnsweredOnce(Answered(lock_directory()), partial(hung_up, connection.fileno()), logger)
+        return AnsweredOnce(Answered(), partial(hung_up, connection.fileno()), logger)
     except OSError as error:
         logger.warning("requests that TorchServe gives to two workers cannot be noticed: %s", error)
         return Unchecked()

@@ -98,6 +98,14 @@ def test_rest_json_and_no_handlergen_needed(server: tuple[Any, Path]) -> None:
     assert client.predict("everything", "text").json()["handlergen importable"] is False
 
 
+def test_without_the_model_api_a_model_keeps_its_workers(server: tuple[Any, Path]) -> None:
+    before = server[0].worker_pids("everything")
+    with pytest.raises(RequestFailed) as refused:
+        server[0].client.unregister("everything")
+    assert refused.value.status == 405
+    assert server[0].worker_pids("everything") == before
+
+
 def test_rest_bytes(server: tuple[Any, Path]) -> None:
     answer = server[0].client.predict("everything", content=b"\x00\xff").json()
     assert (answer["type"], answer["data"]) == ("bytes", repr(b"\x00\xff"))

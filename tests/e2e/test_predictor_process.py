@@ -212,6 +212,8 @@ def test_what_load_changes_out_of_sight_of_the_analysis_is_answered_rightly(site
     finally:
         site.client.unregister("watched")
     until(lambda: not of_watched(site), within_s=15)
+    assert "watched" not in site.client.models()
+    assert site.client.ping() == "Healthy"
 
 
 def test_nothing_overlapped_and_nothing_is_left_of_a_killed_server(site: Site) -> None:

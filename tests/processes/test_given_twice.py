@@ -8,25 +8,27 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import struct
 import subprocess
 import sys
 import uuid
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import ts
 
-from handlergen.runtime.given_twice import Answered
+from handlergen.runtime.given_twice import ANSWERED, STREAMED, Answered
 from tests.e2e.test_main_job import make_archive
 from tests.histories import until
 from tests.unit.test_torchserve_reading import END, field
 
 WORKER = Path(ts.__file__).with_name("model_service_worker.py")
+NO_HEADERS: Mapping[str, str] = {}
 METRICS = Path(ts.__file__).parent / "configs" / "metrics.yaml"
 
 SOURCE = """
@@ -110,11 +112,14 @@ class Frontend:
         self._field()
         assert self._int() == -1
 
-    def send(self, *requests: tuple[str, Any]) -> None:
+    def send(self, *requests: tuple[str, Any], headers: Mapping[str, str] = NO_HEADERS) -> None:
         """Give it a batch, each request an id and a JSON value."""
         message = b"I"
+        more = b"".join(field(part.encode()) for pair in headers.items() for part in pair)
         for request_id, value in requests:
-            message += field(request_id.encode()) + field(b"content-type") + field(b"application/json") + END
+            message += (
+                field(request_id.encode()) + field(b"content-type") + field(b"application/json") + more + END
+            )
             message += field(b"body") + field(b"application/json") + field(json.dumps(value).encode()) + END
         self.connection.sendall(message + END)
 
@@ -203,6 +208,10 @@ def test_what_one_worker_has_answered_another_refuses(workers: tuple[Frontend, F
     assert second.ask(new_id(), {"n": 4}).status == 200
     assert second.ask(twice, {"n": 1}).status == 503  # alone in its batch too
 
+    second.send((twice, {"n": 1}), headers={"explain": "False"})  # as from `/invocations`
+    _, (refused,) = second.receive()
+    assert "error" in json.loads(refused.body)  # which a client of KServe's reads
+
 
 def test_a_stream_that_has_begun_is_not_begun_again(home: Path, workers: tuple[Frontend, Frontend]) -> None:
     first, second = workers
@@ -215,8 +224,14 @@ def test_a_stream_that_has_begun_is_not_begun_again(home: Path, workers: tuple[F
         second.receive()
     )  # of the batch as a whole: only that closes a connection in the middle of a stream
     assert status == 503
-    assert second.ask(new_id(), {"n": 6}).status == 200
+    neighbour = new_id()
+    second.send((neighbour, {"n": 6}), (request_id, [1, str(release), 2]))
+    status, _ = second.receive()
+    assert status == 503
+    assert json.loads(second.ask(neighbour, {"n": 6}).body)["n"] == 6  # if it comes again
     assert [first.receive()[1][0].body, first.receive()[1][0].body] == [b'{"chunk":2}\n', b""]
+    second.send((request_id, [1, str(release), 2]))
+    assert second.receive()[0] == 503  # after its end too
 
 
 def test_what_nobody_could_take_any_more_is_answered(home: Path, workers: tuple[Frontend, Frontend]) -> None:
@@ -233,11 +248,27 @@ def test_what_nobody_could_take_any_more_is_answered(home: Path, workers: tuple[
 
 def test_ids_are_told_apart_and_outlive_their_process(tmp_path: Path) -> None:
     ids = [new_id() for _ in range(1000)]
-    one, other = Answered(tmp_path), Answered(tmp_path)
-    for number, each in enumerate(ids):
-        one.note(each, b"\1" if number % 2 else b"\2")
-    found = [other.find(each) for each in ids]
-    assert (
-        sum(how == (b"\1" if number % 2 else b"\2") for number, how in enumerate(found)) > 950
-    )  # some share a slot
+    hows = [(ANSWERED, STREAMED)[number % 2] for number in range(1000)]
+    one, other = Answered(lambda: tmp_path), Answered(lambda: tmp_path)
+    for each, how in zip(ids, hows, strict=True):
+        one.note(each, how)
+    right = sum(other.find(each) == how for each, how in zip(ids, hows, strict=True))
+    assert right > 950  # some share a slot
     assert [other.find(new_id()) for _ in range(1000)] == [b""] * 1000
+
+
+def test_a_deleted_directory_is_made_again_and_found_by_those_that_start_later(tmp_path: Path) -> None:
+    directory = tmp_path / "locks"
+
+    def made() -> Path:
+        directory.mkdir(exist_ok=True)
+        return directory
+
+    running = Answered(made)
+    running.note("before", ANSWERED)
+    running.follow()
+    assert running.find("before") == ANSWERED
+    shutil.rmtree(directory)
+    running.follow()
+    running.note("after", ANSWERED)
+    assert Answered(made).find("after") == ANSWERED

@@ -283,38 +283,78 @@ def test_scale_does_not_ask_for_ever_nor_after_a_refusal():
     assert asked({"code": 500, "type": "InternalServerException", "message": "Failed to start workers"}) == 1
 
 
-@pytest.mark.parametrize("unfinished", [None, *UNFINISHED])
-def test_unregistering_leaves_torchserve_one_worker_to_end(unfinished: dict[str, Any] | None):
-    asked: list[tuple[str, str]] = []
+class FakeServer:
+    """A model `digits` as a server has it, and what was asked of it besides descriptions."""
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def __init__(self, workers: int, *, versions: int = 1, refusals: dict[str, list[httpx.Response]]) -> None:
+        self.workers = workers
+        self.versions = versions
+        self.refusals = refusals
+        self.asked: list[str] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
         if request.method == "GET":
-            return httpx.Response(200, json=[described(worker(1), worker(2), wanted=2)])
-        asked.append((request.method, request.url.raw_path.decode()))
-        if request.method == "DELETE" and unfinished:
-            return httpx.Response(500, json=unfinished)
+            one = described(*map(worker, range(self.workers)), wanted=self.workers)
+            return httpx.Response(
+                200, json=[one] * (self.versions if request.url.path.endswith("/all") else 1)
+            )
+        version = request.url.path.removeprefix("/models/digits").strip("/")
+        if request.method == "DELETE" and len(version) > len("1.0-"):
+            self.asked.append("DELETE of none")
+        else:
+            counts = request.url.params.get("min_worker")
+            self.asked.append(f"{request.method} {counts}" if counts else request.method)
+        if waiting := self.refusals.get(self.asked[-1]):
+            return waiting.pop(0)
+        if request.method == "PUT":
+            self.workers = int(request.url.params["min_worker"])
         return httpx.Response(200, json={"status": 'Model "digits" unregistered'})
 
-    assert client(answer).unregister("digits", version="1.0") == 'Model "digits" unregistered'
-    assert asked == [
-        ("PUT", "/models/digits/1.0?min_worker=1&max_worker=1"),
-        ("DELETE", "/models/digits/1.0"),
-    ]
+
+def refused(status: int, kind: str) -> httpx.Response:
+    return httpx.Response(status, json={"code": status, "type": kind, "message": kind})
 
 
-def test_a_version_that_cannot_be_unregistered_keeps_its_workers():
-    asked: list[str] = []
+def test_workers_are_ended_before_a_model_is_unregistered():
+    no_version, gave_up = refused(404, "ModelVersionNotFoundException"), refused(500, "NullPointerException")
+    refusals = {
+        "DELETE of none": [no_version],
+        "PUT 1": [gave_up],
+        "PUT 0": [refused(500, "NullPointerException")],
+    }
+    server = FakeServer(3, refusals=refusals)
+    assert client(server).unregister("digits") == 'Model "digits" unregistered'
+    assert server.asked == ["DELETE of none", "PUT 1", "PUT 1", "PUT 0", "PUT 0", "DELETE"]
 
-    def answer(request: httpx.Request) -> httpx.Response:
-        asked.append(request.method)
-        if request.method == "GET":
-            default = described(worker(1), worker(2), wanted=2)
-            return httpx.Response(200, json=[default] * (2 if request.url.path.endswith("/all") else 1))
-        return httpx.Response(403, json={"code": 403, "type": "Forbidden", "message": "default version"})
 
-    with pytest.raises(RequestFailed):
-        client(answer).unregister("digits")
-    assert "PUT" not in asked
+@pytest.mark.parametrize(("versions", "status"), [(1, 405), (2, 403)])
+def test_a_model_that_cannot_be_unregistered_keeps_its_workers(versions: int, status: int):
+    refusals = {
+        "DELETE of none": [refused(405, "MethodNotAllowed")],
+        "DELETE": [refused(403, "InvalidModelVersion")],
+    }
+    server = FakeServer(2, versions=versions, refusals=refusals)
+    with pytest.raises(RequestFailed) as caught:
+        client(server).unregister("digits")
+    assert caught.value.status == status
+    assert server.asked == ["DELETE of none" if versions == 1 else "DELETE"]
+
+
+def test_a_model_that_is_not_unregistered_after_all_gets_its_workers_back():
+    refusals = {
+        "DELETE of none": [refused(404, "ModelVersionNotFoundException")],
+        "DELETE": [refused(408, "RequestTimeoutException")],
+    }
+    server = FakeServer(3, refusals=refusals)
+    with pytest.raises(RequestFailed, match="408"):
+        client(server).unregister("digits")
+    assert server.asked[-2:] == ["DELETE", "PUT 3"]
+
+
+def test_all_workers_are_ended_one_first():
+    server = FakeServer(4, refusals={"PUT 1": [refused(500, "ConcurrentModificationException")]})
+    assert client(server).scale("digits", 0).workers == ()
+    assert server.asked == ["PUT 1", "PUT 1", "PUT 0"]
 
 
 def test_scale_gives_up_in_time():

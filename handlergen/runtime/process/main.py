@@ -157,7 +157,8 @@ class _Process:
         from .protocol import Welcome
 
         if relay:
-            self._home.note_relay(relay)
+            with contextlib.suppress(OSError):  # a full disk: only `status` does not say so then
+                self._home.note_relay(relay)
         peers.welcome(
             lambda number: Welcome(
                 number, os.getpid(), about["device"], about["device_key"], about["load_s"], relay
