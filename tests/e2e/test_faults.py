@@ -366,4 +366,4 @@ def test_nothing_is_left_when_it_is_stopped(site: Site) -> None:
     assert [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
     assert not temp_dir.exists()
     left = {path.name for path in (site.state / "locks").iterdir() if path.suffix != ".lock"}
-    assert left <= {"answered"}  # as the locks, for all servers of the user
+    assert left <= {"answered-1"}  # as the locks, for all servers of the user
