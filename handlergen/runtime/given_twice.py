@@ -22,6 +22,7 @@ import logging
 import mmap
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import blake2b
@@ -41,6 +42,8 @@ _SLOTS = 1 << 15
 """A slot is overwritten after so many answers of all of this user's models, on average. A request is given out again
 within milliseconds."""
 _SLOT_BYTES = 16
+_LOOK_EVERY_S = 1.0
+"""Whether the file is still there; a look costs 3 µs."""
 ANSWERED, STREAMED = b"\1", b"\2"
 
 _REFUSED = Failure(
@@ -127,6 +130,7 @@ class AnsweredOnce(Unchecked):
         self._answered = answered
         self._closed = closed
         self._logger = logger
+        self._look_at = 0.0
 
     def new(self, items: Sequence[Item]) -> list[Item]:
         """Those that nobody has answered; the others have their failure afterwards.
@@ -135,8 +139,7 @@ class AnsweredOnce(Unchecked):
             Exception: TorchServe's, which fails the batch, when one was answered by a stream. Only that closes the
                 connection of a stream, wherever it is (RestJob.responseInference): its neighbours may come again.
         """
-        with contextlib.suppress(OSError):  # a full disk
-            self._answered.follow()
+        self._follow()
         new, streamed = [], False
         for item in items:
             how = self._answered.find(item.request.id)
@@ -167,6 +170,13 @@ class AnsweredOnce(Unchecked):
         for item in items:
             if item.failure is None and item.reply.status < 400 and not item.sent:
                 self._answered.note(item.request.id, ANSWERED)
+
+    def _follow(self) -> None:
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_EVERY_S
+            with contextlib.suppress(OSError):  # a full disk
+                self._answered.follow()
 
 
 def for_this_user(connection: socket.socket | None, logger: logging.Logger) -> Unchecked:
