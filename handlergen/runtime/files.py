@@ -26,7 +26,16 @@ def is_at(path: Path, descriptor: int) -> bool:
     Raises:
         OSError: That cannot be seen.
     """
+    return has_name(os.fstat(descriptor), path)
+
+
+def has_name(file: os.stat_result, path: Path) -> bool:
+    """The same, of a file that was looked at while it was open.
+
+    Raises:
+        OSError: That cannot be seen.
+    """
     try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
+        return os.path.samestat(path.stat(), file)
     except FileNotFoundError:
         return False

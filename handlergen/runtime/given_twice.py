@@ -31,7 +31,7 @@ from pathlib import Path
 from .device_lock import lock_directory
 from .dispatch import told
 from .failures import Failure
-from .files import reserve
+from .files import has_name, reserve
 from .hooks import Item
 from .sockets import hung_up
 from .streaming import raise_to_torchserve
@@ -84,12 +84,8 @@ class Answered:
         Raises:
             OSError: It cannot be made; the old one serves on.
         """
-        try:
-            if os.path.samestat(self._path.stat(), self._file):
-                return
-        except FileNotFoundError:
-            pass
-        self._open()
+        if not has_name(self._file, self._path):
+            self._open()
 
     def note(self, request_id: str, how: bytes) -> None:
         """A request is answered, or its stream begun; before TorchServe has it."""
@@ -182,11 +178,11 @@ class AnsweredOnce(Unchecked):
 def for_this_user(connection: socket.socket | None, logger: logging.Logger) -> Unchecked:
     """What a worker has.
 
+    Where the file cannot be made, the log is told, and nothing is checked: a full disk is no reason not to serve.
+
     Args:
         connection: TorchServe's; without one nothing needs to be checked.
         logger: Told of each request that is refused.
-
-    Where the file cannot be made, the log is told, and nothing is checked: a full disk is no reason not to serve.
     """
     if connection is None:
         return Unchecked()
