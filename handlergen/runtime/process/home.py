@@ -133,9 +133,7 @@ class Home:
             lock_directory()  # which somebody may have deleted meanwhile
         remove_orphans(self.path.parent)
         self.path.mkdir(mode=0o700, exist_ok=True)
-        draft = self.path / f".identity.{os.getpid()}"
-        draft.write_text(json.dumps(asdict(self.identity)), "utf-8")
-        draft.replace(self.path / "identity.json")
+        self._put("identity.json", json.dumps(asdict(self.identity)))
 
     @property
     def page(self) -> Path:
@@ -238,9 +236,7 @@ class Home:
 
     def note_relay(self, reason: str) -> None:
         """Whole requests come here from now on, although the source was read to allow `stages: worker`."""
-        draft = self.path / f".relay.{os.getpid()}"
-        draft.write_text(reason, "utf-8")
-        draft.replace(self.path / "relay")
+        self._put("relay", reason)
 
     def relay(self) -> str:
         """Why they do; empty when they do not."""
@@ -250,9 +246,13 @@ class Home:
             return ""
 
     def _write(self, starts: Starts) -> None:
-        draft = self.path / f".starts.{os.getpid()}"
-        draft.write_text(json.dumps(asdict(starts)), "utf-8")
-        draft.replace(self.path / "starts.json")
+        self._put("starts.json", json.dumps(asdict(starts)))
+
+    def _put(self, name: str, text: str) -> None:
+        """Write a file of the directory; whoever reads it sees all of it, or the one before."""
+        draft = self.path / f".{name}.{os.getpid()}"
+        draft.write_text(text, "utf-8")
+        draft.replace(self.path / name)
 
     def remove(self, owner: int) -> None:
         """Remove the directory and what is in it, unless a worker is just starting the next process, or has.
