@@ -1,9 +1,7 @@
-"""Where workers meet their predictor process, what the page says, what is printed, and who waits in which order."""
+"""Where workers meet their predictor process, and when the next one may start."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import json
 import logging
 import math
@@ -13,24 +11,17 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from handlergen.runtime.hooks import Item
 from handlergen.runtime.process import forks
 from handlergen.runtime.process import home as home_module
 from handlergen.runtime.process.home import Home, Identity, NotOurs, Starts, check_peer, remove_orphans
-from handlergen.runtime.process.output import Forwarder
-from handlergen.runtime.process.page import IDLE, PREDICTING, SLOTS, Page
 from handlergen.runtime.process.start import Starter, Unavailable
-from handlergen.runtime.process.waiting import Taken, Waiting
-from handlergen.runtime.requests import Request
 from handlergen.runtime.server_process import started
 
 
@@ -212,6 +203,32 @@ def test_directories_of_dead_servers_are_removed_and_no_others(tmp_path: Path) -
     assert not held.path.exists()
 
 
+def test_a_forked_child_does_not_keep_the_start_to_itself(tmp_path: Path) -> None:
+    """Of a pool that a hook makes while the worker starts the predictor process."""
+    home = Home(identity(), tmp_path)
+    home.make()
+    with home.starting(0) as ours:
+        assert ours
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with home.starting(0) as ours:
+            assert ours
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_peer_is_known_by_its_user() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        check_peer(one)
+        raw = one.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        assert struct.unpack("3i", raw)[1] == os.geteuid()
+
+
 # -- back-off -----------------------------------------------------------------------------------------------------
 
 
@@ -238,304 +255,3 @@ def test_starts_are_counted_and_a_process_that_served_is_no_failure(
     assert home.starts() == Starts(1100.0, 1, "", 4)
     (home.path / "starts.json").write_text("{broken")
     assert home.starts() == Starts()
-
-
-# -- the page -----------------------------------------------------------------------------------------------------
-
-
-def test_the_page_says_what_the_process_does_even_after_it(tmp_path: Path) -> None:
-    page = Page.make(tmp_path / "page")
-    seen = Page.open(tmp_path / "page")
-    assert seen.look().state == "loading"
-    page.enter(PREDICTING)
-    slot = page.take_slot(3, 7)
-    assert seen.holds(3, 7)
-    assert not seen.holds(7, 3)
-    assert not seen.holds(3, 8)
-    page.count(4, 2)
-    page.count(1, 0)
-    page.free_slot(slot)
-    assert not seen.holds(3, 7)
-    picture = seen.look()
-    assert (picture.pid, picture.state) == (os.getpid(), "predicting")
-    assert (picture.predictions, picture.requests, picture.largest_batch, picture.waiting) == (2, 5, 4, 0)
-    page.enter(IDLE)
-    assert seen.look().state == "idle"
-    assert not page.timed_out
-    seen.condemn()
-    assert page.timed_out
-    fresh = Page.make(tmp_path / "page")
-    assert not fresh.timed_out
-    assert page.timed_out  # the old one stays with whoever has it open
-
-
-def test_a_look_at_the_page_never_mixes_two_states(tmp_path: Path) -> None:
-    """It was filled byte by byte: a predict that had just begun seemed to have run for hours, and was killed for it."""
-    page = Page.make(tmp_path / "page")
-    seen = Page.open(tmp_path / "page")
-    writer = os.fork()
-    if writer == 0:
-        until = time.monotonic() + 1.5
-        while time.monotonic() < until:
-            page.enter(PREDICTING)
-            page.enter(IDLE)
-        os._exit(0)
-    try:
-        longest, looks = 0.0, 0
-        while os.waitpid(writer, os.WNOHANG) == (0, 0):
-            longest = max([longest, *[seen.look().since_s for _ in range(100)]])
-            looks += 100
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(writer, signal.SIGKILL)
-    assert looks > 1000
-    assert longest < 60  # a torn look gives the time since the machine was started, or 146 years
-
-
-def test_a_forked_child_does_not_keep_the_start_to_itself(tmp_path: Path) -> None:
-    """Of a pool that a hook makes while the worker starts the predictor process."""
-    home = Home(identity(), tmp_path)
-    home.make()
-    with home.starting(0) as ours:
-        assert ours
-        child = os.fork()
-        if child == 0:
-            time.sleep(60)
-            os._exit(0)
-    try:
-        with home.starting(0) as ours:
-            assert ours
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-
-
-def test_more_requests_than_the_page_has_room_for(tmp_path: Path) -> None:
-    page = Page.make(tmp_path / "page")
-    slots = [page.take_slot(1, number) for number in range(SLOTS + 2)]
-    assert slots[-2:] == [-1, -1]
-    assert len(set(slots)) == SLOTS + 1
-    assert page.holds(1, SLOTS - 1)
-    for slot in slots:
-        page.free_slot(slot)
-    assert page.take_slot(1, 5) >= 0
-
-
-def test_numbers_that_look_alike_in_memory_are_told_apart(tmp_path: Path) -> None:
-    page = Page.make(tmp_path / "page")
-    page.take_slot(1 << 16, 1 << 16)
-    page.take_slot(0, 0)
-    assert not page.holds(1, 1)
-    assert not page.holds(1, 0)
-    assert page.holds(1 << 16, 1 << 16)
-
-
-@pytest.mark.parametrize("content", [b"", b"x" * 10, bytes(256 + SLOTS * 8)])
-def test_a_file_that_is_no_page_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "page").write_bytes(content)
-    with pytest.raises(ValueError, match="not a page"):
-        Page.open(tmp_path / "page")
-
-
-# -- output -------------------------------------------------------------------------------------------------------
-
-
-def test_one_worker_hands_the_output_on_and_another_goes_on_where_it_ended(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / "output"
-    one, other = Forwarder(output), Forwarder(output)
-    one.forward()  # nothing there yet
-    output.write_text("first\nsecond\nhal")
-    one.forward()
-    other.forward()
-    assert capsys.readouterr().out == "first\nsecond\n"
-    with output.open("a") as file:
-        file.write("f\n")
-    one.close()
-    other.forward()
-    assert capsys.readouterr().out == "half\n"
-    with output.open("a") as file:
-        file.write("no end of line")
-    other.forward()
-    assert capsys.readouterr().out == "no end of line"
-    other.close()
-
-
-def test_output_of_a_process_in_a_new_directory_is_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    place = tmp_path / "home"
-    forwarder = Forwarder(place / "output")
-    for life in ("one", "two"):
-        place.mkdir()
-        (place / "output").write_text(f"life {life}\n")
-        forwarder.forward()
-        assert capsys.readouterr().out == f"life {life}\n"
-        for file in place.iterdir():
-            file.unlink()
-        place.rmdir()
-        forwarder.forward()
-    forwarder.close()
-
-
-def test_a_long_output_is_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / "output"
-    forwarder = Forwarder(output)
-    with output.open("ab", buffering=0) as file:  # as the process writes: at the end, wherever that is
-        for number in range(300):
-            file.write(b"%04d" % number + b"x" * 9_995 + b"\n")
-            forwarder.forward()
-        file.write(b"last\n")
-        forwarder.forward()
-    forwarder.close()
-    lines = capsys.readouterr().out.splitlines()
-    assert [line[:4] for line in lines] == [f"{number:04d}" for number in range(300)] + ["last"]
-    assert output.stat().st_size < 1_100_000
-
-
-# -- the queue ----------------------------------------------------------------------------------------------------
-
-
-class Asked:
-    numbers = itertools.count()
-
-    def __init__(self, name: str, *, explains: bool = False) -> None:
-        self.item = Item(0, {}, {}, Request({}, name))
-        self.name = name
-        self.explains = explains
-        self.abandoned = False
-        self.told: list[str] = []
-
-    def entered(self) -> None:
-        self.told.append("entered")
-
-    def done(self) -> None:
-        self.told.append("done")
-
-    def skipped(self) -> None:
-        self.told.append("skipped")
-
-
-class Asleep:
-    """What waits in these tests: nothing has to be read."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-
-    def until(self, ready: Callable[[], bool], timeout_s: float | None = None) -> None:
-        with self._changed:
-            self._changed.wait_for(ready, timeout_s)
-
-    def wake(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
-
-    def look(self) -> None:
-        pass
-
-
-def waiting_for(*, most: int, linger_s: float) -> Waiting:
-    return Waiting(most=most, linger_s=linger_s, idle=Asleep())
-
-
-def names(taken: Any) -> str:
-    return "".join(each.name for each in taken)
-
-
-def test_what_is_there_is_taken_in_order_up_to_the_most() -> None:
-    waiting = waiting_for(most=3, linger_s=0)
-    for name in "abcde":
-        waiting.put(Asked(name))
-    assert [names(waiting.take()), names(waiting.take())] == ["abc", "de"]
-
-
-def test_a_request_alone_does_not_wait_for_others() -> None:
-    waiting = waiting_for(most=8, linger_s=0)
-    threading.Timer(0.1, waiting.put, [Asked("a")]).start()
-    assert names(waiting.take()) == "a"
-
-
-def test_it_lingers_for_others_as_long_as_it_is_told_and_no_longer_than_it_needs() -> None:
-    waiting = waiting_for(most=2, linger_s=20)
-    waiting.put(Asked("a"))
-    threading.Timer(0.1, waiting.put, [Asked("b")]).start()
-    began = time.monotonic()
-    assert names(waiting.take()) == "ab"
-    assert time.monotonic() - began < 10
-    waiting = waiting_for(most=2, linger_s=0.1)
-    waiting.put(Asked("a"))
-    began = time.monotonic()
-    assert names(waiting.take()) == "a"
-    assert time.monotonic() - began >= 0.1
-
-
-def test_requests_that_come_one_at_a_time_soon_do_not_linger_and_do_again_when_others_come() -> None:
-    waiting = waiting_for(most=2, linger_s=0.05)
-
-    def lingers(*beside: str) -> bool:
-        for name in ("a", *beside):
-            waiting.put(Asked(name))
-        began = time.monotonic()
-        waiting.take()
-        return time.monotonic() - began >= 0.05
-
-    alone = [lingers() for _ in range(300)]
-    assert alone[:8] == [True] * 8
-    assert [number for number, lingered in enumerate(alone) if lingered and number >= 8] == [128, 256]
-    assert not lingers("b")
-    assert lingers()
-
-
-def test_requests_that_nobody_waits_for_are_left_out_and_told() -> None:
-    waiting = waiting_for(most=4, linger_s=0)
-    asked = [Asked(name) for name in "abcd"]
-    asked[0].abandoned = asked[2].abandoned = True
-    for each in asked:
-        waiting.put(each)
-    assert names(waiting.take()) == "bd"
-    assert [each.told for each in asked] == [["skipped"], [], ["skipped"], []]
-
-
-def test_an_explanation_comes_alone_and_in_its_turn() -> None:
-    waiting = waiting_for(most=8, linger_s=0)
-    for name in "abXcY":
-        waiting.put(Asked(name, explains=name.isupper()))
-    assert [names(waiting.take()) for _ in range(4)] == ["ab", "X", "c", "Y"]
-
-
-def test_nothing_is_taken_after_the_end() -> None:
-    waiting = waiting_for(most=8, linger_s=5)
-    threading.Timer(0.1, waiting.end).start()
-    assert waiting.take() == []
-
-
-def test_the_end_comes_while_it_lingers() -> None:
-    waiting = waiting_for(most=8, linger_s=60)
-    waiting.put(Asked("a"))
-    threading.Timer(0.1, waiting.end).start()
-    began = time.monotonic()
-    assert names(waiting.take()) in ("a", "")
-    assert time.monotonic() - began < 30
-
-
-def test_all_that_was_taken_is_there_and_each_is_told_when_it_is_done() -> None:
-    asked = [Asked("a"), Asked("b")]
-    taken = Taken(asked)
-    first = taken.next()
-    assert first is asked[0].item
-    assert taken.more
-    assert taken.next_ready() is None
-    second = taken.next()
-    assert second is asked[1].item
-    assert taken.next() is None
-    taken.done(second)
-    assert [each.told for each in asked] == [[], ["done"]]
-
-
-def test_a_peer_is_known_by_its_user() -> None:
-    one, other = socket.socketpair()
-    with one, other:
-        check_peer(one)
-        raw = one.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        assert struct.unpack("3i", raw)[1] == os.geteuid()
