@@ -131,11 +131,11 @@ def work(directory: Path, arguments: argparse.Namespace) -> int:
     from handlergen.local_context import LocalContext
     from handlergen.outgoing import body_request
     from handlergen.runtime.contract import Bundle
-    from handlergen.runtime.worker import Worker, place_of
+    from handlergen.runtime.worker import Worker, backend_of
 
     bundle = Bundle.from_json((directory / "handlergen.json").read_text(encoding="utf-8"))
     worker = Worker(
-        bundle, directory, gpu_id=None if arguments.cpu else 0, batch_size=1, place=place_of(bundle)
+        bundle, directory, gpu_id=None if arguments.cpu else 0, batch_size=1, backend=backend_of(bundle)
     )
     content = b'{"number": 1}'
     _, properties = body_request(content, "application/json")

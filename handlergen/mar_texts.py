@@ -130,10 +130,6 @@ def _check_settings(settings: RuntimeSettings, names: Collection[str]) -> None:
     place = f"{CONTRACT_FILE}: settings"
     # The nullable ones are those whose default is None.
     for key, value in vars(settings).items():
-        if key == "stages_auto":
-            if not isinstance(value, bool):
-                raise ValueError(f"{place}: stages_auto is {value!a:.100}; wanted: true or false")
-            continue
         setting = SETTINGS[key]
         if value is None and setting.default is None:
             continue

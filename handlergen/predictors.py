@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import psutil
 
 from handlergen.runtime.device_lock import lock_directory
-from handlergen.runtime.process.home import Home, homes
-from handlergen.runtime.process.page import Page
+from handlergen.runtime.predictor_process.run_directory import RunDirectory, run_directories
+from handlergen.runtime.predictor_process.status import StatusFile
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,9 @@ class PredictorStatus:
         mean_batch, largest_batch: Requests that one call was for.
         restarts: How often it has been started again.
         memory_bytes: Resident memory.
-        stages_because: Why preprocess and postprocess run in it although `archive` put them into the workers; empty
-            when they do not.
+        log: The file that it prints to.
+        stages_because: Why it runs preprocess and postprocess of a worker's requests although the settings put them into
+            the workers; empty when it does not.
     """
 
     server: int
@@ -43,6 +44,7 @@ class PredictorStatus:
     largest_batch: int
     restarts: int
     memory_bytes: int
+    log: str
     stages_because: str
 
 
@@ -53,29 +55,31 @@ def running_predictors() -> list[PredictorStatus]:
         base = lock_directory()
     except OSError:
         return []
-    for path in homes(base):
+    for path in run_directories(base):
         try:
-            home = Home.at(path)
-            picture = Page.open(home.page).look()
-            memory = psutil.Process(picture.pid).memory_info().rss
+            directory = RunDirectory.at(path)
+            seen = StatusFile.open(directory.status_file).look()
+            memory = psutil.Process(seen.pid).memory_info().rss
+            log = str(directory.arguments().get("log", ""))
         except (OSError, ValueError, TypeError, psutil.Error):  # it has just ended, or has been killed
             continue
-        identity = home.identity
+        identity = directory.identity
         found.append(
             PredictorStatus(
                 server=identity.server,
                 model=identity.name,
                 version=identity.version,
                 device=identity.device,
-                pid=picture.pid,
-                state=picture.state,
-                since_s=round(picture.since_s, 3),
-                predictions=picture.predictions,
-                mean_batch=picture.mean_batch,
-                largest_batch=picture.largest_batch,
-                restarts=home.starts().restarts,
+                pid=seen.pid,
+                state=seen.state,
+                since_s=round(seen.since_s, 3),
+                predictions=seen.predictions,
+                mean_batch=seen.mean_batch,
+                largest_batch=seen.largest_batch,
+                restarts=directory.starts().restarts,
                 memory_bytes=memory,
-                stages_because=home.relay(),
+                log=log,
+                stages_because=directory.unsendable(),
             )
         )
     return sorted(found, key=lambda each: (each.server, each.model, each.version, each.device))

@@ -46,7 +46,6 @@ class Project:
         settings: Resolved: `name`, `form`, `batch`, `predictor`, `stages` and `weights_format` filled.
         contract: What inspection found.
         placement: Where its stages run, and why.
-        stages_auto: It was read in the source (`stages: auto`).
         warnings: What looks wrong but is allowed.
     """
 
@@ -56,7 +55,6 @@ class Project:
     settings: Settings
     contract: Contract
     placement: Placement
-    stages_auto: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -121,7 +119,6 @@ def _resolved(where: _Place, settings: Settings, findings: Findings, contract: C
     placed = place(findings.source, contract, settings)
     if placed.problems:
         raise ContractError(sorted(placed.problems))
-    stages_auto = settings.stages == "auto" and placed.predictor == "process"
     settings = dataclasses.replace(
         settings,
         form=contract.form,
@@ -147,7 +144,6 @@ def _resolved(where: _Place, settings: Settings, findings: Findings, contract: C
         settings,
         contract,
         placed,
-        stages_auto,
         tuple(dict.fromkeys(warnings)),
     )
 

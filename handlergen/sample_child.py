@@ -58,7 +58,7 @@ def _answer(given: Mapping[str, Any]) -> dict[str, Any]:
             body = base64.b64encode(answer.body).decode()
         return {
             "load_s": round(load_s, 3),
-            "device": str(model.worker.here.model.device.torch),
+            "device": str(model.worker.local.model.device.torch),
             "stages": seen.stages,
             "findings": list(dict.fromkeys(seen.findings)),
             "status": answer.status,
@@ -90,7 +90,7 @@ class Observer:
     def __init__(self, worker: Worker) -> None:
         self.stages: list[dict[str, Any]] = []
         self.findings: list[str] = []
-        self._device = worker.here.model.device
+        self._device = worker.local.model.device
         with _Touches(set()):  # the mode's own first use imports for a second
             torch.ones(1).add(1)
         worker.observe(self._observed)

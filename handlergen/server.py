@@ -27,7 +27,7 @@ from handlergen.property_text import line_not_utf8
 from handlergen.readiness import Progress, ServerLogs, expected_models, wait_until_ready
 from handlergen.runtime.copies import remove_left_behind
 from handlergen.runtime.device_lock import STATE_DIR_VARIABLE, lock_directory
-from handlergen.runtime.process.home import remove_orphans
+from handlergen.runtime.predictor_process.run_directory import remove_orphans
 from handlergen.server_state import (
     STATE_DIR,
     TEMP_PREFIX,

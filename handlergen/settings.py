@@ -121,13 +121,12 @@ def read_settings(
     return Settings(**values), problems
 
 
-def to_runtime(settings: Settings, *, stages_auto: bool = False) -> RuntimeSettings:
+def to_runtime(settings: Settings) -> RuntimeSettings:
     """The part of the settings that travels in the archive.
 
     Args:
         settings: Of a `Project`, that is: name filled, `batch`, `predictor` and `stages` resolved, paths
             normalised.
-        stages_auto: `stages` was resolved from the source.
     """
     return RuntimeSettings(
         name=settings.name,
@@ -148,7 +147,6 @@ def to_runtime(settings: Settings, *, stages_auto: bool = False) -> RuntimeSetti
         stages=settings.stages,
         max_batch=settings.max_batch,
         linger_ms=settings.linger_ms,
-        stages_auto=stages_auto,
     )
 
 

@@ -138,7 +138,7 @@ def make_plan(project: Project, *, gpus: int = 0, model_store: Path = Path(MODEL
 
 def make_bundle(project: Project) -> Bundle:
     """What `handlergen.json` says of `project`."""
-    settings = to_runtime(project.settings, stages_auto=project.stages_auto)
+    settings = to_runtime(project.settings)
     return Bundle(handlergen=__version__, contract=project.contract, settings=settings)
 
 

@@ -78,6 +78,7 @@ def command(*, config: Path, key_file: Path | None, as_json: bool) -> None:
                 f"  predictor     {each.state:<10} pid {each.pid:<8} {each.device:<6} "
                 f"{each.memory_bytes / 2**20:>8.0f} MB  {counted(each.predictions, 'prediction')}{batches}{restarts}"
             )
+            click.echo(f"    prints to {each.log}")
             if each.stages_because:
                 click.echo(f"    takes whole requests (stages: predictor): {each.stages_because}")
         if _key(model) in why:

@@ -13,7 +13,7 @@ import sys
 import weakref
 from collections.abc import Sequence
 
-from handlergen.runtime.process.segments import aligned
+from handlergen.runtime.predictor_process.transport import aligned
 
 SLOT_BYTES = 128 << 20
 """The most that a slot takes: 32 MB a row in the smallest piece. What is never written takes no memory."""

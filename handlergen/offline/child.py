@@ -17,9 +17,9 @@ from handlergen.offline.arena import Arena
 from handlergen.offline.crossing import prepare, taken
 from handlergen.offline.rows import Row
 from handlergen.offline.transport import Packed, pack
+from handlergen.runtime.hook_inputs import HookInputs
 from handlergen.runtime.hooks import Item
 from handlergen.runtime.malloc import keep_freed_memory
-from handlergen.runtime.needs import Needs
 from handlergen.runtime.pipeline import Pipeline
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -36,14 +36,14 @@ class Preparing(Dataset[Any]):
 
     Args:
         pipeline: Of the loaded model; a forked process inherits it.
-        needs: What is to be sent back.
+        inputs: What of a request is to be sent back.
         arena: Where large parts of it lie; each process is a writer.
         directory: Where hooks expect to run.
     """
 
-    def __init__(self, pipeline: Pipeline, needs: Needs, directory: Path, arena: Arena | None) -> None:
+    def __init__(self, pipeline: Pipeline, inputs: HookInputs, directory: Path, arena: Arena | None) -> None:
         self._pipeline = pipeline
-        self._needs = needs
+        self._inputs = inputs
         self._directory = directory
         self._arena = arena
         self._lay_down: Callable[[Sequence[memoryview]], int | None] | None = None
@@ -72,7 +72,7 @@ class Preparing(Dataset[Any]):
         if pipeline.refused:
             return number, start, len(rows), pipeline.refused
         try:
-            values = [taken(item, self._needs) for item in items]
+            values = [taken(item, self._inputs) for item in items]
             return number, start, len(rows), pack(values, self._lay_down)
         except Exception as error:  # the pickling of the user's own types raises anything
             return (

@@ -10,8 +10,8 @@ from handlergen.errors import HandlergenError
 from handlergen.offline.rows import Row
 from handlergen.outgoing import body_request, read_file
 from handlergen.runtime.failures import Failure
+from handlergen.runtime.hook_inputs import HookInputs
 from handlergen.runtime.hooks import Item
-from handlergen.runtime.needs import Needs
 from handlergen.runtime.pipeline import Pipeline, open_items
 from handlergen.runtime.requests import BadRequest
 
@@ -44,12 +44,12 @@ def open_rows(pipeline: Pipeline, rows: Sequence[Row]) -> list[Item]:
     return items
 
 
-def taken(item: Item, needs: Needs) -> tuple[Any, ...]:
+def taken(item: Item, inputs: HookInputs) -> tuple[Any, ...]:
     """A prepared item as plain values: its failure, or what the later stages read."""
     failure = item.failure
     if failure is not None:
         return ((failure.status, failure.type, failure.message, dict(failure.headers)),)
-    return (None, item.inputs, item.request._metadata, *needs.brought(item))
+    return (None, item.inputs, item.request._metadata, *inputs.of_item(item))
 
 
 def restored(rows: Sequence[Row], values: Sequence[tuple[Any, ...]]) -> list[Item]:

@@ -21,8 +21,8 @@ from handlergen.offline.child import Piece, Preparing
 from handlergen.offline.crossing import prepare, restored
 from handlergen.offline.rows import Chunk
 from handlergen.offline.transport import Packed
+from handlergen.runtime.hook_inputs import HookInputs
 from handlergen.runtime.hooks import Item
-from handlergen.runtime.needs import Needs
 from handlergen.runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -218,8 +218,8 @@ class Preparation:
         return restored(assembly.chunk.rows, assembly.values())
 
     def _loader(self, pieces: Iterator[Piece], workers: int, arena: Arena | None) -> Any:
-        needs = Needs.of(self._contract, ("predict", "postprocess"))
-        preparing = Preparing(self._pipeline, needs, self._directory, arena)
+        inputs = HookInputs.of(self._contract, ("predict", "postprocess"))
+        preparing = Preparing(self._pipeline, inputs, self._directory, arena)
         options: dict[str, Any] = {}
         if not self._ordered and "in_order" in inspect.signature(DataLoader).parameters:  # torch 2.6
             options["in_order"] = False

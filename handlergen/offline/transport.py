@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from handlergen.offline.arena import Arena
-from handlergen.runtime.process import values
-from handlergen.runtime.process.segments import aligned
+from handlergen.runtime.predictor_process import serialization
+from handlergen.runtime.predictor_process.transport import aligned
 
 _SMALL = 65536
 """Bytes below which a copy through the queue costs less than shared memory."""
@@ -39,13 +39,13 @@ class Packed(NamedTuple):
         """
         if isinstance(self.memory, int):
             assert arena is not None
-            return values.unpack(self.pickled, arena.views(self.memory, self.sizes))
+            return serialization.unpack(self.pickled, arena.views(self.memory, self.sizes))
         whole = memoryview(bytearray(self.memory))
         views, start = [], 0
         for size in self.sizes:
             views.append(whole[start : start + size])
             start += aligned(size)
-        return values.unpack(self.pickled, views)
+        return serialization.unpack(self.pickled, views)
 
 
 def pack(value: Any, lay_down: Callable[[Sequence[memoryview]], int | None] | None = None) -> Packed:
@@ -57,7 +57,7 @@ def pack(value: Any, lay_down: Callable[[Sequence[memoryview]], int | None] | No
     Raises:
         Exception: It cannot be pickled (pickle raises PicklingError, TypeError, AttributeError and others).
     """
-    pickled, buffers = values.pack(value)
+    pickled, buffers = serialization.pack(value)
     sizes = [buffer.nbytes for buffer in buffers]
     if lay_down is not None and sum(sizes) > _SMALL and (slot := lay_down(buffers)) is not None:
         return Packed(pickled, sizes, slot)

@@ -92,7 +92,6 @@ class RuntimeSettings:
     Attributes:
         predictor: `worker` (a copy of the model in each) or `process` (one a device, which the workers share).
         stages: Where preprocess and postprocess run with a predictor process: `worker` or `predictor`.
-        stages_auto: That was decided from the source (`stages: auto`), and gives way to what is seen at run time.
         max_batch: Most requests that the predictor process puts into one predict.
         linger_ms: How long it waits for more of them once one is there, in milliseconds.
     """
@@ -115,7 +114,6 @@ class RuntimeSettings:
     stages: str = "worker"
     max_batch: int = 32
     linger_ms: float = 0.0
-    stages_auto: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,6 +143,7 @@ class Bundle:
                 for role, hook in contract.pop("hooks").items()
             }
             settings = dict(raw["settings"])
+            settings.pop("stages_auto", None)  # archives of earlier versions have it
             for name in ("secrets", "model_args"):
                 settings[name] = tuple(settings[name])
             return cls(

@@ -28,12 +28,12 @@ from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
+from .descriptors import hung_up
 from .device_lock import lock_directory
 from .dispatch import told
 from .failures import Failure
 from .files import has_name, reserve
 from .hooks import Item
-from .sockets import hung_up
 from .streaming import raise_to_torchserve
 
 _FILE = "answered-1"

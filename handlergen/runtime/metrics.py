@@ -96,7 +96,7 @@ class Metrics:
     ) -> None:
         labels = {"model": model, "version": version, "device": device}
         self._labels = {name: _SEPARATORS.sub("_", text) or "_" for name, text in labels.items()}
-        self._write = write or _printer()
+        self._write = write or printer()
         self._stages = {stage: Histogram(SECONDS, unit=10**9) for stage in STAGES}
         self._add_time = {stage: histogram.add for stage, histogram in self._stages.items()}
         self._batches = Histogram(SIZES)
@@ -205,7 +205,8 @@ class Metrics:
         )
 
 
-def _printer() -> Callable[[str], None]:
+def printer() -> Callable[[str], None]:
+    """Return what writes to this process's standard output, which TorchServe reads of a worker."""
     stream = sys.stdout  # now: a hook may redirect it for a while
 
     def write(text: str) -> None:

@@ -1,4 +1,4 @@
-"""A model as the pipeline needs it: its stages, and who predicts. Loaded here, or in another process (`process`)."""
+"""A model as the pipeline needs it: its stages, and who predicts. Loaded here, or in another process (`predictor_process`)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class LoadedModel:
         gpu_id: A logical index, or None for the CPU.
         server: TorchServe's process, whose metrics are counted for; None without one.
         guard: Stands in front of the device lock (the predictor process notes who has it).
-        before_load: Called with the hooks' context between `setup` and `load`.
+        write_metrics: Takes lines of metrics; standard output when left out.
 
     Raises:
         Exception: What the user's module raises while it is imported, set up and loaded.
@@ -74,14 +74,14 @@ class LoadedModel:
         gpu_id: int | None,
         server: int | None = None,
         guard: Callable[[Lock], Lock] = lambda lock: lock,
-        before_load: Callable[[Context], None] = lambda _context: None,
+        write_metrics: Callable[[str], None] | None = None,
     ) -> None:
         contract, settings = bundle.contract, bundle.settings
         self.device = Device(gpu_id)
         self.context = Context.open(settings, device=self.device.torch, model_dir=model_dir)
         self.failing = Failing(contract.form, user_root=str(model_dir), logger=self.context.logger)
         self.streaming = streaming_of(bundle)
-        self.recording = Recording(settings, self.device.key, metrics=server is not None)
+        self.recording = Recording(settings, self.device.key, metrics=server is not None, write=write_metrics)
         self.failing.count_lock_timeouts(self.recording.metrics)
         lock = guard(_lock(settings.lock, settings.name, self.device.key))
         self._module = open_user_module(contract, settings, self.context)
@@ -96,7 +96,6 @@ class LoadedModel:
             streaming=self.streaming,
             recorder=self.recording.recorder,
         )
-        before_load(self.context)
         self.predictor.load()
         self.failing.name_stages(self.hooks)
         self.explainer: Predictor | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import resource
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -35,17 +36,27 @@ class Recording:
         settings: The model's.
         device_key: Where it predicts.
         metrics: Count for TorchServe's `/metrics` too, unless that is switched off.
+        write: Takes the lines of metrics; standard output when left out.
 
     Attributes:
         recorder: Who takes times; None when nobody wants them, and none are taken.
         metrics: The counters, if there are any.
     """
 
-    def __init__(self, settings: RuntimeSettings, device_key: str, *, metrics: bool) -> None:
+    def __init__(
+        self,
+        settings: RuntimeSettings,
+        device_key: str,
+        *,
+        metrics: bool,
+        write: Callable[[str], None] | None = None,
+    ) -> None:
         self._spans = spans_from_environment(settings.name, device_key)
         self.metrics: Metrics | None = None
         if metrics and switched_on():
-            self.metrics = Metrics(model=settings.name, version=settings.version, device=device_key)
+            self.metrics = Metrics(
+                model=settings.name, version=settings.version, device=device_key, write=write
+            )
         self._copies: Copies | None = None
         self.recorder = self._recorder(self._spans)
 

@@ -6,7 +6,7 @@ import socket
 import sys
 from types import FrameType
 
-from .process.forks import closed_in_children
+from .descriptors import closed_in_children
 
 
 def keep_from_children() -> socket.socket | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .backend import Backend, BackendFactory, LocalBackend
 from .contract import CONTRACT_FILE, Bundle
 from .describe import Counts, description
 from .failures import pass_interrupt
@@ -20,7 +21,6 @@ from .malloc import keep_freed_memory
 from .metrics import switched_on
 from .pipeline import Pipeline
 from .redaction import without_secrets
-from .site import Here, Place, Site
 from .streaming import outlet_of
 from .torchserve_batch import answered, received
 from .torchserve_connection import keep_from_children
@@ -40,7 +40,7 @@ class Worker:
         gpu_id: A logical index, or None for the CPU.
         batch_size: The most requests that come at once.
         metrics: TorchServe's `context.metrics`, if there is a TorchServe.
-        place: Where requests are answered; in this process unless something else is said.
+        backend: Makes what answers requests; `LocalBackend`, in this process, when left out.
         given: Which requests may be answered.
 
     Raises:
@@ -55,22 +55,22 @@ class Worker:
         gpu_id: int | None,
         batch_size: int,
         metrics: Any = None,
-        place: Place = Here,
+        backend: BackendFactory = LocalBackend,
         given: Unchecked | None = None,
     ) -> None:
         self.bundle = bundle
         self._given = given or Unchecked()
         self._counts = Counts()
         self._asked_before = False
-        self._site: Site = place(
+        self._backend: Backend = backend(
             bundle, model_dir, gpu_id=gpu_id, batch_size=batch_size, describe=self.describe
         )
-        self._counts.metrics = self._site.metrics
+        self._counts.metrics = self._backend.metrics
         self._health: Health | None = None
-        if self._site.is_healthy is not None:
+        if self._backend.is_healthy is not None:
             settings = bundle.settings
             self._health = Health(
-                self._site.is_healthy,
+                self._backend.is_healthy,
                 metrics=metrics,
                 model=getattr(metrics, "model_name", None) or settings.name,
                 version=settings.version,
@@ -79,20 +79,20 @@ class Worker:
             )
 
     @property
-    def here(self) -> Here:
+    def local(self) -> LocalBackend:
         """The model and its stages in this process.
 
         Raises:
-            RuntimeError: They are elsewhere.
+            RuntimeError: The model is in its predictor process.
         """
-        if not isinstance(self._site, Here):
+        if not isinstance(self._backend, LocalBackend):
             raise RuntimeError("the model is in its predictor process")
-        return self._site
+        return self._backend
 
     @property
     def pipeline(self) -> Pipeline:
         """The stages one by one, for whoever places them himself (`handlergen map`)."""
-        return self._site.pipeline
+        return self._backend.pipeline
 
     def observe(self, observed: Callable[[int, str, BoundHook], BoundHook]) -> None:
         """Call something in place of each hook of the stages, which calls the hook and sees what comes and goes.
@@ -100,11 +100,11 @@ class Worker:
         Args:
             observed: Gets the stage's number, `preprocess`, `predict` or `postprocess`, and the hook.
         """
-        self.here.observe(observed)
+        self.local.observe(observed)
 
     def wait_for_ever(self) -> None:
         """Let no request fail because the device is not free in time."""
-        self.here.wait_for_ever()
+        self.local.wait_for_ever()
 
     @classmethod
     def start(cls, context: Any) -> Worker:
@@ -139,7 +139,7 @@ class Worker:
                 gpu_id=properties.get("gpu_id"),
                 batch_size=int(properties.get("batch_size") or 1),
                 metrics=metrics,
-                place=place_of(bundle),
+                backend=backend_of(bundle),
                 given=for_this_user(connection, logging.getLogger("handlergen")),
             )
         except MemoryError:
@@ -175,8 +175,8 @@ class Worker:
         outlet = outlet_of(context, self._given.begin)
         for item in items:
             item.outlet = outlet
-        self._counts.requests += self._site.answer(self._given.new(items))
-        self._site.flush()
+        self._counts.requests += self._backend.answer(self._given.new(items))
+        self._backend.flush()
         self._given.end(items)
         return answered(items, context, self._counts)
 
@@ -184,19 +184,19 @@ class Worker:
         """The first stage alone, for subclasses of the generated handler: decode and preprocess."""
         items = received(data, context)
         self.pipeline.preprocess(self._given.new(items))
-        self._site.flush()
+        self._backend.flush()
         return items
 
     def predict(self, items: list[Item]) -> list[Item]:
         """The second stage alone: under the device lock."""
         self.pipeline.predict(items)
-        self._site.flush()
+        self._backend.flush()
         return items
 
     def postprocess(self, items: list[Item], context: Any) -> list[bytes]:
         """The third stage alone: postprocess and encode."""
         self.pipeline.postprocess(items)
-        self._site.flush()
+        self._backend.flush()
         self._given.end(items)
         return answered(items, context, self._counts)
 
@@ -204,7 +204,7 @@ class Worker:
         """What `GET /models/NAME?customized=true` answers: contract, settings, device, counts. No secrets."""
         return description(
             self.bundle,
-            **self._site.describe(),
+            **self._backend.describe(),
             counts=self._counts,
             health=self._health.check() if self._health is not None else None,
         )
@@ -213,17 +213,16 @@ class Worker:
         """Let go of threads and of the model."""
         if self._health is not None:
             self._health.close()
-        self._site.close()
+        self._backend.close()
 
 
-def place_of(bundle: Bundle) -> Place:
-    """Where the settings want requests to be answered, for one of several workers."""
+def backend_of(bundle: Bundle) -> BackendFactory:
+    """Return what makes the backend that the settings ask for, of one of several workers."""
     if bundle.settings.predictor != "process":
-        return Here.among_others
-    from .process.sites import Checked, Prepared, Relayed
+        return LocalBackend.in_worker
+    from .predictor_process.backends import PreparedBackend, RelayBackend
 
-    prepared: Place = Checked if bundle.settings.stages_auto else Prepared
-    return prepared if bundle.settings.stages == "worker" else Relayed
+    return PreparedBackend if bundle.settings.stages == "worker" else RelayBackend
 
 
 def _not_told_yet(record: logging.LogRecord) -> bool:

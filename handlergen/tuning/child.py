@@ -76,7 +76,7 @@ def _measure(model: LocalModel, body: bytes, content_type: str, given: Mapping[s
         "computed": used,
         "batches": _batches(model, body, content_type, given["batches"]),
         "memory": _own_memory(),
-        "device": str(model.worker.here.model.device.torch),
+        "device": str(model.worker.local.model.device.torch),
         "devices": _devices(given["gpu"]),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "batch": settings.batch,

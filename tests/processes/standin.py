@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from handlergen.runtime.contract import Bundle
-from handlergen.runtime.worker import Worker, place_of
+from handlergen.runtime.worker import Worker, backend_of
 
 
 class Context:
@@ -60,7 +60,7 @@ def work(directory: Path, address: str) -> None:
     connection = Client(address)
     try:
         bundle = Bundle.from_json((directory / "handlergen.json").read_text("utf-8"))
-        worker = Worker(bundle, directory, gpu_id=None, batch_size=8, place=place_of(bundle))
+        worker = Worker(bundle, directory, gpu_id=None, batch_size=8, backend=backend_of(bundle))
     except Exception as error:
         connection.send((os.getpid(), "failed", f"{type(error).__name__}: {error}"))
         return

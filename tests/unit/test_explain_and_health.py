@@ -96,7 +96,7 @@ def test_explanations_and_predictions_of_one_batch(serve_project: Callable[..., 
 
 def test_explain_waits_for_the_device_as_predict_does(serve_project: Callable[..., Any]) -> None:
     served = serve_project(EXPLAINED.format(asynchronous=""), lock_timeout_s=0.05)
-    lock = served.worker.here.model.predictor._lock
+    lock = served.worker.local.model.predictor._lock
     lock.acquire(1)
     try:
         ((status, answer),) = explain(served, [1.0, 2.0])
@@ -172,7 +172,7 @@ def test_health_as_a_metric(serve_project: Callable[..., Any], monkeypatch: pyte
     metrics = Metrics()
     worker = Worker(
         served.worker.bundle,
-        served.worker.here.model.context.model_dir,
+        served.worker.local.model.context.model_dir,
         gpu_id=None,
         batch_size=1,
         metrics=metrics,

@@ -123,7 +123,7 @@ MAKES = """
 import sys
 from pathlib import Path
 from handlergen.runtime.device_lock import DeviceLock
-from handlergen.runtime.process.page import Page
+from handlergen.runtime.predictor_process.status import StatusFile
 try:
     DeviceLock("cpu", Path(sys.argv[1])) if sys.argv[2] == "lock" else Page.make(Path(sys.argv[1], "page"))
 except OSError as error:

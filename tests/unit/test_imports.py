@@ -30,7 +30,7 @@ STARTS_PROCESSES = {
     f"handlergen.{room}"
     for room in (
         *("answering_child", "gpus", "java", "launching", "packing"),
-        *("runtime.process.spare", "runtime.process.start"),
+        "runtime.predictor_process.launcher",
     )
 }
 TOUCHES_TEMPORARY_FILES = {
@@ -38,11 +38,11 @@ TOUCHES_TEMPORARY_FILES = {
 }
 
 #: Who forks: a child that must end without running its parent's clean-up code calls os._exit.
-ENDS_FORKED_CHILDREN = {"handlergen.offline.child", "handlergen.runtime.process.spare"}
+ENDS_FORKED_CHILDREN = {"handlergen.offline.child"}
 #: A program of its own.
-PROGRAMS = {"handlergen.runtime.process.main"}
-#: Hands another process's output on to its own; tells TorchServe metrics, which it reads from a worker's output.
-PASSES_OUTPUT_ON = {"handlergen.runtime.process.output", "handlergen.runtime.metrics"}
+PROGRAMS = {"handlergen.runtime.predictor_process.__main__"}
+#: Tells TorchServe metrics, which it reads from a worker's output.
+PASSES_OUTPUT_ON = {"handlergen.runtime.metrics"}
 
 
 def tree_of(module: str) -> ast.Module:

@@ -215,7 +215,7 @@ def test_who_waits_for_a_request_that_failed_in_an_earlier_stage_is_woken() -> N
 def test_only_those_give_up_that_cannot_wait_any_longer(serve_project: Callable[..., Any]) -> None:
     """A batch of several workers' requests has some that have waited for long, and some that have just come."""
     model = serve_project("def predict(inputs):\n    return inputs", batch="list", lock_timeout_s=5)
-    predictor = model.worker.here.model.predictor
+    predictor = model.worker.local.model.predictor
     old, new = item(0), item(1)
     old.inputs, new.inputs = "old", "new"
     old.ready_ns, new.ready_ns = time.monotonic_ns() - 10**10, time.monotonic_ns()

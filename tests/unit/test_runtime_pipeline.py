@@ -501,9 +501,9 @@ def test_a_model_of_two_stages_visits_the_device_twice(serve: Serve, tmp_path: P
         ),
         Stage(BoundHook("pre", lambda item: item.inputs[0]), BoundHook("two", second)),
     )
-    predictor = model.worker.here.model.predictor
+    predictor = model.worker.local.model.predictor
     predictor.use(stages)
-    model.worker.here.model.failing.name_stages(stages)
+    model.worker.local.model.failing.name_stages(stages)
     model.worker.pipeline.start(stages, predictor)
     answers = [value if status == 200 else status for status, value in model(*range(count))]
     assert answers == [10, 20, 30, 500, 50][:count]

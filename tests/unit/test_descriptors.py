@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from handlergen.runtime.process import forks
+from handlergen.runtime import descriptors
 
 
 @pytest.fixture
 def registered(tmp_path: Path) -> Iterator[int]:
     descriptor = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
-    forks.descriptor_closed_in_children(descriptor)
+    descriptors.descriptor_closed_in_children(descriptor)
     yield descriptor
-    forks._descriptors.pop(descriptor, None)
+    descriptors._descriptors.pop(descriptor, None)
     with contextlib.suppress(OSError):  # a test has closed it
         os.close(descriptor)
 

@@ -1,8 +1,8 @@
-"""Where the workers of one model, on one device of one server, meet their predictor process.
+"""The directory in which the workers of one model, on one device of one server, find their predictor process.
 
 A directory below the user's lock directory (0700, checked there), named after the server's process, the model, its
-version, the directory that TorchServe unpacked it into, and the device. It holds the socket, the page (`page`), the
-output (`output`), and two locks, which the kernel frees when their holder dies:
+version, the directory that TorchServe unpacked it into, and the device. It holds the socket, the status file (`status`),
+what the launcher has to know of earlier starts, and two locks, which the kernel frees when their holder dies:
 
 - `owner.lock` is held by the predictor process for its life: there are never two.
 - `start.lock` is held by a worker while it starts one: twenty workers that want one start it once.
@@ -20,17 +20,15 @@ import shutil
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from ..descriptors import close, closed_in_children, descriptor_closed_in_children
 from ..device_lock import STATE_DIR_VARIABLE, lock_directory
 from ..files import is_at
 from ..server_process import started
-from .forks import close, closed_in_children, descriptor_closed_in_children
-
-ARGUMENTS_FILE = "arguments.json"
-"""What the process is told when it starts."""
 
 _PREFIX = "predictor-"
 _LONGEST_DELAY_S = 30.0
@@ -38,7 +36,7 @@ _LONGEST_DELAY_ONCE_LOADED_S = 4.0
 _SETTLED_S = 60.0
 
 
-class NotOurs(Exception):
+class ForeignProcess(Exception):
     """The process at the other end of the socket is another user's."""
 
 
@@ -68,29 +66,31 @@ class Identity:
 
 @dataclass(frozen=True)
 class Starts:
-    """How the last starts went; what the back-off is reckoned from.
+    """How the last starts went; the back-off follows from that.
 
     Attributes:
         last: When the last one began, `time.monotonic()`.
         in_a_row: How many ended before they had served for a while.
         reason: Why the last one could not load the model; empty when it could.
         total: How many there were.
+        traceback: The user's own, of that reason.
     """
 
     last: float = 0.0
     in_a_row: int = 0
     reason: str = ""
     total: int = 0
+    traceback: str = ""
 
     @property
     def restarts(self) -> int:
-        """How often it was started again."""
+        """How often a process was started again."""
         return max(0, self.total - 1)
 
     def next_after(self) -> float:
-        """When the next may begin: at once after a first death, then 1, 2, 4 ... 30 seconds after the last.
+        """Return when the next may begin: at once after a first death, then 1, 2, 4 ... 30 seconds after the last.
 
-        4 at most when the last could load the model: requests that kill it are rare, and those that do not wait.
+        4 at most when the last could load the model: requests that kill it are rare, and the others wait.
         """
         if self.in_a_row <= 1:
             return self.last
@@ -98,7 +98,7 @@ class Starts:
         return self.last + min(longest, 2.0 ** (self.in_a_row - 2))
 
 
-class Home:
+class RunDirectory:
     """The directory.
 
     Args:
@@ -115,8 +115,8 @@ class Home:
         self.path = (base or lock_directory()) / f"{_PREFIX}{identity.server}-{readable}-{digest}"
 
     @classmethod
-    def at(cls, path: Path) -> Home:
-        """The home that a worker has made, for the process that it starts.
+    def at(cls, path: Path) -> RunDirectory:
+        """Open the directory that a worker has made, for the process that it starts.
 
         Raises:
             OSError, ValueError: It is not there, or not one.
@@ -136,12 +136,36 @@ class Home:
         self._put("identity.json", json.dumps(asdict(self.identity)))
 
     @property
-    def page(self) -> Path:
-        return self.path / "page"
+    def status_file(self) -> Path:
+        return self.path / "status"
 
-    @property
-    def output(self) -> Path:
-        return self.path / "output"
+    def write_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Write down what the next process is to know: JSON values."""
+        self._put("arguments.json", json.dumps(dict(arguments)))
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what the process was told when it was started.
+
+        Raises:
+            OSError, ValueError: None has been started.
+        """
+        arguments: dict[str, Any] = json.loads((self.path / "arguments.json").read_text("utf-8"))
+        return arguments
+
+    def log_file(self) -> Path:
+        """Return where the process is to print: beside the server's logs, else in this directory.
+
+        TorchServe logs to LOG_LOCATION, `logs` by default, below its own working directory (ConfigManager.java).
+        """
+        identity = self.identity
+        name = f"{_PREFIX}{identity.name}-{identity.version}-{identity.device}.log"
+        try:
+            logs = Path(f"/proc/{identity.server}/cwd").readlink() / os.environ.get("LOG_LOCATION", "logs")
+        except OSError:  # no /proc, or another user's server
+            logs = self.path
+        if not (logs.is_dir() and os.access(logs, os.W_OK | os.X_OK)):
+            logs = self.path
+        return logs / re.sub(r"[^A-Za-z0-9._-]", "_", name)
 
     def listen(self) -> socket.socket:
         """Make the socket; whoever connects from then on waits until it is accepted.
@@ -161,10 +185,10 @@ class Home:
         return listener
 
     def connect(self) -> socket.socket | None:
-        """A connection to the predictor process; None when none listens.
+        """Return a connection to the predictor process; None when none listens.
 
         Raises:
-            NotOurs: Another user's process does.
+            ForeignProcess: Another user's process does.
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -175,16 +199,16 @@ class Home:
             return None
         try:
             check_peer(connection)
-        except NotOurs:
+        except ForeignProcess:
             connection.close()
             raise
         return connection
 
     def listens(self) -> bool:
-        """Whether there is a predictor process.
+        """Return whether there is a predictor process.
 
         Raises:
-            NotOurs: It is another user's.
+            ForeignProcess: It is another user's.
         """
         connection = self.connect()
         if connection is not None:
@@ -202,11 +226,11 @@ class Home:
             yield held is not None
 
     def own(self) -> int | None:
-        """Take `owner.lock` for this process's life; its descriptor, or None when another process has it."""
+        """Take `owner.lock` for this process's life; return its descriptor, or None when another process has it."""
         return _try_lock(self.path / "owner.lock")
 
     def owned(self, owner: int) -> bool:
-        """Whether the directory is still there, and still this process's.
+        """Return whether the directory is still there, and still this process's.
 
         Args:
             owner: What `own` returned.
@@ -217,31 +241,30 @@ class Home:
             return False
 
     def starts(self) -> Starts:
-        """How the last starts went."""
+        """Return how the last starts went."""
         try:
             return Starts(**json.loads((self.path / "starts.json").read_text("utf-8")))
         except (OSError, ValueError, TypeError):
             return Starts()
 
     def note_start(self) -> None:
-        """A process is being started; only under `start.lock`."""
+        """Note that a process is being started; only under `start.lock`."""
         before, now = self.starts(), time.monotonic()
         in_a_row = before.in_a_row + 1 if before.last and now - before.last < _SETTLED_S else 1
         self._write(Starts(now, in_a_row, total=before.total + 1))
 
-    def note_failure(self, reason: str) -> None:
-        """The process that was started cannot load the model."""
-        before = self.starts()
-        self._write(replace(before, reason=reason))
+    def note_failure(self, reason: str, traceback: str) -> None:
+        """Note that the process that was started cannot load the model."""
+        self._write(replace(self.starts(), reason=reason, traceback=traceback))
 
-    def note_relay(self, reason: str) -> None:
-        """Whole requests come here from now on, although the source was read to allow `stages: worker`."""
-        self._put("relay", reason)
+    def note_unsendable(self, reason: str) -> None:
+        """Note why a worker sends whole requests, although preprocess and postprocess were to run in it."""
+        self._put("unsendable", reason)
 
-    def relay(self) -> str:
-        """Why they do; empty when they do not."""
+    def unsendable(self) -> str:
+        """Return what the last worker that does so has noted; empty when none does."""
         try:
-            return (self.path / "relay").read_text("utf-8")
+            return (self.path / "unsendable").read_text("utf-8")
         except OSError:
             return ""
 
@@ -272,14 +295,14 @@ class Home:
                 _unlock(descriptor)
 
 
-def homes(base: Path) -> Iterator[Path]:
-    """The directories of all servers, models and devices below a user's private one; some servers are gone."""
+def run_directories(base: Path) -> Iterator[Path]:
+    """Yield those of all servers, models and devices below a user's private directory; some servers are gone."""
     return base.glob(f"{_PREFIX}*")
 
 
 def remove_orphans(base: Path) -> None:
     """Remove the directories of servers that are gone, as SIGKILL leaves them behind."""
-    for path in homes(base):
+    for path in run_directories(base):
         with contextlib.suppress(OSError):
             if not _orphan(path):
                 continue
@@ -291,7 +314,7 @@ def remove_orphans(base: Path) -> None:
 
 def _orphan(path: Path) -> bool:
     try:
-        return not Home.at(path).identity.alive()
+        return not RunDirectory.at(path).identity.alive()
     except (OSError, ValueError, TypeError):
         # The worker that made it was killed before it had written whose it is; or is just about to.
         number = path.name.removeprefix(_PREFIX).split("-")[0]
@@ -299,22 +322,22 @@ def _orphan(path: Path) -> bool:
 
 
 def check_peer(connection: socket.socket) -> None:
-    """See that the process at the other end is this user's.
+    """Check that the process at the other end is this user's.
 
     Raises:
-        NotOurs: It is not.
+        ForeignProcess: It is not.
     """
     if not hasattr(socket, "SO_PEERCRED"):
         return  # the directory is this user's alone
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _pid, uid, _gid = struct.unpack("3i", raw)
     if uid != os.geteuid():
-        raise NotOurs(f"the process at the predictor's socket is user {uid}'s")
+        raise ForeignProcess(f"the process at the predictor's socket is user {uid}'s")
 
 
 @contextlib.contextmanager
 def _reachable(directory: Path) -> Iterator[str]:
-    """A short name of the directory: a socket's address has room for about 100 bytes (unix(7))."""
+    """Yield a short name of the directory: a socket's address has room for about 100 bytes (unix(7))."""
     if len(os.fsencode(directory)) < 80 or not Path("/proc/self/fd").exists():
         yield str(directory)
         return

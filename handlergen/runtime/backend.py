@@ -1,4 +1,4 @@
-"""Where a worker's requests are answered: in this process, or with a predictor process (`process.sites`)."""
+"""What answers a worker's requests: the stages in this process, or a predictor process (`predictor_process.backends`)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .pipeline import Pipeline
 from .server_process import server_of_this_process
 
 
-class Site(Protocol):
-    """What a worker asks of it.
+class Backend(Protocol):
+    """What answers a worker's requests.
 
     Attributes:
         is_healthy: Asks the module's `is_healthy`; None without one.
@@ -34,10 +34,10 @@ class Site(Protocol):
         """The stages one by one."""
 
     def answer(self, items: Sequence[Item]) -> int:
-        """Give each item its `reply` or its `failure`; returns how many were no descriptions."""
+        """Give each item its `reply` or its `failure`; return how many were no descriptions."""
 
     def describe(self) -> dict[str, Any]:
-        """`predictor` and `types`, for `describe.description`."""
+        """Return `predictor` and `types`, for `describe.description`."""
 
     def flush(self) -> None:
         """Write what was recorded of a batch."""
@@ -46,8 +46,8 @@ class Site(Protocol):
         """Let go of what it holds."""
 
 
-class Place(Protocol):
-    """Makes a site."""
+class BackendFactory(Protocol):
+    """Makes a backend."""
 
     def __call__(
         self,
@@ -57,22 +57,32 @@ class Place(Protocol):
         gpu_id: int | None,
         batch_size: int,
         describe: Callable[[], Any],
-    ) -> Site: ...
+    ) -> Backend: ...
 
 
-class OwnStages:
-    """What sites have in common whose preprocess and postprocess run in this process, wherever the model is.
+class PipelineBackend:
+    """The stages in this process, wherever the model is. See `Backend` for the methods.
 
     Args:
         bundle: Contract and settings.
-        model: The model; closed with the site.
+        model: The model; closed with the backend.
         batch_size: The most requests that come at once.
         describe: What describe answers.
+        about: Returns `predictor`, for `describe`.
     """
 
-    def __init__(self, bundle: Bundle, model: Model, *, batch_size: int, describe: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        model: Model,
+        *,
+        batch_size: int,
+        describe: Callable[[], Any],
+        about: Callable[[], Mapping[str, Any]],
+    ) -> None:
         self._model = model
         self._answering = Answering(bundle, model, batch_size=batch_size, describe=describe)
+        self._about = about
         self.is_healthy = model.is_healthy
 
     @property
@@ -86,6 +96,9 @@ class OwnStages:
     def answer(self, items: Sequence[Item]) -> int:
         return self._answering.answer(items)
 
+    def describe(self) -> dict[str, Any]:
+        return {"types": self._answering.types(), "predictor": self._about()["predictor"]}
+
     def flush(self) -> None:
         self._model.recording.flush()
 
@@ -94,8 +107,8 @@ class OwnStages:
         self._model.close()
 
 
-class Here(OwnStages):
-    """All of it in this process, with a copy of the model of its own.
+class LocalBackend(PipelineBackend):
+    """The stages and a copy of the model in this process.
 
     Args:
         bundle: Contract and settings.
@@ -119,11 +132,15 @@ class Here(OwnStages):
         describe: Callable[[], Any],
         server: int | None = None,
     ) -> None:
-        self.model = LoadedModel(bundle, model_dir, gpu_id=gpu_id, server=server)
-        super().__init__(bundle, self.model, batch_size=batch_size, describe=describe)
+        model = self.model = LoadedModel(bundle, model_dir, gpu_id=gpu_id, server=server)
+
+        def about() -> dict[str, Any]:
+            return {"predictor": model.predictor.describe()}
+
+        super().__init__(bundle, model, batch_size=batch_size, describe=describe, about=about)
 
     @classmethod
-    def among_others(
+    def in_worker(
         cls,
         bundle: Bundle,
         model_dir: Path,
@@ -131,8 +148,8 @@ class Here(OwnStages):
         gpu_id: int | None,
         batch_size: int,
         describe: Callable[[], Any],
-    ) -> Here:
-        """As one of several workers, which share the machine's cores."""
+    ) -> LocalBackend:
+        """Make that of one of several workers, which share the machine's cores."""
         share_the_cores()
         server, _started = server_of_this_process()
         return cls(bundle, model_dir, gpu_id=gpu_id, batch_size=batch_size, describe=describe, server=server)
@@ -144,6 +161,3 @@ class Here(OwnStages):
     def wait_for_ever(self) -> None:
         """See `Worker.wait_for_ever`."""
         self.model.predictor.wait_for_ever()
-
-    def describe(self) -> dict[str, Any]:
-        return {"predictor": self.model.predictor.describe(), "types": self._answering.types()}

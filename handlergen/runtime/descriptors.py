@@ -1,20 +1,31 @@
-"""What a process that user code forks off must not hold: the connections and locks of the one it came from.
+"""Sockets and files: whether the other end has closed, and which of them a forked child must not keep.
 
-A child of `os.fork` or of a multiprocessing pool has them all. It would keep them alive when its parent is killed: the
-workers would wait for answers from a socket that nobody reads, and no other process could become the predictor.
+A child of `os.fork` or of a multiprocessing pool inherits every descriptor. It would keep connections and locks alive
+when its parent is killed: workers would wait for answers from a socket that nobody reads, and no other process could
+become the predictor process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import weakref
 
+_GONE = select.POLLHUP | getattr(select, "POLLRDHUP", 0)
+
 _sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 _descriptors: dict[int, tuple[int, int]] = {}
-"""Device and inode of the file that each number stands for: a number that somebody closed otherwise than by `close`
-soon stands for another file, of which a child needs to know nothing but which it may need."""
+"""Descriptor -> device and inode of its file. A descriptor that was closed otherwise than by `close` soon names
+another file, which a child may need."""
+
+
+def hung_up(descriptor: int) -> bool:
+    """Return whether the other end of a connection has closed it."""
+    poll = select.poll()
+    poll.register(descriptor, _GONE)
+    return bool(poll.poll(0))
 
 
 def closed_in_children(connection: socket.socket) -> None:
@@ -23,12 +34,12 @@ def closed_in_children(connection: socket.socket) -> None:
 
 
 def descriptor_closed_in_children(descriptor: int) -> None:
-    """Close a file in every process that is forked off this one; until `close`."""
+    """Close a descriptor in every process that is forked off this one; until `close`."""
     _descriptors[descriptor] = _file(descriptor)
 
 
 def close(descriptor: int) -> None:
-    """Close a file of `descriptor_closed_in_children`."""
+    """Close a descriptor that `descriptor_closed_in_children` has registered."""
     _descriptors.pop(descriptor, None)
     os.close(descriptor)
 
@@ -39,7 +50,7 @@ def _file(descriptor: int) -> tuple[int, int]:
 
 
 def _close_all() -> None:
-    # `detach`, and not `close`: a file object of the socket would keep it open.
+    # `detach` instead of `close`: a file object of the socket would keep it open.
     for connection in list(_sockets):
         descriptor = connection.detach()
         if descriptor >= 0:

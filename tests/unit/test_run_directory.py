@@ -1,4 +1,4 @@
-"""Where workers meet their predictor process, and when the next one may start."""
+"""The directory where workers find their predictor process, and when the next one may start."""
 
 from __future__ import annotations
 
@@ -18,10 +18,17 @@ from typing import Any
 
 import pytest
 
-from handlergen.runtime.process import forks
-from handlergen.runtime.process import home as home_module
-from handlergen.runtime.process.home import Home, Identity, NotOurs, Starts, check_peer, remove_orphans
-from handlergen.runtime.process.start import Starter, Unavailable
+from handlergen.runtime import descriptors
+from handlergen.runtime.predictor_process import run_directory
+from handlergen.runtime.predictor_process.launcher import Launcher, Unavailable
+from handlergen.runtime.predictor_process.run_directory import (
+    ForeignProcess,
+    Identity,
+    RunDirectory,
+    Starts,
+    check_peer,
+    remove_orphans,
+)
 from handlergen.runtime.server_process import started
 
 
@@ -38,8 +45,8 @@ def gone() -> int:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
-    found = Home(identity(), tmp_path)
+def directory(tmp_path: Path) -> RunDirectory:
+    found = RunDirectory(identity(), tmp_path)
     found.make()
     return found
 
@@ -56,24 +63,24 @@ def test_equal_identities_meet_and_others_do_not(tmp_path: Path) -> None:
         identity(device="gpu 0"),
         identity(server_started=1),
     ]
-    assert len({Home(each, tmp_path).path for each in others}) == len(others)
-    assert Home(identity(), tmp_path).path == Home(identity(), tmp_path).path
+    assert len({RunDirectory(each, tmp_path).path for each in others}) == len(others)
+    assert RunDirectory(identity(), tmp_path).path == RunDirectory(identity(), tmp_path).path
 
 
 def test_the_directory_is_this_users_alone_and_its_name_harmless(tmp_path: Path) -> None:
-    found = Home(identity(name="../../etc/ü x" + "y" * 500), tmp_path)
+    found = RunDirectory(identity(name="../../etc/ü x" + "y" * 500), tmp_path)
     found.make()
     assert found.path.parent == tmp_path
     assert found.path.stat().st_mode & 0o777 == 0o700
     found.listen().close()
     assert (found.path / "socket").stat().st_mode & 0o777 == 0o600
-    assert Home.at(found.path).identity == found.identity
+    assert RunDirectory.at(found.path).identity == found.identity
 
 
 def test_a_path_that_no_socket_address_can_hold(tmp_path: Path) -> None:
     deep = tmp_path.joinpath(*["directory-with-a-long-name"] * 6)
     deep.mkdir(parents=True)
-    found = Home(identity(), deep)
+    found = RunDirectory(identity(), deep)
     found.make()
     assert len(str(found.path / "socket")) > 200
     with found.listen() as listener:
@@ -84,39 +91,41 @@ def test_a_path_that_no_socket_address_can_hold(tmp_path: Path) -> None:
         connection.close()
 
 
-def test_nobody_listens_at_a_stale_socket(home: Home) -> None:
-    assert home.connect() is None
-    home.listen().close()
-    assert (home.path / "socket").exists()
-    assert home.connect() is None
-    with home.listen():  # the next process's takes its place
-        connection = home.connect()
+def test_nobody_listens_at_a_stale_socket(directory: RunDirectory) -> None:
+    assert directory.connect() is None
+    directory.listen().close()
+    assert (directory.path / "socket").exists()
+    assert directory.connect() is None
+    with directory.listen():  # the next process's takes its place
+        connection = directory.connect()
         assert connection is not None
         connection.close()
 
 
-def test_another_users_process_is_refused_at_both_ends(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    with home.listen() as listener:
-        monkeypatch.setattr(home_module.os, "geteuid", lambda: os.getuid() + 1)
-        with pytest.raises(NotOurs, match="is user"):
-            home.connect()
+def test_another_users_process_is_refused_at_both_ends(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with directory.listen() as listener:
+        monkeypatch.setattr(run_directory.os, "geteuid", lambda: os.getuid() + 1)
+        with pytest.raises(ForeignProcess, match="is user"):
+            directory.connect()
         accepted, _ = listener.accept()
-        with accepted, pytest.raises(NotOurs):
+        with accepted, pytest.raises(ForeignProcess):
             check_peer(accepted)
 
 
-def test_one_owner_until_it_dies(home: Home) -> None:
-    first = home.own()
+def test_one_owner_until_it_dies(directory: RunDirectory) -> None:
+    first = directory.own()
     assert first is not None
-    assert home.own() is None
-    forks.close(first)
-    second = home.own()
+    assert directory.own() is None
+    descriptors.close(first)
+    second = directory.own()
     assert second is not None
-    forks.close(second)
+    descriptors.close(second)
 
 
-def test_a_forked_child_does_not_keep_the_ownership(home: Home) -> None:
-    owner = home.own()
+def test_a_forked_child_does_not_keep_the_ownership(directory: RunDirectory) -> None:
+    owner = directory.own()
     assert owner is not None
     child = os.fork()
     if child == 0:
@@ -124,70 +133,71 @@ def test_a_forked_child_does_not_keep_the_ownership(home: Home) -> None:
         os._exit(0)
     try:
         time.sleep(0.1)
-        forks.close(owner)
-        again = home.own()
+        descriptors.close(owner)
+        again = directory.own()
         assert again is not None
-        forks.close(again)
+        descriptors.close(again)
     finally:
         os.kill(child, 9)
         os.waitpid(child, 0)
 
 
-def test_one_starts_at_a_time(home: Home) -> None:
-    with home.starting(0) as mine:
+def test_one_starts_at_a_time(directory: RunDirectory) -> None:
+    with directory.starting(0) as mine:
         assert mine
         began = time.monotonic()
-        with home.starting(0.1) as other:
+        with directory.starting(0.1) as other:
             assert not other
         assert time.monotonic() - began >= 0.1
-    with home.starting(0) as again:
+    with directory.starting(0) as again:
         assert again
 
 
-def test_an_owner_removes_its_own_directory_only(home: Home) -> None:
-    owner = home.own()
+def test_an_owner_removes_its_own_directory_only(directory: RunDirectory) -> None:
+    owner = directory.own()
     assert owner is not None
-    with home.starting(0):
-        home.remove(owner)
-    assert home.path.exists()  # the next process is being started in it
-    (home.path / "owner.lock").unlink()
-    other = home.own()
+    with directory.starting(0):
+        directory.remove(owner)
+    assert directory.path.exists()  # the next process is being started in it
+    (directory.path / "owner.lock").unlink()
+    other = directory.own()
     assert other is not None
-    home.remove(owner)
-    assert home.path.exists()  # it is the next process's by now
-    home.remove(other)
-    assert not home.path.exists()
-    home.remove(other)
+    directory.remove(owner)
+    assert directory.path.exists()  # it is the next process's by now
+    directory.remove(other)
+    assert not directory.path.exists()
+    directory.remove(other)
 
 
 def test_the_directory_of_an_ended_server_goes_though_a_worker_has_not_noticed(tmp_path: Path) -> None:
-    ended = Home(identity(server=gone(), server_started=1), tmp_path)
+    ended = RunDirectory(identity(server=gone(), server_started=1), tmp_path)
     ended.path.mkdir(mode=0o700)
     owner = ended.own()
     assert owner is not None
     with ended.starting(0):
         ended.remove(owner)
     assert not ended.path.exists()
-    forks.close(owner)
+    descriptors.close(owner)
 
 
 def test_nothing_is_started_for_an_ended_server(tmp_path: Path) -> None:
-    ended = Home(identity(server=gone(), server_started=1), tmp_path)
-    starter = Starter(
-        ended, model_dir=tmp_path, arguments={}, environ={}, logger=logging.getLogger("test"), spare=None
-    )
+    ended = RunDirectory(identity(server=gone(), server_started=1), tmp_path)
+    launcher = Launcher(ended, model_dir=tmp_path, arguments={}, environ={}, logger=logging.getLogger("test"))
     with pytest.raises(Unavailable, match="the server has ended"):
-        starter.connect(math.inf)
+        launcher.connect(math.inf)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_directories_of_dead_servers_are_removed_and_no_others(tmp_path: Path) -> None:
     dead = gone()
-    mine, theirs = Home(identity(), tmp_path), Home(identity(server=dead, server_started=1), tmp_path)
-    reused = Home(identity(server_started=1), tmp_path)  # the number is another process's by now
+    mine, theirs = (
+        RunDirectory(identity(), tmp_path),
+        RunDirectory(identity(server=dead, server_started=1), tmp_path),
+    )
+    reused = RunDirectory(identity(server_started=1), tmp_path)  # the number is another process's by now
     unwritten = tmp_path / f"predictor-{dead}-model-0123"  # its maker was killed just then
     written_now = tmp_path / f"predictor-{os.getpid()}-model-0123"
-    held = Home(identity(server=dead, server_started=2), tmp_path)
+    held = RunDirectory(identity(server=dead, server_started=2), tmp_path)
     for each in (mine, theirs, reused, held):
         each.path.mkdir(mode=0o700)
         (each.path / "identity.json").write_text(json.dumps(each.identity.__dict__))
@@ -198,23 +208,23 @@ def test_directories_of_dead_servers_are_removed_and_no_others(tmp_path: Path) -
     assert owner is not None
     remove_orphans(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([mine.path, held.path, written_now, tmp_path / "cpu.lock"])
-    forks.close(owner)
-    Home(identity(), tmp_path).make()  # as the next worker does
+    descriptors.close(owner)
+    RunDirectory(identity(), tmp_path).make()  # as the next worker does
     assert not held.path.exists()
 
 
 def test_a_forked_child_does_not_keep_the_start_to_itself(tmp_path: Path) -> None:
     """Of a pool that a hook makes while the worker starts the predictor process."""
-    home = Home(identity(), tmp_path)
-    home.make()
-    with home.starting(0) as ours:
+    directory = RunDirectory(identity(), tmp_path)
+    directory.make()
+    with directory.starting(0) as ours:
         assert ours
         child = os.fork()
         if child == 0:
             time.sleep(60)
             os._exit(0)
     try:
-        with home.starting(0) as ours:
+        with directory.starting(0) as ours:
             assert ours
     finally:
         os.kill(child, signal.SIGKILL)
@@ -241,17 +251,17 @@ def test_the_first_death_costs_nothing_and_the_next_ones_more_and_more() -> None
 
 
 def test_starts_are_counted_and_a_process_that_served_is_no_failure(
-    home: Home, monkeypatch: pytest.MonkeyPatch
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert home.starts() == Starts()
+    assert directory.starts() == Starts()
     now = 1000.0
-    monkeypatch.setattr(home_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(run_directory.time, "monotonic", lambda: now)
     for _ in range(3):
-        home.note_start()
-    home.note_failure("ValueError: no weights")
-    assert home.starts() == Starts(1000.0, 3, "ValueError: no weights", 3)
+        directory.note_start()
+    directory.note_failure("ValueError: no weights", "Traceback")
+    assert directory.starts() == Starts(1000.0, 3, "ValueError: no weights", 3, "Traceback")
     now = 1100.0
-    home.note_start()
-    assert home.starts() == Starts(1100.0, 1, "", 4)
-    (home.path / "starts.json").write_text("{broken")
-    assert home.starts() == Starts()
+    directory.note_start()
+    assert directory.starts() == Starts(1100.0, 1, "", 4)
+    (directory.path / "starts.json").write_text("{broken")
+    assert directory.starts() == Starts()

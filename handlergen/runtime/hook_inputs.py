@@ -1,4 +1,4 @@
-"""What of a prepared request has to cross when the stages that follow run in another process."""
+"""Which parts of a preprocessed request the hooks read that run in another process; no others are sent."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .hooks import Item
 from .requests import Files
 
 
-class Brought(NamedTuple):
-    """The parts of an item that hooks may ask for besides `inputs` and `outputs`; None for what nobody asks for."""
+class ItemParts(NamedTuple):
+    """What hooks may ask for besides `inputs` and `outputs`; None for what no hook asks for."""
 
     data: Any
     files: Files | None
@@ -21,8 +21,8 @@ class Brought(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What the hooks that follow read of a request; no more of it crosses.
+class HookInputs:
+    """What hooks read of a request besides `inputs` and `outputs`.
 
     Attributes:
         data, files, http: `data`, `files` and `http_request` of their parameters.
@@ -33,7 +33,7 @@ class Needs:
     http: bool
 
     @classmethod
-    def of(cls, contract: Contract, roles: Collection[str]) -> Needs:
+    def of(cls, contract: Contract, roles: Collection[str]) -> HookInputs:
         """Read it from the parameters of the hooks with these roles; a flow's hooks have roles of their own."""
         if contract.form == "flow":
             return cls(data=True, files=True, http=True)
@@ -41,9 +41,9 @@ class Needs:
         sources = {parameter.source for hook in hooks for parameter in hook.parameters}
         return cls(bool(sources & {"data", "input_data"}), "files" in sources, "http_request" in sources)
 
-    def brought(self, item: Item) -> Brought:
-        """The parts of an item that cross."""
-        return Brought(
+    def of_item(self, item: Item) -> ItemParts:
+        """Return the parts of an item that are sent."""
+        return ItemParts(
             item.data if self.data else None,
             item.files if self.files else None,
             item.entry if self.http else None,

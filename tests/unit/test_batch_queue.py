@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 from handlergen.runtime.hooks import Item
-from handlergen.runtime.process.waiting import Taken, Waiting
+from handlergen.runtime.predictor_process.batch_queue import Batch, BatchQueue
 from handlergen.runtime.requests import Request
 
 
@@ -29,30 +28,11 @@ class Asked:
     def done(self) -> None:
         self.told.append("done")
 
+    def answer(self) -> None:
+        self.told.append("answer")
+
     def skipped(self) -> None:
         self.told.append("skipped")
-
-
-class Asleep:
-    """What waits in these tests: nothing has to be read."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-
-    def until(self, ready: Callable[[], bool], timeout_s: float | None = None) -> None:
-        with self._changed:
-            self._changed.wait_for(ready, timeout_s)
-
-    def wake(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
-
-    def look(self) -> None:
-        pass
-
-
-def waiting_for(*, most: int, linger_s: float) -> Waiting:
-    return Waiting(most=most, linger_s=linger_s, idle=Asleep())
 
 
 def names(taken: Any) -> str:
@@ -60,40 +40,40 @@ def names(taken: Any) -> str:
 
 
 def test_what_is_there_is_taken_in_order_up_to_the_most() -> None:
-    waiting = waiting_for(most=3, linger_s=0)
+    queue = BatchQueue(max_batch=3, linger_s=0)
     for name in "abcde":
-        waiting.put(Asked(name))
-    assert [names(waiting.take()), names(waiting.take())] == ["abc", "de"]
+        queue.put(Asked(name))
+    assert [names(queue.take()), names(queue.take())] == ["abc", "de"]
 
 
 def test_a_request_alone_does_not_wait_for_others() -> None:
-    waiting = waiting_for(most=8, linger_s=0)
-    threading.Timer(0.1, waiting.put, [Asked("a")]).start()
-    assert names(waiting.take()) == "a"
+    queue = BatchQueue(max_batch=8, linger_s=0)
+    threading.Timer(0.1, queue.put, [Asked("a")]).start()
+    assert names(queue.take()) == "a"
 
 
 def test_it_lingers_for_others_as_long_as_it_is_told_and_no_longer_than_it_needs() -> None:
-    waiting = waiting_for(most=2, linger_s=20)
-    waiting.put(Asked("a"))
-    threading.Timer(0.1, waiting.put, [Asked("b")]).start()
+    queue = BatchQueue(max_batch=2, linger_s=20)
+    queue.put(Asked("a"))
+    threading.Timer(0.1, queue.put, [Asked("b")]).start()
     began = time.monotonic()
-    assert names(waiting.take()) == "ab"
+    assert names(queue.take()) == "ab"
     assert time.monotonic() - began < 10
-    waiting = waiting_for(most=2, linger_s=0.1)
-    waiting.put(Asked("a"))
+    queue = BatchQueue(max_batch=2, linger_s=0.1)
+    queue.put(Asked("a"))
     began = time.monotonic()
-    assert names(waiting.take()) == "a"
+    assert names(queue.take()) == "a"
     assert time.monotonic() - began >= 0.1
 
 
 def test_requests_that_come_one_at_a_time_soon_do_not_linger_and_do_again_when_others_come() -> None:
-    waiting = waiting_for(most=2, linger_s=0.05)
+    queue = BatchQueue(max_batch=2, linger_s=0.05)
 
     def lingers(*beside: str) -> bool:
         for name in ("a", *beside):
-            waiting.put(Asked(name))
+            queue.put(Asked(name))
         began = time.monotonic()
-        waiting.take()
+        queue.take()
         return time.monotonic() - began >= 0.05
 
     alone = [lingers() for _ in range(300)]
@@ -104,40 +84,40 @@ def test_requests_that_come_one_at_a_time_soon_do_not_linger_and_do_again_when_o
 
 
 def test_requests_that_nobody_waits_for_are_left_out_and_told() -> None:
-    waiting = waiting_for(most=4, linger_s=0)
+    queue = BatchQueue(max_batch=4, linger_s=0)
     asked = [Asked(name) for name in "abcd"]
     asked[0].abandoned = asked[2].abandoned = True
     for each in asked:
-        waiting.put(each)
-    assert names(waiting.take()) == "bd"
+        queue.put(each)
+    assert names(queue.take()) == "bd"
     assert [each.told for each in asked] == [["skipped"], [], ["skipped"], []]
 
 
 def test_an_explanation_comes_alone_and_in_its_turn() -> None:
-    waiting = waiting_for(most=8, linger_s=0)
+    queue = BatchQueue(max_batch=8, linger_s=0)
     for name in "abXcY":
-        waiting.put(Asked(name, explains=name.isupper()))
-    assert [names(waiting.take()) for _ in range(4)] == ["ab", "X", "c", "Y"]
+        queue.put(Asked(name, explains=name.isupper()))
+    assert [names(queue.take()) for _ in range(4)] == ["ab", "X", "c", "Y"]
 
 
 def test_nothing_is_taken_after_the_end() -> None:
-    waiting = waiting_for(most=8, linger_s=5)
-    threading.Timer(0.1, waiting.end).start()
-    assert waiting.take() == []
+    queue = BatchQueue(max_batch=8, linger_s=5)
+    threading.Timer(0.1, queue.end).start()
+    assert queue.take() == []
 
 
 def test_the_end_comes_while_it_lingers() -> None:
-    waiting = waiting_for(most=8, linger_s=60)
-    waiting.put(Asked("a"))
-    threading.Timer(0.1, waiting.end).start()
+    queue = BatchQueue(max_batch=8, linger_s=60)
+    queue.put(Asked("a"))
+    threading.Timer(0.1, queue.end).start()
     began = time.monotonic()
-    assert names(waiting.take()) in ("a", "")
+    assert names(queue.take()) in ("a", "")
     assert time.monotonic() - began < 30
 
 
 def test_all_that_was_taken_is_there_and_each_is_told_when_it_is_done() -> None:
     asked = [Asked("a"), Asked("b")]
-    taken = Taken(asked)
+    taken = Batch(asked)
     first = taken.next()
     assert first is asked[0].item
     assert taken.more

@@ -1,7 +1,7 @@
 """What a predictor process is doing, in a mapped file that outlives it.
 
 The workers read it without asking: whether their request is in the user's code or still waits, since when a predict
-runs, how many there were. When the process dies, the page still says whose requests died with it.
+runs, how many there were. When the process dies, the file still says which requests were in the user's code.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from ..files import reserve
 
 LOADING, IDLE, PREDICTING, ENDING = range(4)
 STATES = ("loading", "idle", "predicting", "ending")
+SLOTS = 1024
+"""How many requests the file can name at once."""
 
 _HEADER = struct.Struct("=8sqQ")  # magic, pid, the state and since when
 _MAGIC = b"HGPAGE2\0"
@@ -25,17 +27,15 @@ _STATE_WORD = 2
 has just begun would seem to have run since the machine was started."""
 _COUNTS = struct.Struct("=qqqq")  # predictions, requests, largest batch, waiting
 _COUNTS_AT = 64
-_VERDICT_AT = 128
-_VERDICT = struct.Struct("=q")
+_TIMED_OUT = struct.Struct("=q")
+_TIMED_OUT_AT = 128
 _SLOTS_AT = 256
 _SLOT = struct.Struct("=Q")
-SLOTS = 1024
 _SIZE = _SLOTS_AT + SLOTS * _SLOT.size
-TIMED_OUT = 1
 
 
-class Picture(NamedTuple):
-    """The page at one moment.
+class Snapshot(NamedTuple):
+    """The status at one moment.
 
     Attributes:
         pid: The predictor process.
@@ -44,7 +44,7 @@ class Picture(NamedTuple):
         predictions: Calls of the user's predict.
         requests: What those were for.
         largest_batch: The most requests in one call.
-        waiting: Requests that waited when the last was taken.
+        waiting: Requests that waited when the last batch was taken.
     """
 
     pid: int
@@ -61,35 +61,38 @@ class Picture(NamedTuple):
         return round(self.requests / self.predictions, 2) if self.predictions else 0.0
 
 
-class Page:
+class StatusFile:
     """The mapped file.
 
     Args:
-        descriptor: Of the file; taken over.
+        descriptor: Of the file; it is closed.
+
+    Raises:
+        ValueError: It is no status file.
     """
 
     def __init__(self, descriptor: int) -> None:
         try:
             if os.fstat(descriptor).st_size != _SIZE:
-                raise ValueError("not a page of a predictor process")
+                raise ValueError("not a status file of a predictor process")
             self._memory = mmap.mmap(descriptor, _SIZE)
             # A word is stored and read as a whole; `struct` fills one byte by byte.
             self._words = memoryview(self._memory).cast("Q")
         finally:
             os.close(descriptor)
         if self._memory[: len(_MAGIC)] != _MAGIC:
-            raise ValueError("not a page of a predictor process")
+            raise ValueError("not a status file of a predictor process")
         self._free = list(range(SLOTS - 1, -1, -1))
         self._counts = [0, 0, 0, 0]
 
     @classmethod
-    def make(cls, path: Path) -> Page:
-        """A new page for this process; the one of the process before stays with whoever has it open.
+    def make(cls, path: Path) -> StatusFile:
+        """Make a new file for this process; the one of the process before stays with whoever has it open.
 
         Raises:
             OSError: It cannot be made.
         """
-        draft = path.with_name(f".page.{os.getpid()}")
+        draft = path.with_name(f".status.{os.getpid()}")
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             reserve(descriptor, _SIZE)
@@ -102,8 +105,8 @@ class Page:
         return cls(descriptor)
 
     @classmethod
-    def open(cls, path: Path) -> Page:
-        """The page of the process that runs.
+    def open(cls, path: Path) -> StatusFile:
+        """Open the file of the process that runs.
 
         Raises:
             OSError, ValueError: There is none.
@@ -111,34 +114,34 @@ class Page:
         return cls(os.open(path, os.O_RDWR | os.O_CLOEXEC))
 
     def enter(self, state: int) -> None:
-        """The process does something else from now on."""
+        """Note what the process does from now on."""
         self._words[_STATE_WORD] = _state_word(state)
 
-    def take_slot(self, peer: int, number: int) -> int:
+    def take_slot(self, connection: int, number: int) -> int:
         """Note that a request is in the user's code; before it is.
 
         Args:
-            peer: Number of the worker's connection.
+            connection: Number of the worker's connection.
             number: Of the request, as that worker counts.
 
         Returns:
-            The slot, for `free_slot`; -1 when none was left, and nothing noted.
+            The slot, for `free_slot`; -1 when none was left, and nothing is noted.
         """
         try:
             slot = self._free.pop()
         except IndexError:
             return -1
-        self._words[_SLOTS_AT // _SLOT.size + slot] = _name(peer, number)
+        self._words[_SLOTS_AT // _SLOT.size + slot] = _name(connection, number)
         return slot
 
     def free_slot(self, slot: int) -> None:
-        """The request has left the user's code."""
+        """Note that the request has left the user's code."""
         if slot >= 0:
             self._words[_SLOTS_AT // _SLOT.size + slot] = 0
             self._free.append(slot)
 
     def count(self, requests: int, waiting: int) -> None:
-        """One more call of predict."""
+        """Count one more call of predict."""
         counts = self._counts
         counts[0] += 1
         counts[1] += requests
@@ -146,9 +149,9 @@ class Page:
         counts[3] = waiting
         _COUNTS.pack_into(self._memory, _COUNTS_AT, *counts)
 
-    def holds(self, peer: int, number: int) -> bool:
-        """Whether a request is in the user's code, or was when the process died."""
-        wanted = _SLOT.pack(_name(peer, number))
+    def holds(self, connection: int, number: int) -> bool:
+        """Return whether a request is in the user's code, or was when the process died."""
+        wanted = _SLOT.pack(_name(connection, number))
         place = _SLOTS_AT
         while (place := self._memory.find(wanted, place)) >= 0:
             if (place - _SLOTS_AT) % _SLOT.size == 0:
@@ -156,26 +159,26 @@ class Page:
             place += 1
         return False
 
-    def condemn(self) -> None:
+    def note_timeout(self) -> None:
         """Note that the process is killed because its predict takes too long; before it is."""
-        _VERDICT.pack_into(self._memory, _VERDICT_AT, TIMED_OUT)
+        _TIMED_OUT.pack_into(self._memory, _TIMED_OUT_AT, 1)
 
     @property
     def timed_out(self) -> bool:
-        """Whether it was killed for that."""
-        return bool(_VERDICT.unpack_from(self._memory, _VERDICT_AT)[0] == TIMED_OUT)
+        """Whether the process was killed for that."""
+        return bool(_TIMED_OUT.unpack_from(self._memory, _TIMED_OUT_AT)[0])
 
-    def look(self) -> Picture:
-        """What the process does now."""
+    def look(self) -> Snapshot:
+        """Return what the process does now."""
         _, pid, _ = _HEADER.unpack_from(self._memory, 0)
         since, state = divmod(self._words[_STATE_WORD], len(STATES))
         since_s = (time.monotonic_ns() - since) / 1e9
-        return Picture(pid, STATES[state], since_s, *_COUNTS.unpack_from(self._memory, _COUNTS_AT))
+        return Snapshot(pid, STATES[state], since_s, *_COUNTS.unpack_from(self._memory, _COUNTS_AT))
 
 
 def _state_word(state: int) -> int:
     return time.monotonic_ns() * len(STATES) + state  # 2**64 / 4 ns are 146 years
 
 
-def _name(peer: int, number: int) -> int:
-    return (peer << 32 | number & 0xFFFFFFFF) + 1
+def _name(connection: int, number: int) -> int:
+    return (connection << 32 | number & 0xFFFFFFFF) + 1

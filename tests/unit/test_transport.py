@@ -18,9 +18,16 @@ import numpy
 import pytest
 import torch
 
-from handlergen.runtime.process.channel import SHARED_FROM, Channel, Gone, Message, Unreadable
-from handlergen.runtime.process.segments import Incoming, Outgoing
-from handlergen.runtime.process.values import pack, unpack
+from handlergen.runtime.predictor_process.serialization import pack, unpack
+from handlergen.runtime.predictor_process.transport import (
+    SHARED_FROM,
+    Gone,
+    Message,
+    ReceivedSegments,
+    SharedMemoryPool,
+    Transport,
+    Unreadable,
+)
 
 KIND = 20
 DTYPES = [
@@ -47,31 +54,28 @@ class Point:
 
 
 @pytest.fixture
-def ends() -> Iterator[tuple[Channel, Channel]]:
-    one, other = (Channel(end) for end in socket.socketpair())
-    for end in (one, other):
-        end.set_wait(5)
+def ends() -> Iterator[tuple[Transport, Transport]]:
+    one, other = (Transport(end) for end in socket.socketpair())
     yield one, other
     one.close()
     other.close()
 
 
-def carried(ends: tuple[Channel, Channel], value: Any) -> Any:
+def carried(ends: tuple[Transport, Transport], value: Any) -> Any:
     ends[0].send(KIND, 1, value)
     return received(ends[1]).value
 
 
-def received(end: Channel) -> Message:
+def received(end: Transport) -> Message:
     (message,) = several(end, 1)
     return message
 
 
-def several(end: Channel, count: int) -> list[Message]:
+def several(end: Transport, count: int) -> list[Message]:
     messages: list[Message] = []
-    deadline = time.monotonic() + 20
     while len(messages) < count:
-        assert time.monotonic() < deadline, f"{len(messages)} of {count} messages arrived"
-        messages += end.receive()
+        assert end.wait(20), f"{len(messages)} of {count} messages arrived"
+        messages.append(end.receive())
     return messages
 
 
@@ -177,7 +181,9 @@ def test_read_only_mappings_stay_read_only() -> None:
 
 
 @pytest.mark.parametrize("numbers", [0, 1, 1000, SHARED_FROM // 4 - 1, SHARED_FROM // 4, 1_200_000])
-def test_arrays_of_every_size_arrive_and_can_be_written(ends: tuple[Channel, Channel], numbers: int) -> None:
+def test_arrays_of_every_size_arrive_and_can_be_written(
+    ends: tuple[Transport, Transport], numbers: int
+) -> None:
     value = {"a": torch.arange(numbers, dtype=torch.float32), "b": numpy.arange(3), "n": numbers}
     got = carried(ends, value)
     assert torch.equal(got["a"], value["a"])
@@ -186,7 +192,7 @@ def test_arrays_of_every_size_arrive_and_can_be_written(ends: tuple[Channel, Cha
     assert got["b"].tolist() == [1, 2, 3]
 
 
-def test_numbers_are_aligned_whatever_lies_before_them(ends: tuple[Channel, Channel]) -> None:
+def test_numbers_are_aligned_whatever_lies_before_them(ends: tuple[Transport, Transport]) -> None:
     for odd in range(1, 20):
         value = [
             "x" * odd,
@@ -201,17 +207,17 @@ def test_numbers_are_aligned_whatever_lies_before_them(ends: tuple[Channel, Chan
 
 
 @pytest.mark.parametrize("count", [600, 1100, 5000])
-def test_thousands_of_small_tensors_are_one_message(ends: tuple[Channel, Channel], count: int) -> None:
+def test_thousands_of_small_tensors_are_one_message(ends: tuple[Transport, Transport], count: int) -> None:
     got = carried(ends, [torch.tensor([number]) for number in range(count)])
     assert [int(each) for each in got] == list(range(count))
 
 
-def test_a_message_that_is_all_pickle_and_larger_than_the_socket(ends: tuple[Channel, Channel]) -> None:
+def test_a_message_that_is_all_pickle_and_larger_than_the_socket(ends: tuple[Transport, Transport]) -> None:
     value = [os.urandom(3_000_000), "end"]
     assert carried(ends, value) == value
 
 
-def test_messages_stay_in_order_and_whole_between_many_senders(ends: tuple[Channel, Channel]) -> None:
+def test_messages_stay_in_order_and_whole_between_many_senders(ends: tuple[Transport, Transport]) -> None:
     def send(number: int) -> None:
         for count in range(30):
             ends[0].send(KIND, number, (count, torch.full((count * 1500,), number), bytes(count * 700)))
@@ -228,7 +234,7 @@ def test_messages_stay_in_order_and_whole_between_many_senders(ends: tuple[Chann
         assert all(bool((tensor == number).all()) for _, tensor, _ in mine)
 
 
-def test_a_receiver_that_does_not_read_never_holds_up_the_sender(ends: tuple[Channel, Channel]) -> None:
+def test_a_receiver_that_does_not_read_never_holds_up_the_sender(ends: tuple[Transport, Transport]) -> None:
     began = time.monotonic()
     for number in range(100):  # each with a new segment: more descriptors than one message may carry
         ends[0].send(KIND, number, (torch.full((SHARED_FROM // 4 + 1,), number), b"x" * 50_000))
@@ -238,31 +244,30 @@ def test_a_receiver_that_does_not_read_never_holds_up_the_sender(ends: tuple[Cha
     assert all(bool((message.value[0] == message.number).all()) for message in messages)
 
 
-def test_a_message_that_has_arrived_in_part_does_not_hold_up_the_receiver() -> None:
-    one, other = socket.socketpair()
-    sender, receiver = Channel(one), Channel(other)
+def test_a_message_that_arrives_piece_by_piece_is_put_together() -> None:
     whole, copy = socket.socketpair()
-    catcher = Channel(copy)
-    Channel(whole).send(KIND, 7, value := b"y" * 300_000)
+    Transport(whole).send(KIND, 7, value := b"y" * 300_000)
     raw = bytearray()
     while len(raw) < 300_000:
         raw += copy.recv(1 << 20)
-    for piece in (raw[:5], raw[5:100], raw[100:150_000], raw[150_000:-1]):
-        one.setblocking(False)
-        sent = 0
-        while sent < len(piece):
-            sent += one.send(piece[sent:])
-            began = time.monotonic()
-            assert receiver.receive(wait=False) == []
-            assert time.monotonic() - began < 10
-    one.send(raw[-1:])
-    assert receiver.receive(wait=False) == [Message(KIND, 7, value)]
-    for end in (sender, receiver, catcher):
-        end.close()
-    whole.close()
+    one, other = socket.socketpair()
+    receiver = Transport(other)
+
+    def send() -> None:
+        for piece in (raw[:5], raw[5:100], raw[100:150_000], raw[150_000:]):
+            one.sendall(piece)
+            time.sleep(0.02)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert receiver.receive() == Message(KIND, 7, value)
+    sender.join()
+    receiver.close()
+    for each in (one, whole, copy):
+        each.close()
 
 
-def test_an_end_that_closes_midway_is_gone(ends: tuple[Channel, Channel]) -> None:
+def test_an_end_that_closes_midway_is_gone(ends: tuple[Transport, Transport]) -> None:
     ends[0].send(KIND, 1, "first")
     ends[0]._socket.send(b"half a header")
     ends[0].close()
@@ -273,20 +278,20 @@ def test_an_end_that_closes_midway_is_gone(ends: tuple[Channel, Channel]) -> Non
         ends[0].send(KIND, 2, "x")
 
 
-def test_sending_to_an_end_that_is_gone_says_so(ends: tuple[Channel, Channel]) -> None:
+def test_sending_to_an_end_that_is_gone_says_so(ends: tuple[Transport, Transport]) -> None:
     ends[1].close()
     with pytest.raises(Gone):
         ends[0].send(KIND, 1, bytes(1000))
 
 
-def test_what_cannot_be_pickled_sends_nothing(ends: tuple[Channel, Channel]) -> None:
+def test_what_cannot_be_pickled_sends_nothing(ends: tuple[Transport, Transport]) -> None:
     with pytest.raises(Exception, match="lambda"):
         ends[0].send(KIND, 1, {"a": torch.ones(SHARED_FROM), "f": lambda: None})
     assert carried(ends, "next") == "next"
 
 
 def test_a_class_that_only_the_other_end_knows_is_unreadable_and_the_next_message_is_not(
-    ends: tuple[Channel, Channel],
+    ends: tuple[Transport, Transport],
 ) -> None:
     module = types.ModuleType("only_there")
     exec("class Value:\n    pass", module.__dict__)
@@ -299,7 +304,7 @@ def test_a_class_that_only_the_other_end_knows_is_unreadable_and_the_next_messag
     assert carried(ends, "next") == "next"
 
 
-def test_shared_memory_is_used_again_only_when_nothing_lies_in_it(ends: tuple[Channel, Channel]) -> None:
+def test_shared_memory_is_used_again_only_when_nothing_lies_in_it(ends: tuple[Transport, Transport]) -> None:
     size = SHARED_FROM
     kept = carried(ends, torch.full((size,), 1.0))
     part = carried(ends, {"x": torch.full((size,), 2.0)})["x"][10:20]
@@ -308,16 +313,14 @@ def test_shared_memory_is_used_again_only_when_nothing_lies_in_it(ends: tuple[Ch
         carried((ends[1], ends[0]), None)  # carries back what was released
     assert bool((kept == 1).all())
     assert bool((part == 2).all())
-    assert len(ends[0]._outgoing._lent) + len(ends[0]._outgoing._free) <= 4
+    assert len(ends[0]._pool._lent) + len(ends[0]._pool._free) <= 4
 
 
 def test_no_descriptor_is_left(tmp_path: Path) -> None:
     gc.collect()
     before = open_files()
     for _ in range(3):
-        one, other = (Channel(end) for end in socket.socketpair())
-        one.set_wait(5)
-        other.set_wait(5)
+        one, other = (Transport(end) for end in socket.socketpair())
         held = [carried((one, other), torch.ones(SHARED_FROM * (1 + number % 5))) for number in range(30)]
         assert len(held) == 30
         one.send(KIND, 1, torch.ones(SHARED_FROM))  # never received
@@ -329,37 +332,37 @@ def test_no_descriptor_is_left(tmp_path: Path) -> None:
 
 
 def test_surplus_segments_are_given_up_at_both_ends() -> None:
-    outgoing, incoming = Outgoing(), Incoming()
+    pool, received_segments = SharedMemoryPool(), ReceivedSegments()
     numbers = []
     for _ in range(12):
-        number, descriptor = outgoing.lay_down([memoryview(bytes(100))])
+        number, descriptor = pool.copy([memoryview(bytes(100))])
         assert descriptor is not None
-        incoming.add(number, os.dup(descriptor))
+        received_segments.add(number, os.dup(descriptor))
         numbers.append(number)
     for number in numbers:
-        outgoing.returned(number)
-    for number in outgoing.surplus():
-        incoming.forget(number)
-    again, descriptor = outgoing.lay_down([memoryview(b"again")])
+        pool.returned(number)
+    for number in pool.surplus():
+        received_segments.forget(number)
+    again, descriptor = pool.copy([memoryview(b"again")])
     assert descriptor is None
-    assert bytes(incoming.views(again, [5])[0]) == b"again"
-    outgoing.close()
+    assert bytes(received_segments.views(again, [5])[0]) == b"again"
+    pool.close()
 
 
 def test_large_segments_do_not_keep_the_memory_of_past_requests() -> None:
-    outgoing = Outgoing()
-    numbers = [outgoing.lay_down([memoryview(bytes(33 << 20))])[0] for _ in range(4)]  # of 64 MiB each
-    small, _ = outgoing.lay_down([memoryview(bytes(100))])
+    pool = SharedMemoryPool()
+    numbers = [pool.copy([memoryview(bytes(33 << 20))])[0] for _ in range(4)]  # of 64 MiB each
+    small, _ = pool.copy([memoryview(bytes(100))])
     for number in [*numbers, small]:
-        outgoing.returned(number)
-    forgotten = outgoing.surplus()
+        pool.returned(number)
+    forgotten = pool.surplus()
     assert len(forgotten) == 3
     assert set(forgotten) < set(numbers)  # what is left: one of them, and the small one
-    assert outgoing.surplus() == []
-    outgoing.close()
+    assert pool.surplus() == []
+    pool.close()
 
 
-def test_a_tensor_keeps_what_the_user_s_code_has_put_there(ends: tuple[Channel, Channel]) -> None:
+def test_a_tensor_keeps_what_the_user_s_code_has_put_there(ends: tuple[Transport, Transport]) -> None:
     value: Any = torch.ones(2)
     value.length = 7
     arrived = carried(ends, value)
@@ -367,12 +370,12 @@ def test_a_tensor_keeps_what_the_user_s_code_has_put_there(ends: tuple[Channel, 
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_a_nested_tensor_crosses(ends: tuple[Channel, Channel]) -> None:
+def test_a_nested_tensor_crosses(ends: tuple[Transport, Transport]) -> None:
     arrived = carried(ends, torch.nested.nested_tensor([torch.ones(2), torch.zeros(3)]))
     assert [row.tolist() for row in arrived.unbind()] == [[1, 1], [0, 0, 0]]
 
 
-def test_a_forked_child_does_not_keep_a_connection_alive(ends: tuple[Channel, Channel]) -> None:
+def test_a_forked_child_does_not_keep_a_connection_alive(ends: tuple[Transport, Transport]) -> None:
     child = os.fork()
     if child == 0:
         time.sleep(30)

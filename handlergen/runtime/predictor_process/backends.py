@@ -1,0 +1,377 @@
+"""What answers a worker's requests when a predictor process has the model.
+
+`PreparedBackend`: preprocess and postprocess run in the worker. `RelayBackend`: the predictor process runs them too, in
+threads. The former becomes the latter when a value cannot be sent between the two processes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from ..arrivals import Ready
+from ..backend import Backend, PipelineBackend
+from ..context import Context
+from ..contract import Bundle
+from ..dispatch import is_describe
+from ..encode import encode
+from ..failing import Failing
+from ..failures import Failure, in_the_log
+from ..hook_inputs import HookInputs
+from ..hooks import Hooks, Item, http_request
+from ..metrics import Metrics
+from ..model import streaming_of
+from ..pipeline import Pipeline
+from ..predictor import Predictor
+from ..recording import Recording
+from ..user_module import open_user_module
+from ..wire import STREAM_WISH
+from .client import Call, Client, UnsendableValue
+from .launcher import Unavailable
+from .protocol import EXPLAIN, PREDICT, REQUEST, Predicted, Prepared, RawAnswer, RawRequest
+
+_Answer = TypeVar("_Answer", Predicted, RawAnswer)
+_UNSENDABLE = "UnsendableValue"
+
+
+class PreparedBackend:
+    """Preprocess and postprocess in the worker, predict in the predictor process. See `Backend` for the methods.
+
+    The first value that cannot be sent to the predictor process, or from it, changes that: this worker sends whole
+    requests from then on, that request included.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        model_dir: Path,
+        *,
+        gpu_id: int | None,
+        batch_size: int,
+        describe: Callable[[], Any],
+    ) -> None:
+        self._client = _client(bundle, model_dir, gpu_id, batch_size)
+        self._name = bundle.settings.name
+        model = _PreparedModel(bundle, model_dir, gpu_id=gpu_id, client=self._client, unsendable=self._note)
+        self._relay = partial(
+            RelayBackend,
+            bundle,
+            model_dir,
+            gpu_id=gpu_id,
+            batch_size=batch_size,
+            describe=describe,
+            client=self._client,
+            recording=model.recording,
+        )
+        self._logger = model.context.logger
+        self._backend: Backend = PipelineBackend(
+            bundle, model, batch_size=batch_size, describe=describe, about=self._client.describe
+        )
+        self._why = ""
+        self._relays = False
+        self.is_healthy = model.is_healthy
+
+    @property
+    def metrics(self) -> Metrics | None:
+        return self._backend.metrics
+
+    @property
+    def pipeline(self) -> Pipeline:
+        return self._backend.pipeline
+
+    def answer(self, items: Sequence[Item]) -> int:
+        count = self._backend.answer(items)
+        if self._why and not self._relays:
+            self._relays = True
+            self._backend = self._relay()
+            # Answered once more, by the process; but a client that has a part of its answer cannot get another one.
+            failed = [item for item in items if item.failure is not None and not item.sent]
+            again = [item for item in failed if item.failure.type == _UNSENDABLE]
+            for item in again:
+                item.reply = item.failure = None
+            self._backend.answer(again)
+        return count
+
+    def describe(self) -> dict[str, Any]:
+        return self._backend.describe()
+
+    def flush(self) -> None:
+        self._backend.flush()
+
+    def close(self) -> None:
+        self._backend.close()
+
+    def _note(self, why: str) -> None:
+        if not self._why:
+            self._why = why
+            self._client.note_unsendable(why)
+            self._logger.warning(
+                "handlergen: model %s: %s. From now on this worker sends whole requests to the predictor process, which "
+                "runs preprocess and postprocess too. Write `stages: predictor` into handlergen.yaml to have it so from "
+                "the start, or return values that pickle can copy.",
+                self._name,
+                why,
+            )
+
+
+class _PreparedModel:
+    """The model as a worker has it: the module without what `load` makes, and a connection. See `Model`."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        model_dir: Path,
+        *,
+        gpu_id: int | None,
+        client: Client,
+        unsendable: Callable[[str], None],
+    ) -> None:
+        contract, settings = bundle.contract, bundle.settings
+        device = torch.device("cpu") if gpu_id is None else torch.device("cuda", gpu_id)
+        self.context = Context.open(settings, device=device, model_dir=model_dir)
+        self.failing = Failing(contract.form, user_root=str(model_dir), logger=self.context.logger)
+        self.streaming = streaming_of(bundle)
+        module = open_user_module(contract, settings, self.context)
+        module.setup()
+        module.stand_in()
+        client.open()
+        self.recording = Recording(settings, client.device_key, metrics=True)
+        self.failing.count_lock_timeouts(self.recording.metrics)
+        self.recording.start()
+        self.hooks: Hooks = module.hooks()
+        self.failing.name_stages(self.hooks)
+        inputs = HookInputs.of(contract, ("predict", "explain"))
+        remote = partial(
+            RemotePredictor, client, inputs=inputs, fail=self.failing.fail, unsendable=unsendable
+        )
+        self.predictor = remote(PREDICT)
+        self.explainer: Predictor | None = remote(EXPLAIN) if self.hooks[0].explain is not None else None
+        self.is_healthy: Callable[[Mapping[str, Any]], Any] | None = (
+            client.is_healthy if "is_healthy" in contract.hooks else None
+        )
+        self._client = client
+
+    def close(self) -> None:
+        self._client.close()
+        self.recording.close()
+
+
+class RemotePredictor:
+    """A `Predictor` whose predictions are made by the predictor process.
+
+    Args:
+        client: The connection to it.
+        kind: `PREDICT` or `EXPLAIN`.
+        inputs: Which parts of a request are sent.
+        fail: Called with an item, what was raised and the hook's name; sets the item's failure.
+        unsendable: Told why a value cannot be sent.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        kind: int,
+        *,
+        inputs: HookInputs,
+        fail: Callable[[Item, BaseException, str], None],
+        unsendable: Callable[[str], None],
+    ) -> None:
+        self._client = client
+        self._kind = kind
+        self._inputs = inputs
+        self._fail = fail
+        self._unsendable = unsendable
+
+    def load(self) -> None:
+        """Do nothing: the predictor process loads the model."""
+
+    def predict(self, arrivals: Ready) -> None:
+        """Send each request when it is ready; answers come in any order."""
+        item = arrivals.next()
+        if item is not None and not arrivals.more:
+            call = self._call(item)
+            self._client.send(call)
+            self._settle(item, call)
+            arrivals.done(item)
+            return
+        finished = threading.Semaphore(0)
+        count = 0
+        while item is not None:
+            call = self._call(item)
+
+            def answered(_future: object, item: Item = item, call: Call = call) -> None:
+                self._settle(item, call)
+                arrivals.done(item)
+                finished.release()
+
+            count += 1
+            call.add_done_callback(answered)
+            self._client.send(call)
+            item = arrivals.next()
+        for _ in range(count):
+            finished.acquire()
+
+    def describe(self) -> dict[str, Any]:
+        return dict(self._client.describe()["predictor"])
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _call(self, item: Item) -> Call:
+        request = item.request
+        prepared = Prepared(
+            item.stage,
+            item.inputs,
+            item.ready_ns,
+            request.id,
+            item.properties,
+            request._metadata,
+            *self._inputs.of_item(item),
+            item.outlet is not None,
+            item.entry.get(STREAM_WISH),
+        )
+        return _call_for(item, self._kind, tuple(prepared), ready_ns=item.ready_ns)
+
+    def _settle(self, item: Item, call: Call) -> None:
+        error = call.exception()
+        if isinstance(error, UnsendableValue) and not item.sent:
+            self._unsendable(str(error))
+            told = "A value of this request cannot be sent between its worker and the predictor process"
+            item.failure = Failure(500, _UNSENDABLE, told + in_the_log(item.request.id))
+            return
+        answer = _settle(item, call, Predicted, self._fail)
+        if answer is not None:
+            item.outputs = answer.outputs
+            if answer.metadata is not None:
+                item.request._metadata = answer.metadata
+            if answer.state is not None:
+                http_request(item).state = answer.state
+
+
+class RelayBackend:
+    """All stages in the predictor process; the worker passes requests and answers on. See `Backend` for the methods.
+
+    Args:
+        client: The connection, if there is one already.
+        recording: What the worker's answers are counted in, likewise.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        model_dir: Path,
+        *,
+        gpu_id: int | None,
+        batch_size: int,
+        describe: Callable[[], Any],
+        client: Client | None = None,
+        recording: Recording | None = None,
+    ) -> None:
+        logger = logging.getLogger(f"handlergen.{bundle.settings.name}")
+        self._describe = describe
+        self._failing = Failing(bundle.contract.form, user_root=str(model_dir), logger=logger)
+        self._client = client or _client(bundle, model_dir, gpu_id, batch_size)
+        if client is None:
+            self._client.open()
+        self._recording = recording or Recording(bundle.settings, self._client.device_key, metrics=True)
+        self._failing.count_lock_timeouts(self._recording.metrics)
+        if recording is None:
+            self._recording.start()
+        self.is_healthy: Callable[[Mapping[str, Any]], Any] | None = (
+            self._client.is_healthy if "is_healthy" in bundle.contract.hooks else None
+        )
+
+    @property
+    def metrics(self) -> Metrics | None:
+        return self._recording.metrics
+
+    @property
+    def pipeline(self) -> Pipeline:
+        raise RuntimeError(
+            "the stages of this model run in its predictor process (stages: predictor); a handler that calls them "
+            "one by one needs predictor: worker"
+        )
+
+    def answer(self, items: Sequence[Item]) -> int:
+        described = 0
+        calls: list[tuple[Item, Call]] = []
+        for item in items:
+            if is_describe(item):
+                described += 1
+                self._answer_describe(item)
+                continue
+            raw = RawRequest(item.entry, item.properties, item.request.id, item.outlet is not None)
+            call = _call_for(item, REQUEST, tuple(raw), ready_ns=time.monotonic_ns())
+            calls.append((item, call))
+            self._client.send(call)
+        for item, call in calls:
+            answer = _settle(item, call, RawAnswer, self._failing.fail)
+            if answer is not None:
+                item.reply = answer.reply
+        return len(items) - described
+
+    def describe(self) -> dict[str, Any]:
+        return {"types": {}, **self._client.describe()}
+
+    def flush(self) -> None:
+        """Do nothing: the predictor process records all."""
+
+    def close(self) -> None:
+        self._client.close()
+        self._recording.close()
+
+    def _answer_describe(self, item: Item) -> None:
+        try:
+            item.reply = encode(self._describe())
+        except BaseException as error:
+            self._failing.fail(item, error, "describe")
+
+
+def _client(bundle: Bundle, model_dir: Path, gpu_id: int | None, batch_size: int) -> Client:
+    logger = logging.getLogger(f"handlergen.{bundle.settings.name}")
+    return Client(bundle, model_dir, gpu_id=gpu_id, batch_size=batch_size, logger=logger)
+
+
+def _call_for(item: Item, kind: int, value: Any, *, ready_ns: int) -> Call:
+    """Return the call of a client's request: chunks of its answer go out at once."""
+
+    def chunk(value: tuple[bytes, str]) -> None:
+        item.outlet.send(item, *value)
+        item.sent = True
+
+    return Call(kind, value, on_chunk=chunk, ready_ns=ready_ns)
+
+
+def _settle(
+    item: Item, call: Call, kind: type[_Answer], fail: Callable[[Item, BaseException, str], None]
+) -> _Answer | None:
+    """Wait for a call, and give its item its failure if there is one.
+
+    Args:
+        kind: Of the answer's value.
+        fail: Called with an item, what was raised and the hook's name; sets the item's failure.
+
+    Returns:
+        The answer, for what else is in it; None when there is none.
+    """
+    error = call.exception()
+    if error is None:
+        answer = kind(*call.result())
+        item.failure = answer.failure
+        item.sent = item.sent or answer.sent
+        return answer
+    if isinstance(error, Unavailable):
+        retry_after_s = str(max(1, math.ceil(error.retry_after_s)))
+        told = f"The model is not available: {error}"
+        item.failure = Failure(503, "ModelUnavailable", told, {"Retry-After": retry_after_s})
+    else:
+        fail(item, error, "predict")
+    return None

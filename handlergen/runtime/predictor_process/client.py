@@ -1,0 +1,451 @@
+"""A worker's connection to the predictor process: requests go out, answers come back, whatever dies in between.
+
+A request that was in the user's code when the process died has failed. One that waited is sent again, to the next
+process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..contract import Bundle
+from ..failures import LockTimeout, is_out_of_memory
+from ..metrics import printer
+from ..server_process import server_of_this_process
+from .launcher import Launcher, Unavailable
+from .protocol import (
+    ANSWER,
+    CANCEL,
+    CHUNK,
+    DESCRIBE,
+    HEALTH,
+    HELLO,
+    LOG,
+    METRICS,
+    REFUSED,
+    UNSENDABLE,
+    WELCOME,
+    LogEntry,
+    Refused,
+    Welcome,
+)
+from .run_directory import ForeignProcess, Identity, RunDirectory
+from .status import LOADING, STATES, StatusFile
+from .transport import Gone, Message, Transport, Unreadable
+
+_TICK_S = 0.25
+_GRACE_S = 0.5
+"""What the predictor process has, beyond a deadline, to keep it itself."""
+_MOST_SENDINGS = 3
+_WARN_EVERY = 40
+
+
+class CannotLoad(Exception):
+    """The predictor process could not load the model. The user's traceback is in the log already."""
+
+    told_by_handlergen = True
+
+
+class PredictorDied(Exception):
+    """The predictor process died while it had this request."""
+
+
+class PredictTimeout(Exception):
+    """The predictor process was killed, because predict took longer than `predict_timeout_s`."""
+
+    status_code = 504
+
+    def __init__(self, limit_s: float) -> None:
+        self.detail = f"The model took longer than {limit_s:g} s"
+        super().__init__(self.detail)
+
+
+class UnsendableValue(Exception):
+    """A value of a request or of its answer cannot be pickled, or not be unpickled at the other end."""
+
+
+class Call(Future[Any]):
+    """One request of a worker's to the predictor process; its result is the value of the ANSWER.
+
+    Args:
+        kind, value: Of the message.
+        on_chunk: Called with the value of each CHUNK, on the reader thread; what it raises cancels the call and becomes
+            its exception.
+        ready_ns: Since when it may be waiting for the device; None for a call that does not.
+        within_s: How long such a call may take, in seconds.
+    """
+
+    def __init__(
+        self,
+        kind: int,
+        value: Any = None,
+        *,
+        on_chunk: Callable[[Any], None] | None = None,
+        ready_ns: int | None = None,
+        within_s: float = 10.0,
+    ) -> None:
+        super().__init__()
+        self.kind = kind
+        self.value = value
+        self.on_chunk = on_chunk
+        self.waiting_ns = ready_ns
+        self.deadline = time.monotonic() + within_s
+        self.number = 0
+        self.sendings = 0
+        self.begun = False  # a part of its answer is out: it cannot be done again
+
+
+class _Connection:
+    """One life of the predictor process, seen from here."""
+
+    def __init__(self, transport: Transport, status: StatusFile, welcome: Welcome) -> None:
+        self.transport = transport
+        self.status = status
+        self.welcome = welcome
+        self.pending: dict[int, Call] = {}
+        """By number. Whoever pops a call settles it."""
+
+
+class Client:
+    """The connection, a thread that reads it, and one that keeps deadlines and connects again.
+
+    Args:
+        bundle: Contract and settings.
+        model_dir: Where the archive is unpacked.
+        gpu_id: A logical index, or None for the CPU.
+        batch_size: The most requests that TorchServe hands a worker at once.
+        logger: Goes to TorchServe's model log.
+    """
+
+    def __init__(
+        self, bundle: Bundle, model_dir: Path, *, gpu_id: int | None, batch_size: int, logger: logging.Logger
+    ) -> None:
+        settings = self._settings = bundle.settings
+        server, started = server_of_this_process()
+        identity = Identity(
+            server,
+            started,
+            settings.name,
+            settings.version,
+            f"{model_dir}:{model_dir.stat().st_ino}",
+            "cpu" if gpu_id is None else f"gpu {gpu_id}",
+        )
+        self._directory = RunDirectory(identity)
+        self._launcher = Launcher(
+            self._directory,
+            model_dir=model_dir,
+            arguments={"model_dir": str(model_dir), "gpu_id": gpu_id, "batch_size": batch_size},
+            environ=dict(os.environ),
+            logger=logger,
+        )
+        # From here on this process sees no GPU: it could only waste its memory with a context of its own.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(1)
+        self._logger = logger
+        self._print_metrics = printer()
+        self._logged = ""
+        self._unsendable = ""
+        self._connection: _Connection | None = None
+        self._changing = threading.RLock()
+        self._numbers = 0
+        self._ended = threading.Event()
+        self.device_key = ""
+
+    def open(self) -> None:
+        """Connect for the first time; wait until the model is loaded.
+
+        Raises:
+            CannotLoad: The model cannot be loaded.
+            RuntimeError: No process could even be started, which nobody has logged yet.
+        """
+        try:
+            with self._changing:
+                self.device_key = self._connected(math.inf).welcome.device_key
+        except Unavailable as error:
+            if not self._directory.starts().total:
+                raise RuntimeError(str(error)) from None
+            raise CannotLoad(f"the module could not be loaded: {error}") from None
+        threading.Thread(target=self._look_after, name="handlergen-client", daemon=True).start()
+
+    def close(self) -> None:
+        """End the connection. The process ends when no worker is connected to it any more."""
+        self._ended.set()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.transport.close()
+
+    def send(self, call: Call) -> None:
+        """Send a call. It may be done when this returns: nobody can take it, or its value cannot be pickled."""
+        left = min(max(0.0, self._deadline(call) - time.monotonic()), threading.TIMEOUT_MAX)
+        if not self._changing.acquire(timeout=left):
+            call.set_exception(Unavailable("the model is still being loaded"))
+            return
+        try:
+            self._numbers += 1
+            call.number = self._numbers
+            self._place(call)
+        finally:
+            self._changing.release()
+
+    def ask(self, kind: int) -> Any:
+        """Send a call that is no client's request, and return its answer.
+
+        Raises:
+            Exception: The process does not answer.
+        """
+        call = Call(kind)
+        self.send(call)
+        return call.result()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the predictor process says of itself: `predictor`, and `types` if it has the stages."""
+        try:
+            answer: dict[str, Any] = self.ask(DESCRIBE)
+            answer["predictor"]["restarts"] = self._directory.starts().restarts
+        except Exception as error:
+            about = {"placement": "process", "stages": self._settings.stages, "unavailable": str(error)}
+            answer = {"predictor": about}
+        if self._unsendable:
+            answer["predictor"].update(stages="predictor", stages_because=self._unsendable)
+        return answer
+
+    def is_healthy(self, _values: Mapping[str, Any]) -> Any:
+        """Return what the module's `is_healthy` says, in the predictor process."""
+        return self.ask(HEALTH)
+
+    def note_unsendable(self, reason: str) -> None:
+        """Note, for `describe` and `handlergen status`, why this worker sends whole requests from now on."""
+        self._unsendable = reason
+        with contextlib.suppress(OSError):  # a full disk: only `status` does not say so then
+            self._directory.note_unsendable(reason)
+
+    def _place(self, call: Call) -> None:
+        """Give a call to the process that runs; to the next one, if it has just died."""
+        try:
+            connection = self._connected(self._deadline(call))
+        except Unavailable as error:
+            call.set_exception(error)
+            return
+        connection.pending[call.number] = call
+        call.sendings += 1
+        try:
+            connection.transport.send(call.kind, call.number, call.value)
+        except Gone:
+            self._recover(connection)  # which places the call again, or settles it
+        except Exception as error:
+            if connection.pending.pop(call.number, None) is None:
+                return
+            if is_out_of_memory(error):
+                call.set_exception(error)
+            else:
+                told = f"what preprocess returned cannot be sent to the predictor process ({_shown(error)})"
+                call.set_exception(UnsendableValue(told))
+
+    def _connected(self, deadline: float) -> _Connection:
+        """Return the connection, made if there is none; under the lock.
+
+        Args:
+            deadline: `time.monotonic()` value after which to give up waiting for a process.
+        """
+        while (connection := self._connection) is None:
+            try:
+                transport, status = self._launcher.connect(deadline)
+            except Unavailable as error:
+                self._log_once(error.traceback)
+                raise
+            except (OSError, ForeignProcess) as error:  # a read-only lock directory, too many open files
+                raise Unavailable(f"its process cannot be reached: {error}") from error
+            try:
+                transport.send(HELLO, 0, os.getpid())
+                welcome = self._welcome(transport, deadline)
+            except Gone:
+                transport.close()
+                if status.look().state == STATES[LOADING]:
+                    self._launcher.reap(within_s=1.0)
+                    reason = self._directory.starts().reason
+                    raise Unavailable(reason or "the predictor process ended while it loaded") from None
+                time.sleep(0.01)  # it had loaded long ago, and is just dying: the next one takes its place
+                continue
+            except BaseException:
+                transport.close()
+                raise
+            connection = self._connection = _Connection(transport, status, welcome)
+            threading.Thread(
+                target=self._read, args=(connection,), name="handlergen-reader", daemon=True
+            ).start()
+        return connection
+
+    def _welcome(self, transport: Transport, deadline: float) -> Welcome:
+        while not self._ended.is_set():
+            if transport.wait(_TICK_S):
+                message = transport.receive()
+                if message.kind == WELCOME:
+                    welcome: Welcome = message.value
+                    return welcome
+                if message.kind == REFUSED:
+                    refused: Refused = message.value
+                    self._log_once(refused.traceback)
+                    raise Unavailable(refused.reason)
+                self._print(message)
+            elif time.monotonic() > deadline:
+                raise Unavailable("the model is still being loaded")
+        raise Unavailable("the worker has ended")
+
+    def _log_once(self, traceback: str) -> None:
+        if traceback and traceback != self._logged:
+            self._logged = traceback
+            self._logger.error("handlergen: model %s could not be loaded\n%s", self._settings.name, traceback)
+
+    def _read(self, connection: _Connection) -> None:
+        """Take what the process sends, on a thread of its own, until the process is gone."""
+        try:
+            while True:
+                self._take(connection, connection.transport.receive())
+        except Gone:
+            pass
+        except Exception:
+            self._logger.exception("the connection to the predictor process is closed")
+        self._recover(connection)
+
+    def _take(self, connection: _Connection, message: Message) -> None:
+        kind, number, value = message
+        if kind in (LOG, METRICS):
+            self._print(message)
+            return
+        if kind == CHUNK:
+            call = connection.pending.get(number)
+            if call is not None and call.on_chunk is not None:
+                call.begun = True
+                try:
+                    call.on_chunk(value)
+                except Exception as error:
+                    self._cancel(connection, call, error)
+            return
+        call = connection.pending.pop(number, None)
+        if call is None:  # cancelled meanwhile
+            return
+        if isinstance(value, Unreadable) and is_out_of_memory(value.error):
+            call.set_exception(value.error)
+        elif isinstance(value, Unreadable):
+            told = f"what predict returned cannot be read in the worker ({_shown(value.error)})"
+            call.set_exception(UnsendableValue(told))
+        elif kind == UNSENDABLE:
+            call.set_exception(UnsendableValue(value))
+        elif kind == ANSWER:
+            call.set_result(value)
+
+    def _print(self, message: Message) -> None:
+        """Hand a log record, or metrics, on to TorchServe."""
+        if message.kind == LOG:
+            entry = LogEntry(*message.value)
+            logging.getLogger(entry.logger).log(entry.level, "%s", entry.text)
+        elif message.kind == METRICS:
+            self._print_metrics(message.value)
+
+    def _cancel(self, connection: _Connection, call: Call, error: BaseException) -> None:
+        if connection.pending.pop(call.number, None) is None:
+            return
+        with contextlib.suppress(Gone):
+            connection.transport.send(CANCEL, call.number)
+        call.set_exception(error)
+
+    def _recover(self, connection: _Connection) -> None:
+        """Settle the calls that a dead process had in the user's code, and give the others to the next one."""
+        with self._changing:
+            if connection is not self._connection:
+                return
+            self._connection = None
+            connection.transport.close()
+            waiting = []
+            for number in list(connection.pending):
+                call = connection.pending.pop(number, None)
+                if call is None:
+                    continue
+                in_user_code = connection.status.holds(connection.welcome.connection, number)
+                if in_user_code or call.begun or call.sendings >= _MOST_SENDINGS:
+                    call.set_exception(self._death(connection.status))
+                else:
+                    waiting.append(call)
+            for call in waiting:
+                self._place(call)
+
+    def _death(self, status: StatusFile) -> BaseException:
+        if status.timed_out and self._settings.predict_timeout_s is not None:
+            return PredictTimeout(self._settings.predict_timeout_s)
+        return PredictorDied(f"the predictor process {status.look().pid} died while it had this request")
+
+    def _look_after(self) -> None:
+        """Keep deadlines; connect again, so that the next request finds a process that has loaded the model."""
+        turn = 0
+        while not self._ended.wait(_TICK_S):
+            turn += 1
+            try:
+                connection = self._connection
+                if connection is not None:
+                    self._keep_deadlines(connection)
+                elif self._changing.acquire(blocking=False):
+                    try:
+                        with contextlib.suppress(Unavailable):
+                            self._connected(math.inf)
+                    finally:
+                        self._changing.release()
+            except Exception as error:  # a full disk, say: it may pass
+                if turn % _WARN_EVERY == 0:
+                    self._logger.warning("looking after the predictor process failed: %s", error)
+
+    def _keep_deadlines(self, connection: _Connection) -> None:
+        """See that no call waits beyond its deadline, and no predict takes longer than it may."""
+        now = time.monotonic_ns()
+        seen = connection.status.look()
+        limit = self._settings.predict_timeout_s
+        if limit is not None and seen.state == "predicting" and seen.since_s > limit + _GRACE_S:
+            self._kill(connection, limit)
+            return
+        lock_timeout_s = self._settings.lock_timeout_s
+        for call in list(connection.pending.values()):
+            if call.waiting_ns is None:
+                if time.monotonic() > call.deadline:
+                    told = f"predictor process {seen.pid} does not answer"
+                    self._cancel(connection, call, Unavailable(told))
+            elif connection.status.holds(connection.welcome.connection, call.number):
+                call.waiting_ns = now
+            elif (now - call.waiting_ns) / 1e9 > lock_timeout_s + _GRACE_S:
+                told = (
+                    f"the device was not free within {lock_timeout_s:g} s (predictor process {seen.pid} has been "
+                    f"{seen.state} for {seen.since_s:.1f} s)"
+                )
+                retry_after_s = max(1, math.ceil(lock_timeout_s / 10))
+                self._cancel(connection, call, LockTimeout(told, retry_after_s=retry_after_s))
+
+    def _kill(self, connection: _Connection, limit: float) -> None:
+        pid = connection.welcome.pid
+        self._logger.error(
+            "predict has taken longer than predict_timeout_s (%g s): predictor process %d is killed",
+            limit,
+            pid,
+        )
+        connection.status.note_timeout()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    def _deadline(self, call: Call) -> float:
+        if call.waiting_ns is None:
+            return call.deadline
+        return call.waiting_ns / 1e9 + self._settings.lock_timeout_s
+
+
+def _shown(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

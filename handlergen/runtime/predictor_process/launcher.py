@@ -1,0 +1,176 @@
+"""Finding the predictor process of a model, or starting it: once, whichever worker asks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .run_directory import RunDirectory
+from .status import StatusFile
+from .transport import Transport
+
+_POLL_S = 0.01
+_LISTENS_WITHIN_S = 60.0
+_LAST_WORDS = 4096
+"""How much of what a process printed last is told when it dies, in bytes."""
+
+
+class Unavailable(Exception):
+    """There is no predictor process that could take a request.
+
+    Args:
+        message: Why, for the client.
+        retry_after_s: When there may be one.
+        traceback: The user's own, of a load that failed.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0, traceback: str = "") -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.traceback = traceback
+
+
+class Launcher:
+    """Connects to the predictor process of a run directory.
+
+    Args:
+        directory: The run directory.
+        model_dir: Where the archive is unpacked: the process's working directory.
+        arguments: For the process (`__main__`): JSON values.
+        environ: The process's environment.
+        logger: Told of starts and ends.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        *,
+        model_dir: Path,
+        arguments: Mapping[str, Any],
+        environ: Mapping[str, str],
+        logger: logging.Logger,
+    ) -> None:
+        self.directory = directory
+        self._model_dir = model_dir
+        self._arguments = arguments
+        self._environ = environ
+        self._logger = logger
+        self._child: subprocess.Popen[bytes] | None = None
+        self._log = Path()
+        self._log_start = 0
+
+    def connect(self, deadline: float) -> tuple[Transport, StatusFile]:
+        """Return a connection to the process, which may still be loading, and its status; start it if there is none.
+
+        Args:
+            deadline: `time.monotonic()` value after which to give up.
+
+        Raises:
+            Unavailable: Too many have just died, the last could not load the model, none listens in time, or the
+                server has ended, so that nobody needs one.
+        """
+        while True:
+            self.reap()
+            connection = self.directory.connect()
+            if connection is not None:
+                try:
+                    return Transport(connection), StatusFile.open(self.directory.status_file)
+                except (OSError, ValueError):  # it ends just now
+                    connection.close()
+            now = time.monotonic()
+            starts = self.directory.starts()
+            allowed = starts.next_after()
+            if now < allowed and (starts.reason or allowed > deadline):
+                raise Unavailable(
+                    starts.reason or "its process keeps dying; the model log says why",
+                    retry_after_s=allowed - now,
+                    traceback=starts.traceback,
+                )
+            if now < allowed:
+                time.sleep(min(0.1, allowed - now))
+                continue
+            if not self._start() and now > deadline:
+                raise Unavailable("its process did not start in time")
+
+    def reap(self, within_s: float = 0.0) -> None:
+        """Log how a process ended that this worker has started, if it ends within so many seconds."""
+        child = self._child
+        if child is None:
+            return
+        try:
+            code = child.wait(within_s)
+        except subprocess.TimeoutExpired:
+            return
+        self._child = None
+        if code < 0:
+            try:
+                how = f"was killed by {signal.Signals(-code).name}"
+            except ValueError:
+                how = f"was killed by signal {-code}"
+        else:
+            how = f"ended with status {code}"
+        if code:
+            self._logger.error("predictor process %d %s%s", child.pid, how, self._last_words())
+
+    def _last_words(self) -> str:
+        """Return the end of what the process printed: of a segmentation fault, where it happened."""
+        try:
+            with self._log.open("rb") as log:
+                size = log.seek(0, os.SEEK_END)
+                log.seek(max(0, size - _LAST_WORDS, self._log_start if size >= self._log_start else 0))
+                text = log.read().decode("utf-8", "replace").strip()
+        except OSError:
+            return ""
+        return f"; the end of {self._log}:\n{text}" if text else ""
+
+    def _start(self) -> bool:
+        """Start a process unless another worker does so; return, when it listens, whether one does."""
+        if not self.directory.identity.alive():
+            raise Unavailable("the server has ended")
+        try:
+            self.directory.make()
+            with self.directory.starting(_POLL_S * 5) as ours:
+                if not ours:
+                    return False
+                if self.directory.listens():
+                    return True
+                if time.monotonic() < self.directory.starts().next_after():
+                    return False
+                self.directory.note_start()
+                return self._launch()
+        except FileNotFoundError:  # a process that ends has just removed the directory
+            time.sleep(_POLL_S)
+            return False
+
+    def _launch(self) -> bool:
+        self._log = self.directory.log_file()
+        self.directory.write_arguments({**self._arguments, "log": str(self._log)})
+        output = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            self._log_start = os.fstat(output).st_size
+            # In a session of its own: it outlives this worker, and no signal to the worker's group reaches it.
+            self._child = child = subprocess.Popen(
+                [sys.executable, "-u", "-m", __package__ or "", str(self.directory.path)],
+                cwd=self._model_dir,
+                env={**self._environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        finally:
+            os.close(output)
+        deadline = time.monotonic() + _LISTENS_WITHIN_S
+        while child.poll() is None and time.monotonic() < deadline:
+            if self.directory.listens():
+                self._logger.info("predictor process %d started; it prints to %s", child.pid, self._log)
+                return True
+            time.sleep(_POLL_S)
+        return False

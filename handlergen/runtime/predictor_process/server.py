@@ -1,0 +1,603 @@
+"""The predictor process at work: it takes requests of all workers, and predicts one batch at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..answering import Answering
+from ..arrivals import Ready
+from ..contract import Bundle
+from ..failures import Failure, is_out_of_memory
+from ..hooks import Item, Stage
+from ..model import LoadedModel
+from ..pipeline import open_items
+from ..predictor import Lock, Predictor
+from ..recording import memory_of
+from ..requests import Request
+from ..streaming import ConsumerGone
+from ..wire import STREAM_WISH
+from .batch_queue import Batch, BatchQueue, Entry
+from .protocol import (
+    ANSWER,
+    CANCEL,
+    CHUNK,
+    DESCRIBE,
+    EXPLAIN,
+    HEALTH,
+    HELLO,
+    LOG,
+    METRICS,
+    PREDICT,
+    REFUSED,
+    REQUEST,
+    UNSENDABLE,
+    WELCOME,
+    LogEntry,
+    Predicted,
+    Prepared,
+    RawAnswer,
+    RawRequest,
+    Refused,
+    Welcome,
+)
+from .run_directory import ForeignProcess, check_peer
+from .serialization import pack
+from .status import IDLE, PREDICTING, StatusFile
+from .transport import Gone, Message, Transport, Unreadable
+
+_THREADS = 256
+"""The most requests that are preprocessed and postprocessed at once, with `stages: predictor`."""
+_GONE = Failure(499, "ClientGone", "The worker that asked has gone")
+_logger = logging.getLogger("handlergen")
+
+
+class WorkerConnection:
+    """A worker's connection.
+
+    Attributes:
+        number: Tells it from the others of this process's life.
+        pid: The worker; 0 before it has said so.
+        closed: The worker has gone.
+        cancelled: Numbers of its requests that it does not wait for any more.
+    """
+
+    def __init__(self, number: int, transport: Transport) -> None:
+        self.number = number
+        self.transport = transport
+        self.pid = 0
+        self.closed = False
+        self.cancelled: set[int] = set()
+
+    def send(self, kind: int, number: int, value: object) -> None:
+        """Send the worker something, unless it has gone.
+
+        Raises:
+            Exception: The value cannot be pickled.
+        """
+        if not self.closed:
+            with contextlib.suppress(Gone):
+                self.transport.send(kind, number, value)
+        if kind in (ANSWER, UNSENDABLE):
+            self.cancelled.discard(number)
+
+    def gave_up(self, number: int) -> bool:
+        """Return whether nobody waits for a request any more."""
+        return self.closed or number in self.cancelled
+
+
+class Connections:
+    """Accepts workers, and reads what each of them sends on a thread of its own.
+
+    Args:
+        listener: The socket that they connect to.
+        take: Called with each request, on the thread that has read it; must not wait.
+
+    Attributes:
+        current: `current.connection` is that of the worker whose request this thread works on.
+    """
+
+    def __init__(self, listener: socket.socket, take: Callable[[WorkerConnection, Message], None]) -> None:
+        self._listener = listener
+        self._take = take
+        self._connections: dict[int, WorkerConnection] = {}
+        self._changing = threading.Lock()
+        self._verdict: Callable[[WorkerConnection], tuple[int, object]] | None = None
+        self._metrics: list[str] = []
+        self.seen = 0
+        self.current = threading.local()
+        threading.Thread(target=self._accept, name="handlergen-accept", daemon=True).start()
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def workers(self) -> list[int]:
+        """Return the process ids of the workers that are connected."""
+        return sorted({each.pid for each in self._named()})
+
+    def welcome(self, welcome: Callable[[int], Welcome]) -> None:
+        """Tell everybody, those who come later too, that the model is loaded."""
+        self._tell(lambda connection: (WELCOME, welcome(connection.number)))
+
+    def refuse(self, refused: Refused) -> None:
+        """Tell everybody that the model cannot be loaded."""
+        self._tell(lambda _connection: (REFUSED, refused))
+
+    def log(self, entry: LogEntry) -> bool:
+        """Send a log record to the worker whose request it concerns, else to any; return whether there is one."""
+        connection = getattr(self.current, "connection", None)
+        if connection is None or connection.closed:
+            connection = next(iter(self._named()), None)
+        if connection is None:
+            return False
+        connection.send(LOG, 0, tuple(entry))
+        return True
+
+    def print_metrics(self, text: str) -> None:
+        """Let a worker print lines of metrics; when there is none, the next one that connects."""
+        with self._changing:
+            self._metrics.append(text)
+            connection = next(iter(self._named()), None)
+            if connection is not None:
+                texts, self._metrics = self._metrics, []
+                connection.send(METRICS, 0, "".join(texts))
+
+    def close(self) -> None:
+        """Accept no more workers."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+        self._listener.close()
+
+    def _named(self) -> list[WorkerConnection]:
+        return [each for each in list(self._connections.values()) if each.pid and not each.closed]
+
+    def _tell(self, verdict: Callable[[WorkerConnection], tuple[int, object]]) -> None:
+        with self._changing:
+            self._verdict = verdict
+            connections = self._named()
+        for connection in connections:
+            kind, value = verdict(connection)
+            connection.send(kind, 0, value)
+
+    def _accept(self) -> None:
+        while self._listener.fileno() >= 0:
+            try:
+                connection, _address = self._listener.accept()
+            except OSError:  # closed; or too many open files: who waits keeps waiting
+                time.sleep(0.01)
+                continue
+            try:
+                check_peer(connection)
+            except ForeignProcess:
+                connection.close()
+                continue
+            self.seen += 1
+            worker = WorkerConnection(self.seen, Transport(connection))
+            self._connections[worker.number] = worker
+            threading.Thread(target=self._read, args=(worker,), name="handlergen-reader", daemon=True).start()
+
+    def _read(self, worker: WorkerConnection) -> None:
+        try:
+            while True:
+                self._hand_on(worker, worker.transport.receive())
+        except Gone:
+            pass
+        except Exception:  # the other workers are served on
+            _logger.exception("the connection of worker %d is closed", worker.pid)
+        worker.closed = True
+        del self._connections[worker.number]
+        worker.transport.close()
+
+    def _hand_on(self, worker: WorkerConnection, message: Message) -> None:
+        if message.kind == HELLO:
+            with self._changing:
+                worker.pid = message.value
+                verdict = self._verdict
+            if verdict is not None:
+                kind, value = verdict(worker)
+                worker.send(kind, 0, value)
+        elif message.kind == CANCEL:
+            worker.cancelled.add(message.number)
+        else:
+            self._take(worker, message)
+
+
+class _Slot:
+    """A request's place in the status file: there while the request is in the user's code."""
+
+    def __init__(self, status: StatusFile, worker: WorkerConnection, number: int) -> None:
+        self.worker = worker
+        self.number = number
+        self._status = status
+        self._taken = -1
+
+    def enter(self) -> None:
+        if self._taken < 0:
+            self._taken = self._status.take_slot(self.worker.number, self.number)
+
+    def leave(self) -> None:
+        taken, self._taken = self._taken, -1
+        self._status.free_slot(taken)
+
+
+class _WorkerOutlet:
+    """Sends chunks to the worker, which sends them to the client. Waits for neither."""
+
+    def __init__(self, worker: WorkerConnection, number: int, status: StatusFile | None = None) -> None:
+        self._worker = worker
+        self._number = number
+        self._status = status
+
+    def send(self, _item: Item, body: bytes, content_type: str) -> None:
+        if self._worker.gave_up(self._number):
+            raise ConsumerGone
+        self._worker.send(CHUNK, self._number, (body, content_type))
+        if self._status is not None:
+            self._status.enter(PREDICTING)  # the limit is from one chunk to the next
+
+    def break_off(self, failure: Failure) -> None:
+        """Do nothing: the worker breaks the answer off."""
+
+
+class _PreparedEntry:
+    """A request that a worker has preprocessed. See `Entry` for the methods."""
+
+    def __init__(self, server: Server, slot: _Slot, sent: Prepared, *, explains: bool) -> None:
+        entry = sent.entry or ({STREAM_WISH: sent.wish} if sent.wish is not None else {})
+        item = Item(0, entry, sent.properties, Request(sent.properties, sent.request_id))
+        item.stage, item.inputs, item.ready_ns = sent.stage, sent.inputs, sent.ready_ns
+        item.request._metadata = sent.metadata
+        item.data, item.files, item.http = sent.data, sent.files, sent.http
+        if sent.outlet:
+            item.outlet = _WorkerOutlet(slot.worker, slot.number, server.status)
+        self.item = item
+        self.explains = explains
+        self._server = server
+        self._slot = slot
+
+    @property
+    def abandoned(self) -> bool:
+        return self._slot.worker.gave_up(self._slot.number)
+
+    def entered(self) -> None:
+        if self.item.failure is None:  # else it could not wait any longer, and the others of its batch could
+            self._slot.enter()
+
+    def done(self) -> None:
+        # Out of the user's code: if the process dies before the answer is out, this request is not to blame, and is
+        # predicted again.
+        self._slot.leave()
+
+    def answer(self) -> None:
+        item, worker, number = self.item, self._slot.worker, self._slot.number
+        state = item.http.state if item.http is not None else None
+        answer = Predicted(item.outputs, item.failure, item.request._metadata, item.sent, state)
+        try:
+            worker.send(ANSWER, number, tuple(answer))
+        except Exception as error:
+            if is_out_of_memory(error) or item.sent:
+                self._server.fail(item, error, "predict")
+                worker.send(ANSWER, number, tuple(Predicted(None, item.failure, None, item.sent, None)))
+            else:
+                told = f"what predict returned cannot be sent to the worker ({type(error).__name__}: {error})"
+                worker.send(UNSENDABLE, number, told)
+
+    def skipped(self) -> None:
+        """Do nothing: nobody waits for it."""
+
+
+class _RelayedEntry:
+    """A request whose stages run in this process. See `Entry` for the methods."""
+
+    def __init__(self, item: Item, slot: _Slot | None, answer: Callable[[], None], *, explains: bool) -> None:
+        self.item = item
+        self.explains = explains
+        self._slot = slot
+        self.answer = answer
+
+    @property
+    def abandoned(self) -> bool:
+        return self._slot is not None and self._slot.worker.gave_up(self._slot.number)
+
+    def entered(self) -> None:
+        if self._slot is not None and self.item.failure is None:
+            self._slot.enter()
+
+    def done(self) -> None:
+        if self._slot is not None:
+            self._slot.leave()  # as for `_PreparedEntry`; its own thread enters again
+
+    def skipped(self) -> None:
+        self.item.failure = _GONE
+        self.answer()
+
+
+class _QueuedModel:
+    """The model for the pipelines of this process: predictions pass through the batch queue. See `Model`."""
+
+    def __init__(self, model: LoadedModel, batch_queue: BatchQueue, slots: threading.local) -> None:
+        self.context, self.failing = model.context, model.failing
+        self.streaming, self.recording = model.streaming, model.recording
+        self.hooks = model.hooks
+        self.is_healthy = model.is_healthy
+        self.predictor = _QueuedPredictor(batch_queue, slots, model.own_outputs, explains=False)
+        self.explainer: Predictor | None = None
+        if model.explainer is not None:
+            self.explainer = _QueuedPredictor(batch_queue, slots, model.own_outputs, explains=True)
+
+    def close(self) -> None:
+        """Do nothing: the model belongs to the process."""
+
+
+class _QueuedPredictor:
+    """A `Predictor` that puts requests into the batch queue and waits."""
+
+    def __init__(
+        self,
+        batch_queue: BatchQueue,
+        slots: threading.local,
+        own_outputs: Callable[[Item], None],
+        *,
+        explains: bool,
+    ) -> None:
+        self._queue = batch_queue
+        self._own_outputs = own_outputs
+        self._slots = slots
+        self._explains = explains
+
+    def load(self) -> None:
+        """Do nothing: the model is loaded."""
+
+    def predict(self, arrivals: Ready) -> None:
+        slot: _Slot | None = getattr(self._slots, "slot", None)
+        finished = threading.Semaphore(0)
+        count = 0
+        item = arrivals.next()
+        while item is not None:
+
+            def answer(item: Item = item) -> None:
+                self._own_outputs(item)
+                arrivals.done(item)
+                finished.release()
+
+            count += 1
+            if slot is not None and count == 1 and not arrivals.more:
+                slot.leave()  # it waits for the device: not in the user's code
+            self._queue.put(_RelayedEntry(item, slot, answer, explains=self._explains))
+            item = arrivals.next()
+        for _ in range(count):
+            finished.acquire()
+        if slot is not None:
+            slot.enter()
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        """Do nothing: nothing is held."""
+
+
+class NotingLock:
+    """The device lock; the status file says when it is held, and for whom.
+
+    Args:
+        lock: The lock itself.
+        status: This process's.
+
+    Attributes:
+        entries: For whom it is acquired next.
+        loaded: The model is; the lock is held while the model is being loaded too, which is no prediction.
+    """
+
+    def __init__(self, lock: Lock, status: StatusFile) -> None:
+        self._lock = lock
+        self._status = status
+        self.key = lock.key
+        self.entries: Sequence[Entry] = ()
+        self.loaded = False
+
+    def acquire(self, timeout_s: float) -> None:
+        """As the lock's."""
+        self._lock.acquire(timeout_s)
+        for entry in self.entries:
+            entry.entered()
+        if self.loaded:
+            self._status.enter(PREDICTING)
+
+    def release(self) -> None:
+        """As the lock's."""
+        if self.loaded:
+            self._status.enter(IDLE)
+        self._lock.release()
+
+
+class Server:
+    """Answers workers.
+
+    Args:
+        bundle: Contract and settings.
+        model: Loaded in this process.
+        lock: That it was loaded with.
+        status: This process's.
+        connections: Of the workers.
+        batch_size: The most requests that TorchServe hands a worker at once.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        model: LoadedModel,
+        lock: NotingLock,
+        *,
+        status: StatusFile,
+        connections: Connections,
+        batch_size: int,
+    ) -> None:
+        settings = self._settings = bundle.settings
+        self._model = model
+        self._lock = lock
+        lock.loaded = True
+        self.status = status
+        self._connections = connections
+        together = settings.batch != "each"
+        self.queue = BatchQueue(
+            max_batch=settings.max_batch if together else 1,
+            linger_s=settings.linger_ms / 1000 if together else 0.0,
+        )
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="handlergen")
+        # Also with `stages: worker`: a worker sends whole requests once a value could not be sent.
+        queued = _QueuedModel(model, self.queue, connections.current)
+        self._answering = Answering(bundle, queued, batch_size=max(8, batch_size), describe=dict)
+        model.predictor.use(tuple(self._noting(stage) for stage in model.hooks))
+
+    def take(self, worker: WorkerConnection, message: Message) -> None:
+        """Take what a worker sends; never wait."""
+        kind, number, value = message
+        if isinstance(value, Unreadable):
+            error = value.error
+            told = f"what preprocess returned cannot be read in the predictor process ({type(error).__name__}: {error})"
+            worker.send(UNSENDABLE, number, told)
+        elif kind in (PREDICT, EXPLAIN):
+            slot = _Slot(self.status, worker, number)
+            self.queue.put(_PreparedEntry(self, slot, Prepared(*value), explains=kind == EXPLAIN))
+        elif kind == REQUEST:
+            self._threads.submit(self._answer, worker, number, RawRequest(*value))
+        elif kind == DESCRIBE:
+            self._threads.submit(self._tell, worker, number, self._describe)
+        elif kind == HEALTH:
+            self._threads.submit(self._tell, worker, number, self._health)
+
+    def predict_until_ended(self) -> bool:
+        """Predict, on this thread, the one that loaded the model.
+
+        Returns:
+            Whether it was ended; False when the device is broken, so that only a new process can go on.
+        """
+        # Inference mode is entered once, not between two predictions, while the device has nothing to do.
+        with torch.inference_mode():
+            while entries := self.queue.take():
+                self._lock.entries = entries
+                self._connections.current.connection = self._worker_of(entries)
+                self._predict(entries)
+                self._lock.entries = ()
+                self.status.count(len(entries), len(self.queue))
+                # Here, and not on another thread: that one would need a copy of the outputs, which costs as much.
+                for entry in entries:
+                    entry.answer()
+                if self._model.device.broken:
+                    break
+        return not self._model.device.broken
+
+    def _predict(self, entries: list[Entry]) -> None:
+        explainer = self._model.explainer if entries[0].explains else None
+        if explainer is None:
+            self._model.predictor.predict(Batch(entries))
+        else:
+            with torch.inference_mode(mode=False):
+                explainer.predict(Batch(entries))
+
+    @staticmethod
+    def _worker_of(entries: Sequence[Entry]) -> WorkerConnection | None:
+        slot: _Slot | None = getattr(entries[0], "_slot", None)
+        return slot.worker if slot is not None else None
+
+    def fail(self, item: Item, error: BaseException, hook: str) -> None:
+        """Settle a failure."""
+        self._model.failing.fail(item, error, hook)
+
+    def flush(self) -> None:
+        """Write recorded spans."""
+        self._model.recording.flush()
+
+    def _describe(self) -> dict[str, Any]:
+        """Return what the workers pass on as theirs."""
+        seen = self.status.look()
+        about = {
+            **self._model.predictor.describe(),
+            "placement": "process",
+            "stages": self._settings.stages,
+            "pid": seen.pid,
+            "state": seen.state,
+            "workers": len(self._connections.workers()),
+            "waiting": len(self.queue),
+            "predictions": seen.predictions,
+            "mean_batch": seen.mean_batch,
+            "largest_batch": seen.largest_batch,
+            "memory_bytes": memory_of(self._model.device),
+        }
+        return {"predictor": about, "types": self._answering.types()}
+
+    def _health(self) -> Any:
+        ask = self._model.is_healthy
+        answer = ask({}) if ask is not None else None
+        try:
+            pack(answer)
+        except Exception:  # no JSON either: of such an answer only whether it is true is told
+            return bool(answer)
+        return answer
+
+    def _tell(self, worker: WorkerConnection, number: int, ask: Callable[[], Any]) -> None:
+        try:
+            worker.send(ANSWER, number, ask())
+        except BaseException as error:  # whatever it is: somebody waits for the answer
+            _logger.exception("a question of worker %d has no answer", worker.pid, exc_info=error)
+            worker.send(ANSWER, number, {})
+
+    def _answer(self, worker: WorkerConnection, number: int, raw: RawRequest) -> None:
+        """Run all stages of one request, on a thread of its own."""
+        (item,) = open_items([raw.entry], [raw.properties], [raw.request_id])
+        if raw.outlet:
+            item.outlet = _WorkerOutlet(worker, number)
+        current = self._connections.current
+        current.connection = worker
+        slot = current.slot = _Slot(self.status, worker, number)
+        slot.enter()
+        try:
+            self._answering.answer([item])
+            worker.send(ANSWER, number, tuple(RawAnswer(item.reply, item.failure, item.sent)))
+        except BaseException as error:  # whatever it is: somebody waits for the answer
+            self.fail(item, error, "handle")
+            worker.send(ANSWER, number, tuple(RawAnswer(None, item.failure, item.sent)))
+        finally:
+            slot.leave()
+
+    def _noting(self, stage: Stage) -> Stage:
+        """Return a stage whose predict notes when it begins: a limit on its time counts from there."""
+        status, call = self.status, stage.predict.call
+
+        def noted(item: Item) -> Any:
+            status.enter(PREDICTING)
+            return call(item)
+
+        # Whose requests come together is chance: those that do not fit into one batch are predicted alone.
+        return replace(stage, predict=replace(stage.predict, call=noted), one_by_one=True)
+
+
+class WorkerLogHandler(logging.Handler):
+    """Sends log records to a worker, which logs them into TorchServe's model log; prints them when there is no worker.
+
+    Args:
+        connections: Of the workers.
+    """
+
+    def __init__(self, connections: Connections) -> None:
+        super().__init__()
+        self._connections = connections
+        self._printing = logging.StreamHandler()
+        self.setFormatter(logging.Formatter("%(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if not self._connections.log(LogEntry(record.name, record.levelno, self.format(record))):
+                self._printing.emit(record)
+        except Exception:
+            self.handleError(record)
