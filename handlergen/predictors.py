@@ -28,8 +28,8 @@ class PredictorStatus:
         restarts: How often it has been started again.
         memory_bytes: Resident memory.
         log: The file that it prints to.
-        stages_because: Why it runs preprocess and postprocess of a worker's requests although the settings put them into
-            the workers; empty when it does not.
+        stages_because: Why it runs preprocess and postprocess for a worker although the settings put them into the
+            workers; empty when it does not.
     """
 
     server: int

@@ -1,4 +1,4 @@
-"""What answers a worker's requests: the stages in this process, or a predictor process (`predictor_process.backends`)."""
+"""What answers a worker's requests: this process, or a predictor process (`predictor_process.backends`)."""
 
 from __future__ import annotations
 

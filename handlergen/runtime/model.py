@@ -1,4 +1,4 @@
-"""A model as the pipeline needs it: its stages, and who predicts. Loaded here, or in another process (`predictor_process`)."""
+"""A model as the pipeline needs it: its stages, and who predicts, here or in a predictor process."""
 
 from __future__ import annotations
 

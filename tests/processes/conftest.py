@@ -118,8 +118,7 @@ class Crew:
         }
         environ.pop("CUDA_VISIBLE_DEVICES", None)
         self.server = subprocess.Popen(
-            # The last makes room for the name of the predictor process that a worker becomes.
-            [sys.executable, str(STANDIN), f"{self._socket}/socket", "-" * 1000],
+            [sys.executable, str(STANDIN), f"{self._socket}/socket"],
             stdin=subprocess.PIPE,
             text=True,
             env=environ,
@@ -180,8 +179,9 @@ class Crew:
         return pid
 
     def log(self) -> str:
-        """What all workers printed."""
-        return "".join(path.read_text() for path in sorted(self.directory.glob("worker-*.log")))
+        """What all workers and their predictor process printed."""
+        paths = [*self.directory.glob("worker-*.log"), *self.directory.glob("logs/*.log")]
+        return "".join(path.read_text() for path in sorted(paths))
 
     def history(self) -> list[tuple[int, int, float, float]]:
         """What the module wrote down of its predicts: process, request, begin and end, by beginning."""
@@ -220,6 +220,7 @@ def crew(tmp_path: Path) -> Iterator[Callable[..., Crew]]:
     def make(source: str, **settings: Any) -> Crew:
         directory = tmp_path / f"crew{len(opened)}"
         (directory / "model").mkdir(parents=True)
+        (directory / "logs").mkdir()  # the server's
         name = re.sub(r"\W", "_", f"model_{directory.name}")
         file = directory / "model" / f"{name}.py"
         file.write_text(textwrap.dedent(source))

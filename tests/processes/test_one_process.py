@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -74,21 +73,6 @@ def test_it_outlives_the_worker_that_started_it_and_ends_with_the_last(crew: Cre
     second.kill()
     eventually(lambda: not found.predictors(), within=10)
     assert found.homes == []
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a program is run")
-def test_what_it_has_imported_is_its_workers_too_until_a_new_one_is_started(crew: Crews) -> None:
-    found = crew(MODULE)
-    worker = found.worker()
-
-    def private_bytes() -> int:
-        return int(psutil.Process(found.predictor()).memory_full_info().uss)
-
-    assert psutil.Process(found.predictor()).ppid() == worker.pid
-    forked = private_bytes()
-    os.kill(found.predictor(), signal.SIGKILL)
-    eventually(lambda: worker.ask({"n": 1})[0] == 200)
-    assert forked < private_bytes() / 2
 
 
 @pytest.mark.parametrize("busy", [None, "hang", "spin"])

@@ -125,13 +125,13 @@ from pathlib import Path
 from handlergen.runtime.device_lock import DeviceLock
 from handlergen.runtime.predictor_process.status import StatusFile
 try:
-    DeviceLock("cpu", Path(sys.argv[1])) if sys.argv[2] == "lock" else Page.make(Path(sys.argv[1], "page"))
+    DeviceLock("cpu", Path(sys.argv[1])) if sys.argv[2] == "lock" else StatusFile.make(Path(sys.argv[1], "status"))
 except OSError as error:
     print(error)
 """
 
 
-@pytest.mark.parametrize("what", ["lock", "page"])
+@pytest.mark.parametrize("what", ["lock", "status"])
 def test_a_mapped_file_is_not_made_on_a_full_disk(disk: Disk, what: str) -> None:
     with disk.full():
         done = subprocess.run(
@@ -140,6 +140,8 @@ def test_a_mapped_file_is_not_made_on_a_full_disk(disk: Disk, what: str) -> None
             text=True,
             check=False,
         )
-    assert done.returncode == 0, done.returncode  # -7 would be SIGBUS: writing to a page that has no place
+    assert done.returncode == 0, (
+        done.returncode
+    )  # -7 would be SIGBUS: writing to a page of memory that has no place
     assert "No space left on device" in done.stdout
     assert list(disk.directory.iterdir()) == []

@@ -1,1 +1,1 @@
-"""One predictor process per model and device, shared by the workers: its client, its server and what is between them."""
+"""One predictor process per model and device, which the workers share: client, server and transport."""

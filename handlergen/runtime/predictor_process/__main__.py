@@ -26,7 +26,8 @@ from .run_directory import RunDirectory
 from .status import ENDING, IDLE, StatusFile
 
 if TYPE_CHECKING:
-    from .server import Connections
+    from ..predictor import Lock
+    from .server import Connections, WorkerConnection
 
 _TICK_S = 0.1
 _FIRST_WORKER_WITHIN_S = 30.0
@@ -88,11 +89,11 @@ class _Process:
         server: Server | None = None
         locks: list[NotingLock] = []
 
-        def take(worker: object, message: Message) -> None:
+        def take(worker: WorkerConnection, message: Message) -> None:
             if server is not None:  # nobody asks before it has been welcomed
                 server.take(worker, message)
 
-        def noting(lock: object) -> NotingLock:
+        def noting(lock: Lock) -> NotingLock:
             locks.append(NotingLock(lock, self._status))
             return locks[0]
 
@@ -185,7 +186,7 @@ class _Process:
 class _Termination:
     """Tells whether SIGTERM came; made on the main thread, which alone may ask Python to note signals.
 
-    The thread that watches notices the signal, because the main thread may be in compiled code for minutes. Python notes
+    The watching thread notices the signal, because the main thread may be in compiled code for minutes. Python notes
     signals in a socket that a forked child has too, until it does something about it. A multiprocessing pool ends its
     children by SIGTERM, sometimes before they have come to that, so that theirs would count as this process's. Where
     the system says who wrote (Linux), they do not. And SIGTERM must end such a child, however soon it comes: until the

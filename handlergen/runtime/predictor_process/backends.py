@@ -93,8 +93,7 @@ class PreparedBackend:
             self._relays = True
             self._backend = self._relay()
             # Answered once more, by the process; but a client that has a part of its answer cannot get another one.
-            failed = [item for item in items if item.failure is not None and not item.sent]
-            again = [item for item in failed if item.failure.type == _UNSENDABLE]
+            again = [item for item in items if _is_unsendable(item.failure) and not item.sent]
             for item in again:
                 item.reply = item.failure = None
             self._backend.answer(again)
@@ -114,9 +113,9 @@ class PreparedBackend:
             self._why = why
             self._client.note_unsendable(why)
             self._logger.warning(
-                "handlergen: model %s: %s. From now on this worker sends whole requests to the predictor process, which "
-                "runs preprocess and postprocess too. Write `stages: predictor` into handlergen.yaml to have it so from "
-                "the start, or return values that pickle can copy.",
+                "handlergen: model %s: %s. From now on, this worker sends whole requests to the predictor process, "
+                "which runs preprocess and postprocess too. Set `stages: predictor` in handlergen.yaml, or return "
+                "values that pickle can copy.",
                 self._name,
                 why,
             )
@@ -333,6 +332,10 @@ class RelayBackend:
             item.reply = encode(self._describe())
         except BaseException as error:
             self._failing.fail(item, error, "describe")
+
+
+def _is_unsendable(failure: Failure | None) -> bool:
+    return failure is not None and failure.type == _UNSENDABLE
 
 
 def _client(bundle: Bundle, model_dir: Path, gpu_id: int | None, batch_size: int) -> Client:

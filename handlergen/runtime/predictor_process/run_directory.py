@@ -1,8 +1,8 @@
 """The directory in which the workers of one model, on one device of one server, find their predictor process.
 
 A directory below the user's lock directory (0700, checked there), named after the server's process, the model, its
-version, the directory that TorchServe unpacked it into, and the device. It holds the socket, the status file (`status`),
-what the launcher has to know of earlier starts, and two locks, which the kernel frees when their holder dies:
+version, the directory that TorchServe unpacked it into, and the device. It holds the socket, the status file, what the
+launcher has to know of earlier starts, and two locks, which the kernel frees when their holder dies:
 
 - `owner.lock` is held by the predictor process for its life: there are never two.
 - `start.lock` is held by a worker while it starts one: twenty workers that want one start it once.
