@@ -262,7 +262,7 @@ def _private(server: Server) -> list[int]:
     found = []
     for process in psutil.Process(server.pid).children(recursive=True):
         command = " ".join(process.cmdline())
-        if "model_service_worker" in command or "process.main" in command:
+        if "model_service_worker" in command or ".predictor_process" in command:
             found.append(process.memory_full_info().uss)
     return found
 

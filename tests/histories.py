@@ -289,7 +289,7 @@ def predictors(state: Path) -> dict[int, str]:
         except (psutil.Error, ProcessLookupError):
             continue
         home = Path(command[-1])
-        if home.is_relative_to(state) and "process.main" in command[-2]:
+        if home.is_relative_to(state) and command[-2].endswith(".predictor_process"):
             try:
                 about = json.loads((home / "identity.json").read_text())
             except (OSError, ValueError):

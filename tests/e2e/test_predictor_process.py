@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import random
 import signal
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ from typing import Any
 import pytest
 
 from handlergen.cli import main
-from handlergen.runtime.contract import CONTRACT_FILE
 from tests.e2e.test_answers import describe
 from tests.e2e.test_main_job import make_archive
 from tests.histories import (
@@ -152,67 +149,46 @@ def test_a_new_version_has_a_predictor_of_its_own_and_the_old_one_goes(site: Sit
     assert site.client.predict("process", {"n": 8}).json()["predictor"] == site.predictor()
 
 
-WATCHED = """
-import configparser
+UNSENDABLE = """
 import os
-
-LABELS = configparser.ConfigParser()
-
-def load(context):
-    LABELS.read_string("[digits]\\n0 = null")
+import threading
 
 def preprocess(data):
-    return {"preprocessed": os.getpid()}
+    return {"lock": threading.Lock(), "preprocessed": os.getpid()}
 
 def predict(inputs):
-    return {**inputs, "predicted": os.getpid()}
-
-def postprocess(outputs):
-    return {**outputs, "label": LABELS.get("digits", "0", fallback="not loaded")}
+    with inputs["lock"]:
+        return {"preprocessed": inputs["preprocessed"], "predicted": os.getpid()}
 """
 
 
-def of_watched(site: Site) -> list[int]:
-    return [pid for pid, name in predictors(site.state).items() if name == "watched 1.0"]
-
-
-def answered_as_loaded(site: Site) -> None:
-    answers = [site.client.predict("watched", {"n": n}).json() for n in range(8)]
-    assert {answer["label"] for answer in answers} == {"null"}
-    assert {answer["preprocessed"] for answer in answers} == set(of_watched(site))
-    said = describe(site.server, "watched")["predictor"]
-    assert said["stages"] == "predictor"
-    assert said["stages_because"] == "postprocess uses LABELS, which load changes"
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as output:
-        patch.setenv("HANDLERGEN_STATE_DIR", str(site.state))
-        with pytest.raises(SystemExit, match="0"):
-            main(["status", "-c", str(site.server.config)])
-    shown = output.getvalue()
-    assert "takes whole requests (stages: predictor): postprocess uses LABELS, which load changes" in shown
-
-
-def test_what_load_changes_out_of_sight_of_the_analysis_is_answered_rightly(site: Site) -> None:
-    mar = make_archive(site.home / "watched", "watched", WATCHED, predictor="process", workers_per_device=2)
-    with zipfile.ZipFile(mar) as packed, zipfile.ZipFile(site.server.store / "watched.mar", "w") as taken:
-        for entry in packed.infolist():
-            content = packed.read(entry)
-            if entry.filename == CONTRACT_FILE:  # as if the analysis had overlooked it
-                bundle = json.loads(content)
-                assert bundle["settings"]["stages_auto"] is True
-                bundle["settings"]["stages"] = "worker"
-                content = json.dumps(bundle).encode()
-            taken.writestr(entry, content)
-    site.client.register("watched.mar", initial_workers=2, synchronous="true")
+def test_values_that_cannot_be_sent_are_no_failure_and_told_in_the_log_and_by_status(site: Site) -> None:
+    mar = make_archive(
+        site.home / "unsendable",
+        "unsendable",
+        UNSENDABLE,
+        predictor="process",
+        stages="worker",
+        workers_per_device=2,
+    )
+    (site.server.store / "unsendable.mar").write_bytes(mar.read_bytes())
+    site.client.register("unsendable.mar", initial_workers=2, synchronous="true")
     try:
-        answered_as_loaded(site)
-        killed = site.predictor("watched 1.0")
-        os.kill(killed, signal.SIGKILL)
-        until(lambda: set(of_watched(site)) - {killed})
-        answered_as_loaded(site)
+        answers = [site.client.predict("unsendable", {"n": n}).json() for n in range(8)]
+        assert {(each["preprocessed"], each["predicted"]) for each in answers} == {
+            (site.predictor("unsendable 1.0"),) * 2
+        }
+        said = describe(site.server, "unsendable")["predictor"]
+        assert said["stages"] == "predictor"
+        assert "cannot pickle" in said["stages_because"]
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as output:
+            patch.setenv("HANDLERGEN_STATE_DIR", str(site.state))
+            with pytest.raises(SystemExit, match="0"):
+                main(["status", "-c", str(site.server.config)])
+        assert "takes whole requests (stages: predictor): what preprocess returned" in output.getvalue()
     finally:
-        site.client.unregister("watched")
-    until(lambda: not of_watched(site), within_s=15)
-    assert "watched" not in site.client.models()
+        site.client.unregister("unsendable")
+    until(lambda: "unsendable 1.0" not in predictors(site.state).values(), within_s=15)
     assert site.client.ping() == "Healthy"
 
 

@@ -282,7 +282,6 @@ TEXTS: dict[str, tuple[Make, str]] = {
     "configuration that is none": (setting("config", 5), "config"),
     "deep configuration": (setting("config", json.loads('{"a":' * 300 + "1" + "}" * 300)), "nested more than"),
     "name of a shell": (setting("name", "m;touch canary"), "name"),
-    "decision that is none": (setting("stages_auto", "yes"), "stages_auto"),
     "missing setting": (contract(lambda values: values["settings"].pop("lock")), "archive the model again"),
     "version that is none": (contract(lambda values: values.update(handlergen="\x1b[2J")), "no version"),
 }  # fmt: skip

@@ -7,7 +7,6 @@ import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy
@@ -247,18 +246,14 @@ def test_only_those_give_up_that_cannot_wait_any_longer(serve_project: Callable[
     assert waits[2] == -1
 
 
-def test_output_of_the_predictor_process_does_not_go_to_where_a_hook_has_sent_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_metrics_do_not_go_to_where_a_hook_has_sent_its_output(capsys: pytest.CaptureFixture[str]) -> None:
     import contextlib
     import io
 
-    from handlergen.runtime.process.output import Forwarder
+    from handlergen.runtime.metrics import printer
 
-    (tmp_path / "output").write_text("of somebody else's request\n")
-    forwarder = Forwarder(tmp_path / "output")
+    write = printer()
     with contextlib.redirect_stdout(io.StringIO()) as captured:
-        forwarder.forward()
-    forwarder.close()
+        write("of the predictor process\n")
     assert captured.getvalue() == ""
-    assert capsys.readouterr().out == "of somebody else's request\n"
+    assert capsys.readouterr().out == "of the predictor process\n"

@@ -258,17 +258,13 @@ def test_no_document_fails_in_another_way(tmp_path: Path, text: str) -> None:
         assert isinstance(found, Settings)
 
 
-def test_the_runtime_is_told_whether_the_source_decided(tmp_path: Path) -> None:
+def test_an_archive_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     model = tmp_path / "model.py"
-    model.write_text("def load():\n    return 1\n\ndef predict(inputs, model):\n    return inputs\n")
-    for stages, auto in (("auto", True), ("worker", False), ("predictor", False)):
-        bundle = make_bundle(open_project(model, overrides={"stages": stages}, environ={}))
-        assert bundle.settings.stages_auto is auto
-    alone = make_bundle(open_project(model, overrides={"predictor": "worker"}, environ={}))
-    assert alone.settings.stages_auto is False
+    model.write_text("def predict(inputs):\n    return inputs\n")
+    bundle = make_bundle(open_project(model, environ={}))
     older = json.loads(bundle.to_json())
-    del older["settings"]["stages_auto"]
-    assert Bundle.from_json(json.dumps(older)).settings.stages_auto is False
+    older["settings"]["stages_auto"] = True
+    assert Bundle.from_json(json.dumps(older)) == bundle
 
 
 def test_what_the_runtime_is_told() -> None:
