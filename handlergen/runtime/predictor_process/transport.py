@@ -371,6 +371,24 @@ class Transport:
             self._segments.close()
 
 
+def round_trip(value: Any) -> Any:
+    """Send a value through a connection within this process, and return what arrives.
+
+    Raises:
+        Exception: The value cannot be sent, or what arrives cannot be read.
+    """
+    one, other = (Transport(end) for end in socket.socketpair(socket.AF_UNIX))
+    try:
+        one.send(FIRST_KIND, 0, value)
+        received = other.receive().value
+        if isinstance(received, Unreadable):
+            raise received.error
+        return received
+    finally:
+        one.close()
+        other.close()
+
+
 def aligned(size: int) -> int:
     """Return `size` rounded up to the alignment of buffers in shared memory."""
     return _up(size, _SHARED_ALIGNMENT)
