@@ -27,7 +27,7 @@ from .status import ENDING, IDLE, StatusFile
 
 if TYPE_CHECKING:
     from ..predictor import Lock
-    from .server import Connections, WorkerConnection
+    from .connections import Connections, WorkerConnection
 
 _TICK_S = 0.1
 _FIRST_WORKER_WITHIN_S = 30.0
@@ -78,8 +78,9 @@ class _Process:
         from ..model import LoadedModel
         from ..redaction import without_secrets
         from ..tracebacks import user_traceback
+        from .connections import Connections, WorkerLogHandler
         from .protocol import Refused, Welcome
-        from .server import Connections, NotingLock, Server, WorkerLogHandler
+        from .server import NotingLock, Server
         from .transport import Message
 
         keep_freed_memory()
@@ -152,9 +153,10 @@ class _Process:
         patience = _FIRST_WORKER_WITHIN_S
         while True:
             told = self._termination.wait(_TICK_S)
+            with contextlib.suppress(OSError):
+                self._rotate_log()
             try:
                 self._flush()
-                self._rotate_log()
             except OSError as error:  # a full disk is no reason to end, nor never to
                 self._logger.warning("spans cannot be written: %s", error)
                 self._flush = lambda: None

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import socket
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -27,188 +24,29 @@ from ..requests import Request
 from ..streaming import ConsumerGone
 from ..wire import STREAM_WISH
 from .batch_queue import Batch, BatchQueue, Entry
+from .connections import Connections, WorkerConnection
 from .protocol import (
     ANSWER,
-    CANCEL,
     CHUNK,
     DESCRIBE,
     EXPLAIN,
     HEALTH,
-    HELLO,
-    LOG,
-    METRICS,
     PREDICT,
-    REFUSED,
     REQUEST,
     UNSENDABLE,
-    WELCOME,
-    LogEntry,
     Predicted,
     Prepared,
     RawAnswer,
     RawRequest,
-    Refused,
-    Welcome,
 )
-from .run_directory import ForeignProcess, check_peer
 from .serialization import pack
 from .status import IDLE, PREDICTING, StatusFile
-from .transport import Gone, Message, Transport, Unreadable
+from .transport import Message, Unreadable
 
 _THREADS = 256
 """The most requests that are preprocessed and postprocessed at once, with `stages: predictor`."""
 _GONE = Failure(499, "ClientGone", "The worker that asked has gone")
 _logger = logging.getLogger("handlergen")
-
-
-class WorkerConnection:
-    """A worker's connection.
-
-    Attributes:
-        number: Tells it from the others of this process's life.
-        pid: The worker; 0 before it has said so.
-        closed: The worker has gone.
-        cancelled: Numbers of its requests that it does not wait for any more.
-    """
-
-    def __init__(self, number: int, transport: Transport) -> None:
-        self.number = number
-        self.transport = transport
-        self.pid = 0
-        self.closed = False
-        self.cancelled: set[int] = set()
-
-    def send(self, kind: int, number: int, value: object) -> None:
-        """Send the worker something, unless it has gone.
-
-        Raises:
-            Exception: The value cannot be pickled.
-        """
-        if not self.closed:
-            with contextlib.suppress(Gone):
-                self.transport.send(kind, number, value)
-        if kind in (ANSWER, UNSENDABLE):
-            self.cancelled.discard(number)
-
-    def gave_up(self, number: int) -> bool:
-        """Return whether nobody waits for a request any more."""
-        return self.closed or number in self.cancelled
-
-
-class Connections:
-    """Accepts workers, and reads what each of them sends on a thread of its own.
-
-    Args:
-        listener: The socket that they connect to.
-        take: Called with each request, on the thread that has read it; must not wait.
-
-    Attributes:
-        current: `current.connection` is that of the worker whose request this thread works on.
-    """
-
-    def __init__(self, listener: socket.socket, take: Callable[[WorkerConnection, Message], None]) -> None:
-        self._listener = listener
-        self._take = take
-        self._connections: dict[int, WorkerConnection] = {}
-        self._changing = threading.Lock()
-        self._verdict: Callable[[WorkerConnection], tuple[int, object]] | None = None
-        self._metrics: list[str] = []
-        self.seen = 0
-        self.current = threading.local()
-        threading.Thread(target=self._accept, name="handlergen-accept", daemon=True).start()
-
-    def __len__(self) -> int:
-        return len(self._connections)
-
-    def workers(self) -> list[int]:
-        """Return the process ids of the workers that are connected."""
-        return sorted({each.pid for each in self._named()})
-
-    def welcome(self, welcome: Callable[[int], Welcome]) -> None:
-        """Tell everybody, those who come later too, that the model is loaded."""
-        self._tell(lambda connection: (WELCOME, welcome(connection.number)))
-
-    def refuse(self, refused: Refused) -> None:
-        """Tell everybody that the model cannot be loaded."""
-        self._tell(lambda _connection: (REFUSED, refused))
-
-    def log(self, entry: LogEntry) -> bool:
-        """Send a log record to the worker whose request it concerns, else to any; return whether there is one."""
-        connection = getattr(self.current, "connection", None)
-        if connection is None or connection.closed:
-            connection = next(iter(self._named()), None)
-        if connection is None:
-            return False
-        connection.send(LOG, 0, tuple(entry))
-        return True
-
-    def print_metrics(self, text: str) -> None:
-        """Let a worker print lines of metrics; when there is none, the next one that connects."""
-        with self._changing:
-            self._metrics.append(text)
-            connection = next(iter(self._named()), None)
-            if connection is not None:
-                texts, self._metrics = self._metrics, []
-                connection.send(METRICS, 0, "".join(texts))
-
-    def close(self) -> None:
-        """Accept no more workers."""
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
-        self._listener.close()
-
-    def _named(self) -> list[WorkerConnection]:
-        return [each for each in list(self._connections.values()) if each.pid and not each.closed]
-
-    def _tell(self, verdict: Callable[[WorkerConnection], tuple[int, object]]) -> None:
-        with self._changing:
-            self._verdict = verdict
-            connections = self._named()
-        for connection in connections:
-            kind, value = verdict(connection)
-            connection.send(kind, 0, value)
-
-    def _accept(self) -> None:
-        while self._listener.fileno() >= 0:
-            try:
-                connection, _address = self._listener.accept()
-            except OSError:  # closed; or too many open files: who waits keeps waiting
-                time.sleep(0.01)
-                continue
-            try:
-                check_peer(connection)
-            except ForeignProcess:
-                connection.close()
-                continue
-            self.seen += 1
-            worker = WorkerConnection(self.seen, Transport(connection))
-            self._connections[worker.number] = worker
-            threading.Thread(target=self._read, args=(worker,), name="handlergen-reader", daemon=True).start()
-
-    def _read(self, worker: WorkerConnection) -> None:
-        try:
-            while True:
-                self._hand_on(worker, worker.transport.receive())
-        except Gone:
-            pass
-        except Exception:  # the other workers are served on
-            _logger.exception("the connection of worker %d is closed", worker.pid)
-        worker.closed = True
-        del self._connections[worker.number]
-        worker.transport.close()
-
-    def _hand_on(self, worker: WorkerConnection, message: Message) -> None:
-        if message.kind == HELLO:
-            with self._changing:
-                worker.pid = message.value
-                verdict = self._verdict
-            if verdict is not None:
-                kind, value = verdict(worker)
-                worker.send(kind, 0, value)
-        elif message.kind == CANCEL:
-            worker.cancelled.add(message.number)
-        else:
-            self._take(worker, message)
 
 
 class _Slot:
@@ -580,24 +418,3 @@ class Server:
 
         # Whose requests come together is chance: those that do not fit into one batch are predicted alone.
         return replace(stage, predict=replace(stage.predict, call=noted), one_by_one=True)
-
-
-class WorkerLogHandler(logging.Handler):
-    """Sends log records to a worker, which logs them into TorchServe's model log; prints them when there is no worker.
-
-    Args:
-        connections: Of the workers.
-    """
-
-    def __init__(self, connections: Connections) -> None:
-        super().__init__()
-        self._connections = connections
-        self._printing = logging.StreamHandler()
-        self.setFormatter(logging.Formatter("%(message)s"))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            if not self._connections.log(LogEntry(record.name, record.levelno, self.format(record))):
-                self._printing.emit(record)
-        except Exception:
-            self.handleError(record)
