@@ -317,6 +317,27 @@ class Channel:
         self._incoming.close()
 
 
+def round_trip(value: Any) -> Any:
+    """Send a value through a connection within this process, and return what arrives.
+
+    Raises:
+        Exception: The value cannot be sent, or what arrives cannot be read.
+    """
+    ends = [Channel(end) for end in socket.socketpair(socket.AF_UNIX)]
+    try:
+        ends[0].send(FIRST_KIND, 0, value)
+        messages: list[Message] = []
+        while not messages:
+            messages = ends[1].receive()
+        received = messages[0].value
+        if isinstance(received, Unreadable):
+            raise received.error
+        return received
+    finally:
+        for end in ends:
+            end.close()
+
+
 def _up(size: int) -> int:
     return -(-size // _INLINE_ALIGNMENT) * _INLINE_ALIGNMENT
 

@@ -6,6 +6,7 @@ sends is ever unpickled: what is unpickled here was pickled by the other end of 
 
 from __future__ import annotations
 
+import ctypes
 import io
 import pickle
 from collections.abc import Callable, Iterable
@@ -104,9 +105,13 @@ def _contiguous(buffer: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> torc
 
 
 def _bytes(value: torch.Tensor) -> Any:
-    """A contiguous tensor's memory, as an array of bytes."""
-    # A single element may have any stride, with which it could not be viewed as bytes.
-    return value.reshape(-1).as_strided((value.numel(),), (1,)).view(torch.uint8).numpy()
+    """Return a contiguous tensor's memory as a buffer, which keeps the tensor alive.
+
+    By ctypes, since `Tensor.numpy` needs numpy, which torch does not install (and takes five times as long: 12 µs).
+    """
+    memory: Any = (ctypes.c_ubyte * (value.numel() * value.element_size())).from_address(value.data_ptr())
+    memory.tensor = value
+    return memory
 
 
 def _overlaps(value: torch.Tensor) -> bool:
