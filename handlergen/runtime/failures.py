@@ -36,6 +36,8 @@ INPUT = "input"
 """The `hook` to name when handlergen itself converts data to the type that a hook's parameter asks for."""
 
 _MESSAGE_CHARACTERS = 4000
+_FIELD_ERRORS = 20
+"""How many field errors of one request a message names."""
 
 # RuntimeErrors that mean "out of memory" without being torch.OutOfMemoryError: raised by cuBLAS and cuDNN, by
 # CPU allocation (c10/core/impl/alloc_cpu.cpp), by MPS, by onnxruntime.
@@ -218,7 +220,7 @@ def _named(error: BaseException, name: str) -> bool:
 
 
 def _field_errors(error: BaseException) -> str | None:
-    """A pydantic ValidationError as text, `field.name: what is wrong; ...`; None if it is none.
+    """Return a pydantic ValidationError as text, `field.name: what is wrong; ...`; None if it is none.
 
     The values that were sent are left out (they may be large, or secret).
     """
@@ -228,10 +230,13 @@ def _field_errors(error: BaseException) -> str | None:
 
 
 def _field_lines(error: Any) -> Iterator[str]:
-    for entry in error.errors():
+    errors = error.errors()
+    for entry in errors[:_FIELD_ERRORS]:
         place = ".".join(str(part) for part in entry.get("loc", ()))
         text = str(entry.get("msg", "not valid"))
         yield f"{place}: {text}" if place else text
+    if len(errors) > _FIELD_ERRORS:
+        yield f"and {len(errors) - _FIELD_ERRORS} more"
 
 
 def _headers_of(error: BaseException) -> Mapping[str, str]:
