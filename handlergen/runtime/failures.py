@@ -1,4 +1,4 @@
-"""What a client is told when a request fails (contract, section 6), and what the log holds.
+"""What a client is told when a request fails (contract, section 6): which status, type and message an exception gets.
 
 A 4xx tells the client what to change; a 5xx tells it the request id and nothing of the inside, unless the
 user's code raised an exception that carries a status and a message for the client. No message holds the value of a
@@ -12,13 +12,13 @@ import json
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+from .error_body import Failure, in_the_log
 from .redaction import without_secrets
 from .requests import BadRequest
 from .tracebacks import user_traceback
-from .wire import NO_HEADERS, is_status, json_bytes, reason_phrase, safe_headers
+from .wire import NO_HEADERS, is_status, reason_phrase, safe_headers
 
 __all__ = [
     "INPUT",
@@ -63,34 +63,6 @@ class LockTimeout(Exception):
 
 class EncodeError(Exception):
     """An answer that cannot be sent. The client gets the message: it names types and places, no values."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A failed request's answer.
-
-    Attributes:
-        status: HTTP status, 300 to 599.
-        type: One word for programs: the exception's name for what the client did, else what failed here.
-        message: For people.
-        headers: ASCII, fit to be sent.
-    """
-
-    status: int
-    type: str
-    message: str
-    headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
-
-    @property
-    def phrase(self) -> str:
-        """ASCII reason phrase."""
-        return reason_phrase(self.status)
-
-    def body(self, request_id: str) -> bytes:
-        """The JSON body that every failed request has: code, type, message, request_id."""
-        return json_bytes(
-            {"code": self.status, "type": self.type, "message": self.message, "request_id": request_id}
-        )
 
 
 def failure_of(error: BaseException, *, hook: str, form: str, request_id: str) -> Failure:
@@ -197,11 +169,6 @@ def _known(error: BaseException, request_id: str) -> Failure | None:
 
 def _opaque(status: int, kind: str, what: str, request_id: str) -> Failure:
     return Failure(status, kind, what + in_the_log(request_id))
-
-
-def in_the_log(request_id: str) -> str:
-    """Ends an opaque message; handlergen takes it off again where no server is involved."""
-    return f"; the server's log says why, under request id {request_id}"
 
 
 def _single(error: BaseException) -> BaseException:

@@ -19,7 +19,7 @@ def keep_from_children() -> socket.socket | None:
     `handle_connection`, where it is the variable `cl_socket`).
 
     Returns:
-        The connection; None, and a warning in the log, where it is not found: an unknown version of TorchServe, or none.
+        The connection. None, and a warning in the log, where it is not found: in an unknown version of TorchServe.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -29,8 +29,8 @@ def keep_from_children() -> socket.socket | None:
             return connection
         frame = frame.f_back
     logging.getLogger("handlergen").warning(
-        "TorchServe's connection to this worker was not found, as this version of TorchServe keeps it elsewhere: a child "
-        "process that a hook forks can keep a dead worker's requests waiting, and a request that TorchServe gives to two "
-        "workers can be answered twice"
+        "TorchServe's connection to this worker was not found: this version of TorchServe keeps it elsewhere. A child "
+        "process that a hook forks can keep a dead worker's requests waiting, and a request that TorchServe gives to "
+        "two workers can be answered twice"
     )
     return None
