@@ -361,7 +361,7 @@ def test_describe_has_contract_types_counts_and_health(server: Any) -> None:
     assert found["hooks"]["preprocess"]["parameters"] == ["data"]
     assert found["settings"]["lock"] == "device"
     assert found["predictor"]["device"] == "cpu"
-    assert found["input"]["schema"]["$defs"]["Query"]["required"] == ["text"]
+    assert found["input"]["schema"]["required"] == ["text"]
     assert found["output"]["schema"] == {"type": "array", "items": {"type": "string"}}
     assert found["worker"]["requests"] == before["requests"] + 2
     assert found["worker"]["failures"]["400"] == before["failures"].get("400", 0) + 1
