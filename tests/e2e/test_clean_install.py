@@ -153,6 +153,11 @@ class Environment:
         assert self.run("python", "-c", f"import importlib.util; {found}") == "[]\n"
 
 
+def port_flags() -> list[str]:
+    """Flags of `handlergen config` that name free ports."""
+    return [f"--{name.replace('_', '-')}={port}" for name, port in free_port_settings().items()]
+
+
 @pytest.fixture
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
     """An empty one."""
@@ -210,10 +215,13 @@ def test_the_environment_that_the_readme_installs(environment: Environment) -> N
         environment.run("handlergen", "scale", "double", "--workers", "1")
         assert json.loads(environment.run("handlergen", "status", "--json"))
         assert json.loads(environment.run(*invoke)) == [2, 4]
+    other = replace(environment, directory=environment.directory / "readme")
+    other.directory.mkdir()
+    other.run("handlergen", "config", *port_flags())
     try:
-        follow_the_readme(environment)
+        follow_the_readme(other)
     except BaseException:
-        environment.run("handlergen", "stop")
+        other.run("handlergen", "stop")
         raise
 
 
@@ -256,12 +264,7 @@ def use_the_command_line(environment: Environment) -> None:
     answered = (environment.directory / "answers.jsonl").read_text().splitlines()
     assert [{key: row[key] for key in ("id", "answer")} for row in map(json.loads, answered)] == rows
 
-    ports = [
-        word
-        for name, port in free_port_settings().items()
-        for word in (f"--{name.replace('_', '-')}", str(port))
-    ]
-    environment.run("handlergen", "config", *ports)
+    environment.run("handlergen", "config", *port_flags())
     doctor = environment.run("handlergen", "doctor")
     assert "tensors can be sent to a predictor process" in doctor
 
