@@ -44,6 +44,9 @@ KILLED = "Worker died."
 """What TorchServe answers to the request that a worker held when it was killed (WorkerThread.java)."""
 
 CLIENTS = 8
+RETRIES = 5
+"""How often a request that was answered 503 is retried; TorchServe re-queues requests of a worker that it stops."""
+RETRY_AFTER_S = 0.2
 PHASE_S = 2.0
 PICTURE_NS = 40_000_000
 COLUMNS = 100
@@ -123,6 +126,7 @@ class Traffic:
     images: Sequence[Path]
     right: int = 0
     wrong: int = 0
+    retried: int = 0
     misread: set[Path] = field(default_factory=set)
     failed: Counter[str] = field(default_factory=Counter)
 
@@ -151,8 +155,9 @@ class Traffic:
         while not self._over.is_set():
             number = next(self._numbers)
             image = self.images[number % len(self.images)]
-            outcome = ask(self.client, image, over_grpc=number % 2 == 1)
+            outcome, retries = self._retried(image, over_grpc=number % 2 == 1)
             with self._lock:
+                self.retried += retries
                 if isinstance(outcome, Answer):
                     right = outcome.json()["digit"] == true_digit(image)
                     self.right += right
@@ -160,26 +165,39 @@ class Traffic:
                         self.wrong += 1
                         self.misread.add(image)
                 else:
-                    self.failed[outcome] += 1
+                    self.failed[first_line(outcome)] += 1
+
+    def _retried(self, image: Path, *, over_grpc: bool) -> tuple[Answer | HandlergenError, int]:
+        """Return the outcome for one image, and how often the request was retried because the answer was 503."""
+        for retries in itertools.count():
+            outcome = ask(self.client, image, over_grpc=over_grpc)
+            if retries == RETRIES or not isinstance(outcome, RequestFailed) or outcome.status != 503:
+                break
+            time.sleep(RETRY_AFTER_S)
+        return outcome, retries
 
 
 def true_digit(image: Path) -> int:
     return int(image.name.partition("_")[0])
 
 
-def ask(client: Client, image: Path, *, over_grpc: bool) -> Answer | str:
-    """The answer for one image, or why there is none."""
+def ask(client: Client, image: Path, *, over_grpc: bool) -> Answer | HandlergenError:
+    """Return the answer for one image, or why there is none."""
     try:
         if over_grpc:
             return client.predict_grpc("digits", inputs={"data": image.read_bytes()})
         return client.predict("digits", file=image)
     except (RequestFailed, ServerError) as error:
-        return str(error).splitlines()[0]
+        return error
 
 
-def read(outcome: Answer | str) -> str:
-    if isinstance(outcome, str):
-        return outcome
+def first_line(error: HandlergenError) -> str:
+    return str(error).splitlines()[0]
+
+
+def read(outcome: Answer | HandlergenError) -> str:
+    if isinstance(outcome, HandlergenError):
+        return first_line(outcome)
     answer = outcome.json()
     return f"{answer['digit']}  ({answer['probability']:.1%})"
 
@@ -216,6 +234,7 @@ def scale_under_load(demo: Demo, client: Client, images: Sequence[Path]) -> tupl
     say(f"{traffic.sent} requests sent meanwhile by {CLIENTS} clients, half REST, half gRPC:")
     say(f"{traffic.right:>6} answered with the true digit")
     say(f"{traffic.wrong:>6} answered with another digit{_why(traffic.misread, images)}")
+    say(f"{traffic.retried:>6} refused with 503, retried and answered")
     aborted = sum(count for reason, count in traffic.failed.items() if KILLED in reason)
     say(f"{aborted:>6} aborted by TorchServe, which kills workers to have fewer")
     say(f"{traffic.failed.total() - aborted:>6} lost")

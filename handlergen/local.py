@@ -16,12 +16,12 @@ from handlergen import __version__
 from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed
 from handlergen.identity import identity_of_archive, identity_of_project
 from handlergen.local_context import LocalContext
-from handlergen.local_failures import without_server
 from handlergen.local_stream import LocalOutlet, in_chunks
 from handlergen.mar import read_mar, unpack
 from handlergen.outgoing import Wire, body_of, body_request, form_request
 from handlergen.project import open_project
 from handlergen.runtime.contract import Bundle
+from handlergen.runtime.error_body import without_server
 from handlergen.settings import to_runtime
 from handlergen.user_place import importable, working_directory
 

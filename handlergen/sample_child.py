@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 import os
-import pickle
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from handlergen.errors import HandlergenError, ModuleFailed
 from handlergen.local import load
 from handlergen.runtime.hooks import BoundHook, Item
+from handlergen.runtime.predictor_process.transport import round_trip
 from handlergen.runtime.worker import Worker
 from handlergen.user_place import working_directory
 
@@ -134,15 +134,16 @@ class Observer:
         if role == "predict":
             value = self._device.fetch(value) if not elsewhere else None
         if role in ("preprocess", "predict") and not elsewhere:
-            self._try_pickle(name, value)
+            self._try_to_send(name, value)
 
-    def _try_pickle(self, name: str, value: Any) -> None:
+    def _try_to_send(self, name: str, value: Any) -> None:
+        """Send a value as a worker and the predictor process would."""
         try:
-            pickle.dumps(value)
+            round_trip(value)
         except Exception as error:  # the pickling of the user's own types raises anything
             self.findings.append(
-                f"what {name} returns cannot be pickled ({error}), so it cannot cross to another process: "
-                "`map` needs --threads for it"
+                f"what {name} returns cannot be sent to another process ({error}): write `stages: predictor`, and use "
+                "--threads with `map`"
             )
 
 

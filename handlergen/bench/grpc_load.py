@@ -13,7 +13,7 @@ from handlergen.bench.answers import RIGHT, Answer, Load
 from handlergen.bench.load import LONGEST_ANSWER_S
 from handlergen.bench.pace import Closed, Open, Pace
 from handlergen.client.protocol import INFERENCE, message_class
-from handlergen.client.results import error_of
+from handlergen.runtime.error_body import START, error_of
 
 _METHOD = f"/{INFERENCE}.InferenceAPIsService/Predictions"
 
@@ -109,7 +109,7 @@ class _Loop:
             return f"gRPC {code.name}"
         content = bytes(call.result())
         # An error's body inside the message, without parsing the others.
-        if b'{"code":' not in content[:32]:
+        if START not in content[:32]:
             return RIGHT
         error = error_of(bytes(self._response.FromString(content).prediction))
         return f"status {error['code']}" if error else RIGHT

@@ -7,6 +7,7 @@ import difflib
 import importlib
 import io
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -126,6 +127,8 @@ def cli() -> None:
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the `handlergen` command; the only place that turns errors into exit statuses."""
     _print_names_as_they_are()
+    # torch warns once where numpy is not installed; nothing here needs it.
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy", category=UserWarning)
     try:
         status: Any = cli.main(args=argv, prog_name="handlergen", standalone_mode=False)
     except HandlergenError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,13 @@ def command(
     for warning in warnings:
         click.echo(f"Warning: {warning}", err=True)
     _report(project, len(warnings))
+    without = (
+        "no schema"
+        if find_spec("pydantic")
+        else "no schema: install pydantic (handlergen[typed]) for schemas"
+    )
     for name, found in types.items():
-        click.echo(f"{name}: {json.dumps(found['schema'], indent=2) if found['schema'] else 'no schema'}")
+        click.echo(f"{name}: {json.dumps(found['schema'], indent=2) if found['schema'] else without}")
     if ran is not None:
         _report_sample(ran, str(sample))
     context.exit(_sample_status(ran))
@@ -99,7 +105,7 @@ def _sample_status(ran: SampleRun | None) -> int:
 
 
 def _report_sample(ran: SampleRun, sample: str) -> None:
-    from handlergen.local_failures import body_without_server
+    from handlergen.runtime.error_body import body_without_server
 
     click.echo(f"{sample}, on {ran.device} (loaded in {ran.load_s:.1f} s):")
     width = max((len(stage.name) for stage in ran.stages), default=0)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from handlergen.cli.given_data import HOW_TO_QUOTE
 from handlergen.command_text import handlergen_command
 from handlergen.errors import HandlergenError, RequestFailed
-from handlergen.runtime.failures import in_the_log
+from handlergen.runtime.error_body import logged_request_id
 from handlergen.settings import shown
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def advised(client: Client, config: Path, name: str, *, data: str | None = None)
 
 
 def _hint(error: RequestFailed, client: Client, config: Path, name: str, data: str | None) -> str | None:
-    _, logged, request_id = error.message.partition(in_the_log(""))
-    if logged:
+    request_id = logged_request_id(error.message)
+    if request_id is not None:
         return _where_it_is_logged(config, request_id)
     if error.status == 413 or any(text in error.message for text in _TOO_LARGE):
         return (

@@ -13,9 +13,10 @@ from handlergen.client.connection import Connection, Tokens
 from handlergen.client.key_file import KEY_FILE, KeyFile
 from handlergen.client.management import Management
 from handlergen.client.rest import UNSET, FieldValue, RestInference
-from handlergen.client.results import Answer, ModelStatus, error_of
+from handlergen.client.results import Answer, ModelStatus
 from handlergen.errors import RequestFailed
 from handlergen.properties import ServerSettings, read_properties
+from handlergen.runtime.error_body import error_of
 
 if TYPE_CHECKING:
     from handlergen.client.grpc import GrpcInference, GrpcManagement
@@ -122,7 +123,7 @@ class Client:
 
         Raises:
             RequestFailed: The call failed; `.status` is the HTTP status that stands for the gRPC code. Or the
-                answer is an error's body, as in a batch with others (`results.error_of`).
+                answer is an error's body, as in a batch with others (`error_body.error_of`).
             ServerError: No server answers.
         """
         body = self.grpc.predict(name, _grpc_inputs(json, inputs), version=version, timeout=self._timeout)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +10,7 @@ import httpx
 
 from handlergen.client.key_file import KeyFile
 from handlergen.errors import NoServer, RequestFailed, ServerError
+from handlergen.runtime.error_body import error_text
 
 #: TorchServe answers a wrong, expired or missing token with 400 and this type (InvalidKeyException.java).
 _TOKEN_REFUSED = "InvalidKeyException"  # noqa: S105 - the name of an exception, no password
@@ -121,13 +121,3 @@ class Connection:
             body=response.content,
             hint=self._tokens.advice() if kind == _TOKEN_REFUSED else None,
         )
-
-
-def error_text(body: bytes) -> tuple[str, str]:
-    """(type, message) of TorchServe's or handlergen's error body; the body's text when it is neither."""
-    try:
-        value = json.loads(body)
-        kind = str(value.get("type", ""))
-        return kind, str(value["message"] if "message" in value else value["type"])
-    except (ValueError, AttributeError, KeyError, TypeError):
-        return "", body[:2000].decode("utf-8", "replace").strip()

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
-from handlergen.client.connection import Connection, error_text
+from handlergen.client.connection import Connection
 from handlergen.client.results import ModelStatus
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
+from handlergen.runtime.error_body import error_text
 
 _POLL_S = 0.2
 _NO_MODEL_API = 405

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from handlergen.runtime.error_body import error_of  # noqa: F401 - docs/answers-and-errors.md names it so
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -35,25 +37,6 @@ class Answer:
     def json(self) -> Any:
         """The body as JSON. Raises ValueError when it is none."""
         return json.loads(self.body)
-
-
-_ERROR_KEYS = frozenset(("code", "type", "message", "request_id"))
-
-
-def error_of(body: bytes) -> dict[str, Any] | None:
-    """What is wrong, if these bytes are the body of a failed request of a model that handlergen packed; else None.
-
-    Over gRPC that is the only sign of it where several requests came in one batch: TorchServe has one status for
-    all of them. It is a JSON object with exactly the keys code, type, message and request_id.
-    """
-    if not body.startswith(b'{"code":'):
-        return None
-    try:
-        value = json.loads(body)
-    except ValueError:
-        return None
-    is_error = isinstance(value, dict) and value.keys() == _ERROR_KEYS and isinstance(value["code"], int)
-    return value if is_error else None
 
 
 @dataclass(frozen=True)

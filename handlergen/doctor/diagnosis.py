@@ -25,7 +25,13 @@ Check = Callable[[Situation], Iterable[Finding]]
 #: Title -> checks. To add one, write a function and name it here.
 CHECKS: dict[str, tuple[Check, ...]] = {
     "Java": (java.java,),
-    "Python packages": (packages.python, packages.torchserve, packages.torch, packages.others),
+    "Python packages": (
+        packages.python,
+        packages.torchserve,
+        packages.torch,
+        packages.others,
+        packages.transport,
+    ),
     "Devices": (devices.visible_devices, devices.cuda_visible_devices, devices.metrics_packages),
     "Configuration": (
         configuration.file,

@@ -56,6 +56,27 @@ def torch(_situation: Situation) -> Iterator[Finding]:
     yield ok(f"torch {torch.__version__}, {cuda}")
 
 
+def transport(_situation: Situation) -> Iterator[Finding]:
+    """Whether a tensor can be sent between a worker and the predictor process, over the socket and in shared memory."""
+    import torch
+
+    from handlergen.runtime.predictor_process.transport import SHARED_FROM, round_trip
+
+    for count in (4, SHARED_FROM):
+        tensor = torch.arange(count, dtype=torch.float32)
+        try:
+            if not torch.equal(round_trip(tensor), tensor):
+                raise ValueError("it arrives changed")
+        except Exception as failed:
+            yield error(
+                f"a tensor of {tensor.nbytes} bytes cannot be sent to another process: {failed}",
+                "Each request is answered 500 where the predictor process has the model (`predictor: process`).",
+                "predictor: worker   # in handlergen.yaml, then archive again",
+            )
+            return
+    yield ok("tensors can be sent to a predictor process")
+
+
 def others(_situation: Situation) -> Iterator[Finding]:
     """What TorchServe imports without saying so to pip."""
     version = _version("pyyaml")

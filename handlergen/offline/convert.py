@@ -24,8 +24,7 @@ def to_npy(lines: Path, target: Path) -> None:
     Raises:
         HandlergenError: The answers do not fit into one array; names the first that does not. The lines are kept.
     """
-    import numpy
-
+    numpy = numpy_for("a .npy output")
     shape, count = None, 0
     for row in _rows(lines):
         count += 1
@@ -75,6 +74,26 @@ def needs_of(output: Path) -> None:
     """
     if output.suffix.lower() == ".parquet":
         _pyarrow()
+    elif output.suffix.lower() == ".npy":
+        numpy_for("a .npy output")
+
+
+def numpy_for(what: str) -> Any:
+    """Return numpy.
+
+    Args:
+        what: What needs it, for the message.
+
+    Raises:
+        HandlergenError: numpy is not installed; says what to do.
+    """
+    try:
+        import numpy
+    except ImportError as error:
+        raise HandlergenError(
+            f"{what} needs numpy, which is not installed", hint="pip install numpy, or use a .jsonl file"
+        ) from error
+    return numpy
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -143,8 +162,7 @@ def _json_text(row: dict[str, Any], name: str) -> str | None:
 
 
 def _numbers(row: dict[str, Any]) -> Any:
-    import numpy
-
+    numpy = numpy_for("a .npy output")
     if "encoding" in row or "content_type" in row:
         raise _unfit(row, f"is {row.get('content_type')}")
     try:

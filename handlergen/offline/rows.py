@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from handlergen.local_failures import body_without_server, without_server
+from handlergen.runtime.error_body import body_without_server, without_server
 
 if TYPE_CHECKING:
     from handlergen.runtime.hooks import Item

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from handlergen.errors import HandlergenError
+from handlergen.offline.convert import numpy_for
 from handlergen.offline.csv_rows import csv_rows
 from handlergen.offline.rows import Row, RowId
 from handlergen.outgoing import JSON, content_type_of, npy_bytes
@@ -113,8 +114,7 @@ class Source:
                 yield Row(self._id(number, row), body, JSON)
 
     def _npy(self) -> Iterator[Row]:
-        import numpy
-
+        numpy = numpy_for("a .npy input")
         if self.path is None or _is_pipe(self.path):
             raise HandlergenError(f"a .npy input must be a file: {self._name} can be read only once")
         try:

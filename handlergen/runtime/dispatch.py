@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .contract import Bundle
 from .encode import encode
 from .failures import Failure
 from .hooks import Item
-from .kserve import Opened, kserve_failure, open_kserve
+from .kserve import Opened, open_kserve
 from .pipeline import Pipeline
 
 _NO_EXPLAIN = Failure(
@@ -121,7 +122,7 @@ class Dispatch:
 
 def told(item: Item, failure: Failure) -> Failure:
     """A failure as a request's client reads it: one of KServe's reads `error`."""
-    return kserve_failure(failure) if _is_kserve(item) else failure
+    return replace(failure, for_kserve=True) if _is_kserve(item) else failure
 
 
 def _is_kserve(item: Item) -> bool:

@@ -1,4 +1,4 @@
-"""What a client is told when a request fails (contract, section 6), and what the log holds.
+"""What a client is told when a request fails (contract, section 6): which status, type and message an exception gets.
 
 A 4xx tells the client what to change; a 5xx tells it the request id and nothing of the inside, unless the
 user's code raised an exception that carries a status and a message for the client. No message holds the value of a
@@ -12,13 +12,13 @@ import json
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+from .error_body import Failure, in_the_log
 from .redaction import without_secrets
 from .requests import BadRequest
 from .tracebacks import user_traceback
-from .wire import NO_HEADERS, is_status, json_bytes, reason_phrase, safe_headers
+from .wire import NO_HEADERS, is_status, reason_phrase, safe_headers
 
 __all__ = [
     "INPUT",
@@ -36,6 +36,8 @@ INPUT = "input"
 """The `hook` to name when handlergen itself converts data to the type that a hook's parameter asks for."""
 
 _MESSAGE_CHARACTERS = 4000
+_FIELD_ERRORS = 20
+"""How many field errors of one request a message names."""
 
 # RuntimeErrors that mean "out of memory" without being torch.OutOfMemoryError: raised by cuBLAS and cuDNN, by
 # CPU allocation (c10/core/impl/alloc_cpu.cpp), by MPS, by onnxruntime.
@@ -61,34 +63,6 @@ class LockTimeout(Exception):
 
 class EncodeError(Exception):
     """An answer that cannot be sent. The client gets the message: it names types and places, no values."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A failed request's answer.
-
-    Attributes:
-        status: HTTP status, 300 to 599.
-        type: One word for programs: the exception's name for what the client did, else what failed here.
-        message: For people.
-        headers: ASCII, fit to be sent.
-    """
-
-    status: int
-    type: str
-    message: str
-    headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
-
-    @property
-    def phrase(self) -> str:
-        """ASCII reason phrase."""
-        return reason_phrase(self.status)
-
-    def body(self, request_id: str) -> bytes:
-        """The JSON body that every failed request has: code, type, message, request_id."""
-        return json_bytes(
-            {"code": self.status, "type": self.type, "message": self.message, "request_id": request_id}
-        )
 
 
 def failure_of(error: BaseException, *, hook: str, form: str, request_id: str) -> Failure:
@@ -197,11 +171,6 @@ def _opaque(status: int, kind: str, what: str, request_id: str) -> Failure:
     return Failure(status, kind, what + in_the_log(request_id))
 
 
-def in_the_log(request_id: str) -> str:
-    """Ends an opaque message; handlergen takes it off again where no server is involved."""
-    return f"; the server's log says why, under request id {request_id}"
-
-
 def _single(error: BaseException) -> BaseException:
     """The one exception inside a group of one (what an async task group raises for one failed task)."""
     for _ in range(16):
@@ -218,7 +187,7 @@ def _named(error: BaseException, name: str) -> bool:
 
 
 def _field_errors(error: BaseException) -> str | None:
-    """A pydantic ValidationError as text, `field.name: what is wrong; ...`; None if it is none.
+    """Return a pydantic ValidationError as text, `field.name: what is wrong; ...`; None if it is none.
 
     The values that were sent are left out (they may be large, or secret).
     """
@@ -228,10 +197,13 @@ def _field_errors(error: BaseException) -> str | None:
 
 
 def _field_lines(error: Any) -> Iterator[str]:
-    for entry in error.errors():
+    errors = error.errors()
+    for entry in errors[:_FIELD_ERRORS]:
         place = ".".join(str(part) for part in entry.get("loc", ()))
         text = str(entry.get("msg", "not valid"))
         yield f"{place}: {text}" if place else text
+    if len(errors) > _FIELD_ERRORS:
+        yield f"and {len(errors) - _FIELD_ERRORS} more"
 
 
 def _headers_of(error: BaseException) -> Mapping[str, str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -30,21 +31,6 @@ MAX_INSTANCES = 10_000
 """How many instances one v1 request may have."""
 
 _Fail = Callable[[Item, BaseException, str], None]
-
-
-class KServeFailure(Failure):
-    """A failure whose body also has the key `error`, which KServe's clients read."""
-
-    def body(self, request_id: str) -> bytes:
-        return json_bytes(
-            {
-                "error": self.message,
-                "code": self.status,
-                "type": self.type,
-                "message": self.message,
-                "request_id": request_id,
-            }
-        )
 
 
 class Opened:
@@ -70,7 +56,7 @@ class Opened:
             except EncodeError as error:
                 fail(item, error, "encode")
         if item.failure is not None:
-            item.failure = kserve_failure(item.failure)
+            item.failure = replace(item.failure, for_kserve=True)
 
     def _join(self, key: str) -> None:
         for index, part in enumerate(self.parts):
@@ -111,11 +97,6 @@ def refuse_envelope(caller: FrameType | None) -> None:
         "read KServe's protocols themselves. Remove that line.",
         501,
     )
-
-
-def kserve_failure(failure: Failure) -> KServeFailure:
-    """The same failure for a KServe client."""
-    return KServeFailure(failure.status, failure.type, failure.message, failure.headers)
 
 
 def open_kserve(

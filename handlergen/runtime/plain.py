@@ -43,6 +43,8 @@ def _converter(kind: type) -> Callable[[Any], Any] | None:  # noqa: PLR0911
         return _array_list
     if hasattr(kind, "model_dump"):
         return _pydantic
+    if hasattr(kind, "parse_obj") and hasattr(kind, "__fields__"):
+        return _pydantic_1
     if issubclass(kind, Mapping):  # before dataclasses: a Hugging Face ModelOutput is both
         return dict
     if dataclasses.is_dataclass(kind):
@@ -143,6 +145,10 @@ def _pydantic(model: Any) -> Any:
         if type(error).__name__ != "PydanticSerializationError":
             raise
         return model.model_dump()  # fields of foreign types (arrays), which are converted here
+
+
+def _pydantic_1(model: Any) -> Any:
+    return model.dict()
 
 
 def _fields(instance: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import warnings
@@ -55,16 +56,15 @@ def default_input(body: Any, content_type: str) -> torch.Tensor:
         UnsupportedType: Another content type: 415.
         ValueError: The body is not what its type says: 400.
     """
-    import numpy as np
-
     kind = accepted(content_type)
     if kind == JSON:
         try:
-            return torch.from_numpy(np.array(json.loads(body), dtype=np.float32))
+            return _float_tensor(json.loads(body))
         # An object, a null, a number beyond floats, lists without end: the client's doing as a ragged list is.
         except (TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"the JSON is no array of numbers: {error}") from error
     if kind == CSV:
+        np = _numpy(kind, 415)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # a cell that is no number is only warned of, an empty text too
             try:
@@ -73,6 +73,7 @@ def default_input(body: Any, content_type: str) -> torch.Tensor:
                 raise ValueError(f"the CSV cannot be read: {str(warning).strip()}") from warning
         return torch.from_numpy(array)
     if kind == NPY:
+        np = _numpy(kind, 415)
         try:
             return torch.from_numpy(np.load(io.BytesIO(body), allow_pickle=False))
         except (TypeError, EOFError) as error:  # texts, several arrays, nothing
@@ -88,25 +89,41 @@ def default_output(prediction: Any, accept: str) -> Reply:
     Raises:
         UnsupportedType: None of them: 406.
     """
-    import numpy as np
-
     for wanted in (accepted(part) for part in accept.split(",")):
         if wanted in (JSON, "*/*", "application/*"):
             return Reply(prediction, JSON)
         if wanted == NPY:
-            target = io.BytesIO()
-            np.save(target, _array(prediction), allow_pickle=False)
+            np, target = _numpy(NPY, 406), io.BytesIO()
+            np.save(target, _array(np, prediction), allow_pickle=False)
             return Reply(target.getvalue(), NPY)
         if wanted in (CSV, "text/*"):
-            text = io.StringIO()
-            np.savetxt(text, np.atleast_1d(_array(prediction)), delimiter=",", fmt="%s")
+            np, text = _numpy(CSV, 406), io.StringIO()
+            np.savetxt(text, np.atleast_1d(_array(np, prediction)), delimiter=",", fmt="%s")
             return Reply(text.getvalue(), CSV)
     raise UnsupportedType(
         f"no type of Accept: {accept} can be answered; ask for one of: {', '.join(_TYPES)}", status_code=406
     )
 
 
-def _array(value: Any) -> Any:
-    import numpy as np
+def _float_tensor(value: Any) -> torch.Tensor:
+    """Return JSON's numbers as float32; numpy, where it is installed, also reads numbers that are written as text."""
+    try:
+        import numpy as np
+    except ImportError:
+        return torch.tensor(value, dtype=torch.float32)
+    return torch.from_numpy(np.array(value, dtype=np.float32))
 
+
+def _numpy(kind: str, status_code: int) -> Any:
+    try:
+        return importlib.import_module("numpy")
+    except ImportError as error:
+        raise UnsupportedType(
+            f"{kind} needs numpy, which this worker does not have; send and accept {JSON}, or add numpy to the "
+            "requirements",
+            status_code,
+        ) from error
+
+
+def _array(np: Any, value: Any) -> Any:
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)

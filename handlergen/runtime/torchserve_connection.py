@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import sys
 from types import FrameType
@@ -18,7 +19,7 @@ def keep_from_children() -> socket.socket | None:
     `handle_connection`, where it is the variable `cl_socket`).
 
     Returns:
-        The connection; None when there is no TorchServe.
+        The connection. None, and a warning in the log, where it is not found: in an unknown version of TorchServe.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -27,4 +28,9 @@ def keep_from_children() -> socket.socket | None:
             closed_in_children(connection)
             return connection
         frame = frame.f_back
+    logging.getLogger("handlergen").warning(
+        "TorchServe's connection to this worker was not found: this version of TorchServe keeps it elsewhere. A child "
+        "process that a hook forks can keep a dead worker's requests waiting, and a request that TorchServe gives to "
+        "two workers can be answered twice"
+    )
     return None

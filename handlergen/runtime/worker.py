@@ -25,7 +25,6 @@ from .streaming import outlet_of
 from .torchserve_batch import answered, received
 from .torchserve_connection import keep_from_children
 from .torchserve_log import leave_out_batch_lines
-from .torchserve_reading import read_ahead
 from .tracebacks import user_traceback
 
 
@@ -126,7 +125,6 @@ class Worker:
         metrics = getattr(context, "metrics", None)
         leave_out_batch_lines(metrics)
         connection = keep_from_children()
-        read_ahead()
         switched_on(metrics)
         # Bodies arrive as they were sent, and `decode` reads them: TorchServe's own reading logs a traceback for
         # every broken JSON text and loses its bytes (ts/protocol/otf_message_handler.py, _retrieve_input_data).

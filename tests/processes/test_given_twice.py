@@ -25,9 +25,9 @@ import ts
 from handlergen.runtime.given_twice import ANSWERED, STREAMED, Answered
 from tests.e2e.test_main_job import make_archive
 from tests.histories import until
-from tests.unit.test_torchserve_reading import END, field
 
 WORKER = Path(ts.__file__).with_name("model_service_worker.py")
+END = struct.pack("!i", -1)
 NO_HEADERS: Mapping[str, str] = {}
 METRICS = Path(ts.__file__).parent / "configs" / "metrics.yaml"
 
@@ -56,6 +56,10 @@ def chunks(inputs):
         else:
             yield {"chunk": each}
 """
+
+
+def field(content: bytes) -> bytes:
+    return struct.pack("!i", len(content)) + content
 
 
 class Prediction(NamedTuple):

@@ -391,6 +391,18 @@ def test_a_torch_that_cannot_be_imported(project: Project, monkeypatch: pytest.M
     assert [one.what for one in project.wrong() if "visible_devices failed" in one.what]
 
 
+def test_a_tensor_that_cannot_be_sent(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [one.severity for one in packages.transport(project.situation())] == [Severity.OK]
+
+    def fails(_tensor: Any) -> None:
+        raise RuntimeError("no memory of a tensor here")
+
+    monkeypatch.setattr("handlergen.runtime.predictor_process.serialization._bytes", fails)
+    found = project.only()
+    assert found.severity is Severity.ERROR
+    assert "cannot be sent to another process: no memory of a tensor here" in found.what
+
+
 @pytest.mark.parametrize("package", ["torchserve", "torch-model-archiver", "pyyaml", "torch"])
 def test_a_package_that_is_missing(package: str, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     real = packages._version

@@ -99,7 +99,7 @@ def postprocess(outputs):
         "postprocess returns nothing",
     ]
     assert "meta" in warnings[0]
-    assert "cannot be pickled" in warnings[1]
+    assert "cannot be sent to another process" in warnings[1]
 
 
 @pytest.mark.parametrize(

