@@ -12,17 +12,83 @@ import gzip
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from handlergen.errors import HandlergenError
 from handlergen.recordings import Span
-from handlergen.runtime.spans import ON_DEVICE
-from handlergen.trace.flows import Flows, Point
-from handlergen.trace.recording import Recording, in_order, survey
-from handlergen.trace.rows import Named, Row, Rows
-from handlergen.trace.summary import Summary
+from handlergen.runtime.stages import LAST, ON_DEVICE, label_of
+from handlergen.trace.layout import Flows, Named, Point, Rows, Survey, TraceRow, in_order, survey
+
+
+@dataclass
+class DeviceTotals:
+    """How a device was used. Spans must come by their start.
+
+    Attributes:
+        predicts: How often predict ran.
+        total_ns: The time they took together.
+        busy_ns: Time during which at least one ran; as much as `total_ns` when none overlap.
+        overlaps: How often one started while another one ran: never, with `lock: device`.
+    """
+
+    predicts: int = 0
+    total_ns: int = 0
+    busy_ns: int = 0
+    overlaps: int = 0
+    _until_ns: int = field(default=0, repr=False)
+
+    def add(self, span: Span) -> None:
+        """One more predict."""
+        self.predicts += 1
+        self.total_ns += span.end_ns - span.start_ns
+        self.overlaps += span.start_ns < self._until_ns
+        self.busy_ns += max(0, span.end_ns - max(span.start_ns, self._until_ns))
+        self._until_ns = max(self._until_ns, span.end_ns)
+
+
+@dataclass
+class TraceSummary:
+    """What a trace shows.
+
+    Attributes:
+        requests: Answered requests (whose `encode` is in it).
+        spans: All slices of the workers' rows.
+        start_ns, end_ns: First start and last end, `time.monotonic_ns()`.
+        pids: Of the processes.
+        devices: By key.
+        torn: Lines that killed workers left unfinished; left out.
+        backwards: Spans that end before they start; left out.
+    """
+
+    requests: int = 0
+    spans: int = 0
+    start_ns: int = 0
+    end_ns: int = 0
+    pids: set[int] = field(default_factory=set)
+    devices: dict[str, DeviceTotals] = field(default_factory=dict)
+    torn: int = 0
+    backwards: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return (self.end_ns - self.start_ns) / 1e9
+
+    def busy_share(self, device: str) -> float:
+        """The part of the time, 0..1, during which the device predicted."""
+        return self.devices[device].busy_ns / max(1, self.end_ns - self.start_ns)
+
+    def add(self, span: Span) -> None:
+        """One more span."""
+        self.start_ns = min(self.start_ns, span.start_ns) if self.spans else span.start_ns
+        self.end_ns = max(self.end_ns, span.end_ns)
+        self.spans += 1
+        self.pids.add(span.pid)
+        self.requests += span.stage == LAST
+        if span.stage in ON_DEVICE:
+            self.devices.setdefault(span.device, DeviceTotals()).add(span)
+
 
 _CHUNK = 512  # events a write
 
@@ -44,7 +110,7 @@ class Trace:
     from_s: float | None = None
     to_s: float | None = None
 
-    def window(self, recording: Recording) -> tuple[float, float]:
+    def window(self, recording: Survey) -> tuple[float, float]:
         """Start and end of what is wanted, as `time.monotonic_ns()`."""
         if self.last_s is not None:
             return recording.end_ns - self.last_s * 1e9, recording.end_ns
@@ -53,7 +119,7 @@ class Trace:
         return start, end
 
 
-def write_trace(trace: Trace, output: BinaryIO) -> Summary:
+def write_trace(trace: Trace, output: BinaryIO) -> TraceSummary:
     """Write the trace as JSON.
 
     A span that reaches into the window is shown whole. Times are microseconds since the recording's start.
@@ -71,7 +137,7 @@ def write_trace(trace: Trace, output: BinaryIO) -> Summary:
             f"the recording has no spans of the model {trace.model}",
             hint=f"it has those of {', '.join(recording.models)}",
         )
-    summary = Summary(torn=recording.torn)
+    summary = TraceSummary(torn=recording.torn)
     wanted = _wanted(trace, recording, summary)
     first = next(wanted, None)
     if first is None:
@@ -112,7 +178,7 @@ def open_output(path: Path) -> Iterator[BinaryIO]:
             target.unlink(missing_ok=True)
 
 
-def _wanted(trace: Trace, recording: Recording, summary: Summary) -> Iterator[Span]:
+def _wanted(trace: Trace, recording: Survey, summary: TraceSummary) -> Iterator[Span]:
     start, end = trace.window(recording)
     for span in in_order(recording):
         if trace.model not in (None, span.model) or span.end_ns < start or span.start_ns > end:
@@ -124,16 +190,14 @@ def _wanted(trace: Trace, recording: Recording, summary: Summary) -> Iterator[Sp
         yield span
 
 
-def _events(first: Span, rest: Iterator[Span], recording: Recording) -> Iterator[str]:
+def _events(first: Span, rest: Iterator[Span], recording: Survey) -> Iterator[str]:
     rows, flows, zero = Rows(recording), Flows(), recording.start_ns
 
     def drawn(span: Span) -> Iterator[str]:
         row = rows.of_worker(span)
         requests = json.dumps(span.request_id)
         slice_args = f'"request":{requests},"model":{json.dumps(span.model)}'
-        slices = [
-            _slice(span, row, zero, name=span.stage.replace("_", " "), category="worker", args=slice_args)
-        ]
+        slices = [_slice(span, row, zero, name=label_of(span.stage), category="worker", args=slice_args)]
         if span.stage in ON_DEVICE:
             # The worker's own row shows it, too; the arrows go to the device's.
             row = rows.of_device(span)
@@ -153,7 +217,7 @@ def _events(first: Span, rest: Iterator[Span], recording: Recording) -> Iterator
     yield from (_arrow(point, zero) for point in flows.end())
 
 
-def _slice(span: Span, row: Row, zero: int, *, name: str, category: str, args: str) -> str:
+def _slice(span: Span, row: TraceRow, zero: int, *, name: str, category: str, args: str) -> str:
     return (
         f'{{"ph":"X","ts":{_us(span.start_ns - zero)},"dur":{_us(span.end_ns - span.start_ns)},'
         f'"pid":{row.pid},"tid":{row.tid},"name":{json.dumps(name)},"cat":"{category}","args":{{{args}}}}}'

@@ -14,12 +14,10 @@ from typing import Any
 import psutil
 
 from handlergen.archiving import archive_project
-from handlergen.bench.answers import RIGHT
-from handlergen.bench.cpu import cores
-from handlergen.bench.measure import Measurement, Plan, measure
-from handlergen.bench.pace import Closed, Open
-from handlergen.bench.samples import of_file
-from handlergen.bench.summary import number
+from handlergen.bench.bottleneck import cores
+from handlergen.bench.measure import LoadPlan, Measurement, measure, of_file
+from handlergen.bench.report import number
+from handlergen.bench.traffic import RIGHT, Closed, Open
 from handlergen.client import Client
 from handlergen.configuration import store_has_requirements, write_configuration
 from handlergen.errors import HandlergenError, RequestFailed
@@ -164,7 +162,7 @@ class CandidateServer:
             self.stop()
             running = self._running = self._start(candidate.batch_size)
             self._now = Candidate(candidate.batch_size, 1)
-        plan = Plan(
+        plan = LoadPlan(
             pace=Closed(candidate.clients) if rate is None else Open(rate),
             seconds=self._subject.seconds,
             warmup_s=WARM_UP_S,
@@ -197,9 +195,10 @@ class CandidateServer:
         project = self._subject.project(batch_size)
         store = self._directory / "model-store"
         archive_project(project, model_store=store, force=True)
+        ports: dict[str, Any] = dict(free_port_settings())
         usual = ServerSettings()
         settings = server_settings(
-            **free_port_settings(),
+            **ports,
             install_requirements=store_has_requirements(store),
             max_request_size=max(usual.max_request_size, 2 * len(self._sample.content)),
             max_response_size=max(usual.max_response_size, project.settings.max_response_bytes),

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from handlergen.bench.summary import number
+from handlergen.bench.report import number
 from handlergen.errors import HandlergenError
 
 WORKERS = (1, 2, 3, 4, 6, 8, 12, 16)
