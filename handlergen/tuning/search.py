@@ -252,9 +252,21 @@ def _ordered(results: Sequence[Measured], target_p99_ms: float | None) -> list[M
         worth = _worth(result, target_p99_ms)
         if worth and worth >= enough:
             return (0, result.candidate.workers, result.candidate.batch_size)
-        return (1, -worth, result.turns[-1].p99_ms, result.candidate.workers)
+        return (1, -worth, -_promise(result, target_p99_ms), result.candidate.workers)
 
     return sorted(results, key=key)
+
+
+def _promise(result: Measured, target_p99_ms: float | None) -> float:
+    """Order candidates that have kept no rate yet: the rate that a queue would keep, or how far even that is away.
+
+    A queue's waits grow as 1 / (1 - load), which tells the latency of an idle server from that of a loaded one.
+    """
+    turn = result.turns[-1]
+    if target_p99_ms is None or turn.rate is None or math.isinf(turn.p99_ms):
+        return -math.inf
+    room = 1 - turn.p99_ms * (1 - turn.rate / result.capacity) / target_p99_ms
+    return room * result.capacity if room > 0 else room
 
 
 def _refuse_useless(best: Measured, found: Sequence[Measured], target_p99_ms: float | None) -> None:
