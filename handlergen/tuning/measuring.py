@@ -106,8 +106,11 @@ def tune(
     project = subject.project()
     field = candidates(project.settings.batch)
     turns = most_turns(len(field), target_p99_ms)
-    seconds = turns * (subject.seconds + WARM_UP_S + _CHANGE_S)
-    progress(f"measuring up to {len(field)} candidates in {turns} loads, {_length(seconds)} at most ...")
+    load_s = subject.seconds + WARM_UP_S
+    progress(
+        f"measuring up to {len(field)} candidates in {turns} loads, about {_length(turns * (load_s + _CHANGE_S))} at "
+        "most ..."
+    )
     free_bytes = psutil.virtual_memory().available
     own_copies = project.settings.predictor == "worker"
 

@@ -14,6 +14,9 @@ from handlergen.errors import HandlergenError
 
 WORKERS = (1, 2, 3, 4, 6, 8, 12, 16)
 BATCH_SIZES = (1, 4, 16, 32)
+BATCH_WORKERS = (1, 2, 4, 8)
+"""With batches, fewer: each worker holds many requests."""
+
 MAX_BATCH_DELAY_MS = 1
 """A busy device fills batches by itself, an idle one gains nothing by waiting."""
 
@@ -137,8 +140,11 @@ class Recommendation:
 
 def candidates(batch: str) -> list[Candidate]:
     """The field for a batch mode; with `each`, requests of one batch would only wait for each other."""
-    sizes = BATCH_SIZES[:1] if batch == "each" else BATCH_SIZES
-    return [Candidate(size, workers) for size in sizes for workers in WORKERS]
+    single, *larger = BATCH_SIZES
+    field = [Candidate(single, workers) for workers in WORKERS]
+    if batch == "each":
+        return field
+    return field + [Candidate(size, workers) for size in larger for workers in BATCH_WORKERS]
 
 
 def most_turns(field_size: int, target_p99_ms: float | None) -> int:

@@ -328,7 +328,7 @@ def test_ctrl_c_leaves_nothing_in_the_temp_directory(tmp_path: Path, started: li
         measuring.tune(subject, progress=progress.append)
     (config,) = started
     assert not config.parent.exists()
-    assert progress == ["measuring up to 8 candidates in 14 loads, 2 minutes at most ..."]
+    assert progress == ["measuring up to 8 candidates in 14 loads, about 2 minutes at most ..."]
 
 
 @pytest.mark.parametrize(
