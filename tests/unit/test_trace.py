@@ -21,7 +21,7 @@ from handlergen.cli import cli, main
 from handlergen.errors import HandlergenError
 from handlergen.recordings import Span
 from handlergen.trace import Trace, TraceSummary, write_trace
-from handlergen.trace.layout import in_order, survey
+from handlergen.trace.convert import in_order, survey
 
 MS = 1_000_000
 STAGES = ("decode", "preprocess", "lock_wait", "predict", "postprocess", "encode")
