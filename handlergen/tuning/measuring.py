@@ -37,13 +37,13 @@ from handlergen.tuning.search import (
     Recommendation,
     Turn,
     candidates,
-    fitting_copies,
     most_turns,
     reasons,
     search,
 )
 
 WARM_UP_S = 1.0
+_SHARE_OF_MEMORY = 0.8
 _CHANGE_S = 6.0  # a guess, for the plan: workers that start, and a server when the batch size changes
 
 
@@ -128,7 +128,7 @@ def tune(
             field,
             measured,
             target_p99_ms=target_p99_ms,
-            copy_limit=lambda turn: fitting_copies(free_bytes, turn.worker_bytes) if own_copies else None,
+            copies_bytes=int(free_bytes * _SHARE_OF_MEMORY) if own_copies else None,
         )
     return Tuned(project, found, subject.seconds)
 

@@ -23,7 +23,6 @@ MAX_BATCH_DELAY_MS = 1
 MOST_CLIENTS = 96
 _AS_GOOD = 0.97  # measurements of the same settings differ by as much
 _MOST_ERRORS = 0.01
-_SHARE_OF_MEMORY = 0.8
 _LATENCY_ROUNDS = 3  # to halve, as often, the rates among which the highest possible one lies
 
 
@@ -161,7 +160,7 @@ def search(
     measure: Measure,
     *,
     target_p99_ms: float | None = None,
-    copy_limit: Callable[[Turn], int | None] = lambda _turn: None,
+    copies_bytes: int | None = None,
 ) -> Recommendation:
     """Measure the field, keep the better half, and so on until one candidate is left.
 
@@ -169,12 +168,12 @@ def search(
     batches when the last size gained nothing.
 
     Args:
-        copy_limit: The most workers whose copies of the model fit, seen from the first turn; None: as many as wanted.
+        copies_bytes: The memory that workers may fill with their copies of the model; None where they have none.
 
     Raises:
         HandlergenError: The goal cannot be kept, or no candidate answers without errors.
     """
-    found, limits = _first_round(field, measure, copy_limit)
+    found, limits = _first_round(field, measure, copies_bytes)
     remaining = list(found)
     for number_of_round in range(_rounds(len(found), target_p99_ms)):
         for candidate in sorted(remaining):
@@ -196,11 +195,11 @@ def _rounds(field_size: int, target_p99_ms: float | None) -> int:
 
 
 def _first_round(
-    field: Sequence[Candidate], measure: Measure, copy_limit: Callable[[Turn], int | None]
+    field: Sequence[Candidate], measure: Measure, copies_bytes: int | None
 ) -> tuple[dict[Candidate, Measured], tuple[str, ...]]:
     found: dict[Candidate, Measured] = {}
     limits: list[str] = []
-    most_workers: float = math.inf
+    most_workers = MOST_CLIENTS
     best_before = 0.0
     for size in sorted({candidate.batch_size for candidate in field}):
         best, without_gain = 0.0, 0
@@ -208,12 +207,13 @@ def _first_round(
             if candidate.workers > most_workers or without_gain == 2:
                 break
             turn = measure(candidate, None)
-            if not found and (fitting := copy_limit(turn)) is not None and fitting < max(WORKERS):
-                most_workers = max(1, fitting)
-                limits.append(
-                    f"No more than {most_workers} workers fit: each takes {turn.worker_bytes / 2**20:,.0f} MiB, and "
-                    f"{_SHARE_OF_MEMORY:.0%} of the free memory may be used."
-                )
+            if not found and copies_bytes is not None:
+                most_workers = max(1, copies_bytes // max(1, turn.worker_bytes))
+                if most_workers < max(one.workers for one in field):
+                    limits.append(
+                        f"No more than {_counted(most_workers)} fit: each takes {_mib(turn.worker_bytes)} of the "
+                        f"{_mib(copies_bytes)} of memory that may be filled."
+                    )
             found[candidate] = Measured(candidate, (turn,))
             rate = 0.0 if found[candidate].failing else turn.requests_per_s
             without_gain = 0 if rate * _AS_GOOD > best else without_gain + 1
@@ -222,11 +222,6 @@ def _first_round(
             break
         best_before = best
     return found, tuple(limits)
-
-
-def fitting_copies(free_bytes: int, worker_bytes: int) -> int:
-    """How many workers with a copy of the model fit into the memory that is free before any of them starts."""
-    return int(free_bytes * _SHARE_OF_MEMORY / max(1, worker_bytes))
 
 
 def _with_rate(result: Measured, measure: Measure, target_p99_ms: float) -> Measured:
@@ -298,20 +293,22 @@ def reasons(found: Recommendation, *, batch: str, cores: int) -> Iterator[str]:
     of_size = [one for one in found.measured if one.candidate.batch_size == size]
     fewer = [one for one in of_size if one.candidate.workers < workers]
     more = [one for one in of_size if one.candidate.workers > workers]
-    if target is not None and chosen.kept is not None:
+    if target is None:
+        yield (
+            f"{_counted(workers)} with batch size {size} answered {_rate(chosen, None)}: the most, or within 3 % of it "
+            "with the fewest workers."
+        )
+    elif chosen.kept is not None:
         yield (
             f"Goal: 99 of 100 requests within {target:g} ms. {_counted(workers)} kept it up to "
             f"{number(chosen.kept.rate or 0.0)} requests/s (p99 {number(chosen.kept.p99_ms)} ms)"
             + (f", and missed it at {number(chosen.missed)}." if math.isfinite(chosen.missed) else ".")
         )
     if fewer:
-        yield f"Fewer workers answer less: {_counted(fewer[-1].candidate.workers)} {_rate(fewer[-1], target)}."
+        yield f"With fewer workers, {fewer[-1].candidate.workers}: {_rate(fewer[-1], target)}."
     if more:
         best = max(more, key=lambda one: _worth(one, target))
-        yield (
-            f"More workers gain no more than 3 %: {_counted(best.candidate.workers)} {_rate(best, target)}, "
-            f"{workers} {_rate(chosen, target)}."
-        )
+        yield f"With more workers, {best.candidate.workers} at best: {_rate(best, target)}."
     turn = chosen.shown
     if turn.device_busy is not None:
         yield f"With {_counted(workers)} the device is busy {turn.device_busy:.0%} of the time, on {cores} cores."
@@ -323,11 +320,15 @@ def reasons(found: Recommendation, *, batch: str, cores: int) -> Iterator[str]:
     elif others:
         best = max(others, key=lambda one: _worth(one, target))
         yield (
-            f"Batch size {size}: with {best.candidate.batch_size}, {_counted(best.candidate.workers)} "
-            f"{_rate(best, target)} at best."
+            f"With another batch size, {best.candidate.batch_size} and {_counted(best.candidate.workers)} at best: "
+            f"{_rate(best, target)}."
         )
     yield "max_batch_delay_ms 1: a busy device fills batches by itself, an idle one gains nothing by waiting."
     yield from found.limits
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB"
 
 
 def _counted(workers: int) -> str:

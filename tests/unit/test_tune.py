@@ -23,7 +23,6 @@ from handlergen.tuning.search import (
     Recommendation,
     Turn,
     candidates,
-    fitting_copies,
     most_turns,
     reasons,
     search,
@@ -150,17 +149,14 @@ def test_the_order_of_loads_changes_the_server_as_rarely_as_possible() -> None:
 def test_copies_of_the_model_must_fit() -> None:
     server = FakeServer(up_to_100, worker_bytes=300 << 20)
 
-    def limit(turn: Turn) -> int:
-        return fitting_copies(1000 << 20, turn.worker_bytes)
-
-    found = search(candidates("list"), server, copy_limit=limit)
+    found = search(candidates("list"), server, copies_bytes=800 << 20)
     assert {one.workers for one, _ in server.loads} == {1, 2}
     assert found.chosen.candidate.workers == 2
     assert found.limits == (
-        "No more than 2 workers fit: each takes 300 MiB, and 80% of the free memory may be used.",
+        "No more than 2 workers fit: each takes 300 MiB of the 800 MiB of memory that may be filled.",
     )
     assert found.limits[0] in text_of(found)
-    tiny = search(candidates("each"), FakeServer(up_to_100), copy_limit=lambda _turn: 0)
+    tiny = search(candidates("each"), FakeServer(up_to_100), copies_bytes=0)
     assert tiny.chosen.candidate.workers == 1
 
 
@@ -205,8 +201,9 @@ def test_a_goal_that_no_setting_keeps() -> None:
 
 def test_the_reasons_have_the_measured_figures() -> None:
     said = text_of(search(candidates("each"), FakeServer(up_to_100)))
-    assert "Fewer workers answer less: 3 workers 90.0 requests/s." in said
-    assert "More workers gain no more than 3 %: 6 workers 100.0 requests/s, 4 100.0 requests/s." in said
+    assert "4 workers with batch size 1 answered 100.0 requests/s: the most, or within 3 % of it" in said
+    assert "With fewer workers, 3: 90.0 requests/s." in said
+    assert "With more workers, 6 at best: 100.0 requests/s." in said
     assert "the device is busy 100% of the time, on 2 cores" in said
     assert "Bottleneck: device. A predict runs on it" in said
     assert "batch: each" in said
@@ -215,7 +212,9 @@ def test_the_reasons_have_the_measured_figures() -> None:
         "Goal: 99 of 100 requests within 40 ms. 4 workers kept it up to 75.0 requests/s (p99 40.0 ms)" in goal
     )
     batches = search(candidates("list"), FakeServer(lambda one: up_to_100(one) * min(one.batch_size, 4)))
-    assert "Batch size 4: with 16, 4 workers 400.0 requests/s at best." in text_of(batches, batch="list")
+    assert "With another batch size, 16 and 4 workers at best: 400.0 requests/s." in text_of(
+        batches, batch="list"
+    )
 
 
 SETTINGS = {"workers_per_device": 3, "batch_size": 8, "max_batch_delay_ms": 1}
