@@ -15,7 +15,17 @@ import psutil
 from handlergen.bench.traffic import RIGHT, Closed, Figures, Open, Pace
 from handlergen.recordings import Recorded
 
-_EARLY = 0.9
+BUSY = 0.93
+"""A device or a CPU that is busy for such a part of the time is what limits."""
+
+_NEARLY = 0.8
+_NEARLY_FULL = 0.85
+_OWN_SHARE = 0.5
+_COMPUTES = 0.25
+_WAIT_SHARE = 0.25
+_KEPT_UP = 0.97
+_ONE_THREAD = 0.9
+_EARLY = 0.9  # of a load, after which its end may be read
 
 
 @dataclass(frozen=True)
@@ -140,18 +150,6 @@ def _cpu_s(process: psutil.Process) -> float:
     except psutil.Error:
         return 0.0
     return float(times.user + times.system)
-
-
-BUSY = 0.93
-"""A device or a CPU that is busy for such a part of the time is what limits."""
-
-_NEARLY = 0.8
-_NEARLY_FULL = 0.85
-_OWN_SHARE = 0.5
-_COMPUTES = 0.25
-_WAIT_SHARE = 0.25
-_KEPT_UP = 0.97
-_ONE_THREAD = 0.9
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -26,6 +26,7 @@ from handlergen.server_state import MARKER
 
 MOST_ROWS = 10_000
 _MOST_BYTES = 1 << 30
+TURN_ON = "start the server with `handlergen serve --trace DIR` (or with HANDLERGEN_TRACE_DIR set)"
 
 
 @dataclass(frozen=True)
@@ -89,32 +90,17 @@ def of_input(given: str, *, content_type: str | None = None) -> list[Sample]:
     Raises:
         HandlergenError: It cannot be read, has no rows, or they are too large to be kept.
     """
-    rows = islice(open_source(given, content_type=content_type).rows(), MOST_ROWS)
-    return _kept(
-        (
-            of_file(row.body, row.content_type)
-            if isinstance(row.body, Path)
-            else of_body(row.body, row.content_type)
-            for row in rows
-        ),
-        given,
-    )
-
-
-def _kept(samples: Iterable[Sample], given: str) -> list[Sample]:
     kept: list[Sample] = []
     size = 0
-    for sample in samples:
-        size += len(sample.content)
+    for row in islice(open_source(given, content_type=content_type).rows(), MOST_ROWS):
+        content = read_file(row.body) if isinstance(row.body, Path) else row.body
+        size += len(content)
         if size > _MOST_BYTES:
             break
-        kept.append(sample)
+        kept.append(of_body(content, row.content_type))
     if not kept:
         raise HandlergenError(f"there is no row in {given}", hint="give at least one request to send")
     return kept
-
-
-TURN_ON = "start the server with `handlergen serve --trace DIR` (or with HANDLERGEN_TRACE_DIR set)"
 
 
 @dataclass(frozen=True)
@@ -134,7 +120,7 @@ class ServerProcesses:
     missing: str = ""
 
 
-def find(status: ModelStatus) -> ServerProcesses:
+def find_processes(status: ModelStatus) -> ServerProcesses:
     """Look at the processes that the server names as the model's workers."""
     workers = [process for worker in status.workers if (process := _worker(worker.pid)) is not None]
     if not workers:
@@ -265,7 +251,7 @@ def measure(
     if not status.ready_workers:
         raise ServerError(f"{name} has no READY worker", hint="see `handlergen status`")
     _try_one(client, name, samples[0], plan)
-    place = find(status)
+    place = find_processes(status)
     if trace_dir is not None:
         place = replace(place, trace_dir=trace_dir, missing="")
     before = recorded_so_far(place.trace_dir) if place.trace_dir else {}

@@ -70,7 +70,8 @@ def lines(measurement: Measurement) -> Iterator[str]:
     if recorded is not None:
         yield from _recorded(measurement, recorded)
     if measurement.cpu is not None:
-        yield _row(f"CPU, of {measurement.cpu.cores} cores", _cpu(measurement))
+        used = "   ".join(f"{label} {cores}" for label, cores in _cpu_rows(measurement))
+        yield _row(f"CPU, of {measurement.cpu.cores} cores", used)
     late = late_ms(measurement)
     if late is not None and late > 1.0:
         yield _row(
@@ -119,7 +120,8 @@ def _recorded(measurement: Measurement, recorded: Recorded) -> Iterator[str]:
             f"{number(recorded.limit_per_s)} requests/s if devices did nothing but predict; "
             f"{measurement.share_of_limit:.1%} reached",
         )
-    yield _row("a request, ms", _stages(recorded))
+    stages = (f"{label_of(stage.stage)} {number(stage.per_request_ms)}" for stage in recorded.stages)
+    yield _row("a request, ms", "   ".join(stages))
     if measurement.figures.latency_ms:
         yield _row(
             "",
@@ -130,23 +132,6 @@ def _recorded(measurement: Measurement, recorded: Recorded) -> Iterator[str]:
     if wait is not None:
         yield _row("lock wait, ms", f"p50 {number(wait.p50_ms)}   p99 {number(wait.p99_ms)}")
     yield _row("workers", f"{measurement.workers}, with a request {recorded.mean_occupied:.0%} of the time")
-
-
-def _stages(recorded: Recorded) -> str:
-    return "   ".join(
-        f"{stage.stage.replace('_', ' ')} {number(stage.per_request_ms)}" for stage in recorded.stages
-    )
-
-
-def _cpu(measurement: Measurement) -> str:
-    assert measurement.cpu is not None
-    names = {"workers": "workers", "frontend": "TorchServe", "client": "load generator", "others": "others"}
-    parts = [
-        f"{label} {value:.2f}"
-        for name, label in names.items()
-        if (value := getattr(measurement.cpu, name)) is not None
-    ]
-    return "   ".join(parts)
 
 
 def _row(label: str, text: str) -> str:
@@ -385,16 +370,12 @@ def _stage_rows(measurement: Measurement) -> list[dict[str, str]]:
 
 
 def _cpu_rows(measurement: Measurement) -> list[tuple[str, str]]:
-    if measurement.cpu is None:
-        return []
+    """(who, cores) of the CPU that was used, without what could not be measured."""
     names = {
         "workers": "workers",
-        "frontend": "TorchServe's frontend",
+        "frontend": "TorchServe",
         "client": "load generator",
         "others": "other processes",
     }
-    return [
-        (label, f"{value:.2f}")
-        for name, label in names.items()
-        if (value := getattr(measurement.cpu, name)) is not None
-    ]
+    used = {label: getattr(measurement.cpu, name, None) for name, label in names.items()}
+    return [(label, f"{cores:.2f}") for label, cores in used.items() if cores is not None]
