@@ -20,7 +20,7 @@ from handlergen.bench.report import number
 from handlergen.bench.traffic import RIGHT, Closed, Open
 from handlergen.client import Client
 from handlergen.configuration import store_has_requirements, write_configuration
-from handlergen.errors import HandlergenError, RequestFailed
+from handlergen.errors import HandlergenError, RequestFailed, ServerError
 from handlergen.packing import private_directory
 from handlergen.ports import free_port_settings
 from handlergen.processes import end_marked
@@ -172,7 +172,7 @@ class CandidateServer:
         )
         with running.client() as client:
             if candidate != self._now:
-                client.scale(self._name, candidate.workers)
+                self._scale(client, candidate.workers)
                 self._now = candidate
             self._refuse_other_device(client)
             try:
@@ -212,6 +212,15 @@ class CandidateServer:
         locks.mkdir(mode=0o700, exist_ok=True)
         own = {TRACE_DIR_VARIABLE: str(self._directory / "spans"), STATE_DIR_VARIABLE: str(locks)}
         return serve(config, environ={**os.environ, **own})
+
+    def _scale(self, client: Client, workers: int) -> None:
+        try:
+            client.scale(self._name, workers)
+        except ServerError as error:
+            error.hint = (
+                f"its log is gone with it; `handlergen serve` with workers_per_device: {workers} keeps one"
+            )
+            raise
 
     def _refuse_other_device(self, client: Client) -> None:
         """TorchServe ignores a GPU that is not there."""
