@@ -246,6 +246,7 @@ def turn_of(measurement: Measurement, rate: float | None, *, worker_bytes: int) 
         device_busy=recorded.busy if recorded and recorded.devices else None,
         stages_ms={stage.stage: stage.per_request_ms for stage in recorded.stages} if recorded else {},
         worker_bytes=worker_bytes,
+        other_cores=(measurement.cpu.others or 0.0) if measurement.cpu else 0.0,
         bottleneck=measurement.verdict.bottleneck,
         why=measurement.verdict.sentence,
     )

@@ -23,6 +23,7 @@ MAX_BATCH_DELAY_MS = 1
 MOST_CLIENTS = 96
 _AS_GOOD = 0.97  # measurements of the same settings differ by as much
 _MOST_ERRORS = 0.01
+_QUIET = 0.1  # of the cores, which other programs may use without a warning
 _LATENCY_ROUNDS = 3  # to halve, as often, the rates among which the highest possible one lies
 
 
@@ -54,6 +55,7 @@ class Turn:
         device_busy: The part of the time in which predict ran, 0..1; None without recorded spans.
         stages_ms: Stage -> ms of one request.
         worker_bytes: Memory that a worker does not share with others.
+        other_cores: Cores that programs used which have nothing to do with the load; 0 where that is not known.
         bottleneck: What kept the server from answering more, in a word (`bench`).
         why: The same in a sentence.
     """
@@ -67,6 +69,7 @@ class Turn:
     device_busy: float | None = None
     stages_ms: dict[str, float] = field(default_factory=dict)
     worker_bytes: int = 0
+    other_cores: float = 0.0
     bottleneck: str = ""
     why: str = ""
 
@@ -314,17 +317,23 @@ def reasons(found: Recommendation, *, batch: str, cores: int) -> Iterator[str]:
         yield f"With {_counted(workers)} the device is busy {turn.device_busy:.0%} of the time, on {cores} cores."
     if turn.why and turn.bottleneck not in ("workers", "clients", "none"):
         yield f"Bottleneck: {turn.bottleneck}. {turn.why}"
-    others = [one for one in found.measured if one.candidate.batch_size != size]
+    other_sizes = [one for one in found.measured if one.candidate.batch_size != size]
     if batch == "each":
         yield "Batch size 1: predict sees one request at a time (batch: each); in a batch, requests would only wait."
-    elif others:
-        best = max(others, key=lambda one: _worth(one, target))
+    elif other_sizes:
+        best = max(other_sizes, key=lambda one: _worth(one, target))
         yield (
             f"With another batch size, {best.candidate.batch_size} and {_counted(best.candidate.workers)} at best: "
             f"{_rate(best, target)}."
         )
     yield "max_batch_delay_ms 1: a busy device fills batches by itself, an idle one gains nothing by waiting."
     yield from found.limits
+    others = max(load.other_cores for one in found.measured for load in one.turns)
+    if others > _QUIET * cores:
+        yield (
+            f"Other programs used up to {others:.1f} of {cores} cores meanwhile: measure again when the machine is "
+            "quiet."
+        )
 
 
 def _mib(count: int) -> str:

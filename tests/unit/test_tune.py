@@ -42,9 +42,11 @@ class FakeServer:
         base_ms: Callable[[Candidate], float] = lambda _: 10.0,
         errors: Callable[[Candidate], float] = lambda _: 0.0,
         worker_bytes: int = 1,
+        other_cores: float = 0.0,
     ) -> None:
         self._capacity, self._base_ms, self._errors = capacity, base_ms, errors
         self._worker_bytes = worker_bytes
+        self._other_cores = other_cores
         self.loads: list[tuple[Candidate, float | None]] = []
 
     def __call__(self, candidate: Candidate, rate: float | None) -> Turn:
@@ -60,6 +62,7 @@ class FakeServer:
             p99,
             device_busy=min(1.0, capacity / 100),
             worker_bytes=self._worker_bytes,
+            other_cores=self._other_cores,
             bottleneck="device",
             why="A predict runs on it 98% of the time.",
         )
@@ -207,6 +210,11 @@ def test_the_reasons_have_the_measured_figures() -> None:
     assert "the device is busy 100% of the time, on 2 cores" in said
     assert "Bottleneck: device. A predict runs on it" in said
     assert "batch: each" in said
+    assert "quiet" not in said
+    busy = text_of(search(candidates("each"), FakeServer(up_to_100, other_cores=1.2)))
+    assert (
+        "Other programs used up to 1.2 of 2 cores meanwhile: measure again when the machine is quiet." in busy
+    )
     goal = text_of(search(candidates("each"), FakeServer(up_to_100), target_p99_ms=40))
     assert (
         "Goal: 99 of 100 requests within 40 ms. 4 workers kept it up to 75.0 requests/s (p99 40.0 ms)" in goal
