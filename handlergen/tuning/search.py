@@ -298,8 +298,9 @@ def reasons(found: Recommendation, *, batch: str, cores: int) -> Iterator[str]:
     more = [one for one in of_size if one.candidate.workers > workers]
     if target is None:
         yield (
-            f"{_counted(workers)} with batch size {size} answered {_rate(chosen, None)}: the most, or within 3 % of it "
-            "with the fewest workers."
+            f"{_counted(workers)} with batch size {size} answered {_rate(chosen, None)}, the mean of "
+            f"{len(chosen.turns)} load{'s' * (len(chosen.turns) != 1)}: the most of the last round, or within 3 % of "
+            "it with fewer workers."
         )
     elif chosen.kept is not None:
         yield (
