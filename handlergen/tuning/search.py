@@ -21,7 +21,7 @@ MAX_BATCH_DELAY_MS = 1
 """A busy device fills batches by itself, an idle one gains nothing by waiting."""
 
 MOST_CLIENTS = 96
-_AS_GOOD = 0.97  # measurements of the same settings differ by as much
+_AS_GOOD = 0.97  # a smaller difference is taken for noise
 _MOST_ERRORS = 0.01
 _QUIET = 0.1  # of the cores, which other programs may use without a warning
 _LATENCY_ROUNDS = 3  # to halve, as often, the rates among which the highest possible one lies
