@@ -22,21 +22,13 @@ class Child:
         self._process = process
         self.answers = answers
 
-    def tell(self, line: bytes) -> None:
-        """Write to its standard input."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(line)
-        self._process.stdin.flush()
-
     def wait(self) -> int:
         """Its exit status, when it has ended."""
         return self._process.wait()
 
 
 @contextlib.contextmanager
-def answering_child(
-    module: str, given: Mapping[str, Any], *, environ: Mapping[str, str] | None = None, told: bool = False
-) -> Iterator[Child]:
+def answering_child(module: str, given: Mapping[str, Any]) -> Iterator[Child]:
     """Run a module with two arguments: what it is given as JSON, and the descriptor that it answers to.
 
     What the user's hooks print in it goes to standard error: standard output has the report. The process is killed
@@ -45,8 +37,6 @@ def answering_child(
     Args:
         module: Run with `python -m`.
         given: Plain JSON values.
-        environ: In place of this process's environment.
-        told: It reads its standard input, which the caller writes.
     """
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb") as answers:
@@ -54,9 +44,7 @@ def answering_child(
             process = subprocess.Popen(
                 [sys.executable, "-m", module, json.dumps(given), str(writer)],
                 pass_fds=[writer],
-                stdin=subprocess.PIPE if told else None,
                 stdout=sys.__stderr__,
-                env=environ,
             )
         finally:
             os.close(writer)
@@ -66,7 +54,4 @@ def answering_child(
             process.kill()
             raise
         finally:
-            if process.stdin is not None:
-                with contextlib.suppress(OSError):
-                    process.stdin.close()
             process.wait()

@@ -18,7 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from handlergen.archiving import archive
-from handlergen.runtime.spans import STAGES
+from handlergen.runtime.stages import STAGE_NAMES
 
 pytestmark = pytest.mark.e2e
 
@@ -172,7 +172,7 @@ def test_histograms_are_as_prometheus_wants_them(server: Any) -> None:
     gauges = ["handlergen_model_copies", "handlergen_model_memory_bytes"]
     types = {name: kind for name, kind in found.types.items() if name.startswith("handlergen_")}
     assert types == {**dict.fromkeys(counters, "counter"), **dict.fromkeys(gauges, "gauge")}
-    for stage in set(STAGES) - {"explain"}:
+    for stage in set(STAGE_NAMES) - {"explain"}:
         labels = {"model": "copies", "stage": stage}
         buckets = found.by("le", "handlergen_stage_seconds_bucket", **labels)
         values = [buckets[name] for name in sorted(buckets, key=float)]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from handlergen.recordings import of_stage, overlapping, read_spans
-from handlergen.runtime.spans import ON_DEVICE
+from handlergen.runtime.stages import ON_DEVICE
 
 EXPLAINED = """
 import torch

@@ -34,7 +34,7 @@ STARTS_PROCESSES = {
     )
 }
 TOUCHES_TEMPORARY_FILES = {
-    f"handlergen.{room}" for room in ("launching", "local", "offline.ray_engine", "packing", "tuning.probe")
+    f"handlergen.{room}" for room in ("launching", "local", "offline.ray_engine", "packing")
 }
 
 #: Who forks: a child that must end without running its parent's clean-up code calls os._exit.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from handlergen.bench.samples import of_fields, of_json_text
+from handlergen.bench.measure import of_fields, of_json_text
 from handlergen.cli import main
 from handlergen.cli.invoke import _grpc_inputs, _rest_body
 from handlergen.cli.request_parts import field_of, headers_of

@@ -1,19 +1,62 @@
-"""What a load generator brings back: answers with their times, and the figures of those within a window."""
+"""When a load test sends requests, and what came back: answers with their times, and the figures of a window."""
 
 from __future__ import annotations
 
-import math
+import random
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from handlergen.recordings import nearest_rank
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A closed loop: each client sends its next request when it has its answer.
+
+    How many are under way is fixed, and a slow server is asked less often: it measures what a server can do, not
+    how long somebody waits who comes whenever he likes.
+    """
+
+    clients: int
+
+
+@dataclass(frozen=True)
+class Open:
+    """An open loop: requests are due at times of their own, whether or not earlier ones have been answered.
+
+    Latency counts from when a request was due. A client that waits for a slow server before it sends the next
+    request leaves out the waits that it caused ("coordinated omission").
+
+    Attributes:
+        rate: Requests a second.
+        even: Evenly spaced; else at random (exponentially distributed gaps: as of many independent users), the
+            same times in each run.
+    """
+
+    rate: float
+    even: bool = False
+
+    def due_ns(self) -> Iterator[int]:
+        """Times from the start, in ns, without end."""
+        gap = 1e9 / self.rate
+        chance = random.Random(0)  # noqa: S311 - arrival times, no secret
+        at = 0.0
+        while True:
+            yield int(at)
+            at += gap if self.even else chance.expovariate(1.0) * gap
+
+
+Pace = Closed | Open
+
 
 RIGHT = "right"
 PERCENTILES = (50, 90, 95, 99)
 
 
-class Answer(NamedTuple):
+class TimedAnswer(NamedTuple):
     """One answered (or failed) request.
 
     Attributes:
@@ -59,7 +102,7 @@ class Load:
     ended_ns: int = 0
     open_loop: bool = False
     client_cpu_s: float = 0.0
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[TimedAnswer] = field(default_factory=list)
     late_ns: array[int] = field(default_factory=lambda: array("q"))
 
     def steady(self, *, skip_first_s: float, skip_last_s: float = 0.0) -> tuple[int, int]:
@@ -73,7 +116,7 @@ class Load:
             raise ValueError("the load was shorter than what is cut off")
         return window
 
-    def inside(self, window: tuple[int, int]) -> list[Answer]:
+    def inside(self, window: tuple[int, int]) -> list[TimedAnswer]:
         """The answers that came within a window; of an open loop those of the requests that were due in it.
 
         In a closed loop both are alike. In an open loop that the server does not keep up with, the answers that
@@ -93,22 +136,7 @@ class Load:
         seconds = (end_ns - start_ns) / 1e9
         return Figures(
             requests_per_s=came / seconds,
-            latency_ms={p: _rank(took, p) / 1e6 for p in (*PERCENTILES, 100)} if took else {},
+            latency_ms={p: nearest_rank(took, p) / 1e6 for p in (*PERCENTILES, 100)} if took else {},
             outcomes=dict(Counter(answer.outcome for answer in inside)),
             due_per_s=len(inside) / seconds,
         )
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest value that at least `percent` % of the values do not exceed (nearest rank).
-
-    Raises:
-        ValueError: No values, or `percent` is not in 0..100.
-    """
-    if not values or not 0 <= percent <= 100:
-        raise ValueError("a percentile needs values and a percentage")
-    return _rank(sorted(values), percent)
-
-
-def _rank(ascending: Sequence[float], percent: float) -> float:
-    return ascending[max(0, math.ceil(len(ascending) * percent / 100) - 1)]
