@@ -1,17 +1,59 @@
-"""The settings `predictor` and `stages`, resolved for one source."""
+"""Where predict, preprocess and postprocess run: the settings `predictor` and `stages`, resolved for one source.
+
+With a predictor process there is one copy of the model for all workers of a device. preprocess and postprocess then
+run in the workers unless a rule of `stage_rule` ties them to the process that has the model.
+"""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+from typing import Any
+
 from handlergen.errors import Problem
 from handlergen.findings import Source
-from handlergen.placement.program import TooMuchToFollow
-from handlergen.placement.result import Placement, Reason
-from handlergen.placement.roles import STAGES, read_roles
-from handlergen.placement.rules import reasons
 from handlergen.runtime.contract import Contract
 from handlergen.settings import Settings
+from handlergen.stage_rule import HOOKS, Reason, find_reasons
+
+__all__ = ["Placement", "Reason", "place"]
 
 _FREE = "they use nothing that load builds"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the stages of a request run.
+
+    Attributes:
+        predictor: `process` (one a device, with the only copy of the model) or `worker` (a copy in each).
+        stages: Where preprocess and postprocess run: `worker`, or `predictor` (the process).
+        reasons: What ties preprocess or postprocess to the process that has the model; empty when nothing does,
+            and with `predictor: worker`, where it makes no difference.
+        why: What decided, in words: `they use nothing that load builds`.
+        problems: Settings that the source does not allow.
+        warnings: Settings that have no effect, or against which there are reasons.
+    """
+
+    predictor: str
+    stages: str
+    reasons: tuple[Reason, ...] = ()
+    why: str = ""
+    problems: tuple[Problem, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """What `--json` says of it."""
+        reasons = [asdict(reason) for reason in self.reasons]
+        return {"predictor": self.predictor, "stages": self.stages, "why": self.why, "reasons": reasons}
+
+    @property
+    def summary(self) -> str:
+        """One line: what runs where."""
+        if self.predictor == "worker":
+            return "every worker predicts for itself"
+        if self.stages == "worker":
+            return "one process a device has the model; preprocess and postprocess run in the workers"
+        return "one process a device has the model, and runs preprocess and postprocess too"
 
 
 def place(source: Source, contract: Contract, settings: Settings) -> Placement:
@@ -38,7 +80,7 @@ def place(source: Source, contract: Contract, settings: Settings) -> Placement:
         return Placement("process", "predictor", why="stages: predictor")
     found = find_reasons(source, contract)
     if settings.stages == "auto":
-        free = _FREE if any(role in contract.hooks for role in STAGES) else "there is neither of them"
+        free = _FREE if any(role in contract.hooks for role in HOOKS) else "there is neither of them"
         return Placement(
             "process", "predictor" if found else "worker", found, found[0].what if found else free
         )
@@ -53,31 +95,6 @@ def place(source: Source, contract: Contract, settings: Settings) -> Placement:
         if reason.name != "model"
     )
     return Placement("process", "worker", found, "stages: worker", problems, overruled)
-
-
-def find_reasons(source: Source, contract: Contract) -> tuple[Reason, ...]:
-    """What ties preprocess or postprocess to the process that has the model; empty when nothing does."""
-    if not any(role in contract.hooks for role in STAGES):
-        return ()
-    try:
-        found = list(reasons(contract, read_roles(source, contract)))
-    except RecursionError:
-        what = "the source is nested too deeply to be followed"
-        return (Reason(source.module.file, 0, "", "", (), what, ""),)
-    except TooMuchToFollow as error:
-        what = "there are more calls than can be followed"
-        fix = "Say stages: worker if preprocess and postprocess use nothing that load or predict changes."
-        return (Reason(error.site.file, error.site.line, "", "", (), what, fix),)
-    preprocess = contract.hooks.get("preprocess")
-    if preprocess is not None and preprocess.streams:
-        what = "preprocess yields, and a generator cannot go to another process"
-        fix = "Return a list instead, and it runs in the workers."
-        file = source.module.file
-        found.insert(0, Reason(file, preprocess.line, "preprocess", "yield", (), what, fix))
-    first: dict[tuple[str, str], Reason] = {}
-    for reason in found:
-        first.setdefault((reason.hook, reason.name), reason)
-    return tuple(first.values())
 
 
 def _has_no_model(contract: Contract, settings: Settings) -> bool:
