@@ -21,8 +21,12 @@ _LOOKS = frozenset(
         "describe total_seconds argmax softmax mean sum max min"
     )
 )
-_LOOKS_ALSO = _words("get is_ has_ to_ as_ from_ with_ __get __len __contains")
+_LOOKS_ALSO = _words("get fetch is_ has_ to_ as_ from_ with_ __get __len __contains")
 _LOOKS_IF_USED = frozenset(_words("open to cpu half float double long int bool read readline readlines"))
+_CHANGES = _words(
+    "add append clear discard extend fill insert load move_to_end pop popleft push put register remove reset reverse set "
+    "sort store subtract train update write __set"
+)
 _FILLS = _words("load_ restore fill fit train init_ update_ set_ add_ copy_ register patch")
 _CHANGES_ARGUMENTS = _words("random.shuffle bisect. heapq. operator.i operator.setitem operator.delitem numpy.copyto")
 _ARRAY_CHANGES = frozenset(_words("fill sort partition put resize itemset setflags requires_grad_"))
@@ -30,21 +34,14 @@ _ARRAY_CHANGES = frozenset(_words("fill sort partition put resize itemset setfla
 SHARES = ("get_", "getc", "current")
 """How functions begin whose result is no new object: `decimal.getcontext()`."""
 
-COPIES = frozenset(
-    _words(
-        "all any ascii bin bool bytes callable chr complex float format hash hex id int isinstance issubclass len oct ord "
-        "print range repr round str sum input hasattr"
-    )
-)
-"""Builtins that hand on nothing of what they are given."""
-
 HIDDEN = frozenset(
     _words("__dict__ __globals__ __builtins__ __subclasses__ __getattribute__ __code__ __closure__")
 )
 """Attributes through which names are bound or read that the source does not show."""
 
 REACHES_NAMES = _words(
-    "sys.modules sys._getframe inspect. gc.get_ importlib.import_module importlib.reload importlib.util builtins."
+    "sys.modules sys._getframe inspect. gc.get_ importlib.import_module importlib.reload importlib.util.spec_from importlib.util.module_from "
+    "builtins."
 )
 """Names of the standard library through which the same can be done."""
 
@@ -155,6 +152,11 @@ def changes_object(method: str, *, bare: bool, array: bool) -> bool:
     return bare or method not in _LOOKS_IF_USED
 
 
+def sounds_like_change(method: str) -> bool:
+    """Whether a method's name says that it changes its object; of others it is only not known that they do not."""
+    return method.startswith(_CHANGES) or method.endswith("_")
+
+
 def changes_arguments(name: str, *, bare: bool) -> bool:
     """Whether a library's function may change what it is given."""
     function = name.rpartition(".")[2]
@@ -171,7 +173,9 @@ def is_harmless(name: str) -> bool:
 
 def is_effect(name: str, *, bare: bool) -> bool:
     """Whether a library's function is called for what it does, not for its result."""
-    return (bare or name.rpartition(".")[2].startswith(_SETS)) and not is_harmless(name)
+    if is_harmless(name) or name.endswith("_"):  # what ends so changes its argument
+        return False
+    return bare or name.rpartition(".")[2].startswith(_SETS)
 
 
 def affects(effect: str, used: str) -> bool:

@@ -24,7 +24,6 @@ from handlergen.findings import Source
 from handlergen.library_effects import (
     ASKS_ONLY,
     CACHES,
-    COPIES,
     HIDDEN,
     REACHES_NAMES,
     SHARES,
@@ -36,6 +35,7 @@ from handlergen.library_effects import (
     is_gpu_library,
     is_standard,
     makes_array,
+    sounds_like_change,
 )
 from handlergen.runtime.contract import Contract
 from handlergen.source_module import SourceModule, dotted, statements_at_import
@@ -55,6 +55,7 @@ _PARAMETER = "(a parameter)"
 
 
 _FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
+_DEFINITION = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 _SELF, _PARAMETER = "(self)", "(parameter)"
 _HANDS_OUT = ("next", "iter", "reversed", "enumerate", "zip", "map", "filter", "max", "min", "getattr")
 
@@ -142,7 +143,7 @@ class Code(ast.NodeVisitor):
             return set() if name not in self.project.names and hasattr(builtins, name) else {name}
         if isinstance(node, ast.Attribute):
             if self._module(node.value):
-                return {node.attr}
+                return {node.attr} | self.roots(node.value)
             if node.attr in ("store", "logger", "device") and "context" in self.roots(node.value):
                 return set()
             return {f"context.{node.attr}" if root == "context" else root for root in self.roots(node.value)}
@@ -180,7 +181,8 @@ class Code(ast.NodeVisitor):
         """The name of the project's function or class that is called; None for methods and all else."""
         if isinstance(func, ast.Name) and self._is_global(func.id):
             return self.names.originals.get(func.id, func.id)
-        return func.attr if isinstance(func, ast.Attribute) and self._module(func.value) else None
+        known = isinstance(func, ast.Attribute) and func.attr in self.project.names and self._module(func.value)
+        return func.attr if isinstance(func, ast.Attribute) and known else None
 
     def _module(self, node: ast.AST) -> bool:
         """Whether an expression is a file of the project."""
@@ -226,6 +228,8 @@ class Code(ast.NodeVisitor):
             self.visit(part)
         if node is not self.node and isinstance(node, _FUNCTION):
             self._inner[node.name] = parameters(node)
+            if node.name in self._globals:
+                self._change({node.name}, node, "assigns")
         for argument, default in defaults(node):
             if isinstance(default, ast.List | ast.Dict | ast.Set | ast.Call):  # one object for all calls
                 self._sources.setdefault(argument, set()).add(self.name)
@@ -332,7 +336,7 @@ class Code(ast.NodeVisitor):
 
     def visit_FormattedValue(self, node: ast.FormattedValue) -> None:
         if node.format_spec is not None:
-            self.uses.setdefault("format", node.lineno)
+            self.uses.setdefault("format()", node.lineno)
         self.generic_visit(node)
 
     def visit_Name(self, node: ast.Name) -> None:
@@ -359,7 +363,7 @@ class Code(ast.NodeVisitor):
         if node.attr in HIDDEN and not library:
             self._hide(node.attr, line)
         if node.attr == "strftime":
-            self.uses.setdefault("strftime", line)
+            self.uses.setdefault("strftime()", line)
         if library:
             self.reads.setdefault(library.partition(".")[0], line)
             self._use(library, line)
@@ -401,7 +405,7 @@ class Code(ast.NodeVisitor):
         given = set[str]().union(*(self.roots(argument) for argument in arguments))
         library, function = self._library(func), self._function(func)
         if isinstance(func, ast.Name) and function not in self.project.names:
-            self._builtin(func.id, node, given, bare=bare)
+            self._builtin(func.id, node, given)
         if library:
             if is_effect(library, bare=bare):
                 self.effects.setdefault(library, line)
@@ -416,7 +420,7 @@ class Code(ast.NodeVisitor):
             elif function in self.project.values and not self.project.is_made_by_library(function):
                 self._change({function}, node, "may change")
         elif isinstance(func, ast.Attribute):
-            self._method(func, given, bare=bare)
+            self._method(node, func, given, bare=bare)
         elif isinstance(func, ast.Name):
             for parameter, argument in zip(self._inner.get(func.id, ()), node.args, strict=False):
                 self._sources.setdefault(parameter, set()).update(self.roots(argument))
@@ -424,28 +428,30 @@ class Code(ast.NodeVisitor):
             name = self._function(argument)
             if name in self.project.functions:
                 self._change(given - {name}, node, callee=name)
-        if isinstance(func, ast.Name | ast.Attribute | ast.Call):
-            self.visit(func)
+        self.visit(func)
         for argument in arguments:
             self.visit(argument)
 
-    def _method(self, func: ast.Attribute, given: set[str], *, bare: bool) -> None:
+    def _method(self, node: ast.Call, func: ast.Attribute, given: set[str], *, bare: bool) -> None:
         name, roots = func.attr, self.roots(func.value)
+        first = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
+        asks = isinstance(first, str) and first.lstrip().lower().startswith("select")  # a query of a database
         if name in ("cuda", "pin_memory"):
             self.device.setdefault(f".{name}()", func.lineno)
         if isinstance(func.value, ast.Name) and func.value.id in ("dict", "list", "set") and self._is_global(func.value.id):
             self._change(given if changes_object(name, bare=bare, array=False) else set(), func)
         elif name in self.project.methods:
             self._change(roots | given, func, callee=f".{name}")
-        elif changes_object(name, bare=bare, array=all(self.project.is_array(root) for root in roots)):
-            self._change_of(func.value, func)
+        elif not asks and changes_object(
+            name, bare=bare, array=bool(roots) and all(map(self.project.is_array, roots))
+        ):
+            self._change_of(func.value, func, verb="changes" if sounds_like_change(name) else "may change")
             for root in roots:
                 self.project.link(root, given)
 
-    def _builtin(self, name: str, node: ast.Call, given: set[str], *, bare: bool) -> None:
+    def _builtin(self, name: str, node: ast.Call, given: set[str]) -> None:
         line = node.lineno
         written = node.args[1] if len(node.args) > 1 else None
-        named = isinstance(written, ast.Constant)
         if name in ("globals", "exec", "eval", "__import__", "breakpoint") or (name == "vars" and (given or not node.args)):
             self._hide(f"{name}()", line)
         elif name in ("getattr", "setattr", "delattr") and node.args:
@@ -458,10 +464,9 @@ class Code(ast.NodeVisitor):
                 if name != "getattr":
                     self.binds.setdefault(f"{name} with a computed name", line)
         elif name in ("open", "format"):
-            self.uses.setdefault(name, line)
+            self.uses.setdefault(f"{name}()", line)
         elif name == "next":
             self._change(given, node)
-        del named, bare
 
     # Changes.
 
@@ -487,7 +492,7 @@ class Code(ast.NodeVisitor):
             if isinstance(target, ast.Subscript):
                 self.visit(target.slice)
 
-    def _change_of(self, target: ast.AST, node: ast.AST) -> None:
+    def _change_of(self, target: ast.AST, node: ast.AST, verb: str = "changes") -> None:
         """What an expression stands for is changed."""
         base, attributes = target, set[str]()
         while isinstance(base, ast.Attribute | ast.Subscript | ast.Call):
@@ -503,10 +508,9 @@ class Code(ast.NodeVisitor):
                 self._hide(library, getattr(node, "lineno", 0))
         if isinstance(target, ast.Attribute) and self._module(target.value):
             self._change({target.attr}, node, "assigns")
-        else:
-            inner = target.value if isinstance(target, ast.Attribute | ast.Subscript) else target
-            roots = self.roots(target) if isinstance(inner, ast.Name) and inner.id == "context" else self.roots(inner)
-            self._change(roots, node, attributes=attributes)
+        inner = target.value if isinstance(target, ast.Attribute | ast.Subscript) else target
+        roots = self.roots(target) if isinstance(inner, ast.Name) and inner.id == "context" else self.roots(inner)
+        self._change(roots, node, verb, attributes=attributes)
 
     def _change(
         self, names: set[str], node: ast.AST, verb: str = "changes", *, callee: str = "", attributes: Iterable[str] = ()
@@ -525,6 +529,7 @@ class Project:
         self.classes: dict[str, list[tuple[Names, ast.ClassDef]]] = {}
         self.values: dict[str, list[tuple[Names, ast.expr]]] = {}
         self.methods: dict[str, list[tuple[Names, ast.AST]]] = {}
+        self.where: dict[ast.AST, Names] = {}
         self.links: dict[str, set[str]] = {}
         self._codes: dict[ast.AST, Code] = {}
         self._files: dict[str, Names] = {}
@@ -547,6 +552,10 @@ class Project:
         for node in statements_at_import(module.tree.body):
             if isinstance(node, _FUNCTION):
                 self.functions.setdefault(node.name, []).append((names, node))
+                for decorator in node.decorator_list:  # @clean.register: a call of `clean` may run it
+                    inner = decorator.func if isinstance(decorator, ast.Call) else decorator
+                    if isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name):
+                        self.functions.setdefault(inner.value.id, []).append((names, node))
             elif isinstance(node, ast.ClassDef):
                 self.classes.setdefault(node.name, []).append((names, node))
             for target, value in assigned(node):
@@ -559,6 +568,7 @@ class Project:
             for method in node.body if isinstance(node, ast.ClassDef) else ():
                 if isinstance(method, _FUNCTION):
                     self.methods.setdefault(method.name, []).append((names, method))
+                    self.where[method] = names
             if isinstance(node, ast.Import | ast.ImportFrom):
                 for path, _ in self._imported(module, node):
                     opened = self._tree.open(path)
@@ -679,7 +689,9 @@ class Project:
     def is_plain(self, name: str) -> bool:
         """Whether a name is bound to what Python itself makes, so that adding a number to a part makes a new one."""
         return name in self.values and not any(
-            not is_standard(used) for names, value in self.values[name] for used in self.code(names, value).uses
+            not is_standard(used) and not used.endswith("()")
+            for names, value in self.values[name]
+            for used in self.code(names, value).uses
         )
 
     def is_single(self, name: str) -> bool:
@@ -723,6 +735,26 @@ class Project:
         return any(self.code(names, node, name=maker).keeps for maker in made for names, node in self.functions.get(maker, ()))
 
 
+    def devices_at_import(self) -> Iterator[tuple[str, Site]]:
+        """Calls that may make a context on an accelerator when the module is imported."""
+        for file in self._at_import:
+            names = self._files[file]
+            body = [node for node in statements_at_import(names.source.tree.body) if not isinstance(node, _DEFINITION)]
+            waiting, seen = [(names, node) for node in body], set[str]()
+            while waiting:
+                where, node = waiting.pop()
+                for call in ast.walk(node):
+                    if isinstance(call, ast.Call):
+                        code = Code(self, where, call)
+                        function = code._function(call.func)
+                        if function in self.functions and function not in seen:
+                            seen.add(function)
+                            waiting += self.functions[function]
+                        named = code.device.keys() | {n for read in code.reads for inner in self.codes(read) if isinstance(inner.node, ast.expr) for n in inner.device}
+                        if named and code._library(call.func) != "torch.device" and function is None:
+                            yield ast.unparse(call.func), Site(where.source.file, call.lineno)
+
+
 class Site(NamedTuple):
     """Where something happens: file for messages, line, and the functions by which the hook comes there."""
 
@@ -743,7 +775,7 @@ class Site(NamedTuple):
 class Role:
     """What a hook and all that it mentions do; the first site of each counts."""
 
-    def __init__(self, project: Project, name: str, codes: Iterable[Code], served: Iterable[ast.ClassDef] = ()) -> None:
+    def __init__(self, project: Project, name: str, codes: Iterable[Code], kinds: Iterable[ast.ClassDef] = ()) -> None:
         self.name = name
         self.reads, self.uses, self.effects, self.device, self.unknown, self.binds, self.own = (
             dict[str, Site]() for _ in range(7)
@@ -751,7 +783,7 @@ class Role:
         self.changes: dict[str, tuple[str, Site]] = {}
         self.attributes: dict[str, Site] = {}
         self.kept: dict[str, Site] = {}
-        methods = {part.name: part for kind in reversed(list(served)) for part in kind.body if isinstance(part, _FUNCTION)}
+        served = {part: part.name for kind in kinds for part in kind.body if isinstance(part, _FUNCTION)}
         waiting: list[tuple[Code, tuple[str, ...], bool]] = [(code, (), True) for code in codes]
         seen: set[tuple[Code, bool]] = set()
         while waiting:
@@ -771,13 +803,14 @@ class Role:
                 for inner in project.codes(name):
                     path = (*through, inner.name) if isinstance(inner.node, _FUNCTION | ast.Lambda) else through
                     waiting.append((inner, path, runs and not at_import))
-            for name, line in code.own.items() if code.node in methods.values() else ():
-                if name in methods:
-                    inner = project.code(code.names, methods[name], method=True, name=name)
+            for name, line in code.own.items() if code.node in served else ():
+                self.own.setdefault(name, Site(code.file, line, through))
+                for method in (method for method, known in served.items() if known == name):
+                    inner = project.code(project.where[method], method, method=True, name=name)
                     waiting.append((inner, (*through, name), runs))
 
     def _note(self, project: Project, code: Code, through: tuple[str, ...], *, runs: bool) -> None:
-        for mine, theirs in ((self.uses, code.uses), (self.device, code.device), (self.unknown, code.unknown), (self.own, code.own)):
+        for mine, theirs in ((self.uses, code.uses), (self.device, code.device), (self.unknown, code.unknown)):
             for name, line in theirs.items():
                 mine.setdefault(name, Site(code.file, line, through))
         for name, line in code.binds.items():
@@ -880,8 +913,7 @@ class _Rules:
         project = self.project
         if self._of_class(role):
             written = [part for kind in self.ancestry for part in kind.body if getattr(part, "name", "") == name]
-            where = {node: names for found in project.methods.values() for names, node in found}
-            codes = [project.code(where[node], node, method=True, name=name) for node in written if node in where]
+            codes = [project.code(project.where[node], node, method=True, name=name) for node in written if node in project.where]
         else:
             codes = list(project.codes(name))
         found = Role(project, name, codes, self.ancestry)
@@ -986,6 +1018,9 @@ class _Rules:
             hook = self.contract.hooks["setup"]
             asks = any(parameter.source == "device" for parameter in hook.parameters)
             yield from self._device(self.roles["setup"], {"device": Site(self.file, hook.line)} if asks else {})
+        for name, site in self.project.devices_at_import():
+            what = "the module uses {name} when it is imported, and workers leave the device to the predictor process"
+            yield Reason(1, site.file, site.line, "import", name, (), what.replace("{name}", name), "Do it in load.")
 
 
 _RETURN_IT = {
