@@ -15,7 +15,7 @@ from handlergen.errors import ContractError, HandlergenError, Problem
 from handlergen.findings import Findings
 from handlergen.inspection import read_source
 from handlergen.names import check_model_name, module_name_problem
-from handlergen.placement import Placement, place
+from handlergen.stage_rule import Placement, place
 from handlergen.runtime.contract import Contract
 from handlergen.settings import (
     SETTINGS,

@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from handlergen.placement import Placement
+from handlergen.stage_rule import Placement
 from handlergen.project import open_project
 
 

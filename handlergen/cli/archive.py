@@ -18,7 +18,7 @@ from handlergen.cli.options import setting_options
 
 if TYPE_CHECKING:
     from handlergen.archiving import ArchiveResult
-    from handlergen.placement import Placement
+    from handlergen.stage_rule import Placement
     from handlergen.project import Project
 
 _PROGRESS_FROM = 64 << 20

@@ -113,7 +113,7 @@ def _as_text(archive: Mar, *, all_files: bool) -> str:
 
 
 def _contract(bundle: Bundle) -> dict[str, Any]:
-    from handlergen.placement import Placement
+    from handlergen.stage_rule import Placement
     from handlergen.render import ordered_hooks, signature
 
     contract = bundle.contract

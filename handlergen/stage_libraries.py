@@ -28,7 +28,9 @@ _CHANGES = _words(
     "sort store subtract train update write __set"
 )
 _FILLS = _words("load_ restore fill fit train init_ update_ set_ add_ copy_ register patch")
-_CHANGES_ARGUMENTS = _words("random.shuffle bisect. heapq. operator.i operator.setitem operator.delitem numpy.copyto")
+_CHANGES_ARGUMENTS = _words(
+    "random.shuffle bisect. heapq. operator.i operator.setitem operator.delitem numpy.copyto"
+)
 _ARRAY_CHANGES = frozenset(_words("fill sort partition put resize itemset setflags requires_grad_"))
 
 SHARES = ("get_", "getc", "current")
@@ -70,7 +72,15 @@ _HARMLESS_NAMES = frozenset(
 _SETS = _words("set seed register manual_seed install patch add_ configure enable disable use_")
 """How functions begin that are called for their effect even when their result is kept: `old = np.seterr(...)`."""
 
-_SEEDS = ("seed", "manual_seed", "manual_seed_all", "set_seed", "seed_everything", "set_rng_state", "setstate")
+_SEEDS = (
+    "seed",
+    "manual_seed",
+    "manual_seed_all",
+    "set_seed",
+    "seed_everything",
+    "set_rng_state",
+    "setstate",
+)
 _DRAWS = _words("torchvision torchaudio albumentations imgaug kornia transformers diffusers")
 """Libraries that draw from the generators of random, numpy and torch."""
 _ONLY_CONVERTS = frozenset(
@@ -162,7 +172,9 @@ def changes_arguments(name: str, *, bare: bool) -> bool:
     function = name.rpartition(".")[2]
     if is_harmless(name):
         return False
-    return bare or function.endswith("_") or function.startswith(_FILLS) or name.startswith(_CHANGES_ARGUMENTS)
+    return (
+        bare or function.endswith("_") or function.startswith(_FILLS) or name.startswith(_CHANGES_ARGUMENTS)
+    )
 
 
 def is_harmless(name: str) -> bool:
@@ -191,6 +203,10 @@ def affects(effect: str, used: str) -> bool:
             return False
     default = (effect.rpartition(".")[0] or effect,) if is_standard(effect) else (effect.partition(".")[0],)
     found = next((names for name, names in _AFFECTS.items() if within(effect, name)), default)
-    if last.startswith(("register", "install", "patch", "enable")) and found == default and not is_standard(effect):
+    if (
+        last.startswith(("register", "install", "patch", "enable"))
+        and found == default
+        and not is_standard(effect)
+    ):
         return not is_standard(used) or within(used, found[0])  # a plug-in: it may be of any library
     return "*" in found or any(within(used, name) or within(name, used) for name in found)
