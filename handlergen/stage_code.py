@@ -33,7 +33,21 @@ FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 SELF, PARAMETER = "(self)", "(parameter)"
 
 _ACCELERATOR = re.compile(r"(cuda|mps|xpu|hpu)(:\d+)?|(CUDA|Tensorrt|ROCM)ExecutionProvider")
-_HANDS_OUT = ("next", "iter", "reversed", "enumerate", "zip", "map", "filter", "max", "min", "getattr")
+_MADE_ANEW = ast.Lambda | ast.BinOp | ast.Compare | ast.JoinedStr | ast.UnaryOp | ast.Constant
+_HANDS_OUT = (
+    "next",
+    "iter",
+    "reversed",
+    "enumerate",
+    "zip",
+    "map",
+    "filter",
+    "max",
+    "min",
+    "getattr",
+    "super",
+    "type",
+)
 """Builtins whose result may be, or hand out, a part of what they are given."""
 
 
@@ -75,7 +89,6 @@ class Code(ast.NodeVisitor):
         uses, effects: Dotted names of libraries; an effect is a call or an assignment that serves no result.
         unknown, binds: What the source does not show, and what of it may bind names.
         own: Attributes of the first parameter; "" for any other use of it.
-        returns: Names that the result may be a part of; `f()` for what `f` returns, `.m()` for a method.
     """
 
     def __init__(
@@ -88,7 +101,7 @@ class Code(ast.NodeVisitor):
         )
         self.changes: list[Change] = []
         self.at_import: set[str] = set()
-        self.returns: set[str] = set()
+        self.shared_defaults: set[str] = set()
         self._sources: dict[str, set[str]] = {}
         self._scopes: list[set[str]] = []
         self._globals: set[str] = set()
@@ -101,63 +114,50 @@ class Code(ast.NodeVisitor):
         for _ in range(2):  # what the last line of a loop makes of a name counts in its first line
             self.changes.clear()
             self.visit(node)
-        if isinstance(node, ast.expr):
-            self.returns = self.roots(node)
 
     # What an expression may be a part of.
 
     def _is_global(self, name: str) -> bool:
         return not any(name in scope for scope in self._scopes)
 
-    def roots(self, node: ast.AST | None) -> set[str]:  # noqa: PLR0911 - a kind of expression a branch
-        """The names whose values a value may be, or be a part of; none for what is made anew."""
+    def is_unknown(self, name: str) -> bool:
+        """Whether a name is bound to nothing that the source shows: a function may bind it by `global`."""
+        elsewhere = (*self.names.libraries, *self.names.modules, *self.project.names)
+        return name not in elsewhere and not hasattr(builtins, name) and not name.startswith("context")
+
+    def roots(self, node: ast.AST | None) -> set[str]:
+        """The names whose values a value may be, or be a part of; none for what is made anew.
+
+        `f()` stands for what a function of the project may return.
+        """
+        if node is None or isinstance(node, _MADE_ANEW):
+            return set()
         if isinstance(node, ast.Name):
             if not self._is_global(node.id):
                 return self._sources.get(node.id, set()) | ({"context"} if node.id == "context" else set())
-            if node.id in self.names.libraries or node.id in self.names.modules:
-                return set()
-            name = self.names.originals.get(node.id, node.id)
-            return set() if name not in self.project.names and hasattr(builtins, name) else {name}
-        if isinstance(node, ast.Attribute):
-            if self._module(node.value):
-                return {node.attr} | self.roots(node.value)
-            if node.attr in ("store", "logger", "device") and "context" in self.roots(node.value):
-                return set()
-            return {f"context.{node.attr}" if root == "context" else root for root in self.roots(node.value)}
-        if isinstance(node, ast.Subscript):
-            return self.roots(node.value) | self._returned("__getitem__")
-        if isinstance(node, ast.Call):
-            return self._call_roots(node)
-        if isinstance(node, ast.Starred | ast.Await | ast.NamedExpr | ast.Yield | ast.YieldFrom):
-            return self.roots(node.value)
-        if (
-            isinstance(node, ast.Lambda | ast.BinOp | ast.Compare | ast.JoinedStr | ast.UnaryOp)
-            or node is None
-        ):
+            known = node.id in self.project.names or not hasattr(builtins, node.id)
+            foreign = node.id in self.names.libraries or node.id in self.names.modules
+            return {self.names.originals.get(node.id, node.id)} if known and not foreign else set()
+        if isinstance(node, ast.Call) and self._makes_anew(node.func):
             return set()
-        return set[str]().union(*(self.roots(child) for child in ast.iter_child_nodes(node)))
+        found = set[str]().union(*(self.roots(child) for child in ast.iter_child_nodes(node)))
+        if isinstance(node, ast.Call) and dotted(node.func) == "super" and self.first:
+            return {SELF}
+        if isinstance(node, ast.Call):
+            return {f"{root}()" if root == self.function(node.func) else root for root in found}
+        if not isinstance(node, ast.Attribute):
+            return found
+        if "context" in found:
+            return {f"context.{node.attr}"} if node.attr not in ("store", "logger", "device") else set()
+        return found | ({node.attr} if self._module(node.value) else set())
 
-    def _returned(self, method: str) -> set[str]:
-        return {f".{method}()"} if method in self.project.methods else set()
-
-    def _call_roots(self, node: ast.Call) -> set[str]:
-        function = self.function(node.func)
-        given = set[str]().union(
-            *(self.roots(argument) for argument in (*node.args, *(k.value for k in node.keywords)))
-        )
-        if isinstance(node.func, ast.Attribute) and function is None:
-            if self.library(node.func):
-                return set()
-            return self.roots(node.func.value) | self._returned(node.func.attr)
-        if function in self.project.functions:
-            return given | {f"{function}()"}
-        if function in self.project.classes:
-            return {function} if self.project.is_single(function) else set()
-        if isinstance(node.func, ast.Name) and node.func.id in ("super", "type"):
-            return given or ({SELF} if self.first else set())
-        if isinstance(node.func, ast.Name) and node.func.id in _HANDS_OUT:
-            return given
-        return self.roots(node.func)
+    def _makes_anew(self, func: ast.AST) -> bool:
+        """Whether a call makes an object: of a library, of a class, of a builtin but for those that hand on."""
+        name = self.function(func)
+        if name in self.project.classes:
+            return not self.project.is_single(name)
+        foreign = name is not None and name not in self.project.names and hasattr(builtins, name)
+        return bool(self.library(func)) or (foreign and name not in _HANDS_OUT)
 
     def function(self, func: ast.AST) -> str | None:
         """The name of the project's function or class that is called; None for methods and all else."""
@@ -200,12 +200,23 @@ class Code(ast.NodeVisitor):
             self._define(node)
         elif isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
             self._scopes.append({name for part in node.generators for name in stored(part.target)})
-            for part in node.generators:
-                self._bind(part.target, self._items(part.iter), part.iter)
+            self._assigned(node)
             self.generic_visit(node)
             self._scopes.pop()
         else:
+            self._assigned(node)
             super().visit(node)
+
+    def _assigned(self, node: ast.AST) -> None:
+        for target, value in assigned(node):
+            roots = self.roots(value)
+            if isinstance(node, ast.With | ast.AsyncWith) and isinstance(value, ast.Call):
+                roots |= self.roots(
+                    value.func
+                )  # what entering an object returns may be anything that it knows
+            self._bind(target, roots, value)
+            if isinstance(value, ast.Call) and isinstance(target, ast.Name) and target.id == "_":
+                self._call(value, bare=True)
 
     def _define(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> None:
         for part in (
@@ -221,6 +232,7 @@ class Code(ast.NodeVisitor):
         for argument, default in defaults(node):
             if isinstance(default, ast.List | ast.Dict | ast.Set | ast.Call):  # one object for all calls
                 self._sources.setdefault(argument, set()).add(self.name)
+                self.shared_defaults.add(argument)
             else:
                 self._sources.setdefault(argument, set()).update(self.roots(default))
         self._scopes.append(own_names(node))
@@ -235,51 +247,13 @@ class Code(ast.NodeVisitor):
             if node is not self.node or not isinstance(part, FUNCTION):
                 self.visit(part)
 
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
-        if node.value is not None:
-            self._assigned([node.target], node.value)
-
-    def visit_Assign(self, node: ast.Assign) -> None:
-        self._assigned(node.targets, node.value)
-
-    def _assigned(self, targets: Iterable[ast.expr], value: ast.expr) -> None:
-        unused = all(isinstance(target, ast.Name) and target.id == "_" for target in targets)
-        self._call(value, bare=True) if unused and isinstance(value, ast.Call) else self.visit(value)
-        for target in targets:
-            self._bind(target, self.roots(value), target)
-
-    def visit_NamedExpr(self, node: ast.NamedExpr) -> None:
-        self.visit(node.value)
-        self._bind(node.target, self.roots(node.value), node)
-
     def visit_AugAssign(self, node: ast.AugAssign) -> None:
-        self.visit(node.value)
         if isinstance(node.target, ast.Name):
-            self.visit(ast.Name(node.target.id, ast.Load(), lineno=node.lineno))
+            self.visit_Name(ast.Name(node.target.id, ast.Load(), lineno=node.lineno))
             number = isinstance(node.value, ast.Constant)
             found = self.roots(node.target) if not self._is_global(node.target.id) else set()
             self._change({name for name in found if not (number and self.project.is_plain(name))}, node)
-        self._bind(node.target, self.roots(node.value), node)
-
-    def visit_For(self, node: ast.For | ast.AsyncFor) -> None:
-        self._bind(node.target, self._items(node.iter), node)
         self.generic_visit(node)
-
-    visit_AsyncFor = visit_For
-
-    def _items(self, node: ast.expr) -> set[str]:
-        return self.roots(node).union(
-            *(self._returned(name) for name in ("__iter__", "__next__", "__getitem__"))
-        )
-
-    def visit_withitem(self, node: ast.withitem) -> None:
-        self.visit(node.context_expr)
-        if node.optional_vars is not None:
-            self._bind(
-                node.optional_vars,
-                self.roots(node.context_expr) | self._returned("__enter__"),
-                node.context_expr,
-            )
 
     def visit_Match(self, node: ast.Match) -> None:
         for pattern in ast.walk(node):
@@ -290,16 +264,6 @@ class Code(ast.NodeVisitor):
     def visit_Delete(self, node: ast.Delete) -> None:
         for target in node.targets:
             self._bind(target, set(), node)
-
-    def visit_Return(self, node: ast.Return) -> None:
-        self.returns |= self.roots(node.value)
-        self.generic_visit(node)
-
-    def visit_Yield(self, node: ast.Yield | ast.YieldFrom) -> None:
-        self.returns |= self.roots(node.value)
-        self.generic_visit(node)
-
-    visit_YieldFrom = visit_Yield
 
     def visit_Global(self, node: ast.Global) -> None:
         self._globals |= set(node.names)
@@ -328,11 +292,6 @@ class Code(ast.NodeVisitor):
         if isinstance(node.value, str) and _ACCELERATOR.fullmatch(node.value):
             self.device.setdefault(repr(node.value), node.lineno)
 
-    def visit_FormattedValue(self, node: ast.FormattedValue) -> None:
-        if node.format_spec is not None:
-            self.uses.setdefault("format()", node.lineno)
-        self.generic_visit(node)
-
     def visit_Name(self, node: ast.Name) -> None:
         line = node.lineno
         if node.id == self.first:
@@ -353,8 +312,6 @@ class Code(ast.NodeVisitor):
         library = self.library(node)
         if node.attr in HIDDEN and not library:
             self._hide(node.attr, line)
-        if node.attr == "strftime":
-            self.uses.setdefault("strftime()", line)
         if library:
             self.reads.setdefault(library.partition(".")[0], line)
             self._use(library, line)
@@ -467,8 +424,8 @@ class Code(ast.NodeVisitor):
                 self.unknown.setdefault(f"{name} with a computed name", line)
                 if name != "getattr":
                     self.binds.setdefault(f"{name} with a computed name", line)
-        elif name in ("open", "format"):
-            self.uses.setdefault(f"{name}()", line)
+        elif name == "open":
+            self.uses.setdefault("open()", line)
         elif name == "next":
             self._change(given, node)
 
@@ -554,16 +511,18 @@ def stored(target: ast.AST) -> Iterator[str]:
             yield node.id
 
 
-def assigned(node: ast.stmt) -> Iterator[tuple[ast.expr, ast.expr]]:
-    """Targets of a statement, each with the expression that it gets its value from."""
+def assigned(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
+    """Targets that a statement or an expression assigns, each with what its value comes from."""
     if isinstance(node, ast.Assign):
         yield from ((target, node.value) for target in node.targets)
-    elif isinstance(node, ast.AnnAssign | ast.AugAssign) and node.value is not None:
+    elif isinstance(node, ast.AnnAssign | ast.AugAssign | ast.NamedExpr) and node.value is not None:
         yield node.target, node.value
     elif isinstance(node, ast.For | ast.AsyncFor):
         yield node.target, node.iter
     elif isinstance(node, ast.With | ast.AsyncWith):
         yield from ((item.optional_vars, item.context_expr) for item in node.items if item.optional_vars)
+    elif isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+        yield from ((part.target, part.iter) for part in node.generators)
 
 
 def decorated(node: ast.AST, *names: str) -> bool:

@@ -40,7 +40,7 @@ class Project:
             self._resolve(names)
         for name, values in self.values.items():
             for where, value in values:
-                self.link(name, self.code(where, value).returns)
+                self.link(name, self.code(where, value).roots(value))
 
     # Files.
 
@@ -162,7 +162,7 @@ class Project:
     served: frozenset[str] = frozenset()
 
     def expand(self, roots: Iterable[str]) -> set[str]:
-        """Names, with what functions and methods among the roots return, and all that their values hold."""
+        """Names, with what the functions and classes among them know, and all that their values hold."""
         found, waiting = set[str](), list(roots)
         while waiting:
             root = waiting.pop()
@@ -170,10 +170,15 @@ class Project:
                 continue
             found.add(root)
             waiting += self.links.get(root, ())
-            if root.endswith("()"):
-                name, methods = root[:-2].lstrip("."), root.startswith(".")
-                for names, node in (self.methods if methods else self.functions).get(name, ()):
-                    waiting += self.code(names, node, method=methods, name=name).returns - {SELF, PARAMETER}
+            of_classes = [(names, part) for names, kind in self.classes.get(root, ()) for part in kind.body]
+            for names, node in (
+                *self.functions.get(root.removesuffix("()") if root.endswith("()") else "", ()),
+                *of_classes,
+            ):
+                if isinstance(node, FUNCTION):
+                    code = self.code(names, node, method=root in self.classes, name=node.name)
+                    waiting += (read for read in code.reads if read in self.values or code.is_unknown(read))
+                    waiting += (node.name for _ in code.shared_defaults)
         return found
 
     def changes_given(self, callee: str, seen: frozenset[str] = frozenset()) -> bool:
