@@ -125,7 +125,7 @@ class Code(ast.NodeVisitor):
         elsewhere = (*self.names.libraries, *self.names.modules, *self.project.names)
         return name not in elsewhere and not hasattr(builtins, name) and not name.startswith("context")
 
-    def roots(self, node: ast.AST | None) -> set[str]:
+    def roots(self, node: ast.AST | None) -> set[str]:  # noqa: PLR0911 - a kind of expression a branch
         """The names whose values a value may be, or be a part of; none for what is made anew.
 
         `f()` stands for what a function of the project may return.
@@ -236,7 +236,7 @@ class Code(ast.NodeVisitor):
             else:
                 self._sources.setdefault(argument, set()).update(self.roots(default))
         self._scopes.append(own_names(node))
-        for part in node.body if isinstance(node.body, list) else [node.body]:
+        for part in [node.body] if isinstance(node, ast.Lambda) else node.body:
             self.visit(part)
         self._scopes.pop()
 
@@ -325,9 +325,7 @@ class Code(ast.NodeVisitor):
             while isinstance(base, ast.Attribute):
                 self.reads.setdefault(base.attr, line)
                 base = base.value
-        elif isinstance(base, ast.Name) and base.id == self.first:
-            self.own.setdefault(node.attr, line)
-        elif (
+        elif (isinstance(base, ast.Name) and base.id == self.first) or (
             isinstance(base, ast.Call)
             and isinstance(base.func, ast.Name)
             and base.func.id == "super"
@@ -352,7 +350,7 @@ class Code(ast.NodeVisitor):
         self.unknown.setdefault(what, line)
         self.binds.setdefault(what, line)
 
-    def _call(self, node: ast.Call, *, bare: bool) -> None:
+    def _call(self, node: ast.Call, *, bare: bool) -> None:  # noqa: PLR0912 - a kind of callee a branch
         func, line = node.func, node.lineno
         arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
         given = set[str]().union(*(self.roots(argument) for argument in arguments))

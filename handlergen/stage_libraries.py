@@ -11,21 +11,22 @@ def _words(text: str) -> tuple[str, ...]:
 
 _LOOKS = frozenset(
     _words(
-        "join strip lstrip rstrip lower upper title capitalize casefold startswith endswith replace format encode decode "
-        "removeprefix removesuffix find rfind count index bit_length copy keys values items split rsplit splitlines "
-        "partition tokenize batch_encode_plus encode_plus batch_decode convert_ids_to_tokens convert_tokens_to_ids "
-        "transform predict exists glob rglob iterdir read_text read_bytes stat joinpath resolve match search fullmatch "
-        "findall finditer sub subn info debug warning error exception critical log acquire release submit map view "
-        "reshape clone detach numpy item tolist astype size dim numel union intersection difference issubset issuperset "
-        "group groups parameters named_parameters buffers named_buffers modules children state_dict forward lookup "
-        "describe total_seconds argmax softmax mean sum max min"
+        "join strip lstrip rstrip lower upper title capitalize casefold startswith endswith replace format encode "
+        "decode removeprefix removesuffix find rfind count index bit_length copy keys values items split rsplit "
+        "splitlines partition tokenize batch_encode_plus encode_plus batch_decode convert_ids_to_tokens "
+        "convert_tokens_to_ids transform predict exists glob rglob iterdir read_text read_bytes stat joinpath "
+        "resolve match search fullmatch findall finditer sub subn info debug warning error exception critical log "
+        "acquire release submit map view reshape clone detach numpy item tolist astype size dim numel union "
+        "intersection difference issubset issuperset group groups parameters named_parameters buffers "
+        "named_buffers modules children state_dict forward lookup describe total_seconds argmax softmax mean sum "
+        "max min"
     )
 )
 _LOOKS_ALSO = _words("get fetch is_ has_ to_ as_ from_ with_ __get __len __contains")
 _LOOKS_IF_USED = frozenset(_words("open to cpu half float double long int bool read readline readlines"))
 _CHANGES = _words(
-    "add append clear discard extend fill insert load move_to_end pop popleft push put register remove reset reverse set "
-    "sort store subtract train update write __set"
+    "add append clear discard extend fill insert load move_to_end pop popleft push put register remove reset "
+    "reverse set sort store subtract train update write __set"
 )
 _FILLS = _words("load_ restore fill fit train init_ update_ set_ add_ copy_ register patch")
 _CHANGES_ARGUMENTS = _words(
@@ -42,8 +43,8 @@ HIDDEN = frozenset(
 """Attributes through which names are bound or read that the source does not show."""
 
 REACHES_NAMES = _words(
-    "sys.modules sys._getframe inspect. gc.get_ importlib.import_module importlib.reload importlib.util.spec_from importlib.util.module_from "
-    "builtins."
+    "sys.modules sys._getframe inspect. gc.get_ importlib.import_module importlib.reload "
+    "importlib.util.spec_from importlib.util.module_from builtins."
 )
 """Names of the standard library through which the same can be done."""
 
@@ -54,16 +55,16 @@ ASKS_ONLY = frozenset({"torch.cuda.is_available", "torch.cuda.device_count", "to
 _GPU_LIBRARIES = _words("torch.cuda torch.mps cupy cudf cuml pycuda numba.cuda tensorrt nvidia")
 
 _HANDS_ON = _words(
-    "functools.wraps functools.total_ordering functools.cached_property functools.singledispatch contextlib. dataclasses. "
-    "abc. typing. typing_extensions. enum. attr. attrs. pydantic. torch. numba. jax. tenacity. atexit. tqdm. beartype "
-    "typeguard"
+    "functools.wraps functools.total_ordering functools.cached_property functools.singledispatch contextlib. "
+    "dataclasses. abc. typing. typing_extensions. enum. attr. attrs. pydantic. torch. numba. jax. tenacity. "
+    "atexit. tqdm. beartype typeguard"
 )
 
 _HARMLESS = _words(
-    "logging. warnings. time.sleep gc. threading. atexit. signal. faulthandler. shutil. subprocess. asyncio.sleep "
-    "os.makedirs os.mkdir os.remove os.unlink os.rename os.replace os.nice sys.stdout. sys.stderr. urllib. zipfile. "
-    "tarfile. torch.set_num_ torch.cuda. torch.mps. torch.no_grad torch.set_grad_enabled torch.inference_mode "
-    "torch.multiprocessing. torch.save torch._assert"
+    "logging. warnings. time.sleep gc. threading. atexit. signal. faulthandler. shutil. subprocess. "
+    "asyncio.sleep os.makedirs os.mkdir os.remove os.unlink os.rename os.replace os.nice sys.stdout. "
+    "sys.stderr. urllib. zipfile. tarfile. torch.set_num_ torch.cuda. torch.mps. torch.no_grad "
+    "torch.set_grad_enabled torch.inference_mode torch.multiprocessing. torch.save torch._assert"
 )
 """Calls whose effect no other call's result depends on: output, threads, files, the device that only predict has."""
 _HARMLESS_NAMES = frozenset(
@@ -72,23 +73,20 @@ _HARMLESS_NAMES = frozenset(
 _SETS = _words("set seed register manual_seed install patch add_ configure enable disable use_")
 """How functions begin that are called for their effect even when their result is kept: `old = np.seterr(...)`."""
 
-_SEEDS = (
-    "seed",
-    "manual_seed",
-    "manual_seed_all",
-    "set_seed",
-    "seed_everything",
-    "set_rng_state",
-    "setstate",
+_NUMERIC = _words(
+    "seed manual_seed manual_seed_all set_seed seed_everything set_rng_state setstate set_float32_matmul_precision "
+    "use_deterministic_algorithms"
 )
+"""Functions that change draws and rounding, nothing else."""
 _DRAWS = _words("torchvision torchaudio albumentations imgaug kornia transformers diffusers")
 """Libraries that draw from the generators of random, numpy and torch."""
 _ONLY_CONVERTS = frozenset(
     _words(
-        "torch.tensor torch.as_tensor torch.from_numpy torch.stack torch.cat torch.zeros torch.ones torch.arange torch.full "
-        "torch.Tensor torch.float32 torch.float16 torch.float64 torch.long torch.int64 torch.uint8 torch.frombuffer "
-        "torch.nn.functional.pad torch.nn.functional.interpolate torch.nn.functional.softmax torch.softmax torch.argmax "
-        "torch.topk torch.no_grad torch.inference_mode torch.device torch.nn.Module torch.nn.Sequential"
+        "torch.tensor torch.as_tensor torch.from_numpy torch.stack torch.cat torch.zeros torch.ones torch.arange "
+        "torch.full torch.Tensor torch.float32 torch.float16 torch.float64 torch.long torch.int64 torch.uint8 "
+        "torch.frombuffer torch.nn.functional.pad torch.nn.functional.interpolate torch.nn.functional.softmax "
+        "torch.softmax torch.argmax torch.topk torch.no_grad torch.inference_mode torch.device torch.nn.Module "
+        "torch.nn.Sequential"
     )
 )
 """Names of torch whose result no seed and no precision of products changes."""
@@ -198,9 +196,8 @@ def affects(effect: str, used: str) -> bool:
         used: The dotted name that a hook uses.
     """
     last = effect.rpartition(".")[2]
-    if "cudnn" in effect or last in (*_SEEDS, "set_float32_matmul_precision", "use_deterministic_algorithms"):
-        if used in _ONLY_CONVERTS:
-            return False
+    if ("cudnn" in effect or last in _NUMERIC) and used in _ONLY_CONVERTS:
+        return False
     default = (effect.rpartition(".")[0] or effect,) if is_standard(effect) else (effect.partition(".")[0],)
     found = next((names for name, names in _AFFECTS.items() if within(effect, name)), default)
     if (

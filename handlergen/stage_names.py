@@ -48,21 +48,8 @@ class Project:
         if module.file in self._files:
             return self._files[module.file]
         names = self._files[module.file] = Names(module)
-        for node in statements_at_import(module.tree.body):
-            if isinstance(node, FUNCTION):
-                self.functions.setdefault(node.name, []).append((names, node))
-                for decorator in node.decorator_list:  # @clean.register: a call of `clean` may run it
-                    inner = decorator.func if isinstance(decorator, ast.Call) else decorator
-                    if isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name):
-                        self.functions.setdefault(inner.value.id, []).append((names, node))
-            elif isinstance(node, ast.ClassDef):
-                self.classes.setdefault(node.name, []).append((names, node))
-            for target, value in assigned(node):
-                for name in (together := list(stored(target))):
-                    into = self.functions if isinstance(value, ast.Lambda) else self.values
-                    into.setdefault(name, []).append((names, value))  # type: ignore[arg-type]
-                    if isinstance(value, ast.Call):
-                        self.link(name, set(together) - {name})
+        for statement in statements_at_import(module.tree.body):
+            self._define(names, statement)
         for node in ast.walk(module.tree):
             for method in node.body if isinstance(node, ast.ClassDef) else ():
                 if isinstance(method, FUNCTION):
@@ -76,6 +63,26 @@ class Project:
                         self._add(opened)
         return names
 
+    def _define(self, names: Names, node: ast.stmt) -> None:
+        """Note what a statement at import binds."""
+        if isinstance(node, FUNCTION):
+            self.functions.setdefault(node.name, []).append((names, node))
+            for decorator in node.decorator_list:  # @clean.register: a call of `clean` may run it
+                inner = decorator.func if isinstance(decorator, ast.Call) else decorator
+                if isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name):
+                    self.functions.setdefault(inner.value.id, []).append((names, node))
+        elif isinstance(node, ast.ClassDef):
+            self.classes.setdefault(node.name, []).append((names, node))
+        for target, value in assigned(node):
+            together = set(stored(target))
+            for name in together:
+                if isinstance(value, ast.Lambda):
+                    self.functions.setdefault(name, []).append((names, value))
+                else:
+                    self.values.setdefault(name, []).append((names, value))
+                if isinstance(value, ast.Call):
+                    self.link(name, together - {name})
+
     def _imported(
         self, module: SourceModule, node: ast.Import | ast.ImportFrom
     ) -> Iterator[tuple[Path, str]]:
@@ -83,9 +90,11 @@ class Project:
         if isinstance(node, ast.Import):
             beside = None if module.is_package else module.path.parent
             for alias in node.names:
-                path = self._tree.importable(tuple(alias.name.split(".")), beside=beside)
-                if path is not None:
-                    yield path, alias.asname or alias.name.partition(".")[0]
+                parts = tuple(alias.name.split("."))
+                for length in range(1, len(parts) + 1):
+                    path = self._tree.importable(parts[:length], beside=beside)
+                    if path is not None:
+                        yield path, alias.asname or parts[0]
             return
         own = self._tree.local_file(module, node)
         if own is not None:
@@ -251,7 +260,7 @@ class Project:
         """Whether a value may remember something between calls that its name does not show.
 
         A single instance does, a function behind a decorator that is not known, and what a function of the project
-        made that has functions inside: `put, get = make()`.
+        made with a function inside that changes something: `put, get = make()`.
         """
         decorators = [
             made for found in self.functions.get(name, ()) for made in self._made_by_decorators(*found)
@@ -259,10 +268,11 @@ class Project:
         makers = [dotted(value.func) for _, value in self.values.get(name, ()) if isinstance(value, ast.Call)]
         makers += [made for made in decorators if made in self.functions]
         closures = any(
-            isinstance(inner, FUNCTION | ast.Lambda) and inner is not node
+            _remembers(inner)
             for maker in makers
             for _, node in self.functions.get(maker, ())
             for inner in ast.walk(node)
+            if isinstance(inner, FUNCTION | ast.Lambda) and inner is not node
         )
         unknown = any(
             made not in self.functions and made not in self.classes and not hands_on(made)
@@ -296,6 +306,16 @@ class Project:
                     and (called is None or called in self.functions)
                 ):
                     yield ast.unparse(call.func), Site(names.source.file, call.lineno)
+
+
+def _remembers(function: ast.AST) -> bool:
+    """Whether a function changes something that may outlive its call."""
+    for node in ast.walk(function):
+        stores = isinstance(node, ast.Attribute | ast.Subscript) and not isinstance(node.ctx, ast.Load)
+        called = node.func.attr if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else ""
+        if stores or isinstance(node, ast.Nonlocal | ast.Global) or sounds_like_change(called or "get"):
+            return True
+    return False
 
 
 class Site(NamedTuple):
@@ -337,37 +357,30 @@ class Role:
                 continue
             seen.add((code, runs))
             self._note(project, code, through, runs=runs)
-            for name, line in code.reads.items():
+            for read, line in code.reads.items():
                 site = Site(code.file, line, through)
-                self.reads.setdefault(name, site)
-                if project.keeps(name) and runs:
-                    self.changes.setdefault(name, ("may change", site))
-                if project.is_cached(name):
-                    self.kept.setdefault(name, site)
-                at_import = (
-                    isinstance(code.node, ast.expr) and name in code.at_import and name not in project.classes
-                )
-                for inner in project.codes(name):
-                    path = (
-                        (*through, inner.name) if isinstance(inner.node, FUNCTION | ast.Lambda) else through
-                    )
-                    waiting.append((inner, path, runs and not at_import))
-            for name, line in code.own.items() if code.node in served else ():
-                self.own.setdefault(name, Site(code.file, line, through))
-                for method in (method for method, known in served.items() if known == name):
-                    inner = project.code(project.where[method], method, method=True, name=name)
-                    waiting.append((inner, (*through, name), runs))
+                self.reads.setdefault(read, site)
+                if project.keeps(read) and runs:
+                    self.changes.setdefault(read, ("may change", site))
+                if project.is_cached(read):
+                    self.kept.setdefault(read, site)
+                value = isinstance(
+                    code.node, ast.expr
+                )  # what its expression calls has run when it was imported
+                later = runs and not (value and read in code.at_import and read not in project.classes)
+                for inner in project.codes(read):
+                    helper = (inner.name,) if isinstance(inner.node, FUNCTION | ast.Lambda) else ()
+                    waiting.append((inner, (*through, *helper), later))
+            for own, line in code.own.items() if code.node in served else ():
+                self.own.setdefault(own, Site(code.file, line, through))
+                for method in (method for method, known in served.items() if known == own):
+                    inner = project.code(project.where[method], method, method=True, name=own)
+                    waiting.append((inner, (*through, own), runs))
 
     def _note(self, project: Project, code: Code, through: tuple[str, ...], *, runs: bool) -> None:
-        for mine, theirs in (
-            (self.uses, code.uses),
-            (self.device, code.device),
-            (self.unknown, code.unknown),
-        ):
-            for name, line in theirs.items():
-                mine.setdefault(name, Site(code.file, line, through))
-        for name, line in code.binds.items():
-            self.binds.setdefault(name, Site(code.file, line, through))
+        for kind in ("uses", "device", "unknown", "binds"):
+            for name, line in getattr(code, kind).items():
+                getattr(self, kind).setdefault(name, Site(code.file, line, through))
         for name, line in code.effects.items() if runs else ():
             self.effects.setdefault(name, Site(code.file, line, through))
         for change in code.changes if runs else ():

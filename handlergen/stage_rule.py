@@ -275,7 +275,9 @@ class _Rules:
                 yield self._reason(5, mine, name, where, what, fix)
         yield from self._around()
 
-    def _reason(self, rule: int, role: Role, name: str, site: Site, what: str, fix: str) -> Reason:
+    def _reason(  # noqa: PLR0917 - in the order of the sentence
+        self, rule: int, role: Role, name: str, site: Site, what: str, fix: str
+    ) -> Reason:
         said = what.replace("{hook}", role.name).replace("{name}", name).replace("{through}", site.helpers)
         return Reason(rule, site.file, site.line, role.name, name, site.through, said, fix)
 
@@ -315,7 +317,7 @@ class _Rules:
             yield self._reason(2, role, shown, site, f"{{hook}} uses {{name}}{{through}}{said}", fix)
 
     def _shared(self, role: str, mine: Role, other: str, theirs: Role) -> Iterator[Reason]:
-        setup = "pre_model_fn(model_dir)" if self.contract.form == "sagemaker" else "setup(context)"
+        setup = self._setup
         for name, read, verb, written in _conflicts(mine, theirs):
             fix = f"Make {name} in {setup}, which every worker runs, or where the module is imported."
             if name.startswith("context."):
@@ -340,25 +342,23 @@ class _Rules:
             yield self._reason(3, mine, name, written, what, fix)
         prepared = self.roles["setup"].kept if "setup" in self.roles else {}
         for name in mine.kept.keys() & theirs.kept.keys() - prepared.keys():
-            what = f"{{hook}} uses {{name}}(){{through}}, whose cached result {theirs.name} uses too: each worker would make another"
-            yield self._reason(
-                3, mine, name, mine.kept[name], what, f"If that is meant, call {name}() in {setup} too."
-            )
+            what = f"{{hook}} uses {{name}}(){{through}}, whose cached result {theirs.name} uses too"
+            fix = f"Each worker would make another. If that is meant, call {name}() in {setup} too."
+            yield self._reason(3, mine, name, mine.kept[name], what, fix)
+
+    @property
+    def _setup(self) -> str:
+        return "pre_model_fn(model_dir)" if self.contract.form == "sagemaker" else "setup(context)"
 
     def _effects(self, mine: Role, theirs: Role) -> Iterator[Reason]:
+        fix = f"Do that in {self._setup}, which every worker runs, or where the module is imported."
         for effect, written in theirs.effects.items():
-            for used, site in mine.uses.items():
-                if affects(effect, used):
-                    what = f"{{hook}} uses {used}{{through}}, which {{name}} may affect; {theirs.name} calls or sets that in {written.seen_from(site)}"
-                    yield self._reason(
-                        4,
-                        mine,
-                        effect,
-                        site,
-                        what,
-                        "Do that in setup(context), which every worker runs, or where the module is imported.",
-                    )
-                    break
+            used = next((name for name in mine.uses if affects(effect, name)), None)
+            if used is not None:
+                site = mine.uses[used]
+                sets = f"{theirs.name} calls or sets in {written.seen_from(site)}"
+                what = f"{{hook}} uses {used}{{through}}, which may depend on {{name}}, which {sets}"
+                yield self._reason(4, mine, effect, site, what, fix)
 
     def _around(self) -> Iterator[Reason]:
         """What load, predict, setup and the import do that a worker must not, or that cannot be followed."""

@@ -6,8 +6,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from handlergen.stage_rule import Placement
 from handlergen.project import open_project
+from handlergen.stage_rule import Placement
 
 
 def placed(directory: Path, text: str, files: dict[str, str] | None = None, **settings: Any) -> Placement:
