@@ -243,9 +243,9 @@ class Code(ast.NodeVisitor):
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
         for part in (*node.decorator_list, *node.bases, *(keyword.value for keyword in node.keywords)):
             self.visit(part)
-        for part in node.body:
-            if node is not self.node or not isinstance(part, FUNCTION):
-                self.visit(part)
+        for statement in node.body:
+            if node is not self.node or not isinstance(statement, FUNCTION):
+                self.visit(statement)
 
     def visit_AugAssign(self, node: ast.AugAssign) -> None:
         if isinstance(node.target, ast.Name):
