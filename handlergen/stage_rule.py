@@ -352,6 +352,8 @@ class _Rules:
 
     def _effects(self, mine: Role, theirs: Role) -> Iterator[Reason]:
         fix = f"Do that in {self._setup}, which every worker runs, or where the module is imported."
+        if self.contract.form == "model-class":  # it has no setup
+            fix = "Do that where the module is imported."
         for effect, written in theirs.effects.items():
             used = next((name for name in mine.uses if affects(effect, name)), None)
             if used is not None:
