@@ -103,6 +103,7 @@ class Code(ast.NodeVisitor):
         self.at_import: set[str] = set()
         self.shared_defaults: set[str] = set()
         self._sources: dict[str, set[str]] = {}
+        self._holds: dict[str, set[str]] = {}
         self._scopes: list[set[str]] = []
         self._globals: set[str] = set()
         self._inner: dict[str, list[str]] = {}
@@ -145,11 +146,26 @@ class Code(ast.NodeVisitor):
             return {SELF}
         if isinstance(node, ast.Call):
             return {f"{root}()" if root == self.function(node.func) else root for root in found}
+        if isinstance(node, ast.Subscript):
+            return found | self._methods("__getitem__")
         if not isinstance(node, ast.Attribute):
             return found
+        found |= self._methods(node.attr)
         if "context" in found:
             return {f"context.{node.attr}"} if node.attr not in ("store", "logger", "device") else set()
         return found | ({node.attr} if self._module(node.value) else set())
+
+    def _methods(self, *names: str) -> set[str]:
+        """What methods of the project may hand out, if it has any of these names: `.m()` stands for that."""
+        return {f".{name}()" for name in names if name in self.project.methods}
+
+    def _held(self, node: ast.AST) -> set[str]:
+        """What an object of the project that is made here was given, and may hold."""
+        if isinstance(node, ast.Name):
+            return self._holds.get(node.id, set())
+        if isinstance(node, ast.Call) and self.function(node.func) in self.project.classes:
+            return set[str]().union(*(self.roots(a) for a in (*node.args, *(k.value for k in node.keywords))))
+        return set()
 
     def _makes_anew(self, func: ast.AST) -> bool:
         """Whether a call makes an object: of a library, of a class, of a builtin but for those that hand on."""
@@ -210,10 +226,12 @@ class Code(ast.NodeVisitor):
     def _assigned(self, node: ast.AST) -> None:
         for target, value in assigned(node):
             roots = self.roots(value)
-            if isinstance(node, ast.With | ast.AsyncWith) and isinstance(value, ast.Call):
-                roots |= self.roots(
-                    value.func
-                )  # what entering an object returns may be anything that it knows
+            if isinstance(node, ast.With | ast.AsyncWith):
+                roots |= self._methods("__enter__")
+            elif not isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.NamedExpr):
+                roots |= self._methods("__iter__", "__next__", "__getitem__")
+            if isinstance(target, ast.Name):
+                self._holds.setdefault(target.id, set()).update(self._held(value))
             self._bind(target, roots, value)
             if isinstance(value, ast.Call) and isinstance(target, ast.Name) and target.id == "_":
                 self._call(value, bare=True)
@@ -371,7 +389,7 @@ class Code(ast.NodeVisitor):
             if function in self.project.functions or function in self.project.classes:
                 self._change(given, node, callee=function)
             elif function in self.project.values and not self.project.is_made_by_library(function):
-                self._change({function}, node, "may change")
+                self._change({function} | given, node, "may change")
         elif isinstance(func, ast.Attribute):
             self._method(node, func, given, bare=bare)
         elif isinstance(func, ast.Name):
@@ -398,7 +416,7 @@ class Code(ast.NodeVisitor):
         ):
             self._change(given if changes_object(name, bare=bare, array=False) else set(), func)
         elif name in self.project.methods:
-            self._change(roots | given, func, callee=f".{name}")
+            self._change(roots | given | self._held(func.value), func, callee=f".{name}")
         elif not asks and changes_object(
             name, bare=bare, array=bool(roots) and all(map(self.project.is_array, roots))
         ):

@@ -171,7 +171,7 @@ class Project:
     served: frozenset[str] = frozenset()
 
     def expand(self, roots: Iterable[str]) -> set[str]:
-        """Names, with what the functions and classes among them know, and all that their values hold."""
+        """Names, with what the functions and methods among them may return, and all that their values hold."""
         found, waiting = set[str](), list(roots)
         while waiting:
             root = waiting.pop()
@@ -179,15 +179,17 @@ class Project:
                 continue
             found.add(root)
             waiting += self.links.get(root, ())
-            of_classes = [(names, part) for names, kind in self.classes.get(root, ()) for part in kind.body]
-            for names, node in (
-                *self.functions.get(root.removesuffix("()") if root.endswith("()") else "", ()),
-                *of_classes,
-            ):
-                if isinstance(node, FUNCTION):
-                    code = self.code(names, node, method=root in self.classes, name=node.name)
-                    waiting += (read for read in code.reads if read in self.values or code.is_unknown(read))
-                    waiting += (node.name for _ in code.shared_defaults)
+            name = root.removesuffix("()").removeprefix(".")
+            called = (
+                (self.methods if root.startswith(".") else self.functions).get(name, ())
+                if root.endswith("()")
+                else ()
+            )
+            for names, node in called:
+                code = self.code(names, node, method=root.startswith("."), name=name)
+                waiting += (read for read in code.reads if read in self.values or code.is_unknown(read))
+                waiting += (f"{read}()" for read in code.reads if read in self.functions)
+                waiting += (name for _ in code.shared_defaults)
         return found
 
     def changes_given(self, callee: str, seen: frozenset[str] = frozenset()) -> bool:

@@ -238,7 +238,7 @@ class _Rules:
                 if node in project.where
             ]
         else:
-            codes = list(project.codes(name))
+            codes = list(project.codes(project.main.originals.get(name, name)))
         found = Role(project, name, codes, self.ancestry)
         if hook and not codes:
             found.unknown.setdefault(

@@ -378,6 +378,38 @@ TIED: dict[str, tuple[str, int, str]] = {
         3,
         "reader",
     ),
+    "what a helper of a helper returns": (
+        "X = {}\ndef a(): return X\ndef b(): return a()\n" + global_x("b()['x'] = 1"),
+        3,
+        "X",
+    ),
+    "another name of a helper": ("X = {}\ndef f(t): t['x'] = 1\ng = f\n" + global_x("g(X)"), 3, "X"),
+    "a partial helper": (
+        "import functools\nX = {}\ndef f(t): t['x'] = 1\ng = functools.partial(f, X)\n" + global_x("g()"),
+        3,
+        "X",
+    ),
+    "what a method returns": (
+        "X = {}\nclass R:\n    def get(self): return X\n" + global_x("R().get()['x'] = 1"),
+        3,
+        "X",
+    ),
+    "what entering returns": (
+        "X = {}\nclass R:\n    def __enter__(self): return X\n" + global_x("with R() as x: x['x'] = 1"),
+        3,
+        "X",
+    ),
+    "what an object was given": (
+        "X = {}\nclass R:\n    def __init__(self, x): self.x = x\n    def fill(self): self.x['x'] = 1\n"
+        + global_x("r = R(X)\n    r.fill()"),
+        3,
+        "X",
+    ),
+    "what a generator yields": (
+        "X = {}\ndef each(): yield X\n" + global_x("for x in each(): x['a'] = 1"),
+        3,
+        "X",
+    ),
     "the only instance": (
         """
         class Resources:
