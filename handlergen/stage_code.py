@@ -23,6 +23,7 @@ from handlergen.stage_libraries import (
     is_effect,
     is_gpu_library,
     is_standard,
+    sets_state,
     sounds_like_change,
 )
 
@@ -104,6 +105,7 @@ class Code(ast.NodeVisitor):
         self.shared_defaults: set[str] = set()
         self._sources: dict[str, set[str]] = {}
         self._holds: dict[str, set[str]] = {}
+        self._aliases: dict[str, str] = {}
         self._scopes: list[set[str]] = []
         self._globals: set[str] = set()
         self._inner: dict[str, list[str]] = {}
@@ -201,9 +203,15 @@ class Code(ast.NodeVisitor):
                 continue
             path.append(node.attr)
             node = node.value
-        if not isinstance(node, ast.Name) or node.id not in self.names.libraries:
+        if not isinstance(node, ast.Name):
             return ""
-        return ".".join((self.names.libraries[node.id], *reversed(path)))
+        first = self._aliases.get(node.id) or self.names.libraries.get(node.id)
+        for names, value in (
+            self.project.values.get(node.id, ()) if not first and self._is_global(node.id) else ()
+        ):
+            if isinstance(value, ast.Attribute):  # DRAWS = np.random
+                first = self.project.code(names, value).library(value)
+        return ".".join((first, *reversed(path))) if first else ""
 
     def _shares(self, node: ast.Call) -> bool:
         """Whether a call hands out what the library keeps: `decimal.getcontext()`."""
@@ -230,6 +238,8 @@ class Code(ast.NodeVisitor):
                 roots |= self._methods("__enter__")
             elif not isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.NamedExpr):
                 roots |= self._methods("__iter__", "__next__", "__getitem__")
+            if isinstance(target, ast.Name) and isinstance(value, ast.Attribute) and self.library(value):
+                self._aliases[target.id] = self.library(value)
             if isinstance(target, ast.Name):
                 self._holds.setdefault(target.id, set()).update(self._held(value))
             self._bind(target, roots, value)
@@ -292,6 +302,8 @@ class Code(ast.NodeVisitor):
             library = self.names.libraries.get(name)
             if library and not is_standard(library):
                 self.uses.setdefault("sys.path", node.lineno)
+            if library and not any(isinstance(n, ast.Name) and n.id == name for n in ast.walk(self.node)):
+                self.effects.setdefault(library, node.lineno)  # it is imported for what that does
             if name in self._globals:
                 self._change({name}, node, "assigns")
         for inner in self.names.inner.get(node.lineno, ()) if self._scopes else ():
@@ -323,7 +335,7 @@ class Code(ast.NodeVisitor):
         if node.id in self.names.libraries:
             self._use(self.names.libraries[node.id], line)
         elif node.id in self.names.modules:
-            self.unknown.setdefault(f"{node.id}, handed on as a whole", line)
+            self._hide(f"{node.id}, handed on as a whole", line)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         line, base = node.lineno, node.value
@@ -359,6 +371,10 @@ class Code(ast.NodeVisitor):
 
     def _use(self, name: str, line: int) -> None:
         self.uses.setdefault(name, line)
+        if sets_state(
+            name
+        ):  # it may be called by another name: `for seed in (random.seed, torch.manual_seed)`
+            self.effects.setdefault(name, line)
         if name.startswith(REACHES_NAMES):
             self._hide(name, line)
         if is_gpu_library(name) and name not in ASKS_ONLY:
@@ -465,7 +481,8 @@ class Code(ast.NodeVisitor):
             self._change_of(target, node)
             for root in self.roots(target.value):
                 self.project.link(root, roots)
-            self.visit(target.value)
+            if not self._module(target.value):
+                self.visit(target.value)
             if isinstance(target, ast.Subscript):
                 self.visit(target.slice)
 

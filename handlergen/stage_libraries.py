@@ -188,6 +188,12 @@ def is_effect(name: str, *, bare: bool) -> bool:
     return bare or name.rpartition(".")[2].startswith(_SETS)
 
 
+def sets_state(name: str) -> bool:
+    """Whether a library's function is surely one that is called for its effect, by its name."""
+    last = name.rpartition(".")[2]
+    return (last in _NUMERIC or last.startswith(("set_", "register_", "patch_"))) and not is_harmless(name)
+
+
 def affects(effect: str, used: str) -> bool:
     """Whether what a library's function does may change what another name of a library does.
 

@@ -41,6 +41,8 @@ class Project:
         for name, values in self.values.items():
             for where, value in values:
                 self.link(name, self.code(where, value).roots(value))
+        for file in self._at_import:
+            self._body(self._files[file])  # notes what it links at import: ALL.append(STATE)
 
     # Files.
 
@@ -161,12 +163,12 @@ class Project:
                 if isinstance(method, FUNCTION) and not (name in self.served and method.name in HOOKS):
                     yield self.code(names, method, method=True, name=method.name)
         if name in self._files and name not in self._at_import:
-            body = [
-                n
-                for n in statements_at_import(self._files[name].source.tree.body)
-                if not isinstance(n, FUNCTION | ast.ClassDef)
-            ]
-            yield self.code(self._files[name], ast.Module(body, []), name="(file)")
+            yield self._body(self._files[name])
+
+    def _body(self, names: Names) -> Code:
+        """What a file does when it is imported."""
+        body = [n for n in statements_at_import(names.source.tree.body) if not isinstance(n, DEFINITION)]
+        return Code(self, names, ast.Module(body, []), name="(file)")
 
     served: frozenset[str] = frozenset()
 

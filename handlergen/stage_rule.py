@@ -22,7 +22,7 @@ from handlergen.findings import Source
 from handlergen.runtime.contract import Contract
 from handlergen.settings import Settings
 from handlergen.source_module import dotted
-from handlergen.stage_code import FUNCTION, assigned, stored
+from handlergen.stage_code import FUNCTION, assigned, decorated, stored
 from handlergen.stage_libraries import affects
 from handlergen.stage_names import HOOKS, Project, Role, Site
 
@@ -289,7 +289,9 @@ class _Rules:
 
     def _self(self, role: Role) -> Iterator[Reason]:
         """A worker's instance is made without its constructor: it has its class's methods and constants."""
-        methods = {part.name for kind in self.ancestry for part in kind.body if isinstance(part, FUNCTION)}
+        written = [part for kind in self.ancestry for part in kind.body if isinstance(part, FUNCTION)]
+        keep = ("cached_property", "cache", "lru_cache")  # each process would keep a result of its own
+        methods = {part.name for part in written if not decorated(part, *keep)}
         constants = {
             name
             for kind in self.ancestry

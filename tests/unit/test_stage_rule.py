@@ -207,6 +207,14 @@ FREE = {
             context.store.save("loaded", True)
         def preprocess(data): logger.info("a request"); return os.path.join(data), warnings.warn("hm")
     """,
+    "imports inside": """
+        def load(context):
+            import torch
+            return torch.nn.Linear(1, 1)
+        def preprocess(data):
+            from PIL import Image
+            return Image.open(data)
+    """,
     "the helpers fill what they are given": """
         STATE = {}
         def fill(target, key, value): target[key] = value
@@ -557,7 +565,9 @@ TIED: dict[str, tuple[str, int, str]] = {
     ),
 }
 
-CLASS = "class Model:\n    words = None\n    {}\n    def predict(self, inputs): return inputs\n"
+CLASS = (
+    "import functools\nclass Model:\n    words = None\n    {}\n    def predict(self, inputs): return inputs\n"
+)
 NET = """
 from torch import nn
 class Net(nn.Module):
@@ -583,6 +593,7 @@ TIED |= {
         ("def helper(self): return self.model", "self.helper()", "self.model"),
         ("def load(self): pass", "getattr(self, 'x')", "self"),
         ("def load(self): pass", "vars(self)", "self"),
+        ("@functools.cached_property\n    def tokens(self): return object()", "self.tokens", "self.tokens"),
         ("def load(self): pass", "super().clean(data)", "self.clean"),
         ("def load(self): pass", "somewhere(self, data)", "self"),
     ]
@@ -628,6 +639,11 @@ EFFECTS: list[tuple[str, str, str | None]] = [
     ("os.chdir('x')", "Path(data).read_text()", "os.chdir"),
     ("torch.set_default_dtype(torch.float64)", "torch.tensor(data)", "torch.set_default_dtype"),
     ("prepare()", "nltk.word_tokenize(data)", "nltk.download"),
+    ("draws = np.random; draws.seed(0)", "np.random.rand()", "numpy.random.seed"),
+    ("DRAWS.seed(0)", "np.random.rand()", "numpy.random.seed"),
+    ("[seed(0) for seed in (random.seed,)]", "random.random()", "random.seed"),
+    ("return torch.manual_seed(0)", "torch.rand(1)", "torch.manual_seed"),
+    ("import pillow_avif", "Image.open(data)", "pillow_avif"),
     ("torch.manual_seed(0)", "torch.tensor(data)", None),
     ("torch.manual_seed(0)", "np.asarray(data)", None),
     ("np.random.seed(0)", "np.asarray(data)", None),
@@ -650,6 +666,7 @@ from PIL import Image
 from torchvision import transforms
 RATE = decimal.Decimal("0.1")
 CROP = transforms.RandomCrop(8)
+DRAWS = np.random
 def prepare(): nltk.download("punkt")
 """
 
