@@ -15,7 +15,6 @@ from handlergen.errors import ContractError, HandlergenError, Problem
 from handlergen.findings import Findings
 from handlergen.inspection import read_source
 from handlergen.names import check_model_name, module_name_problem
-from handlergen.placement import Placement, place
 from handlergen.runtime.contract import Contract
 from handlergen.settings import (
     SETTINGS,
@@ -26,6 +25,7 @@ from handlergen.settings import (
     read_settings,
     shown,
 )
+from handlergen.stage_rule import Placement, place
 from handlergen.truss import CONFIG_FILE, Truss, is_truss, read_truss
 from handlergen.weights_file import weights_format
 from handlergen.yaml_source import read_yaml
