@@ -22,12 +22,12 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "embeddings"
 
 
 def test_served_embeddings_are_those_of_sentence_transformers(
-    torchserve: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     sample = json.loads((EXAMPLE / "sample.json").read_text())
     mar = handlergen.archive(EXAMPLE, model_store=tmp_path / "store", workers_per_device=1).path
-    server = torchserve(mar)
+    server = shared(mar)
     rest = server.client.predict("embeddings", sample)
     assert server.client.predict_grpc("embeddings", sample).body == rest.body
     with handlergen.load(EXAMPLE) as model:

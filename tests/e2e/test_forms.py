@@ -25,7 +25,7 @@ from torch import nn
 
 from handlergen.archiving import archive
 from handlergen.errors import RequestFailed
-from handlergen.recordings import beside, of_stage, overlapping, read_spans
+from handlergen.recordings import beside, of_stage, overlapping
 from handlergen.starter import create_starter
 
 pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")]
@@ -127,9 +127,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(
-    torchserve_module: Callable[..., Any], examples: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Any, Path]:
+def served(shared: Callable[..., Any], examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Each form twice, with batches of one and of eight."""
     home = tmp_path_factory.mktemp("forms")
     (home / "net.py").write_text(MODULE)
@@ -152,11 +150,7 @@ def served(
             archive(examples / "cancer", name=f"flow-{size}", **common),
             archive(home / "inference.py", name=f"sagemaker-{size}", weights="model.pth", **common),
         ]  # fmt: skip
-    spans = home / "spans"
-    return (
-        torchserve_module(*[mark.path for mark in marks], environ={"HANDLERGEN_TRACE_DIR": str(spans)}),
-        spans,
-    )
+    return shared(*[mark.path for mark in marks])
 
 
 def rows(examples: Path, name: str, count: int) -> list[dict[str, Any]]:
@@ -166,12 +160,12 @@ def rows(examples: Path, name: str, count: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("way", ["predict", "predict_grpc"])
-def test_module(served: tuple[Any, Path], size: int, way: str) -> None:
+def test_module(served: Any, size: int, way: str) -> None:
     torch.manual_seed(1)
     linear = nn.Linear(3, 2)
     inputs = torch.randn(32, 3).tolist()
     wanted = linear(torch.tensor(inputs)).argmax(dim=1).tolist()
-    ask = getattr(served[0].client, way)
+    ask = getattr(served.client, way)
     answers = run(lambda x: ask(f"module-{size}", x).json(), inputs)
     assert [answer["class"] for answer in answers] == wanted
     batches = {answer["batch"] for answer in answers}
@@ -182,9 +176,9 @@ def test_module(served: tuple[Any, Path], size: int, way: str) -> None:
 
 @pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("way", ["predict", "predict_grpc"])
-def test_flow(served: tuple[Any, Path], examples: Path, size: int, way: str) -> None:
+def test_flow(served: Any, examples: Path, size: int, way: str) -> None:
     """scikit-learn's scaler, a torch encoder, an XGBoost classifier: right on nearly all of the held-out data."""
-    ask = getattr(served[0].client, way)
+    ask = getattr(served.client, way)
     patients = rows(examples, "cancer", 60)
     answers = run(lambda row: ask(f"flow-{size}", row["data"]).json(), patients)
     right = sum(a["diagnosis"] == row["diagnosis"] for a, row in zip(answers, patients, strict=True))
@@ -195,20 +189,17 @@ def test_flow(served: tuple[Any, Path], examples: Path, size: int, way: str) -> 
 
 @pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("way", ["predict", "predict_grpc"])
-def test_sagemaker(served: tuple[Any, Path], size: int, way: str) -> None:
-    ask = getattr(served[0].client, way)
+def test_sagemaker(served: Any, size: int, way: str) -> None:
+    ask = getattr(served.client, way)
     answers = run(
         lambda x: ask(f"sagemaker-{size}", {"inputs": [[x, 1.0]]}).json(), [float(x) for x in range(24)]
     )
     assert answers == [[[x + 10.0]] for x in range(24)]
 
 
-def test_sagemaker_content_types(served: tuple[Any, Path]) -> None:
-    server = served[0]
-    url = f"{server.settings.inference_address}/predictions/sagemaker-1"
-    token = {
-        "Authorization": f"Bearer {json.loads((server.directory / 'key_file.json').read_text())['inference']['key']}"
-    }
+def test_sagemaker_content_types(served: Any) -> None:
+    url = f"{served.settings.inference_address}/predictions/sagemaker-1"
+    token = served.client.authorization()
 
     def post(content: bytes, **headers: str) -> httpx.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -225,13 +216,13 @@ def test_sagemaker_content_types(served: tuple[Any, Path]) -> None:
     assert (answer.status_code, "text/csv is not supported" in answer.json()["message"]) == (400, True)
 
 
-def test_nothing_predicts_beside_anything_else(served: tuple[Any, Path], examples: Path) -> None:
+def test_nothing_predicts_beside_anything_else(served: Any, examples: Path) -> None:
     """Six models of three forms share one device; a flow's three stages each take their turn."""
-    client, spans_dir = served[0].client, served[1]
+    client = served.client
     jobs = [("module-8", [1, 2, 3]), ("sagemaker-8", {"inputs": [[1.0, 2.0]]})]
     jobs += [("flow-8", row["data"]) for row in rows(examples, "cancer", 4)]
     run(lambda job: client.predict(*job), jobs * 8)
-    spans = read_spans(spans_dir)
+    spans = served.spans()
     predictions = of_stage(spans, "predict")
     assert overlapping(predictions) == []
     assert len({span.pid for span in predictions}) == 6
@@ -241,13 +232,11 @@ def test_nothing_predicts_beside_anything_else(served: tuple[Any, Path], example
     assert beside(of_stage(spans, "postprocess"), predictions)
 
 
-# ---- the functions form's extras, the starters and the examples, on one more server ----
+# ---- the functions form's extras, the starters and the examples, ----
 
 
 @pytest.fixture(scope="module")
-def extras(
-    torchserve_module: Callable[..., Any], examples: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Any:
+def extras(shared: Callable[..., Any], examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     home = tmp_path_factory.mktemp("extras")
     (home / "words.py").write_text(KEYWORDS)
     (home / "nothing.py").write_text('"""No predict: the weights predict."""\n')
@@ -280,7 +269,7 @@ def extras(
     for form in ("module", "flow", "sagemaker"):
         name, _ = create_starter(home / f"start-{form}", form=form)
         archives.append(archive(home / f"start-{form}", name=name, **common))
-    return torchserve_module(*[made.path for made in archives])
+    return shared(*[made.path for made in archives])
 
 
 def write_onnx(path: Path) -> None:
@@ -334,15 +323,13 @@ def test_examples_give_their_samples_true_answer(
     assert sum(answer[key] == row[key] for answer, row in zip(answers, held_out, strict=True)) >= 27
 
 
-def test_the_flows_example_gives_its_samples_true_answer(served: tuple[Any, Path], examples: Path) -> None:
+def test_the_flows_example_gives_its_samples_true_answer(served: Any, examples: Path) -> None:
     sample = json.loads((examples / "cancer" / "sample.json").read_text(encoding="utf-8"))
     truth = json.loads((examples / "cancer" / "answer.json").read_text(encoding="utf-8"))
-    assert served[0].client.predict("flow-1", sample).json().items() >= truth.items()
+    assert served.client.predict("flow-1", sample).json().items() >= truth.items()
 
 
-def test_grpc_statuses_of_the_forms(served: tuple[Any, Path]) -> None:
+def test_grpc_statuses_of_the_forms(served: Any) -> None:
     with pytest.raises(RequestFailed) as raised:
-        served[0].client.predict_grpc(
-            "sagemaker-1", [1]
-        )  # a list has no "inputs": the module's own TypeError
+        served.client.predict_grpc("sagemaker-1", [1])  # a list has no "inputs": the module's own TypeError
     assert grpc.StatusCode.INTERNAL.name in str(raised.value)

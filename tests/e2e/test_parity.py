@@ -1,7 +1,7 @@
 """One pipeline: served, local and offline answers are the same bytes, for every example and every form.
 
 Local and offline answers come from a clean process, as a served one does: how many threads torch uses decides the last
-digits of its sums. One server has all models.
+digits of its sums. The shared server has all models.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ MODELS = [*INLINE, *sorted(path.name for path in EXAMPLES.iterdir() if (path / "
 
 @pytest.fixture(scope="module")
 def answers(
-    torchserve_module: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+    shared: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[list[Any]]]:
     """Model and way → its answers: status, content type, body, headers."""
     home = tmp_path_factory.mktemp("parity")
@@ -260,11 +260,10 @@ def answers(
         # Settings of the archive that its source alone does not have stand in it only.
         work[name] = ({"source": str(source), "archive": str(mark.path)}, requests)
     (home / "work.json").write_text(json.dumps(work))
-    server = torchserve_module(*marks)
+    server = shared(*marks)
     found: dict[str, list[list[Any]]] = {}
     for name, (_, requests) in work.items():
         found[f"{name} served"] = [_served(server.client, name, request) for request in requests]
-    server.stop()
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(home / "work.json")], capture_output=True, text=True, check=False
     )

@@ -9,15 +9,15 @@ model store. The statuses are the suite's. `docs/answers-and-errors.md` says wha
 from __future__ import annotations
 
 import base64
-import json
 import re
+import shutil
 from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
-from handlergen.archiving import archive
+from tests.archives import make_archive
 
 pytestmark = pytest.mark.e2e
 
@@ -64,8 +64,6 @@ class Suite:
 
     def __init__(self, server: Any) -> None:
         self.server = server
-        keys = json.loads((server.directory / "key_file.json").read_text())
-        self._keys = {kind: entry["key"] for kind, entry in keys.items()}
 
     def management(self, method: str, path: str) -> httpx.Response:
         return self._send("management", self.server.settings.management_address, method, path)
@@ -77,21 +75,17 @@ class Suite:
         return self._send("inference", self.server.settings.metrics_address, "GET", "/metrics").text
 
     def _send(self, kind: str, address: str, method: str, path: str, **options: Any) -> httpx.Response:
-        headers = {"Authorization": f"Bearer {self._keys[kind]}", **options.pop("headers", {})}
+        headers = {"Authorization": f"Bearer {self.server.key(kind)}", **options.pop("headers", {})}
         return httpx.request(method, address + path, headers=headers, trust_env=False, timeout=120, **options)
 
 
 @pytest.fixture(scope="module")
-def suite(torchserve_module: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Suite:
+def suite(shared: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Suite:
     home = tmp_path_factory.mktemp("suite")
+    server = shared()
     for name, source in (("digits", DIGITS), ("scores", SCORES)):
-        (home / f"{name}.py").write_text(source)
-        archive(home / f"{name}.py", model_store=home / "store", workers_per_device=1)
-    server = torchserve_module(*sorted((home / "store").glob("*.mar")), model_api=True)
-    opened = Suite(server)
-    for name in ("digits", "scores"):
-        unregistered(opened, name)
-    return opened
+        shutil.copy(make_archive(home, name, source), server.store)
+    return Suite(server)
 
 
 def registered(suite: Suite, name: str) -> None:

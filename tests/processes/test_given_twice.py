@@ -23,9 +23,8 @@ import pytest
 import ts
 
 from handlergen.runtime.given_twice import ANSWERED, STREAMED, Answered
-from tests.e2e.test_main_job import make_archive
+from tests.archives import make_archive
 from tests.histories import until
-from tests.unit.test_torchserve_reading import END, field
 
 WORKER = Path(ts.__file__).with_name("model_service_worker.py")
 NO_HEADERS: Mapping[str, str] = {}
@@ -56,6 +55,14 @@ def chunks(inputs):
         else:
             yield {"chunk": each}
 """
+
+
+END = struct.pack("!i", -1)
+
+
+def field(content: bytes) -> bytes:
+    """A value as TorchServe's protocol frames it: its length, then itself."""
+    return struct.pack("!i", len(content)) + content
 
 
 class Prediction(NamedTuple):
