@@ -1,15 +1,12 @@
-"""Every shape of module on a real TorchServe: one by one and in batches of eight, over REST and gRPC.
+"""Every shape of module on a real TorchServe, in batches of up to eight, over REST and gRPC.
 
-The modules are written the way their systems' documentation writes them.
+test_parity.py serves them one by one. The modules are written the way their systems' documentation writes them.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import shutil
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,8 +26,6 @@ from handlergen.recordings import beside, of_stage, overlapping
 from handlergen.starter import create_starter
 
 pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")]
-
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 # A module that carries its own preprocess and postprocess. Each answer tells how large its batch was.
 MODULE = """
@@ -114,21 +109,11 @@ def run(function: Callable[[Any], Any], values: list[Any], threads: int = 16) ->
 
 
 @pytest.fixture(scope="module")
-def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The examples, trained as their READMEs say."""
-    home = tmp_path_factory.mktemp("examples")
+def served(
+    shared: Callable[..., Any], example: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    """The forms module, flow and sagemaker."""
     pytest.importorskip("xgboost")
-    for name in ("cancer", "iris"):
-        shutil.copytree(EXAMPLES / name, home / name)
-        subprocess.run(
-            [sys.executable, "train.py"], cwd=home / name, check=True, capture_output=True, timeout=120
-        )
-    return home
-
-
-@pytest.fixture(scope="module")
-def served(shared: Callable[..., Any], examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Each form twice, with batches of one and of eight."""
     home = tmp_path_factory.mktemp("forms")
     (home / "net.py").write_text(MODULE)
     torch.manual_seed(1)
@@ -136,69 +121,59 @@ def served(shared: Callable[..., Any], examples: Path, tmp_path_factory: pytest.
     torch.save({f"module.linear.{key}": value for key, value in linear.state_dict().items()}, home / "net.pt")
     (home / "inference.py").write_text(SAGEMAKER)
     torch.save({"fc.weight": torch.tensor([[1.0, 10.0]])}, home / "model.pth")
-    marks = []
-    for size in (1, 8):
-        common: dict[str, Any] = {
-            "batch_size": size, "workers_per_device": 1, "max_batch_delay_ms": 20 if size > 1 else 1,
-            "model_store": home / "store",
-        }  # fmt: skip
-        marks += [
-            archive(
-                home / "net.py", name=f"module-{size}", weights="net.pt",
-                model_kwargs={"in_features": 3, "n_classes": 2}, **common,
-            ),
-            archive(examples / "cancer", name=f"flow-{size}", **common),
-            archive(home / "inference.py", name=f"sagemaker-{size}", weights="model.pth", **common),
-        ]  # fmt: skip
-    return shared(*[mark.path for mark in marks])
+    common: dict[str, Any] = {
+        "batch_size": 8, "workers_per_device": 1, "max_batch_delay_ms": 20, "model_store": home / "store",
+    }  # fmt: skip
+    sizes = {"in_features": 3, "n_classes": 2}
+    made = [
+        archive(home / "net.py", name="module", weights="net.pt", model_kwargs=sizes, **common),
+        archive(example("cancer"), name="flow", **common),
+        archive(home / "inference.py", name="sagemaker", weights="model.pth", **common),
+    ]
+    return shared(*[each.path for each in made])
 
 
-def rows(examples: Path, name: str, count: int) -> list[dict[str, Any]]:
-    lines = (examples / name / "held-out.jsonl").read_text(encoding="utf-8").splitlines()
+def rows(example: Path, count: int) -> list[dict[str, Any]]:
+    lines = (example / "held-out.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines[:count]]
 
 
-@pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("way", ["predict", "predict_grpc"])
-def test_module(served: Any, size: int, way: str) -> None:
+def test_module(served: Any, way: str) -> None:
     torch.manual_seed(1)
     linear = nn.Linear(3, 2)
     inputs = torch.randn(32, 3).tolist()
     wanted = linear(torch.tensor(inputs)).argmax(dim=1).tolist()
     ask = getattr(served.client, way)
-    answers = run(lambda x: ask(f"module-{size}", x).json(), inputs)
+    answers = run(lambda x: ask("module", x).json(), inputs)
     assert [answer["class"] for answer in answers] == wanted
     batches = {answer["batch"] for answer in answers}
-    assert batches == {1} if size == 1 else max(batches) > 1
+    assert max(batches) > 1
     with pytest.raises(RequestFailed, match="send a list of numbers"):
-        ask(f"module-{size}", "text")
+        ask("module", "text")
 
 
-@pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("way", ["predict", "predict_grpc"])
-def test_flow(served: Any, examples: Path, size: int, way: str) -> None:
+def test_flow(served: Any, example: Callable[[str], Path], way: str) -> None:
     """scikit-learn's scaler, a torch encoder, an XGBoost classifier: right on nearly all of the held-out data."""
     ask = getattr(served.client, way)
-    patients = rows(examples, "cancer", 60)
-    answers = run(lambda row: ask(f"flow-{size}", row["data"]).json(), patients)
+    patients = rows(example("cancer"), 60)
+    answers = run(lambda row: ask("flow", row["data"]).json(), patients)
     right = sum(a["diagnosis"] == row["diagnosis"] for a, row in zip(answers, patients, strict=True))
     assert right >= 54
     with pytest.raises(RequestFailed, match="send a list of 30 numbers"):
-        ask(f"flow-{size}", [1, 2])
+        ask("flow", [1, 2])
 
 
-@pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("way", ["predict", "predict_grpc"])
-def test_sagemaker(served: Any, size: int, way: str) -> None:
+def test_sagemaker(served: Any, way: str) -> None:
     ask = getattr(served.client, way)
-    answers = run(
-        lambda x: ask(f"sagemaker-{size}", {"inputs": [[x, 1.0]]}).json(), [float(x) for x in range(24)]
-    )
+    answers = run(lambda x: ask("sagemaker", {"inputs": [[x, 1.0]]}).json(), [float(x) for x in range(24)])
     assert answers == [[[x + 10.0]] for x in range(24)]
 
 
 def test_sagemaker_content_types(served: Any) -> None:
-    url = f"{served.settings.inference_address}/predictions/sagemaker-1"
+    url = f"{served.settings.inference_address}/predictions/sagemaker"
     token = served.client.authorization()
 
     def post(content: bytes, **headers: str) -> httpx.Response:
@@ -216,27 +191,29 @@ def test_sagemaker_content_types(served: Any) -> None:
     assert (answer.status_code, "text/csv is not supported" in answer.json()["message"]) == (400, True)
 
 
-def test_nothing_predicts_beside_anything_else(served: Any, examples: Path) -> None:
-    """Six models of three forms share one device; a flow's three stages each take their turn."""
+def test_nothing_predicts_beside_anything_else(served: Any, example: Callable[[str], Path]) -> None:
+    """Three models of three forms share one device; a flow's three stages each take their turn."""
     client = served.client
-    jobs = [("module-8", [1, 2, 3]), ("sagemaker-8", {"inputs": [[1.0, 2.0]]})]
-    jobs += [("flow-8", row["data"]) for row in rows(examples, "cancer", 4)]
+    jobs = [("module", [1, 2, 3]), ("sagemaker", {"inputs": [[1.0, 2.0]]})]
+    jobs += [("flow", row["data"]) for row in rows(example("cancer"), 4)]
     run(lambda job: client.predict(*job), jobs * 8)
     spans = served.spans()
     predictions = of_stage(spans, "predict")
     assert overlapping(predictions) == []
-    assert len({span.pid for span in predictions}) == 6
-    flows = [span for span in predictions if span.model == "flow-1"]
+    assert len({span.pid for span in predictions}) == 3
+    flows = [span for span in predictions if span.model == "flow"]
     assert len(flows) == 3 * len({span.request_id for span in flows})
     assert beside(of_stage(spans, "preprocess"), predictions)
     assert beside(of_stage(spans, "postprocess"), predictions)
 
 
-# ---- the functions form's extras, the starters and the examples, ----
+# ---- the functions form's extras, the starters and the examples ----
 
 
 @pytest.fixture(scope="module")
-def extras(shared: Callable[..., Any], examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def extras(
+    shared: Callable[..., Any], example: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Any:
     home = tmp_path_factory.mktemp("extras")
     (home / "words.py").write_text(KEYWORDS)
     (home / "nothing.py").write_text('"""No predict: the weights predict."""\n')
@@ -263,8 +240,8 @@ def extras(shared: Callable[..., Any], examples: Path, tmp_path_factory: pytest.
         archive(home / "nothing.py", name="scripted", weights="net.pt", **common),
         archive(home / "round_off.py", name="exported", weights="net.pt2", **common),
         archive(home / "round_off.py", name="onnx", weights="net.onnx", **common),
-        archive(examples / "iris", model_store=home / "store"),
-        archive(examples / "cancer" / "linear.py", extra_files=["cancer.py"], **common),
+        archive(example("iris"), **common),
+        archive(example("cancer") / "linear.py", extra_files=["cancer.py"], **common),
     ]
     for form in ("module", "flow", "sagemaker"):
         name, _ = create_starter(home / f"start-{form}", form=form)
@@ -309,27 +286,27 @@ def test_starters_answer_their_own_request(extras: Any, form: str, way: str) -> 
     assert getattr(extras.client, way)(f"start-{form}", [1, 2, 3]).json() == [2.0, 4.0, 6.0]
 
 
-@pytest.mark.parametrize(("model", "example"), [("iris", "iris"), ("linear", "cancer")])
+@pytest.mark.parametrize(("model", "name"), [("iris", "iris"), ("linear", "cancer")])
 def test_examples_give_their_samples_true_answer(
-    extras: Any, examples: Path, model: str, example: str
+    extras: Any, example: Callable[[str], Path], model: str, name: str
 ) -> None:
-    sample = json.loads((examples / example / "sample.json").read_text(encoding="utf-8"))
-    truth = json.loads((examples / example / "answer.json").read_text(encoding="utf-8"))
+    sample = json.loads((example(name) / "sample.json").read_text(encoding="utf-8"))
+    truth = json.loads((example(name) / "answer.json").read_text(encoding="utf-8"))
     answer = extras.client.predict(model, sample).json()
     assert answer.items() >= truth.items()
-    held_out = rows(examples, example, 30)
+    held_out = rows(example(name), 30)
     answers = run(lambda row: extras.client.predict(model, row["data"]).json(), held_out, threads=8)
     (key,) = truth
     assert sum(answer[key] == row[key] for answer, row in zip(answers, held_out, strict=True)) >= 27
 
 
-def test_the_flows_example_gives_its_samples_true_answer(served: Any, examples: Path) -> None:
-    sample = json.loads((examples / "cancer" / "sample.json").read_text(encoding="utf-8"))
-    truth = json.loads((examples / "cancer" / "answer.json").read_text(encoding="utf-8"))
-    assert served.client.predict("flow-1", sample).json().items() >= truth.items()
+def test_the_flows_example_gives_its_samples_true_answer(served: Any, example: Callable[[str], Path]) -> None:
+    sample = json.loads((example("cancer") / "sample.json").read_text(encoding="utf-8"))
+    truth = json.loads((example("cancer") / "answer.json").read_text(encoding="utf-8"))
+    assert served.client.predict("flow", sample).json().items() >= truth.items()
 
 
 def test_grpc_statuses_of_the_forms(served: Any) -> None:
     with pytest.raises(RequestFailed) as raised:
-        served.client.predict_grpc("sagemaker-1", [1])  # a list has no "inputs": the module's own TypeError
+        served.client.predict_grpc("sagemaker", [1])  # a list has no "inputs": the module's own TypeError
     assert grpc.StatusCode.INTERNAL.name in str(raised.value)
