@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from handlergen.errors import ContractError, ModuleFailed, RequestFailed
+from handlergen.errors import ModuleFailed, RequestFailed
 from handlergen.inspection import inspect_source
 from handlergen.local import LocalModel, load
 from handlergen.project import open_project
@@ -330,11 +330,3 @@ def test_a_base_from_elsewhere_is_warned_about(tmp_path: Path) -> None:
     assert warning.endswith(
         "Model inherits from Base, which is not read: hooks that it defines there are not called"
     )
-
-
-def test_both_forms_are_told(tmp_path: Path) -> None:
-    with pytest.raises(ContractError, match=r"ambiguous: functions .* and model-class"):
-        contract(
-            tmp_path,
-            "def predict(x):\n    return x\nclass Model:\n    def predict(self, x):\n        return x\n",
-        )
