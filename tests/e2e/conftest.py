@@ -23,14 +23,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +43,6 @@ from handlergen.processes import marked
 from handlergen.properties import ServerSettings, server_settings
 from handlergen.recordings import Span, read_spans
 from handlergen.server import RunningServer, serve
-
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 ECHO = '''
 import json
@@ -260,22 +255,6 @@ def torchserve_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fact
     """Start servers that end with the module."""
     with ExitStack() as stack:
         yield _factory(tmp_path_factory, stack)
-
-
-@pytest.fixture(scope="session")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`example("iris")` -> a copy of that example, trained as its README says; once a run."""
-
-    @cache
-    def trained(name: str) -> Path:
-        directory = tmp_path_factory.mktemp("examples") / name
-        ignored = shutil.ignore_patterns("*.pt", "held-out*", "__pycache__")
-        shutil.copytree(EXAMPLES / name, directory, ignore=ignored)
-        if (directory / "train.py").is_file():
-            subprocess.run([sys.executable, "train.py"], cwd=directory, check=True, capture_output=True)
-        return directory
-
-    return trained
 
 
 @pytest.fixture(scope="session")

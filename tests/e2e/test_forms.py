@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import textwrap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +22,6 @@ from torch import nn
 from handlergen.archiving import archive
 from handlergen.errors import RequestFailed
 from handlergen.recordings import beside, of_stage, overlapping
-from handlergen.starter import create_starter
 
 pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")]
 
@@ -92,19 +90,9 @@ def predict_fn(input_data, model):
         return model(input_data.to(device))
 """
 
-KEYWORDS = """
-def setup(context):
-    global greeting
-    greeting = context.config["greeting"]
 
-
-def predict(name, times=1, context=None):
-    return {"text": (greeting + " " + name + "! ") * times}
-"""
-
-
-def run(function: Callable[[Any], Any], values: list[Any], threads: int = 16) -> list[Any]:
-    with ThreadPoolExecutor(threads) as pool:
+def run(function: Callable[[Any], Any], values: list[Any]) -> list[Any]:
+    with ThreadPoolExecutor(16) as pool:
         return list(pool.map(function, values))
 
 
@@ -205,105 +193,6 @@ def test_nothing_predicts_beside_anything_else(served: Any, example: Callable[[s
     assert len(flows) == 3 * len({span.request_id for span in flows})
     assert beside(of_stage(spans, "preprocess"), predictions)
     assert beside(of_stage(spans, "postprocess"), predictions)
-
-
-# ---- the functions form's extras, the starters and the examples ----
-
-
-@pytest.fixture(scope="module")
-def extras(
-    shared: Callable[..., Any], example: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Any:
-    home = tmp_path_factory.mktemp("extras")
-    (home / "words.py").write_text(KEYWORDS)
-    (home / "nothing.py").write_text('"""No predict: the weights predict."""\n')
-    (home / "round_off.py").write_text(
-        textwrap.dedent("""
-        def preprocess(data):
-            return data["x"]
-
-        def postprocess(outputs):
-            return {"y": [round(float(value), 3) for value in outputs]}
-        """)
-    )
-    network = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Flatten(0))
-    nn.init.ones_(network[0].weight)
-    torch.jit.save(torch.jit.trace(network, torch.zeros(3, 2)), home / "net.pt")
-    batch = {0: torch.export.Dim("batch")}
-    torch.export.save(
-        torch.export.export(network, (torch.zeros(3, 2),), dynamic_shapes=(batch,)), home / "net.pt2"
-    )
-    write_onnx(home / "net.onnx")
-    common: dict[str, Any] = {"workers_per_device": 1, "model_store": home / "store"}
-    archives = [
-        archive(home / "words.py", config={"greeting": "Hello"}, **common),
-        archive(home / "nothing.py", name="scripted", weights="net.pt", **common),
-        archive(home / "round_off.py", name="exported", weights="net.pt2", **common),
-        archive(home / "round_off.py", name="onnx", weights="net.onnx", **common),
-        archive(example("iris"), **common),
-        archive(example("cancer") / "linear.py", extra_files=["cancer.py"], **common),
-    ]
-    for form in ("module", "flow", "sagemaker"):
-        name, _ = create_starter(home / f"start-{form}", form=form)
-        archives.append(archive(home / f"start-{form}", name=name, **common))
-    return shared(*[made.path for made in archives])
-
-
-def write_onnx(path: Path) -> None:
-    """(N, 2) to (N,): the rows' sums."""
-    onnx = pytest.importorskip("onnx")
-    helper, real = onnx.helper, onnx.TensorProto.FLOAT
-    graph = helper.make_graph(
-        [helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=0)],
-        "sums",
-        [helper.make_tensor_value_info("x", real, ["n", 2])],
-        [helper.make_tensor_value_info("y", real, ["n"])],
-        [helper.make_tensor("axes", onnx.TensorProto.INT64, [1], [1])],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
-
-
-@pytest.mark.parametrize("way", ["predict", "predict_grpc"])
-def test_keyword_arguments_and_setup(extras: Any, way: str) -> None:
-    ask = getattr(extras.client, way)
-    assert ask("words", {"name": "you", "times": 2}).json() == {"text": "Hello you! Hello you! "}
-    with pytest.raises(RequestFailed, match="missing key: name; unknown key: nmae"):
-        ask("words", {"nmae": "you"})
-
-
-@pytest.mark.parametrize("way", ["predict", "predict_grpc"])
-def test_weights_that_predict_by_themselves(extras: Any, way: str) -> None:
-    ask = getattr(extras.client, way)
-    assert ask("scripted", [[1.5, 2], [3, 4]]).json() == [3.5, 7.0]
-    for name in ("exported", "onnx"):
-        assert ask(name, {"x": [[1.5, 2], [3, 4]]}).json() == {"y": [3.5, 7.0]}
-        assert ask(name, {"x": [[1, 2], [3, 4]]}).json() == {"y": [3.0, 7.0]}  # JSON's whole numbers too
-
-
-@pytest.mark.parametrize("form", ["module", "flow", "sagemaker"])
-@pytest.mark.parametrize("way", ["predict", "predict_grpc"])
-def test_starters_answer_their_own_request(extras: Any, form: str, way: str) -> None:
-    assert getattr(extras.client, way)(f"start-{form}", [1, 2, 3]).json() == [2.0, 4.0, 6.0]
-
-
-@pytest.mark.parametrize(("model", "name"), [("iris", "iris"), ("linear", "cancer")])
-def test_examples_give_their_samples_true_answer(
-    extras: Any, example: Callable[[str], Path], model: str, name: str
-) -> None:
-    sample = json.loads((example(name) / "sample.json").read_text(encoding="utf-8"))
-    truth = json.loads((example(name) / "answer.json").read_text(encoding="utf-8"))
-    answer = extras.client.predict(model, sample).json()
-    assert answer.items() >= truth.items()
-    held_out = rows(example(name), 30)
-    answers = run(lambda row: extras.client.predict(model, row["data"]).json(), held_out, threads=8)
-    (key,) = truth
-    assert sum(answer[key] == row[key] for answer, row in zip(answers, held_out, strict=True)) >= 27
-
-
-def test_the_flows_example_gives_its_samples_true_answer(served: Any, example: Callable[[str], Path]) -> None:
-    sample = json.loads((example("cancer") / "sample.json").read_text(encoding="utf-8"))
-    truth = json.loads((example("cancer") / "answer.json").read_text(encoding="utf-8"))
-    assert served.client.predict("flow", sample).json().items() >= truth.items()
 
 
 def test_grpc_statuses_of_the_forms(served: Any) -> None:

@@ -159,12 +159,6 @@ def test_the_model_api_is_off_and_a_model_keeps_its_workers(server):
     assert server.worker_pids("echo") == before
 
 
-def test_metrics_are_served(server):
-    server.client.predict("echo", 1)
-    answer = httpx.get(f"{server.settings.metrics_address}/metrics", trust_env=False)
-    assert 'ts_inference_requests_total{model_name="echo"' in answer.text
-
-
 def test_requests_leave_no_line_but_prints_do(server):
     before = server.log_text()
     for number in range(20):

@@ -12,7 +12,6 @@ import pytest
 
 from handlergen.archiving import archive
 from handlergen.errors import RequestFailed
-from handlergen.starter import create_starter
 
 pytestmark = pytest.mark.e2e
 
@@ -141,8 +140,6 @@ def server(shared: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory)
     batch: dict[str, Any] = {"batch_size": 8, "max_batch_delay_ms": 200, "workers_per_device": 1}
     sources = {"classifier": home / "classifier.py", "tenants": home / "tenants.py", "say": truss}
     mars = [archive(source, model_store=store, name=name, **batch).path for name, source in sources.items()]
-    name, _ = create_starter(home / "start", form="model-class")
-    mars.append(archive(home / "start", model_store=store, workers_per_device=1, name=name).path)
     return shared(*mars)
 
 
@@ -188,10 +185,6 @@ def test_the_request_and_errors(server: Any) -> None:
     with pytest.raises(RequestFailed) as failed:
         client.predict(name, {})
     assert (failed.value.status, "hidden" in str(failed.value)) == (500, False)
-
-
-def test_the_starter_answers_its_own_request(ask: Callable[[str, Any], Any]) -> None:
-    assert ask("start", [1, 2, 3]) == [2.0, 4.0, 6.0]
 
 
 def test_the_first_failure_of_load_is_logged_and_the_secret_is_not(server: Any) -> None:
