@@ -38,6 +38,7 @@ import yaml
 
 from handlergen.client import Client
 from handlergen.configuration import write_configuration
+from handlergen.errors import RequestFailed
 from handlergen.ports import free_port_settings
 from handlergen.processes import marked
 from handlergen.properties import ServerSettings, server_settings
@@ -216,15 +217,17 @@ def shared(_shared_server: Server) -> Iterator[Factory]:
             logged={path: path.stat().st_size for path in _shared_server.log_files()},
             models=tuple(archive.stem for archive in archives),
         )
+        added.extend(archives)
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda archive: _register(server, archive), archives))
-        added.extend(archives)
         return server
 
     yield add
+    registered = _shared_server.client.models()
     for archive in added:
-        _shared_server.client.unregister(archive.stem)
-        (_shared_server.store / archive.name).unlink()
+        if archive.stem in registered:  # a test may have unregistered it
+            _shared_server.client.unregister(archive.stem)
+        (_shared_server.store / archive.name).unlink(missing_ok=True)
 
 
 def _register(server: Server, archive: Path) -> None:
@@ -234,7 +237,10 @@ def _register(server: Server, archive: Path) -> None:
     with zipfile.ZipFile(archive) as mar:
         manifest = json.loads(mar.read("MAR-INF/MANIFEST.json"))["model"]
         config = yaml.safe_load(mar.read(manifest["configFile"]))
-    server.client.register(archive.name, initial_workers=config["minWorkers"], synchronous=True)
+    try:
+        server.client.register(archive.name, initial_workers=config["minWorkers"], synchronous=True)
+    except RequestFailed as error:
+        pytest.fail(f"{archive.name}: {error}\n{server.log_text()[-5000:]}")
 
 
 @pytest.fixture

@@ -217,13 +217,6 @@ def test_a_port_in_use_names_its_holder(project, echo_mar):
     assert f"port {port} (management) is in use by pid {os.getpid()}" in caught.value.message
 
 
-def test_a_second_serve_on_the_same_configuration_is_refused(shared):
-    server = shared()
-    with pytest.raises(ServerError, match=f"already running on .* \\(pid {server.pid}\\)"):
-        serve(server.config)
-    assert server.client.ping() == "Healthy"
-
-
 def test_two_configurations_in_one_directory_would_share_their_tokens(shared, ports):
     server = shared()
     other: dict[str, Any] = dict(ports())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -99,6 +99,14 @@ def unregistered(suite: Suite, name: str) -> None:
     assert suite.management("DELETE", f"/models/{name}").status_code in (200, 201, 202)
 
 
+@pytest.fixture(scope="module")
+def digits(suite: Suite) -> Iterator[Suite]:
+    """The suite, with its model registered for tests that only predict."""
+    registered(suite, "digits")
+    yield suite
+    unregistered(suite, "digits")
+
+
 def test_inference_register_predict_compare_unregister(suite: Suite) -> None:
     """inference_api_test_collection: a file without a content type; text compared whole, probabilities to 1 %."""
     registered(suite, "digits")
@@ -112,52 +120,6 @@ def test_inference_register_predict_compare_unregister(suite: Suite) -> None:
     assert sorted(scores) == [str(digit) for digit in range(10)]
     assert scores["2"] == pytest.approx(0.99687, rel=0.01)
     unregistered(suite, "scores")
-
-
-def test_explanations(suite: Suite) -> None:
-    """explanation_api_test_collection."""
-    registered(suite, "digits")
-    answer = suite.inference("POST", "/explanations/digits", content=PICTURE)
-    assert (answer.status_code, answer.json()) == (200, [2.0 * pixel for pixel in PICTURE])
-    unregistered(suite, "digits")
-
-
-def test_kserve_v1(suite: Suite) -> None:
-    """kf_api_test_collection."""
-    registered(suite, "digits")
-    body = {"instances": [{"data": base64.b64encode(PICTURE).decode(), "target": 0}]}
-    answer = suite.inference("POST", "/v1/models/digits:predict", json=body)
-    assert (answer.status_code, answer.json()) == (200, {"predictions": [2]})
-    answer = suite.inference("POST", "/v1/models/digits:explain", json=body)
-    assert (answer.status_code, len(answer.json()["explanations"][0])) == (200, 10)
-    unregistered(suite, "digits")
-
-
-def test_kserve_v2(suite: Suite) -> None:
-    """kfv2_api_test_collection: the whole answer is compared, the output's name and shape included."""
-    registered(suite, "digits")
-    expected = {
-        "id": "d3b15cad",
-        "model_name": "digits",
-        "model_version": "1.0",
-        "outputs": [{"name": "input-0", "shape": [1], "datatype": "INT64", "data": [2]}],
-    }
-    as_bytes = {**TENSOR, "shape": [-1], "datatype": "BYTES", "data": [base64.b64encode(PICTURE).decode()]}
-    for tensor in (TENSOR, as_bytes):
-        answer = suite.inference(
-            "POST", "/v2/models/digits/infer", json={"id": "d3b15cad", "inputs": [tensor]}
-        )
-        assert (answer.status_code, answer.json()) == (200, expected)
-    answer = suite.inference("POST", "/v2/models/digits/explain", json={"id": "d3b15cad", "inputs": [TENSOR]})
-    assert answer.json()["outputs"][0]["shape"] == [10]
-    unregistered(suite, "digits")
-
-
-def test_metrics(suite: Suite) -> None:
-    registered(suite, "digits")
-    suite.inference("POST", "/predictions/digits", content=PICTURE)
-    unregistered(suite, "digits")
-    assert re.search(r'Requests2XX\{Level="Host",Hostname=".*",\} \d+\.\d+', suite.metrics())
 
 
 # Method, path and status of management_data.json's requests, in the order of their effects; 200 where it names none.
@@ -242,8 +204,46 @@ def test_a_model_registered_with_another_batch_size_answers(suite: Suite) -> Non
     unregistered(suite, "other")
 
 
-def test_url_path(suite: Suite) -> None:
+def test_url_path(digits: Suite) -> None:
     """test/pytest/test_url_path.py: what follows the version in the address is predicted with, too."""
-    registered(suite, "digits")
-    assert suite.inference("POST", "/predictions/digits/1.0/any/further/path", content=PICTURE).text == "2"
-    unregistered(suite, "digits")
+    assert digits.inference("POST", "/predictions/digits/1.0/any/further/path", content=PICTURE).text == "2"
+
+
+def test_explanations(digits: Suite) -> None:
+    """explanation_api_test_collection."""
+    answer = digits.inference("POST", "/explanations/digits", content=PICTURE)
+    assert (answer.status_code, answer.json()) == (200, [2.0 * pixel for pixel in PICTURE])
+
+
+def test_kserve_v1(digits: Suite) -> None:
+    """kf_api_test_collection."""
+    body = {"instances": [{"data": base64.b64encode(PICTURE).decode(), "target": 0}]}
+    answer = digits.inference("POST", "/v1/models/digits:predict", json=body)
+    assert (answer.status_code, answer.json()) == (200, {"predictions": [2]})
+    answer = digits.inference("POST", "/v1/models/digits:explain", json=body)
+    assert (answer.status_code, len(answer.json()["explanations"][0])) == (200, 10)
+
+
+def test_kserve_v2(digits: Suite) -> None:
+    """kfv2_api_test_collection: the whole answer is compared, the output's name and shape included."""
+    expected = {
+        "id": "d3b15cad",
+        "model_name": "digits",
+        "model_version": "1.0",
+        "outputs": [{"name": "input-0", "shape": [1], "datatype": "INT64", "data": [2]}],
+    }
+    as_bytes = {**TENSOR, "shape": [-1], "datatype": "BYTES", "data": [base64.b64encode(PICTURE).decode()]}
+    for tensor in (TENSOR, as_bytes):
+        answer = digits.inference(
+            "POST", "/v2/models/digits/infer", json={"id": "d3b15cad", "inputs": [tensor]}
+        )
+        assert (answer.status_code, answer.json()) == (200, expected)
+    answer = digits.inference(
+        "POST", "/v2/models/digits/explain", json={"id": "d3b15cad", "inputs": [TENSOR]}
+    )
+    assert answer.json()["outputs"][0]["shape"] == [10]
+
+
+def test_metrics(digits: Suite) -> None:
+    digits.inference("POST", "/predictions/digits", content=PICTURE)
+    assert re.search(r'Requests2XX\{Level="Host",Hostname=".*",\} \d+\.\d+', digits.metrics())
