@@ -115,7 +115,8 @@ def served(
     sizes = {"in_features": 3, "n_classes": 2}
     made = [
         archive(home / "net.py", name="module", weights="net.pt", model_kwargs=sizes, **common),
-        archive(example("cancer"), name="flow", **common),
+        # Without its requirements, for which TorchServe would make a virtual environment.
+        archive(example("cancer"), name="flow", requirements=[], **common),
         archive(home / "inference.py", name="sagemaker", weights="model.pth", **common),
     ]
     return shared(*[each.path for each in made])

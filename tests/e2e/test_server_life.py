@@ -121,8 +121,8 @@ def test_ready_means_every_worker_is_ready_and_stop_leaves_nothing(torchserve, m
     assert stop(server.config) is False
 
 
-def test_two_servers_live_side_by_side(torchserve, echo_mar):
-    first, second = torchserve(echo_mar), torchserve(echo_mar)
+def test_two_servers_live_side_by_side(torchserve, shared, echo_mar):
+    first, second = torchserve(echo_mar), shared(echo_mar)
     first.stop()
     assert second.client.predict("echo", {"still": "there"}).json() == {"body": {"still": "there"}}
 

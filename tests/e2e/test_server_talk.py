@@ -87,16 +87,6 @@ def test_grpc_without_or_with_a_wrong_token_is_refused(server, tmp_path: Path):
                 client.grpc_management.models()
 
 
-def test_rest_without_a_token_is_refused_ping_included(server):
-    for url in (
-        f"{server.settings.inference_address}/ping",
-        f"{server.settings.inference_address}/predictions/echo",
-        f"{server.settings.management_address}/models",
-    ):
-        answer = httpx.get(url, trust_env=False)
-        assert (answer.status_code, answer.json()["type"]) == (400, "InvalidKeyException")
-
-
 def test_the_inference_token_does_not_manage(server):
     answer = httpx.get(
         f"{server.settings.management_address}/models",

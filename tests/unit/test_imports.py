@@ -16,6 +16,7 @@ import pytest
 import handlergen
 
 PACKAGE = Path(handlergen.__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -277,6 +278,18 @@ def test_few_modules_make_temporary_files() -> None:
         for call, line in dotted_calls(module)
         if call.rpartition(".")[2] in makers
     ]
+    assert wrong == []
+
+
+def test_no_test_module_imports_another() -> None:
+    """What several need lies in a conftest.py or in a module beside the tests that holds none."""
+    wrong: list[Place] = []
+    for path in sorted(TESTS.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests"):
+                names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+                if path.name.startswith("test_") or path.name == "conftest.py":
+                    wrong += [(path.name, name, node.lineno) for name in names if name.startswith("test_")]
     assert wrong == []
 
 
