@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator, Set
+from collections.abc import Set
 from dataclasses import dataclass
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -138,31 +138,38 @@ def own(name: str) -> str | None:
     return rest if package == "handlergen" else None
 
 
-def imports_of(module: str, *, at_load: bool = False) -> Iterator[tuple[str, int]]:
+@cache
+def imports_of(module: str, *, at_load: bool = False) -> list[tuple[str, int]]:
     """(absolute name, line) of the imports of a module.
 
     Args:
         at_load: Only those that run when the module is loaded: not the ones inside functions, nor those that are
             there for the type checker.
     """
+    found = []
     waiting: list[ast.AST] = [tree_of(module)]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.Import | ast.ImportFrom):
-            yield from ((name, node.lineno) for name in imported(module, node))
+            found += [(name, node.lineno) for name in imported(module, node)]
         if at_load and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             waiting.extend(node.orelse if at_load else [])
             continue
         waiting.extend(ast.iter_child_nodes(node))
+    return found
 
 
-def dotted_calls(module: str) -> Iterator[tuple[str, int]]:
+@cache
+def dotted_calls(module: str) -> list[tuple[str, int]]:
     """(`os.fork`, line) for every call whose function is written as a dotted name."""
-    for node in ast.walk(tree_of(module)):
-        if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), node.lineno
+    calls = [node for node in ast.walk(tree_of(module)) if isinstance(node, ast.Call)]
+    return [
+        (ast.unparse(call.func), call.lineno)
+        for call in calls
+        if isinstance(call.func, ast.Name | ast.Attribute)
+    ]
 
 
 def runtime_modules() -> list[str]:
