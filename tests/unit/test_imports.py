@@ -88,7 +88,7 @@ PRINTS_AND_EXITS = {
 
 # What the runtime may import when it is loaded. Everything else it uses only when the user's answer or request is made
 # of it, inside a function.
-RUNTIME_NEEDS = frozenset(sys.stdlib_module_names) | {"torch"}
+RUNTIME_IMPORTS = frozenset(sys.stdlib_module_names) | {"torch"}
 
 Place = tuple[str, str, int]
 """Module, what is wrong there, line."""
@@ -234,7 +234,7 @@ def test_the_runtime_loads_with_the_standard_library_and_torch() -> None:
         (module, name, line)
         for module in runtime_modules()
         for name, line in imports_of(module, at_load=True)
-        if own(name) is None and name.partition(".")[0] not in RUNTIME_NEEDS
+        if own(name) is None and name.partition(".")[0] not in RUNTIME_IMPORTS
     ]
     assert wrong == []
 
