@@ -17,7 +17,7 @@ from handlergen.configuration import write_configuration
 from handlergen.properties import server_settings
 from handlergen.server import stop
 from tests import full_disk, refusals
-from tests.e2e.test_main_job import make_archive
+from tests.archives import make_archive
 from tests.histories import SOURCE, Load, overlapping, predicted, statuses, wrong
 
 pytestmark = pytest.mark.e2e

@@ -18,8 +18,7 @@ import pytest
 
 from handlergen.cli import main
 from handlergen.runtime.contract import CONTRACT_FILE
-from tests.e2e.test_answers import describe
-from tests.e2e.test_main_job import make_archive
+from tests.archives import make_archive
 from tests.histories import (
     SOURCE,
     Load,
@@ -180,7 +179,7 @@ def answered_as_loaded(site: Site) -> None:
     answers = [site.client.predict("watched", {"n": n}).json() for n in range(8)]
     assert {answer["label"] for answer in answers} == {"null"}
     assert {answer["preprocessed"] for answer in answers} == set(of_watched(site))
-    said = describe(site.server, "watched")["predictor"]
+    said = site.server.describe("watched")["predictor"]
     assert said["stages"] == "predictor"
     assert said["stages_because"] == "postprocess uses LABELS, which load changes"
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as output:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
 
 import pytest
@@ -29,18 +28,6 @@ def test_a_starter_meets_the_contract_without_a_warning(form: str, tmp_path: Pat
     assert project.contract.form == form
     assert project.warnings == ()
     assert {path.name for path in written} == {"model.py", "request.json", "handlergen.yaml"}
-
-
-def test_the_functions_starter_works_as_it_is(tmp_path: Path) -> None:
-    import torch
-
-    create_starter(tmp_path / "digits")
-    module = runpy.run_path(str(tmp_path / "digits" / "model.py"))
-    data = json.loads((tmp_path / "digits" / "request.json").read_text(encoding="utf-8"))
-    outputs = module["predict"](module["preprocess"](data), torch.device("cpu"))
-    assert module["preprocess"](data) is data
-    assert module["postprocess"](outputs) is outputs
-    assert outputs.tolist() == [2.0, 4.0, 6.0]
 
 
 @pytest.mark.parametrize("form", STARTER_FORMS)

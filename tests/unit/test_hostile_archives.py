@@ -433,14 +433,3 @@ def test_a_hostile_truss_configuration_is_refused(place: Path, capsys: pytest.Ca
     assert status in (1, 3)
     assert "the alias *a is not taken here" in printed
     assert not (place / "model-store").exists()
-
-
-def test_links_out_of_the_project_are_not_packed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (place / "project" / "data").mkdir(parents=True)
-    (place / "project" / "m.py").write_text(SOURCE)
-    (place / "secret").write_text("of somebody else")
-    (place / "project" / "data" / "innocent").symlink_to(place / "secret")
-    status, printed = run(["archive", "project/m.py", "--extra-file", "data"], capsys)
-    assert status == 1
-    assert "innocent" in printed
-    assert not (place / "model-store").exists()

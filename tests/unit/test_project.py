@@ -173,10 +173,10 @@ def test_a_name_that_cannot_be_derived_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_module_that_would_hide_another_is_refused(tmp_path: Path) -> None:
-    lay(tmp_path, torch_py=PREDICT, handlergen_handler_py=PREDICT)
-    for name in ("torch.py", "handlergen_handler.py"):
+    for name in ("json", "torch", "ts", "handlergen_runtime", "handlergen_handler"):
+        (tmp_path / f"{name}.py").write_text(PREDICT)
         with pytest.raises(ContractError, match="cannot be named"):
-            opened(tmp_path / name)
+            opened(tmp_path / f"{name}.py")
 
 
 def test_contradictions_become_warnings(tmp_path: Path) -> None:

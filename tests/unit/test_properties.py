@@ -110,6 +110,8 @@ def test_refused_with_the_line(text: str, said: str):
     [
         ({"inference_port": 8081}, "share port 8081"),
         ({"inference_port": 0}, "0 is no port"),
+        ({"inference_port": -5}, "has no port from 1 to 65535"),
+        ({"inference_port": 99999}, "has no port from 1 to 65535"),
         ({"log_config": "my logs/log4j2.xml"}, "must not contain blanks"),
         ({"model_store": "C:\\models"}, "must not contain a backslash"),
         ({"model_store": "store "}, "a blank at either end"),

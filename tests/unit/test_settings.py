@@ -26,39 +26,13 @@ from handlergen.settings import (
 )
 from handlergen.staging import make_bundle
 
-NAMES_OF_THE_CONTRACT = [
-    "name",
-    "version",
-    "form",
-    "source",
-    "call",
-    "weights",
-    "weights_format",
-    "extra_files",
-    "packages",
-    "requirements",
-    "model_args",
-    "model_kwargs",
-    "config",
-    "secrets",
-    "batch",
-    "batch_size",
-    "max_batch_delay_ms",
-    "workers_per_device",
-    "devices",
-    "predictor",
-    "stages",
-    "max_batch",
-    "linger_ms",
-    "predict_timeout_s",
-    "lock",
-    "lock_timeout_s",
-    "response_timeout_s",
-    "startup_timeout_s",
-    "queue_size",
-    "nan",
-    "compression",
-]
+NAMES_OF_THE_CONTRACT = {
+    "name", "version", "form", "source", "call", "weights", "weights_format", "extra_files", "packages",
+    "requirements", "model_args", "model_kwargs", "config", "secrets", "batch", "batch_size",
+    "max_batch_delay_ms", "workers_per_device", "devices", "predictor", "stages", "max_batch", "linger_ms",
+    "predict_timeout_s", "lock", "lock_timeout_s", "response_timeout_s", "startup_timeout_s", "queue_size",
+    "nan", "compression",
+}  # fmt: skip
 
 
 def load(text: str, tmp_path: Path, environ: dict[str, str] | None = None, **overrides: Any) -> Settings:
@@ -75,7 +49,7 @@ def refusals(text: str, tmp_path: Path) -> list[str]:
 
 
 def test_every_setting_of_the_contract_exists_with_help_and_a_check() -> None:
-    assert set(NAMES_OF_THE_CONTRACT) | {"max_response_bytes"} == set(SETTINGS)
+    assert NAMES_OF_THE_CONTRACT | {"max_response_bytes"} == set(SETTINGS)
     for setting in SETTINGS.values():
         assert setting.help.endswith("."), setting.name
         assert setting.default in (None, "") or setting.kind.convert(setting.default) == setting.default
@@ -154,11 +128,6 @@ def test_what_is_no_batch_size(value: str, tmp_path: Path) -> None:
 def test_what_is_no_number_of_seconds(value: str, tmp_path: Path) -> None:
     (message,) = refusals(f"lock_timeout_s: {value}\n", tmp_path)
     assert "wanted: a number of seconds above 0" in message
-
-
-@pytest.mark.parametrize("value", ["../x", "-x", "a b", "a/b", "all", "x.mar", "''", ".x", "é"])
-def test_what_is_no_model_name(value: str, tmp_path: Path) -> None:
-    assert "`name`" in refusals(f"name: {value}\n", tmp_path)[0]
 
 
 def test_values_that_json_cannot_hold_are_named_with_their_place(tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ def test_a_module_and_a_package_of_one_name(project: Callable[..., Project]) -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["", "-m", "a b", "a/b", "../a", "name\n", "ümlaut", "all", "None", "digits.mar", "x" * 201]
+    "name", ["", "-m", "a b", "a/b", "../a", ".x", "name\n", "ümlaut", "all", "None", "digits.mar", "x" * 201]
 )
 def test_bad_model_names(name: str) -> None:
     with pytest.raises(HandlergenError) as caught:
