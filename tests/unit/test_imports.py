@@ -42,7 +42,7 @@ ROOMS = {
         imports="runtime errors inspection",
     ),
     "inspection": Room(
-        "inspection findings hook_doubts hook_signatures methods source_module source_tree forms placement",
+        "inspection findings hook_doubts hook_signatures methods source_module source_tree forms stage_rule stage_names stage_code stage_libraries",
         imports="runtime errors project",
     ),
     "archive": Room(
@@ -57,11 +57,11 @@ ROOMS = {
     ),
     "client": Room("client", imports="runtime errors server"),
     "local": Room(
-        "local local_context local_failures local_stream sample_child sample_run answering_child offline",
+        "local local_context local_stream sample_child sample_run answering_child offline",
         imports="runtime errors project archive api",
     ),
     "performance": Room(
-        "bench trace tuning recordings", imports="runtime errors project server client local"
+        "bench trace tuning recordings", imports="runtime errors project archive server client local"
     ),
     "api": Room(""),  # the package itself, whose names are imported when they are first used
     "cli": Room(
