@@ -19,7 +19,7 @@ HOOKS = ("preprocess", "postprocess")
 DEFINITION = FUNCTION | ast.ClassDef
 
 
-class Project:
+class NamedProject:
     """The project's files as one namespace, and what each name of it is defined as."""
 
     def __init__(self, source: Source) -> None:
@@ -343,7 +343,7 @@ class Role:
     """What a hook and all that it mentions do; the first site of each counts."""
 
     def __init__(
-        self, project: Project, name: str, codes: Iterable[Code], kinds: Iterable[ast.ClassDef] = ()
+        self, project: NamedProject, name: str, codes: Iterable[Code], kinds: Iterable[ast.ClassDef] = ()
     ) -> None:
         self.name = name
         self.reads, self.uses, self.effects, self.device, self.unknown, self.binds, self.own = (
@@ -381,7 +381,7 @@ class Role:
                     inner = project.code(project.where[method], method, method=True, name=own)
                     waiting.append((inner, (*through, own), runs))
 
-    def _note(self, project: Project, code: Code, through: tuple[str, ...], *, runs: bool) -> None:
+    def _note(self, project: NamedProject, code: Code, through: tuple[str, ...], *, runs: bool) -> None:
         for kind in ("uses", "device", "unknown", "binds"):
             for name, line in getattr(code, kind).items():
                 getattr(self, kind).setdefault(name, Site(code.file, line, through))

@@ -24,7 +24,7 @@ from handlergen.settings import Settings
 from handlergen.source_module import dotted
 from handlergen.stage_code import FUNCTION, assigned, decorated, stored
 from handlergen.stage_libraries import affects
-from handlergen.stage_names import HOOKS, Project, Role, Site
+from handlergen.stage_names import HOOKS, NamedProject, Role, Site
 
 _BUILDS = (
     *("__init__", "setup_environment", "load", "warmup", "load_state_dict", "_load_from_state_dict"),
@@ -194,7 +194,7 @@ class _Rules:
 
     def __init__(self, source: Source, contract: Contract) -> None:
         self.contract, self.file = contract, source.module.file
-        self.project = project = Project(source)
+        self.project = project = NamedProject(source)
         self.ancestry = list(self._ancestry(contract.class_name)) if contract.class_name else []
         project.served = frozenset(kind.name for kind in self.ancestry)
         self.roles = {
