@@ -28,7 +28,7 @@ from handlergen.stage_libraries import (
 )
 
 if TYPE_CHECKING:
-    from handlergen.stage_names import Project
+    from handlergen.stage_names import NamedProject
 
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 SELF, PARAMETER = "(self)", "(parameter)"
@@ -93,7 +93,7 @@ class Code(ast.NodeVisitor):
     """
 
     def __init__(
-        self, project: Project, names: Names, node: ast.AST, *, name: str = "", method: bool = False
+        self, project: NamedProject, names: Names, node: ast.AST, *, name: str = "", method: bool = False
     ) -> None:
         self.project, self.names, self.name, self.node = project, names, name, node
         self.file = names.source.file

@@ -19,7 +19,7 @@ HOOKS = ("preprocess", "postprocess")
 DEFINITION = FUNCTION | ast.ClassDef
 
 
-class Project:
+class NamedProject:
     """The project's files as one namespace, and what each name of it is defined as."""
 
     def __init__(self, source: Source) -> None:
@@ -284,7 +284,7 @@ class Project:
         )
         return self.is_single(name) or closures or unknown
 
-    def devices_at_import(self) -> Iterator[tuple[str, Site]]:
+    def devices_at_import(self) -> Iterator[tuple[str, Location]]:
         """Calls that may make a context on an accelerator when the module is imported."""
         for names in (self._files[file] for file in self._at_import):
             waiting = [
@@ -309,7 +309,7 @@ class Project:
                     and library != "torch.device"
                     and (called is None or called in self.functions)
                 ):
-                    yield ast.unparse(call.func), Site(names.source.file, call.lineno)
+                    yield ast.unparse(call.func), Location(names.source.file, call.lineno)
 
 
 def _remembers(function: ast.AST) -> bool:
@@ -322,14 +322,14 @@ def _remembers(function: ast.AST) -> bool:
     return False
 
 
-class Site(NamedTuple):
+class Location(NamedTuple):
     """Where something happens: file for messages, line, and the functions by which the hook comes there."""
 
     file: str
     line: int
     through: tuple[str, ...] = ()
 
-    def seen_from(self, other: Site) -> str:
+    def seen_from(self, other: Location) -> str:
         """`line 12`, with the file when it is another one, and with the helpers."""
         place = f"line {self.line}" if self.file == other.file else f"{self.file}:{self.line}"
         return f"{place}{self.helpers}"
@@ -339,19 +339,19 @@ class Site(NamedTuple):
         return f" (through {' and '.join(self.through)})" if self.through else ""
 
 
-class Role:
-    """What a hook and all that it mentions do; the first site of each counts."""
+class HookUse:
+    """What a hook and all that it mentions do; the first location of each counts."""
 
     def __init__(
-        self, project: Project, name: str, codes: Iterable[Code], kinds: Iterable[ast.ClassDef] = ()
+        self, project: NamedProject, name: str, codes: Iterable[Code], kinds: Iterable[ast.ClassDef] = ()
     ) -> None:
         self.name = name
         self.reads, self.uses, self.effects, self.device, self.unknown, self.binds, self.own = (
-            dict[str, Site]() for _ in range(7)
+            dict[str, Location]() for _ in range(7)
         )
-        self.changes: dict[str, tuple[str, Site]] = {}
-        self.attributes: dict[str, Site] = {}
-        self.kept: dict[str, Site] = {}
+        self.changes: dict[str, tuple[str, Location]] = {}
+        self.attributes: dict[str, Location] = {}
+        self.kept: dict[str, Location] = {}
         served = {part: part.name for kind in kinds for part in kind.body if isinstance(part, FUNCTION)}
         waiting: list[tuple[Code, tuple[str, ...], bool]] = [(code, (), True) for code in codes]
         seen: set[tuple[Code, bool]] = set()
@@ -362,12 +362,12 @@ class Role:
             seen.add((code, runs))
             self._note(project, code, through, runs=runs)
             for read, line in code.reads.items():
-                site = Site(code.file, line, through)
-                self.reads.setdefault(read, site)
+                location = Location(code.file, line, through)
+                self.reads.setdefault(read, location)
                 if project.keeps(read) and runs:
-                    self.changes.setdefault(read, ("may change", site))
+                    self.changes.setdefault(read, ("may change", location))
                 if project.is_cached(read):
-                    self.kept.setdefault(read, site)
+                    self.kept.setdefault(read, location)
                 value = isinstance(
                     code.node, ast.expr
                 )  # what its expression calls has run when it was imported
@@ -376,23 +376,23 @@ class Role:
                     helper = (inner.name,) if isinstance(inner.node, FUNCTION | ast.Lambda) else ()
                     waiting.append((inner, (*through, *helper), later))
             for own, line in code.own.items() if code.node in served else ():
-                self.own.setdefault(own, Site(code.file, line, through))
+                self.own.setdefault(own, Location(code.file, line, through))
                 for method in (method for method, known in served.items() if known == own):
                     inner = project.code(project.where[method], method, method=True, name=own)
                     waiting.append((inner, (*through, own), runs))
 
-    def _note(self, project: Project, code: Code, through: tuple[str, ...], *, runs: bool) -> None:
+    def _note(self, project: NamedProject, code: Code, through: tuple[str, ...], *, runs: bool) -> None:
         for kind in ("uses", "device", "unknown", "binds"):
             for name, line in getattr(code, kind).items():
-                getattr(self, kind).setdefault(name, Site(code.file, line, through))
+                getattr(self, kind).setdefault(name, Location(code.file, line, through))
         for name, line in code.effects.items() if runs else ():
-            self.effects.setdefault(name, Site(code.file, line, through))
+            self.effects.setdefault(name, Location(code.file, line, through))
         for change in code.changes if runs else ():
             if change.callee and not project.changes_given(change.callee):
                 continue
-            site = Site(code.file, change.line, through)
+            location = Location(code.file, change.line, through)
             for name in project.expand(change.names):
                 if name not in self.changes or change.verb == "assigns":
-                    self.changes[name] = (change.verb, site)
+                    self.changes[name] = (change.verb, location)
             for attribute in change.attributes:
-                self.attributes.setdefault(attribute, site)
+                self.attributes.setdefault(attribute, location)

@@ -24,7 +24,7 @@ from handlergen.settings import Settings
 from handlergen.source_module import dotted
 from handlergen.stage_code import FUNCTION, assigned, decorated, stored
 from handlergen.stage_libraries import affects
-from handlergen.stage_names import HOOKS, Project, Role, Site
+from handlergen.stage_names import HOOKS, HookUse, Location, NamedProject
 
 _BUILDS = (
     *("__init__", "setup_environment", "load", "warmup", "load_state_dict", "_load_from_state_dict"),
@@ -194,7 +194,7 @@ class _Rules:
 
     def __init__(self, source: Source, contract: Contract) -> None:
         self.contract, self.file = contract, source.module.file
-        self.project = project = Project(source)
+        self.project = project = NamedProject(source)
         self.ancestry = list(self._ancestry(contract.class_name)) if contract.class_name else []
         project.served = frozenset(kind.name for kind in self.ancestry)
         self.roles = {
@@ -224,7 +224,7 @@ class _Rules:
             role in self.contract.hooks or role == "collate" or (self._of_class(role) and role not in HOOKS)
         )
 
-    def _role(self, role: str) -> Role:
+    def _role(self, role: str) -> HookUse:
         hook = self.contract.hooks.get(role)
         name = hook.name if hook else role
         project = self.project
@@ -239,10 +239,10 @@ class _Rules:
             ]
         else:
             codes = list(project.codes(project.main.originals.get(name, name)))
-        found = Role(project, name, codes, self.ancestry)
+        found = HookUse(project, name, codes, self.ancestry)
         if hook and not codes:
             found.unknown.setdefault(
-                f"{name}, which is no function that can be read", Site(self.file, hook.line)
+                f"{name}, which is no function that can be read", Location(self.file, hook.line)
             )
         return found
 
@@ -252,18 +252,18 @@ class _Rules:
             hook = self.contract.hooks.get(role)
             if hook is None:
                 continue
-            mine, site = self.roles[role], Site(self.file, hook.line)
+            mine, location = self.roles[role], Location(self.file, hook.line)
             if role == "preprocess" and hook.streams:
                 what = "{hook} yields, and a generator cannot go to another process"
                 yield self._reason(
-                    5, mine, "yield", site, what, "Return a list instead, and it runs in the workers."
+                    5, mine, "yield", location, what, "Return a list instead, and it runs in the workers."
                 )
             asked = {parameter.source for parameter in hook.parameters}
             if "model" in asked:
                 fix = "Do in predict what needs it, or make what this hook needs of it in setup(context)."
                 what = "{hook} asks for `model`, which only the predictor process has"
-                yield self._reason(1, mine, "model", site, what, fix)
-            yield from self._device(mine, {"device": site} if "device" in asked else {})
+                yield self._reason(1, mine, "model", location, what, fix)
+            yield from self._device(mine, {"device": location} if "device" in asked else {})
             yield from self._self(mine)
             for other in (*_BUILDS, *_PREDICTS):
                 if other in self.roles:
@@ -276,18 +276,20 @@ class _Rules:
         yield from self._around()
 
     def _reason(  # noqa: PLR0917 - in the order of the sentence
-        self, rule: int, role: Role, name: str, site: Site, what: str, fix: str
+        self, rule: int, role: HookUse, name: str, location: Location, what: str, fix: str
     ) -> Reason:
-        said = what.replace("{hook}", role.name).replace("{name}", name).replace("{through}", site.helpers)
-        return Reason(rule, site.file, site.line, role.name, name, site.through, said, fix)
+        said = (
+            what.replace("{hook}", role.name).replace("{name}", name).replace("{through}", location.helpers)
+        )
+        return Reason(rule, location.file, location.line, role.name, name, location.through, said, fix)
 
-    def _device(self, role: Role, asked: dict[str, Site]) -> Iterator[Reason]:
+    def _device(self, role: HookUse, asked: dict[str, Location]) -> Iterator[Reason]:
         fix = "Leave it out: inputs are on the device when predict gets them, outputs on the CPU when it has returned."
-        for name, site in {**asked, **role.device}.items():
+        for name, location in {**asked, **role.device}.items():
             what = "{hook} uses {name}{through}, and workers leave the device to the predictor process"
-            yield self._reason(1, role, name, site, what, fix)
+            yield self._reason(1, role, name, location, what, fix)
 
-    def _self(self, role: Role) -> Iterator[Reason]:
+    def _self(self, role: HookUse) -> Iterator[Reason]:
         """A worker's instance is made without its constructor: it has its class's methods and constants."""
         written = [part for kind in self.ancestry for part in kind.body if isinstance(part, FUNCTION)]
         keep = ("cached_property", "cache", "lru_cache")  # each process would keep a result of its own
@@ -303,7 +305,7 @@ class _Rules:
         if any(kind.decorator_list for kind in self.ancestry):
             constants.clear()  # a decorator such as `dataclass` makes attributes of the instance of them
         others = [other for name, other in self.roles.items() if name != "setup"]
-        for name, site in role.own.items():
+        for name, location in role.own.items():
             set_by = next(
                 ((other, other.attributes[name]) for other in others if name in other.attributes), None
             )
@@ -312,13 +314,13 @@ class _Rules:
             shown = f"self.{name}" if name else "self"
             said = ", not only for a method or a constant of its class"
             if set_by is not None:
-                said = f", which {set_by[0].name} sets in {set_by[1].seen_from(site)}"
+                said = f", which {set_by[0].name} sets in {set_by[1].seen_from(location)}"
             elif name:
                 said = f", which is neither a method nor a constant of class {self.contract.class_name}"
             fix = f"Make {name or 'what it needs'} a class attribute, or a constant of the module, and leave it so."
-            yield self._reason(2, role, shown, site, f"{{hook}} uses {{name}}{{through}}{said}", fix)
+            yield self._reason(2, role, shown, location, f"{{hook}} uses {{name}}{{through}}{said}", fix)
 
-    def _shared(self, role: str, mine: Role, other: str, theirs: Role) -> Iterator[Reason]:
+    def _shared(self, role: str, mine: HookUse, other: str, theirs: HookUse) -> Iterator[Reason]:
         setup = self._setup
         for name, read, verb, written in _conflicts(mine, theirs):
             fix = f"Make {name} in {setup}, which every worker runs, or where the module is imported."
@@ -352,35 +354,42 @@ class _Rules:
     def _setup(self) -> str:
         return "pre_model_fn(model_dir)" if self.contract.form == "sagemaker" else "setup(context)"
 
-    def _effects(self, mine: Role, theirs: Role) -> Iterator[Reason]:
+    def _effects(self, mine: HookUse, theirs: HookUse) -> Iterator[Reason]:
         fix = f"Do that in {self._setup}, which every worker runs, or where the module is imported."
         if self.contract.form == "model-class":  # it has no setup
             fix = "Do that where the module is imported."
         for effect, written in theirs.effects.items():
             used = next((name for name in mine.uses if affects(effect, name)), None)
             if used is not None:
-                site = mine.uses[used]
-                sets = f"{theirs.name} calls or sets in {written.seen_from(site)}"
+                location = mine.uses[used]
+                sets = f"{theirs.name} calls or sets in {written.seen_from(location)}"
                 what = f"{{hook}} uses {used}{{through}}, which may depend on {{name}}, which {sets}"
-                yield self._reason(4, mine, effect, site, what, fix)
+                yield self._reason(4, mine, effect, location, what, fix)
 
     def _around(self) -> Iterator[Reason]:
         """What load, predict, setup and the import do that a worker must not, or that cannot be followed."""
         for other in (*_BUILDS, *_PREDICTS):
-            for name, site in self.roles[other].binds.items() if other in self.roles else ():
+            for name, location in self.roles[other].binds.items() if other in self.roles else ():
                 what = "{hook} uses {name}{through}: what that binds, the source does not show"
                 fix = "Write the names out, or say stages: worker if preprocess and postprocess use nothing of it."
-                yield self._reason(5, self.roles[other], name, site, what, fix)
+                yield self._reason(5, self.roles[other], name, location, what, fix)
         if "setup" in self.roles:
             hook = self.contract.hooks["setup"]
             asks = any(parameter.source == "device" for parameter in hook.parameters)
             yield from self._device(
-                self.roles["setup"], {"device": Site(self.file, hook.line)} if asks else {}
+                self.roles["setup"], {"device": Location(self.file, hook.line)} if asks else {}
             )
-        for name, site in self.project.devices_at_import():
+        for name, location in self.project.devices_at_import():
             what = "the module uses {name} when it is imported, and workers leave the device to the predictor process"
             yield Reason(
-                1, site.file, site.line, "import", name, (), what.replace("{name}", name), "Do it in load."
+                1,
+                location.file,
+                location.line,
+                "import",
+                name,
+                (),
+                what.replace("{name}", name),
+                "Do it in load.",
             )
 
 
@@ -390,13 +399,13 @@ _RETURN_IT = {
 }
 
 
-def _conflicts(reader: Role, writer: Role) -> Iterator[tuple[str, Site, str, Site]]:
+def _conflicts(reader: HookUse, writer: HookUse) -> Iterator[tuple[str, Location, str, Location]]:
     """Names that one role reads and another one changes."""
     for name, (verb, written) in writer.changes.items():
-        for read, site in reader.reads.items():
+        for read, location in reader.reads.items():
             if (
                 read == name
                 or (name == "context" and read.startswith("context."))
                 or (read == "context" and name.startswith("context."))
             ):
-                yield read if read != "context" else name, site, verb, written
+                yield read if read != "context" else name, location, verb, written

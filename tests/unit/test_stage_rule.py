@@ -324,6 +324,7 @@ def global_x(body: str) -> str:
 LOAD = "TOKENS = None\ndef load(context):\n    global TOKENS\n    TOKENS = {'a': 1}\n"
 
 # By name: the source, the rule and the name of a reason.
+# fmt: off
 TIED: dict[str, tuple[str, int, str]] = {
     # Rule 1
     "the model": ("def load(context): return 1\ndef preprocess(data, model): return data", 1, "model"),
@@ -333,11 +334,7 @@ TIED: dict[str, tuple[str, int, str]] = {
     "cuda as a text": ("import torch\ndef preprocess(d): return torch.zeros(1).to('cuda:0')", 1, "'cuda:0'"),
     "torch.cuda": ("import torch\ndef preprocess(d): torch.cuda.synchronize()", 1, "torch.cuda.synchronize"),
     "torch.device": ("import torch\ndef preprocess(d): return torch.device(d)", 1, "torch.device(...)"),
-    "a device of the module": (
-        "DEVICE = 'cuda'\ndef preprocess(data): return data.to(DEVICE)",
-        1,
-        "'cuda'",
-    ),
+    "a device of the module": ("DEVICE = 'cuda'\ndef preprocess(data): return data.to(DEVICE)", 1, "'cuda'"),
     "a model on the device at import": (
         "import torch\nMODEL = torch.nn.Linear(1, 1).cuda()\ndef preprocess(data): return data",
         1,
@@ -387,25 +384,17 @@ TIED: dict[str, tuple[str, int, str]] = {
         "reader",
     ),
     "what a helper of a helper returns": (
-        "X = {}\ndef a(): return X\ndef b(): return a()\n" + global_x("b()['x'] = 1"),
-        3,
-        "X",
+        "X = {}\ndef a(): return X\ndef b(): return a()\n" + global_x("b()['x'] = 1"), 3, "X"
     ),
     "another name of a helper": ("X = {}\ndef f(t): t['x'] = 1\ng = f\n" + global_x("g(X)"), 3, "X"),
     "a partial helper": (
-        "import functools\nX = {}\ndef f(t): t['x'] = 1\ng = functools.partial(f, X)\n" + global_x("g()"),
-        3,
-        "X",
+        "import functools\nX = {}\ndef f(t): t['x'] = 1\ng = functools.partial(f, X)\n" + global_x("g()"), 3, "X"
     ),
     "what a method returns": (
-        "X = {}\nclass R:\n    def get(self): return X\n" + global_x("R().get()['x'] = 1"),
-        3,
-        "X",
+        "X = {}\nclass R:\n    def get(self): return X\n" + global_x("R().get()['x'] = 1"), 3, "X"
     ),
     "what entering returns": (
-        "X = {}\nclass R:\n    def __enter__(self): return X\n" + global_x("with R() as x: x['x'] = 1"),
-        3,
-        "X",
+        "X = {}\nclass R:\n    def __enter__(self): return X\n" + global_x("with R() as x: x['x'] = 1"), 3, "X"
     ),
     "what an object was given": (
         "X = {}\nclass R:\n    def __init__(self, x): self.x = x\n    def fill(self): self.x['x'] = 1\n"
@@ -413,11 +402,7 @@ TIED: dict[str, tuple[str, int, str]] = {
         3,
         "X",
     ),
-    "what a generator yields": (
-        "X = {}\ndef each(): yield X\n" + global_x("for x in each(): x['a'] = 1"),
-        3,
-        "X",
-    ),
+    "what a generator yields": ("X = {}\ndef each(): yield X\n" + global_x("for x in each(): x['a'] = 1"), 3, "X"),
     "the only instance": (
         """
         class Resources:
@@ -433,9 +418,7 @@ TIED: dict[str, tuple[str, int, str]] = {
         "Resources",
     ),
     "a decorator that is not known": (
-        "from somewhere import single\n@single\nclass X: a = None\n" + global_x("X().a = 1"),
-        3,
-        "X",
+        "from somewhere import single\n@single\nclass X: a = None\n" + global_x("X().a = 1"), 3, "X"
     ),
     "a closure": (
         """
@@ -451,9 +434,7 @@ TIED: dict[str, tuple[str, int, str]] = {
         "get",
     ),
     "a cached function": (
-        "import functools\n@functools.cache\ndef X(): return object()\n" + global_x("return X()"),
-        3,
-        "X",
+        "import functools\n@functools.cache\ndef X(): return object()\n" + global_x("return X()"), 3, "X"
     ),
     "a lazy model": (
         """
@@ -474,14 +455,10 @@ TIED: dict[str, tuple[str, int, str]] = {
         "context.config",
     ),
     "another file": (
-        "from stateful import *\ndef load(c): init()\ndef preprocess(d): return clean(d)",
-        3,
-        "TOKENIZER",
+        "from stateful import *\ndef load(c): init()\ndef preprocess(d): return clean(d)", 3, "TOKENIZER"
     ),
     "another file as a module": (
-        "import lib.stateful as s\ndef load(c): s.init()\ndef preprocess(d): return s.clean(d)",
-        3,
-        "TOKENIZER",
+        "import lib.stateful as s\ndef load(c): s.init()\ndef preprocess(d): return s.clean(d)", 3, "TOKENIZER"
     ),
     "a file of a package": (
         "from pack import init\nimport pack.inner\ndef load(c): init()\ndef preprocess(d): return pack.inner.clean(d)",
@@ -495,25 +472,13 @@ TIED: dict[str, tuple[str, int, str]] = {
     ),
     # Rule 3, through what preprocess mentions
     "a helper": (LOAD + "def tokens(x): return TOKENS\ndef preprocess(d): return tokens(d)", 3, "TOKENS"),
-    "a lambda": (
-        LOAD + "tokens = lambda x: TOKENS\ndef preprocess(d): return list(map(tokens, d))",
-        3,
-        "TOKENS",
-    ),
-    "a table": (
-        LOAD + "def t(x): return TOKENS\nT = {'t': t}\ndef preprocess(d): return T['t'](d)",
-        3,
-        "TOKENS",
-    ),
+    "a lambda": (LOAD + "tokens = lambda x: TOKENS\ndef preprocess(d): return list(map(tokens, d))", 3, "TOKENS"),
+    "a table": (LOAD + "def t(x): return TOKENS\nT = {'t': t}\ndef preprocess(d): return T['t'](d)", 3, "TOKENS"),
     "a decorator": (
-        LOAD + "def checked(f):\n    return lambda d: f(TOKENS[d])\n@checked\ndef preprocess(d): return d",
-        3,
-        "TOKENS",
+        LOAD + "def checked(f):\n    return lambda d: f(TOKENS[d])\n@checked\ndef preprocess(d): return d", 3, "TOKENS"
     ),
     "an operator": (
-        LOAD + "class X:\n    def __add__(self, n): return TOKENS\ndef preprocess(d): return X() + d",
-        3,
-        "TOKENS",
+        LOAD + "class X:\n    def __add__(self, n): return TOKENS\ndef preprocess(d): return X() + d", 3, "TOKENS"
     ),
     "a transform": (
         LOAD + "from torchvision import transforms\nT = transforms.Lambda(lambda x: TOKENS[x])\n"
@@ -529,14 +494,10 @@ TIED: dict[str, tuple[str, int, str]] = {
     ),
     # Rule 3, predict
     "predict leaves something": (
-        "X = {}\ndef predict(i): X['x'] = i; return i\ndef postprocess(o): return X['x']",
-        3,
-        "X",
+        "X = {}\ndef predict(i): X['x'] = i; return i\ndef postprocess(o): return X['x']", 3, "X"
     ),
     "preprocess leaves something": (
-        "X = []\ndef preprocess(d): X.append(len(d)); return d\ndef predict(i): return X[-1]",
-        3,
-        "X",
+        "X = []\ndef preprocess(d): X.append(len(d)); return d\ndef predict(i): return X[-1]", 3, "X"
     ),
     # Rule 5
     "globals()": ("def preprocess(data): return globals()['x']", 5, "globals()"),
@@ -548,15 +509,9 @@ TIED: dict[str, tuple[str, int, str]] = {
         "setattr with a computed name",
     ),
     "sys.modules": (
-        "import sys\ndef load(c): sys.modules[__name__].X = 1\ndef preprocess(d): return d",
-        5,
-        "sys.modules",
+        "import sys\ndef load(c): sys.modules[__name__].X = 1\ndef preprocess(d): return d", 5, "sys.modules"
     ),
-    "builtins": (
-        "import builtins\ndef load(c): builtins.X = 1\ndef preprocess(d): return X",
-        5,
-        "builtins.X",
-    ),
+    "builtins": ("import builtins\ndef load(c): builtins.X = 1\ndef preprocess(d): return X", 5, "builtins.X"),
     "__globals__": ("def load(c): load.__globals__['X'] = 1\ndef preprocess(d): return X", 5, "__globals__"),
     "a file as a value": (
         "import operator, helpers\nGET = operator.attrgetter('clean')\ndef preprocess(d): return GET(helpers)",
@@ -564,6 +519,7 @@ TIED: dict[str, tuple[str, int, str]] = {
         "helpers, handed on as a whole",
     ),
 }
+# fmt: on
 
 CLASS = (
     "import functools\nclass Model:\n    words = None\n    {}\n    def predict(self, inputs): return inputs\n"
