@@ -17,6 +17,7 @@ from handlergen.inspection import read_source
 from handlergen.names import check_model_name, module_name_problem
 from handlergen.placement import Placement, place
 from handlergen.runtime.contract import Contract
+from handlergen.runtime.form_table import FORMS
 from handlergen.settings import (
     SETTINGS,
     SETTINGS_FILE,
@@ -32,7 +33,6 @@ from handlergen.yaml_source import read_yaml
 
 _DEFAULT_SOURCE = "model.py"
 _NOT_A_SOURCE = ("conftest.py", "setup.py", "__init__.py")
-_BATCH_OF_FORM = {"module": "collate"}  # contract, section 2; each for all others
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _resolved(where: _Place, settings: Settings, findings: Findings, contract: C
         form=contract.form,
         predictor=placed.predictor,
         stages=placed.stages,
-        batch=_BATCH_OF_FORM.get(contract.form, "each") if settings.batch == "auto" else settings.batch,
+        batch=FORMS[contract.form].batch if settings.batch == "auto" else settings.batch,
         weights_format=settings.weights_format or (weights_format(weights) if weights else None),
     )
     warnings = [

@@ -15,12 +15,11 @@ from typing import Any
 from handlergen import setting_kinds as kinds
 from handlergen.errors import HandlergenError
 from handlergen.names import check_model_name, check_version
+from handlergen.runtime.form_table import DEFAULT_FORM, FORMS
 from handlergen.setting_kinds import Kind
 
 EXECUTABLE_FORMATS = ("torchscript", "exported", "onnx")
 """Formats of weights that hold the computation too, so that a module needs no `predict` of its own."""
-
-FORMS = ("functions", "model-class", "module", "flow", "sagemaker")
 
 
 def _setting(default: Any, help: str, kind: Kind, *, group: str, example: str = "") -> Any:
@@ -79,7 +78,7 @@ class Settings:
         "How the module is written. Without it: found by reading the source.",
         kinds.choice(*FORMS),
         group=_MODEL,
-        example="functions",
+        example=DEFAULT_FORM,
     )
     source: str | None = _setting(
         None,

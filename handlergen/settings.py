@@ -1,11 +1,12 @@
-"""Settings of a model: file < environment < flags, checked, with every problem reported at once.
+"""Settings of a model: read (file < environment < flags), checked one by one, and checked against one another.
 
-`Settings` and each field's default, help and check stand in `handlergen.setting_fields`.
+The fields, with their defaults, help texts and checks, are in `handlergen.setting_fields`.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,15 +15,13 @@ from typing import Any
 
 from handlergen.errors import ContractError, Problem
 from handlergen.runtime.contract import RuntimeSettings
-from handlergen.setting_checks import contradictions
-from handlergen.setting_fields import EXECUTABLE_FORMATS, FORMS, SETTINGS, SettingInfo, Settings
-from handlergen.starter_yaml import starter_yaml
+from handlergen.runtime.form_table import DEFAULT_FORM, FORMS, FormRow
+from handlergen.setting_fields import EXECUTABLE_FORMATS, SETTINGS, SettingInfo, Settings
 from handlergen.yaml_source import read_yaml
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
     "EXECUTABLE_FORMATS",
-    "FORMS",
     "SETTINGS",
     "SETTINGS_FILE",
     "SettingInfo",
@@ -33,7 +32,6 @@ __all__ = [
     "load_settings",
     "read_settings",
     "shown",
-    "starter_yaml",
     "to_runtime",
 ]
 
@@ -221,3 +219,167 @@ def _nearest(key: str) -> str:
     simple = key.lower().replace("-", "").replace("_", "").replace(" ", "")
     near = difflib.get_close_matches(simple, flat, n=1, cutoff=0.6)
     return f"Did you mean `{flat[near[0]]}`?" if near else f"The settings are: {', '.join(SETTINGS)}."
+
+
+def contradictions(
+    settings: Settings, *, weights_bytes: int | None = None, device_bytes: int | None = None
+) -> list[str]:
+    """Return a warning for each setting that cannot work with the others, or has no effect beside them.
+
+    These are no errors, because each value alone is allowed. Each warning says what to write instead.
+
+    Args:
+        settings: Resolved or not; `batch: auto` counts as `each`, `predictor: auto` as `worker`.
+        weights_bytes: Size of the weights file, when there is one.
+        device_bytes: Memory of the smallest device (of the whole machine for the CPU), when it is known.
+    """
+    return [
+        *_times(settings),
+        *_batches(settings),
+        *_predictor(settings),
+        *_memory(settings, weights_bytes, device_bytes),
+    ]
+
+
+def _times(settings: Settings) -> list[str]:
+    found = []
+    limit = settings.response_timeout_s
+    locked = settings.lock != "none"
+    if locked and settings.lock_timeout_s >= limit:
+        found.append(
+            f"lock_timeout_s ({settings.lock_timeout_s:g}) is not below response_timeout_s ({limit}): "
+            f"TorchServe kills a worker that waits for the device before its request can get 503. "
+            f"Write lock_timeout_s: {limit / 2:g}."
+        )
+    elif locked and settings.lock_timeout_s > 0.8 * limit:
+        found.append(
+            f"lock_timeout_s ({settings.lock_timeout_s:g}) leaves {limit - settings.lock_timeout_s:g} s of "
+            f"response_timeout_s ({limit}) for preprocess, predict and postprocess. "
+            f"Write lock_timeout_s: {limit / 2:g}."
+        )
+    predict = settings.predict_timeout_s
+    if predict is None:
+        return found
+    if predict >= limit:
+        found.append(
+            f"predict_timeout_s ({predict:g}) is not below response_timeout_s ({limit}): "
+            f"TorchServe kills the worker first. Raise response_timeout_s."
+        )
+        return found
+    calls = settings.batch_size if settings.batch in ("each", "auto") else 1
+    workers = settings.workers_per_device if locked or _process(settings) else 1
+    what = "workers on a device"
+    if _process(settings) and settings.batch in (
+        "collate",
+        "list",
+    ):  # one predict takes the requests of several workers
+        workers, what = math.ceil(workers * settings.batch_size / settings.max_batch), "batches"
+    queue = workers * calls * predict
+    if queue >= limit:
+        each = f" x {calls} requests of a batch, one after another" if calls > 1 else ""
+        found.append(
+            f"{workers} {what}{each} x predict_timeout_s ({predict:g}) are {queue:g} s, which "
+            f"response_timeout_s ({limit}) cannot meet: the last worker is killed while it waits. "
+            f"Raise response_timeout_s above {queue:g}, or lower workers_per_device or batch_size."
+        )
+    return found
+
+
+def _batches(settings: Settings) -> list[str]:
+    found = []
+    if settings.batch_size == 1 and settings.max_batch_delay_ms > 1:
+        found.append(
+            f"max_batch_delay_ms ({settings.max_batch_delay_ms}) has no effect with batch_size: 1. "
+            f"Raise batch_size, or leave it out."
+        )
+    # Where collate is the form's default, a lone sample is a batch of one.
+    # A predictor process makes batches of several workers' requests.
+    alone = settings.batch_size == 1 and not _process(settings)
+    if alone and settings.batch in ("collate", "list") and _form(settings).batch == "each":
+        found.append(
+            f"batch: {settings.batch} with batch_size: 1: predict never sees more than one request. "
+            f"Write batch_size: 8, say."
+        )
+    if settings.queue_size < settings.batch_size:
+        found.append(
+            f"queue_size ({settings.queue_size}) is below batch_size ({settings.batch_size}): "
+            f"no batch fills. Write queue_size: {max(100, 4 * settings.batch_size)}."
+        )
+    return found
+
+
+def _predictor(settings: Settings) -> list[str]:
+    """What only a predictor process reads, set where there is none, and the like."""
+    changed = [
+        name for name in ("max_batch", "linger_ms") if getattr(settings, name) != SETTINGS[name].default
+    ]
+    if not _process(settings):
+        return [
+            f"{name} ({_shown(getattr(settings, name))}) has no effect with predictor: worker. "
+            f"Write predictor: process, or leave it out."
+            for name in changed
+        ]
+    if settings.batch in ("each", "auto"):
+        return [
+            f"{name} ({_shown(getattr(settings, name))}) has no effect with batch: each: predict takes one "
+            f"request. Write batch: collate or list, or leave it out."
+            for name in changed
+        ]
+    if settings.linger_ms and settings.max_batch == 1:
+        return [
+            f"linger_ms ({settings.linger_ms:g}) has no effect with max_batch: 1: there is nothing to wait for. "
+            f"Leave it out."
+        ]
+    if settings.max_batch < settings.batch_size:
+        return [
+            f"max_batch ({settings.max_batch}) is below batch_size ({settings.batch_size}): a batch of "
+            f"TorchServe's takes several predictions. Write max_batch: {settings.batch_size}."
+        ]
+    under_way = settings.workers_per_device * settings.batch_size
+    if "max_batch" in changed and settings.max_batch > under_way:
+        fitting = math.ceil(settings.max_batch / settings.workers_per_device)
+        return [
+            f"max_batch ({settings.max_batch}) is never reached: {settings.workers_per_device} workers with "
+            f"{settings.batch_size} request{'s' if settings.batch_size > 1 else ''} each bring {under_way}. "
+            f"Write batch_size: {fitting}, or more workers."
+        ]
+    return []
+
+
+def _memory(settings: Settings, weights_bytes: int | None, device_bytes: int | None) -> list[str]:
+    if not weights_bytes or not device_bytes:
+        return []
+    if _process(settings):
+        if weights_bytes <= device_bytes:
+            return []
+        return [
+            f"the weights are {_gib(weights_bytes)}, and the device has {_gib(device_bytes)}. "
+            f"A smaller model or a larger device is needed."
+        ]
+    copies = settings.workers_per_device
+    if copies * weights_bytes <= device_bytes:
+        return []
+    fitting = max(1, device_bytes // weights_bytes)
+    one_copy = "" if _form(settings).several_models else "predictor: process for one copy, or "
+    change = "A smaller model or a larger device is needed." if fitting >= copies else ""
+    return [
+        f"{copies} workers on a device hold {copies} copies of the weights, "
+        f"{_gib(copies * weights_bytes)} altogether; the device has {_gib(device_bytes)}. "
+        + (change or f"Write {one_copy}workers_per_device: {fitting} at most.")
+    ]
+
+
+def _form(settings: Settings) -> FormRow:
+    return FORMS[settings.form or DEFAULT_FORM]
+
+
+def _process(settings: Settings) -> bool:
+    return settings.predictor == "process"
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

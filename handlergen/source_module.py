@@ -1,8 +1,9 @@
-"""A user's module as its syntax tree: what it binds at module level, without importing it."""
+"""A user's module as its syntax tree: what it binds at module level, and its classes' methods. Nothing is imported."""
 
 from __future__ import annotations
 
 import ast
+import copy
 import io
 import tokenize
 import warnings
@@ -15,6 +16,8 @@ from handlergen.errors import Problem
 
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 """What has parameters to read."""
+
+MethodNode: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 
 #: Decorators after which a call does something else than the `def` beneath them says.
 _GENERATOR_WRAPPERS = ("contextmanager", "asynccontextmanager")
@@ -70,6 +73,19 @@ class SourceModule:
         for binding in self.bindings.values():
             if isinstance(binding.node, ast.ClassDef):
                 yield binding.node
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method that was found.
+
+    Attributes:
+        node: Its `def` without the first parameter (`self`, `cls`).
+        owner: Name of the class that defines it.
+    """
+
+    node: MethodNode
+    owner: str
 
 
 def parse_source(path: Path, *, file: str) -> SourceModule | Problem:  # noqa: PLR0911 - a return a way to fail
@@ -202,6 +218,49 @@ def base_names(module: SourceModule, node: ast.ClassDef) -> set[str]:
             if binding and isinstance(binding.node, ast.ClassDef) and name not in seen:
                 waiting.append(binding.node)
     return found
+
+
+def find_method(module: SourceModule, node: ast.ClassDef, name: str) -> Method | None:
+    """Return a method of a class or of its bases in the same file, searched in Python's order; None without one."""
+    return _find(module, node, name, seen=set())
+
+
+def _find(module: SourceModule, node: ast.ClassDef, name: str, *, seen: set[str]) -> Method | None:
+    if node.name in seen:
+        return None
+    seen.add(node.name)
+    found = [
+        item
+        for item in node.body
+        if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef) and item.name == name
+    ]
+    if found:
+        return Method(_unbound(found[-1]), node.name)
+    for base in node.bases:
+        binding = module.bindings.get(dotted(base))
+        if binding and isinstance(binding.node, ast.ClassDef):
+            inherited = _find(module, binding.node, name, seen=seen)
+            if inherited:
+                return inherited
+    return None
+
+
+def _unbound(node: MethodNode) -> MethodNode:
+    """Return the `def` as a call on an instance sees it: without `self`."""
+    if any(dotted(decorator) == "staticmethod" for decorator in node.decorator_list):
+        return node
+    args = copy.copy(node.args)
+    if args.posonlyargs:
+        args.posonlyargs = args.posonlyargs[1:]
+    else:
+        args.args = args.args[1:]
+    # Defaults belong to the last parameters: only `self` itself could have had one of its own.
+    args.defaults = args.defaults[-(len(args.posonlyargs) + len(args.args)) :] if args.defaults else []
+    if not args.posonlyargs and not args.args:
+        args.defaults = []
+    changed = copy.copy(node)
+    changed.args = args
+    return changed
 
 
 def full_name(module: SourceModule, name: str) -> str:

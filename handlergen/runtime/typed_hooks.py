@@ -14,13 +14,10 @@ import typing
 from collections.abc import Callable
 from typing import Any, get_args, get_origin
 
+from .form_table import FORMS
 from .hooks import BoundHook, Hooks
 from .json_schema import object_schema, schema_of
 from .records import LISTS, is_pydantic, is_record, reader
-
-_FORMS = frozenset(("functions", "module", "flow"))
-"""Forms in which every record converts. In the others only pydantic models do, as in Truss: there a dataclass or
-TypedDict just says what is meant."""
 
 
 class _Unknown:
@@ -40,7 +37,7 @@ class TypedHooks:
     def __init__(self, form: str, hooks: Hooks, batch: str, logger: logging.Logger) -> None:
         self._logger = logger
         self._input = self._input_type(hooks, batch)
-        self._converts = is_record(self._input) if form in _FORMS else is_pydantic(self._input)
+        self._converts = is_record(self._input) if FORMS[form].converts_records else is_pydantic(self._input)
         self._keys = _keys(hooks)
         self._output = self._output_type(hooks, batch)
 

@@ -21,10 +21,10 @@ from handlergen.settings import (
     contradictions,
     load_settings,
     read_settings,
-    starter_yaml,
     to_runtime,
 )
 from handlergen.staging import make_bundle
+from handlergen.starter import starter_yaml
 
 NAMES_OF_THE_CONTRACT = [
     "name",

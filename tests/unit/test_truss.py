@@ -15,8 +15,7 @@ from handlergen.errors import ContractError, HandlergenError
 from handlergen.local import load
 from handlergen.mar import read_mar
 from handlergen.project import Project, open_project
-from handlergen.truss import is_truss
-from handlergen.truss_keys import FUTILE, HONOURED, UNSUPPORTED, WITHOUT_EFFECT
+from handlergen.truss import FUTILE, HONOURED, UNSUPPORTED, WITHOUT_EFFECT, is_truss
 
 MODEL = """
 class Model:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from handlergen.cli import cli
 from handlergen.errors import HandlergenError, RequestFailed
-from handlergen.starter_yaml import starter_yaml
+from handlergen.starter import starter_yaml
 from handlergen.tuning.apply import apply, with_settings
 from handlergen.tuning.probe import Alone, Beside
 from handlergen.tuning.queueing import (
