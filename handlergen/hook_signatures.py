@@ -1,6 +1,6 @@
-"""A hook's parameters: which argument the runtime passes to each, and where they may not be what is called.
+"""A hook's parameters: which argument the runtime passes to each, and warnings about hooks that are replaced.
 
-The second: what runs is not the `def` that is read if a decorator replaces it, or if a branch of an `if` has another.
+A decorator, or a definition in another branch of an `if`, may put a function with other parameters in a hook's place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from handlergen.source_module import (
 from handlergen.source_tree import Found, SourceTree
 
 _SHORT_FOR = {"ctx": "context", "cntx": "context", "req": "request", "dev": "device", "mdl": "model"}
-"""Abbreviations of the named parameters: their spelling is too far from them to be found by it."""
+"""Abbreviations of the named parameters, too far from them to be found by spelling."""
 
 _OF_CONTEXT = {
     **dict.fromkeys(("model_dir", "model_path", "dir", "path", "directory", "weights"), "model_dir"),
@@ -33,20 +33,20 @@ _OF_CONTEXT = {
     "secrets": "secrets",
     "logger": "logger",
 }
-"""What the lone parameter of another system's load means, by its name, as an attribute of the context."""
+"""Names that other systems give the only parameter of load, each with the attribute of the context that it means."""
 
 
 @dataclass(frozen=True)
 class Role:
-    """What a hook may take.
+    """The parameters that a hook may have.
 
     Attributes:
         name: The hook's name.
-        order: What its plain parameters receive, in this order, whatever their names.
+        order: What its positional parameters receive, in this order, whatever their names.
         named: What it may ask for by parameter name.
-        takes: What to call the first of `order` in messages; empty when the hook may do without it.
-        withheld: Named parameters it may not ask for, each with the reason.
-        instead: What to write instead of more plain parameters.
+        takes: The first of `order` for messages; empty if the hook does not have to take it.
+        withheld: Named parameters it cannot ask for, each with the reason.
+        instead: What to write instead of more positional parameters.
     """
 
     name: str
@@ -54,18 +54,18 @@ class Role:
     named: tuple[str, ...] = NAMED_PARAMETERS
     takes: str = ""
     withheld: Mapping[str, str] = field(default_factory=dict)
-    instead: str = "Leave it out."
+    instead: str = "Remove it."
 
     @property
     def allowed(self) -> str:
-        """`data, files and, by name, context, model, device, request`, for messages."""
+        """Return `data, files and, by name, context, model, device, request`, for messages."""
         by_name = [name for name in self.named if name not in self.order]
         return ", ".join(self.order) + (f" and, by name, {', '.join(by_name)}" if by_name else "")
 
 
 @dataclass
 class Signature:
-    """What `read_signature` found."""
+    """The arguments of a hook's parameters, with the problems and warnings about them."""
 
     parameters: tuple[Parameter, ...] = ()
     problems: list[Problem] = field(default_factory=list)
@@ -73,8 +73,8 @@ class Signature:
 
 
 @dataclass(frozen=True)
-class Plain:
-    """One parameter as the source has it."""
+class SourceParameter:
+    """One parameter of a function, as written in the source."""
 
     name: str
     line: int
@@ -87,15 +87,15 @@ class Plain:
         return self.default is None
 
 
-def plain_parameters(node: Function) -> Iterator[Plain]:
-    """Parameters in the order of the source, `*args` and `**kwargs` left out."""
+def plain_parameters(node: Function) -> Iterator[SourceParameter]:
+    """Yield the parameters in the order of the source, without `*args` and `**kwargs`."""
     args = node.args
     positional = [*args.posonlyargs, *args.args]
     defaults = [None] * (len(positional) - len(args.defaults)) + list(args.defaults)
     for index, (arg, default) in enumerate(zip(positional, defaults, strict=True)):
-        yield Plain(arg.arg, arg.lineno, False, index < len(args.posonlyargs), default)
+        yield SourceParameter(arg.arg, arg.lineno, False, index < len(args.posonlyargs), default)
     for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True):
-        yield Plain(arg.arg, arg.lineno, True, False, default)
+        yield SourceParameter(arg.arg, arg.lineno, True, False, default)
 
 
 def read_signature(node: Function, role: Role, *, file: str) -> Signature:
@@ -104,7 +104,7 @@ def read_signature(node: Function, role: Role, *, file: str) -> Signature:
     Args:
         node: The function.
         role: What it may take.
-        file: Name of its file, for messages.
+        file: Name of the function's file, for messages.
     """
     found = Signature(problems=_variadic(node, role, file))
     parameters = []
@@ -118,7 +118,7 @@ def read_signature(node: Function, role: Role, *, file: str) -> Signature:
             continue
         if parameter.name in role.named:
             source = parameter.name
-            if source in waiting:  # setup(context): the name says what the position would
+            if source in waiting:  # setup(context): the name means what the position would
                 waiting.remove(source)
         else:
             plain += 1
@@ -139,13 +139,15 @@ def read_signature(node: Function, role: Role, *, file: str) -> Signature:
 
 
 def read_keywords(node: Function, role: Role, *, file: str) -> Signature:
-    """Parameters of a `predict` that takes a JSON object's keys as keyword arguments (`call: keywords`)."""
+    """Read the parameters of a `predict` that takes the keys of a JSON object as arguments (`call: keywords`)."""
     found = Signature(problems=_variadic(node, role, file, keywords=True))
     parameters = []
     for parameter in plain_parameters(node):
         if parameter.positional_only:
-            message = f"{role.name} takes keyword arguments, but `{parameter.name}` is positional-only"
-            found.problems.append(Problem(file, parameter.line, message, "Leave out the `/`."))
+            message = (
+                f"arguments are passed to {role.name} by keyword, but `{parameter.name}` is positional-only"
+            )
+            found.problems.append(Problem(file, parameter.line, message, "Remove the `/`."))
         source = parameter.name if parameter.name in role.named else "key"
         parameters.append(Parameter(parameter.name, source, parameter.keyword_only, parameter.required))
     if not found.problems and not any(parameter.source == "key" for parameter in parameters):
@@ -161,8 +163,8 @@ def read_keywords(node: Function, role: Role, *, file: str) -> Signature:
     return found
 
 
-def _plain_source(parameter: Plain, waiting: list[str]) -> str | None:
-    """Takes the next of `waiting`; a keyword-only parameter has no position, so its name must say which."""
+def _plain_source(parameter: SourceParameter, waiting: list[str]) -> str | None:
+    """Remove and return the next of `waiting`; for a keyword-only parameter, the one with its name."""
     if not waiting:
         return None
     if not parameter.keyword_only:
@@ -173,32 +175,32 @@ def _plain_source(parameter: Plain, waiting: list[str]) -> str | None:
     return None
 
 
-def _surplus(parameter: Plain, role: Role, plain: int, file: str) -> Problem:
+def _surplus(parameter: SourceParameter, role: Role, plain: int, file: str) -> Problem:
     near = difflib.get_close_matches(parameter.name, role.named, n=1, cutoff=0.6)
     if near:
         fix = f"Did you mean `{near[0]}`?"
     elif parameter.default is not None:
         fix = "Make it a constant of the module, or read it from context.config."
     elif parameter.keyword_only:
-        fix = f"Drop the `*`, or take one of these by name: {', '.join(role.named)}."
+        fix = f"Remove the `*`, or take one of these by name: {', '.join(role.named)}."
     else:
         fix = role.instead
     if parameter.keyword_only:
-        reason = "nothing has that name"
+        reason = "it is keyword-only, and no argument has that name"
     else:
-        reason = f"it is plain parameter {plain}, and there are only {len(role.order)}"
+        reason = f"it is positional parameter {plain}, but {role.name} receives only {len(role.order)}"
         if len(role.order) == 1:
-            reason = f"it is plain parameter {plain}, and there is only one"
+            reason = f"it is positional parameter {plain}, but {role.name} receives only one"
     return Problem(
         file,
         parameter.line,
-        f"{role.name} has no argument for its parameter `{parameter.name}`: {reason}",
+        f"nothing is passed for the parameter `{parameter.name}` of {role.name}: {reason}",
         f"It may take {role.allowed}. {fix}",
     )
 
 
-def _own_default(parameter: Plain, role: Role, source: str, file: str) -> Problem | None:
-    """A default such as 224 says that the author means a value of their own, not the request's files."""
+def _own_default(parameter: SourceParameter, role: Role, source: str, file: str) -> Problem | None:
+    """A default such as 224 shows that the author means a value of their own, not the request's files."""
     default = parameter.default
     if default is None or parameter.name == source:
         return None
@@ -214,16 +216,16 @@ def _own_default(parameter: Plain, role: Role, source: str, file: str) -> Proble
     )
 
 
-def _misleading(parameter: Plain, role: Role, source: str, file: str) -> list[str]:
-    """A name that says something else than what the position brings."""
+def _misleading(parameter: SourceParameter, role: Role, source: str, file: str) -> list[str]:
+    """Warn of a name that suggests another value than the one passed at its position."""
     others = [name for name in ("data", "files", "inputs", "outputs", "input_data") if name != source]
     place = f"{file}:{parameter.line}"
-    # `data`, `inputs` and `input_data` are anyone's words for "what comes in"; files and outputs are not.
+    # `data`, `inputs` and `input_data` are common names for any input; `files` and `outputs` are not.
     telling = ("files", "outputs") if source != "files" else tuple(role.order)
     if parameter.name in others and parameter.name in telling:
         return [
             f"{place}: `{parameter.name}` of {role.name} receives {_article(source)}: "
-            f"parameters go by position ({', '.join(role.order)})"
+            f"arguments are passed by position ({', '.join(role.order)})"
         ]
     short = _SHORT_FOR.get(parameter.name.strip("_"))
     near = [short] if short else difflib.get_close_matches(parameter.name, role.named, n=1, cutoff=0.85)
@@ -244,7 +246,7 @@ def _missing(node: Function, role: Role, found: Signature, file: str) -> list[Pr
     if any(parameter.source == "request" for parameter in found.parameters) and role.name == "preprocess":
         found.warnings.append(
             f"{file}:{node.lineno}: preprocess takes `request` (headers, path, id) but not the data of the "
-            f"request. If it should: def preprocess(data, request)"
+            f"request. If it needs the data, write def preprocess(data, request)."
         )
         return []
     return [
@@ -307,7 +309,7 @@ def replaced_hooks(source: Source, contract: Contract) -> list[str]:
 
 
 def _found(source: Source, hook: Hook) -> Found | None:
-    """Where a hook is written, unless it is a lambda."""
+    """Return the definition of a hook; None for a lambda."""
     for node in ast.walk(source.module.tree):
         if isinstance(node, MethodNode) and (node.name, node.lineno) == (hook.name, hook.line):
             return Found(node, source.module)
@@ -322,19 +324,19 @@ def _found(source: Source, hook: Hook) -> Found | None:
 
 
 def _several(found: Found, *, by_name: bool) -> Iterator[str]:
-    """Definitions in the branches of an `if` or a `try` that do not take the same."""
+    """Warn of definitions in the branches of an `if` or a `try` whose parameters differ."""
     assert isinstance(found.node, MethodNode)
     every = definitions(found.module, found.node.name)
     if found.node in every and len({(call_kind(node), *_shape(node, by_name=by_name)) for node in every}) > 1:
         lines = ", ".join(str(line) for line in sorted(node.lineno for node in every))
         yield (
             f"{found.module.file}:{found.node.lineno}: {found.node.name} is defined {len(every)} times (lines "
-            f"{lines}), and not with the same parameters. This one is read, whichever runs: give all of them the same."
+            f"{lines}), with different parameters. This one is read, whichever runs: give all the same parameters."
         )
 
 
 def _decorated(tree: SourceTree, found: Found, *, by_name: bool) -> Iterator[str]:
-    """Decorators of the project that put a function with other parameters in the hook's place."""
+    """Warn of the project's decorators that put a function with other parameters in the hook's place."""
     assert isinstance(found.node, MethodNode)
     for decorator in decorators(found.node):
         made = _decorator(tree, found, decorator)
@@ -346,15 +348,15 @@ def _decorated(tree: SourceTree, found: Found, *, by_name: bool) -> Iterator[str
         name, taken = found.node.name, ast.unparse(found.node.args)
         yield (
             f"{found.module.file}:{found.node.lineno}: @{dotted(decorator)} calls {name}({taken}) with arguments of "
-            f"its own, and takes ({ast.unparse(wrapper.args)}) itself. {name} will be called with what its def asks "
-            f"for: write a plain {name} that calls the decorated function."
+            f"its own, and takes ({ast.unparse(wrapper.args)}) itself. The runtime passes the arguments of the def: "
+            f"write an undecorated {name} that calls the decorated function."
         )
 
 
 def _decorator(tree: SourceTree, found: Found, decorator: ast.expr) -> tuple[str, Function] | None:
-    """The name by which a decorator knows what it decorates, and the function that it puts in its place.
+    """Return a decorator's name for what it decorates, and the function that replaces it.
 
-    None when that is not written in the project, or not in the usual way.
+    None if the decorator is not defined in the project, or not in the usual way.
     """
     maker = _resolved(tree, found, dotted(decorator))
     if isinstance(decorator, ast.Call) and maker is not None:
@@ -380,7 +382,7 @@ def _resolved(tree: SourceTree, found: Found, name: str) -> Function | None:
 
 
 def _returned(function: Function) -> Function | None:
-    """The function inside another one that the other one returns."""
+    """Return the inner function that a function returns."""
     if isinstance(function, ast.Lambda):
         return function.body if isinstance(function.body, ast.Lambda) else None
     inside = {node.name: node for node in function.body if isinstance(node, MethodNode)}
@@ -393,7 +395,7 @@ def _returned(function: Function) -> Function | None:
 
 
 def _takes_the_same(hook: Function, wrapper: Function, wrapped: str, *, by_name: bool) -> bool:
-    """Can the wrapper be called as the hook is?"""
+    """Return whether the wrapper can be called as the hook is."""
     if wrapper.args.vararg is None and wrapper.args.kwarg is None:
         return _shape(hook, by_name=by_name) == _shape(wrapper, by_name=by_name)
     own = {parameter.name for parameter in plain_parameters(wrapper)}
@@ -404,7 +406,7 @@ def _takes_the_same(hook: Function, wrapper: Function, wrapped: str, *, by_name:
 
 
 def _shape(function: Function, *, by_name: bool) -> list[str]:
-    """What matters of the parameters to a caller: a plain one goes by its place, whatever its name."""
+    """Return what a caller must know of the parameters: the name of each; "" for one that is passed by position."""
     return [
         parameter.name if by_name or parameter.keyword_only or parameter.name in NAMED_PARAMETERS else ""
         for parameter in plain_parameters(function)
@@ -412,7 +414,7 @@ def _shape(function: Function, *, by_name: bool) -> list[str]:
 
 
 def _adds(call: ast.Call, own: set[str]) -> bool:
-    """Does a call pass on what its function was given, and something more?"""
+    """Return whether a call passes on all arguments of its function, and others besides."""
     passes_on = any(isinstance(argument, ast.Starred) for argument in call.args) or any(
         keyword.arg is None for keyword in call.keywords
     )

@@ -1,4 +1,4 @@
-"""Inspection: from a source to its contract, by reading it. It reports all problems at once and imports no user code."""
+"""Inspection: from a source to its contract, by reading it. All problems are reported at once; no user code runs."""
 
 from __future__ import annotations
 

@@ -41,12 +41,12 @@ SETTINGS_FILE = "handlergen.yaml"
 ENVIRONMENT_PREFIX = "HANDLERGEN_"
 """`HANDLERGEN_BATCH_SIZE=8` sets `batch_size`."""
 
-# Variables with the prefix that are no settings: the runtime's, and those of other parts of handlergen.
+# Variables with the prefix that are not settings: the runtime and other parts of handlergen read them.
 _OTHER_VARIABLES = ("HANDLERGEN_TRACE_DIR", "HANDLERGEN_STATE_DIR")
 
 _KINDS_IN_WORDS = {
     str: "a string",
-    bool: "a truth value",
+    bool: "a boolean",
     int: "a whole number",
     float: "a number",
     list: "a list",
@@ -58,16 +58,16 @@ _KINDS_IN_WORDS = {
 def load_settings(
     path: Path | None, *, environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None
 ) -> Settings:
-    """Settings from a file, then the environment, then flags; the later win.
+    """Load settings from a file, the environment and flags; each overrides those before it.
 
     Args:
-        path: A `handlergen.yaml`; None when there is none.
+        path: A `handlergen.yaml`; None if there is none.
         environ: The environment, e.g. `os.environ`; `HANDLERGEN_<KEY>` sets a key.
-        overrides: By setting name, as Python values; None values are skipped (a flag that was not given).
+        overrides: Python values by setting name; None values are skipped (a flag that was not used).
 
     Raises:
         ContractError: With every problem: unknown keys (and the nearest valid name), wrong types (key, value
-            and type wanted), unreadable YAML.
+            and expected type), unreadable YAML.
         OSError: The file cannot be read.
     """
     settings, problems = read_settings(path, environ=environ, overrides=overrides or {})
@@ -78,12 +78,12 @@ def load_settings(
 
 @dataclass(frozen=True)
 class SettingsBeneath:
-    """Settings that another file makes (a Truss's `config.yaml`); `handlergen.yaml` and all else win over them.
+    """Settings from another file (a Truss's `config.yaml`), which `handlergen.yaml`, environment and flags override.
 
     Attributes:
-        file: Its name for messages.
+        file: The file's name, for messages.
         values: By setting.
-        lines: Line of each, 1-based.
+        lines: The line of each setting, 1-based.
     """
 
     file: str
@@ -98,7 +98,7 @@ def read_settings(
     overrides: Mapping[str, Any],
     beneath: SettingsBeneath | None = None,
 ) -> tuple[Settings, list[Problem]]:
-    """`load_settings` that returns its problems; a refused value leaves the setting at its default."""
+    """Load settings as `load_settings` does, but return the problems; a wrong value leaves the default in place."""
     values: dict[str, Any] = {}
     problems: list[Problem] = []
     if beneath is not None:
@@ -120,12 +120,12 @@ def read_settings(
 
 
 def to_runtime(settings: Settings, *, stages_auto: bool = False) -> RuntimeSettings:
-    """The part of the settings that travels in the archive.
+    """Return the part of the settings that the archive carries.
 
     Args:
-        settings: Of a `Project`, that is: name filled, `batch`, `predictor` and `stages` resolved, paths
+        settings: The settings of a `Project`: name filled in, `batch`, `predictor` and `stages` resolved, paths
             normalised.
-        stages_auto: `stages` was resolved from the source.
+        stages_auto: Whether `stages` was decided from the source.
     """
     return RuntimeSettings(
         name=settings.name,
@@ -151,16 +151,16 @@ def to_runtime(settings: Settings, *, stages_auto: bool = False) -> RuntimeSetti
 
 
 def archive_path(path: str) -> str:
-    """Where a file of a `Project`'s settings lies in the archive: its place in the project, POSIX-style.
+    """Return the path in the archive of a file in a `Project`'s settings: its path in the project, POSIX-style.
 
-    A file outside the project has an absolute path there and lands in the archive's root under its own name.
+    A file outside the project has an absolute path in the settings; in the archive it is in the root.
     """
     place = PurePosixPath(Path(path).as_posix())
     return place.name if Path(path).is_absolute() else str(place)
 
 
 def shown(path: Path) -> str:
-    """A path for messages: relative to the current directory when it lies below it."""
+    """Return a path for messages: relative to the current directory if it is below it."""
     absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
     try:
         relative = absolute.relative_to(Path.cwd())
@@ -176,7 +176,7 @@ def _take(
     if setting is None:
         problems.append(Problem(file, line, f"there is no setting `{key}`", _nearest(key)))
     elif value is None:
-        return  # `weights:` with nothing behind it is the default, as in the starter file
+        return  # `weights:` without a value is the default, as in the starter file
     else:
         try:
             values[key] = setting.kind.convert(value)
@@ -189,7 +189,7 @@ def _take_variable(values: dict[str, Any], problems: list[Problem], variable: st
     file = f"environment variable {variable}"
     setting = SETTINGS.get(key)
     if setting is None:
-        # Others may use the prefix for their own ends: only what looks like a slip is refused.
+        # Other programs may use the prefix: only a name that looks misspelt is refused.
         if difflib.get_close_matches(key, SETTINGS, n=1, cutoff=0.85):
             problems.append(Problem(file, 0, f"there is no setting `{key}`", _nearest(key)))
         return
@@ -202,16 +202,16 @@ def _take_variable(values: dict[str, Any], problems: list[Problem], variable: st
 
 
 def _refusal(setting: SettingInfo, value: Any, error: ValueError) -> tuple[str, str]:
-    """Message and fix for a value that the setting's kind does not take."""
+    """Return message and fix for a value that the setting's kind does not accept."""
     reason = str(error)
     if reason.startswith("invalid literal") or reason.startswith("could not convert"):
-        reason = ""  # int() and float() on text: our own words are clearer
+        reason = ""  # from int() or float(): the message below is clearer
     if reason:
-        return f"`{setting.name}`: {reason}", f"Wanted: {setting.kind.wanted}."
+        return f"`{setting.name}`: {reason}", f"Expected {setting.kind.wanted}."
     given = str(value).lower() if isinstance(value, bool) else repr(value)
     given = given if len(given) <= 60 else given[:57] + "..."
     kind = _KINDS_IN_WORDS.get(type(value), f"a {type(value).__name__}")
-    return f"`{setting.name}` is {given}, {kind}; wanted: {setting.kind.wanted}", ""
+    return f"`{setting.name}` is {given}, {kind}; expected {setting.kind.wanted}", ""
 
 
 def _nearest(key: str) -> str:
@@ -278,8 +278,8 @@ def _times(settings: Settings) -> list[str]:
     if queue >= limit:
         each = f" x {calls} requests of a batch, one after another" if calls > 1 else ""
         found.append(
-            f"{workers} {what}{each} x predict_timeout_s ({predict:g}) are {queue:g} s, which "
-            f"response_timeout_s ({limit}) cannot meet: the last worker is killed while it waits. "
+            f"{workers} {what}{each} x predict_timeout_s ({predict:g}) are {queue:g} s, "
+            f"longer than response_timeout_s ({limit}): the last worker is killed while it waits. "
             f"Raise response_timeout_s above {queue:g}, or lower workers_per_device or batch_size."
         )
     return found
@@ -290,57 +290,57 @@ def _batches(settings: Settings) -> list[str]:
     if settings.batch_size == 1 and settings.max_batch_delay_ms > 1:
         found.append(
             f"max_batch_delay_ms ({settings.max_batch_delay_ms}) has no effect with batch_size: 1. "
-            f"Raise batch_size, or leave it out."
+            f"Raise batch_size, or remove max_batch_delay_ms."
         )
     # Where collate is the form's default, a lone sample is a batch of one.
     # A predictor process makes batches of several workers' requests.
     alone = settings.batch_size == 1 and not _process(settings)
     if alone and settings.batch in ("collate", "list") and _form(settings).batch == "each":
         found.append(
-            f"batch: {settings.batch} with batch_size: 1: predict never sees more than one request. "
-            f"Write batch_size: 8, say."
+            f"batch: {settings.batch} with batch_size: 1: predict never receives more than one request. "
+            f"Write batch_size: 8, for example."
         )
     if settings.queue_size < settings.batch_size:
         found.append(
             f"queue_size ({settings.queue_size}) is below batch_size ({settings.batch_size}): "
-            f"no batch fills. Write queue_size: {max(100, 4 * settings.batch_size)}."
+            f"no batch can fill. Write queue_size: {max(100, 4 * settings.batch_size)}."
         )
     return found
 
 
 def _predictor(settings: Settings) -> list[str]:
-    """What only a predictor process reads, set where there is none, and the like."""
+    """Check the settings that only a predictor process reads."""
     changed = [
         name for name in ("max_batch", "linger_ms") if getattr(settings, name) != SETTINGS[name].default
     ]
     if not _process(settings):
         return [
             f"{name} ({_shown(getattr(settings, name))}) has no effect with predictor: worker. "
-            f"Write predictor: process, or leave it out."
+            f"Write predictor: process, or remove {name}."
             for name in changed
         ]
     if settings.batch in ("each", "auto"):
         return [
             f"{name} ({_shown(getattr(settings, name))}) has no effect with batch: each: predict takes one "
-            f"request. Write batch: collate or list, or leave it out."
+            f"request. Write batch: collate or list, or remove {name}."
             for name in changed
         ]
     if settings.linger_ms and settings.max_batch == 1:
         return [
             f"linger_ms ({settings.linger_ms:g}) has no effect with max_batch: 1: there is nothing to wait for. "
-            f"Leave it out."
+            f"Remove it."
         ]
     if settings.max_batch < settings.batch_size:
         return [
-            f"max_batch ({settings.max_batch}) is below batch_size ({settings.batch_size}): a batch of "
-            f"TorchServe's takes several predictions. Write max_batch: {settings.batch_size}."
+            f"max_batch ({settings.max_batch}) is below batch_size ({settings.batch_size}): each batch from "
+            f"TorchServe is split. Write max_batch: {settings.batch_size}."
         ]
     under_way = settings.workers_per_device * settings.batch_size
     if "max_batch" in changed and settings.max_batch > under_way:
         fitting = math.ceil(settings.max_batch / settings.workers_per_device)
         return [
             f"max_batch ({settings.max_batch}) is never reached: {settings.workers_per_device} workers with "
-            f"{settings.batch_size} request{'s' if settings.batch_size > 1 else ''} each bring {under_way}. "
+            f"{settings.batch_size} request{'s' if settings.batch_size > 1 else ''} each make {under_way}. "
             f"Write batch_size: {fitting}, or more workers."
         ]
     return []
@@ -363,8 +363,8 @@ def _memory(settings: Settings, weights_bytes: int | None, device_bytes: int | N
     one_copy = "" if _form(settings).several_models else "predictor: process for one copy, or "
     change = "A smaller model or a larger device is needed." if fitting >= copies else ""
     return [
-        f"{copies} workers on a device hold {copies} copies of the weights, "
-        f"{_gib(copies * weights_bytes)} altogether; the device has {_gib(device_bytes)}. "
+        f"{copies} workers on a device have {copies} copies of the weights, "
+        f"{_gib(copies * weights_bytes)} in total; the device has {_gib(device_bytes)}. "
         + (change or f"Write {one_copy}workers_per_device: {fitting} at most.")
     ]
 

@@ -130,7 +130,7 @@ class _Stage:
         if not 2 <= len(parts) <= 3:
             self._problem(
                 self._node,
-                f"expected (type, file) or (type, file, post), got {len(parts)} parts"
+                f"expected (type, file) or (type, file, post), got a tuple of {len(parts)}"
                 if parts
                 else "expected a tuple of type and file",
                 'Write ("torch", "encoder.pt") or ("torch", "encoder.pt", {"pre": prepare, "post": answer}).',

@@ -98,8 +98,8 @@ def test_every_problem_at_once(tmp_path: Path) -> None:
     for part in (
         "Net has no parameter `hiden` (model_kwargs)",
         "Did you mean `hidden`?",
-        "Net needs `hidden` to be made",
-        "preprocess cannot ask for `model`: it is `self`",
+        "Net cannot be created without `hidden`",
+        "preprocess cannot ask for `model`: the model is `self`",
         "forward takes no batch",
         "postprocess is a generator",
         "no argument for its parameter `more`",

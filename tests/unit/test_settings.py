@@ -147,13 +147,13 @@ def test_nothing_behind_a_key_is_the_default(tmp_path: Path) -> None:
 def test_what_is_no_batch_size(value: str, tmp_path: Path) -> None:
     (message,) = refusals(f"batch_size: {value}\n", tmp_path)
     assert "`batch_size`" in message
-    assert "wanted: a whole number from 1 to 65536" in message
+    assert "expected a whole number from 1 to 65536" in message
 
 
 @pytest.mark.parametrize("value", ["0", "-0.1", ".inf", ".nan", "true", "soon"])
 def test_what_is_no_number_of_seconds(value: str, tmp_path: Path) -> None:
     (message,) = refusals(f"lock_timeout_s: {value}\n", tmp_path)
-    assert "wanted: a number of seconds above 0" in message
+    assert "expected a number of seconds above 0" in message
 
 
 @pytest.mark.parametrize("value", ["../x", "-x", "a b", "a/b", "all", "x.mar", "''", ".x", "é"])
@@ -176,7 +176,7 @@ def test_the_settings_of_the_predictor_process(tmp_path: Path) -> None:
     assert (found.predictor, found.stages, found.max_batch, found.linger_ms) == ("process", "worker", 8, 1.5)
     for wrong in ("predictor: thread", "stages: process", "max_batch: 0", "linger_ms: -1", "linger_ms: .inf"):
         (message,) = refusals(wrong, tmp_path)
-        assert "wanted: " in message
+        assert "expected " in message
 
 
 def test_a_refused_value_leaves_the_others_readable(tmp_path: Path) -> None:

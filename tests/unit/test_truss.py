@@ -144,7 +144,7 @@ def test_a_config_yaml_alone_makes_no_truss(tmp_path: Path) -> None:
         ("a: [", "not valid YAML"),
         ("secrets: [a, b]", "`secrets` is"),
         ("requirements_file: nowhere.txt", r"nowhere\.txt does not exist"),
-        ("requirements_file: model/model.py", r"Name it with the ending \.txt"),
+        ("requirements_file: model/model.py", r"does not end in \.txt"),
         ("external_package_dirs: [nowhere]", "nowhere does not exist"),
         ("docker_server: {start_command: x}", "`docker_server` is not supported"),
     ],
