@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from handlergen.errors import Problem
-from handlergen.findings import Source
+from handlergen.findings import Findings, Source
 from handlergen.runtime.contract import NAMED_PARAMETERS, Contract, Hook, Parameter
 from handlergen.source_module import (
     Function,
@@ -63,15 +63,6 @@ class Role:
         return ", ".join(self.order) + (f" and, by name, {', '.join(by_name)}" if by_name else "")
 
 
-@dataclass
-class Signature:
-    """The arguments of a hook's parameters, with the problems and warnings about them."""
-
-    parameters: tuple[Parameter, ...] = ()
-    problems: list[Problem] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
 class SourceParameter:
     """One parameter of a function, as written in the source."""
@@ -98,84 +89,91 @@ def plain_parameters(node: Function) -> Iterator[SourceParameter]:
         yield SourceParameter(arg.arg, arg.lineno, True, False, default)
 
 
-def read_signature(node: Function, role: Role, *, file: str) -> Signature:
+def read_signature(node: Function, role: Role, *, file: str, findings: Findings) -> tuple[Parameter, ...]:
     """Assign an argument to every parameter of a hook.
 
     Args:
         node: The function.
-        role: What it may take.
+        role: The parameters that it may have.
         file: Name of the function's file, for messages.
+        findings: Receives problems and warnings.
     """
-    found = Signature(problems=_variadic(node, role, file))
+    before = len(findings.problems)
+    _check_variadic(node, role, file, findings, wanted=role.allowed)
     parameters = []
     waiting = list(role.order)
-    plain = 0
+    positional = 0
     for parameter in plain_parameters(node):
-        source: str | None
-        if parameter.name in role.withheld:
-            message = f"{role.name} cannot ask for `{parameter.name}`: {role.withheld[parameter.name]}"
-            found.problems.append(Problem(file, parameter.line, message, f"It may take {role.allowed}."))
+        name, source = parameter.name, parameter.name
+        if name in role.withheld:
+            message = f"{role.name} cannot ask for `{name}`: {role.withheld[name]}"
+            findings.problem(file, parameter.line, message, f"It may take {role.allowed}.")
             continue
-        if parameter.name in role.named:
-            source = parameter.name
-            if source in waiting:  # setup(context): the name means what the position would
-                waiting.remove(source)
+        if name in role.named:
+            if name in waiting:  # setup(context): the name means what the position would
+                waiting.remove(name)
         else:
-            plain += 1
-            source = _plain_source(parameter, waiting)
-            if source is None:
-                found.problems.append(_surplus(parameter, role, plain, file))
+            positional += 1
+            argument = _next_argument(parameter, waiting)
+            if argument is None:
+                _report_surplus(parameter, role, positional, file, findings)
                 continue
-            problem = _own_default(parameter, role, source, file)
-            if problem:
-                found.problems.append(problem)
-                continue
-            found.warnings += _misleading(parameter, role, source, file)
-        parameters.append(Parameter(parameter.name, source, parameter.keyword_only, parameter.required))
-    found.parameters = tuple(parameters)
-    if role.takes and not found.problems and role.order[0] in waiting:
-        found.problems += _missing(node, role, found, file)
-    return found
-
-
-def read_keywords(node: Function, role: Role, *, file: str) -> Signature:
-    """Read the parameters of a `predict` that takes the keys of a JSON object as arguments (`call: keywords`)."""
-    found = Signature(problems=_variadic(node, role, file, keywords=True))
-    parameters = []
-    for parameter in plain_parameters(node):
-        if parameter.positional_only:
-            message = (
-                f"arguments are passed to {role.name} by keyword, but `{parameter.name}` is positional-only"
-            )
-            found.problems.append(Problem(file, parameter.line, message, "Remove the `/`."))
-        source = parameter.name if parameter.name in role.named else "key"
-        parameters.append(Parameter(parameter.name, source, parameter.keyword_only, parameter.required))
-    if not found.problems and not any(parameter.source == "key" for parameter in parameters):
-        found.problems.append(
-            Problem(
+            source = argument
+            _check_name(parameter, role, source, file, findings)
+        parameters.append(Parameter(name, source, parameter.keyword_only, parameter.required))
+    if role.takes and len(findings.problems) == before and role.order[0] in waiting:
+        if role.name == "preprocess" and any(parameter.source == "request" for parameter in parameters):
+            findings.warn(
                 file,
                 node.lineno,
-                f"{role.name} takes no key of the JSON object",
-                "Write one parameter for each key.",
+                "preprocess takes `request` (headers, path, id) but not the data of the request. If it needs the data, "
+                "write def preprocess(data, request).",
             )
-        )
-    found.parameters = tuple(parameters)
-    return found
+        else:
+            names = ", ".join([role.order[0], *(parameter.name for parameter in parameters)])
+            fix = f"Write def {role.name}({names}); it may take {role.allowed}."
+            findings.problem(file, node.lineno, f"{role.name} takes no {role.takes}", fix)
+    return tuple(parameters)
 
 
-def _plain_source(parameter: SourceParameter, waiting: list[str]) -> str | None:
+def read_keywords(node: Function, role: Role, *, file: str, findings: Findings) -> tuple[Parameter, ...]:
+    """Read the parameters of a `predict` that takes the keys of a JSON object as arguments (`call: keywords`)."""
+    before = len(findings.problems)
+    _check_variadic(node, role, file, findings, wanted="one parameter for each key of the JSON object")
+    parameters = []
+    for parameter in plain_parameters(node):
+        name = parameter.name
+        if parameter.positional_only:
+            message = f"arguments are passed to {role.name} by keyword, but `{name}` is positional-only"
+            findings.problem(file, parameter.line, message, "Remove the `/`.")
+        source = name if name in role.named else "key"
+        parameters.append(Parameter(name, source, parameter.keyword_only, parameter.required))
+    if len(findings.problems) == before and not any(parameter.source == "key" for parameter in parameters):
+        message = f"{role.name} takes no key of the JSON object"
+        findings.problem(file, node.lineno, message, "Write one parameter for each key.")
+    return tuple(parameters)
+
+
+def _check_variadic(node: Function, role: Role, file: str, findings: Findings, *, wanted: str) -> None:
+    for star, arg in (("*", node.args.vararg), ("**", node.args.kwarg)):
+        if arg is not None:
+            message = f"{role.name} takes `{star}{arg.arg}`, which does not say what to pass"
+            findings.problem(file, arg.lineno, message, f"Write the parameters out: {wanted}.")
+
+
+def _next_argument(parameter: SourceParameter, waiting: list[str]) -> str | None:
     """Remove and return the next of `waiting`; for a keyword-only parameter, the one with its name."""
-    if not waiting:
-        return None
     if not parameter.keyword_only:
-        return waiting.pop(0)
+        return waiting.pop(0) if waiting else None
     if parameter.name in waiting:
         waiting.remove(parameter.name)
         return parameter.name
     return None
 
 
-def _surplus(parameter: SourceParameter, role: Role, plain: int, file: str) -> Problem:
+def _report_surplus(
+    parameter: SourceParameter, role: Role, positional: int, file: str, findings: Findings
+) -> None:
     near = difflib.get_close_matches(parameter.name, role.named, n=1, cutoff=0.6)
     if near:
         fix = f"Did you mean `{near[0]}`?"
@@ -185,110 +183,52 @@ def _surplus(parameter: SourceParameter, role: Role, plain: int, file: str) -> P
         fix = f"Remove the `*`, or take one of these by name: {', '.join(role.named)}."
     else:
         fix = role.instead
+    count = len(role.order) if len(role.order) > 1 else "one"
+    reason = f"it is positional parameter {positional}, but {role.name} receives only {count}"
     if parameter.keyword_only:
         reason = "it is keyword-only, and no argument has that name"
-    else:
-        reason = f"it is positional parameter {plain}, but {role.name} receives only {len(role.order)}"
-        if len(role.order) == 1:
-            reason = f"it is positional parameter {plain}, but {role.name} receives only one"
-    return Problem(
-        file,
-        parameter.line,
-        f"nothing is passed for the parameter `{parameter.name}` of {role.name}: {reason}",
-        f"It may take {role.allowed}. {fix}",
-    )
+    message = f"nothing is passed for the parameter `{parameter.name}` of {role.name}: {reason}"
+    findings.problem(file, parameter.line, message, f"It may take {role.allowed}. {fix}")
 
 
-def _own_default(parameter: SourceParameter, role: Role, source: str, file: str) -> Problem | None:
-    """A default such as 224 shows that the author means a value of their own, not the request's files."""
-    default = parameter.default
-    if default is None or parameter.name == source:
-        return None
-    if isinstance(default, ast.Constant) and default.value is None:
-        return None
-    return Problem(
-        file,
-        parameter.line,
-        f"`{parameter.name}` of {role.name} receives {_article(source)}, never its default "
-        f"{ast.unparse(default)}",
-        "If it is a value of your own, make it a constant of the module or read it from context.config; "
-        f"if not, name it `{source}`.",
-    )
-
-
-def _misleading(parameter: SourceParameter, role: Role, source: str, file: str) -> list[str]:
-    """Warn of a name that suggests another value than the one passed at its position."""
-    others = [name for name in ("data", "files", "inputs", "outputs", "input_data") if name != source]
-    place = f"{file}:{parameter.line}"
-    # `data`, `inputs` and `input_data` are common names for any input; `files` and `outputs` are not.
-    telling = ("files", "outputs") if source != "files" else tuple(role.order)
-    if parameter.name in others and parameter.name in telling:
-        return [
-            f"{place}: `{parameter.name}` of {role.name} receives {_article(source)}: "
-            f"arguments are passed by position ({', '.join(role.order)})"
-        ]
-    short = _SHORT_FOR.get(parameter.name.strip("_"))
-    near = [short] if short else difflib.get_close_matches(parameter.name, role.named, n=1, cutoff=0.85)
-    if near and near[0] != source:
-        return [
-            f"{place}: `{parameter.name}` of {role.name} receives {_article(source)}. "
-            f"Did you mean `{near[0]}`?"
-        ]
-    if source == "context" and parameter.name in _OF_CONTEXT:
-        return [
-            f"{place}: `{parameter.name}` of {role.name} receives {_article(source)}. "
-            f"Did you mean context.{_OF_CONTEXT[parameter.name]}?"
-        ]
-    return []
-
-
-def _missing(node: Function, role: Role, found: Signature, file: str) -> list[Problem]:
-    if any(parameter.source == "request" for parameter in found.parameters) and role.name == "preprocess":
-        found.warnings.append(
-            f"{file}:{node.lineno}: preprocess takes `request` (headers, path, id) but not the data of the "
-            f"request. If it needs the data, write def preprocess(data, request)."
-        )
-        return []
-    return [
-        Problem(
+def _check_name(parameter: SourceParameter, role: Role, source: str, file: str, findings: Findings) -> None:
+    """Check a positional parameter for a name or a default that shows that the author expects another value."""
+    name, default = parameter.name, parameter.default
+    receives = f"`{name}` of {role.name} receives {_DESCRIPTIONS[source]}"
+    no_default = default is None or (isinstance(default, ast.Constant) and default.value is None)
+    if not no_default and name != source:  # 224, say: a value of the author's own, not the request's files
+        assert default is not None
+        findings.problem(
             file,
-            node.lineno,
-            f"{role.name} takes no {role.takes}",
-            f"Write {_definition(role, found)}; it may take {role.allowed}.",
+            parameter.line,
+            f"{receives}, never its default {ast.unparse(default)}",
+            "If it is a value of your own, make it a constant of the module or read it from context.config; "
+            f"if not, name it `{source}`.",
         )
-    ]
+        return
+    # `data`, `inputs` and `input_data` are common names for any input; `files` and `outputs` are not.
+    telling = ("files", "outputs") if source != "files" else role.order
+    short = _SHORT_FOR.get(name.strip("_"))
+    near = [short] if short else difflib.get_close_matches(name, role.named, n=1, cutoff=0.85)
+    if name in _DESCRIPTIONS and name in telling and name != source:
+        order = ", ".join(role.order)
+        findings.warn(file, parameter.line, f"{receives}: arguments are passed by position ({order})")
+    elif near and near[0] != source:
+        findings.warn(file, parameter.line, f"{receives}. Did you mean `{near[0]}`?")
+    elif source == "context" and name in _OF_CONTEXT:
+        findings.warn(file, parameter.line, f"{receives}. Did you mean context.{_OF_CONTEXT[name]}?")
 
 
-def _definition(role: Role, found: Signature) -> str:
-    names = [role.order[0], *(parameter.name for parameter in found.parameters)]
-    return f"def {role.name}({', '.join(names)})"
-
-
-def _variadic(node: Function, role: Role, file: str, *, keywords: bool = False) -> list[Problem]:
-    problems = []
-    for star, arg in (("*", node.args.vararg), ("**", node.args.kwarg)):
-        if arg is not None:
-            allowed = "one parameter for each key of the JSON object" if keywords else role.allowed
-            problems.append(
-                Problem(
-                    file,
-                    arg.lineno,
-                    f"{role.name} takes `{star}{arg.arg}`, which does not say what to pass",
-                    f"Write the parameters out: {allowed}.",
-                )
-            )
-    return problems
-
-
-def _article(source: str) -> str:
-    return {
-        "data": "the request's data",
-        "files": "the request's files",
-        "inputs": "what preprocess returned",
-        "outputs": "what predict returned",
-        "input_data": "the request's data",
-        "context": "the context",
-    }[source]
+_DESCRIPTIONS = {
+    "data": "the request's data",
+    "files": "the request's files",
+    "inputs": "what preprocess returned",
+    "outputs": "what predict returned",
+    "input_data": "the request's data",
+    "samples": "a list of what preprocess returned",
+    "context": "the context",
+}
+"""What positional parameters receive, for messages."""
 
 
 def replaced_hooks(source: Source, contract: Contract) -> list[str]:

@@ -340,7 +340,7 @@ def _predictor(settings: Settings) -> list[str]:
         fitting = math.ceil(settings.max_batch / settings.workers_per_device)
         return [
             f"max_batch ({settings.max_batch}) is never reached: {settings.workers_per_device} workers with "
-            f"{settings.batch_size} request{'s' if settings.batch_size > 1 else ''} each make {under_way}. "
+            f"{settings.batch_size} request{'s' if settings.batch_size > 1 else ''} each bring {under_way}. "
             f"Write batch_size: {fitting}, or more workers."
         ]
     return []

@@ -300,11 +300,9 @@ class _Stage:
                 f"{name} is a generator, but a stage passes on one value",
                 "Return the value instead of yielding it.",
             )
-        signature = read_signature(function, wanted, file=module.file)
-        self._findings.problems += signature.problems
-        self._findings.warnings += signature.warnings
+        parameters = read_signature(function, wanted, file=module.file, findings=self._findings)
         line = function.lineno if module is self._source.module else 0
-        self.hooks[f"{role} {self._number}"] = Hook(name, line, call_kind(function), signature.parameters)
+        self.hooks[f"{role} {self._number}"] = Hook(name, line, call_kind(function), parameters)
         return name
 
     def _text(self, node: ast.expr) -> str | None:

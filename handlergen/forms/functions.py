@@ -120,11 +120,10 @@ def _hook(source: Source, role: Role, found: Found, findings: Findings, *, keywo
         findings.problem(file, node.lineno, message, "Return the value instead.")
     elif yields(node) and role.name != "predict":
         findings.problems.append(generator_problem(file, role.name, node))
-    signature = (read_keywords if keywords else read_signature)(node, role, file=file)
-    findings.problems += signature.problems
-    findings.warnings += signature.warnings
+    read = read_keywords if keywords else read_signature
+    parameters = read(node, role, file=file, findings=findings)
     line = node.lineno if found.module is source.module else 0
-    return Hook(role.name, line, call_kind(node), signature.parameters)
+    return Hook(role.name, line, call_kind(node), parameters)
 
 
 def _call(source: Source, found: dict[str, Found], bound: set[str], findings: Findings) -> str:

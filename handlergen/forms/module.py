@@ -196,10 +196,8 @@ def _hook(model: ModelClass, method: Method, role: Role, findings: Findings) -> 
     node = method.node
     if yields(node) or wrapped_in_context_manager(node):
         findings.problems.append(generator_problem(model.file, role.name, node))
-    signature = read_signature(node, role, file=model.file)
-    findings.problems += signature.problems
-    findings.warnings += signature.warnings
-    return Hook(role.name, node.lineno, call_kind(node), signature.parameters)
+    parameters = read_signature(node, role, file=model.file, findings=findings)
+    return Hook(role.name, node.lineno, call_kind(node), parameters)
 
 
 def _forward(model: ModelClass, hooks: dict[str, Hook], details: dict[str, Any], findings: Findings) -> None:
@@ -235,12 +233,12 @@ def _collate(source: Source, model: ModelClass, findings: Findings) -> str | Non
     """Return where the user's own `collate(samples)` is: `method`, `function`, or None."""
     method = model.method("collate")
     if method:
-        findings.problems += read_signature(method.node, ROLES["collate"], file=model.file).problems
+        read_signature(method.node, ROLES["collate"], file=model.file, findings=findings)
         return "method"
     function = source.tree.function(source.module, "collate")
     if function is None or isinstance(function, Problem):
         return None
-    findings.problems += read_signature(function.node, ROLES["collate"], file=function.module.file).problems
+    read_signature(function.node, ROLES["collate"], file=function.module.file, findings=findings)
     return "function"
 
 
