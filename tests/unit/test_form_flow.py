@@ -121,7 +121,10 @@ def test_its_files_are_packed(models: Path) -> None:
         ('("torch", "sum.pt", f().h)', "`f().h` is not a function"),
         ('("torch", f)', "the file `f` is not a string"),
         ('("python", "h")', "`h` is not a function"),
-        ('("torch", "sum.pt", lambda result, data, files, more: 1)', "nothing is passed for the parameter `more`"),
+        (
+            '("torch", "sum.pt", lambda result, data, files, more: 1)',
+            "nothing is passed for the parameter `more`",
+        ),
         ('("torch", "sum.pt", {"pre": lambda: 1})', "pre takes no data"),
         ('("huggingface_pipeline", "models/x")', "the arguments of transformers.pipeline"),
         ('("torch", "steps.py")', "steps.py does not hold a torch model"),
