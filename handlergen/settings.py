@@ -9,7 +9,7 @@ import difflib
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -127,27 +127,10 @@ def to_runtime(settings: Settings, *, stages_auto: bool = False) -> RuntimeSetti
             normalised.
         stages_auto: Whether `stages` was decided from the source.
     """
-    return RuntimeSettings(
-        name=settings.name,
-        version=settings.version,
-        batch=settings.batch,
-        lock=settings.lock,
-        lock_timeout_s=settings.lock_timeout_s,
-        nan=settings.nan,
-        max_response_bytes=settings.max_response_bytes,
-        weights=archive_path(settings.weights) if settings.weights else None,
-        weights_format=settings.weights_format,
-        config=settings.config,
-        secrets=settings.secrets,
-        model_args=settings.model_args,
-        model_kwargs=settings.model_kwargs,
-        predict_timeout_s=settings.predict_timeout_s,
-        predictor=settings.predictor,
-        stages=settings.stages,
-        max_batch=settings.max_batch,
-        linger_ms=settings.linger_ms,
-        stages_auto=stages_auto,
-    )
+    names = [item.name for item in fields(RuntimeSettings) if item.name in SETTINGS]
+    values = {name: getattr(settings, name) for name in names}
+    values["weights"] = archive_path(settings.weights) if settings.weights else None
+    return RuntimeSettings(**values, stages_auto=stages_auto)
 
 
 def archive_path(path: str) -> str:

@@ -104,7 +104,7 @@ def test_every_honoured_key(truss: Make) -> None:
     }
     of_config = [warning for warning in project.warnings if "config.yaml" in warning]
     assert len(of_config) == 1
-    assert "values of `secrets` are left out" in of_config[0]
+    assert "values of `secrets` are ignored" in of_config[0]
 
 
 def test_settings_of_handlergen_win(truss: Make) -> None:
