@@ -15,6 +15,7 @@ from handlergen.cli.options import setting_options
 from handlergen.errors import ContractError, HandlergenError, ModuleFailed, Problem, RequestFailed
 from handlergen.project import Project, open_project
 from handlergen.runtime.contract import Hook
+from handlergen.runtime.form_table import FORMS
 from handlergen.sample_run import SampleRun, run_sample
 from handlergen.settings import shown
 
@@ -163,7 +164,9 @@ def _report(project: Project, warned: int) -> None:
         for call in calls(contract)
     ]
     if "predict" not in {call.step for call in calls(contract)}:
-        itself = contract.form == "functions"  # the weights predict; else the model that the module loads
+        itself = FORMS[
+            contract.form
+        ].runs_weights  # the weights predict; else the model that the module loads
         model = settings.weights if itself and settings.weights else "the model, called with its input"
         rows.append((f"({model})", settings.weights_format or "", _WHEN["predict"]))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]

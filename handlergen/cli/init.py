@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from handlergen.settings import FORMS
+from handlergen.runtime.form_table import DEFAULT_FORM, FORMS
 from handlergen.starter import create_starter
 
 
@@ -15,8 +15,8 @@ from handlergen.starter import create_starter
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "--form",
-    type=click.Choice(FORMS),
-    default="functions",
+    type=click.Choice(tuple(FORMS)),
+    default=DEFAULT_FORM,
     show_default=True,
     help="How the module is written.",
 )

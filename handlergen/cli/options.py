@@ -74,7 +74,7 @@ def _value(setting: SettingInfo, raw: str | tuple[str, ...] | None) -> Any:
         given = raw if isinstance(raw, str) else " ".join(raw)
         reason = "" if type(error) is not ValueError or _pythonic(str(error)) else str(error)
         value = "" if reason.startswith(repr(given)) else repr(given)
-        parts = (value, reason, f"wanted: {kind.wanted}")
+        parts = (value, reason, f"expected {kind.wanted}")
         raise click.BadParameter("; ".join(part for part in parts if part)) from error
 
 

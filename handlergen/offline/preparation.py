@@ -21,6 +21,7 @@ from handlergen.offline.child import Piece, Preparing
 from handlergen.offline.crossing import prepare, restored
 from handlergen.offline.rows import Chunk
 from handlergen.offline.transport import Packed
+from handlergen.runtime.form_table import FORMS
 from handlergen.runtime.hooks import Item
 from handlergen.runtime.needs import Needs
 from handlergen.runtime.pipeline import Pipeline
@@ -137,7 +138,7 @@ class Preparation:
 
     def _is_cheap(self, first: Chunk, ready: list[Prepared]) -> bool:
         """Would a process cost more than it saves? Prepares the first chunk to find out, unless it is of files."""
-        if "preprocess" not in self._contract.hooks and self._contract.form != "flow":
+        if "preprocess" not in self._contract.hooks and not FORMS[self._contract.form].several_models:
             return True
         if isinstance(first.rows[0].body, Path):
             return False

@@ -108,3 +108,6 @@ def _spread(model: nn.Module) -> Callable[[Any], Any]:
         return model(batch)
 
     return forward
+
+
+USER_MODULE = ModuleModule

@@ -87,9 +87,9 @@ def test_a_flag_that_makes_no_sense_is_a_usage_error(
     source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert check("digits.py", "--batch-size", "many") == 2
-    assert "wanted: a whole number from 1 to 65536" in capsys.readouterr().err
+    assert "expected a whole number from 1 to 65536" in capsys.readouterr().err
     assert check("digits.py", "--max-batch", "0") == 2
-    assert "wanted: a whole number from 1 to 65536" in capsys.readouterr().err
+    assert "expected a whole number from 1 to 65536" in capsys.readouterr().err
 
 
 def test_schemas_come_of_the_loaded_module(source: Path, capsys: pytest.CaptureFixture[str]) -> None:

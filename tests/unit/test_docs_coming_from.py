@@ -12,7 +12,7 @@ from torch import nn
 
 from handlergen.cli import VERBS
 from handlergen.errors import ContractError
-from handlergen.forms.flow_stages import STAGE_TYPES
+from handlergen.forms.flow import STAGE_TYPES
 from handlergen.project import open_project
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

@@ -280,5 +280,5 @@ def test_a_base_from_elsewhere_is_warned_about(tmp_path: Path) -> None:
     file.write_text("from lib import Base\nclass Model(Base):\n    def predict(self, x):\n        return x\n")
     (warning,) = open_project(file, environ={}).warnings
     assert warning.endswith(
-        "Model inherits from Base, which is not read: hooks that it defines there are not called"
+        "Model inherits from Base, which handlergen does not read: hooks that are defined there are not called"
     )

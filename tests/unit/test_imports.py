@@ -42,7 +42,8 @@ ROOMS = {
         imports="runtime errors inspection",
     ),
     "inspection": Room(
-        "inspection findings hook_doubts hook_signatures methods source_module source_tree forms stage_rule stage_names stage_code stage_libraries",
+        "inspection findings hook_doubts hook_signatures methods source_module source_tree forms stage_rule"
+        " stage_names stage_code stage_libraries",
         imports="runtime errors project",
     ),
     "archive": Room(

@@ -345,7 +345,7 @@ def test_classes_that_are_no_form(text: str, tmp_path: Path) -> None:
 )
 def test_torchserve_handlers_are_refused_with_the_command(text: str, tmp_path: Path) -> None:
     path = write(tmp_path, text)
-    with pytest.raises(ContractError, match="TorchServe handler already") as refused:
+    with pytest.raises(ContractError, match="already a TorchServe handler") as refused:
         inspect_source(path, settings=Settings(name="x", weights="w.pt"))
     (problem,) = refused.value.problems
     assert "torch-model-archiver --model-name x --version 1.0 --handler" in problem.fix
@@ -363,7 +363,7 @@ def test_a_helper_named_handle_is_no_handler(tmp_path: Path) -> None:
     ("raw", "line", "words"),
     [
         (b"def predict(x):\n    return '\xe9'\n", 2, "byte 0xe9 is not utf-8"),
-        (b"# -*- coding: klingon -*-\n", 1, "encoding is not known"),
+        (b"# -*- coding: klingon -*-\n", 1, "unknown encoding"),
         (b"x = 1\0\n", 1, "null byte"),
         (b"x = (\n", 1, "syntax error"),
         (b"def predict(x):\nreturn x\n", 2, "syntax error"),

@@ -103,13 +103,13 @@ def test_a_file_takes_the_settings_beside_it_only_when_they_are_its_own(tmp_path
     ("files", "source", "words"),
     [
         ({}, "lost.py", "does not exist"),
-        ({"digits_txt": ""}, "digits.txt", "no .py file"),
-        ({"digits_mar": ""}, "digits.mar", "archive already"),
+        ({"digits_txt": ""}, "digits.txt", "not a .py file"),
+        ({"digits_mar": ""}, "digits.mar", "already an archive"),
         ({"a_py": ""}, ".", "neither handlergen.yaml nor"),
         ({"handlergen_yaml": ""}, ".", "no .py file"),
         ({"handlergen_yaml": "source: lost.py"}, ".", "source: lost.py does not exist"),
-        ({"handlergen_yaml": "source: a.txt", "a_txt": ""}, ".", "no .py file"),
-        ({"handlergen_yaml": "source: sub", "sub__a_py": ""}, ".", "no package"),
+        ({"handlergen_yaml": "source: a.txt", "a_txt": ""}, ".", "not a .py file"),
+        ({"handlergen_yaml": "source: sub", "sub__a_py": ""}, ".", "not a package"),
     ],
 )
 def test_sources_that_are_none(files: dict[str, str], source: str, words: str, tmp_path: Path) -> None:

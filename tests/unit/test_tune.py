@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from handlergen.cli import cli
 from handlergen.errors import ContractError, HandlergenError
-from handlergen.starter_yaml import starter_yaml
+from handlergen.starter import starter_yaml
 from handlergen.tuning import measuring
 from handlergen.tuning.apply import apply, with_settings
 from handlergen.tuning.search import (
