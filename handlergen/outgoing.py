@@ -1,4 +1,4 @@
-"""A request as TorchServe hands it to a worker (ts/service.py:57-100), made from values and files here."""
+"""Requests as TorchServe hands them to a worker (ts/service.py:57-100), and error messages, where no server is."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from handlergen.errors import HandlergenError
+from handlergen.runtime.failures import in_the_log
 
 OCTETS = "application/octet-stream"
 JSON = "application/json"
 
-Wire = tuple[dict[str, Any], dict[str, Any]]
+RequestParts = tuple[dict[str, Any], dict[str, Any]]
 """The request's parts by name, and its headers with its parts' content types."""
 
 
@@ -22,12 +23,12 @@ def content_type_of(path: str | Path) -> str:
     return mimetypes.guess_type(str(path))[0] or OCTETS
 
 
-def body_request(body: bytes, content_type: str) -> Wire:
+def body_request(body: bytes, content_type: str) -> RequestParts:
     """A request that is nothing but a body."""
     return {"body": bytearray(body)}, {"body": {"content-type": content_type}, "content-type": content_type}
 
 
-def form_request(fields: Mapping[str, Any]) -> Wire:
+def form_request(fields: Mapping[str, Any]) -> RequestParts:
     """A multipart form: by name a `Path` (a file), bytes, text, or a value that becomes JSON text.
 
     Raises:
@@ -95,3 +96,18 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise HandlergenError(f"cannot read {path}: {error.strerror}") from error
+
+
+def without_server(message: str, request_id: str) -> str:
+    """A failure's message without the sentence that sends a client to the server's log."""
+    return message.removesuffix(in_the_log(request_id))
+
+
+def body_without_server(body: bytes) -> bytes:
+    """The JSON body of a failed request, its message as `without_server` has it; any other body as it is."""
+    try:
+        error = json.loads(body)
+        error["message"] = without_server(error["message"], error["request_id"])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return body
+    return json.dumps(error, ensure_ascii=False, separators=(",", ":")).encode()

@@ -99,7 +99,7 @@ def _sample_status(ran: SampleRun | None) -> int:
 
 
 def _report_sample(ran: SampleRun, sample: str) -> None:
-    from handlergen.local_failures import body_without_server
+    from handlergen.outgoing import body_without_server
 
     click.echo(f"{sample}, on {ran.device} (loaded in {ran.load_s:.1f} s):")
     width = max((len(stage.name) for stage in ran.stages), default=0)

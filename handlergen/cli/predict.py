@@ -154,7 +154,7 @@ def _one(
 
 
 def _write_lines(answers: list[Answer], output: Path | None, stdout: IO[bytes]) -> None:
-    from handlergen.local_failures import body_without_server
+    from handlergen.outgoing import body_without_server
 
     bodies = [body_without_server(a.body) if a.status >= 400 else a.body for a in answers]
     lines = b"".join(body + b"\n" for body in bodies)

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from handlergen.errors import HandlergenError
-from handlergen.offline.job import Engine, Lines
-from handlergen.offline.rows import Chunk, Row
+from handlergen.offline.engine import Engine
+from handlergen.offline.rows import Chunk, Lines, Row
 
 if TYPE_CHECKING:
     from handlergen.local import LocalModel
-    from handlergen.offline.predicted import Predicted
+    from handlergen.offline.journal import PendingOutputs
 
 _CALLS_AT_ONCE = 2
 """In each actor: one chunk's preprocess and postprocess run beside another's predict."""
@@ -99,7 +99,7 @@ class RayEngine:
         write: Callable[[Lines], None],
         *,
         ordered: bool,
-        predicted: Predicted | None,
+        pending: PendingOutputs | None,
     ) -> Generator[None, None, None]:
         from ray.util.queue import Queue
 
@@ -134,7 +134,7 @@ class RayEngine:
             label_selector=here,
         )
         answers = rows.map_batches(
-            Answering,
+            _ModelActor,
             fn_constructor_args=(self._archive,),
             batch_size=1,
             batch_format="numpy",
@@ -227,7 +227,7 @@ def _with_content(row: Row) -> Row:
     return row
 
 
-class Answering:
+class _ModelActor:
     """An actor of the pool: the loaded model.
 
     Args:
@@ -250,7 +250,7 @@ class Answering:
         self._model.worker.wait_for_ever()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        from handlergen.offline.crossing import prepare
+        from handlergen.offline.preparation import prepare
 
         number, rows = pickle.loads(batch["chunk"][0])  # noqa: S301 - from this run's own queue
         pipeline = self._model.worker.pipeline

@@ -38,7 +38,7 @@ TOUCHES_TEMPORARY_FILES = {
 }
 
 #: Who forks: a child that must end without running its parent's clean-up code calls os._exit.
-ENDS_FORKED_CHILDREN = {"handlergen.offline.child", "handlergen.runtime.process.spare"}
+ENDS_FORKED_CHILDREN = {"handlergen.runtime.process.spare"}
 #: A program of its own.
 PROGRAMS = {"handlergen.runtime.process.main"}
 #: Hands another process's output on to its own; tells TorchServe metrics, which it reads from a worker's output.
