@@ -203,7 +203,7 @@ class Preparation:
         Yields:
             What prepares rows in a process that is idle, and what kills all processes.
         """
-        needs = Needs.of(self._contract, ("predict", "postprocess"))
+        hook_inputs = Needs.of(self._contract, ("predict", "postprocess"))
         processes: list[_PreparingProcess] = []
         idle: queue.SimpleQueue[_PreparingProcess] = queue.SimpleQueue()
 
@@ -220,7 +220,7 @@ class Preparation:
 
         try:
             for number in range(count):
-                process = _PreparingProcess(number, self._pipeline, needs, self._directory, processes)
+                process = _PreparingProcess(number, self._pipeline, hook_inputs, self._directory, processes)
                 processes.append(process)
                 idle.put(process)
             yield prepare_in_process, kill
@@ -254,7 +254,7 @@ class _PreparingProcess:
     Args:
         number: Which it is, from 0.
         pipeline: Of the loaded model.
-        needs: The parts of a request that the later stages read.
+        hook_inputs: The parts of a request that the later stages read.
         directory: Where hooks expect to run.
         earlier: The processes that were forked before.
     """
@@ -263,7 +263,7 @@ class _PreparingProcess:
         self,
         number: int,
         pipeline: Pipeline,
-        needs: Needs,
+        hook_inputs: Needs,
         directory: Path,
         earlier: Sequence[_PreparingProcess],
     ) -> None:
@@ -275,7 +275,7 @@ class _PreparingProcess:
             for each in [*(process._connection for process in earlier), self._connection]:
                 each.close()
             _set_up(number, directory)
-            _prepare_until_closed(theirs, _ForkedPipeline(pipeline), needs)
+            _prepare_until_closed(theirs, _ForkedPipeline(pipeline), hook_inputs)
 
         self._process = context.Process(target=run, daemon=True)
         with warnings.catch_warnings():
@@ -347,7 +347,7 @@ def _set_up(number: int, directory: Path) -> None:
         sys.modules["numpy"].random.seed(seed % 2**32)
 
 
-def _prepare_until_closed(connection: Connection, pipeline: _ForkedPipeline, needs: Needs) -> None:
+def _prepare_until_closed(connection: Connection, pipeline: _ForkedPipeline, hook_inputs: Needs) -> None:
     """Answer each list of rows that arrives, until the parent has closed the connection or ended."""
     with contextlib.suppress(EOFError, OSError):
         while True:
@@ -357,7 +357,7 @@ def _prepare_until_closed(connection: Connection, pipeline: _ForkedPipeline, nee
                 connection.send(pipeline.refused)
                 continue
             try:
-                pickled, buffers = values.pack([_taken(item, needs) for item in items])
+                pickled, buffers = values.pack([_taken(item, hook_inputs) for item in items])
             except Exception as error:  # the pickling of the user's own types raises anything
                 connection.send(f"what preprocess returned cannot cross to another process ({error})")
                 continue
@@ -392,11 +392,11 @@ class _ForkedPipeline:
             self._fail(item, error, hook)
 
 
-def _taken(item: Item, needs: Needs) -> tuple[Any, ...]:
+def _taken(item: Item, hook_inputs: Needs) -> tuple[Any, ...]:
     """A prepared item as plain values: its failure, or what the later stages read."""
     if item.failure is not None:
         return (item.failure,)
-    return (None, item.inputs, item.request._metadata, *needs.brought(item))
+    return (None, item.inputs, item.request._metadata, *hook_inputs.brought(item))
 
 
 def _restore(item: Item, value: tuple[Any, ...]) -> None:

@@ -29,7 +29,7 @@ RUNTIME_NEEDS = frozenset(sys.stdlib_module_names) | {"torch"}
 STARTS_PROCESSES = {
     f"handlergen.{room}"
     for room in (
-        *("answering_child", "gpus", "java", "launching", "packing"),
+        *("answering_child", "gpus", "java", "launching", "packing", "sample_run"),
         *("runtime.process.spare", "runtime.process.start"),
     )
 }
