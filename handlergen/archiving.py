@@ -14,7 +14,7 @@ from handlergen.errors import HandlergenError
 from handlergen.gpus import gpus_for
 from handlergen.model_config import placement
 from handlergen.names import MODEL_STORE
-from handlergen.packing import filled_later, pack, private_directory
+from handlergen.packing import Progress, filled_later, pack, private_directory, publish
 from handlergen.placement import Placement
 from handlergen.project import Project, open_project
 from handlergen.runtime.contract import Contract
@@ -22,7 +22,6 @@ from handlergen.settings import Settings
 from handlergen.signing import Signature, read_private_key, signature_path
 from handlergen.signing import sign as sign_archive
 from handlergen.staging import StagedFile, make_plan
-from handlergen.store import Progress, publish
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from handlergen.cli.output_file import writable
+from handlergen.collecting import named_but_not_packed
 from handlergen.errors import HandlergenError
 from handlergen.properties import check, server_settings
-from handlergen.unpacked import named_but_not_packed
 
 MODULE = '''
 """weights.bin is read by load."""
