@@ -340,7 +340,7 @@ def _set_up(number: int, directory: Path) -> None:
     torch.set_num_threads(
         1
     )  # the processes themselves are as many as the cores; and OpenMP's threads are not forked
-    seed = torch.initial_seed() + number + 1  # else all of them would draw the same random numbers
+    seed = (torch.initial_seed() + number + 1) % 2**63  # else all of them would draw the same random numbers
     torch.manual_seed(seed)
     random.seed(seed)
     if "numpy" in sys.modules:
