@@ -18,7 +18,8 @@ from handlergen.cli.wording import counted
 from handlergen.errors import HandlergenError
 
 if TYPE_CHECKING:
-    from handlergen.offline.job import Engine, Progress, Summary
+    from handlergen.offline.engine import Engine
+    from handlergen.offline.job import Progress, Summary
 
 _FORMATS = ("jsonl", "csv", "npy", "files")
 _LINES = (".jsonl", ".ndjson", ".json", ".txt")
@@ -105,7 +106,7 @@ def command(
     """
     from handlergen.offline.job import as_json as plain
     from handlergen.offline.job import map_to_file
-    from handlergen.offline.output_files import left_by
+    from handlergen.offline.output import left_by
     from handlergen.offline.sources import open_source
 
     rows = open_source(
@@ -153,7 +154,7 @@ def command(
 
 def _check_output(output: str) -> None:
     """Raises HandlergenError for a directory; warns of a name that promises another format."""
-    from handlergen.offline.convert import CONVERTERS
+    from handlergen.offline.output import CONVERTERS
 
     if Path(output).is_dir():
         raise HandlergenError(
@@ -182,7 +183,7 @@ def _opened(
 @contextlib.contextmanager
 def _local(source: Path, *, gpu: int | None, workers: int | None, threads: bool) -> Iterator[Engine]:
     from handlergen.local import load
-    from handlergen.offline.api import LocalEngine
+    from handlergen.offline.engine import LocalEngine
     from handlergen.user_place import working_directory
 
     with load(source, gpu=gpu) as model, working_directory(model.root):

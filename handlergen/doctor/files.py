@@ -11,8 +11,7 @@ from pathlib import Path
 import psutil
 
 from handlergen.client.key_file import KEY_FILE, KeyFile
-from handlergen.doctor.finding import Finding, error, note, ok, warning
-from handlergen.doctor.situation import Situation
+from handlergen.doctor.situation import Finding, Situation, error, note, ok, warning
 from handlergen.errors import ServerError
 from handlergen.processes import marked
 from handlergen.runtime.device_lock import lock_directory
@@ -190,6 +189,15 @@ def locks(situation: Situation) -> Iterator[Finding]:
             "Workers refuse to load: who can write there can hold or break the turns on the device.",
             "export HANDLERGEN_STATE_DIR=~/.local/state/handlergen   # or: remove that directory",
         )
+
+
+def is_plain_server(pid: int, directory: Path) -> bool:
+    """Is this a TorchServe that was started in a directory?"""
+    try:
+        process = psutil.Process(pid)
+        return _FRONTEND in process.cmdline() and process.cwd() == str(directory)
+    except psutil.Error:
+        return False
 
 
 def _is_frontend(pid: int) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from handlergen import archiving, store
+from handlergen import archiving, packing
 from handlergen.archiving import archive
 from handlergen.errors import HandlergenError
 from handlergen.mar import read_mar
@@ -350,13 +350,13 @@ def test_the_archivers_own_error_is_told(
 
 def test_verify_notices_a_difference(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = source.parent / "data" / "labels.txt"
-    check = store.check_copy
+    check = packing.check_copy
 
     def change_and_check(path: Path, plan: Any) -> None:
         labels.write_text("c\n")
         check(path, plan)
 
-    monkeypatch.setattr(store, "check_copy", change_and_check)
+    monkeypatch.setattr(packing, "check_copy", change_and_check)
     with pytest.raises(HandlergenError, match=r"data/labels\.txt"):
         build(source, tmp_path / "store", verify=True)
     assert list((tmp_path / "store").iterdir()) == []

@@ -37,8 +37,8 @@ ROOMS = {
     "runtime": Room("runtime"),
     "errors": Room("errors"),
     "project": Room(
-        "project settings setting_checks setting_fields setting_kinds starter starter_yaml yaml_source names truss"
-        " truss_keys weights_file gpus templates user_place command_text replacing outgoing",
+        "project settings setting_checks setting_fields setting_kinds starter yaml_source names truss"
+        " weights_file gpus templates user_place command_text replacing outgoing",
         imports="runtime errors inspection",
     ),
     "inspection": Room(
@@ -47,7 +47,7 @@ ROOMS = {
         imports="runtime errors project",
     ),
     "archive": Room(
-        "archiving packing collecting staging unpacked render model_config mar mar_entries mar_texts store normalise"
+        "archiving packing collecting staging render model_config mar mar_entries mar_texts normalise"
         " archiver_process identity signing sbom",
         imports="runtime errors project inspection api",
     ),
@@ -58,7 +58,7 @@ ROOMS = {
     ),
     "client": Room("client", imports="runtime errors server"),
     "local": Room(
-        "local local_context local_stream sample_child sample_run answering_child offline",
+        "local sample_child sample_run offline",
         imports="runtime errors project archive api",
     ),
     "performance": Room(
@@ -72,7 +72,7 @@ ROOMS = {
 
 # Exceptions to the rules below: modules, without `handlergen.`.
 STARTS_PROCESSES = {
-    *("answering_child", "gpus", "java", "launching", "packing"),
+    *("gpus", "java", "launching", "packing", "sample_run"),
     *("runtime.process.spare", "runtime.process.start"),
 }
 MAKES_TEMPORARY_FILES = {"launching", "local", "offline.ray_engine", "packing"}

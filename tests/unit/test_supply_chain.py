@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 
-from handlergen import __version__, normalise
-from handlergen import store as store_module
+from handlergen import __version__, normalise, packing
 from handlergen.archiving import archive
 from handlergen.cli import main
 from handlergen.errors import HandlergenError, ServerError
@@ -281,7 +280,7 @@ def test_verifying_notices_what_is_not_the_normal_form(
         genuine(*args, **named)
         monkeypatch.setattr(normalise, "_MODE", 0o100644)
 
-    monkeypatch.setattr(store_module.normalise, "normalise", careless)
+    monkeypatch.setattr(packing.normalise, "normalise", careless)
     with pytest.raises(HandlergenError, match=r"not in its normal form: .* has attributes"):
         made(source, verify=True, force=True)
     assert normalise.abnormal(path) is None  # what was there stands

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from handlergen.cli.output_file import writable
+from handlergen.collecting import named_but_not_packed
 from handlergen.errors import HandlergenError
-from handlergen.unpacked import named_but_not_packed
 
 MODULE = '''
 """weights.bin is read by load."""
