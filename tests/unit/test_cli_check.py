@@ -118,7 +118,7 @@ def test_lists_are_repeated_singular_flags(source: Path, capsys: pytest.CaptureF
         check("digits.py", *flags, "--config", "a=1", "--config", "b=[x]", "--workers-per-device", "4") == 0
     )
     assert check("digits.py", "--devices", "0,0") == 2
-    assert "an index twice" in capsys.readouterr().err
+    assert "a duplicate index" in capsys.readouterr().err
 
 
 def test_neither_the_module_nor_torch_is_imported(source: Path) -> None:

@@ -44,7 +44,7 @@ def test_own_files_that_nothing_packs(tmp_path: Path) -> None:
 )
 def test_definitions_that_do_not_take_the_same_are_told(tmp_path: Path, text: str, lines: str) -> None:
     (warning,) = warnings(tmp_path, text)
-    assert f"predict is defined 2 times (lines {lines}), and not with the same parameters" in warning
+    assert f"predict is defined 2 times (lines {lines}), with different parameters" in warning
 
 
 @pytest.mark.parametrize(
