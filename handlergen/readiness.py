@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from handlergen.client import Client, ModelStatus
-from handlergen.client.key_file import KEY_FILE
+from handlergen.client.connection import KEY_FILE
 from handlergen.errors import HandlergenError, ModuleFailed, ServerError
 from handlergen.properties import ServerSettings
 from handlergen.server_state import ServerState

@@ -16,7 +16,7 @@ import psutil
 
 from handlergen import ports
 from handlergen.client import Client, ModelStatus
-from handlergen.client.key_file import KEY_FILE
+from handlergen.client.connection import KEY_FILE
 from handlergen.command_text import archive_command, handlergen_command
 from handlergen.errors import HandlergenError, ModuleFailed, ServerError
 from handlergen.java import find_java

@@ -12,7 +12,7 @@ import grpc
 from handlergen.bench.answers import RIGHT, Answer, Load
 from handlergen.bench.load import LONGEST_ANSWER_S
 from handlergen.bench.pace import Closed, Open, Pace
-from handlergen.client.protocol import INFERENCE, message_class
+from handlergen.client.grpc import INFERENCE, message_class
 from handlergen.client.results import error_of
 
 _METHOD = f"/{INFERENCE}.InferenceAPIsService/Predictions"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from handlergen.client.key_file import KEY_FILE, KeyFile
+from handlergen.client.connection import KEY_FILE, KeyFile
 from handlergen.doctor.finding import Finding, error, note, ok, warning
 from handlergen.doctor.situation import Situation
 from handlergen.errors import ServerError

@@ -173,7 +173,7 @@ def test_a_wrong_key_file_is_told_from_none(run: Run, tmp_path: Path):
     keys = {kind: {"key": "wrong"} for kind in ("inference", "management", "API")}
     (tmp_path / "keys.json").write_text(json.dumps(keys))
     done = run("invoke", "echo", "--data", "1", "--key-file", str(tmp_path / "keys.json"))
-    assert b"are not this server's" in done.stderr
+    assert b"belong to another server" in done.stderr
 
 
 def test_elsewhere_it_is_said_that_the_configuration_is_missing(tmp_path: Path):
