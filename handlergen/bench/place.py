@@ -10,9 +10,8 @@ from pathlib import Path
 import psutil
 
 from handlergen.client import ModelStatus
-from handlergen.processes import marked
+from handlergen.launching import MARKER, marked
 from handlergen.runtime.spans import TRACE_DIR_VARIABLE
-from handlergen.server_state import MARKER
 
 TURN_ON = "start the server with `handlergen serve --trace DIR` (or with HANDLERGEN_TRACE_DIR set)"
 

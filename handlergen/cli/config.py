@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from handlergen.cli.serving_options import json_option
-from handlergen.command_text import archive_command
+from handlergen.configuration import archive_command
 
 if TYPE_CHECKING:
     from handlergen.properties import ServerSettings
@@ -94,11 +94,11 @@ def command(
     """
     from handlergen.configuration import (
         configuration_warnings,
+        exposures,
         relative_to_config,
         store_has_requirements,
         write_configuration,
     )
-    from handlergen.exposure import exposures
     from handlergen.properties import explain, read_properties, server_settings, unknown_keys
 
     if install_requirements is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from handlergen.cli.given_data import HOW_TO_QUOTE
-from handlergen.command_text import handlergen_command
+from handlergen.configuration import handlergen_command
 from handlergen.errors import HandlergenError, RequestFailed
 from handlergen.runtime.failures import in_the_log
 from handlergen.settings import shown

@@ -18,12 +18,12 @@ import click
 
 from handlergen.cli.serving_options import json_option, timeout_option
 from handlergen.cli.wording import counted
-from handlergen.command_text import DEFAULT_CONFIG, archive_command, handlergen_command
+from handlergen.configuration import DEFAULT_CONFIG, archive_command, handlergen_command
 from handlergen.errors import HandlergenError, ModuleFailed
 
 if TYPE_CHECKING:
     from handlergen.client import ModelStatus
-    from handlergen.exposure import Exposure
+    from handlergen.configuration import Exposure
     from handlergen.server import RunningServer
 
 
@@ -120,10 +120,10 @@ def _configure(config: Path) -> None:
     """Write the configuration if there is none; warn of what in it or in the model store will not work."""
     from handlergen.configuration import (
         configuration_warnings,
+        exposures,
         store_has_requirements,
         write_configuration,
     )
-    from handlergen.exposure import exposures
     from handlergen.properties import ServerSettings, read_properties, unknown_keys
 
     if not config.exists():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from handlergen.command_text import DEFAULT_CONFIG, handlergen_command
+from handlergen.configuration import DEFAULT_CONFIG, handlergen_command
 from handlergen.errors import NoServer
 
 if TYPE_CHECKING:

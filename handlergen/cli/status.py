@@ -14,7 +14,7 @@ import click
 
 from handlergen.cli.serving_options import config_option, connected, json_option, key_file_option
 from handlergen.cli.wording import counted
-from handlergen.command_text import handlergen_command
+from handlergen.configuration import handlergen_command
 
 if TYPE_CHECKING:
     from handlergen.client import ModelStatus, WorkerStatus

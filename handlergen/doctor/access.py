@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from handlergen.configuration import exposures
 from handlergen.doctor.finding import Finding, error, ok, warning
 from handlergen.doctor.situation import Situation
-from handlergen.exposure import exposures
 
 
 def opened(situation: Situation) -> Iterator[Finding]:

@@ -12,8 +12,7 @@ from typing import Any
 
 import yaml
 
-from handlergen.command_text import archive_command
-from handlergen.configuration import configuration_warnings
+from handlergen.configuration import archive_command, configuration_warnings
 from handlergen.doctor.finding import Finding, error, note, ok, warning
 from handlergen.doctor.situation import Situation
 from handlergen.doctor.worker_traps import worker_traps

@@ -29,8 +29,8 @@ import pytest
 
 from handlergen.client import Client
 from handlergen.configuration import write_configuration
+from handlergen.launching import marked
 from handlergen.ports import free_port_settings
-from handlergen.processes import marked
 from handlergen.properties import ServerSettings, server_settings
 from handlergen.server import RunningServer, serve
 

@@ -166,7 +166,7 @@ def test_an_expired_token_is_renewed_with_the_api_key(tmp_path: Path):
 
 def test_a_key_file_of_something_else_is_an_error_with_its_name(tmp_path: Path):
     (tmp_path / "key_file.json").write_text("[]")
-    with pytest.raises(ServerError, match=r"key_file\.json is not a key file"):
+    with pytest.raises(ServerError, match=r"key_file\.json is not a TorchServe key file"):
         KeyFile(tmp_path / "key_file.json").token("inference")
 
 
