@@ -261,4 +261,4 @@ def test_a_second_serve_says_who_is_there(run: Run):
     assert b"already running" in done.stderr
     report = json.loads(done.stdout)
     assert report["error"].startswith("a server is already running on config.properties")
-    assert report["hint"] == "`handlergen stop` ends it"
+    assert report["hint"] == "`handlergen stop` stops it"
