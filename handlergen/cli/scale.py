@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from handlergen.cli.request_advice import advised
-from handlergen.cli.serving_options import (
+from handlergen.cli.options import (
     config_option,
     connected,
     json_option,
     key_file_option,
     timeout_option,
 )
-from handlergen.cli.wording import counted
+from handlergen.cli.printing import counted, per_device, print_json, warn
+from handlergen.cli.requests import advised
 
 
 @click.command("scale")
 @click.argument("name")
-@click.option("--workers", type=click.IntRange(min=0), required=True, help="How many there shall be.")
-@click.option("--version", default=None, help="A version of the model other than the default one.")
+@click.option("--workers", type=click.IntRange(min=0), required=True, help="Number of workers.")
+@click.option("--version", default=None, help="The model's version.  [default: the default version]")
 @timeout_option(300.0, "Seconds to wait for READY.")
 @config_option
 @key_file_option
@@ -38,8 +37,8 @@ def command(
 ) -> None:
     """Set the number of workers of model NAME and wait until they are READY.
 
-    Reports how many there are on each device. Lasts until the server stops: an archive's own number holds
-    again at the next start.
+    Reports the number of workers on each device. The change lasts until the server stops; at the next start the
+    archive's number applies again.
 
     \b
     Example:
@@ -49,16 +48,13 @@ def command(
         status = client.scale(name, workers, version=version, timeout=timeout)
     if as_json:
         report = {"model": status.name, "workers": status.ready_workers, "placement": status.placement}
-        click.echo(json.dumps(report))
+        print_json(report, indent=None)
         return
-    where = ", ".join(f"{count} on {device}" for device, count in status.placement.items())
-    click.echo(
-        f"{status.name}: {counted(status.ready_workers, 'worker')} READY" + (f" ({where})" if where else "")
-    )
+    devices = f" ({per_device(status.placement)})" if status.placement else ""
+    click.echo(f"{status.name}: {counted(status.ready_workers, 'worker')} READY{devices}")
     counts = set(status.placement.values())
     if len(counts) > 1 and max(counts) - min(counts) > 1:
-        click.echo(
-            "Warning: the workers are spread unevenly; TorchServe counts devices on after scaling down. "
-            "Restarting the server spreads them anew.",
-            err=True,
+        warn(
+            "the workers are distributed unevenly, because TorchServe does not restart its device counter after "
+            "scaling down. Restart the server to distribute them evenly."
         )

@@ -10,7 +10,7 @@ import pytest
 from handlergen.bench.samples import of_fields, of_json_text
 from handlergen.cli import main
 from handlergen.cli.invoke import _grpc_inputs, _rest_body
-from handlergen.cli.request_parts import field_of, headers_of
+from handlergen.cli.requests import field_of, headers_of
 from handlergen.client.rest import payload
 from handlergen.outgoing import form_request
 
