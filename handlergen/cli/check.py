@@ -20,9 +20,9 @@ from handlergen.settings import shown
 _WHEN = {
     "setup": "once per worker",
     "load": "once per copy of the model, on the device",
-    "preprocess": "in parallel with other requests",
+    "preprocess": "beside other requests",
     "predict": "one at a time on the device",
-    "postprocess": "in parallel with other requests",
+    "postprocess": "beside other requests",
     "explain": "when a client asks for an explanation",
     "is_healthy": "when a client asks whether the model is healthy",
 }

@@ -122,7 +122,7 @@ def test_error_answers_go_to_stderr_with_status_6(run: Run):
         (("--field", "a"), "NAME=VALUE or NAME=@PATH"),
         (("--field", "a=@/no/such/file"), "there is no file /no/such/file"),
         (("--data", "1", "--header", "x"), "NAME:VALUE"),
-        (("--data", "1", "--grpc", "--header", "a:b"), "mean nothing over gRPC"),
+        (("--data", "1", "--grpc", "--header", "a:b"), "have no effect over gRPC"),
     ],
 )
 def test_requests_that_make_no_sense_are_refused(run: Run, arguments: tuple[str, ...], said: str):
@@ -141,7 +141,7 @@ def test_a_request_that_cannot_be_answered_says_what_can_be_done(
         return done.stderr.decode()
 
     assert "did you mean echo? The server has: echo, failing, inside" in told("ehco", "--data", "1")
-    assert "echo is there in version 1.0" in told("echo", "--data", "1", "--version", "9.0")
+    assert "the server has echo in version 1.0" in told("echo", "--data", "1", "--version", "9.0")
     hint = told("inside", "--data", "{}").partition("Hint: ")[2]
     assert hint.startswith("grep -A 20 ")
     found = subprocess.run(shlex.split(hint), cwd=directory, capture_output=True, check=True)

@@ -352,7 +352,7 @@ def test_serve_warns_of_the_same(project: Project) -> None:
         result = CliRunner().invoke(cli, ["serve", "-c", str(project.config)])
     assert result.exit_code == 1
     assert "WARNING" in result.stderr
-    assert "To take it back: enable_model_api=false" in result.stderr
+    assert "To change that: enable_model_api=false" in result.stderr
 
 
 def test_config_warns_of_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
