@@ -16,8 +16,8 @@ import click
 from handlergen.cli.errors import fail, let_go_of_broken_output, reader_is_gone, refused_by_system
 from handlergen.errors import HandlergenError
 
-# Verb -> module that defines a click command named `command`. It is imported when the verb is used, so that
-# `check` never waits for torch or grpc.
+# Verb -> module that defines the click command, named `command` or as given after the colon. It is imported
+# when the verb is used, so that `check` never waits for torch or grpc.
 VERBS: dict[str, str] = {
     "init": "handlergen.cli.init",
     "check": "handlergen.cli.check",
@@ -26,10 +26,10 @@ VERBS: dict[str, str] = {
     "inspect": "handlergen.cli.inspect",
     "config": "handlergen.cli.config",
     "serve": "handlergen.cli.serve",
-    "stop": "handlergen.cli.stop",
+    "stop": "handlergen.cli.serve:stop",
     "status": "handlergen.cli.status",
     "invoke": "handlergen.cli.invoke",
-    "scale": "handlergen.cli.scale",
+    "scale": "handlergen.cli.status:scale",
     "predict": "handlergen.cli.predict",
     "map": "handlergen.cli.map",
     "trace": "handlergen.cli.trace",
@@ -68,10 +68,10 @@ class VerbGroup(click.Group):
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        module = VERBS.get(cmd_name)
-        if module is None:
+        if cmd_name not in VERBS:
             return None
-        command = importlib.import_module(module).command
+        module, _, name = VERBS[cmd_name].partition(":")
+        command = getattr(importlib.import_module(module), name or "command")
         assert isinstance(command, click.Command)
         return command
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -56,7 +56,14 @@ if TYPE_CHECKING:
     default=None,
     help="Install an archive's requirements.txt when its model is loaded.  [default: if an archive has one]",
 )
-@click.option("--queue-size", type=int, default=100, show_default=True, help="Queued requests per model.")
+@click.option(
+    "--queue-size",
+    "job_queue_size",
+    type=int,
+    default=100,
+    show_default=True,
+    help="Queued requests per model.",
+)
 @click.option("--max-request-size", type=int, default=6_553_500, show_default=True, help="In bytes.")
 @click.option("--max-response-size", type=int, default=6_553_500, show_default=True, help="In bytes.")
 @click.option("--log-config", default="log4j2.xml", show_default=True, help="Written if it does not exist.")
@@ -70,21 +77,10 @@ def command(
     show: bool,
     force: bool,
     model_store: Path,
-    host: str,
-    inference_port: int,
-    management_port: int,
-    metrics_port: int,
-    grpc_inference_port: int,
-    grpc_management_port: int,
     no_token_auth: bool,
-    model_api: bool,
     install_requirements: bool | None,
-    queue_size: int,
-    max_request_size: int,
-    max_response_size: int,
-    log_config: str,
-    metrics_config: str,
     as_json: bool,
+    **values: Any,
 ) -> None:
     """Write TorchServe's config.properties with safe defaults.
 
@@ -107,22 +103,11 @@ def command(
 
     if install_requirements is None:
         install_requirements = store_has_requirements(model_store)
-    settings = server_settings(
-        host=host,
-        inference_port=inference_port,
-        management_port=management_port,
-        metrics_port=metrics_port,
-        grpc_inference_port=grpc_inference_port,
-        grpc_management_port=grpc_management_port,
+    settings = server_settings(  # `values` are the options that are named like its parameters
         token_authorization=not no_token_auth,
-        model_api=model_api,
         install_requirements=install_requirements,
         model_store=relative_to_config(model_store, output),
-        job_queue_size=queue_size,
-        max_request_size=max_request_size,
-        max_response_size=max_response_size,
-        log_config=log_config,
-        metrics_config=metrics_config,
+        **values,
     )
     written: list[Path] = []
     if not show:
@@ -135,7 +120,7 @@ def command(
     warnings = [*unknown_keys(settings), *configuration_warnings(output, settings)]
     warnings += [f"{one.what}. {one.why}" for one in exposures(settings)]
     if not show:
-        warnings += _machine_warnings(settings, output, host=host)
+        warnings += _machine_warnings(settings, output, host=values["host"])
     if as_json:
         report = {
             "file": str(output),

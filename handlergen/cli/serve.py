@@ -1,4 +1,4 @@
-"""`handlergen serve`: start TorchServe and wait until it is ready."""
+"""`handlergen serve` and `stop`: start TorchServe and wait until it is ready; stop it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from handlergen.cli.options import json_option, timeout_option
+from handlergen.cli.options import config_option, json_option, timeout_option
 from handlergen.cli.printing import counted, per_device, print_json, warn
 from handlergen.configuration import DEFAULT_CONFIG, archive_command, handlergen_command
 from handlergen.errors import HandlergenError, ModuleFailed
@@ -272,3 +272,33 @@ def _curl(running: RunningServer, name: str) -> str:
 
 def _joined(address: tuple[str, int]) -> str:
     return f"{address[0]}:{address[1]}"
+
+
+@click.command("stop")
+@config_option
+@timeout_option(30.0, "Seconds until the server is killed.", zero=True)
+@json_option
+def stop(*, config: Path, timeout: float, as_json: bool) -> None:
+    """Stop the server that `handlergen serve` started on this configuration, including its workers.
+
+    Other servers are not touched: use `torchserve --stop` for a TorchServe that was started by hand.
+
+    \b
+    Example:
+      handlergen stop
+      handlergen stop -c other/config.properties
+    """
+    from handlergen import server
+
+    stopped = server.stop(config, timeout=timeout)
+    if as_json:
+        print_json({"stopped": stopped, "config": str(config)}, indent=None)
+    elif stopped:
+        click.echo("stopped")
+    else:
+        click.echo(f"no server started by `handlergen serve` is running on {config}")
+        if not config.exists():
+            click.echo(
+                f"Hint: there is no {config} here: change to the server's directory, or select one with -c",
+                err=True,
+            )
