@@ -11,7 +11,7 @@ import grpc
 
 from handlergen.bench.load import LONGEST_ANSWER_S
 from handlergen.bench.traffic import RIGHT, Closed, Load, Open, Pace, TimedAnswer
-from handlergen.client.protocol import INFERENCE, message_class
+from handlergen.client.grpc import INFERENCE, message_class
 from handlergen.runtime.error_body import START, error_of
 
 _METHOD = f"/{INFERENCE}.InferenceAPIsService/Predictions"

@@ -17,12 +17,11 @@ from handlergen.bench.traffic import RIGHT, Figures, Load, Pace
 from handlergen.client import Client, ModelStatus
 from handlergen.client.rest import FieldValue
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
+from handlergen.launching import MARKER, marked
 from handlergen.offline.sources import open_source
 from handlergen.outgoing import JSON, content_type_of, read_file
-from handlergen.processes import marked
 from handlergen.recordings import Recorded, Span, read_spans, recorded_so_far, summarize
 from handlergen.runtime.spans import TRACE_DIR_VARIABLE
-from handlergen.server_state import MARKER
 
 MOST_ROWS = 10_000
 _MOST_BYTES = 1 << 30

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from handlergen.cli.output_file import writable
-from handlergen.cli.request_parts import field_of, headers_of
-from handlergen.cli.serving_options import (
+from handlergen.cli.options import (
     config_option,
     connected,
     json_option,
     key_file_option,
     timeout_option,
 )
+from handlergen.cli.printing import writable
+from handlergen.cli.requests import field_of, headers_of
 
 if TYPE_CHECKING:
     from handlergen.bench.measure import Sample

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from handlergen.cli.output_file import named, writable
-from handlergen.cli.serving_options import json_option
+from handlergen.cli.options import json_option
+from handlergen.cli.printing import named, writable
 
 if TYPE_CHECKING:
     from handlergen.trace import TraceSummary

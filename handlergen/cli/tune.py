@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from handlergen.cli.options import setting_options
-from handlergen.cli.serving_options import json_option
+from handlergen.cli.options import json_option, setting_options
 
 
 @click.command("tune")

@@ -12,8 +12,7 @@ from typing import Any
 
 import yaml
 
-from handlergen.command_text import archive_command
-from handlergen.configuration import configuration_warnings
+from handlergen.configuration import archive_command, configuration_warnings
 from handlergen.doctor.situation import Finding, Situation, error, note, ok, warning
 from handlergen.errors import HandlergenError, ServerError
 from handlergen.mar import open_mar, read_manifest

@@ -7,10 +7,10 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator
 
+from handlergen.configuration import exposures
 from handlergen.doctor.files import is_plain_server
 from handlergen.doctor.situation import Finding, Situation, error, note, ok, trailing_blanks, warning
 from handlergen.errors import HandlergenError
-from handlergen.exposure import exposures
 from handlergen.ports import command_of, listeners, taken
 from handlergen.properties import check, unknown_keys
 from handlergen.settings import shown

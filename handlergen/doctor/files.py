@@ -10,13 +10,12 @@ from pathlib import Path
 
 import psutil
 
-from handlergen.client.key_file import KEY_FILE, KeyFile
+from handlergen.client.connection import KEY_FILE, KeyFile
 from handlergen.doctor.situation import Finding, Situation, error, note, ok, warning
 from handlergen.errors import ServerError
-from handlergen.processes import marked
+from handlergen.launching import TEMP_PREFIX, marked, state_path
 from handlergen.runtime.device_lock import lock_directory
 from handlergen.runtime.store import open_store
-from handlergen.server_state import TEMP_PREFIX, state_path
 
 _FRONTEND = "org.pytorch.serve.ModelServer"
 _UNIX_SOCKETS = Path("/proc/net/unix")

@@ -11,8 +11,9 @@ from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
 
-from handlergen.command_text import handlergen_command
+from handlergen.configuration import handlergen_command
 from handlergen.errors import HandlergenError
+from handlergen.launching import ServerState, read_state
 from handlergen.properties import ServerSettings, parse_properties
 from handlergen.property_text import (
     LAUNCHER_KEYS,
@@ -22,7 +23,6 @@ from handlergen.property_text import (
     parse_entries,
     read_text,
 )
-from handlergen.server_state import ServerState, read_state
 
 
 class Severity(IntEnum):

@@ -21,9 +21,9 @@ from handlergen.bench.traffic import RIGHT, Closed, Open
 from handlergen.client import Client
 from handlergen.configuration import store_has_requirements, write_configuration
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
+from handlergen.launching import end_marked
 from handlergen.packing import private_directory
 from handlergen.ports import free_port_settings
-from handlergen.processes import end_marked
 from handlergen.project import Project, open_project
 from handlergen.properties import ServerSettings, server_settings
 from handlergen.runtime.device_lock import STATE_DIR_VARIABLE

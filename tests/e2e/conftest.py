@@ -39,8 +39,8 @@ import yaml
 from handlergen.client import Client
 from handlergen.configuration import write_configuration
 from handlergen.errors import RequestFailed
+from handlergen.launching import marked
 from handlergen.ports import free_port_settings
-from handlergen.processes import marked
 from handlergen.properties import ServerSettings, server_settings
 from handlergen.recordings import Span, read_spans
 from handlergen.server import RunningServer, serve

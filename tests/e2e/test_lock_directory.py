@@ -80,7 +80,7 @@ def test_a_directory_that_cannot_be_written_is_told_before_anything_starts(
     with read_only(tmp_path / "state"):
         done = serve(config)
     assert done.returncode == 5, done.stderr
-    assert "the device locks have no place" in done.stderr
+    assert "no directory for the device locks" in done.stderr
     assert "HANDLERGEN_STATE_DIR" in done.stderr
     assert not (tmp_path / "logs").exists()
 

@@ -162,7 +162,9 @@ def test_keep_leaves_the_other_models_running(project, make_mar, echo_mar):
 
 def test_a_worker_that_just_ends_is_not_waited_for(project, make_mar):
     config = project(make_mar("dying", DYING))
-    with pytest.raises(ServerError, match="model dying: its workers end while they load it"):
+    with pytest.raises(
+        ServerError, match="model dying: its workers die without an exception while loading it"
+    ):
         serve(config, timeout=120)
     assert processes_of(config) == []
 
@@ -197,7 +199,7 @@ def test_two_archives_of_one_model_are_refused_before_anything_starts(project, e
 def test_a_file_that_is_no_archive_is_refused_before_anything_starts(project, echo_mar):
     config = project(echo_mar)
     (config.parent / "model-store" / "broken.mar").write_bytes(b"no zip file")
-    with pytest.raises(ServerError, match=r"broken\.mar is no model archive"):
+    with pytest.raises(ServerError, match=r"broken\.mar is not a model archive"):
         serve(config, timeout=120)
     assert not (config.parent / "logs").exists()
 
@@ -221,7 +223,7 @@ def test_two_configurations_in_one_directory_would_share_their_tokens(shared, po
     server = shared()
     other: dict[str, Any] = dict(ports())
     write_configuration(server.directory / "other.properties", server_settings(**other))
-    with pytest.raises(ServerError, match="keeps its tokens here, too"):
+    with pytest.raises(ServerError, match="keeps its tokens in the same directory"):
         serve(server.directory / "other.properties")
 
 

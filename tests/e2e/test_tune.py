@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from handlergen.cli import cli
 from handlergen.errors import HandlergenError, RequestFailed
-from handlergen.processes import marked
+from handlergen.launching import marked
 from handlergen.server import RunningServer
 from handlergen.tuning import measuring
 from handlergen.tuning.search import Candidate

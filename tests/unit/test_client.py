@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from handlergen.client import Client, ModelStatus
-from handlergen.client.key_file import KeyFile
+from handlergen.client.connection import KeyFile
 from handlergen.client.rest import payload
 from handlergen.errors import RequestFailed, ServerError
 from handlergen.properties import server_settings
@@ -25,8 +25,8 @@ def client(handler: Handler, *, key_file: Path | None = None) -> Client:
     made._http.close()
     made._http = httpx.Client(transport=httpx.MockTransport(handler))
     # The connections hold the transport they were made with.
-    for part in (made._rest, made._management):
-        part._connection._http = made._http
+    for connection in (made._inference, made._management):
+        connection._http = made._http
     return made
 
 
@@ -105,9 +105,9 @@ def test_a_refused_token_says_where_tokens_come_from(tmp_path: Path):
     assert f"there is no {tmp_path / 'none.json'}" in missing
     assert "--key-file" in missing
     other = hint(write_keys(tmp_path / "key_file.json"))
-    assert "are not this server's" in other
+    assert "belong to another server" in other
     assert "--key-file" in other
-    assert "says that it wants none" in hint(None)
+    assert "turns tokens off" in hint(None)
 
 
 def test_a_callers_own_authorization_wins(tmp_path: Path):
@@ -120,7 +120,7 @@ def test_a_callers_own_authorization_wins(tmp_path: Path):
 
 def test_a_key_file_of_something_else_is_an_error_with_its_name(tmp_path: Path):
     (tmp_path / "key_file.json").write_text("[]")
-    with pytest.raises(ServerError, match=r"key_file\.json is not a key file"):
+    with pytest.raises(ServerError, match=r"key_file\.json is not a TorchServe key file"):
         KeyFile(tmp_path / "key_file.json").token("inference")
 
 

@@ -20,8 +20,7 @@ from click.testing import CliRunner
 
 from handlergen.cli import cli
 from handlergen.cli.doctor import EXIT_STATUS
-from handlergen.command_text import handlergen_command
-from handlergen.configuration import write_configuration
+from handlergen.configuration import exposures, handlergen_command, is_loopback, write_configuration
 from handlergen.doctor import (
     Finding,
     Severity,
@@ -31,10 +30,9 @@ from handlergen.doctor import (
     look_around,
     worst,
 )
-from handlergen.exposure import exposures, is_loopback
+from handlergen.launching import MARKER, ServerState, write_state
 from handlergen.ports import free_port_settings, free_ports
 from handlergen.properties import parse_properties, render_properties, server_settings
-from handlergen.server_state import MARKER, ServerState, write_state
 
 SOUND = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 1, "maxBatchDelay": 1}
 
@@ -351,7 +349,7 @@ def test_serve_warns_of_the_same(project: Project) -> None:
         result = CliRunner().invoke(cli, ["serve", "-c", str(project.config)])
     assert result.exit_code == 1
     assert "WARNING" in result.stderr
-    assert "To take it back: enable_model_api=false" in result.stderr
+    assert "To change that: enable_model_api=false" in result.stderr
 
 
 def test_config_warns_of_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -510,7 +508,7 @@ def test_an_envelope_that_breaks_archives_is_named_as_serve_names_it(project: Pr
         model = {"modelName": "requires", "requirementsFile": "requirements.txt"}
         mar.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": model}))
     (found,) = project.wrong()
-    assert "requires.mar carries requirements.txt, which nobody installs" in found.what
+    assert "requires.mar contains requirements.txt, which TorchServe does not install" in found.what
 
 
 # What servers leave
@@ -531,7 +529,7 @@ def test_a_key_file_that_is_none(project: Project) -> None:
     file = project.directory / "key_file.json"
     file.write_text("{}")
     file.chmod(0o600)
-    assert "is not a key file of TorchServe" in project.only().what
+    assert "is not a TorchServe key file" in project.only().what
 
 
 def state(project: Project, pid: int, marker: str = "marker", created: float = 1.0) -> None:

@@ -262,7 +262,7 @@ def test_the_commands_say_what_they_did(
         assert {file["name"]: file["sha256"] for file in shown["files"]} == {
             name: hashlib.sha256(opened.read(name)).hexdigest() for name in opened.namelist()
         }
-    assert f"signature good: {mar}.sig with {key}" in run(
+    assert f"valid signature: {mar}.sig with {key}" in run(
         ["inspect", mar, "--verify-signature", str(keys[1])], capsys
     )[1]  # fmt: skip
     assert run(["inspect", mar, "--json", "--sbom"], capsys)[0] == 2

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from handlergen.cli.output_file import writable
+from handlergen.cli.printing import writable
 from handlergen.collecting import named_but_not_packed
 from handlergen.errors import HandlergenError
 

@@ -208,7 +208,7 @@ def test_map_says_what_an_output_will_be(tmp_path: Path) -> None:
 
     status, said = told("answers.csv")
     assert status == 0
-    assert "answers.csv will hold JSON lines; other formats: .npy, .parquet" in said
+    assert "answers.csv will contain JSON lines; other formats: .npy, .parquet" in said
     assert "1 row in" in said
     assert "will hold" not in told("answers.jsonl")[1]
     status, said = told(".")

@@ -163,7 +163,7 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_no_process(module: Path, tmp_path: 
     os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C goes to the whole group
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert b"the same command goes on" in errors
+    assert b"repeat the command to resume" in errors
     assert b"Traceback" not in errors
     psutil.wait_procs(children, timeout=10)
     assert not [child for child in children if child.is_running() and child.status() != "zombie"]
