@@ -41,7 +41,7 @@ import torch
 from PIL import Image
 
 import handlergen
-from handlergen.offline.api import LocalEngine
+from handlergen.offline.engine import LocalEngine
 from handlergen.offline.job import map_to_file
 from handlergen.offline.preparation import available_cores
 from handlergen.offline.sources import open_source

@@ -43,9 +43,8 @@ from peers.subject import NotStartedError, Place, Running
 from peers.workloads import WORKLOADS, Workload, expected
 from rig.machine import Strangers, machine
 
-from handlergen.bench.answers import RIGHT, Load
 from handlergen.bench.load import run_load
-from handlergen.bench.pace import Closed
+from handlergen.bench.traffic import RIGHT, Closed, Load
 from handlergen.errors import ServerError
 from handlergen.ports import free_ports
 

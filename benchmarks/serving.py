@@ -32,8 +32,8 @@ from rig.report import HEADING, Figure, at_least, none_of
 from rig.stand import Server, Stand
 from rig.turns import BURNS, SKIP_FIRST_S, SKIP_LAST_S, WAITS, echoed, loaded, staged, steady, turns
 
-from handlergen.bench.answers import Load
 from handlergen.bench.load import Exchange
+from handlergen.bench.traffic import Load
 from handlergen.recordings import busy_share, of_stage, overlapping, read_spans
 
 

@@ -14,15 +14,14 @@ from handlergen.errors import HandlergenError
 from handlergen.gpus import gpus_for
 from handlergen.model_config import placement
 from handlergen.names import MODEL_STORE
-from handlergen.packing import filled_later, pack, private_directory
-from handlergen.placement import Placement
+from handlergen.packing import Progress, filled_later, pack, private_directory, publish
 from handlergen.project import Project, open_project
 from handlergen.runtime.contract import Contract
 from handlergen.settings import Settings
 from handlergen.signing import Signature, read_private_key, signature_path
 from handlergen.signing import sign as sign_archive
+from handlergen.stage_rule import Placement
 from handlergen.staging import StagedFile, make_plan
-from handlergen.store import Progress, publish
 
 
 @dataclass(frozen=True)

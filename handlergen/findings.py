@@ -1,4 +1,4 @@
-"""What reading a source brings to light: a contract, or problems; and warnings either way."""
+"""What inspection reads (a source) and what it returns (a contract or problems, and warnings)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from handlergen.source_tree import SourceTree
 
 @dataclass(frozen=True)
 class Source:
-    """A user's source as the forms read it.
+    """A user's source, as the forms read it.
 
     Attributes:
         module: The file, or the package's `__init__.py`, parsed.
-        name: Its import name in the archive.
-        tree: To follow imports with.
+        name: Import name of the module in the archive.
+        tree: The project's files, to follow imports.
         settings: As given; `weights` is relative to `root`.
-        root: What the settings' paths are relative to.
-        weights_format: Of the weights, resolved; None without weights, or when the file is missing.
+        root: The directory that the settings' paths are relative to.
+        weights_format: Format of the weights file, resolved; None without weights, or if the file is missing.
         class_name: The class that the model-class form looks for.
-        details: What the contract shall carry besides what the source says (a Truss directory's configuration).
+        details: What the contract carries besides what the source says (a Truss directory's configuration).
     """
 
     module: SourceModule
@@ -41,9 +41,17 @@ class Source:
 
 @dataclass
 class Findings:
-    """The result of reading a source. `contract` is None when there are problems, `source` when it cannot be parsed."""
+    """The result of inspecting a source. `contract` is None if there are problems, `source` if it cannot be parsed."""
 
     contract: Contract | None = None
     problems: list[Problem] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     source: Source | None = None
+
+    def problem(self, file: str, line: int, message: str, fix: str = "") -> None:
+        """Add a problem; see `Problem` for the arguments."""
+        self.problems.append(Problem(file, line, message, fix))
+
+    def warn(self, file: str, line: int, message: str) -> None:
+        """Add a warning about a line (0: about the whole file)."""
+        self.warnings.append(f"{file}:{line}: {message}" if line else f"{file}: {message}")

@@ -1,4 +1,4 @@
-"""The GPUs that a server here would use."""
+"""Number of GPUs that a server on this machine would use."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from handlergen.settings import Settings
 
 
 def gpus_for(settings: Settings, count_gpus: Callable[[], int] | None = None) -> int:
-    """GPUs that matter for these settings; counted for `devices: auto` only, since that starts a process."""
+    """Return the number of GPUs for `devices: auto`, else 0: counting them starts a process."""
     return (count_gpus or visible_gpus)() if settings.devices == "auto" else 0
 
 
 def visible_gpus(environ: Mapping[str, str] | None = None) -> int:
-    """GPUs that a TorchServe started here would use, counted as it counts them, without importing torch.
+    """Return the number of GPUs that TorchServe would use, without importing torch.
 
-    What `nvidia-smi` lists (ConfigManager.getAvailableGpu), of these what `CUDA_VISIBLE_DEVICES` lets
-    through; 0 without nvidia-smi.
+    As TorchServe does, it counts the GPUs that `nvidia-smi` lists (ConfigManager.getAvailableGpu) and
+    `CUDA_VISIBLE_DEVICES` does not hide; 0 without nvidia-smi.
     """
     environ = os.environ if environ is None else environ
     program = shutil.which("nvidia-smi", path=environ.get("PATH"))
@@ -41,7 +41,7 @@ def visible_gpus(environ: Mapping[str, str] | None = None) -> int:
         return installed
     count = 0
     for entry in visible.split(","):
-        # As the CUDA driver reads it: the list ends at the first entry that names no device.
+        # Like the CUDA driver, end the list at the first entry that is not a device.
         if not entry.strip() or entry.strip().startswith("-"):
             break
         count += 1

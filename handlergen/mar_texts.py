@@ -16,7 +16,8 @@ from handlergen.errors import HandlergenError
 from handlergen.mar_entries import name_problem
 from handlergen.names import MANIFEST_FILE, check_model_name, check_version
 from handlergen.runtime.contract import CONTRACT_FILE, Bundle, Contract, RuntimeSettings
-from handlergen.setting_fields import FORMS, SETTINGS
+from handlergen.runtime.form_table import FORMS
+from handlergen.setting_fields import SETTINGS
 from handlergen.yaml_source import DEEPEST, LARGEST_FILE, plain_value
 
 LARGEST_TEXT = 16 << 20
@@ -104,7 +105,7 @@ def requirements_of(text: str) -> tuple[str, ...]:
 
 def _check_contract(contract: Contract, names: Collection[str]) -> None:
     place = f"{CONTRACT_FILE}: contract"
-    if contract.form not in FORMS:
+    if contract.form not in tuple(FORMS):  # a hostile archive may have a list here, which has no hash
         raise ValueError(f"{place}: there is no form {contract.form!a:.100}")
     if contract.call not in ("positional", "keywords"):
         raise ValueError(f"{place}: there is no call {contract.call!a:.100}")
@@ -142,7 +143,7 @@ def _check_settings(settings: RuntimeSettings, names: Collection[str]) -> None:
             kind.convert(value)
         except (ValueError, TypeError) as error:
             raise ValueError(
-                f"{place}: {key} is {value!a:.100}; wanted: {kind.wanted}"
+                f"{place}: {key} is {value!a:.100}; expected {kind.wanted}"
                 + (f" ({error})" if str(error) else "")
             ) from error
     if settings.weights is not None and settings.weights not in names:

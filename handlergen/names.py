@@ -1,8 +1,8 @@
-"""Which names may stand in an archive: of models, versions, modules and files. Pure.
+"""The names that are valid in an archive: of models, versions, modules and files.
 
 Facts: torch-model-archiver's `check_model_name_regex_or_exit`; TorchServe puts name and version into URL
-paths (`/predictions/NAME/VERSION`, `/models/NAME/all`), reads `load_models=all` and `load_models=none` as
-words of its own (ModelServer.initModelStore), and puts the model directory before the standard library on
+paths (`/predictions/NAME/VERSION`, `/models/NAME/all`), treats `load_models=all` and `load_models=none`
+specially (ModelServer.initModelStore), and puts the model directory before the standard library on
 PYTHONPATH (EnvironmentUtils.getEnvString).
 """
 
@@ -24,22 +24,22 @@ MANIFEST_DIRECTORY = "MAR-INF"
 MANIFEST_FILE = f"{MANIFEST_DIRECTORY}/MANIFEST.json"
 
 MODEL_STORE = "model-store"
-"""Where archives go unless told otherwise: a directory in the working directory."""
+"""The default directory of archives, in the working directory."""
 
 _OF_A_STORE = re.compile(r".+\.mar(\.sig)?|\..+\.mar(\.sig)?\.[0-9a-f]{16}\.part")
 
-#: What a TorchServe worker imports before the user's module. The archive's root comes first on its path.
+#: Modules that a TorchServe worker imports before the user's. The archive's root is first on its path.
 WORKER_MODULES = frozenset({"ts", "torch", "torchvision", "numpy", "yaml", "packaging", "psutil", "PIL"})
 
 _OURS = frozenset({HANDLER_MODULE, RUNTIME_PACKAGE})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_SWALLOWED = "token"  # TokenAuthorizationHandler.java: the address contains "/token"
+_RESERVED_PREFIX = "token"  # TokenAuthorizationHandler.java: the URL contains "/token"
 _LONGEST_NAME = 200
-"""Leaves room in a file name of 255 bytes for `.mar` and for the temporary name beside it."""
+"""In a file name of 255 bytes, room remains for `.mar` and for the suffix of a temporary file."""
 
 
 def is_of_a_store(name: str) -> bool:
-    """Is a file of this name what `archive` writes: an archive, its signature, or a part of one of them?"""
+    """Return whether `archive` writes files with such a name: an archive, its signature, or a part of one of them."""
     return _OF_A_STORE.fullmatch(name) is not None
 
 
@@ -47,101 +47,105 @@ def check_model_name(name: str) -> None:
     """Refuse a model name that torch-model-archiver refuses or that TorchServe cannot serve.
 
     Raises:
-        HandlergenError: Says what is wrong with it and proposes another.
+        HandlergenError: Says what is wrong with the name and suggests another.
     """
     hint = f"name the model {propose(name)!r}: `name:` in handlergen.yaml or --name"
     if not _NAME.fullmatch(name):
         raise HandlergenError(
-            f"{name!r} is no model name: letters, digits, '_', '-' and '.' only, the first a letter or digit",
+            f"{name!r} is not a valid model name: use letters, digits, '_', '-', '.'; begin with a letter or digit",
             hint=hint,
         )
     if len(name) > _LONGEST_NAME:
         raise HandlergenError(
-            f"the model name {name[:40]}... has {len(name)} characters; a file name takes {_LONGEST_NAME}",
+            f"the model name {name[:40]}... has {len(name)} characters; the maximum is {_LONGEST_NAME}",
             hint=hint,
         )
     if name.lower() in ("all", "none"):
-        raise HandlergenError(f"TorchServe reads load_models={name} as a word of its own", hint=hint)
-    if name.startswith(_SWALLOWED):
         raise HandlergenError(
-            f"the model name {name!r} begins with {_SWALLOWED!r}: TorchServe takes every address with /token in it "
-            "for a request for a new key",
+            f"the model name {name!r} is reserved by TorchServe (load_models={name})",
+            hint=hint,
+        )
+    if name.startswith(_RESERVED_PREFIX):
+        raise HandlergenError(
+            f"the model name {name!r} begins with {_RESERVED_PREFIX!r}: TorchServe treats every URL with /token in it "
+            "as a request for a new key",
             hint=hint,
         )
     if name.lower().endswith(".mar"):
-        raise HandlergenError(f"the model name {name!r} ends in .mar, as its file name will", hint=hint)
+        raise HandlergenError(
+            f"the model name {name!r} ends in .mar, which its file name gets anyway", hint=hint
+        )
 
 
 def check_version(version: str) -> None:
-    """Refuse a version that cannot stand in TorchServe's URLs (`/predictions/NAME/VERSION`).
+    """Refuse a version that is invalid in TorchServe's URLs (`/predictions/NAME/VERSION`).
 
     Raises:
-        HandlergenError: It has other characters than a model name may have, or is `all`.
+        HandlergenError: It has characters that a model name cannot have, or it is reserved (`all`).
     """
     if (
         not _NAME.fullmatch(version)
         or version.lower() in ("all", "set-default")
-        or version.startswith(_SWALLOWED)
+        or version.startswith(_RESERVED_PREFIX)
     ):
         raise HandlergenError(
-            f"{version!r} is no model version: it stands in URLs, so letters, digits, '_', '-', '.', not 'all', and "
-            f"not {_SWALLOWED!r} in front",
+            f"{version!r} is not a valid model version: it is part of URLs, so use letters, digits, '_', '-' and '.'; "
+            f"'all' and a leading {_RESERVED_PREFIX!r} are reserved",
             hint="write a version such as '1.0'",
         )
 
 
 def propose(name: str) -> str:
-    """A valid model name near `name`."""
+    """Return a valid model name similar to `name`."""
     near = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-_.")[:_LONGEST_NAME]
     near = re.sub(r"\.mar$", "", near, flags=re.IGNORECASE)
-    if near.startswith(_SWALLOWED):
+    if near.startswith(_RESERVED_PREFIX):
         return f"model-{near}"
     return f"{near}-model" if near.lower() in ("all", "none") else near or "model"
 
 
 def module_name_problem(name: str) -> str | None:
-    """Why a module or package of this name cannot stand in an archive's root, or None when it can."""
+    """Return why a module or package with this name cannot be in an archive's root; None if it can."""
     if name in _OURS:
-        return f"handlergen puts its own {name} into every archive"
+        return f"every archive has handlergen's own {name}"
     if name in sys.stdlib_module_names or name in sys.builtin_module_names:
-        return f"it would replace Python's own {name!r} in the worker, which looks into the archive first"
+        return f"it would replace Python's own {name!r} in the worker, which searches the archive first"
     if name in WORKER_MODULES:
         return f"it would replace {name!r}, which TorchServe's worker imports itself"
     if not name.isidentifier() or keyword.iskeyword(name):
-        return "it cannot be imported under this name"
+        return "Python cannot import this name"
     return None
 
 
 def path_problem(path: str) -> str | None:
-    """Why a file may not stand at this place in an archive, or None when it may.
+    """Return why a file cannot have this path in an archive; None if it can.
 
     Args:
         path: Relative, with `/` between its parts.
     """
     parts = path.split("/")
     if not path or path.startswith("/") or "\\" in path or any(part in ("", ".", "..") for part in parts):
-        return "it is no plain relative path"
+        return "it is not a plain relative path"
     if any(ord(character) < 32 or ord(character) == 127 for character in path):
-        return "its name holds control characters"
+        return "its name has control characters"
     try:
         path.encode()
     except UnicodeEncodeError:
         return "its name is not valid text"
     if parts[0].upper() == MANIFEST_DIRECTORY:
-        return f"{MANIFEST_DIRECTORY}/ belongs to the archive's manifest"
+        return f"{MANIFEST_DIRECTORY}/ is reserved for the archive's manifest"
     for part in parts[:-1]:
         # model_packaging_utils.directory_filter
         if part.startswith(".") or part in ("__pycache__", "__MACOSX"):
-            return f"torch-model-archiver drops the directory {part!r} without a word"
+            return f"torch-model-archiver silently drops the directory {part!r}"
     return None
 
 
 def clashes(paths: Iterable[str]) -> Iterator[tuple[str, str, str]]:
-    """Pairs of archive paths that cannot both exist, with the reason.
+    """Yield pairs of archive paths that cannot both exist, with the reason.
 
-    Names are compared without regard to case, since the archive may be unpacked where file names are.
-    A path that is a file here and a directory there is a clash as well, and so are `NAME.py` and the package
-    `NAME/` side by side, of which Python imports only one.
+    Case is ignored, since the archive may be unpacked on a case-insensitive file system. A path that is both a file
+    and a directory is a clash as well, and so are `NAME.py` and the package `NAME/`: Python imports only one of them.
     """
     files: dict[str, str] = {}
     directories: dict[str, str] = {}
@@ -162,11 +166,11 @@ def clashes(paths: Iterable[str]) -> Iterator[tuple[str, str, str]]:
                 yield known, directory, "differ only in upper and lower case"
     for folded, path in files.items():
         if folded in directories:
-            yield path, directories[folded] + "/", "would be a file and a directory of one name"
+            yield path, directories[folded] + "/", "would be a file and a directory with the same name"
         if path.endswith(".py") and path.removesuffix(".py") + "/__init__.py" in ordered:
             package = path.removesuffix(".py") + "/__init__.py"
             yield (
                 path,
                 package,
-                "are a module and a package of one name: Python would import only the package",
+                "are a module and a package with the same name: Python would import only the package",
             )

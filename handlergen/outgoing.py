@@ -1,4 +1,4 @@
-"""A request as TorchServe hands it to a worker (ts/service.py:57-100), made from values and files here."""
+"""Requests as TorchServe hands them to a worker (ts/service.py:57-100), and error messages, where no server is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from handlergen.errors import HandlergenError
 OCTETS = "application/octet-stream"
 JSON = "application/json"
 
-Wire = tuple[dict[str, Any], dict[str, Any]]
+RequestParts = tuple[dict[str, Any], dict[str, Any]]
 """The request's parts by name, and its headers with its parts' content types."""
 
 
@@ -22,12 +22,12 @@ def content_type_of(path: str | Path) -> str:
     return mimetypes.guess_type(str(path))[0] or OCTETS
 
 
-def body_request(body: bytes, content_type: str) -> Wire:
+def body_request(body: bytes, content_type: str) -> RequestParts:
     """A request that is nothing but a body."""
     return {"body": bytearray(body)}, {"body": {"content-type": content_type}, "content-type": content_type}
 
 
-def form_request(fields: Mapping[str, Any]) -> Wire:
+def form_request(fields: Mapping[str, Any]) -> RequestParts:
     """A multipart form: by name a `Path` (a file), bytes, text, or a value that becomes JSON text.
 
     Raises:

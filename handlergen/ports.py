@@ -1,4 +1,4 @@
-"""Who holds the ports that a server wants."""
+"""TCP ports: which are in use, by which process, and which are free."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 
 import psutil
 
-_FIRST_PORT = 10_000  # below are those of well-known services, and the numbers of TorchServe's workers
+_FIRST_PORT = 10_000  # lower ports belong to well-known services and TorchServe's workers
 
 
 def taken(addresses: Mapping[str, tuple[str, int]]) -> list[str]:
-    """One line for each address that cannot be listened on: what for, which port, who holds it."""
+    """Return one line for each address that is unavailable: its port, its purpose, and the process that uses it."""
     problems = []
     for purpose, (host, port) in addresses.items():
         error = _bind_error(host, port)
@@ -29,21 +29,22 @@ def taken(addresses: Mapping[str, tuple[str, int]]) -> list[str]:
 
 
 def why_not_listen(host: str) -> str:
-    """Why no program here can listen on this address; "" when one can."""
+    """Return why no program on this machine can listen on this address; "" when one can."""
     error = _bind_error(host, 0)
     return (error.strerror or str(error)) if error else ""
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """That many different ports that nobody listens on right now.
+    """Return `count` different free ports.
 
-    They are none that the system gives to outgoing connections: one of those may be gone before it is listened on.
+    They lie below the range for outgoing connections: the system could assign a port in that range before the caller
+    listens on it.
     """
     candidates = random.SystemRandom().sample(range(_FIRST_PORT, _first_outgoing_port()), 200 * count)
-    with ExitStack() as open_until_all_are_found:
+    with ExitStack() as probes:
         found: list[int] = []
         for port in candidates:
-            probe = open_until_all_are_found.enter_context(closing(socket.socket()))
+            probe = probes.enter_context(closing(socket.socket()))
             with suppress(OSError):
                 probe.bind((host, port))
                 found.append(port)
@@ -53,13 +54,13 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
 
 
 def free_port_settings() -> dict[str, int]:
-    """One for each address of a server, by the names of `server_settings`."""
+    """Return a free port for each address of a server, by parameter name of `properties.server_settings`."""
     names = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
     return dict(zip((f"{name}_port" for name in names), free_ports(len(names)), strict=True))
 
 
 def _first_outgoing_port() -> int:
-    """The first port that the system gives to outgoing connections (ip(7), ip_local_port_range)."""
+    """Return the first port of the range for outgoing connections (ip(7), ip_local_port_range)."""
     with suppress(OSError, ValueError, IndexError):
         first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text("ascii").split()[0])
         return max(first, 2 * _FIRST_PORT)
@@ -72,7 +73,7 @@ def _bind_error(host: str, port: int) -> OSError | None:
     except OSError as error:
         return error
     with closing(socket.socket(family)) as probe:
-        # As the server itself does: connections in TIME_WAIT don't keep it from listening.
+        # The server sets this too: connections in TIME_WAIT do not prevent listening.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -82,7 +83,7 @@ def _bind_error(host: str, port: int) -> OSError | None:
 
 
 def listeners() -> dict[int, int | None]:
-    """Port -> pid of who listens on it on this machine; None where the system does not tell (another user's)."""
+    """Return port -> pid of the process that listens on it; None for another user's process."""
     found: dict[int, int | None] = {}
     with suppress(psutil.Error, OSError):
         for connection in psutil.net_connections("tcp"):
@@ -92,14 +93,14 @@ def listeners() -> dict[int, int | None]:
 
 
 def command_of(pid: int) -> str:
-    """`pid 123 (java …)`, as much of the command line as fits."""
+    """Return `pid 123 (java …)`, with up to 100 characters of the command line."""
     with suppress(psutil.Error, OSError):
         return f"pid {pid} ({' '.join(psutil.Process(pid).cmdline())[:100]})"
     return f"pid {pid}"
 
 
 def _by_whom(port: int) -> str:
-    """`` by pid 123 (java …)``, or nothing where the system does not tell."""
+    """Return ` by pid 123 (java …)`, or "" when the process is unknown."""
     found = listeners()
     if port not in found:
         return ""

@@ -1,4 +1,4 @@
-"""From what a user names on the command line to a project: source, settings and contract, all checked."""
+"""Projects: from a SOURCE on the command line to source, settings and contract, all checked."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from handlergen.errors import ContractError, HandlergenError, Problem
 from handlergen.findings import Findings
 from handlergen.inspection import read_source
 from handlergen.names import check_model_name, module_name_problem
-from handlergen.placement import Placement, place
 from handlergen.runtime.contract import Contract
+from handlergen.runtime.form_table import FORMS
 from handlergen.settings import (
     SETTINGS,
     SETTINGS_FILE,
@@ -26,26 +26,26 @@ from handlergen.settings import (
     read_settings,
     shown,
 )
+from handlergen.stage_rule import Placement, place
 from handlergen.truss import CONFIG_FILE, Truss, is_truss, read_truss
 from handlergen.weights_file import weights_format
 from handlergen.yaml_source import read_yaml
 
 _DEFAULT_SOURCE = "model.py"
 _NOT_A_SOURCE = ("conftest.py", "setup.py", "__init__.py")
-_BATCH_OF_FORM = {"module": "collate"}  # contract, section 2; each for all others
 
 
 @dataclass(frozen=True)
 class Project:
-    """A source, ready to be packed or run.
+    """A source that is ready to be packed or run.
 
     Attributes:
-        root: Absolute directory that paths in `settings` are relative to; paths outside it are absolute there.
+        root: Absolute directory that paths in `settings` are relative to; paths outside it are absolute.
         source: Absolute path of the `.py` file or the package directory.
-        is_package: `source` is a directory.
-        settings: Resolved: `name`, `form`, `batch`, `predictor`, `stages` and `weights_format` filled.
-        contract: What inspection found.
-        placement: Where its stages run, and why.
+        is_package: Whether `source` is a directory.
+        settings: Resolved: `name`, `form`, `batch`, `predictor`, `stages` and `weights_format` are filled in.
+        contract: The hooks that inspection found.
+        placement: Where the stages run, and why.
         warnings: What looks wrong but is allowed.
     """
 
@@ -59,8 +59,8 @@ class Project:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """What SOURCE names: where the source is, what settings go with it, what its name is by default."""
+class _Location:
+    """The source that SOURCE means, its settings file, and the default for the model's name."""
 
     source: Path
     root: Path
@@ -76,22 +76,22 @@ def open_project(
     overrides: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Project:
-    """Read a project: its settings, then its source; the user's code is not imported.
+    """Read a project: its settings, then its source. The user's code is not imported.
 
     A directory with `handlergen.yaml` is read with it; its `source:` names the file or package, by default the
     only `.py` file, else `model.py`, or the directory itself when it is a package. A `.py` file or a package
-    named directly takes the `handlergen.yaml` beside it only when that file's source is this one. Paths in the
-    file are relative to it. Paths in `overrides` are relative to the project, or, if nothing is there, to the
-    current directory. A Truss directory's `config.yaml` makes settings too; `handlergen.yaml` beside it wins.
+    named directly uses the `handlergen.yaml` beside it only if that file's source is this one. Paths in the
+    file are relative to it. Paths in `overrides` are relative to the project, or, if they do not exist there, to the
+    current directory. A Truss directory's `config.yaml` sets settings too; `handlergen.yaml` beside it overrides them.
 
     Args:
         source: A `.py` file, a package directory, a directory with `handlergen.yaml`, or a Truss directory.
-        overrides: Settings that win over file and environment; None values are skipped.
-        environ: The environment; `os.environ` when None.
+        overrides: Settings that override file and environment; None values are skipped.
+        environ: The environment; `os.environ` if None.
 
     Raises:
         HandlergenError: SOURCE is none of these.
-        ContractError: With every problem of settings and source together.
+        ContractError: With every problem of the settings and the source.
     """
     environ = os.environ if environ is None else environ
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
@@ -113,7 +113,7 @@ def open_project(
     return _resolved(where, settings, findings, findings.contract)
 
 
-def _resolved(where: _Place, settings: Settings, findings: Findings, contract: Contract) -> Project:
+def _resolved(where: _Location, settings: Settings, findings: Findings, contract: Contract) -> Project:
     weights = where.root / settings.weights if settings.weights else None
     assert findings.source is not None  # there is a contract
     placed = place(findings.source, contract, settings)
@@ -124,7 +124,7 @@ def _resolved(where: _Place, settings: Settings, findings: Findings, contract: C
         form=contract.form,
         predictor=placed.predictor,
         stages=placed.stages,
-        batch=_BATCH_OF_FORM.get(contract.form, "each") if settings.batch == "auto" else settings.batch,
+        batch=FORMS[contract.form].batch if settings.batch == "auto" else settings.batch,
         weights_format=settings.weights_format or (weights_format(weights) if weights else None),
     )
     warnings = [
@@ -148,12 +148,12 @@ def _resolved(where: _Place, settings: Settings, findings: Findings, contract: C
     )
 
 
-def _find(path: Path, chosen: str | None) -> _Place:
-    """What SOURCE names.
+def _find(path: Path, chosen: str | None) -> _Location:
+    """Find the source that SOURCE means.
 
     Args:
         path: Absolute.
-        chosen: `source` from a flag or the environment, for a directory.
+        chosen: `source` from a flag or the environment, if SOURCE is a directory.
     """
     if not path.exists():
         raise HandlergenError(
@@ -164,9 +164,13 @@ def _find(path: Path, chosen: str | None) -> _Place:
         if path.name == SETTINGS_FILE or (path.name == CONFIG_FILE and is_truss(path.parent)):
             return _find(path.parent, chosen)
         if path.suffix == ".mar":
-            raise HandlergenError(f"{shown(path)} is an archive already", hint="See it: handlergen inspect")
+            raise HandlergenError(
+                f"{shown(path)} is already an archive", hint="Show it with: handlergen inspect"
+            )
         if path.suffix != ".py":
-            raise HandlergenError(f"{shown(path)} is no .py file", hint="Name the module that has predict.")
+            raise HandlergenError(
+                f"{shown(path)} is not a .py file", hint="Name the module that has predict."
+            )
         return _beside(path)
     settings_file = path / SETTINGS_FILE
     named = chosen or (_source_setting(settings_file) if settings_file.is_file() else None)
@@ -175,11 +179,11 @@ def _find(path: Path, chosen: str | None) -> _Place:
     if settings_file.is_file():
         target = _source_of(path, named)
         root = path.parent if target == path else path
-        return _Place(target, root, settings_file, path.name)
+        return _Location(target, root, settings_file, path.name)
     if (path / "__init__.py").is_file():
         return _beside(path)
     if chosen:
-        return _Place(_source_of(path, chosen), path, None, path.name)
+        return _Location(_source_of(path, chosen), path, None, path.name)
     candidates = sorted(shown(file) for file in path.glob("*.py") if file.name not in _NOT_A_SOURCE)
     raise HandlergenError(
         f"{shown(path)} has neither {SETTINGS_FILE} nor __init__.py",
@@ -189,23 +193,23 @@ def _find(path: Path, chosen: str | None) -> _Place:
     )
 
 
-def _truss_place(directory: Path, settings_file: Path | None) -> _Place:
+def _truss_place(directory: Path, settings_file: Path | None) -> _Location:
     truss = read_truss(directory)
     source = truss.package or truss.module
-    return _Place(source, directory, settings_file, directory.name, tuple(truss.warnings), truss)
+    return _Location(source, directory, settings_file, directory.name, tuple(truss.warnings), truss)
 
 
-def _beneath(where: _Place) -> SettingsBeneath | None:
+def _beneath(where: _Location) -> SettingsBeneath | None:
     if where.truss is None:
         return None
     return SettingsBeneath(shown(where.root / CONFIG_FILE), where.truss.settings, where.truss.lines)
 
 
-def _beside(path: Path) -> _Place:
-    """A file or package that is named itself; `handlergen.yaml` beside it counts only when it is meant."""
+def _beside(path: Path) -> _Location:
+    """Locate a file or package that is named directly; `handlergen.yaml` beside it counts only if it names it."""
     settings_file = path.parent / SETTINGS_FILE
     default_name = path.stem if path.is_file() else path.name
-    plain = _Place(path, path.parent, None, default_name)
+    plain = _Location(path, path.parent, None, default_name)
     if not settings_file.is_file():
         return plain
     try:
@@ -214,7 +218,7 @@ def _beside(path: Path) -> _Place:
         target = None
     if target == path:
         return dataclasses.replace(plain, settings_file=settings_file)
-    why = f"its source is {shown(target)}" if target else f"it does not say that its source is {path.name}"
+    why = f"its source is {shown(target)}" if target else f"it does not name {path.name} as its source"
     return dataclasses.replace(
         plain, warnings=(f"{shown(settings_file)} is not used for {shown(path)}: {why}",)
     )
@@ -226,17 +230,19 @@ def _source_setting(settings_file: Path) -> str | None:
 
 
 def _source_of(directory: Path, named: str | None) -> Path:
-    """The source of a directory with settings."""
+    """Return the source of a directory with settings."""
     if named:
         path = _absolute(directory / named)
         if not path.exists():
             raise HandlergenError(
-                f"source: {named} does not exist", hint=f"It is looked for in {shown(directory)}."
+                f"source: {named} does not exist", hint=f"handlergen looks for it in {shown(directory)}."
             )
         if path.is_file() and path.suffix != ".py":
-            raise HandlergenError(f"source: {named} is no .py file", hint="Name the module that has predict.")
+            raise HandlergenError(
+                f"source: {named} is not a .py file", hint="Name the module that has predict."
+            )
         if path.is_dir() and not (path / "__init__.py").is_file():
-            raise HandlergenError(f"source: {named} is no package", hint=f"Add {named}/__init__.py.")
+            raise HandlergenError(f"source: {named} is not a package", hint=f"Add {named}/__init__.py.")
         return path
     if (directory / "__init__.py").is_file():
         return directory
@@ -257,12 +263,12 @@ def _source_of(directory: Path, named: str | None) -> Path:
     names = ", ".join(path.name for path in candidates)
     raise HandlergenError(
         f"{shown(directory)} has several .py files: {names}",
-        hint=f"Say which has predict: `source: {candidates[0].name}` in handlergen.yaml.",
+        hint=f"Name the one that has predict: `source: {candidates[0].name}` in handlergen.yaml.",
     )
 
 
-def _with_paths(settings: Settings, where: _Place, given: set[str]) -> Settings:
-    """Every path of the settings relative to the root, or absolute when it lies outside."""
+def _with_paths(settings: Settings, where: _Location, given: set[str]) -> Settings:
+    """Make every path of the settings relative to the root, or absolute if it is outside."""
     base = where.settings_file.parent if where.settings_file else where.root
 
     def one(entry: str, *, flag: bool) -> str:
@@ -283,16 +289,16 @@ def _with_paths(settings: Settings, where: _Place, given: set[str]) -> Settings:
     return dataclasses.replace(settings, **changes)
 
 
-def _name_problems(where: _Place) -> list[Problem]:
-    """The derived name must be a model name too."""
+def _name_problems(where: _Location) -> list[Problem]:
+    """Check that the default name is a valid model name."""
     try:
         check_model_name(where.default_name)
     except HandlergenError as error:
-        return [Problem(shown(where.source), 0, error.message, f"Give it one: {error.hint}.")]
+        return [Problem(shown(where.source), 0, error.message, f"To set one, {error.hint}.")]
     return []
 
 
-def _file_problems(where: _Place, settings: Settings, given: set[str]) -> list[Problem]:
+def _file_problems(where: _Location, settings: Settings, given: set[str]) -> list[Problem]:
     problems = []
     module = where.source.name if where.source.is_dir() else where.source.stem
     reason = module_name_problem(module)

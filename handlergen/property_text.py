@@ -1,9 +1,9 @@
-"""The text format of `config.properties`, as TorchServe reads it. No server knowledge.
+"""The text format of `config.properties`, as TorchServe reads it.
 
-Two programs read the file and they do not agree. The Java frontend uses `java.util.Properties.load`:
-ISO-8859-1 bytes, backslash escapes, trailing blanks kept as part of the value. The Python launcher
+Two programs read the file, and they differ. The Java frontend uses `java.util.Properties.load`:
+ISO-8859-1 bytes, backslash escapes, trailing whitespace kept as part of the value. The Python launcher
 (`ts/model_server.py:load_properties`) reads `model_store`, `vmargs` and `plugins_path` itself, as plain text
-without escapes, and hands them to Java on its command line. Hence `LAUNCHER_KEYS`.
+without escapes, and passes them to Java on its command line: `LAUNCHER_KEYS`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LAUNCHER_KEYS = frozenset({"model_store", "vmargs", "plugins_path"})
-"""Keys that TorchServe's launcher takes from the raw text: written as they are, never escaped."""
+"""Keys that TorchServe's launcher reads from the raw text: their values are never escaped."""
 
 _BLANKS = " \t\f"
 _ESCAPES = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
@@ -23,8 +23,8 @@ class Entry:
     """One `key=value` of the file.
 
     Attributes:
+        value: Unescaped; trailing whitespace is kept, as Java keeps it.
         line: 1-based line on which the entry starts.
-        value: Unescaped; trailing blanks are kept, as Java keeps them.
     """
 
     key: str
@@ -33,10 +33,10 @@ class Entry:
 
 
 def read_text(path: Path) -> str:
-    """What a file says: UTF-8, as the launcher reads it, else ISO-8859-1, as Java does.
+    """Return the text of a file: UTF-8, as the launcher reads it, else ISO-8859-1, as Java does.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     raw = path.read_bytes()
     try:
@@ -47,7 +47,7 @@ def read_text(path: Path) -> str:
 
 
 def line_not_utf8(path: Path) -> int:
-    """The first line with a byte that is not UTF-8, on which the launcher ends; 0 when there is none.
+    """Return the first line with a byte that is not UTF-8, on which the launcher fails; 0 when there is none.
 
     Raises:
         OSError: The file cannot be read.
@@ -61,10 +61,10 @@ def line_not_utf8(path: Path) -> int:
 
 
 def parse_entries(text: str) -> list[Entry]:
-    """The entries of a properties text, in order. Comments (`#`, `!`) and blank lines are left out.
+    """Return the entries of a properties text, in order, without comments (`#`, `!`) and blank lines.
 
     Raises:
-        ValueError: An escape `\\uXXXX` is malformed; Java refuses such a file.
+        ValueError: A `\\uXXXX` escape is malformed; Java refuses such a file.
     """
     entries = []
     for number, logical in _logical_lines(text):
@@ -77,17 +77,19 @@ def parse_entries(text: str) -> list[Entry]:
 
 
 def format_entry(key: str, value: str) -> str:
-    """One line `key=value` that both readers understand.
+    """Return a line `key=value` that both programs understand.
 
     Raises:
-        ValueError: The value cannot be written: a line break, or in one of `LAUNCHER_KEYS` a backslash or an
-            outer blank.
+        ValueError: The value contains a line break; or, for one of `LAUNCHER_KEYS`, a backslash or leading or
+            trailing whitespace.
     """
     if "\n" in value or "\r" in value:
         raise ValueError(f"{key} must not contain a line break")
     if key in LAUNCHER_KEYS:
         if "\\" in value or value != value.strip():
-            raise ValueError(f"{key} must not contain a backslash, or a blank at either end: {value!r}")
+            raise ValueError(
+                f"{key} must not contain a backslash, or leading or trailing whitespace: {value!r}"
+            )
         return f"{key}={value}"
     escaped = value.replace("\\", "\\\\").replace("\t", "\\t").replace("\f", "\\f")
     if escaped.startswith(" "):
@@ -101,7 +103,7 @@ def _unicode_escape(character: str) -> str:
 
 
 def _logical_lines(text: str) -> list[tuple[int, str]]:
-    """Lines without comments, with `\\`-continued lines joined; the number is that of the first one."""
+    """Return (number of the first line, text) with comments removed and `\\`-continued lines joined."""
     lines: list[tuple[int, str]] = []
     pending: tuple[int, str] | None = None
     # Not splitlines(): Java ends lines at \n, \r and \r\n only.
@@ -125,7 +127,7 @@ def _logical_lines(text: str) -> list[tuple[int, str]]:
 
 
 def _split(line: str) -> tuple[str, str]:
-    """Key and value at the first unescaped `=`, `:` or blank."""
+    """Split into key and value at the first unescaped `=`, `:` or whitespace."""
     at = 0
     while at < len(line) and line[at] not in "=:" + _BLANKS:
         at += 2 if line[at] == "\\" else 1

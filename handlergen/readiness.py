@@ -1,4 +1,4 @@
-"""Waiting until a starting server is ready, and telling why it does not become so."""
+"""Wait until a starting server is ready, or report why it failed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from handlergen.client import Client, ModelStatus
-from handlergen.client.key_file import KEY_FILE
+from handlergen.client.connection import KEY_FILE
 from handlergen.errors import HandlergenError, ModuleFailed, ServerError
+from handlergen.launching import ServerState
 from handlergen.properties import ServerSettings
-from handlergen.server_state import ServerState
 from handlergen.settings import shown
 from handlergen.worker_log import load_failures, registration_failures, silent_deaths
 
@@ -26,10 +26,10 @@ ModelVersion = tuple[str, str]
 
 
 class ServerLogs:
-    """What a server writes to its logs from now on.
+    """The text that a server appends to its logs from now on.
 
     Args:
-        directory: Where model_log.log and ts_log.log are; they need not exist yet.
+        directory: Directory of model_log.log and ts_log.log; the files need not exist yet.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -38,11 +38,11 @@ class ServerLogs:
         self._start = {path: _mark(path) for path in (self.model_log, self.server_log)}
 
     def new_text(self, path: Path) -> str:
-        """What was added to one of the two logs since this object was made."""
+        """Return the text appended to one of the two logs since this object was created."""
         inode, size = self._start[path]
         try:
             with path.open("rb") as file:
-                # A log that was rolled over meanwhile is another file: all of it is new.
+                # A log that was rotated meanwhile is a new file: all of it is new.
                 if _mark(path)[0] == inode:
                     file.seek(size)
                 return file.read().decode("utf-8", "replace")
@@ -59,16 +59,16 @@ def wait_until_ready(
     timeout: float,
     progress: Progress | None,
 ) -> tuple[ModelStatus, ...]:
-    """Return the models when every archive of the store is registered and all its workers are READY.
+    """Wait until every archive of the store is registered and all its workers are READY; return the models.
 
-    `/ping` would not do: it says Healthy while models are still loading.
+    `/ping` is not enough: it returns Healthy while models are still loading.
 
     Args:
         expected: (Model name, version) -> archive file; see `expected_models`.
 
     Raises:
         ModuleFailed: A worker's load raised.
-        ServerError: The server ended, refused an archive, or was not ready in time.
+        ServerError: The server exited, refused an archive, or was not ready in time.
     """
     directory = Path(state.config).parent
     deadline = time.monotonic() + timeout
@@ -76,9 +76,7 @@ def wait_until_ready(
     with Client(settings, key_file=directory / KEY_FILE, timeout=30) as client:
         while True:
             if not state.running():
-                raise ServerError(
-                    f"TorchServe ended while it was starting\n{_last_words(state, logs)}".rstrip()
-                )
+                raise ServerError(f"TorchServe exited during startup\n{_last_output(state, logs)}".rstrip())
             listening = False
             with contextlib.suppress(HandlergenError):
                 models = tuple(client.status())
@@ -92,20 +90,20 @@ def wait_until_ready(
             _check_workers(logs)
             if time.monotonic() > deadline:
                 raise ServerError(
-                    f"not ready after {timeout:g} s: {_readiness(models) or 'it does not listen yet'}",
-                    hint=f"what the workers print stands in {shown(logs.model_log)}; --timeout gives them longer",
+                    f"not ready after {timeout:g} s: {_readiness(models) or 'the server is not listening yet'}",
+                    hint=f"worker output: {shown(logs.model_log)}; --timeout sets how long to wait",
                 )
             time.sleep(_POLL_S)
 
 
 def expected_models(store: Path, load_models: str) -> dict[ModelVersion, str]:
-    """(Model name, version) -> archive file of what TorchServe will load at start.
+    """Return the models that TorchServe will load at start: (model name, version) -> archive file.
 
-    Both stand in the manifest (ModelManager.java), whatever the file is called.
+    Name and version come from the manifest (ModelManager.java), not from the file's name.
 
     Raises:
-        ServerError: A file is no archive (TorchServe would register a model of that name all the same, whose
-            workers then die), or two archives are the same model.
+        ServerError: A file is not an archive (TorchServe would register a model for it all the same, and its
+            workers would die), or two archives contain the same model.
     """
     if load_models.lower() == "all":
         files = [("", path.name) for path in sorted(store.glob("*.mar"))]
@@ -119,69 +117,70 @@ def expected_models(store: Path, load_models: str) -> dict[ModelVersion, str]:
         if model in expected:
             raise ServerError(
                 f"{file} and {expected[model]} are both model {model[0]} {model[1]}",
-                hint="take one of the two out of the model store",
+                hint="remove one of the two from the model store",
             )
         expected[model] = file
     return expected
 
 
 def _manifest(archive: Path) -> ModelVersion:
-    """Name and version in an archive's manifest. Raises ServerError when there is none."""
+    """Return name and version from an archive's manifest. Raises ServerError without a valid manifest."""
     try:
         with zipfile.ZipFile(archive) as mar:
             model = json.loads(mar.read("MAR-INF/MANIFEST.json"))["model"]
             return str(model["modelName"]), str(model.get("modelVersion", "1.0"))
     except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ServerError(
-            f"{shown(archive)} is no model archive ({type(error).__name__}: {error})",
-            hint="archive the model again with `handlergen archive`, or take the file out of the store",
+            f"{shown(archive)} is not a model archive ({type(error).__name__}: {error})",
+            hint="archive the model again with `handlergen archive`, or remove the file from the store",
         ) from error
 
 
 def _check_registered(
     expected: Mapping[ModelVersion, str], registered: set[ModelVersion], logs: ServerLogs
 ) -> None:
-    """TorchServe listens only after it has tried every archive, so one that is missing now was refused.
+    """Raise ServerError for the archives that TorchServe refused.
 
-    One whose requirements could not be installed stays registered, without any worker: only the log tells.
+    TorchServe listens only after it has tried every archive, so a model that is missing now was refused. A model
+    whose requirements could not be installed stays registered without workers: only the log shows the failure.
     """
-    said = registration_failures(logs.new_text(logs.server_log))
-    missing = {file for model, file in expected.items() if model not in registered or file in said}
-    if not missing:
+    reasons = registration_failures(logs.new_text(logs.server_log))
+    refused = {file for model, file in expected.items() if model not in registered or file in reasons}
+    if not refused:
         return
     raise ServerError(
         "\n".join(
-            f"TorchServe refused {file}: {said.get(file, 'it does not say why')}" for file in sorted(missing)
+            f"TorchServe refused {file}: {reasons.get(file, 'no reason given')}" for file in sorted(refused)
         ),
         hint=f"see {shown(logs.server_log)}",
     )
 
 
 def _check_workers(logs: ServerLogs) -> None:
-    """A traceback while loading ends the wait at once: TorchServe would try again and again for minutes.
+    """Raise for a worker that failed to load its model, because TorchServe would retry for minutes.
 
-    A death without one (killed, perhaps for memory) may have passed when TorchServe tries again, so only the
-    third of a model counts.
+    A worker that died without a traceback (killed, perhaps out of memory) may succeed on the next attempt, so only
+    a model's third such death counts.
     """
     if load_failures(logs.new_text(logs.model_log)):
-        time.sleep(_POLL_S)  # the traceback may have been caught half written
+        time.sleep(_POLL_S)  # the traceback may be incomplete
         first = load_failures(logs.new_text(logs.model_log))[0]
         raise ModuleFailed(
             f"model {first.model}: worker {first.worker} could not load it",
             traceback=first.traceback,
-            hint="`handlergen predict SOURCE DATA` loads it without a server; when it does, archive it again with "
-            f"--force. All that the workers printed stands in {shown(logs.model_log)}",
+            hint="`handlergen predict SOURCE DATA` loads the model without a server; once that works, archive it again "
+            f"with --force. Worker output: {shown(logs.model_log)}",
         )
     for model, reasons in silent_deaths(logs.new_text(logs.server_log)).items():
         if len(reasons) >= _DEATHS:
             raise ServerError(
-                f"model {model}: its workers end while they load it, without an exception ({reasons[-1]})\n"
-                "the process exited or was killed, perhaps for want of memory",
-                hint=f"what the workers printed stands in {shown(logs.model_log)}",
+                f"model {model}: its workers die without an exception while loading it ({reasons[-1]})\n"
+                "the process exited or was killed, perhaps because memory ran out",
+                hint=f"worker output: {shown(logs.model_log)}",
             )
 
 
-def _last_words(state: ServerState, logs: ServerLogs) -> str:
+def _last_output(state: ServerState, logs: ServerLogs) -> str:
     try:
         console = Path(state.console).read_text("utf-8", "replace")
     except OSError:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from handlergen.answering_child import answering_child
 from handlergen.errors import HandlergenError, ModuleFailed
 
 
@@ -79,9 +81,22 @@ def run_sample(
         "gpu": gpu,
         "overrides": {key: value for key, value in (overrides or {}).items() if value is not None},
     }
-    with answering_child("handlergen.sample_child", given) as child:
-        report = child.answers.read()
-        status = child.wait()
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as answers:
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "handlergen.sample_child", json.dumps(given), str(writer)],
+                pass_fds=[writer],
+                stdout=sys.__stderr__,  # what hooks print: standard output has the report
+            )
+        finally:
+            os.close(writer)
+        try:
+            report = answers.read()
+            status = process.wait()
+        finally:
+            process.kill()  # on Ctrl-C, say
+            process.wait()
     if status < 0:
         name = signal.Signals(-status).name
         raise ModuleFailed(f"the module's process was ended by {name} while it answered the sample")

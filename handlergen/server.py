@@ -1,4 +1,4 @@
-"""Starting and stopping TorchServe: the only place from which its processes are started or ended."""
+"""Start and stop TorchServe."""
 
 from __future__ import annotations
 
@@ -16,27 +16,29 @@ import psutil
 
 from handlergen import ports
 from handlergen.client import Client, ModelStatus
-from handlergen.client.key_file import KEY_FILE
-from handlergen.command_text import archive_command, handlergen_command
+from handlergen.client.connection import KEY_FILE
+from handlergen.configuration import archive_command, handlergen_command
 from handlergen.errors import HandlergenError, ModuleFailed, ServerError
 from handlergen.java import find_java
-from handlergen.launching import absolute, environment, launch, temp_directory
-from handlergen.processes import end_marked
+from handlergen.launching import (
+    STATE_DIR,
+    TEMP_PREFIX,
+    ServerState,
+    end_marked,
+    environment,
+    launch,
+    read_state,
+    running_neighbours,
+    state_path,
+    temp_directory,
+    write_state,
+)
 from handlergen.properties import ServerSettings, read_properties
 from handlergen.property_text import line_not_utf8
 from handlergen.readiness import Progress, ServerLogs, expected_models, wait_until_ready
 from handlergen.runtime.copies import remove_left_behind
 from handlergen.runtime.device_lock import STATE_DIR_VARIABLE, lock_directory
 from handlergen.runtime.predictor_process.run_directory import remove_orphans
-from handlergen.server_state import (
-    STATE_DIR,
-    TEMP_PREFIX,
-    ServerState,
-    read_state,
-    running_neighbours,
-    state_path,
-    write_state,
-)
 from handlergen.settings import shown
 from handlergen.signed_store import require_signatures
 
@@ -48,10 +50,10 @@ _WORKER_GRACE_S = 3.0
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A TorchServe that is ready.
+    """A running TorchServe that `serve` started.
 
     Attributes:
-        models: As they were when it became ready.
+        models: The models when the server became ready; empty from `running_server`.
     """
 
     state: ServerState
@@ -60,37 +62,39 @@ class RunningServer:
 
     @property
     def pid(self) -> int:
-        """The frontend's process."""
+        """Process id of the frontend."""
         return self.state.pid
 
     @property
     def directory(self) -> Path:
-        """Its working directory, the configuration's own: key_file.json and logs/ lie there."""
+        """The server's working directory: the configuration's, which also holds key_file.json and logs/."""
         return Path(self.state.config).parent
 
     @property
     def key_file(self) -> Path | None:
-        """Where TorchServe wrote the tokens; None when it wants none."""
+        """TorchServe's key file; None when the server requires no tokens."""
         return self.directory / KEY_FILE if self.settings.token_authorization else None
 
     @property
     def log_directory(self) -> Path:
+        """Directory of model_log.log and ts_log.log."""
         return log_directory(self.directory)
 
     def running(self) -> bool:
+        """Return whether the frontend is still alive."""
         return self.state.running()
 
     def client(self, *, timeout: float = 300.0) -> Client:
-        """A new client for it."""
+        """Return a new client for the server."""
         return Client(self.settings, key_file=self.key_file, timeout=timeout)
 
     def wait(self) -> None:
-        """Return when the server has ended."""
+        """Wait until the server has stopped."""
         while self.running():
             time.sleep(_POLL_S)
 
     def stop(self, *, timeout: float = 30.0) -> None:
-        """End it and every process it started; see `stop`."""
+        """Stop the server and every process it started; see `stop`."""
         stop(Path(self.state.config), timeout=timeout)
 
     def __enter__(self) -> RunningServer:
@@ -112,25 +116,25 @@ def serve(
 ) -> RunningServer:
     """Start TorchServe on a config.properties and return when every worker of every model is READY.
 
-    It runs in a session and with a temp directory of its own, in the directory of the configuration. When
-    this fails or is interrupted, none of its processes is left.
+    The server runs in the configuration's directory, with its own session and temp directory. When `serve` fails or
+    is interrupted, it leaves no process of the server behind.
 
     Args:
-        timeout: Seconds until everything must be READY.
-        progress: Called several times a second with the models as they are.
-        environ: In place of this process's environment.
+        timeout: Seconds until every worker must be READY.
+        progress: Called several times a second with the models' status.
+        environ: Environment of the server; None for this process's.
         console: Let the server write to this process's stdout and stderr.
-        keep: Leave the server running when a model fails to load; it is raised all the same.
-        require_signature: An Ed25519 public key (see `handlergen.signing`) that every archive must be signed with.
+        keep: Leave the server running when a model fails to load; the error is raised all the same.
+        require_signature: An Ed25519 public key (see `handlergen.signing`); every archive must be signed with it.
 
     Raises:
-        ModuleFailed: A worker died while it loaded the model; `traceback` is the user's own.
-        ServerError: No Java, ports in use, already running, an archive was refused, not ready in time.
-        HandlergenError: The configuration is missing or wrong.
+        ModuleFailed: A worker died while loading its model; `traceback` holds the user's frames.
+        ServerError: No Java, ports in use, already running, an archive was refused, or not ready in time.
+        HandlergenError: The configuration is missing or invalid.
     """
     path = Path(config).resolve()
     settings = read_properties(path)
-    _refuse_foreign(path)
+    _require_utf8(path)
     environ = dict(os.environ if environ is None else environ)
     java = find_java(environ)
     with _starting(path):
@@ -140,16 +144,13 @@ def serve(
         if require_signature is not None:
             require_signatures(store, expected.values(), settings, Path(require_signature))
         (path.parent / KEY_FILE).unlink(missing_ok=True)
-        environ.update(absolute(environ))
-        _refuse_without_locks(environ)
+        _require_lock_directory(environ)
         marker = uuid.uuid4().hex
         temp_dir = temp_directory()
         logs = ServerLogs(log_directory(path.parent, environ))
         try:
-            environ.update(environment(environ, java_home=java.home, temp_dir=temp_dir, marker=marker))
-            if not console:
-                environ["HANDLERGEN_CONSOLE"] = "off"
-            state = launch(path, environ, marker=marker, temp_dir=temp_dir, console=console)
+            own = environment(environ, java_home=java.home, temp_dir=temp_dir, marker=marker, console=console)
+            state = launch(path, own, marker=marker, temp_dir=temp_dir, console=console)
             write_state(state)
             models = wait_until_ready(
                 state, settings, logs, expected=expected, timeout=timeout, progress=progress
@@ -162,17 +163,17 @@ def serve(
             raise
 
 
-def _refuse_foreign(config: Path) -> None:
-    """Raises HandlergenError for a configuration that Java could read, but not TorchServe's launcher."""
+def _require_utf8(config: Path) -> None:
+    """Raise HandlergenError for a configuration that Java can read, but TorchServe's launcher cannot."""
     if line := line_not_utf8(config):
         raise HandlergenError(
-            f"{config}:{line}: there is a byte that is not UTF-8, and TorchServe's launcher does not start on it",
-            hint="write letters outside ASCII as \\uXXXX",
+            f"{config}:{line}: this line is not UTF-8, and TorchServe's launcher cannot read it",
+            hint="write characters outside ASCII as \\uXXXX",
         )
 
 
 def running_server(config: Path | str = "config.properties") -> RunningServer | None:
-    """The server that `serve` started on this configuration, None when there is none (any more)."""
+    """Return the running server that `serve` started on this configuration; None when there is none."""
     path = Path(config).resolve()
     state = read_state(path)
     if state is None or not state.running():
@@ -181,13 +182,13 @@ def running_server(config: Path | str = "config.properties") -> RunningServer | 
 
 
 def stop(config: Path | str = "config.properties", *, timeout: float = 30.0) -> bool:
-    """End the server that `serve` started on this configuration, and every process that it started.
+    """Stop the server that `serve` started on this configuration, and every process it started.
 
-    The frontend gets SIGTERM and `timeout` seconds; whatever is left then is killed. Only processes that
-    carry this server's mark are touched.
+    The frontend gets SIGTERM and `timeout` seconds; then the remaining processes are killed. Only processes that
+    carry this server's marker are touched.
 
     Returns:
-        Whether one was running.
+        Whether a server was running.
     """
     path = Path(config).resolve()
     state = read_state(path)
@@ -201,7 +202,7 @@ def stop(config: Path | str = "config.properties", *, timeout: float = 30.0) -> 
         while state.running() and time.monotonic() < deadline:
             time.sleep(_ENDING_POLL_S)
     end_marked(state.marker, grace=_WORKER_GRACE_S)
-    with contextlib.suppress(OSError):  # what processes left that were killed just now
+    with contextlib.suppress(OSError):  # files left by the processes that were just killed
         locks = lock_directory({STATE_DIR_VARIABLE: state.state_dir})
         remove_orphans(locks)
         remove_left_behind(locks)
@@ -210,13 +211,13 @@ def stop(config: Path | str = "config.properties", *, timeout: float = 30.0) -> 
 
 
 def log_directory(directory: Path, environ: Mapping[str, str] | None = None) -> Path:
-    """Where a server started in this directory logs (ConfigManager.java: LOG_LOCATION, else logs)."""
+    """Return the log directory of a server started in `directory` (ConfigManager.java: LOG_LOCATION, else logs)."""
     return directory / (os.environ if environ is None else environ).get("LOG_LOCATION", "logs")
 
 
 @contextlib.contextmanager
 def _starting(config: Path) -> Iterator[None]:
-    """Two `serve` on one configuration at once: the second waits for no one, it is refused."""
+    """Hold the lock on starting a server on this configuration. Raises ServerError when another process holds it."""
     lock = config.parent / STATE_DIR / f"{config.name}.lock"
     try:
         lock.parent.mkdir(mode=0o700, exist_ok=True)
@@ -229,66 +230,66 @@ def _starting(config: Path) -> Iterator[None]:
         except BlockingIOError:
             raise ServerError(
                 f"another `handlergen serve` is starting a server on {shown(config)}",
-                hint="wait for it, or press Ctrl-C where it runs",
+                hint="wait until it is done, or stop it with Ctrl-C",
             ) from None
-        except OSError:  # a file system without locks: whoever starts two at once sees their ports taken
+        except OSError:  # a file system without locks: two servers at once fail on their ports
             pass
         yield
 
 
 def _refuse_conflicts(config: Path, settings: ServerSettings) -> None:
-    """Raises ServerError for whatever would make two servers collide."""
+    """Raise ServerError for a missing model store, and for anything that two servers would share."""
     state = read_state(config)
     if state is not None:
         if state.running():
             raise ServerError(
                 f"a server is already running on {shown(config)} (pid {state.pid})",
-                hint=f"`{handlergen_command('stop', config)}` ends it",
+                hint=f"`{handlergen_command('stop', config)}` stops it",
             )
-        stop(config)  # what a crash left behind
+        stop(config)  # remove what a crashed server left behind
     if not settings.model_store:
         raise ServerError(
-            f"{shown(config)} names no model store",
-            hint="write model_store=DIRECTORY into it, where `handlergen archive` puts archives",
+            f"{shown(config)} does not set model_store",
+            hint="add model_store=DIRECTORY, the directory that `handlergen archive` writes archives to",
         )
     store = config.parent / settings.model_store
     if not store.is_dir():
         raise ServerError(
             f"there is no model store at {shown(store)}",
-            hint=f"`{archive_command(store)}` makes one; model_store in {shown(config)} names it",
+            hint=f"`{archive_command(store)}` creates it; model_store in {shown(config)} sets the directory",
         )
     problems = ports.taken(settings.addresses())
     if problems:
         raise ServerError(
             "\n".join(problems),
-            hint=f"stop that program, or choose other ports: `handlergen config --help` lists their options, --force "
-            f"overwrites {shown(config)}",
+            hint="stop that program, or choose other ports with `handlergen config` (--help lists the options, --force "
+            f"overwrites {shown(config)})",
         )
     if settings.token_authorization:
         for neighbour in running_neighbours(config):
             raise ServerError(
-                f"the server on {neighbour.config} (pid {neighbour.pid}) keeps its tokens here, too",
-                hint=f"put one of the two configurations into a directory of its own: both write {KEY_FILE}",
+                f"the server on {neighbour.config} (pid {neighbour.pid}) keeps its tokens in the same directory",
+                hint=f"move one of the two configurations to another directory: both servers write {KEY_FILE}",
             )
 
 
-def _refuse_without_locks(environ: Mapping[str, str]) -> None:
-    """Raises ServerError when no worker could make a lock: before any of them has tried for a minute."""
+def _require_lock_directory(environ: Mapping[str, str]) -> None:
+    """Raise ServerError when no worker could create a device lock, which workers would only report after a minute."""
     try:
         directory = lock_directory(environ)
         if not os.access(directory, os.W_OK | os.X_OK):
             raise PermissionError(f"{directory} cannot be written")
     except OSError as error:
         raise ServerError(
-            f"the device locks have no place: {error}",
-            hint=f"{STATE_DIR_VARIABLE} names the directory for locks and stored values; every server of this "
-            "machine that shares a device must have the same",
+            f"no directory for the device locks: {error}",
+            hint=f"{STATE_DIR_VARIABLE} sets the directory for locks and stored values; all servers that share a "
+            "device must use the same one",
         ) from error
 
 
 def _clean_up(config: Path, temp_dir: Path) -> None:
-    """Remove what a stopped server leaves: its temp directory, its tokens, its state."""
-    # The state file could have been edited: remove nothing but what temp_directory could have made.
+    """Remove the temp directory, tokens and state of a stopped server."""
+    # The state file may have been edited: remove only a directory that temp_directory could have created.
     if temp_dir.name.startswith(TEMP_PREFIX) and temp_dir.is_dir() and not temp_dir.is_symlink():
         shutil.rmtree(temp_dir, ignore_errors=True)
     (config.parent / KEY_FILE).unlink(missing_ok=True)

@@ -1,8 +1,7 @@
-"""Every setting of a model: its default, its help and its check stand here and nowhere else.
+"""Every setting of a model, with its default, its help text and its check.
 
-The flags, the environment variables, the starter `handlergen.yaml` and the table in the docs are made from
-the fields of `Settings`. Server settings (ports, authorization, the model store) stand in
-`handlergen.properties`. Other modules import all of this from `handlergen.settings`.
+The flags, the environment variables and the starter `handlergen.yaml` are made from the fields of `Settings`. Server
+settings (ports, authorization, the model store) are in `handlergen.properties`.
 """
 
 from __future__ import annotations
@@ -15,16 +14,15 @@ from typing import Any
 from handlergen import setting_kinds as kinds
 from handlergen.errors import HandlergenError
 from handlergen.names import check_model_name, check_version
+from handlergen.runtime.form_table import DEFAULT_FORM, FORMS
 from handlergen.setting_kinds import Kind
 
 EXECUTABLE_FORMATS = ("torchscript", "exported", "onnx")
-"""Formats of weights that hold the computation too, so that a module needs no `predict` of its own."""
-
-FORMS = ("functions", "model-class", "module", "flow", "sagemaker")
+"""Weights formats that include the computation, so that a module needs no `predict` of its own."""
 
 
 def _setting(default: Any, help: str, kind: Kind, *, group: str, example: str = "") -> Any:
-    """A field of `Settings`. `example` is YAML text to show where the default alone would teach nothing."""
+    """Define a field of `Settings`. `example` is YAML text that the starter file shows instead of the default."""
     metadata = {"help": help, "kind": kind, "group": group, "example": example}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
@@ -32,7 +30,7 @@ def _setting(default: Any, help: str, kind: Kind, *, group: str, example: str = 
 
 
 def _checked(check: Callable[[str], None], wanted: str) -> Kind:
-    """A string that passes a check of `handlergen.names`."""
+    """Return the kind of a string that passes a check of `handlergen.names`."""
     plain = kinds.text(wanted=wanted)
 
     def convert(value: Any) -> str:
@@ -48,8 +46,8 @@ def _checked(check: Callable[[str], None], wanted: str) -> Kind:
 
 _MODEL, _FILES, _PREDICTION, _WORKERS, _TIME, _ANSWERS = (
     "The model",
-    "What is packed",
-    "What the module is given",
+    "Packed files",
+    "Arguments of the module",
     "Workers, devices and batches",
     "Time limits and queues",
     "Answers and the archive",
@@ -58,32 +56,32 @@ _MODEL, _FILES, _PREDICTION, _WORKERS, _TIME, _ANSWERS = (
 
 @dataclass(frozen=True)
 class Settings:
-    """One model's settings. Paths are relative to the project's root; each field's metadata has the rest."""
+    """One model's settings. Paths are relative to the project's root. Each field's help text says what it means."""
 
     name: str = _setting(
         "",
-        "Name of the model and of its archive; clients ask for /predictions/NAME. "
-        "Without it: the name of the source file or directory.",
+        "Name of the model and of its archive; clients call /predictions/NAME. "
+        "Default: the name of the source file or directory.",
         _checked(check_model_name, "a model name"),
         group=_MODEL,
         example="digits",
     )
     version: str = _setting(
         "1.0",
-        "Version of the model, as TorchServe lists it.",
+        "Version of the model, as listed by TorchServe.",
         _checked(check_version, 'a version such as "1.0"'),
         group=_MODEL,
     )
     form: str | None = _setting(
         None,
-        "How the module is written. Without it: found by reading the source.",
+        "How the module is written. Default: recognised by reading the source.",
         kinds.choice(*FORMS),
         group=_MODEL,
-        example="functions",
+        example=DEFAULT_FORM,
     )
     source: str | None = _setting(
         None,
-        "The .py file or package that holds the hooks. Without it: the only .py file beside this one, "
+        "The .py file or package that has the hooks. Default: the only .py file beside this one, "
         "else model.py.",
         kinds.path(),
         group=_MODEL,
@@ -99,38 +97,38 @@ class Settings:
     )
     weights: str | None = _setting(
         None,
-        "Weights file, packed at its place relative to the source.",
+        "Weights file; the archive keeps its path relative to the source.",
         kinds.path(),
         group=_FILES,
         example="digits.pt",
     )
     weights_format: str | None = _setting(
         None,
-        "What the weights file holds. Without it: told from the file. pickle (form: module) loads a whole pickled "
-        "module, which runs whatever code the file holds: only for files that you made yourself.",
+        "Format of the weights file. Default: detected from the file. pickle (form: module) loads a whole pickled "
+        "module, which runs any code in the file: use it only for files that you created yourself.",
         kinds.choice(*EXECUTABLE_FORMATS, "safetensors", "state_dict", "pickle", "other"),
         group=_FILES,
         example="state_dict",
     )
     extra_files: tuple[str, ...] = _setting(
         (),
-        "Files and directories to pack; each keeps its place relative to the source.",
+        "Files and directories to pack; each keeps its path relative to the source.",
         kinds.strings(wanted="a list of paths", metavar="PATH"),
         group=_FILES,
         example="[labels.json, models/]",
     )
     packages: tuple[str, ...] = _setting(
         (),
-        "Directories of Python packages to pack; the module imports each by the directory's name.",
+        "Directories of Python packages to pack; the module imports each by its directory's name.",
         kinds.strings(wanted="a list of paths", metavar="PATH"),
         group=_FILES,
         example="[../common/textutils]",
     )
     requirements: tuple[str, ...] = _setting(
         (),
-        "What pip must install for the model, or a requirements file (a name that ends in .txt). TorchServe "
-        "installs it only with install_py_dep_per_model=true in config.properties, which `handlergen config` writes "
-        "when an archive of the model store has requirements.",
+        "Packages that pip must install for the model, or a requirements file (a name that ends in .txt). TorchServe "
+        "installs them only with install_py_dep_per_model=true in config.properties, which `handlergen config` "
+        "writes if an archive in the model store has requirements.",
         kinds.requirements(),
         group=_FILES,
         example="[pillow>=10]",
@@ -151,22 +149,22 @@ class Settings:
     )
     config: Mapping[str, Any] = _setting(
         {},
-        "Your own values; hooks read them as context.config.",
+        "Your own values; hooks read them from context.config.",
         kinds.mapping(),
         group=_PREDICTION,
         example="{threshold: 0.5}",
     )
     secrets: tuple[str, ...] = _setting(
         (),
-        "Names of environment variables of the server that hooks read as context.secrets. Names only: no "
-        "value is ever packed.",
+        "Names of the server's environment variables that hooks read from context.secrets. Only names: values "
+        "are never packed.",
         kinds.strings(wanted="a list of names"),
         group=_PREDICTION,
         example="[HF_TOKEN]",
     )
     batch: str = _setting(
         "auto",
-        "What predict sees when TorchServe delivers several requests at once: each (one call a request), "
+        "What predict receives when TorchServe delivers several requests at once: each (one call per request), "
         "collate (one collated batch) or list (a list in, a list of the same length out). auto: the default "
         "of the form; each for functions.",
         kinds.choice("auto", "each", "collate", "list"),
@@ -174,15 +172,16 @@ class Settings:
     )
     batch_size: int = _setting(
         1,
-        "Most requests that TorchServe hands a worker at once. 1: no request waits for another. Where predict takes "
-        "batches, as many as it gains from; divided by the number of workers when predictor is a process.",
+        "Maximum number of requests that TorchServe sends a worker at once. 1: no request waits for another. If "
+        "predict takes batches: the batch size that it gains from, divided by the number of workers if there is a "
+        "predictor process.",
         kinds.whole(least=1, most=65536),
         group=_WORKERS,
     )
     max_batch_delay_ms: int = _setting(
         1,
-        "How long TorchServe waits for a batch to fill, in milliseconds. A busy device fills batches by "
-        "itself, an idle one gains nothing by waiting: hence 1, the least (TorchServe takes 0 for "
+        "How long TorchServe waits for a batch to fill, in milliseconds. A busy device fills batches "
+        "anyway, and an idle one gains nothing by waiting: hence 1, the minimum (TorchServe reads 0 as "
         "its default of 100).",
         kinds.whole(least=1),
         group=_WORKERS,
@@ -190,8 +189,8 @@ class Settings:
     workers_per_device: int = _setting(
         4,
         "Workers on each device: while one predicts, the others preprocess and postprocess. 4 keep a device "
-        "busy when the other two stages take as long as predict. Each has a copy of the model unless "
-        "predictor is a process; where the copies do not fit, write predictor: process, or take fewer.",
+        "busy if the other two stages take as long as predict. Each has a copy of the model unless there is a "
+        "predictor process; if the copies do not fit, write predictor: process, or use fewer workers.",
         kinds.whole(least=1, most=256),
         group=_WORKERS,
     )
@@ -203,61 +202,61 @@ class Settings:
     )
     predictor: str = _setting(
         "auto",
-        "Who holds the model and predicts: worker (each worker has a copy of its own), process (one process a "
-        "device has the only copy, and predicts for all workers of that device) or auto (process, but worker for a "
-        "flow and where there is neither load nor weights).",
+        "Which process has the model: worker (each worker has its own copy), process (one process per device "
+        "has the only copy, and predicts for all workers of that device) or auto (process, but worker for a "
+        "flow, and for a module without load and weights).",
         kinds.choice("auto", "process", "worker"),
         group=_WORKERS,
     )
     stages: str = _setting(
         "auto",
-        "Where preprocess and postprocess run when predictor is a process: worker, or predictor (threads beside "
-        "the model; slower, because they share its interpreter). auto: in the workers, unless they use something "
-        "that load builds; handlergen check says which.",
+        "Where preprocess and postprocess run if there is a predictor process: worker, or predictor (in threads "
+        "beside the model; slower, because they share its interpreter). auto: in the workers, unless they use "
+        "something that load creates; handlergen check shows what.",
         kinds.choice("auto", "worker", "predictor"),
         group=_WORKERS,
     )
     max_batch: int = _setting(
         32,
-        "Most requests of several workers that one predict takes together (batch: collate or list, with a "
+        "Maximum number of requests, of several workers, in one predict (batch: collate or list, with a "
         "predictor process). There are never more than workers_per_device x batch_size.",
         kinds.whole(least=1, most=65536),
         group=_WORKERS,
     )
     linger_ms: float = _setting(
         0.0,
-        "How long an idle device waits for more requests once one is there, in milliseconds (with a predictor "
-        "process). 0: not at all; a busy device fills its batches by itself.",
+        "How long an idle device waits for more requests after the first, in milliseconds (with a predictor "
+        "process). 0: not at all; a busy device fills its batches anyway.",
         kinds.milliseconds(),
         group=_WORKERS,
     )
     lock: str = _setting(
         "device",
-        "device: one predict at a time on each physical device, over all models and servers of this user. "
+        "device: one predict at a time on each physical device, across all models and servers of this user. "
         "model: one at a time for this model only. none: no lock.",
         kinds.choice("device", "model", "none"),
         group=_TIME,
     )
     lock_timeout_s: float = _setting(
         60.0,
-        "How long a request may wait for the device; then it gets 503 with Retry-After. Half of the response "
-        "timeout, which leaves the other half for the three stages.",
+        "How long a request may wait for the device before it gets 503 with Retry-After. The default is half of "
+        "response_timeout_s, which leaves the other half for the three stages.",
         kinds.seconds(),
         group=_TIME,
     )
     predict_timeout_s: float | None = _setting(
         None,
-        "The longest that one predict takes. The other limits are checked against it. A predictor process is "
-        "killed after it and another started; a worker that predicts itself cannot be interrupted, so that "
-        "response_timeout_s is what ends it. Of a predict that streams, the longest from one chunk to the next; "
-        "a stream that takes longer is ended.",
+        "Time limit of one predict. The other limits are checked against it. A predictor process that exceeds it "
+        "is killed and restarted; a worker that predicts itself cannot be interrupted, so that only "
+        "response_timeout_s ends it. If predict streams: the time limit from one chunk to the next, after which "
+        "the stream is ended.",
         kinds.seconds(),
         group=_TIME,
         example="2",
     )
     response_timeout_s: int = _setting(
         120,
-        "TorchServe kills a worker that has not answered after so many seconds, and its whole batch fails. "
+        "TorchServe kills a worker that has not answered after this many seconds, and its whole batch fails. "
         "Must exceed preprocess + workers on the device x predict + postprocess.",
         kinds.whole(least=1),
         group=_TIME,
@@ -265,25 +264,25 @@ class Settings:
     startup_timeout_s: int = _setting(
         300,
         "How long a worker may take to start and load. Workers of one device load one after another, so that "
-        "this is for all of them; TorchServe's own 120 s is short for large weights.",
+        "this limit is for all of them together; TorchServe's default of 120 s is short for large weights.",
         kinds.whole(least=1),
         group=_TIME,
     )
     queue_size: int = _setting(
         100,
-        "Requests that may wait in TorchServe for a worker; more get 503 at once. 100 is TorchServe's own.",
+        "Requests that may wait in TorchServe for a worker; more get 503 at once. 100 is TorchServe's default.",
         kinds.whole(least=1),
         group=_TIME,
     )
     nan: str = _setting(
         "null",
-        "NaN and infinities in an answer, which JSON does not have: null (written so) or error (a 500).",
+        "NaN and infinities in an answer, which JSON cannot express: null (written as null) or error (a 500).",
         kinds.choice("null", "error"),
         group=_ANSWERS,
     )
     max_response_bytes: int = _setting(
         6_553_500,
-        "The longest answer; a longer one is a 500 for its request. TorchServe closes the worker's "
+        "Maximum size of an answer; a longer one is a 500 for its request. TorchServe closes the worker's "
         "connection above its own max_response_size, so keep this at or below that (6553500 unless "
         "configured).",
         kinds.whole(least=1),
@@ -291,7 +290,7 @@ class Settings:
     )
     compression: str = _setting(
         "stored",
-        "stored or deflated. Weights hardly shrink, and deflating 512 MB takes ten seconds.",
+        "Compression of the archive: stored or deflated. Weights hardly shrink; deflating 512 MB takes ten seconds.",
         kinds.choice("stored", "deflated"),
         group=_ANSWERS,
     )
@@ -299,7 +298,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class SettingInfo:
-    """One setting as flags, docs and the starter file show it."""
+    """One setting, as flags and the starter file show it."""
 
     name: str
     default: Any
@@ -310,7 +309,7 @@ class SettingInfo:
 
     @property
     def flag(self) -> str:
-        """`--workers-per-device`; a list's is its singular: `--extra-file`."""
+        """Return `--workers-per-device`; for a list the singular: `--extra-file`."""
         name = self.name
         if self.kind.repeatable and name.endswith("s"):
             name = name.removesuffix("s")

@@ -1,6 +1,6 @@
-"""The kinds of value a setting may have: what is accepted, from YAML, from Python and from text.
+"""The kinds of values that settings have: how each is checked and converted, from YAML, Python and text.
 
-A kind says what it wants in words, so that every refusal names the value and the type wanted.
+Every kind describes in words what it accepts, for messages and help.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class Kind:
     """One kind of setting.
 
     Attributes:
-        wanted: In words, for messages and help: "a whole number of at least 1".
-        metavar: Stands for the value in `--help`.
-        convert: A value from YAML or Python to the setting's own; raises ValueError with a reason, or with an
-            empty message when `wanted` says it all.
-        parse: Text from the environment or from a flag to what `convert` takes; raises ValueError likewise.
-        repeatable: A list: its flag is its singular and may be repeated.
+        wanted: What is accepted, in words: "a whole number of at least 1".
+        metavar: The value's placeholder in `--help`.
+        convert: Convert a value from YAML or Python; raise ValueError with a reason, or with an empty message if
+            `wanted` is explanation enough.
+        parse: Turn text from the environment or a flag into what `convert` accepts; raise ValueError likewise.
+        repeatable: Whether it is a list, whose flag has the singular name and may be repeated.
     """
 
     wanted: str
@@ -36,7 +36,7 @@ class Kind:
 
 
 def text(*, wanted: str = "a string") -> Kind:
-    """A string that is not blank."""
+    """Return the kind of a string that is not blank."""
 
     def convert(value: Any) -> str:
         if not isinstance(value, str) or not value.strip():
@@ -47,7 +47,7 @@ def text(*, wanted: str = "a string") -> Kind:
 
 
 def path(*, wanted: str = "a path") -> Kind:
-    """A path, kept as the text it was given as."""
+    """Return the kind of a path, kept as it is written."""
 
     def convert(value: Any) -> str:
         if not isinstance(value, str | PurePath) or not str(value).strip():
@@ -58,7 +58,7 @@ def path(*, wanted: str = "a path") -> Kind:
 
 
 def choice(*choices: str) -> Kind:
-    """One of some words."""
+    """Return the kind of a value that is one of some words."""
 
     def convert(value: Any) -> str:
         if not isinstance(value, str) or value not in choices:
@@ -70,7 +70,7 @@ def choice(*choices: str) -> Kind:
 
 
 def whole(*, least: int, most: int = 2**31 - 1) -> Kind:
-    """A whole number. TorchServe reads its own as Java ints, hence the upper bound."""
+    """Return the kind of a whole number. The upper bound is a Java int, as which TorchServe reads its settings."""
 
     def convert(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
@@ -82,7 +82,7 @@ def whole(*, least: int, most: int = 2**31 - 1) -> Kind:
 
 
 def seconds() -> Kind:
-    """A positive, finite number of seconds."""
+    """Return the kind of a positive, finite number of seconds."""
 
     def convert(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -90,14 +90,14 @@ def seconds() -> Kind:
         if not (math.isfinite(value) and value > 0):
             raise ValueError
         if value >= 2**31:
-            raise ValueError(f"{value:g} seconds are longer than Java or the system can count")
+            raise ValueError(f"{value:g} seconds are more than Java or the system can represent")
         return float(value)
 
     return Kind("a number of seconds above 0", "SECONDS", convert, float)
 
 
 def milliseconds() -> Kind:
-    """A finite number of milliseconds; 0 is one."""
+    """Return the kind of a finite number of milliseconds, 0 or more."""
 
     def convert(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -110,7 +110,7 @@ def milliseconds() -> Kind:
 
 
 def strings(*, wanted: str = "a list of strings", metavar: str = "TEXT") -> Kind:
-    """A list of strings without repetition."""
+    """Return the kind of a list of strings; duplicates are removed."""
 
     def convert(value: Any) -> tuple[str, ...]:
         if not _is_list(value):
@@ -124,7 +124,7 @@ def strings(*, wanted: str = "a list of strings", metavar: str = "TEXT") -> Kind
 
 
 def requirements() -> Kind:
-    """Lines of a requirements file; a single string is one such line."""
+    """Return the kind of the lines of a requirements file; a single string is one line."""
     many = strings(wanted="a list of requirements, or the path of a requirements file", metavar="REQUIREMENT")
 
     def convert(value: Any) -> tuple[str, ...]:
@@ -135,7 +135,7 @@ def requirements() -> Kind:
 
 
 def values() -> Kind:
-    """A list of values that JSON can hold, because they travel in the archive as JSON."""
+    """Return the kind of a list of JSON values (the archive stores them as JSON)."""
 
     def convert(value: Any) -> tuple[Any, ...]:
         if not _is_list(value):
@@ -146,7 +146,7 @@ def values() -> Kind:
 
 
 def mapping() -> Kind:
-    """A mapping from strings to values that JSON can hold."""
+    """Return the kind of a mapping from strings to JSON values."""
 
     def convert(value: Any) -> Mapping[str, Any]:
         if not isinstance(value, Mapping):
@@ -158,7 +158,7 @@ def mapping() -> Kind:
 
 
 def devices() -> Kind:
-    """`auto`, `cpu`, or the logical indices of the GPUs to use."""
+    """Return the kind of `auto`, `cpu`, or a list of logical GPU indices."""
 
     def convert(value: Any) -> str | tuple[int, ...]:
         if value in ("auto", "cpu"):
@@ -167,9 +167,9 @@ def devices() -> Kind:
             raise ValueError
         for index in value:
             if isinstance(index, bool) or not isinstance(index, int) or index < 0:
-                raise ValueError(f"{index!r} is no index of a GPU; they count from 0")
+                raise ValueError(f"{index!r} is not a GPU index; indices start at 0")
         if len(set(value)) != len(value):
-            raise ValueError(f"{list(value)} has an index twice")
+            raise ValueError(f"{list(value)} has a duplicate index")
         return tuple(value)
 
     def parse(raw: str) -> Any:
@@ -194,25 +194,25 @@ def _is_list(value: Any) -> bool:
 
 
 def _parse_strings(raw: str) -> Any:
-    """`a,b`, or a YAML list when it begins with a bracket (for items that hold a comma)."""
+    """Parse `a,b`, or a YAML list if the text begins with a bracket (for items with a comma)."""
     if raw.lstrip().startswith("["):
         return _structure(raw)
     return [part.strip() for part in raw.split(",") if part.strip()]
 
 
 def _parse_lines(raw: str) -> Any:
-    """A YAML list when the text is one, else the text alone: `torch>=2,<3` is one requirement."""
+    """Parse a YAML list if the text is one, else the text alone: `torch>=2,<3` is one requirement."""
     return _structure(raw) if raw.lstrip().startswith("[") else [raw]
 
 
 def _parse_values(raw: str) -> Any:
-    """A YAML list when the text is one, else a list of the one YAML value that the text is."""
+    """Parse a YAML list if the text is one, else a list of a single YAML value."""
     value = _structure(raw)
     return value if isinstance(value, list) else [value]
 
 
 def _parse_mapping(raw: str) -> Any:
-    """A YAML or JSON mapping, or `key=value` with a YAML scalar as the value."""
+    """Parse a YAML or JSON mapping, or `key=value` with a YAML value."""
     if raw.lstrip().startswith("{"):
         return _structure(raw)
     key, equals, value = raw.partition("=")
@@ -225,15 +225,15 @@ def _structure(raw: str) -> Any:
     try:
         return plain_value(raw)
     except ValueError:
-        raise ValueError("it cannot be read as YAML or JSON") from None
+        raise ValueError("it is neither YAML nor JSON") from None
 
 
 def _plain(value: Any, place: str) -> Any:
-    """A copy of what JSON can hold; anything else is refused with its place inside the value."""
+    """Copy a JSON value; raise ValueError, with the path inside the value, for anything else."""
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                raise ValueError(f"the key {key!r}{_inside(place)} is no string; write it in quotes")
+                raise ValueError(f"the key {key!r}{_inside(place)} is not a string; write it in quotes")
         return {key: _plain(item, f"{place}.{key}" if place else key) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, f"{place}[{index}]") for index, item in enumerate(value)]
@@ -241,7 +241,7 @@ def _plain(value: Any, place: str) -> Any:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
         raise ValueError(
-            f"the {type(value).__name__} {value}{_inside(place)} cannot travel as JSON; write it in quotes"
+            f"the {type(value).__name__} {value}{_inside(place)} is not a JSON value; write it in quotes"
         ) from None
     return value
 

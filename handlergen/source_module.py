@@ -1,8 +1,9 @@
-"""A user's module as its syntax tree: what it binds at module level, without importing it."""
+"""A user's module as its syntax tree: what it binds at module level, and its classes' methods. Nothing is imported."""
 
 from __future__ import annotations
 
 import ast
+import copy
 import io
 import tokenize
 import warnings
@@ -14,9 +15,11 @@ from typing import TypeAlias
 from handlergen.errors import Problem
 
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
-"""What has parameters to read."""
+"""A node that has parameters."""
 
-#: Decorators after which a call does something else than the `def` beneath them says.
+MethodNode: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
+
+#: Decorators after which a call does not return the value of the `def` beneath them.
 _GENERATOR_WRAPPERS = ("contextmanager", "asynccontextmanager")
 
 
@@ -27,8 +30,8 @@ class Binding:
     Attributes:
         name: The name.
         line: 1-based.
-        node: What it is bound to: a `def`, a `class`, the expression of an assignment, or the import statement.
-        imported: The name it has where it is imported from; None when it is not imported from a module.
+        node: The node it is bound to: a `def`, a `class`, the expression of an assignment, or the import statement.
+        imported: Its name in the module it is imported from; None if it is not imported from a module.
     """
 
     name: str
@@ -43,12 +46,12 @@ class SourceModule:
 
     Attributes:
         path: The file.
-        file: Its name for messages.
+        file: The file's name, for messages.
         tree: Its syntax tree.
         bindings: By name.
         star_imports: `from x import *`, in order.
-        is_package: It is a package's `__init__.py`.
-        empty: It has no statement but perhaps a docstring.
+        is_package: Whether it is a package's `__init__.py`.
+        empty: Whether it has no statement except a docstring.
     """
 
     path: Path
@@ -60,19 +63,32 @@ class SourceModule:
     empty: bool = False
 
     def functions(self) -> Iterator[Binding]:
-        """Names bound by `def`, `async def` or a lambda here."""
+        """Yield the names bound to a `def`, `async def` or lambda of this file."""
         for binding in self.bindings.values():
             if isinstance(binding.node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
                 yield binding
 
     def classes(self) -> Iterator[ast.ClassDef]:
-        """Classes defined at module level."""
+        """Yield the classes defined at module level."""
         for binding in self.bindings.values():
             if isinstance(binding.node, ast.ClassDef):
                 yield binding.node
 
 
-def parse_source(path: Path, *, file: str) -> SourceModule | Problem:  # noqa: PLR0911 - a return a way to fail
+@dataclass(frozen=True)
+class Method:
+    """A method that was found.
+
+    Attributes:
+        node: Its `def` without the first parameter (`self`, `cls`).
+        owner: Name of the class that defines it.
+    """
+
+    node: MethodNode
+    owner: str
+
+
+def parse_source(path: Path, *, file: str) -> SourceModule | Problem:  # noqa: PLR0911 - one return per way to fail
     """Read and parse a file, as the interpreter would: encoding cookies and byte order marks are honoured.
 
     Returns:
@@ -86,7 +102,7 @@ def parse_source(path: Path, *, file: str) -> SourceModule | Problem:  # noqa: P
         encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
         text = raw.decode(encoding)
     except SyntaxError as error:
-        return Problem(file, 1, f"the encoding is not known: {error}", "Save the file as UTF-8.")
+        return Problem(file, 1, f"unknown encoding: {error}", "Save the file as UTF-8.")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         return Problem(
@@ -97,12 +113,10 @@ def parse_source(path: Path, *, file: str) -> SourceModule | Problem:  # noqa: P
         )
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
-        return Problem(file, line, "a null byte: this is no Python source")
+        return Problem(file, line, "the file has a null byte: this is not Python source")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # what the author's linter says about escapes is not ours to repeat
+            warnings.simplefilter("ignore")  # invalid escapes are for the author's linter to report
             tree = ast.parse(text.removeprefix("\ufeff"), filename=file)
     except SyntaxError as error:
         return _syntax_problem(file, error)
@@ -132,7 +146,7 @@ def parse_source(path: Path, *, file: str) -> SourceModule | Problem:  # noqa: P
 
 
 def definitions(module: SourceModule, name: str) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Every `def` of a name that may count at run time, because which one does depends on an `if` or a `try`."""
+    """Return every `def` of a name that may be the one called at run time; several if an `if` or a `try` decides."""
     found: list[ast.FunctionDef | ast.AsyncFunctionDef] = []
     for node in statements_at_import(module.tree.body):
         if (
@@ -142,13 +156,13 @@ def definitions(module: SourceModule, name: str) -> list[ast.FunctionDef | ast.A
         ):
             continue
         if node in module.tree.body:
-            found.clear()  # whatever came before, this one takes its place
+            found.clear()  # this one replaces all before it
         found.append(node)
     return found
 
 
 def call_kind(node: Function) -> str:
-    """`sync`, `async`, `generator` or `async_generator`, as `Hook.kind` has it."""
+    """Return the kind of a function as in `Hook.kind`: `sync`, `async`, `generator` or `async_generator`."""
     generator = not isinstance(node, ast.Lambda) and any(_own_yields(node.body))
     if isinstance(node, ast.AsyncFunctionDef):
         return "async_generator" if generator else "async"
@@ -156,23 +170,23 @@ def call_kind(node: Function) -> str:
 
 
 def first_yield(node: Function) -> int:
-    """Line of the first `yield`, or of the `def` when it has none."""
+    """Return the line of the first `yield`, or of the `def` if there is none."""
     lines = [] if isinstance(node, ast.Lambda) else [found.lineno for found in _own_yields(node.body)]
     return min(lines, default=node.lineno)
 
 
 def wrapped_in_context_manager(node: Function) -> bool:
-    """Decorated with `contextmanager`: calling it returns no value of the function."""
+    """Return whether it is decorated with `contextmanager`, so that a call does not return the function's value."""
     return any(dotted(item).rpartition(".")[2] in _GENERATOR_WRAPPERS for item in decorators(node))
 
 
 def is_overload(node: ast.AST) -> bool:
-    """A `typing.overload` stub, which is not what gets called."""
+    """Return whether it is a `typing.overload` stub, which is never called."""
     return any(dotted(item).rpartition(".")[2] == "overload" for item in decorators(node))
 
 
 def dotted(node: ast.AST) -> str:
-    """`torch.nn.Module` for such an expression (a call's or subscript's own part counts), else the empty string."""
+    """Return `torch.nn.Module` for such an expression, also if it is called or subscripted; else an empty string."""
     if isinstance(node, ast.Call):
         return dotted(node.func)
     if isinstance(node, ast.Subscript):
@@ -186,7 +200,7 @@ def dotted(node: ast.AST) -> str:
 
 
 def base_names(module: SourceModule, node: ast.ClassDef) -> set[str]:
-    """Dotted names of a class's bases, written in full by the module's imports, and of the bases of local ones."""
+    """Return the full dotted names of a class's bases, and of the bases of those that are defined in this file."""
     found: set[str] = set()
     waiting = [node]
     seen = set()
@@ -204,8 +218,51 @@ def base_names(module: SourceModule, node: ast.ClassDef) -> set[str]:
     return found
 
 
+def find_method(module: SourceModule, node: ast.ClassDef, name: str) -> Method | None:
+    """Return a method of a class or of its bases in the same file, searched in Python's order; None without one."""
+    return _find(module, node, name, seen=set())
+
+
+def _find(module: SourceModule, node: ast.ClassDef, name: str, *, seen: set[str]) -> Method | None:
+    if node.name in seen:
+        return None
+    seen.add(node.name)
+    found = [
+        item
+        for item in node.body
+        if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef) and item.name == name
+    ]
+    if found:
+        return Method(_unbound(found[-1]), node.name)
+    for base in node.bases:
+        binding = module.bindings.get(dotted(base))
+        if binding and isinstance(binding.node, ast.ClassDef):
+            inherited = _find(module, binding.node, name, seen=seen)
+            if inherited:
+                return inherited
+    return None
+
+
+def _unbound(node: MethodNode) -> MethodNode:
+    """Return the `def` as a call on an instance sees it: without `self`."""
+    if any(dotted(decorator) == "staticmethod" for decorator in node.decorator_list):
+        return node
+    args = copy.copy(node.args)
+    if args.posonlyargs:
+        args.posonlyargs = args.posonlyargs[1:]
+    else:
+        args.args = args.args[1:]
+    # Defaults belong to the last parameters: only `self` itself could have had one of its own.
+    args.defaults = args.defaults[-(len(args.posonlyargs) + len(args.args)) :] if args.defaults else []
+    if not args.posonlyargs and not args.args:
+        args.defaults = []
+    changed = copy.copy(node)
+    changed.args = args
+    return changed
+
+
 def full_name(module: SourceModule, name: str) -> str:
-    """`nn.Module` to `torch.nn.Module` when the module says `from torch import nn`."""
+    """Expand `nn.Module` to `torch.nn.Module` if the module has `from torch import nn`."""
     first, _, rest = name.partition(".")
     binding = module.bindings.get(first)
     if binding is None:
@@ -224,7 +281,7 @@ def _syntax_problem(file: str, error: SyntaxError) -> Problem:
 
 
 def statements_at_import(body: Iterable[ast.AST]) -> Iterator[ast.stmt]:
-    """Statements that run when the module is imported, those inside `if`, `try`, `with`, `match` and loops too."""
+    """Yield the statements that run when the module is imported, also inside `if`, `try`, `with`, `match` and loops."""
     for node in body:
         if isinstance(node, ast.stmt):
             yield node
@@ -233,7 +290,7 @@ def statements_at_import(body: Iterable[ast.AST]) -> Iterator[ast.stmt]:
         if isinstance(node, ast.If) and _runs_elsewhere(node.test):
             yield from statements_at_import(node.orelse)
             continue
-        # Handlers first: what a `try` itself binds is what counts when nothing goes wrong.
+        # Handlers first: the bindings of the `try` itself count if nothing goes wrong.
         for part in ("handlers", "cases", "body", "orelse", "finalbody"):
             inner = getattr(node, part, ())
             yield from statements_at_import(inner if isinstance(inner, list) else ())
@@ -269,24 +326,24 @@ def _assigned(target: ast.expr, value: ast.expr) -> Iterator[Binding]:
     if isinstance(target, ast.Name):
         yield Binding(target.id, target.lineno, value)
         return
-    for name in _names(target, ast.Store):  # first, second = make(): bound, but to nothing that can be read
+    for name in _names(target, ast.Store):  # first, second = make(): bound, but to values that cannot be read
         yield Binding(name.id, name.lineno, target)
 
 
 def _names(node: ast.AST, context: type[ast.expr_context]) -> Iterator[ast.Name]:
-    """The names that a statement binds (`ast.Store`) or unbinds (`ast.Del`)."""
+    """Yield the names that a statement binds (`ast.Store`) or unbinds (`ast.Del`)."""
     for name in ast.walk(node):
         if isinstance(name, ast.Name) and isinstance(name.ctx, context):
             yield name
 
 
 def decorators(node: ast.AST) -> list[ast.expr]:
-    """What a function is decorated with; nothing for what cannot be."""
+    """Return the decorators of a function; none for any other node."""
     return node.decorator_list if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else []
 
 
 def _own_yields(body: Iterable[ast.AST]) -> Iterator[ast.Yield | ast.YieldFrom]:
-    """Every `yield` of a function itself, not of functions inside it."""
+    """Yield each `yield` of the function itself, without those of functions inside it."""
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
             continue

@@ -1,4 +1,4 @@
-"""Following a name to its `def`: through aliases, re-exports and imports from the project's own files."""
+"""The Python files of a project: a name is followed to its `def` through aliases, re-exports and imports."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Found:
 
 
 class SourceTree:
-    """The Python files of a project, parsed when they are asked for.
+    """The Python files of a project, parsed when they are needed.
 
     Args:
-        root: What absolute imports start from: the archive's root.
-        packages: Further package directories, or single files, that are importable by their own name.
+        root: The directory that absolute imports start from: the archive's root.
+        packages: More package directories, or single files, that are importable by their own name.
     """
 
     def __init__(self, root: Path, packages: Iterable[Path] = ()) -> None:
@@ -34,22 +34,21 @@ class SourceTree:
         self._parsed: dict[Path, SourceModule | Problem] = {}
 
     def open(self, path: Path) -> SourceModule | Problem:
-        """A file, parsed; or why it cannot be."""
+        """Return a parsed file, or the problem why it cannot be parsed."""
         if path not in self._parsed:
             self._parsed[path] = parse_source(path, file=shown(path))
         return self._parsed[path]
 
     def function(self, module: SourceModule, name: str) -> Found | Problem | None:
-        """The function that a module-level name stands for.
+        """Find the function that a module-level name is bound to.
 
         Returns:
-            The function; a problem when the name is bound to what cannot be read as one; None when the module
-            does not bind the name.
+            The function; a problem if the name is bound to something else; None if the module does not bind it.
         """
         return self._follow(module, name, seen=set())
 
     def local_file(self, module: SourceModule, node: ast.ImportFrom) -> Path | None:
-        """The project's own file that a `from … import …` reads, or None when it is not one of the project's."""
+        """Return the project's file that a `from … import …` reads; None if it reads no file of the project."""
         parts = tuple((node.module or "").split(".")) if node.module else ()
         if node.level:
             base = module.path.parent
@@ -59,7 +58,7 @@ class SourceTree:
         return self.importable(parts, beside=module.path.parent if not module.is_package else None)
 
     def importable(self, parts: tuple[str, ...], *, beside: Path | None = None) -> Path | None:
-        """The project's file for an absolute import of `a.b.c`, given as its parts."""
+        """Return the project's file for an absolute import of `a.b.c`, given as its parts; None if there is none."""
         if not parts:
             return None
         if parts[0] in self._packages:
@@ -104,8 +103,8 @@ class SourceTree:
             return Problem(
                 module.file,
                 node.lineno,
-                f"`{name}` is imported from `{where}`, which is not among the files of this project: its "
-                f"parameters cannot be read",
+                f"`{name}` is imported from `{where}`, which is not a file of this project: its parameters cannot "
+                f"be read",
                 f"Define it here: def {name}(...) that calls {original} of {where}.",
             )
         target = self.open(path)
@@ -132,7 +131,7 @@ class SourceTree:
 
 
 def _module_file(base: Path, parts: tuple[str, ...]) -> Path | None:
-    """`base/a/b.py` or `base/a/b/__init__.py` for `a.b`."""
+    """Return `base/a/b.py` or `base/a/b/__init__.py` for `a.b`, whichever exists."""
     target = base.joinpath(*parts)
     if (target / "__init__.py").is_file():
         return target / "__init__.py"

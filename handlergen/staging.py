@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from handlergen import __version__, runtime
-from handlergen.collecting import Collector
+from handlergen.collecting import Collector, named_but_not_packed
 from handlergen.errors import HandlergenError
 from handlergen.model_config import model_config
 from handlergen.names import (
@@ -26,7 +26,6 @@ from handlergen.names import (
 from handlergen.render import render_handler
 from handlergen.runtime.contract import CONTRACT_FILE, Bundle
 from handlergen.settings import shown, to_runtime
-from handlergen.unpacked import named_but_not_packed
 
 if TYPE_CHECKING:
     from handlergen.project import Project

@@ -1,4 +1,4 @@
-"""Where the templates are, and how one is filled in."""
+"""Templates: where they are, and how one is filled in."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import jinja2
 
 
 def template_dir() -> Path:
-    """The directory of the templates: inside an installed handlergen, or `templates/` of a source checkout.
+    """Return the directory of the templates: in an installed handlergen, or `templates/` of a source checkout.
 
     A wheel carries the repository's top-level `templates/` as `handlergen/_templates`; an editable install
     has no such copy and reads the repository's own.
 
     Raises:
-        FileNotFoundError: Neither exists: the installation is broken.
+        FileNotFoundError: Neither exists; the installation is broken.
     """
     package = Path(__file__).resolve().parent
     for candidate in (package / "_templates", package.parent / "templates"):
@@ -27,10 +27,10 @@ def template_dir() -> Path:
 
 
 def render(name: str, **values: object) -> str:
-    """The text of template `name` (a file name in `template_dir()`) with `values` filled in.
+    """Fill `values` into the template `name` (a file name in `template_dir()`).
 
     Raises:
-        jinja2.UndefinedError: The template asks for a value that was not given.
+        jinja2.UndefinedError: The template uses a value that is missing.
     """
     return _environment(template_dir()).get_template(name).render(**values)
 

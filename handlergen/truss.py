@@ -1,7 +1,7 @@
-"""A Truss directory as SOURCE: its `config.yaml` in handlergen's words.
+"""Truss directories: `config.yaml` translated to handlergen's settings.
 
 Facts: truss/base/truss_config.py (the keys), truss/templates/server/model_wrapper.py (what the server does with
-them). Values of secrets are never read into anything: only their names.
+them). Of secrets, only the names are kept, never the values.
 """
 
 from __future__ import annotations
@@ -15,31 +15,94 @@ from typing import Any
 from handlergen.errors import Problem
 from handlergen.names import propose
 from handlergen.settings import shown
-from handlergen.truss_keys import FUTILE, HONOURED, RUNTIME_KEYS, UNSUPPORTED, WITHOUT_EFFECT
 from handlergen.yaml_source import YamlSource, read_yaml
 
 CONFIG_FILE = "config.yaml"
+
+HONOURED: tuple[str, ...] = (
+    "bundled_packages_dir",
+    "data_dir",
+    "environment_variables",
+    "external_package_dirs",
+    "model_class_filename",
+    "model_class_name",
+    "model_metadata",
+    "model_module_dir",
+    "model_name",
+    "requirements",
+    "requirements_file",
+    "resources",
+    "runtime",
+    "secrets",
+)
+"""Keys that have the same effect as in Truss."""
+
+RUNTIME_KEYS: tuple[str, ...] = (
+    "predict_concurrency",
+    "streaming_read_timeout",
+    "num_workers",
+    "enable_tracing_data",
+    "enable_debug_logs",
+    "is_websocket_endpoint",
+    "transport",
+)
+"""Keys below `runtime` that need no warning."""
+
+WITHOUT_EFFECT: tuple[str, ...] = (
+    "apply_library_patches",
+    "description",
+    "examples_filename",
+    "input_type",
+    "live_reload",
+    "model_framework",
+    "model_type",
+    "python_version",
+    "spec_version",
+    "use_local_chains_src",
+)
+"""Keys that describe the model, or how Truss builds its image: ignoring them loses nothing."""
+
+FUTILE: Mapping[str, str] = {
+    "base_image": "handlergen makes no container image; the server's own Python runs the model",
+    "build": "handlergen makes no container image",
+    "build_commands": "handlergen makes no container image; run them where the server is installed",
+    "cache_internal": "nothing is fetched ahead; the model fetches what it needs when it loads",
+    "hf_cache": "nothing is fetched ahead; the model fetches what it needs when it loads",
+    "model_cache": "nothing is fetched ahead; the model fetches what it needs when it loads",
+    "system_packages": "handlergen makes no container image; install them where the server runs",
+}
+"""Keys that are ignored, each with the reason; the server's administrator may have to act instead."""
+
+UNSUPPORTED: Mapping[str, str] = {
+    "docker_server": "it replaces the model's class with another server",
+    "external_data": "nothing is downloaded; put the files into the data directory",
+    "trt_llm": "it replaces the model's class with TensorRT-LLM",
+    "weights": "nothing is downloaded; put the files into the data directory",
+}
+"""Keys without which the model cannot run, each with the reason why they are not supported."""
 
 _ALL_KEYS = (*HONOURED, *WITHOUT_EFFECT, *FUTILE, *UNSUPPORTED)
 
 
 @dataclass
 class Truss:
-    """What a Truss directory says.
+    """What a Truss directory configures.
 
     Attributes:
         module: The file with the class.
-        package: The directory that is packed with it; None when the file lies in the Truss directory itself.
-        class_name: The class in it.
-        settings: Values for handlergen's settings, by name; `handlergen.yaml` and flags win over them.
+        package: The directory that is packed with it; None if the file is in the Truss directory itself.
+        class_name: The model's class.
+        form: The form of every Truss.
+        settings: Values for handlergen's settings, by name; `handlergen.yaml` and flags override them.
         details: For the contract: `data_dir`, `environment_variables`.
-        lines: Line in config.yaml of each setting, 1-based.
-        problems, warnings: What cannot be done, and what is not.
+        lines: The line in config.yaml of each setting, 1-based.
+        problems, warnings: Keys that are wrong or not supported, and keys that have no effect.
     """
 
     module: Path
     package: Path | None
     class_name: str
+    form: str = "model-class"
     settings: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     lines: dict[str, int] = field(default_factory=dict)
@@ -48,7 +111,7 @@ class Truss:
 
 
 def is_truss(directory: Path) -> bool:
-    """A directory with a `config.yaml` whose model file is there."""
+    """Return whether a directory has a `config.yaml` whose model file exists."""
     config = directory / CONFIG_FILE
     if not config.is_file():
         return False
@@ -80,7 +143,7 @@ def _text(values: Mapping[str, Any], key: str) -> str:
 
 
 class _Reader:
-    """Reads one config.yaml, key by key."""
+    """A reader of one config.yaml, key by key."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -119,8 +182,7 @@ class _Reader:
                 near = difflib.get_close_matches(key, _ALL_KEYS, n=1, cutoff=0.8)
                 self._warn(
                     key,
-                    f"`{key}` is not a key that handlergen knows"
-                    + (f". Did you mean `{near[0]}`?" if near else ""),
+                    f"`{key}` is an unknown key" + (f". Did you mean `{near[0]}`?" if near else ""),
                 )
 
     def _model(self) -> None:
@@ -137,7 +199,7 @@ class _Reader:
                 "Move it there: in the archive it is the package that holds the class.",
             )
         if not _text(self._values, "model_class_filename").endswith(".py"):
-            self._problem("model_class_filename", "the model's file is no .py file")
+            self._problem("model_class_filename", "the model's file is not a .py file")
 
     def _files(self) -> None:
         data = _text(self._values, "data_dir")
@@ -156,7 +218,7 @@ class _Reader:
             self._set("packages", packages, "bundled_packages_dir")
 
     def _importable(self, entry: str) -> list[str]:
-        """What a directory of packages makes importable: the packages and modules in it."""
+        """Return the packages and modules in a directory, which it makes importable."""
         directory = self._directory / entry
         if not directory.is_dir():
             return []
@@ -172,7 +234,7 @@ class _Reader:
         if any(value for value in secrets.values()):
             self._warn(
                 "secrets",
-                "the values of `secrets` are left out: they come from the server's environment only",
+                "the values of `secrets` are ignored: they are read from the server's environment only",
             )
         if secrets:
             self._set("secrets", [str(name) for name in secrets], "secrets")
@@ -183,7 +245,9 @@ class _Reader:
         if file and not (self._directory / file).is_file():
             self._problem("requirements_file", f"the file {file} does not exist")
         elif file and not file.endswith(".txt"):
-            self._problem("requirements_file", f"{file} is not read", "Name it with the ending .txt.")
+            self._problem(
+                "requirements_file", f"the requirements file {file} does not end in .txt", "Rename it."
+            )
         elif file or listed:
             found = [*([file] if file else []), *(str(entry) for entry in listed)]
             self._set("requirements", found, "requirements" if listed else "requirements_file")
@@ -200,7 +264,7 @@ class _Reader:
             self._warn(
                 "runtime",
                 f"predict_concurrency is {concurrency}, and handlergen runs one predict at a time on each device; "
-                f"the hooks around it overlap as they are. With `lock: none` as many run at once as there are workers",
+                f"the other hooks overlap anyway. With `lock: none`, as many run at once as there are workers",
             )
         if runtime.get("streaming_read_timeout"):
             self._set("predict_timeout_s", runtime["streaming_read_timeout"], "runtime")
@@ -218,7 +282,7 @@ class _Reader:
             }
 
     def _config(self) -> dict[str, Any]:
-        """What the constructor receives as `config`: the file, with Truss's defaults, without secrets' values."""
+        """Return the constructor's `config`: the file with Truss's defaults, without the values of secrets."""
         config: dict[str, Any] = {**_DEFAULTS, "model_metadata": {}, "requirements": [], **self._values}
         config["secrets"] = dict.fromkeys(self._values.get("secrets") or {})
         config["model_metadata"] = config["model_metadata"] or {}
@@ -227,7 +291,7 @@ class _Reader:
     def _typed(self, key: str, kind: type, wanted: str) -> Any:
         value = self._values.get(key)
         if value is not None and not isinstance(value, kind):
-            self._problem(key, f"`{key}` is {value!r}; wanted: {wanted}")
+            self._problem(key, f"`{key}` is {value!r}; expected {wanted}")
             return None
         return value
 

@@ -1,4 +1,4 @@
-"""The place of a user's module in this process: its directory on the path and as working directory, for a while."""
+"""Context managers for running user code in this process: its working directory, and its directories on the path."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import ModuleType
 
 @contextlib.contextmanager
 def working_directory(path: Path) -> Iterator[None]:
-    """Be in a directory, as hooks are while they are served."""
+    """Change the working directory, as it is for hooks in a worker; change it back afterwards."""
     before = Path.cwd()
     os.chdir(path)
     try:
@@ -24,7 +24,7 @@ def working_directory(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def importable(roots: Sequence[Path], module: str) -> Iterator[None]:
-    """Put directories first on the path; forget everything imported from them afterwards."""
+    """Put directories first on the path; afterwards remove them, and all modules imported from them."""
     top = module.partition(".")[0]
     stale = [name for name in sys.modules if name == top or name.startswith(f"{top}.")]
     for name in stale:
@@ -35,9 +35,7 @@ def importable(roots: Sequence[Path], module: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if (
-            sys.modules is not None and sys.path is not None
-        ):  # not at the interpreter's end, when both are gone
+        if sys.modules is not None and sys.path is not None:  # both are gone when the interpreter exits
             _forget(roots, before)
 
 
@@ -52,6 +50,6 @@ def _forget(roots: Sequence[Path], before: set[str]) -> None:
 
 
 def _place_of(module: ModuleType) -> Path | None:
-    """A module's file; the directory of a package without `__init__.py`."""
+    """Return a module's file, or the directory of a package without `__init__.py`."""
     file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
     return Path(file) if file else None

@@ -1,4 +1,4 @@
-"""What a weights file holds, told from its name and its table of contents; nothing of it is loaded."""
+"""The format of a weights file, detected from its name and its table of contents. Nothing is loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TORCH_SUFFIXES = (".pt", ".pth", ".pth.tar", ".ckpt", ".bin", ".ts", ".jit", ".
 
 
 def weights_format(path: Path) -> str | None:
-    """One of the values of the setting `weights_format`.
+    """Return a file's format, as in the setting `weights_format`.
 
     `torch.save` and `torch.jit.save` share suffixes. Both write zip archives; only TorchScript's has `code/` and
     `constants.pkl` (torch/csrc/jit/serialization/export_module.cpp).
@@ -24,7 +24,7 @@ def weights_format(path: Path) -> str | None:
         path: The file; it need not exist.
 
     Returns:
-        None when only the content could tell and there is no file.
+        None if the format depends on the content and there is no file.
     """
     name = path.name.lower()
     for suffix, found in _BY_SUFFIX.items():
@@ -36,7 +36,7 @@ def weights_format(path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except zipfile.BadZipFile:
-        return "state_dict"  # torch.save before 1.6, or with the old serialization asked for
+        return "state_dict"  # torch.save before 1.6, or with the old serialization
     except OSError:
         return None
     scripted = any(name.endswith("/constants.pkl") for name in names) and any(
@@ -46,17 +46,16 @@ def weights_format(path: Path) -> str | None:
 
 
 def pickled_class(path: Path) -> str | None:
-    """The class of a whole object that a file of `torch.save` holds, where a state dict should be.
+    """Return the class of the object in a file of `torch.save` that has a whole object instead of a state dict.
 
-    The pickle is read as a list of instructions; none is carried out. Only the zip format (torch 1.6 and later) is
-    looked into.
+    The pickle's instructions are read, not executed. Only the zip format (torch 1.6 and later) is read.
 
     Args:
         path: The file; it need not exist.
 
     Returns:
-        The first class that `torch.load(weights_only=True)` would not make, as `module.Name`; None when it would make
-        all (a state dict, a checkpoint of tensors and plain values), or when the file cannot tell.
+        The first class that `torch.load(weights_only=True)` would refuse, as `module.Name`; None if it would refuse
+        none (a state dict, a checkpoint of tensors and plain values), or if the file cannot be read.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -70,7 +69,7 @@ def pickled_class(path: Path) -> str | None:
 
 
 def _globals(text: bytes) -> list[tuple[str, str]]:
-    """Every class and function that a pickle names."""
+    """Return every class and function that a pickle refers to."""
     found = []
     strings: list[str] = []
     for opcode, argument, _ in pickletools.genops(text):

@@ -1,8 +1,8 @@
-"""Reading a YAML mapping that somebody else wrote: safely, with the line of each key.
+"""Untrusted YAML mappings, read safely and with the line of each key.
 
-Refused, each with its line: duplicate keys (YAML 1.2, section 3.2.1.3; PyYAML keeps the last in silence),
-aliases (they make small files expand without bound, and settings need none), tags that build objects, several
-documents, documents that are no mapping, and what is larger, deeper or longer than any settings are.
+Refused, each with its line: duplicate keys (YAML 1.2, section 3.2.1.3; PyYAML silently keeps the last),
+aliases (small files could expand without bound, and settings need none), tags that create objects, several
+documents, documents that are not a mapping, and files that are larger or nested deeper than settings ever are.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ import yaml
 from handlergen.errors import Problem
 
 LARGEST_FILE = 1_000_000
-"""Bytes; a settings file is a few kilobytes."""
+"""Maximum size in bytes; a settings file has a few kilobytes."""
 
 DEEPEST = 64
-"""Mappings and lists inside one another."""
+"""Maximum nesting of mappings and lists."""
 
 _LONGEST_NUMBER = 400
-"""Characters. Reading `1:1:1:...`, a number of YAML 1.1 to base 60, takes time that grows with the square of them."""
+"""In characters. Reading `1:1:1:...`, a base 60 number of YAML 1.1, takes time quadratic in its length."""
 
 
 @dataclass(frozen=True)
 class YamlSource:
-    """A YAML mapping and where its keys stand.
+    """A YAML mapping with the lines of its keys.
 
     Attributes:
-        file: The name for messages.
-        values: By top-level key; empty when the file could not be read.
-        lines: Line of each top-level key, 1-based.
+        file: The file's name, for messages.
+        values: By top-level key; empty if the file could not be read.
+        lines: The line of each top-level key, 1-based.
         problems: Why the file, or a part of it, could not be read.
     """
 
@@ -44,7 +44,7 @@ class YamlSource:
 
 
 class _Refused(yaml.YAMLError):
-    """What is valid YAML and not taken; `str()` of it says where, as that of PyYAML's own errors does."""
+    """Valid YAML that is not supported here; its text has the line, as in PyYAML's own errors."""
 
     def __init__(self, mark: yaml.Mark, message: str, fix: str) -> None:
         super().__init__(f"line {mark.line + 1}: {message}")
@@ -52,7 +52,7 @@ class _Refused(yaml.YAMLError):
 
 
 class PlainLoader(yaml.SafeLoader):
-    """Loads what the module's text says; raises yaml.YAMLError, ValueError, or RecursionError for anything else."""
+    """A loader of plain values; it raises yaml.YAMLError, ValueError or RecursionError for all that is refused."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -62,7 +62,7 @@ class PlainLoader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()  # type: ignore[no-untyped-call]
             raise _Refused(
-                event.start_mark, f"the alias *{event.anchor} is not taken here", "Write the value out."
+                event.start_mark, f"the alias *{event.anchor} is not supported here", "Write the value out."
             )
         if self._depth > DEEPEST:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
@@ -72,7 +72,7 @@ class PlainLoader(yaml.SafeLoader):
         self._depth -= 1
         number = node is not None and node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
         if isinstance(node, yaml.ScalarNode) and number and len(node.value) > _LONGEST_NUMBER:
-            raise _Refused(node.start_mark, f"a number of {len(node.value)} digits is not taken here", "")
+            raise _Refused(node.start_mark, f"a number of {len(node.value)} digits is not supported here", "")
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -82,23 +82,22 @@ class PlainLoader(yaml.SafeLoader):
                 if key_node.value in first:
                     raise _Refused(
                         key_node.start_mark,
-                        f"`{key_node.value}` stands here twice (first in line {first[key_node.value]})",
-                        "Keep one of them.",
+                        f"duplicate key `{key_node.value}` (first in line {first[key_node.value]})",
+                        "Remove one of them.",
                     )
                 first[key_node.value] = key_node.start_mark.line + 1
         return super().construct_mapping(node, deep=deep)
 
 
-def read_yaml(  # noqa: PLR0911 - one return a way of failing
+def read_yaml(  # noqa: PLR0911 - one return per way to fail
     path: Path, *, shown: str, as_written: tuple[str, ...] = ()
 ) -> YamlSource:
     """Read a YAML mapping.
 
     Args:
         path: The file.
-        shown: Its name for messages.
-        as_written: Top-level keys whose plain numbers are kept as the text they are written as, so that
-            `version: 1.10` does not become 1.1.
+        shown: The file's name, for messages.
+        as_written: Top-level keys whose numbers are kept as text, so that `version: 1.10` does not become 1.1.
 
     Raises:
         OSError: The file cannot be read.
@@ -125,13 +124,13 @@ def read_yaml(  # noqa: PLR0911 - one return a way of failing
 
 
 def plain_value(text: str) -> Any:
-    """The value of a short YAML text, a mapping or not.
+    """Return the value of a short YAML text, which may be a mapping or not.
 
     Raises:
-        ValueError: It is no YAML, or holds what is not taken; says what.
+        ValueError: The text is not YAML, or has something that is not supported; the message says what.
     """
     try:
-        return yaml.load(text, Loader=PlainLoader)  # noqa: S506 - a SafeLoader that takes less
+        return yaml.load(text, Loader=PlainLoader)  # noqa: S506 - a SafeLoader that accepts less
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
     except RecursionError:

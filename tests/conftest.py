@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 
 import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -14,6 +21,22 @@ def _own_state_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HANDLERGEN_STATE_DIR", str(tmp_path_factory.mktemp("state")))
         yield
+
+
+@pytest.fixture(scope="session")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`example("iris")` -> a copy of that example, trained as its README says; once a run."""
+
+    @cache
+    def trained(name: str) -> Path:
+        directory = tmp_path_factory.mktemp("examples") / name
+        ignored = shutil.ignore_patterns("*.pt", "held-out*", "__pycache__")
+        shutil.copytree(EXAMPLES / name, directory, ignore=ignored)
+        if (directory / "train.py").is_file():
+            subprocess.run([sys.executable, "train.py"], cwd=directory, check=True, capture_output=True)
+        return directory
+
+    return trained
 
 
 def pytest_configure() -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from handlergen.bench.load import run_load
-from handlergen.bench.pace import Closed
+from handlergen.bench.traffic import Closed
 from handlergen.errors import ServerError
 from peers.venvs import Environment
 from peers.workloads import Asked, Pairs, Workload, environ_of

@@ -9,10 +9,9 @@ from typing import Any
 
 import grpc
 
-from handlergen.bench.answers import RIGHT, Answer, Load
 from handlergen.bench.load import LONGEST_ANSWER_S
-from handlergen.bench.pace import Closed, Open, Pace
-from handlergen.client.protocol import INFERENCE, message_class
+from handlergen.bench.traffic import RIGHT, Closed, Load, Open, Pace, TimedAnswer
+from handlergen.client.grpc import INFERENCE, message_class
 from handlergen.runtime.error_body import START, error_of
 
 _METHOD = f"/{INFERENCE}.InferenceAPIsService/Predictions"
@@ -38,7 +37,7 @@ def run_grpc_load(
     with grpc.insecure_channel(
         "{}:{}".format(*address), options=[("grpc.max_receive_message_length", -1)]
     ) as channel:
-        loop = _Loop(channel.unary_unary(_METHOD), requests, metadata, longest_answer_s)
+        loop = _GrpcLoop(channel.unary_unary(_METHOD), requests, metadata, longest_answer_s)
         return loop.run(pace, int(seconds * 1e9))
 
 
@@ -49,7 +48,7 @@ def prediction_request(name: str, inputs: Mapping[str, bytes], *, version: str |
     return bytes(message.SerializeToString())
 
 
-class _Loop:
+class _GrpcLoop:
     def __init__(
         self, call: Any, requests: Sequence[bytes], metadata: Mapping[str, str], longest_answer_s: float
     ) -> None:
@@ -93,7 +92,7 @@ class _Loop:
 
     def _done(self, call: Any, started_ns: int) -> None:
         now = time.monotonic_ns()
-        self._load.answers.append(Answer(started_ns, now, self._outcome(call)))
+        self._load.answers.append(TimedAnswer(started_ns, now, self._outcome(call)))
         if not self._load.open_loop and now < self._load.ended_ns:
             self._send(now)
         with self._changed:

@@ -1,7 +1,9 @@
 """Load over REST, cheap enough to share two cores with the server it loads.
 
-Raw HTTP/1.1 over kept connections, one thread, one selector: 25 to 60 µs of CPU a request, most of it in the kernel,
-where an asyncio client library takes 200 and more.
+Raw HTTP/1.1 over kept connections, one thread, one selector. A client library costs the load itself: side by side, in
+four turns of 3 s on a busy two-core machine, with 16 clients and a loopback server that answers a constant, this module
+made 3,770 requests/s at 45 µs of CPU each (median), httpx 0.28 made 275 with threads (1,300 µs) and 51 with asyncio
+(4,750 µs). The parser h11 alone takes 108 µs a request.
 """
 
 from __future__ import annotations
@@ -9,15 +11,133 @@ from __future__ import annotations
 import json
 import select
 import selectors
+import socket
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from handlergen.bench.answers import RIGHT, Answer, Load
-from handlergen.bench.connection import Connection
-from handlergen.bench.pace import Closed, Open, Pace
+from handlergen.bench.traffic import RIGHT, Closed, Load, Open, Pace, TimedAnswer
 from handlergen.errors import ServerError
+
+CLOSED = "connection closed"
+_HEAD_END = b"\r\n\r\n"
+_CONNECT_S = 10.0
+
+
+class HttpConnection:
+    """A connection that does not block.
+
+    Attributes:
+        exchange: What is under way, the caller's to set.
+        started_ns: When that was due, the caller's to set.
+        sent_ns: When it was sent.
+        content: The body of the last complete answer.
+        ended: No further request can be sent.
+
+    Raises:
+        OSError: Nobody answers.
+    """
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.socket = socket.create_connection(address, timeout=_CONNECT_S)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.setblocking(False)
+        self.exchange: Any = None
+        self.started_ns = self.sent_ns = 0
+        self.content = b""
+        self.ended = False
+        self._received = b""
+        self._unsent: memoryview | None = None
+
+    def send(self, request: bytes) -> bool:
+        """Send; False when a rest is left for `send_rest`, to be called when the connection takes more."""
+        self._received = b""
+        self.sent_ns = time.monotonic_ns()
+        try:
+            sent = self.socket.send(request)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return True  # receive() finds out
+        if sent == len(request):
+            return True
+        self._unsent = memoryview(request)[sent:]
+        return False
+
+    def send_rest(self) -> bool:
+        """Send on; True when nothing is left."""
+        if self._unsent is None:
+            return True
+        try:
+            self._unsent = self._unsent[self.socket.send(self._unsent) :]
+        except BlockingIOError:
+            return False
+        except OSError:
+            self._unsent = None
+            return True
+        if len(self._unsent):
+            return False
+        self._unsent = None
+        return True
+
+    def receive(self) -> str | None:
+        """Read what has come: the outcome, "" for an answer in `content`, or None while it is not complete."""
+        try:
+            chunk = self.socket.recv(262_144)
+        except BlockingIOError:
+            return None
+        except OSError:
+            chunk = b""
+        if not chunk:
+            self.ended = True
+            return CLOSED
+        received = self._received = self._received + chunk if self._received else chunk
+        head_end = received.find(_HEAD_END)
+        if head_end < 0:
+            return None
+        head = received[:head_end].lower()
+        content = _content(received, head_end + 4, head)
+        if content is None:
+            return None
+        self._received = b""
+        self.ended = b"\r\nconnection: close" in head
+        self.content = content
+        status = head[9:12]
+        return "" if status.startswith(b"2") else f"status {status.decode('latin-1')}"
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def _content(received: bytes, at: int, head: bytes) -> bytes | None:
+    """The body that starts at `at`, None while it is not complete."""
+    length = content_length(head)
+    if length is not None:
+        return received[at : at + length] if len(received) >= at + length else None
+    if b"\r\ntransfer-encoding: chunked" not in head:
+        return b""  # such as 204
+    parts: list[bytes] = []
+    while True:
+        line_end = received.find(b"\r\n", at)
+        if line_end < 0:
+            return None
+        size = int(received[at:line_end].split(b";", 1)[0], 16)
+        at = line_end + 2 + size + 2
+        if len(received) < at:
+            return None
+        if size == 0:
+            return b"".join(parts)
+        parts.append(received[line_end + 2 : at - 2])
+
+
+def content_length(head: bytes) -> int | None:
+    """The Content-Length of a response's head (lower case), None when it names none."""
+    at = head.find(b"\r\ncontent-length:")
+    if at < 0:
+        return None
+    return int(head[at + 17 :].split(b"\r\n", 1)[0])
+
 
 LONGEST_ANSWER_S = 30.0
 MOST_CONNECTIONS = 512
@@ -93,10 +213,10 @@ def run_load(
     Raises:
         ServerError: The server cannot be reached (any more).
     """
-    return _Loop(address, exchanges, pace, longest_answer_s).run(int(seconds * 1e9))
+    return _RestLoop(address, exchanges, pace, longest_answer_s).run(int(seconds * 1e9))
 
 
-class _Loop:
+class _RestLoop:
     def __init__(
         self, address: tuple[str, int], exchanges: Sequence[Exchange], pace: Pace, longest_answer_s: float
     ) -> None:
@@ -105,8 +225,8 @@ class _Loop:
         self._pace = pace
         self._longest_ns = int(longest_answer_s * 1e9)
         self._selector = selectors.DefaultSelector()
-        self._idle: list[Connection] = []
-        self._busy: set[Connection] = set()
+        self._idle: list[HttpConnection] = []
+        self._busy: set[HttpConnection] = set()
         self._load = Load(0, open_loop=isinstance(pace, Open))
         self._turn = 0
         self._next_look_ns = 0
@@ -154,9 +274,9 @@ class _Loop:
             select.select([self._selector], [], [], min(0.5, max(0.0, ahead_s)))
             self._receive(0.0)
 
-    def _connect(self) -> Connection:
+    def _connect(self) -> HttpConnection:
         try:
-            connection = Connection(self._address)
+            connection = HttpConnection(self._address)
         except OSError as error:
             host, port = self._address
             raise ServerError(
@@ -166,7 +286,7 @@ class _Loop:
         self._selector.register(connection.socket, selectors.EVENT_READ, connection)
         return connection
 
-    def _send(self, connection: Connection, started_ns: int) -> None:
+    def _send(self, connection: HttpConnection, started_ns: int) -> None:
         connection.exchange = exchange = self._exchanges[self._turn % len(self._exchanges)]
         self._turn += 1
         connection.started_ns = started_ns
@@ -191,7 +311,7 @@ class _Loop:
             if connection in self._busy:
                 if outcome == "":
                     outcome = RIGHT if connection.exchange.is_right(connection.content) else "wrong"
-                add(Answer(connection.started_ns, now, outcome))
+                add(TimedAnswer(connection.started_ns, now, outcome))
                 self._busy.discard(connection)
             elif connection in self._idle:
                 self._idle.remove(connection)
@@ -205,7 +325,7 @@ class _Loop:
                 self._idle.append(connection)
         self._give_up()
 
-    def _replaced(self, connection: Connection, *, needed: bool) -> Connection | None:
+    def _replaced(self, connection: HttpConnection, *, needed: bool) -> HttpConnection | None:
         self._selector.unregister(connection.socket)
         connection.close()
         return self._connect() if needed else None
@@ -218,7 +338,7 @@ class _Loop:
         self._next_look_ns = now + _LOOK_AROUND_NS
         for connection in [c for c in self._busy if now - c.sent_ns > self._longest_ns]:
             self._load.answers.append(
-                Answer(connection.started_ns, now, f"no answer in {self._longest_ns / 1e9:g} s")
+                TimedAnswer(connection.started_ns, now, f"no answer in {self._longest_ns / 1e9:g} s")
             )
             self._busy.discard(connection)
             self._selector.unregister(connection.socket)

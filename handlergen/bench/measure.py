@@ -1,27 +1,162 @@
-"""One load test: find the server, load it, read what was recorded meanwhile."""
+"""One load test: what is sent, where the server runs, the load itself, and what was recorded meanwhile."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
-from handlergen.bench.answers import RIGHT, Figures, Load
-from handlergen.bench.cpu import CpuMeter, CpuUse, Readings
+import psutil
+
+from handlergen.bench.bottleneck import CpuMeter, CpuUse, Readings, Verdict, judge
 from handlergen.bench.load import LONGEST_ANSWER_S, Exchange, run_load
-from handlergen.bench.pace import Pace
-from handlergen.bench.place import Place, find
-from handlergen.bench.recorded import Recorded, summarize
-from handlergen.bench.samples import Sample
-from handlergen.bench.verdict import Verdict, judge
-from handlergen.client import Client
+from handlergen.bench.traffic import RIGHT, Figures, Load, Pace
+from handlergen.client import Client, ModelStatus
+from handlergen.client.rest import FieldValue
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
-from handlergen.recordings import Span, read_spans, recorded_so_far
+from handlergen.launching import MARKER, marked
+from handlergen.offline.sources import open_source
+from handlergen.outgoing import JSON, content_type_of, read_file
+from handlergen.recordings import Recorded, Span, read_spans, recorded_so_far, summarize
+from handlergen.runtime.spans import TRACE_DIR_VARIABLE
+
+MOST_ROWS = 10_000
+_MOST_BYTES = 1 << 30
+TURN_ON = "start the server with `handlergen serve --trace DIR` (or with HANDLERGEN_TRACE_DIR set)"
 
 
 @dataclass(frozen=True)
-class Plan:
+class Sample:
+    """One request.
+
+    Attributes:
+        content: The body over REST.
+        content_type: Its type.
+        fields: Over gRPC the entries of the request; a body is the entry `data`.
+    """
+
+    content: bytes
+    content_type: str
+    fields: Mapping[str, bytes]
+
+
+def of_body(content: bytes, content_type: str) -> Sample:
+    """A request that is nothing but a body."""
+    return Sample(content, content_type, {"data": content})
+
+
+def of_json_text(text: str) -> Sample:
+    """JSON as somebody wrote it; the model, not this function, is its judge."""
+    return of_body(text.encode("utf-8", "surrogateescape"), JSON)
+
+
+def of_file(path: Path, content_type: str | None = None) -> Sample:
+    """A file's bytes, with the type that its name tells.
+
+    Raises:
+        HandlergenError: It cannot be read.
+    """
+    return of_body(read_file(path), content_type or content_type_of(path))
+
+
+def of_fields(fields: Mapping[str, FieldValue]) -> Sample:
+    """A multipart form.
+
+    Raises:
+        HandlergenError: A file cannot be read.
+    """
+    import httpx
+
+    from handlergen.client.rest import payload
+
+    entries = {}
+    for name, value in fields.items():
+        if isinstance(value, Path):
+            entries[name] = read_file(value)
+        else:
+            entries[name] = value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
+    headers, options = payload(fields=fields)
+    request = httpx.Request("POST", "http://localhost/", headers=headers, **options)
+    return Sample(request.read(), request.headers["Content-Type"], entries)
+
+
+def of_input(given: str, *, content_type: str | None = None) -> list[Sample]:
+    """The rows of what `map` takes: JSONL, CSV, .npy, a directory of files, a glob; the first 10 000 of them.
+
+    Raises:
+        HandlergenError: It cannot be read, has no rows, or they are too large to be kept.
+    """
+    kept: list[Sample] = []
+    size = 0
+    for row in islice(open_source(given, content_type=content_type).rows(), MOST_ROWS):
+        content = read_file(row.body) if isinstance(row.body, Path) else row.body
+        size += len(content)
+        if size > _MOST_BYTES:
+            break
+        kept.append(of_body(content, row.content_type))
+    if not kept:
+        raise HandlergenError(f"there is no row in {given}", hint="give at least one request to send")
+    return kept
+
+
+@dataclass(frozen=True)
+class ServerProcesses:
+    """A model's server.
+
+    Attributes:
+        workers: Processes of its workers, and what else serves models beside them.
+        frontend: TorchServe's own process, as a list of one or none.
+        trace_dir: Where they record spans; None: nowhere, or it cannot be told.
+        missing: Why there is none.
+    """
+
+    workers: Sequence[int] = ()
+    frontend: Sequence[int] = ()
+    trace_dir: Path | None = None
+    missing: str = ""
+
+
+def find_processes(status: ModelStatus) -> ServerProcesses:
+    """Look at the processes that the server names as the model's workers."""
+    workers = [process for worker in status.workers if (process := _worker(worker.pid)) is not None]
+    if not workers:
+        return ServerProcesses(
+            missing="the server's processes are not on this machine, and its spans neither"
+        )
+    first = workers[0]
+    try:
+        environ, parent = first.environ(), first.ppid()
+    except psutil.Error:
+        return ServerProcesses(missing="the workers belong to another user: their spans cannot be found")
+    pids = {process.pid for process in workers}
+    if marker := environ.get(MARKER):
+        # A process that predicts for several workers is no child of any of them.
+        pids |= {process.pid for process in marked(marker)}
+    pids.discard(parent)
+    named = environ.get(TRACE_DIR_VARIABLE)
+    if not named:
+        return ServerProcesses(sorted(pids), [parent], None, f"the server records no spans: {TURN_ON}")
+    directory = Path(named)
+    if not directory.is_absolute():
+        with contextlib.suppress(psutil.Error):
+            directory = Path(first.cwd()) / directory
+    return ServerProcesses(sorted(pids), [parent], directory)
+
+
+def _worker(pid: int) -> psutil.Process | None:
+    """The process, if it is a worker of a TorchServe here: on another machine its number means nothing."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        if any("model_service_worker" in part for part in process.cmdline()):
+            return process
+    return None
+
+
+@dataclass(frozen=True)
+class LoadPlan:
     """What is asked for.
 
     Attributes:
@@ -60,7 +195,7 @@ class Measurement:
 
     model: str
     version: str
-    plan: Plan
+    plan: LoadPlan
     rows: int
     workers: int
     batch_size: int
@@ -94,7 +229,7 @@ def measure(
     client: Client,
     name: str,
     samples: Sequence[Sample],
-    plan: Plan,
+    plan: LoadPlan,
     *,
     trace_dir: Path | None = None,
 ) -> Measurement:
@@ -115,7 +250,7 @@ def measure(
     if not status.ready_workers:
         raise ServerError(f"{name} has no READY worker", hint="see `handlergen status`")
     _try_one(client, name, samples[0], plan)
-    place = find(status)
+    place = find_processes(status)
     if trace_dir is not None:
         place = replace(place, trace_dir=trace_dir, missing="")
     before = recorded_so_far(place.trace_dir) if place.trace_dir else {}
@@ -146,7 +281,7 @@ def measure(
     )
 
 
-def _try_one(client: Client, name: str, sample: Sample, plan: Plan) -> None:
+def _try_one(client: Client, name: str, sample: Sample, plan: LoadPlan) -> None:
     try:
         if plan.over_grpc:
             client.predict_grpc(name, inputs=sample.fields, version=plan.version)
@@ -167,7 +302,7 @@ def _try_one(client: Client, name: str, sample: Sample, plan: Plan) -> None:
         ) from error
 
 
-def _run(client: Client, name: str, samples: Sequence[Sample], plan: Plan) -> Load:
+def _run(client: Client, name: str, samples: Sequence[Sample], plan: LoadPlan) -> Load:
     seconds = plan.warmup_s + plan.seconds
     limit = plan.longest_answer_s
     if plan.over_grpc:
@@ -199,7 +334,7 @@ def _run(client: Client, name: str, samples: Sequence[Sample], plan: Plan) -> Lo
     )
 
 
-def _spans(place: Place, name: str, before: dict[Path, int]) -> tuple[list[Span], str]:
+def _spans(place: ServerProcesses, name: str, before: dict[Path, int]) -> tuple[list[Span], str]:
     """What was recorded since, and why there is nothing."""
     if place.trace_dir is None:
         return [], place.missing

@@ -1,4 +1,4 @@
-"""The command line: options in, API calls, results printed. No logic of its own."""
+"""The command line: each verb reads options, calls the API and prints the result."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import io
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
-from handlergen.cli.system_errors import let_go_of_broken_output, reader_is_gone, refused_by_system
-from handlergen.errors import HandlergenError, ModuleFailed
+from handlergen.cli.errors import fail, let_go_of_broken_output, reader_is_gone, refused_by_system
+from handlergen.errors import HandlergenError
 
-# Verb -> module that defines a click command named `command`. Imported only when asked for, so that `--help`
-# and `check` never wait for torch or grpc.
+# Verb -> module that defines the click command, named `command` or as given after the colon. It is imported
+# when the verb is used, so that `check` never waits for torch or grpc.
 VERBS: dict[str, str] = {
     "init": "handlergen.cli.init",
     "check": "handlergen.cli.check",
@@ -26,10 +26,10 @@ VERBS: dict[str, str] = {
     "inspect": "handlergen.cli.inspect",
     "config": "handlergen.cli.config",
     "serve": "handlergen.cli.serve",
-    "stop": "handlergen.cli.stop",
+    "stop": "handlergen.cli.serve:stop",
     "status": "handlergen.cli.status",
     "invoke": "handlergen.cli.invoke",
-    "scale": "handlergen.cli.scale",
+    "scale": "handlergen.cli.status:scale",
     "predict": "handlergen.cli.predict",
     "map": "handlergen.cli.map",
     "trace": "handlergen.cli.trace",
@@ -40,7 +40,7 @@ VERBS: dict[str, str] = {
 
 
 class _ReaderGone(Exception):
-    """Whoever read standard output has gone away. Not an OSError: click ends with status 1 on that (EPIPE)."""
+    """The reader of stdout has exited. Not an OSError, because click exits with status 1 on EPIPE."""
 
 
 @contextlib.contextmanager
@@ -68,40 +68,29 @@ class VerbGroup(click.Group):
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        module = VERBS.get(cmd_name)
-        if module is None:
+        if cmd_name not in VERBS:
             return None
-        command = importlib.import_module(module).command
+        module, _, name = VERBS[cmd_name].partition(":")
+        command = getattr(importlib.import_module(module), name or "command")
         assert isinstance(command, click.Command)
         return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does it; an unknown verb is answered with the nearest one."""
+        """Resolve a verb as click does; for an unknown verb suggest the nearest one."""
         near = difflib.get_close_matches(args[0], VERBS, n=1) if args[0] not in VERBS else []
         if near:
             ctx.fail(f"There is no verb {args[0]!r}. Did you mean {near[0]!r}?")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Each verb with the whole first sentence of its help, where click cuts it at one line."""
+        """List each verb with the whole first sentence of its help, which click would cut at one line."""
         commands = [(verb, self.get_command(ctx, verb)) for verb in self.list_commands(ctx)]
         with formatter.section("Verbs"):
             formatter.write_dl(
                 [(verb, command.get_short_help_str(limit=1000)) for verb, command in commands if command]
             )
-
-
-def render(error: HandlergenError) -> str:
-    """The text a user sees for an error: traceback of their own code, message, then what to do next."""
-    parts = []
-    if isinstance(error, ModuleFailed) and error.traceback:
-        parts.append(error.traceback.rstrip())
-    parts.append(f"Error: {error.message}")
-    if error.hint:
-        parts.append(f"Hint: {error.hint}")
-    return "\n".join(parts)
 
 
 @click.group(
@@ -125,14 +114,14 @@ def cli() -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of the `handlergen` command; the only place that turns errors into exit statuses."""
+    """Run the `handlergen` command and exit with its status."""
     _print_names_as_they_are()
     # torch warns once where numpy is not installed; nothing here needs it.
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy", category=UserWarning)
     try:
         status: Any = cli.main(args=argv, prog_name="handlergen", standalone_mode=False)
     except HandlergenError as error:
-        _fail(error)
+        fail(error)
     except click.exceptions.Abort:
         click.echo("Interrupted.", err=True)
         sys.exit(130)
@@ -140,21 +129,16 @@ def main(argv: list[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except _ReaderGone:
-        # `handlergen generate . | head`: be quiet, as a program is that SIGPIPE ends.
+        # `handlergen generate . | head`: exit silently, like a program that SIGPIPE kills.
         let_go_of_broken_output()
         sys.exit(141)
     except OSError as error:
         let_go_of_broken_output()
-        _fail(refused_by_system(error))
+        fail(refused_by_system(error))
     sys.exit(status if isinstance(status, int) else 0)
 
 
 def _print_names_as_they_are() -> None:
-    """A file's name that is no text goes out byte for byte (PEP 383), as it does in the C locale anyhow."""
+    """Print file names that are not UTF-8 byte for byte (PEP 383), as the C locale does."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="surrogateescape")
-
-
-def _fail(error: HandlergenError) -> NoReturn:
-    click.echo(render(error), err=True)
-    sys.exit(error.exit_status)

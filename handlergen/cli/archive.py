@@ -1,8 +1,7 @@
-"""`handlergen archive`: SOURCE to a `.mar` in the model store."""
+"""`handlergen archive`: pack SOURCE into a `.mar` in the model store."""
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -13,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from handlergen import __version__
-from handlergen.cli.file_list import in_order, runtime_line
-from handlergen.cli.options import setting_options
+from handlergen.cli.options import json_option, setting_options
+from handlergen.cli.printing import in_order, print_json, runtime_line, warn
 
 if TYPE_CHECKING:
     from handlergen.archiving import ArchiveResult
-    from handlergen.placement import Placement
     from handlergen.project import Project
+    from handlergen.stage_rule import Placement
 
 _PROGRESS_FROM = 64 << 20
-"""Bytes; less is packed before anybody could read a progress bar."""
+"""Bytes; smaller archives are packed too quickly for a progress bar."""
 
 
 @click.command
@@ -35,16 +34,18 @@ _PROGRESS_FROM = 64 << 20
     help="Directory of the archives.",
 )
 @click.option("-f", "--force", is_flag=True, help="Replace an archive of the same name.")
-@click.option("--verify", is_flag=True, help="Read the archive back and compare every file with its origin.")
+@click.option("--verify", is_flag=True, help="Read the archive back and compare every file with its source.")
 @click.option(
     "--sign",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="KEY",
     help="Sign with this Ed25519 private key (PEM or OpenSSH); writes NAME.mar.sig.",
 )
-@click.option("--dry-run", is_flag=True, help="List what would be packed; write nothing.")
-@click.option("--all", "all_files", is_flag=True, help="With --dry-run: list handlergen's own runtime, too.")
-@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+@click.option("--dry-run", is_flag=True, help="List the files that would be packed; write nothing.")
+@click.option(
+    "--all", "all_files", is_flag=True, help="With --dry-run: also list the files of handlergen's runtime."
+)
+@json_option
 @setting_options()
 def command(
     source: Path,
@@ -60,8 +61,8 @@ def command(
 ) -> None:
     """Pack SOURCE, its weights and its files into MODEL_STORE/NAME.mar.
 
-    SOURCE is a .py file, a package directory, or a directory with handlergen.yaml. Its module is read, never
-    imported. The archive appears complete or not at all, and equal inputs give equal bytes.
+    SOURCE is a .py file, a package directory, or a directory with handlergen.yaml. handlergen parses its module and
+    never imports it. The archive is written atomically, and equal inputs produce equal bytes.
 
     \b
     Example:
@@ -81,20 +82,20 @@ def command(
         result = archive_project(
             project, model_store=model_store, force=force, verify=verify, sign=sign, progress=progress
         )
-    _warn(result.warnings)
+    warn(*result.warnings)
     if as_json:
-        click.echo(json.dumps(_as_json(result, verified=verify), indent=2))
+        print_json(_as_json(result, verified=verify))
         return
     click.echo(f"archive  {result.path}")
     click.echo(f"size     {result.size:,} bytes, {len(result.files) + 1} files")
     click.echo(f"sha256   {result.sha256}")
     click.echo(f"form     {result.contract.form}")
     hooks = [signature(hook) for hook in ordered_hooks(result.contract).values()]
-    click.echo(f"hooks    {', '.join(hooks) or 'none: the weights predict by themselves'}")
+    click.echo(f"hooks    {', '.join(hooks) or 'none: the weights are the model'}")
     click.echo(f"workers  {_workers(result)}")
     _report_placement(result.placement)
     if verify:
-        click.echo("verified re-read: every CRC-32, every SHA-256 as its origin's, normal form")
+        click.echo("verified every file's CRC-32 and SHA-256 match, and the zip is deterministic")
     if result.signature:
         click.echo(f"signed   {result.signature.path} with {result.signature.fingerprint}")
 
@@ -138,7 +139,7 @@ def _report_plan(project: Project, model_store: Path, *, force: bool, all_files:
 
     target = target_path(project, model_store, force=force)
     plan = make_plan(project, gpus=gpus_for(project.settings), model_store=model_store)
-    _warn((*project.warnings, *plan.warnings))
+    warn(*project.warnings, *plan.warnings)
     rows = [
         (file.archive_path, file.size, str(file.origin) if isinstance(file.origin, Path) else None)
         for file in plan.files
@@ -151,7 +152,7 @@ def _report_plan(project: Project, model_store: Path, *, force: bool, all_files:
             "placement": project.placement.as_json(),
             "files": files,
         }
-        click.echo(json.dumps(report, indent=2))
+        print_json(report)
         return
     click.echo(f"{target} would hold {len(rows) + 1} files, {plan.size:,} bytes:")
     first, runtime = in_order(rows, lambda row: row[0])
@@ -177,14 +178,9 @@ def _report_placement(placed: Placement) -> None:
         )
 
 
-def _warn(warnings: tuple[str, ...]) -> None:
-    for warning in warnings:
-        click.echo(f"Warning: {warning}", err=True)
-
-
 @contextmanager
 def _progress_bar() -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on stderr for large archives, when somebody looks."""
+    """Yield a function that draws a progress bar for large archives; None when stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -210,7 +206,7 @@ def _progress_bar() -> Iterator[Callable[[int, int], None] | None]:
 
 @contextmanager
 def _terminated_like_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM end the command as Ctrl-C does, so that it leaves nothing behind either."""
+    """Handle SIGTERM like Ctrl-C, so that the command removes its partial files."""
 
     def interrupt(_signal: int, _frame: object) -> None:
         raise KeyboardInterrupt

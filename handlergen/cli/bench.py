@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from handlergen.cli.output_file import writable
-from handlergen.cli.request_parts import field_of, headers_of
-from handlergen.cli.serving_options import (
+from handlergen.cli.options import (
     config_option,
     connected,
     json_option,
     key_file_option,
     timeout_option,
 )
+from handlergen.cli.printing import writable
+from handlergen.cli.requests import field_of, headers_of
 
 if TYPE_CHECKING:
-    from handlergen.bench.samples import Sample
+    from handlergen.bench.measure import Sample
 
 
 @click.command("bench")
@@ -134,12 +134,12 @@ def command(
         raise click.UsageError("--header and --content-type mean nothing over gRPC, which carries no headers")
     if report is not None:
         writable(report)
-    from handlergen.bench.measure import Plan, measure
-    from handlergen.bench.pace import Closed, Open
-    from handlergen.bench.summary import lines, plain
+    from handlergen.bench.measure import LoadPlan, measure
+    from handlergen.bench.report import lines, plain
+    from handlergen.bench.traffic import Closed, Open
 
     samples = _samples(data, files, inputs, fields, content_type)
-    plan = Plan(
+    plan = LoadPlan(
         pace=Closed(clients or 16) if rate is None else Open(rate, even=arrivals == "even"),
         seconds=duration,
         warmup_s=warmup,
@@ -172,12 +172,12 @@ def _samples(
     fields: tuple[str, ...],
     content_type: str | None,
 ) -> list[Sample]:
-    from handlergen.bench import samples
+    from handlergen.bench.measure import of_fields, of_file, of_input, of_json_text
 
     if data:
-        return [samples.of_json_text(text) for text in data]
+        return [of_json_text(text) for text in data]
     if files:
-        return [samples.of_file(path, content_type) for path in files]
+        return [of_file(path, content_type) for path in files]
     if inputs:
-        return samples.of_input(inputs, content_type=content_type)
-    return [samples.of_fields(dict(field_of(text) for text in fields))]
+        return of_input(inputs, content_type=content_type)
+    return [of_fields(dict(field_of(text) for text in fields))]

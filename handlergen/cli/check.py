@@ -1,4 +1,4 @@
-"""`handlergen check`: what handlergen reads in a source, or everything that is wrong with it."""
+"""`handlergen check`: the contract of a source, or all problems in it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 
 import click
 
-from handlergen.cli.hook_output import stdout_of_its_own
 from handlergen.cli.options import setting_options
+from handlergen.cli.printing import counted, print_json, stdout_of_its_own, warn
 from handlergen.errors import ContractError, HandlergenError, ModuleFailed, Problem, RequestFailed
 from handlergen.project import Project, open_project
 from handlergen.runtime.contract import Hook
+from handlergen.runtime.form_table import FORMS
 from handlergen.sample_run import SampleRun, run_sample
 from handlergen.settings import shown
 
@@ -25,24 +26,24 @@ _WHEN = {
     "predict": "one at a time on the device",
     "postprocess": "beside other requests",
     "explain": "when a client asks for an explanation",
-    "is_healthy": "when a client asks how the model is",
+    "is_healthy": "when a client asks whether the model is healthy",
 }
 
 
 @click.command
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Report as JSON on stdout, problems included.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, problems included.")
 @click.option(
     "--schema",
     is_flag=True,
-    help="Also load the module and its model here, and show the JSON Schemas of its input and answer.",
+    help="Also load the module and its model in this process, and show the JSON Schemas of its input and output.",
 )
 @click.option(
     "--sample",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Also answer this file once, in a process of its own, and show what passes from stage to stage.",
+    help="Also send this file as a request in a separate process, and show what each stage receives and returns.",
 )
-@click.option("--gpu", type=int, help="Answer the sample on this GPU instead of the CPU.")
+@click.option("--gpu", type=int, help="Use this GPU for the sample instead of the CPU.")
 @setting_options()
 @click.pass_context
 def command(
@@ -56,11 +57,11 @@ def command(
     gpu: int | None,
     **overrides: Any,
 ) -> None:
-    """Read SOURCE's contract without importing it; report all problems at once.
+    """Check SOURCE against the contract without importing it; report all problems at once.
 
     SOURCE is a .py file, a package directory, or a directory with handlergen.yaml. Exit status 3 means that the
-    source or its settings do not meet the contract. JSON Schemas come of the real annotations, which only a loaded
-    module has: they are shown with --schema (exit status 4 if it cannot be loaded).
+    source or its settings do not meet the contract. JSON Schemas need the loaded module's annotations: --schema loads
+    it (exit status 4 if that fails).
 
     \b
     Example:
@@ -77,14 +78,13 @@ def command(
     except HandlergenError as error:
         if not as_json:
             raise
-        click.echo(json.dumps(_failed_as_json(source, error), indent=2))
+        print_json(_failed_as_json(source, error))
         context.exit(error.exit_status)
     if as_json:
         ran_as_json = {"sample": dataclasses.asdict(ran)} if ran is not None else {}
-        click.echo(json.dumps({**_as_json(project, warnings), **types, **ran_as_json}, indent=2))
+        print_json({**_as_json(project, warnings), **types, **ran_as_json})
         context.exit(_sample_status(ran))
-    for warning in warnings:
-        click.echo(f"Warning: {warning}", err=True)
+    warn(*warnings)
     _report(project, len(warnings))
     without = (
         "no schema"
@@ -115,14 +115,13 @@ def _report_sample(ran: SampleRun, sample: str) -> None:
         )
     body = body_without_server(ran.body.encode()).decode() if ran.status >= 400 else ran.body
     click.echo(f"Answer: {ran.status} {ran.content_type}\n{body}")
-    for finding in ran.findings:
-        click.echo(f"Warning: {finding}", err=True)
+    warn(*map(str, ran.findings))
     if ran.traceback:
         click.echo(ran.traceback, err=True)
 
 
 def _types(source: Path, overrides: dict[str, Any]) -> dict[str, Any]:
-    """What the loaded module's annotations say of its input and its answer, as describe shows it."""
+    """Load the module and return the schemas of its input and output, as describe shows them."""
     from handlergen.local import load
 
     given = {name: value for name, value in overrides.items() if value is not None}
@@ -132,13 +131,10 @@ def _types(source: Path, overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def _files(project: Project) -> tuple[str, ...]:
-    """What the archive would hold is checked too: missing files and clashing names are found now, not later.
-
-    Returns:
-        The warnings.
+    """Check the files that the archive would contain; return the warnings.
 
     Raises:
-        ContractError: Files are missing, or cannot be together in an archive.
+        ContractError: Files are missing, or their names in the archive conflict.
     """
     from handlergen.staging import make_plan
 
@@ -163,7 +159,8 @@ def _report(project: Project, warned: int) -> None:
         for call in calls(contract)
     ]
     if "predict" not in {call.step for call in calls(contract)}:
-        itself = contract.form == "functions"  # the weights predict; else the model that the module loads
+        # Without predict the weights are the model, or what the module loads is.
+        itself = FORMS[contract.form].runs_weights
         model = settings.weights if itself and settings.weights else "the model, called with its input"
         rows.append((f"({model})", settings.weights_format or "", _WHEN["predict"]))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
@@ -181,7 +178,7 @@ def _report(project: Project, warned: int) -> None:
     click.echo(f"  {placed.summary}{':' if tied else f' ({placed.why})'}")
     for reason in tied:
         click.echo(f"    {reason}")
-    click.echo(f"No problems, {warned} warning{'s' if warned > 1 else ''}." if warned else "No problems.")
+    click.echo(f"No problems, {counted(warned, 'warning')}." if warned else "No problems.")
 
 
 def _definition(hook: Hook) -> str:

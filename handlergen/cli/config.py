@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from handlergen.cli.serving_options import json_option
-from handlergen.command_text import archive_command
+from handlergen.cli.options import json_option
+from handlergen.cli.printing import print_json, warn
+from handlergen.configuration import DEFAULT_CONFIG, DEFAULT_STORE, archive_command
 
 if TYPE_CHECKING:
     from handlergen.properties import ServerSettings
-
-_DEFAULT_OUTPUT = Path("config.properties")
 
 
 @click.command("config")
@@ -24,20 +22,26 @@ _DEFAULT_OUTPUT = Path("config.properties")
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    default=_DEFAULT_OUTPUT,
+    default=Path(DEFAULT_CONFIG),
     show_default=True,
-    help="The file to write; TorchServe must be started in its directory.",
+    help="The file to write. TorchServe must be started in its directory.",
 )
-@click.option("--show", is_flag=True, help="Write nothing; explain every line: of the file when it exists.")
-@click.option("--force", is_flag=True, help="Overwrite a file that says something else.")
+@click.option(
+    "--show",
+    is_flag=True,
+    help="Explain every line of the file, or of the defaults when there is no file; write nothing.",
+)
+@click.option("--force", is_flag=True, help="Overwrite a file with different contents.")
 @click.option(
     "--model-store",
     type=click.Path(file_okay=False, path_type=Path),
-    default=Path("model-store"),
+    default=Path(DEFAULT_STORE),
     show_default=True,
     help="Directory of the archives.",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where predictions listen.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Host name or IPv4 address for predictions."
+)
 @click.option("--inference-port", type=int, default=8080, show_default=True)
 @click.option("--management-port", type=int, default=8081, show_default=True, help="Always on 127.0.0.1.")
 @click.option("--metrics-port", type=int, default=8082, show_default=True, help="Always on 127.0.0.1.")
@@ -45,16 +49,23 @@ _DEFAULT_OUTPUT = Path("config.properties")
 @click.option(
     "--grpc-management-port", type=int, default=7071, show_default=True, help="Always on 127.0.0.1."
 )
-@click.option("--no-token-auth", is_flag=True, help="Ask for no tokens. For local play only.")
+@click.option("--no-token-auth", is_flag=True, help="Require no tokens. Only for local experiments.")
 @click.option("--model-api", is_flag=True, help="Allow registering and unregistering models at run time.")
 @click.option(
     "--install-requirements/--no-install-requirements",
     default=None,
-    help="Install archives' requirements.txt when they are loaded.  [default: when an archive has one]",
+    help="Install an archive's requirements.txt when its model is loaded.  [default: if an archive has one]",
 )
-@click.option("--queue-size", type=int, default=100, show_default=True, help="Waiting requests per model.")
-@click.option("--max-request-size", type=int, default=6_553_500, show_default=True, help="Bytes.")
-@click.option("--max-response-size", type=int, default=6_553_500, show_default=True, help="Bytes.")
+@click.option(
+    "--queue-size",
+    "job_queue_size",
+    type=int,
+    default=100,
+    show_default=True,
+    help="Queued requests per model.",
+)
+@click.option("--max-request-size", type=int, default=6_553_500, show_default=True, help="In bytes.")
+@click.option("--max-response-size", type=int, default=6_553_500, show_default=True, help="In bytes.")
 @click.option("--log-config", default="log4j2.xml", show_default=True, help="Written if it does not exist.")
 @click.option(
     "--metrics-config", default="metrics.yaml", show_default=True, help="Written if it does not exist."
@@ -66,26 +77,15 @@ def command(
     show: bool,
     force: bool,
     model_store: Path,
-    host: str,
-    inference_port: int,
-    management_port: int,
-    metrics_port: int,
-    grpc_inference_port: int,
-    grpc_management_port: int,
     no_token_auth: bool,
-    model_api: bool,
     install_requirements: bool | None,
-    queue_size: int,
-    max_request_size: int,
-    max_response_size: int,
-    log_config: str,
-    metrics_config: str,
     as_json: bool,
+    **values: Any,
 ) -> None:
     """Write TorchServe's config.properties with safe defaults.
 
-    It listens on 127.0.0.1, wants tokens, downloads no models, and logs no line per request. A plain
-    `torchserve --start --ts-config config.properties --ncs` in its directory runs on it.
+    The server listens on 127.0.0.1, requires tokens, downloads no models, and does not log every request. To start it
+    without handlergen, run `torchserve --start --ts-config config.properties --ncs` in the file's directory.
 
     \b
     Example:
@@ -94,31 +94,20 @@ def command(
     """
     from handlergen.configuration import (
         configuration_warnings,
+        exposures,
         relative_to_config,
         store_has_requirements,
         write_configuration,
     )
-    from handlergen.exposure import exposures
     from handlergen.properties import explain, read_properties, server_settings, unknown_keys
 
     if install_requirements is None:
         install_requirements = store_has_requirements(model_store)
-    settings = server_settings(
-        host=host,
-        inference_port=inference_port,
-        management_port=management_port,
-        metrics_port=metrics_port,
-        grpc_inference_port=grpc_inference_port,
-        grpc_management_port=grpc_management_port,
+    settings = server_settings(  # `values` are the options that are named like its parameters
         token_authorization=not no_token_auth,
-        model_api=model_api,
         install_requirements=install_requirements,
         model_store=relative_to_config(model_store, output),
-        job_queue_size=queue_size,
-        max_request_size=max_request_size,
-        max_response_size=max_response_size,
-        log_config=log_config,
-        metrics_config=metrics_config,
+        **values,
     )
     written: list[Path] = []
     if not show:
@@ -126,12 +115,12 @@ def command(
     elif output.exists():
         settings = read_properties(output)
     else:
-        click.echo(f"there is no {output}; this is what `handlergen config` would write", err=True)
+        click.echo(f"there is no {output}; `handlergen config` would write this:", err=True)
     lines = explain(settings)
     warnings = [*unknown_keys(settings), *configuration_warnings(output, settings)]
     warnings += [f"{one.what}. {one.why}" for one in exposures(settings)]
     if not show:
-        warnings += _place_warnings(settings, output, host=host)
+        warnings += _machine_warnings(settings, output, host=values["host"])
     if as_json:
         report = {
             "file": str(output),
@@ -139,7 +128,7 @@ def command(
             "lines": [asdict(line) for line in lines],
             "warnings": warnings,
         }
-        click.echo(json.dumps(report, indent=2))
+        print_json(report)
         return
     if show:
         section = ""
@@ -151,12 +140,11 @@ def command(
             click.echo(textwrap.fill(line.why, 100, initial_indent="      ", subsequent_indent="      "))
     for path in written:
         click.echo(f"wrote {path}")
-    for warning in warnings:
-        click.echo(f"Warning: {warning}", err=True)
+    warn(*warnings)
 
 
-def _place_warnings(settings: ServerSettings, output: Path, *, host: str) -> list[str]:
-    """What the options say of this machine that is not so."""
+def _machine_warnings(settings: ServerSettings, output: Path, *, host: str) -> list[str]:
+    """Return warnings about an address or files that this machine lacks."""
     from handlergen.ports import why_not_listen
     from handlergen.settings import shown
 
@@ -165,7 +153,7 @@ def _place_warnings(settings: ServerSettings, output: Path, *, host: str) -> lis
         warnings.append(f"a server on this machine cannot listen on {host}: {reason}")
     store = output.resolve().parent / settings.model_store
     if not store.is_dir():
-        warnings.append(f"there is no model store {shown(store)} yet; `{archive_command(store)}` makes it")
+        warnings.append(f"there is no model store {shown(store)} yet; `{archive_command(store)}` creates it")
     for file in (settings.log_config, settings.metrics_config):
         if not (output.resolve().parent / file).is_file():
             warnings.append(

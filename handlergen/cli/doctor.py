@@ -1,8 +1,7 @@
-"""`handlergen doctor`: what is wrong here, why it matters, and how to fix it."""
+"""`handlergen doctor`: problems of this installation, why they matter, and how to fix them."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import textwrap
@@ -13,39 +12,33 @@ from typing import TYPE_CHECKING
 
 import click
 
-from handlergen.cli.serving_options import json_option
+from handlergen.cli.options import config_option, json_option
+from handlergen.cli.printing import counted, print_json
+from handlergen.configuration import DEFAULT_CONFIG
 from handlergen.errors import HandlergenError
 
 if TYPE_CHECKING:
     from handlergen.doctor import Finding, Section
 
-_DEFAULT_CONFIG = Path("config.properties")
 _COLOURS = {"OK": "green", "NOTE": "cyan", "WARNING": "yellow", "ERROR": "red"}
 _INDENT = 11
 
-#: Severity -> exit status. Not 1 to 7: those say that a command could not do its work, which this one has done.
+#: Severity -> exit status. Not 1 to 7, which mean that a command failed: this one has succeeded.
 EXIT_STATUS = {"OK": 0, "NOTE": 0, "WARNING": 10, "ERROR": 20}
 
 
 @click.command("doctor")
-@click.option(
-    "-c",
-    "--config",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=_DEFAULT_CONFIG,
-    show_default=True,
-    help="The server's configuration; its directory is looked at, too.",
-)
-@click.option("-q", "--quiet", is_flag=True, help="Only what needs something done: warnings and errors.")
+@config_option
+@click.option("-q", "--quiet", is_flag=True, help="Show only warnings and errors.")
 @json_option
 @click.pass_context
 def command(context: click.Context, /, *, config: Path, quiet: bool, as_json: bool) -> None:
-    """Look for what is wrong here, say why it matters and how to fix it.
+    """Find problems, explain why they matter and how to fix them.
 
-    Looks at Java, torch and TorchServe, GPUs, config.properties and its traps, who can reach the server, the
-    archives, ports, files that killed servers left, and the machine. Changes nothing.
+    Checks Java, torch and TorchServe, GPUs, config.properties, who can connect to the server, archives, ports, files
+    that killed servers left behind, and the machine. Changes nothing.
 
-    The exit status is 0 when there is nothing but notes, 10 with warnings, 20 with errors.
+    The exit status is 0 when there are only notes, 10 with warnings, 20 with errors.
 
     \b
     Example:
@@ -54,12 +47,12 @@ def command(context: click.Context, /, *, config: Path, quiet: bool, as_json: bo
     """
     from handlergen.doctor import diagnose, look_around, worst
 
-    if config != _DEFAULT_CONFIG and not config.exists():
+    if config != Path(DEFAULT_CONFIG) and not config.exists():
         raise HandlergenError(f"there is no {config}", hint=f"`handlergen config -o {config}` writes one")
     sections = diagnose(look_around(config))
     gravest = worst(sections).name
     if as_json:
-        click.echo(json.dumps(_as_json(config, sections, gravest), indent=2))
+        print_json(_as_json(config, sections, gravest))
     else:
         _report(sections, quiet=quiet)
     context.exit(EXIT_STATUS[gravest])
@@ -78,15 +71,15 @@ def _report(sections: Sequence[Section], *, quiet: bool) -> None:
     counts = Counter(found.severity.name for section in sections for found in section.findings)
     click.echo()
     parts = [
-        click.style(_counted(counts[name], name.lower()), fg=_COLOURS[name])
+        click.style(counted(counts[name], name.lower()), fg=_COLOURS[name])
         for name in ("ERROR", "WARNING", "NOTE")
         if counts[name]
     ]
-    click.echo(f"{', '.join(parts) or 'Nothing is wrong'}; {counts['OK']} checked and fine", color=color)
+    click.echo(f"{', '.join(parts) or 'No problems'}; {counts['OK']} checks passed", color=color)
 
 
 def _text(found: Finding) -> str:
-    """The finding in lines of 80 characters at most; a fix is never broken: it may be pasted."""
+    """Return a finding in lines of at most 80 characters; a fix is never wrapped, so that it can be pasted."""
     width = min(80, shutil.get_terminal_size((80, 24)).columns)
     name = found.severity.name
     label = click.style(f"{name.lower():<{_INDENT - 4}}", fg=_COLOURS[name])
@@ -105,10 +98,6 @@ def _text(found: Finding) -> str:
 
 def _wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width - _INDENT, break_long_words=False, break_on_hyphens=False) or [""]
-
-
-def _counted(number: int, name: str) -> str:
-    return f"{number} {name}{'' if number == 1 else 's'}"
 
 
 def _as_json(config: Path, sections: Sequence[Section], gravest: str) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""`handlergen generate`: print the handler that would be packed."""
+"""`handlergen generate`: print the handler that `archive` would pack."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from handlergen import __version__
 from handlergen.cli.options import setting_options
+from handlergen.cli.printing import warn
 from handlergen.errors import HandlergenError
 
 
@@ -22,7 +23,7 @@ from handlergen.errors import HandlergenError
 )
 @setting_options("name", "form", "call", "weights", "weights_format", "batch", "lock")
 def command(source: Path, output: Path | None, **overrides: Any) -> None:
-    """Print the handler source that `archive` would pack for SOURCE.
+    """Print the handler that `archive` would generate for SOURCE.
 
     SOURCE is a .py file, a package directory, or a directory with handlergen.yaml.
 
@@ -36,8 +37,7 @@ def command(source: Path, output: Path | None, **overrides: Any) -> None:
 
     project = open_project(source, overrides=overrides)
     text = render_handler(project.contract, project.settings, version=__version__)
-    for warning in project.warnings:
-        click.echo(f"Warning: {warning}", err=True)
+    warn(*project.warnings)
     if output is None:
         click.echo(text, nl=False)
         return

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from handlergen.settings import FORMS
+from handlergen.runtime.form_table import DEFAULT_FORM, FORMS
 from handlergen.starter import create_starter
 
 
@@ -15,16 +15,16 @@ from handlergen.starter import create_starter
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "--form",
-    type=click.Choice(FORMS),
-    default="functions",
+    type=click.Choice(tuple(FORMS)),
+    default=DEFAULT_FORM,
     show_default=True,
-    help="How the module is written.",
+    help="The form of the module.",
 )
 def command(directory: Path, *, form: str) -> None:
     """Write a starter project into DIR.
 
-    It holds a module whose preprocess and postprocess pass things through and whose predict works as it is, a
-    sample request, and handlergen.yaml with every setting explained. Nothing that is there is overwritten.
+    It contains a module with pass-through preprocess and postprocess and a working predict, a sample request, and
+    handlergen.yaml with every setting explained. Existing files are never overwritten.
 
     \b
     Example:
@@ -36,7 +36,7 @@ def command(directory: Path, *, form: str) -> None:
         click.echo(f"wrote {path}")
     place = shlex.quote(str(directory))
     request = next(path for path in written if path.name.startswith("request"))
-    click.echo("\nNext, the first here in this process, the others with a server:")
+    click.echo("\nNext: predict in this process, then with a server:")
     click.echo(f"  handlergen predict {place} --file {shlex.quote(str(request))}")
     click.echo(f"  handlergen archive {place}")
     click.echo("  handlergen serve")

@@ -1,4 +1,4 @@
-"""`handlergen inspect`: what an archive says and holds."""
+"""`handlergen inspect`: manifest, contract, settings and files of an archive."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from handlergen.cli.file_list import in_order, runtime_line
+from handlergen.cli.options import json_option
+from handlergen.cli.printing import in_order, print_json, runtime_line
 from handlergen.errors import HandlergenError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.command
 @click.argument("mar", type=click.Path(path_type=Path))
-@click.option("--all", "all_files", is_flag=True, help="List the files of handlergen's own runtime, too.")
+@click.option("--all", "all_files", is_flag=True, help="Also list the files of handlergen's runtime.")
 @click.option(
     "--verify-signature",
     "public_key",
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
     metavar="PUBKEY",
     help="Fail unless MAR.sig is a signature of MAR with this Ed25519 key (PEM or OpenSSH).",
 )
-@click.option("--sbom", "as_sbom", is_flag=True, help="Print a bill of materials: CycloneDX 1.6, JSON.")
-@click.option("--json", "as_json", is_flag=True, help="Report as JSON, all files included.")
+@click.option(
+    "--sbom", "as_sbom", is_flag=True, help="Print a software bill of materials (CycloneDX 1.6, JSON)."
+)
+@json_option
 def command(mar: Path, *, all_files: bool, public_key: Path | None, as_sbom: bool, as_json: bool) -> None:
     """Show the manifest, contract, settings and files of the archive MAR.
 
-    Nothing is unpacked. An archive with links, absolute or doubled names, or names that lead out of it is refused.
+    Nothing is unpacked. An archive with links, or with absolute, duplicate or escaping names, is refused.
 
     \b
     Example:
@@ -46,32 +49,33 @@ def command(mar: Path, *, all_files: bool, public_key: Path | None, as_sbom: boo
     from handlergen.signing import read_public_key, verify
 
     if as_json and as_sbom:
-        raise click.UsageError("--json and --sbom: one of them")
+        raise click.UsageError("--json and --sbom cannot be combined")
     signature = verify(mar, read_public_key(public_key)) if public_key else None
     try:
         archive = read_mar(mar)
     except HandlergenError as error:
-        error.hint = error.hint or _others(mar)
+        error.hint = error.hint or _hint(mar)
         raise
     if as_sbom:
-        click.echo(json.dumps(sbom(archive), indent=2, ensure_ascii=False))
+        print_json(sbom(archive), ensure_ascii=False)
     elif as_json:
         signed = {"path": str(signature.path), "key": signature.fingerprint} if signature else None
-        report = {**_as_json(archive), "signature": signed}
-        click.echo(json.dumps(report, indent=2, ensure_ascii=False, default=str))
+        print_json({**_as_json(archive), "signature": signed}, ensure_ascii=False)
     else:
         click.echo(_as_text(archive, all_files=all_files))
         if signature:
-            click.echo(f"\nsignature good: {signature.path} with {signature.fingerprint}")
+            click.echo(f"\nvalid signature: {signature.path} with {signature.fingerprint}")
 
 
-def _others(mar: Path) -> str:
-    """What to name instead of something that is no archive."""
+def _hint(mar: Path) -> str:
+    """Return a hint for a path that is not an archive."""
     directory = mar if mar.is_dir() else mar.parent
     found = [path for path in sorted(directory.glob("*.mar")) if path != mar]
     if found:
-        return f"there are: {', '.join(map(str, found))}"
-    return "`handlergen archive SOURCE` makes an archive; `handlergen check SOURCE` shows what a source says"
+        return f"archives here: {', '.join(map(str, found))}"
+    return (
+        "`handlergen archive SOURCE` creates an archive; `handlergen check SOURCE` shows a source's contract"
+    )
 
 
 def _as_json(archive: Mar) -> dict[str, Any]:
@@ -96,7 +100,7 @@ def _as_text(archive: Mar, *, all_files: bool) -> str:
         *_rows({**model, **{key: value for key, value in archive.manifest.items() if key != "model"}}),
     ]
     if archive.bundle is None:
-        lines += ["", "not written by handlergen: no contract in it"]
+        lines += ["", "not created by handlergen: no contract"]
     else:
         lines += ["", "contract", *_rows(_contract(archive.bundle)), "", "settings"]
         lines += _rows(json.loads(archive.bundle.to_json())["settings"])
@@ -113,8 +117,8 @@ def _as_text(archive: Mar, *, all_files: bool) -> str:
 
 
 def _contract(bundle: Bundle) -> dict[str, Any]:
-    from handlergen.placement import Placement
     from handlergen.render import ordered_hooks, signature
+    from handlergen.stage_rule import Placement
 
     contract = bundle.contract
     rows: dict[str, Any] = {"form": contract.form, "module": contract.module}
@@ -135,5 +139,5 @@ def _shown(value: Any) -> str:
 
 
 def _clean(text: Any) -> str:
-    """Text from somebody's archive, without what a terminal would obey."""
+    """Return untrusted text without the control characters that a terminal would obey."""
     return "".join(character if character.isprintable() else "?" for character in str(text))

@@ -1,4 +1,4 @@
-"""`handlergen invoke`: one request to a running model."""
+"""`handlergen invoke`: send one request to a running model."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from handlergen.cli.given_data import instead_of, refuse_file_name
-from handlergen.cli.output_file import named, writable
-from handlergen.cli.request_advice import advised
-from handlergen.cli.request_parts import field_of, headers_of
-from handlergen.cli.serving_options import (
+from handlergen.cli.options import (
     config_option,
     connected,
     json_option,
     key_file_option,
     timeout_option,
 )
+from handlergen.cli.printing import named, print_json, writable
+from handlergen.cli.requests import advised, field_of, headers_of, instead_of, refuse_file_name
 from handlergen.errors import RequestFailed
 
 if TYPE_CHECKING:
@@ -36,20 +34,26 @@ if TYPE_CHECKING:
     "--file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     default=None,
-    help="The request as a file's bytes; its name tells the content type.",
+    help="The request as a file; its name determines the content type.",
 )
 @click.option(
     "--field",
     "fields",
     multiple=True,
     metavar="NAME=VALUE|NAME=@PATH",
-    help="A field or a file of a form; may be repeated.",
+    help="A field or a file of a multipart form. May be repeated.",
 )
-@click.option("--content-type", default=None, help="In place of the one that --file's name tells.")
-@click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="May be repeated. REST only.")
-@click.option("--grpc", "over_grpc", is_flag=True, help="Over gRPC instead of REST.")
-@click.option("--stream", is_flag=True, help="Print parts of the answer as they arrive.")
-@click.option("--version", default=None, help="A version of the model other than the default one.")
+@click.option("--content-type", default=None, help="Overrides the type guessed from the file name.")
+@click.option(
+    "--header",
+    "headers",
+    multiple=True,
+    metavar="NAME:VALUE",
+    help="An HTTP header. May be repeated. REST only.",
+)
+@click.option("--grpc", "over_grpc", is_flag=True, help="Use gRPC instead of REST.")
+@click.option("--stream", is_flag=True, help="Print the parts of the answer as they arrive.")
+@click.option("--version", default=None, help="The model's version.  [default: the default version]")
 @timeout_option(300.0, "Seconds to wait.")
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the answer to a file."
@@ -75,9 +79,9 @@ def command(
     key_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Send one request to model NAME and print the answer as it came.
+    """Send one request to model NAME and print the answer unchanged.
 
-    An error answer goes to stderr, with exit status 6.
+    An error response goes to stderr, with exit status 6.
 
     \b
     Example:
@@ -94,7 +98,7 @@ def command(
         over_grpc=over_grpc,
     )
     if stream and as_json:
-        raise click.UsageError("--stream prints the answer as it comes; --json wants all of it")
+        raise click.UsageError("--stream and --json cannot be combined: JSON needs the whole answer")
     if data is not None and content_type is None:
         refuse_file_name(data)
     body: dict[str, Any]
@@ -117,11 +121,11 @@ def command(
                 answer = _ask(client, name, over_grpc, version, body)
         except RequestFailed as error:
             if as_json:
-                click.echo(json.dumps({"status": error.status, "body": _readable(error.body)}, indent=2))
+                print_json({"status": error.status, "body": _readable(error.body)})
             raise
     if as_json:
         report = {"status": answer.status, "headers": dict(answer.headers), "body": _readable(answer.body)}
-        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        print_json(report, ensure_ascii=False)
         return
     _write([answer.body], output)
 
@@ -135,7 +139,7 @@ def _refuse_contradictions(
     options: bool,
     over_grpc: bool,
 ) -> None:
-    """Raises click.UsageError for a request that is none, or is two."""
+    """Raise click.UsageError unless the options describe exactly one request."""
     if surplus:
         raise click.UsageError(
             f"Got unexpected extra argument ({surplus[0]}). Did you mean {instead_of(surplus[0])} ?"
@@ -143,7 +147,7 @@ def _refuse_contradictions(
     if sum((data is not None, file is not None, bool(fields))) != 1:
         raise click.UsageError("give exactly one of --data, --file and --field")
     if over_grpc and options:
-        raise click.UsageError("--header and --content-type mean nothing over gRPC, which carries no headers")
+        raise click.UsageError("--header and --content-type have no effect over gRPC, which has no headers")
 
 
 def _ask(client: Client, name: str, over_grpc: bool, version: str | None, body: dict[str, Any]) -> Answer:
@@ -154,7 +158,7 @@ def _ask(client: Client, name: str, over_grpc: bool, version: str | None, body: 
 
 def _rest_body(data: str | None, file: Path | None, fields: tuple[str, ...]) -> dict[str, Any]:
     if data is not None:
-        # Sent as it was typed: the model, not this command, is the judge of its JSON.
+        # Send the text as it was typed: the model decides whether it is valid JSON.
         return {"content": os.fsencode(data), "content_type": "application/json"}
     if file is not None:
         return {"file": file}
@@ -174,7 +178,7 @@ def _grpc_inputs(data: str | None, file: Path | None, fields: tuple[str, ...]) -
 
 
 def _write(parts: Iterable[bytes], output: Path | None) -> None:
-    """The bytes as they came; on a terminal a line break is added, so that the prompt stands alone."""
+    """Write the bytes unchanged; on a terminal add a line break if there is none."""
     if output is not None:
         with named(output), output.open("wb") as file:
             for part in parts:
@@ -191,7 +195,7 @@ def _write(parts: Iterable[bytes], output: Path | None) -> None:
 
 
 def _readable(body: bytes) -> Any:
-    """JSON as a value, other text as a string, other bytes as their number."""
+    """Return JSON as a value, other text as a string, and the number of other bytes."""
     try:
         return json.loads(body)
     except ValueError:

@@ -1,9 +1,8 @@
-"""`handlergen map`: many inputs, many answers, no server."""
+"""`handlergen map`: predict for many inputs without a server."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -13,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from handlergen.cli.hook_output import few_tracebacks, stdout_of_its_own
-from handlergen.cli.wording import counted
+from handlergen.cli.options import gpu_option, json_option
+from handlergen.cli.printing import counted, few_tracebacks, print_json, stdout_of_its_own, warn
 from handlergen.errors import HandlergenError
 
 if TYPE_CHECKING:
-    from handlergen.offline.job import Engine, Progress, Summary
+    from handlergen.offline.engine import Engine
+    from handlergen.offline.job import Progress, Summary
 
 _FORMATS = ("jsonl", "csv", "npy", "files")
 _LINES = (".jsonl", ".ndjson", ".json", ".txt")
@@ -34,35 +34,39 @@ _TRACEBACKS = 5
     "--output",
     required=True,
     metavar="FILE",
-    help="Where the answers go: a .jsonl, .npy or .parquet file, or - for lines on standard output.",
+    help="The output: a .jsonl, .npy or .parquet file, or - for JSON lines on stdout.",
 )
-@click.option("--format", "input_format", type=click.Choice(_FORMATS), help="What INPUT is; by its name.")
-@click.option("--id-field", metavar="NAME", help="The field of a row that is its id; its number by default.")
-@click.option("--content-type", help="Of the files that are sent; by their names.")
+@click.option(
+    "--format", "input_format", type=click.Choice(_FORMATS), help="Format of INPUT.  [default: from its name]"
+)
+@click.option(
+    "--id-field", metavar="NAME", help="The field that holds a row's id.  [default: the row's number]"
+)
+@click.option("--content-type", help="Content type of the input files.  [default: from their names]")
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     default=32,
     show_default=True,
-    help="Rows that are predicted, written and recorded together.",
+    help="Rows to predict and write at a time.",
 )
 @click.option(
     "--workers",
     type=click.IntRange(min=0),
-    help="Processes that decode and preprocess; 0 for none. One a core where that is worth it. With --engine ray: "
-    "copies of the model; one a GPU, or a node.",
+    help="Processes for decoding and preprocessing; 0 for none.  [default: one per core if that is faster] With "
+    "--engine ray: copies of the model.  [default: one per GPU, or per node]",
 )
 @click.option("--threads", is_flag=True, help="Preprocess in threads instead of processes.")
 @click.option(
-    "--unordered", is_flag=True, help="Write rows as they are ready, not in the order of the input."
+    "--unordered", is_flag=True, help="Write rows as soon as they are ready, not in the order of the input."
 )
 @click.option(
     "--max-errors",
     type=click.IntRange(min=0),
-    help="Stop with status 7 when more rows than this have failed.",
+    help="Stop with exit status 7 when more rows than this have failed.",
 )
-@click.option("--overwrite", is_flag=True, help="Begin anew, whatever is there.")
-@click.option("--gpu", type=int, help="Predict on this GPU instead of the CPU.")
+@click.option("--overwrite", is_flag=True, help="Start over and overwrite existing output.")
+@gpu_option
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
@@ -70,7 +74,7 @@ _TRACEBACKS = 5
     show_default=True,
     help="Run in this process, or on a Ray cluster (needs handlergen[ray]).",
 )
-@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+@json_option
 def command(
     *,
     source: Path,
@@ -89,13 +93,13 @@ def command(
     engine: str,
     as_json: bool,
 ) -> None:
-    """Answer many inputs with the model of SOURCE (what `handlergen archive` takes, or a .mar).
+    """Predict for many inputs with the model of SOURCE (a source as for `handlergen archive`, or a .mar).
 
     INPUT is a file of JSON lines, a CSV file with a header, a .npy file, a directory or quoted glob of files, or
-    `-` for standard input. Each row is answered as a client of the served model would be; a failed one becomes an
-    error row. Predictions take turns with those of a server on the same device.
+    `-` for standard input. Each row gets the answer that a client of the served model would get; a failed row becomes
+    an error row. Predictions take turns with those of a server on the same device.
 
-    A run that was interrupted, by whatever, goes on when the same command is given again.
+    To resume an interrupted run, repeat the command.
 
     \b
     Examples:
@@ -105,7 +109,7 @@ def command(
     """
     from handlergen.offline.job import as_json as plain
     from handlergen.offline.job import map_to_file
-    from handlergen.offline.output_files import left_by
+    from handlergen.offline.output import left_by
     from handlergen.offline.sources import open_source
 
     rows = open_source(
@@ -114,13 +118,13 @@ def command(
         id_field=id_field,
         content_type=content_type,
         stdin=sys.stdin.buffer,
-        tell=_warn,
+        tell=warn,
     )
     if as_json and output == "-":
-        raise click.UsageError("--json reports on standard output, where -o - writes the answers")
+        raise click.UsageError("--json and -o - cannot be combined: both write to stdout")
     if output != "-":
         _check_output(output)
-    bar = _Bar() if sys.stderr.isatty() else None
+    bar = _ProgressBar() if sys.stderr.isatty() else None
     path = Path(output).absolute()
     try:
         with (
@@ -136,32 +140,32 @@ def command(
                 ordered=not unordered,
                 max_errors=max_errors,
                 overwrite=overwrite,
-                progress=bar.show if bar is not None else _quiet,
+                progress=bar.show if bar is not None else lambda _progress: None,
             )
     except KeyboardInterrupt:
         if output != "-" and left_by(path):
-            click.echo(f"\nWhat is done is in {output}; the same command goes on.", err=True)
+            click.echo(f"\nThe finished rows are in {output}; repeat the command to resume.", err=True)
         raise
     finally:
         if bar is not None:
             bar.clear()
     if as_json:
-        click.echo(json.dumps(plain(summary)))
+        print_json(plain(summary), indent=None)
     elif output != "-" or summary.failed:
         click.echo(_sentence(summary, output), err=True)
 
 
 def _check_output(output: str) -> None:
-    """Raises HandlergenError for a directory; warns of a name that promises another format."""
-    from handlergen.offline.convert import CONVERTERS
+    """Raise HandlergenError for a directory; warn about a name that suggests another format."""
+    from handlergen.offline.output import CONVERTERS
 
     if Path(output).is_dir():
         raise HandlergenError(
-            f"{output} is a directory", hint=f"name a file in it: {Path(output) / 'answers.jsonl'}"
+            f"{output} is a directory", hint=f"give a file in it, such as {Path(output) / 'answers.jsonl'}"
         )
     suffix = Path(output).suffix.lower()
     if suffix and suffix not in (*CONVERTERS, *_LINES):
-        _warn(f"{output} will hold JSON lines; other formats: {', '.join(sorted(CONVERTERS))}")
+        warn(f"{output} will contain JSON lines; other formats: {', '.join(sorted(CONVERTERS))}")
 
 
 def _opened(
@@ -170,7 +174,7 @@ def _opened(
     if engine == "ray":
         if gpu is not None or threads:
             raise click.UsageError(
-                "--engine ray places models and processes itself: --gpu and --threads mean nothing"
+                "--engine ray places models and processes itself: --gpu and --threads have no effect"
             )
         from handlergen.offline.ray_engine import open_ray_engine
 
@@ -182,26 +186,18 @@ def _opened(
 @contextlib.contextmanager
 def _local(source: Path, *, gpu: int | None, workers: int | None, threads: bool) -> Iterator[Engine]:
     from handlergen.local import load
-    from handlergen.offline.api import LocalEngine
+    from handlergen.offline.engine import LocalEngine
     from handlergen.user_place import working_directory
 
     with load(source, gpu=gpu) as model, working_directory(model.root):
-        yield LocalEngine(model, workers=workers, threads=threads, tell=_warn)
-
-
-def _warn(message: str) -> None:
-    click.echo(f"Warning: {message}", err=True)
-
-
-def _quiet(_progress: Progress) -> None:
-    """Nobody looks."""
+        yield LocalEngine(model, workers=workers, threads=threads, tell=warn)
 
 
 def _sentence(summary: Summary, output: str) -> str:
     new = summary.rows - summary.resumed_rows
     text = f"{counted(new, 'row')} in {summary.seconds:.1f} s ({summary.rows_per_s:.0f} rows/s)"
     if summary.resumed_rows:
-        text += f", after the {summary.resumed_rows} that were there"
+        text += f", after {summary.resumed_rows} from the earlier run"
     if summary.failed:
         text += (
             f"; {summary.failed} of them failed" if not summary.resumed_rows else f"; {summary.failed} failed"
@@ -209,8 +205,8 @@ def _sentence(summary: Summary, output: str) -> str:
     return f"{text}: {output}" if output != "-" else text
 
 
-class _Bar:
-    """A line on the terminal: share, rows, rate, time left."""
+class _ProgressBar:
+    """A progress line on the terminal: share, rows, rate, time left."""
 
     def __init__(self) -> None:
         self._shown_at = 0.0
@@ -227,7 +223,7 @@ class _Bar:
 
 
 def bar_text(progress: Progress) -> str:
-    """What the progress line says."""
+    """Return the text of the progress line."""
     rate = progress.new_rows / progress.seconds if progress.seconds > 0 else 0.0
     parts = [f"{progress.rows} rows", f"{rate:.0f} rows/s"]
     if progress.failed:

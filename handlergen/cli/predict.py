@@ -1,4 +1,4 @@
-"""`handlergen predict`: the served pipeline in this process."""
+"""`handlergen predict`: run the served pipeline in this process."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from handlergen.cli.given_data import HOW_TO_QUOTE, refuse_file_name
-from handlergen.cli.hook_output import failures_kept, stdout_of_its_own
-from handlergen.cli.options import setting_options
-from handlergen.cli.output_file import named, writable
-from handlergen.cli.request_parts import field_of, headers_of
+from handlergen.cli.options import gpu_option, setting_options
+from handlergen.cli.printing import failures_kept, named, stdout_of_its_own, writable
+from handlergen.cli.requests import HOW_TO_QUOTE, field_of, headers_of, refuse_file_name
 from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed
 
 if TYPE_CHECKING:
@@ -26,14 +24,14 @@ _ENCODING = "EncodeError: "
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.argument("data", nargs=-1)
 @click.option(
-    "--data", "more_data", multiple=True, metavar="JSON", help="The same as DATA, as invoke has it."
+    "--data", "more_data", multiple=True, metavar="JSON", help="The same as DATA, for symmetry with invoke."
 )
 @click.option(
     "--file",
     "files",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="Send a file's bytes; - is standard input. May be repeated.",
+    help="Send a file; - is standard input. May be repeated.",
 )
 @click.option(
     "--field",
@@ -42,17 +40,19 @@ _ENCODING = "EncodeError: "
     metavar="NAME=VALUE",
     help="A field of a multipart form; NAME=@PATH sends a file. May be repeated.",
 )
-@click.option("--content-type", help="Content type of what is sent; guessed by default.")
-@click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="A header. May be repeated.")
-@click.option("--gpu", type=int, help="Predict on this GPU instead of the CPU.")
+@click.option("--content-type", help="Overrides the type guessed from the file name.")
+@click.option(
+    "--header", "headers", multiple=True, metavar="NAME:VALUE", help="An HTTP header. May be repeated."
+)
+@gpu_option
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="Write the answer to a file instead of standard output.",
+    help="Write the answer to this file instead of stdout.",
 )
 @click.option(
-    "--raise", "raises", is_flag=True, help="For a failed request show the module's traceback; status 4."
+    "--raise", "raises", is_flag=True, help="Show the module's traceback for a failed request; exit status 4."
 )
 @setting_options("name", "form", "call", "weights", "weights_format", "batch", "config", "nan")
 def command(
@@ -69,12 +69,12 @@ def command(
     raises: bool,
     **overrides: Any,
 ) -> None:
-    """Answer one request, or several as one batch, in this process: no server, no Java.
+    """Predict for one request, or several as one batch, in this process: no server, no Java.
 
-    SOURCE is what `handlergen archive` takes, or a .mar. DATA is JSON text; `-` reads it from standard input. The
-    answer is what a client of the served model would get, byte for byte, and is printed as it is made when the model
-    streams; an error goes to stderr and exits with status 6. Several DATA or --file are one batch; each answer is then
-    a line.
+    SOURCE is a source as for `handlergen archive`, or a .mar. DATA is JSON text; `-` reads it from standard input.
+    The answer is byte for byte what a client of the served model would get; a streamed answer is printed as it
+    arrives. An error goes to stderr, with exit status 6. Several DATA or --file form one batch, with one answer per
+    line.
 
     \b
     Examples:
@@ -84,7 +84,7 @@ def command(
     """
     data += more_data
     if sum(map(bool, (data, files, fields))) != 1:
-        raise click.UsageError("give one of DATA (JSON text), --file PATH and --field NAME=VALUE")
+        raise click.UsageError("give exactly one of DATA (JSON text), --file PATH and --field NAME=VALUE")
     inputs, kind = _inputs(data, files, content_type)
     form = dict(map(field_of, fields))
     named = headers_of(headers)
@@ -166,7 +166,7 @@ def _write_lines(answers: list[Answer], output: Path | None, stdout: IO[bytes]) 
 
 
 def _check(answers: list[Answer], tracebacks: list[str], *, raises: bool, last_hook: str) -> None:
-    """End with the status that the failed among the answers ask for."""
+    """Raise an error if any request failed."""
     from handlergen.local import error_message
 
     failed = [answer for answer in answers if answer.status >= 400]
@@ -179,22 +179,22 @@ def _check(answers: list[Answer], tracebacks: list[str], *, raises: bool, last_h
         what = f"{len(failed)} of {len(answers)} requests failed"
     hint: str | None
     if any(_ENCODING in text for text in tracebacks):
-        # Raised by handlergen when the hook had returned: the traceback has no line of the user's.
+        # handlergen raised it after the hook returned: the traceback has no frame of the user's code.
         hint = (
-            f"it is what {last_hook} returned; return dicts, lists, text, numbers, tensors, arrays or bytes"
+            f"{last_hook} returned this value; return dicts, lists, text, numbers, tensors, arrays or bytes"
         )
         tracebacks = [text for text in tracebacks if _ENCODING not in text]
     elif b'"type":"BadRequest"' in first.body and b"not valid JSON" in first.body:
         hint = HOW_TO_QUOTE
     else:
-        hint = "--raise shows where" if tracebacks and first.status >= 500 and not raises else None
+        hint = "--raise shows the traceback" if tracebacks and first.status >= 500 and not raises else None
     if raises and (tracebacks or hint):
         raise ModuleFailed(what, traceback="\n".join(tracebacks), hint=hint)
     raise RequestFailed(what, status=first.status, body=first.body, hint=hint)
 
 
 def _last_hook(model: LocalModel) -> str:
-    """The hook whose value is the answer, with its line."""
+    """Return the name and line of the hook whose value is the answer."""
     hooks = model.worker.bundle.contract.hooks
     hook = hooks.get("postprocess") or hooks.get("predict")
     if hook is None:

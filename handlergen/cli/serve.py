@@ -1,8 +1,7 @@
-"""`handlergen serve`: start TorchServe and wait until it is ready."""
+"""`handlergen serve` and `stop`: start TorchServe and wait until it is ready; stop it."""
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -16,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from handlergen.cli.serving_options import json_option, timeout_option
-from handlergen.cli.wording import counted
-from handlergen.command_text import DEFAULT_CONFIG, archive_command, handlergen_command
+from handlergen.cli.options import config_option, json_option, timeout_option
+from handlergen.cli.printing import counted, per_device, print_json, warn
+from handlergen.configuration import DEFAULT_CONFIG, archive_command, handlergen_command
 from handlergen.errors import HandlergenError, ModuleFailed
 
 if TYPE_CHECKING:
     from handlergen.client import ModelStatus
-    from handlergen.exposure import Exposure
+    from handlergen.configuration import Exposure
     from handlergen.server import RunningServer
 
 
@@ -34,12 +33,12 @@ if TYPE_CHECKING:
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path(DEFAULT_CONFIG),
     show_default=True,
-    help="TorchServe's configuration; written with the defaults when it does not exist.",
+    help="The server's configuration; written with defaults if it does not exist.",
 )
 @click.option(
-    "--foreground", is_flag=True, help="Stay attached, show what the server prints; Ctrl-C stops it."
+    "--foreground", is_flag=True, help="Stay in the foreground and show the server's output; Ctrl-C stops it."
 )
-@timeout_option(600.0, "Seconds until all is READY.")
+@timeout_option(600.0, "Seconds to wait for READY.")
 @click.option("--keep", is_flag=True, help="Leave the server running when a model fails to load.")
 @click.option(
     "--require-signature",
@@ -51,7 +50,7 @@ if TYPE_CHECKING:
 @click.option(
     "--trace",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Record in this directory when each stage of each request ran; for `bench` and `trace`.",
+    help="Record the start and end of each request's stages in this directory, for `bench` and `trace`.",
 )
 @json_option
 def command(
@@ -66,8 +65,8 @@ def command(
 ) -> None:
     """Start TorchServe and wait until every worker of every model is READY.
 
-    Returns then and leaves it running; `handlergen stop` ends it. When a worker cannot load its model, the
-    traceback of the model's own code is printed and nothing is left running.
+    The server keeps running in the background; `handlergen stop` stops it. If a worker cannot load its model, serve
+    prints the traceback of the model's code and stops the server.
 
     \b
     Example:
@@ -80,7 +79,7 @@ def command(
         _serve_and_report(config, start, foreground=foreground, as_json=as_json)
     except HandlergenError as error:
         if as_json:
-            click.echo(json.dumps(_failure(error), indent=2))
+            print_json(_failure(error))
         raise
 
 
@@ -90,23 +89,23 @@ def _serve_and_report(
     from handlergen.server import running_server
 
     _configure(config)
-    # A terminal that closes or a supervisor that says stop must leave no more behind than Ctrl-C does.
+    # A closed terminal or a supervisor must leave no more behind than Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     before = running_server(config)
     try:
         running = start(console=foreground, quiet=as_json)
         if as_json:
-            click.echo(json.dumps(_report(running), indent=2))
+            print_json(_report(running))
         else:
             _print(running)
         if foreground:
             click.echo("\nCtrl-C stops the server.", err=True)
             running.wait()
-            click.echo("the server has ended", err=True)
+            click.echo("the server has exited", err=True)
             running.stop()
     except KeyboardInterrupt:
-        # It may have been started without this function knowing yet; one that ran before is not ours to end.
+        # The server may have started before serve returned; do not stop one that ran before.
         started = running_server(config)
         if started and (before is None or started.state.marker != before.state.marker):
             started.stop()
@@ -117,13 +116,13 @@ def _serve_and_report(
 
 
 def _configure(config: Path) -> None:
-    """Write the configuration if there is none; warn of what in it or in the model store will not work."""
+    """Write the configuration if it does not exist; warn about problems in it and in the model store."""
     from handlergen.configuration import (
         configuration_warnings,
+        exposures,
         store_has_requirements,
         write_configuration,
     )
-    from handlergen.exposure import exposures
     from handlergen.properties import ServerSettings, read_properties, unknown_keys
 
     if not config.exists():
@@ -132,9 +131,8 @@ def _configure(config: Path) -> None:
         for path in write_configuration(config, replace(usual, install_requirements=requirements)):
             click.echo(f"wrote {path}", err=True)
     settings = read_properties(config)
-    for warning in (*unknown_keys(settings), *configuration_warnings(config, settings)):
-        click.echo(f"Warning: {warning}", err=True)
-    _warn_of(exposures(settings), config)
+    warn(*unknown_keys(settings), *configuration_warnings(config, settings))
+    _warn_of_exposure(exposures(settings), config)
 
 
 def _failure(error: HandlergenError) -> dict[str, Any]:
@@ -145,15 +143,15 @@ def _failure(error: HandlergenError) -> dict[str, Any]:
     }
 
 
-def _warn_of(opened: Sequence[Exposure], config: Path) -> None:
-    """Loudly: what opens a server to others may have been chosen long ago, or by somebody else."""
+def _warn_of_exposure(opened: Sequence[Exposure], config: Path) -> None:
+    """Warn prominently, because these settings may be old or somebody else's."""
     if not opened:
         return
-    click.secho(f"WARNING: {config} opens this server to others.", err=True, fg="red", bold=True)
+    click.secho(f"WARNING: {config} exposes this server to others.", err=True, fg="red", bold=True)
     for one in opened:
         click.echo(f"  - {one.what}", err=True)
         click.echo(textwrap.fill(one.why, 100, initial_indent=" " * 4, subsequent_indent=" " * 4), err=True)
-        click.echo(f"    To take it back: {one.fix}", err=True)
+        click.echo(f"    To change that: {one.fix}", err=True)
 
 
 def _serve(
@@ -188,7 +186,7 @@ def _serve(
 
 
 class _Reporter:
-    """One line that is rewritten on a terminal; elsewhere a line for each change."""
+    """Prints the progress: on a terminal one line that is rewritten, elsewhere a line for each change."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
@@ -234,13 +232,12 @@ def _print(running: RunningServer) -> None:
     config = Path(running.state.config)
     addresses = settings.addresses()
     for model in running.models:
-        where = ", ".join(f"{count} on {device}" for device, count in model.placement.items())
-        click.echo(
-            f"{model.name} {model.version}: {counted(model.ready_workers, 'worker')} READY ({where or 'none'})"
-        )
+        workers = counted(model.ready_workers, "worker")
+        devices = per_device(model.placement) or "none"
+        click.echo(f"{model.name} {model.version}: {workers} READY ({devices})")
     if not running.models:
         store = running.directory / settings.model_store
-        click.echo(f"no models: no archive in {shown(store)}, or none that load_models names. To have one:")
+        click.echo(f"no models: {shown(store)} has no archive that load_models selects. To add one:")
         click.echo(f"  {archive_command(store)}")
         again = (handlergen_command(verb, config) for verb in ("stop", "serve"))
         click.echo(f"  {' && '.join(again)}")
@@ -251,7 +248,7 @@ def _print(running: RunningServer) -> None:
     click.echo(f"logs         {running.log_directory}")
     if running.key_file:
         click.echo(f"tokens       {running.key_file}")
-    click.echo(f"process      {running.pid}, ended by: {handlergen_command('stop', config)}")
+    click.echo(f"process      {running.pid}, to stop it: {handlergen_command('stop', config)}")
     if running.models:
         name = running.models[0].name
         click.echo("\nTry it:")
@@ -275,3 +272,33 @@ def _curl(running: RunningServer, name: str) -> str:
 
 def _joined(address: tuple[str, int]) -> str:
     return f"{address[0]}:{address[1]}"
+
+
+@click.command("stop")
+@config_option
+@timeout_option(30.0, "Seconds until the server is killed.", zero=True)
+@json_option
+def stop(*, config: Path, timeout: float, as_json: bool) -> None:
+    """Stop the server that `handlergen serve` started on this configuration, including its workers.
+
+    Other servers are not touched: use `torchserve --stop` for a TorchServe that was started by hand.
+
+    \b
+    Example:
+      handlergen stop
+      handlergen stop -c other/config.properties
+    """
+    from handlergen import server
+
+    stopped = server.stop(config, timeout=timeout)
+    if as_json:
+        print_json({"stopped": stopped, "config": str(config)}, indent=None)
+    elif stopped:
+        click.echo("stopped")
+    else:
+        click.echo(f"no server started by `handlergen serve` is running on {config}")
+        if not config.exists():
+            click.echo(
+                f"Hint: there is no {config} here: change to the server's directory, or select one with -c",
+                err=True,
+            )

@@ -1,9 +1,8 @@
-"""`handlergen status`: models, workers, devices, queue."""
+"""`handlergen status` and `scale`: show models, workers, devices and queues; set the number of workers."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,16 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from handlergen.cli.serving_options import config_option, connected, json_option, key_file_option
-from handlergen.cli.wording import counted
-from handlergen.command_text import handlergen_command
+from handlergen.cli.options import (
+    config_option,
+    connected,
+    json_option,
+    key_file_option,
+    timeout_option,
+)
+from handlergen.cli.printing import counted, per_device, print_json, warn
+from handlergen.cli.requests import advised
+from handlergen.configuration import handlergen_command
 
 if TYPE_CHECKING:
     from handlergen.client import ModelStatus, WorkerStatus
     from handlergen.predictors import PredictorStatus
 
 
-_LOG_TAIL = 2**20  # bytes of the log that are looked through
+_LOG_TAIL = 2**20  # bytes of the log to search
 
 
 @click.command("status")
@@ -29,9 +35,9 @@ _LOG_TAIL = 2**20  # bytes of the log that are looked through
 @key_file_option
 @json_option
 def command(*, config: Path, key_file: Path | None, as_json: bool) -> None:
-    """Show the models of a running server: workers with their device and memory, waiting requests.
+    """Show the models of a running server: workers with their device and memory, and queued requests.
 
-    Works with any TorchServe on this configuration, whoever started it.
+    Works with any TorchServe on this configuration, also one that handlergen did not start.
 
     \b
     Example:
@@ -52,12 +58,12 @@ def command(*, config: Path, key_file: Path | None, as_json: bool) -> None:
             }
             for model in models
         ]
-        click.echo(json.dumps({"health": health, "models": rows}, indent=2))
+        print_json({"health": health, "models": rows})
         return
     click.echo(f"{health}; {counted(len(models), 'model')}")
     if not models:
         again = " && ".join(handlergen_command(verb, config) for verb in ("stop", "serve"))
-        click.echo(f"models come out of archives: `handlergen archive SOURCE`, then `{again}`")
+        click.echo(f"to add one: `handlergen archive SOURCE`, then `{again}`")
     for model in models:
         queue = ""
         if model.queue_waiting is not None and model.queue_free is not None:
@@ -82,16 +88,18 @@ def command(*, config: Path, key_file: Path | None, as_json: bool) -> None:
             if each.stages_because:
                 click.echo(f"    takes whole requests (stages: predictor): {each.stages_because}")
         if _key(model) in why:
-            click.echo("  a worker could not load it:\n" + textwrap.indent(why[_key(model)].rstrip(), "    "))
+            click.echo(
+                "  a worker could not load the model:\n" + textwrap.indent(why[_key(model)].rstrip(), "    ")
+            )
 
 
 def _key(model: ModelStatus) -> str:
-    """As TorchServe names it in the log."""
+    """Return the model's name in TorchServe's log."""
     return f"{model.name}_{model.version}"
 
 
 def _predictors(models: Sequence[ModelStatus]) -> dict[str, list[PredictorStatus]]:
-    """The predictor processes of each model, if its workers run on this machine and have one."""
+    """Return the predictor processes of each model whose workers run on this machine."""
     from handlergen.predictors import running_predictors, servers_of
 
     running = running_predictors()
@@ -107,7 +115,7 @@ def _predictors(models: Sequence[ModelStatus]) -> dict[str, list[PredictorStatus
 
 
 def _load_failures(config: Path, models: Sequence[ModelStatus]) -> dict[str, str]:
-    """The user's traceback of the last failed load, of each model that lacks workers; from the end of the log."""
+    """Return the traceback of the last failed load of each model that lacks workers, from the end of the log."""
     lacking = {_key(model) for model in models if model.ready_workers < model.min_workers}
     if not lacking:
         return {}
@@ -149,7 +157,7 @@ def _plain(model: ModelStatus) -> dict[str, Any]:
 
 
 def _memory(worker: WorkerStatus) -> int:
-    """Resident bytes now, where the worker runs on this machine; else what the server measured last."""
+    """Return the current resident bytes of a local worker, else the server's last measurement."""
     import psutil
 
     with contextlib.suppress(psutil.Error):
@@ -157,3 +165,46 @@ def _memory(worker: WorkerStatus) -> int:
         if any("model_service_worker" in part for part in process.cmdline()):
             return int(process.memory_info().rss)
     return worker.memory
+
+
+@click.command("scale")
+@click.argument("name")
+@click.option("--workers", type=click.IntRange(min=0), required=True, help="Number of workers.")
+@click.option("--version", default=None, help="The model's version.  [default: the default version]")
+@timeout_option(300.0, "Seconds to wait for READY.")
+@config_option
+@key_file_option
+@json_option
+def scale(
+    *,
+    name: str,
+    workers: int,
+    version: str | None,
+    timeout: float,
+    config: Path,
+    key_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Set the number of workers of model NAME and wait until they are READY.
+
+    Reports the number of workers on each device. The change lasts until the server stops; at the next start the
+    archive's number applies again.
+
+    \b
+    Example:
+      handlergen scale digits --workers 4
+    """
+    with connected(config, key_file) as client, advised(client, config, name):
+        status = client.scale(name, workers, version=version, timeout=timeout)
+    if as_json:
+        report = {"model": status.name, "workers": status.ready_workers, "placement": status.placement}
+        print_json(report, indent=None)
+        return
+    devices = f" ({per_device(status.placement)})" if status.placement else ""
+    click.echo(f"{status.name}: {counted(status.ready_workers, 'worker')} READY{devices}")
+    counts = set(status.placement.values())
+    if len(counts) > 1 and max(counts) - min(counts) > 1:
+        warn(
+            "the workers are distributed unevenly, because TorchServe does not restart its device counter after "
+            "scaling down. Restart the server to distribute them evenly."
+        )

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from handlergen.cli.output_file import named, writable
-from handlergen.cli.serving_options import json_option
+from handlergen.cli.options import json_option
+from handlergen.cli.printing import named, writable
 
 if TYPE_CHECKING:
-    from handlergen.trace import Summary
+    from handlergen.trace import TraceSummary
 
 _STDOUT = Path("-")
 
@@ -99,7 +99,7 @@ def command(
         _report(summary, output)
 
 
-def _report(summary: Summary, output: Path) -> None:
+def _report(summary: TraceSummary, output: Path) -> None:
     """On stderr, where it is in nobody's way when the trace goes to stdout."""
     name = "trace" if output == _STDOUT else f"{output} ({output.stat().st_size:,} bytes)"
     lines = [
@@ -128,7 +128,7 @@ def _counted(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
-def _as_json(summary: Summary, output: Path) -> dict[str, Any]:
+def _as_json(summary: TraceSummary, output: Path) -> dict[str, Any]:
     return {
         "file": str(output),
         "requests": summary.requests,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import click
 
-from handlergen.cli.options import setting_options
-from handlergen.cli.serving_options import json_option
+from handlergen.cli.options import json_option, setting_options
 
 
 @click.command("tune")
@@ -31,7 +31,7 @@ from handlergen.cli.serving_options import json_option
     type=click.FloatRange(min=0.1),
     default=3.0,
     show_default=True,
-    help="Length of each of the two measurements.",
+    help="Length of each load.",
 )
 @click.option("--apply", "applies", is_flag=True, help="Write the settings into handlergen.yaml.")
 @json_option
@@ -47,47 +47,34 @@ def command(
     as_json: bool,
     **overrides: Any,
 ) -> None:
-    """Measure SOURCE's stages here and recommend workers and batch size for it, saying why.
+    """Measure SOURCE on a server of its own and recommend workers and batch size, saying why.
 
-    Its stages are timed alone and in several processes at once, without a server; servers with other settings are
-    simulated from that. Measure on the machine that will serve, and while it is quiet.
+    Starts TorchServe on free ports, loads it as `bench` does with one candidate after the other (workers, batch size),
+    keeps the better half, measures that again, and so on. Takes a few minutes. Measure on the machine that will serve,
+    while it is quiet.
 
     \b
     Example:
       handlergen tune digits --sample three.png
       handlergen tune digits --sample three.png --target-p99-ms 50 --apply
     """
-    import psutil
-
-    from handlergen.project import open_project
     from handlergen.tuning.apply import apply
-    from handlergen.tuning.probe import Subject, measure_alone, measure_beside
-    from handlergen.tuning.recommend import recommend
-    from handlergen.tuning.summary import lines, plain
+    from handlergen.tuning.measuring import Subject, lines, plain, tune
 
+    # A terminal that closes or a supervisor that says stop must leave no server behind either.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     given = {name: value for name, value in overrides.items() if value is not None}
-    open_project(source, overrides=given)  # what is wrong with it is told before a process is started
-    subject = Subject(source, sample, gpu, given, seconds)
-    if not as_json:
-        click.echo("measuring one process alone ...", err=True)
-    alone = measure_alone(subject)
-
-    def beside(processes: int) -> Any:
-        if not as_json:
-            click.echo(f"measuring {processes} processes at once ...", err=True)
-        return measure_beside(subject, processes)
-
-    found, together = recommend(
-        alone,
-        available_memory=psutil.virtual_memory().available,
+    tuned = tune(
+        Subject(source, sample, gpu, given, seconds),
         target_p99_ms=target_p99_ms,
-        beside=beside,
+        progress=(lambda _text: None) if as_json else (lambda text: click.echo(text, err=True)),
     )
-    file = apply(source, found.settings) if applies else None
+    file = apply(source, tuned.found.settings) if applies else None
     if as_json:
         applied = str(file) if file is not None else None
-        click.echo(json.dumps({**plain(alone, together, found), "applied": applied}, indent=2))
+        click.echo(json.dumps({**plain(tuned), "applied": applied}, indent=2))
         return
-    for line in lines(alone, together, found):
+    for line in lines(tuned):
         click.echo(line)
     click.echo(f"Wrote {file}" if file is not None else "Write it into handlergen.yaml with --apply.")

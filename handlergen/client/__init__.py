@@ -1,4 +1,4 @@
-"""Talking to a running TorchServe: predictions and management over REST and gRPC."""
+"""Client of a running TorchServe: predictions and management over REST and gRPC."""
 
 from __future__ import annotations
 

@@ -1,19 +1,17 @@
-"""`Client`: one object for a running server, over REST and gRPC."""
+"""`Client`: predictions and management of one TorchServe, over REST and gRPC."""
 
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from handlergen.client.connection import Connection, Tokens
-from handlergen.client.key_file import KEY_FILE, KeyFile
-from handlergen.client.management import Management
-from handlergen.client.rest import UNSET, FieldValue, RestInference
-from handlergen.client.results import Answer, ModelStatus
+from handlergen.client.connection import KEY_FILE, HttpConnection, KeyFile, Tokens
+from handlergen.client.rest import UNSET, ManagementApi, PredictionApi
+from handlergen.client.results import Answer
 from handlergen.errors import RequestFailed
 from handlergen.properties import ServerSettings, read_properties
 from handlergen.runtime.error_body import error_of
@@ -24,14 +22,14 @@ if TYPE_CHECKING:
 _DEFAULT_TIMEOUT_S = 300.0
 
 
-class Client:
-    """Predictions and management of one TorchServe. Safe to share between threads; use it in a `with`.
+class Client(PredictionApi, ManagementApi):
+    """Predictions and management of one TorchServe. Threads may share a client; use it in a `with` statement.
 
     Args:
-        settings: The server's settings: where it listens and whether it wants tokens.
-        key_file: TorchServe's key_file.json, read when a token is needed. Not read when the settings switch
+        settings: The server's settings: its addresses, and whether it requires tokens.
+        key_file: TorchServe's key_file.json, read whenever a token is needed; ignored when the settings turn
             token authorization off.
-        timeout: Seconds that one answer may take.
+        timeout: Seconds to wait for one response.
     """
 
     def __init__(
@@ -40,19 +38,16 @@ class Client:
         self.settings = settings
         self._http = httpx.Client(
             timeout=httpx.Timeout(timeout, connect=10.0),
-            # The server is on this machine or named on purpose: a proxy from the environment would break it.
+            # The server is on this machine or named explicitly: a proxy from the environment would break the
+            # connection.
             trust_env=False,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
         )
         self._timeout = timeout
         keys = KeyFile(key_file or Path(KEY_FILE)) if settings.token_authorization else None
-        self._tokens = Tokens(keys, self._renew)
-        self._rest = RestInference(
-            Connection(self._http, settings.inference_address, "inference", self._tokens)
-        )
-        self._management = Management(
-            Connection(self._http, settings.management_address, "management", self._tokens)
-        )
+        self._tokens = Tokens(keys, self.renew_token)
+        self._inference = HttpConnection(self._http, settings.inference_address, "inference", self._tokens)
+        self._management = HttpConnection(self._http, settings.management_address, "management", self._tokens)
         self._grpc_inference: GrpcInference | None = None
         self._grpc_management: GrpcManagement | None = None
 
@@ -64,52 +59,13 @@ class Client:
         key_file: Path | None = None,
         timeout: float = _DEFAULT_TIMEOUT_S,
     ) -> Client:
-        """A client for the server that runs on this config.properties; its key file lies beside it.
+        """Return a client for the server on this config.properties; the key file is expected beside it.
 
         Raises:
-            HandlergenError: The file is missing or not understood.
+            HandlergenError: The file is missing or invalid.
         """
         path = Path(config)
         return cls(read_properties(path), key_file=key_file or path.parent / KEY_FILE, timeout=timeout)
-
-    def predict(
-        self,
-        name: str,
-        json: Any = UNSET,
-        *,
-        content: bytes | None = None,
-        file: Path | None = None,
-        fields: Mapping[str, FieldValue] | None = None,
-        content_type: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        version: str | None = None,
-    ) -> Answer:
-        """One prediction over REST, with exactly one of these bodies.
-
-        Args:
-            json: Any JSON value.
-            content: Raw bytes (`application/octet-stream` unless `content_type` says otherwise).
-            file: A file's bytes, with the type that its name suggests.
-            fields: A multipart form: text, bytes, or Path for a file.
-
-        Raises:
-            RequestFailed: The answer is an error; `.status` and `.body` hold it.
-            ServerError: No server answers.
-        """
-        return self._rest.predict(
-            name,
-            json=json,
-            content=content,
-            file=file,
-            fields=fields,
-            content_type=content_type,
-            headers=headers,
-            version=version,
-        )
-
-    def stream(self, name: str, json: Any = UNSET, **options: Any) -> Iterator[bytes]:
-        """Like `predict`; yields the answer in chunks as they arrive."""
-        return self._rest.stream(name, json=json, **options)
 
     def predict_grpc(
         self,
@@ -119,12 +75,16 @@ class Client:
         inputs: Mapping[str, bytes] | None = None,
         version: str | None = None,
     ) -> Answer:
-        """One prediction over gRPC: `json` goes into the entry `data`; `inputs` are the entries themselves.
+        """Request one prediction over gRPC.
+
+        Args:
+            json: A JSON value, sent as the entry `data`.
+            inputs: The entries themselves, in place of `json`.
 
         Raises:
-            RequestFailed: The call failed; `.status` is the HTTP status that stands for the gRPC code. Or the
-                answer is an error's body, as in a batch with others (`error_body.error_of`).
-            ServerError: No server answers.
+            RequestFailed: The call failed; `.status` is the HTTP status for the gRPC code. Or the response is an
+                error body, as TorchServe returns for one failed request of a batch (`error_body.error_of`).
+            ServerError: No server is listening.
         """
         body = self.grpc.predict(name, _grpc_inputs(json, inputs), version=version, timeout=self._timeout)
         error = error_of(body)
@@ -140,61 +100,17 @@ class Client:
         inputs: Mapping[str, bytes] | None = None,
         version: str | None = None,
     ) -> Iterator[bytes]:
-        """Like `predict_grpc`, through StreamPredictions; yields the parts of the answer as they arrive.
+        """Like `predict_grpc`, through StreamPredictions; yield the parts of the answer as they arrive.
 
-        A model that does not stream answers in one part. Only models that handlergen packed, or that stream: in
-        TorchServe 0.12 the worker of any other is ended by this call (a NullPointerException in the frontend).
+        A model that does not stream answers in one part. Use this only for models that handlergen packed, or
+        that stream: with any other, TorchServe 0.12 loses the worker (a NullPointerException in the frontend).
         """
         return self.grpc.predict_stream(
             name, _grpc_inputs(json, inputs), version=version, timeout=self._timeout
         )
 
-    def ping(self) -> str:
-        """The server's health in its own word."""
-        return self._rest.ping()
-
-    def models(self) -> list[str]:
-        """Names of the registered models."""
-        return self._management.models()
-
-    def describe(self, name: str, *, version: str | None = None) -> ModelStatus:
-        """A model's workers, queue and limits. Raises RequestFailed, status 404, when there is none."""
-        return self._management.describe(name, version=version)
-
-    def status(self) -> list[ModelStatus]:
-        """Every version of every model."""
-        return [status for name in self.models() for status in self._management.describe_all(name)]
-
-    def scale(
-        self,
-        name: str,
-        workers: int,
-        *,
-        version: str | None = None,
-        timeout: float = 300.0,
-        progress: Callable[[ModelStatus], None] | None = None,
-    ) -> ModelStatus:
-        """Set the number of workers; returns when exactly so many are READY, or raises ServerError."""
-        return self._management.scale(name, workers, version=version, timeout=timeout, progress=progress)
-
-    def register(self, archive: str, **parameters: Any) -> str:
-        """Register an archive of the model store (a file name). Needs `enable_model_api`."""
-        return self._management.register(archive, **parameters)
-
-    def set_default(self, name: str, version: str) -> str:
-        """Let requests that name no version of a model go to this one."""
-        return self._management.set_default(name, version)
-
-    def unregister(self, name: str, *, version: str | None = None, drain_s: float = 0.0) -> str:
-        """Unregister a model. Needs `enable_model_api`.
-
-        Args:
-            drain_s: Wait so long at most until its queue is empty: TorchServe never answers what is in it.
-        """
-        return self._management.unregister(name, version=version, drain_s=drain_s)
-
     def authorization(self) -> dict[str, str]:
-        """The header that a prediction must carry, for requests of one's own; empty when the server wants none."""
+        """Return the Authorization header for predictions sent by other means; empty without tokens."""
         return self._tokens.header("inference")
 
     @property
@@ -203,10 +119,7 @@ class Client:
         if self._grpc_inference is None:
             from handlergen.client.grpc import GrpcInference
 
-            host, port = self.settings.addresses()["gRPC inference"]
-            self._grpc_inference = GrpcInference(
-                f"{host}:{port}", self._tokens, max_message=self._max_message
-            )
+            self._grpc_inference = GrpcInference(*self._grpc_address("gRPC inference"))
         return self._grpc_inference
 
     @property
@@ -215,13 +128,11 @@ class Client:
         if self._grpc_management is None:
             from handlergen.client.grpc import GrpcManagement
 
-            host, port = self.settings.addresses()["gRPC management"]
-            self._grpc_management = GrpcManagement(
-                f"{host}:{port}", self._tokens, max_message=self._max_message
-            )
+            self._grpc_management = GrpcManagement(*self._grpc_address("gRPC management"))
         return self._grpc_management
 
     def close(self) -> None:
+        """Close every connection."""
         self._http.close()
         for service in (self._grpc_inference, self._grpc_management):
             if service is not None:
@@ -233,13 +144,12 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def _max_message(self) -> int:
-        # gRPC's own default is 4 MiB, less than what the server takes and sends.
-        return max(self.settings.max_request_size, self.settings.max_response_size) + 65_536
-
-    def _renew(self, kind: str, api_key: str) -> None:
-        self._management.renew_token(kind, api_key)
+    def _grpc_address(self, purpose: str) -> tuple[str, Tokens, int]:
+        """Return address, tokens and largest message in bytes for a gRPC service."""
+        host, port = self.settings.addresses()[purpose]
+        # gRPC's default limit is 4 MiB, less than what the server accepts and sends.
+        largest = max(self.settings.max_request_size, self.settings.max_response_size) + 65_536
+        return f"{host}:{port}", self._tokens, largest
 
 
 def _grpc_inputs(json: Any, inputs: Mapping[str, bytes] | None) -> Mapping[str, bytes]:

@@ -1,57 +1,121 @@
-"""HTTP to one address of the server: tokens, errors, one retry with a fresh token."""
+"""HTTP connections to one address of TorchServe: tokens from its key file, errors, token renewal.
+
+TorchServe writes key_file.json into its working directory when it starts: one key each for inference and
+management with an expiration time, and an API key that does not expire. TorchServe does not renew an expired key
+by itself: a client with the API key requests `GET /token?type=...` on the management address, and TorchServe
+writes the file again (TokenAuthorization.java).
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import httpx
 
-from handlergen.client.key_file import KeyFile
 from handlergen.errors import NoServer, RequestFailed, ServerError
 from handlergen.runtime.error_body import error_text
+
+KEY_FILE = "key_file.json"
+EXPIRY_MARGIN_S = 1.0
 
 #: TorchServe answers a wrong, expired or missing token with 400 and this type (InvalidKeyException.java).
 _TOKEN_REFUSED = "InvalidKeyException"  # noqa: S105 - the name of an exception, no password
 
 
+class KeyFile:
+    """A key file. Each method reads the file again, because another program may have renewed a key."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def token(self, kind: str) -> str:
+        """Return the key for `inference`, `management` or `API`.
+
+        Raises:
+            ServerError: The file is missing, unreadable or not a key file.
+        """
+        return str(self._entry(kind)["key"])
+
+    def expired(self, kind: str, *, now: Callable[[], float] | None = None) -> bool:
+        """Return whether the key has expired, or expires within a second."""
+        text = self._entry(kind).get("expiration time")
+        if text is None:
+            return False
+        seconds = now() if now else datetime.now(timezone.utc).timestamp()
+        return _instant(str(text)) - EXPIRY_MARGIN_S <= seconds
+
+    def _entry(self, kind: str) -> dict[str, Any]:
+        try:
+            entry = json.loads(self.path.read_text("utf-8"))[kind]
+            entry["key"]
+        except FileNotFoundError:
+            raise ServerError(
+                f"no key file at {self.path}",
+                hint="TorchServe writes it into the directory it was started in; is the server running? "
+                "Name another file with --key-file.",
+            ) from None
+        except OSError as error:
+            raise ServerError(f"the key file {self.path} cannot be read: {error}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ServerError(
+                f"{self.path} is not a TorchServe key file (no {kind} key)",
+                hint=f"TorchServe writes {KEY_FILE} into the directory it was started in",
+            ) from error
+        assert isinstance(entry, dict)
+        return entry
+
+
+def _instant(text: str) -> float:
+    """Convert a Java Instant, whose nanoseconds and Z Python 3.10 cannot parse, to seconds since the epoch."""
+    whole, _, fraction = text.removesuffix("Z").partition(".")
+    moment = datetime.strptime(whole, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=timezone.utc).timestamp()
+    return moment + (float(f"0.{fraction}") if fraction else 0.0)
+
+
 class Tokens:
-    """The Authorization values for inference and management; renews what has expired."""
+    """Authorization headers for inference and management; renews expired tokens.
+
+    Args:
+        key_file: None when the server requires no token.
+        renew: Called with the kind of an expired token and the API key.
+    """
 
     def __init__(self, key_file: KeyFile | None, renew: Callable[[str, str], None]) -> None:
         self._key_file = key_file
         self._renew = renew
 
     def header(self, kind: str) -> dict[str, str]:
-        """`{"Authorization": "Bearer …"}`, or nothing when the server wants no token."""
+        """Return `{"Authorization": "Bearer …"}`, or an empty dict when there is no token to send."""
         if self._key_file is None or not self._key_file.path.exists():
-            # Without the file the request goes out bare: "no server answers" and "it wants a token" both say
-            # more than "there is no file".
+            # Without a key file the request is sent without a token: the errors "no server is listening" and "the
+            # server requires a token" both help more than "no key file".
             return {}
         if self._key_file.expired(kind):
             self._renew(kind, self._key_file.token("API"))
         return {"Authorization": f"Bearer {self._key_file.token(kind)}"}
 
     def advice(self) -> str:
-        """What to do when the server refuses the token that `header` gave, or that there was none."""
+        """Return what to do when the server refuses the token, or the lack of one."""
         if self._key_file is None:
-            return (
-                "the server wants a token, but its configuration as it is read here says that it wants none"
-            )
+            return "the server requires a token, but the configuration that this client read turns tokens off"
         if not self._key_file.path.exists():
             return (
-                f"the server wants a token, and there is no {self._key_file.path}: start handlergen in the "
-                "server's directory or pass --key-file"
+                f"the server requires a token, and there is no {self._key_file.path}: run handlergen in the server's "
+                "directory or pass --key-file"
             )
         return (
-            f"the tokens in {self._key_file.path} are not this server's: it wrote its own into the directory that it "
-            "was started in; pass that file with --key-file"
+            f"the tokens in {self._key_file.path} belong to another server: TorchServe writes {KEY_FILE} into the "
+            "directory it was started in; pass that file with --key-file"
         )
 
 
-class Connection:
-    """Requests to one address with the token of one kind."""
+class HttpConnection:
+    """Requests to one address, with the token for one kind of API (`inference` or `management`)."""
 
     def __init__(self, http: httpx.Client, base_url: str, kind: str, tokens: Tokens) -> None:
         self._http = http
@@ -62,42 +126,31 @@ class Connection:
     def request(
         self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **options: Any
     ) -> httpx.Response:
-        """Send and read the whole answer.
+        """Send a request and read the whole response.
 
         Raises:
-            ServerError: Nobody answers at the address.
-            RequestFailed: The answer's status is 400 or above; its body is kept.
+            ServerError: No server is listening, or the response took too long.
+            RequestFailed: The response's status is 400 or above; the error keeps the body.
         """
-        with self._sent(method, path, headers, options) as response:
+        with self.stream(method, path, headers=headers, **options) as response:
             response.read()
-            self._raise_for_status(response)
             return response
 
     @contextmanager
     def stream(
         self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **options: Any
     ) -> Iterator[httpx.Response]:
-        """Send; the body is read by the caller as it arrives. Raises like `request`."""
-        with self._sent(method, path, headers, options) as response:
-            if response.status_code >= 400:
-                response.read()
-            self._raise_for_status(response)
-            yield response
-
-    @contextmanager
-    def _sent(
-        self, method: str, path: str, headers: Mapping[str, str] | None, options: dict[str, Any]
-    ) -> Iterator[httpx.Response]:
+        """Send a request; the caller reads the body as it arrives. Raises like `request`."""
         url = self._base_url + path
-        # A caller's own Authorization wins over the key file.
-        own = dict(headers or {})
-        carried = (
-            own
-            if "authorization" in {name.lower() for name in own}
-            else {**self._tokens.header(self._kind), **own}
-        )
+        sent = dict(headers or {})
+        # The caller's own Authorization header overrides the key file.
+        if "authorization" not in {name.lower() for name in sent}:
+            sent = {**self._tokens.header(self._kind), **sent}
         try:
-            with self._http.stream(method, url, headers=carried, **options) as response:
+            with self._http.stream(method, url, headers=sent, **options) as response:
+                if response.status_code >= 400:
+                    response.read()
+                    raise self._failure(response)
                 yield response
         except httpx.ConnectError as error:
             raise NoServer(
@@ -105,17 +158,15 @@ class Connection:
             ) from error
         except httpx.TimeoutException as error:
             raise ServerError(
-                f"no answer from {url} in time ({type(error).__name__})",
-                hint="`handlergen status` shows how many requests wait; a longer timeout waits longer",
+                f"timed out waiting for {url} ({type(error).__name__})",
+                hint="`handlergen status` shows how many requests are queued; --timeout sets how long to wait",
             ) from error
         except httpx.HTTPError as error:
             raise ServerError(f"the connection to {url} broke: {error or type(error).__name__}") from error
 
-    def _raise_for_status(self, response: httpx.Response) -> None:
-        if response.status_code < 400:
-            return
+    def _failure(self, response: httpx.Response) -> RequestFailed:
         kind, message = error_text(response.content)
-        raise RequestFailed(
+        return RequestFailed(
             f"{response.status_code}: {message or response.reason_phrase}",
             status=response.status_code,
             body=response.content,

@@ -1,21 +1,101 @@
-"""Predictions and management over gRPC, without generated code."""
+"""TorchServe's gRPC services: predictions and management.
+
+There is no generated code and no copy of a .proto file: the tables below name the services, methods, messages and
+field numbers of TorchServe 0.12.0 (`inference.proto` and `management.proto` in its model-server.jar), and protobuf
+builds the message classes from them when they are first used.
+"""
 
 from __future__ import annotations
 
 import json as json_module
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool, empty_pb2, message_factory
 
 from handlergen.client.connection import Tokens
-from handlergen.client.protocol import INFERENCE, MANAGEMENT, METHODS, message_class
 from handlergen.client.results import ModelStatus
 from handlergen.errors import NoServer, RequestFailed
 from handlergen.runtime.wire import STREAM_WISH
 
-#: The HTTP status that TorchServe made a gRPC code from (GRPCUtils.java); the others arrive as INTERNAL.
+_TYPES = {
+    "string": descriptor_pb2.FieldDescriptorProto.TYPE_STRING,
+    "bytes": descriptor_pb2.FieldDescriptorProto.TYPE_BYTES,
+    "int32": descriptor_pb2.FieldDescriptorProto.TYPE_INT32,
+    "bool": descriptor_pb2.FieldDescriptorProto.TYPE_BOOL,
+}
+_MAP = "map<string, bytes>"
+
+INFERENCE = "org.pytorch.serve.grpc.inference"
+MANAGEMENT = "org.pytorch.serve.grpc.management"
+
+#: package -> message -> {field: (number, type)}
+_MESSAGES: dict[str, dict[str, dict[str, tuple[int, str]]]] = {
+    INFERENCE: {
+        "PredictionsRequest": {
+            "model_name": (1, "string"),
+            "model_version": (2, "string"),
+            "input": (3, _MAP),
+        },
+        "PredictionResponse": {"prediction": (1, "bytes")},
+        "TorchServeHealthResponse": {"health": (1, "string")},
+    },
+    MANAGEMENT: {
+        "ManagementResponse": {"msg": (1, "string")},
+        "DescribeModelRequest": {
+            "model_name": (1, "string"),
+            "model_version": (2, "string"),
+            "customized": (3, "bool"),
+        },
+        "ListModelsRequest": {"limit": (1, "int32"), "next_page_token": (2, "int32")},
+        "RegisterModelRequest": {
+            "batch_size": (1, "int32"),
+            "handler": (2, "string"),
+            "initial_workers": (3, "int32"),
+            "max_batch_delay": (4, "int32"),
+            "model_name": (5, "string"),
+            "response_timeout": (6, "int32"),
+            "runtime": (7, "string"),
+            "synchronous": (8, "bool"),
+            "url": (9, "string"),
+            "s3_sse_kms": (10, "bool"),
+            "startup_timeout": (11, "int32"),
+        },
+        "ScaleWorkerRequest": {
+            "model_name": (1, "string"),
+            "model_version": (2, "string"),
+            "max_worker": (3, "int32"),
+            "min_worker": (4, "int32"),
+            "number_gpu": (5, "int32"),
+            "synchronous": (6, "bool"),
+            "timeout": (7, "int32"),
+        },
+        "SetDefaultRequest": {"model_name": (1, "string"), "model_version": (2, "string")},
+        "UnregisterModelRequest": {"model_name": (1, "string"), "model_version": (2, "string")},
+    },
+}
+
+#: service -> method -> (request, response); a leading "stream " marks a streamed response.
+METHODS: dict[str, dict[str, tuple[str, str]]] = {
+    f"{INFERENCE}.InferenceAPIsService": {
+        "Ping": ("google.protobuf.Empty", "TorchServeHealthResponse"),
+        "Predictions": ("PredictionsRequest", "PredictionResponse"),
+        "StreamPredictions": ("PredictionsRequest", "stream PredictionResponse"),
+    },
+    f"{MANAGEMENT}.ManagementAPIsService": {
+        "DescribeModel": ("DescribeModelRequest", "ManagementResponse"),
+        "ListModels": ("ListModelsRequest", "ManagementResponse"),
+        "RegisterModel": ("RegisterModelRequest", "ManagementResponse"),
+        "ScaleWorker": ("ScaleWorkerRequest", "ManagementResponse"),
+        "SetDefault": ("SetDefaultRequest", "ManagementResponse"),
+        "UnregisterModel": ("UnregisterModelRequest", "ManagementResponse"),
+    },
+}
+
+#: gRPC code -> the HTTP status that TorchServe translated to it (GRPCUtils.java); others arrive as INTERNAL.
 _HTTP_STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.FAILED_PRECONDITION: 400,  # any 4xx without a code of its own
@@ -30,15 +110,15 @@ _HTTP_STATUS = {
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
-#: TorchServe ends an error's details with the class of the Java exception.
+#: TorchServe appends the class of the Java exception to an error's details.
 _JAVA_CLASS = re.compile(r"\n(?:\w+\.)*\w+Exception(?:\.\(\))?$")
 
 
-class Service:
-    """One of TorchServe's gRPC services on one address; `call` and `stream` go by method name."""
+class GrpcService:
+    """One gRPC service at one address; `call` and `stream` take a method's name."""
 
     def __init__(
-        self, address: str, package: str, service: str, kind: str, tokens: Tokens, *, max_message: int
+        self, address: str, tokens: Tokens, max_message: int, *, package: str, service: str, kind: str
     ) -> None:
         self._address = address
         self._package = package
@@ -60,17 +140,18 @@ class Service:
             )
 
     def message(self, name: str, **values: Any) -> Any:
+        """Return a request message of this service's package."""
         return message_class(self._package, name)(**values)
 
     def call(self, method: str, request: Any, *, timeout: float | None = None) -> Any:
-        """One answer. Raises ServerError (nobody there) or RequestFailed."""
+        """Call a method with one response. Raises NoServer or RequestFailed."""
         try:
             return self._stubs[method](request, timeout=timeout, metadata=self._metadata())
         except grpc.RpcError as error:
             raise self._translated(error) from error
 
     def stream(self, method: str, request: Any, *, timeout: float | None = None) -> Iterator[Any]:
-        """Answers as they arrive. Raises like `call`, also midway."""
+        """Yield responses as they arrive. Raises like `call`, also midway."""
         try:
             yield from self._stubs[method](request, timeout=timeout, metadata=self._metadata())
         except grpc.RpcError as error:
@@ -102,12 +183,12 @@ class Service:
         )
 
 
-class GrpcInference(Service):
-    """Predictions over gRPC. The answer carries no headers and no status of its own."""
+class GrpcInference(GrpcService):
+    """Predictions over gRPC. A response has neither headers nor a status of its own."""
 
-    def __init__(self, address: str, tokens: Tokens, *, max_message: int) -> None:
+    def __init__(self, address: str, tokens: Tokens, max_message: int) -> None:
         super().__init__(
-            address, INFERENCE, "InferenceAPIsService", "inference", tokens, max_message=max_message
+            address, tokens, max_message, package=INFERENCE, service="InferenceAPIsService", kind="inference"
         )
 
     def predict(
@@ -131,11 +212,14 @@ class GrpcInference(Service):
         version: str | None = None,
         timeout: float | None = None,
     ) -> Iterator[bytes]:
-        """The parts of the answer as they arrive; empty ones, which end a stream, left out."""
-        # A worker cannot tell StreamPredictions from Predictions: the entry says that parts are wanted.
-        wish = {STREAM_WISH: b"true"}
+        """Yield the parts of the answer as they arrive, without the empty part that ends a stream."""
+        # A worker cannot tell StreamPredictions from Predictions: the extra entry requests a stream.
+        request_stream = {STREAM_WISH: b"true"}
         request = self.message(
-            "PredictionsRequest", model_name=name, model_version=version or "", input={**inputs, **wish}
+            "PredictionsRequest",
+            model_name=name,
+            model_version=version or "",
+            input={**inputs, **request_stream},
         )
         for part in self.stream("StreamPredictions", request, timeout=timeout):
             if part.prediction:
@@ -149,12 +233,17 @@ class GrpcInference(Service):
             return str(health)
 
 
-class GrpcManagement(Service):
-    """Management over gRPC; the answers are the REST API's JSON in a string."""
+class GrpcManagement(GrpcService):
+    """Management over gRPC; each response is the REST API's JSON in a string."""
 
-    def __init__(self, address: str, tokens: Tokens, *, max_message: int) -> None:
+    def __init__(self, address: str, tokens: Tokens, max_message: int) -> None:
         super().__init__(
-            address, MANAGEMENT, "ManagementAPIsService", "management", tokens, max_message=max_message
+            address,
+            tokens,
+            max_message,
+            package=MANAGEMENT,
+            service="ManagementAPIsService",
+            kind="management",
         )
 
     def describe(self, name: str, *, version: str | None = None) -> ModelStatus:
@@ -172,7 +261,7 @@ class GrpcManagement(Service):
     def scale(
         self, name: str, workers: int, *, version: str | None = None, timeout: float | None = None
     ) -> str:
-        """Ask for the number of workers and wait until the server says that it is done; returns its word."""
+        """Set the number of workers, wait until the server has done so, and return its message."""
         request = self.message(
             "ScaleWorkerRequest",
             model_name=name,
@@ -182,3 +271,59 @@ class GrpcManagement(Service):
             synchronous=True,
         )
         return str(self.call("ScaleWorker", request, timeout=timeout).msg)
+
+
+@cache
+def message_class(package: str, name: str) -> Any:
+    """Return the protobuf message class `package.name`.
+
+    It comes from a separate descriptor pool, because the program may also import TorchServe's generated modules, and
+    one pool refuses two descriptions of a message.
+    """
+    if name == "google.protobuf.Empty":
+        return empty_pb2.Empty
+    return message_factory.GetMessageClass(_pool().FindMessageTypeByName(f"{package}.{name}"))
+
+
+@cache
+def _pool() -> descriptor_pool.DescriptorPool:
+    pool = descriptor_pool.DescriptorPool()
+    for package, messages in _MESSAGES.items():
+        file = descriptor_pb2.FileDescriptorProto(
+            name=f"handlergen/{package}.proto", package=package, syntax="proto3"
+        )
+        for message_name, message_fields in messages.items():
+            message = file.message_type.add(name=message_name)
+            for field_name, (number, kind) in message_fields.items():
+                if kind == _MAP:
+                    _add_map(message, f".{package}.{message_name}", field_name, number)
+                else:
+                    message.field.add(
+                        name=field_name,
+                        number=number,
+                        type=_TYPES[kind],
+                        label=descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL,
+                    )
+        pool.Add(file)  # type: ignore[no-untyped-call,unused-ignore]
+    return pool
+
+
+def _add_map(message: descriptor_pb2.DescriptorProto, scope: str, name: str, number: int) -> None:
+    """Add a `map<string, bytes>` field, which a descriptor spells as a repeated message of key and value."""
+    entry_name = "".join(part.capitalize() for part in name.split("_")) + "Entry"
+    entry = message.nested_type.add(name=entry_name)
+    entry.options.map_entry = True
+    for field_number, (field_name, kind) in enumerate((("key", "string"), ("value", "bytes")), start=1):
+        entry.field.add(
+            name=field_name,
+            number=field_number,
+            type=_TYPES[kind],
+            label=descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL,
+        )
+    message.field.add(
+        name=name,
+        number=number,
+        type=descriptor_pb2.FieldDescriptorProto.TYPE_MESSAGE,
+        type_name=f"{scope}.{entry_name}",
+        label=descriptor_pb2.FieldDescriptorProto.LABEL_REPEATED,
+    )

@@ -1,4 +1,4 @@
-"""What the client returns: typed, frozen, with the server's own answer kept beside."""
+"""Typed results of the client: answers, workers and models."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Answer:
     """The answer to one prediction.
 
     Attributes:
-        status: HTTP status; 200 for gRPC, which has no others for an answer.
-        headers: Lower-case names; empty for gRPC.
-        body: As it came.
+        status: HTTP status; always 200 over gRPC.
+        headers: By lower-case name; empty for gRPC.
+        body: The bytes as received.
     """
 
     status: int
@@ -27,15 +27,16 @@ class Answer:
 
     @property
     def content_type(self) -> str:
-        """The media type without parameters, lower case; "" when the server named none."""
+        """The media type in lower case, without parameters; "" when the response has none."""
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
     @property
     def text(self) -> str:
+        """The body as text; bytes that are not UTF-8 are replaced."""
         return self.body.decode("utf-8", "replace")
 
     def json(self) -> Any:
-        """The body as JSON. Raises ValueError when it is none."""
+        """Parse the body as JSON. Raises ValueError when it is not JSON."""
         return json.loads(self.body)
 
 
@@ -44,10 +45,10 @@ class WorkerStatus:
     """One worker of a model.
 
     Attributes:
-        id: TorchServe's number for it ("9000"); it stays when the worker is restarted, `pid` does not.
-        state: `READY`, or `UNLOADING` for every other state (ApiUtils.java), loading and dying included.
-        device: "cpu", "gpu:0", or "gpu" when the server does not say which (no nvidia-smi).
-        memory: Resident bytes; 0 until TorchServe has measured it (once a minute).
+        id: TorchServe's number for the worker ("9000"); a restart changes `pid`, not `id`.
+        state: `READY`; or `UNLOADING`, which stands for every other state, loading included (ApiUtils.java).
+        device: "cpu", "gpu:0", or "gpu" when the server does not know the index (no nvidia-smi).
+        memory: Resident bytes; 0 until TorchServe's first measurement (one a minute).
     """
 
     id: str
@@ -63,11 +64,12 @@ class WorkerStatus:
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """One version of a model as the server describes it (`GET /models/NAME`).
+    """One version of a model as the server reports it (`GET /models/NAME`).
 
     Attributes:
-        queue_free: Free places in the queue; `queue_waiting`: requests in it. None where not told.
-        raw: The server's own description.
+        queue_free: Free places in the queue; None when the server does not report it.
+        queue_waiting: Requests in the queue; None when the server does not report it.
+        raw: The server's response.
     """
 
     name: str
@@ -84,11 +86,12 @@ class ModelStatus:
 
     @property
     def ready_workers(self) -> int:
+        """Number of READY workers."""
         return sum(worker.ready for worker in self.workers)
 
     @property
     def ready(self) -> bool:
-        """Whether every worker that should be there is there and READY."""
+        """Whether there are at least `min_workers` workers, all of them READY."""
         return len(self.workers) >= self.min_workers and all(worker.ready for worker in self.workers)
 
     @property
@@ -98,7 +101,7 @@ class ModelStatus:
 
     @classmethod
     def from_description(cls, raw: Mapping[str, Any]) -> ModelStatus:
-        """From one element of TorchServe's answer (DescribeModelResponse.java)."""
+        """Build a status from one element of TorchServe's response (DescribeModelResponse.java)."""
         queue = raw.get("jobQueueStatus") or {}
         return cls(
             name=raw["modelName"],
@@ -125,7 +128,7 @@ class ModelStatus:
 
 
 def _device(worker: Mapping[str, Any]) -> str:
-    """`gpu` says whether; which one stands only in the text of `gpuUsage` ("gpuId::0 utilization…")."""
+    """Return the device; the index of a GPU is only in the text of `gpuUsage` ("gpuId::0 utilization…")."""
     if not worker.get("gpu"):
         return "cpu"
     usage = str(worker.get("gpuUsage", ""))

@@ -4,7 +4,6 @@ A check is a function from a `Situation` to findings; `diagnosis.py` lists them.
 """
 
 from handlergen.doctor.diagnosis import Section, diagnose, worst
-from handlergen.doctor.finding import Finding, Severity
-from handlergen.doctor.situation import Situation, look_around
+from handlergen.doctor.situation import Finding, Severity, Situation, look_around
 
 __all__ = ["Finding", "Section", "Severity", "Situation", "diagnose", "look_around", "worst"]

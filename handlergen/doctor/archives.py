@@ -1,22 +1,19 @@
-"""The model store: archives that TorchServe would refuse, or run otherwise than they say."""
+"""The model store: archives that TorchServe would refuse, and settings of models that it would read otherwise."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from handlergen.command_text import archive_command
-from handlergen.configuration import configuration_warnings
-from handlergen.doctor.finding import Finding, error, note, ok, warning
-from handlergen.doctor.situation import Situation
-from handlergen.doctor.worker_traps import worker_traps
+from handlergen.configuration import archive_command, configuration_warnings
+from handlergen.doctor.situation import Finding, Situation, error, note, ok, warning
 from handlergen.errors import HandlergenError, ServerError
 from handlergen.mar import open_mar, read_manifest
 from handlergen.names import MODEL_CONFIG_FILE
@@ -24,6 +21,9 @@ from handlergen.readiness import expected_models
 from handlergen.runtime.contract import CONTRACT_FILE
 
 _LARGEST_CONFIG = 1 << 20
+
+#: What an archive's own file wins over (tried with TorchServe 0.12.0).
+_OVERRULED = ("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def archives(situation: Situation) -> Iterator[Finding]:
                 wrong.message, "TorchServe refuses it, or its workers die.", wrong.hint or f"rm {path}"
             )
             continue
-        yield from worker_traps(
+        yield from _worker_traps(
             path.name, archive.config, line=f"{{key}}: {{value}}   # in its {MODEL_CONFIG_FILE}"
         )
         if archive.config.get("asyncCommunication") is True:
@@ -103,6 +103,32 @@ def fit(situation: Situation) -> Iterator[Finding]:
     if situation.text is not None and situation.store.is_dir():
         for message in configuration_warnings(situation.config, situation.settings):
             yield warning(message, "The model fails, or its workers are killed.")
+
+
+def models_key(situation: Situation) -> Iterator[Finding]:
+    """The key `models` of config.properties: what is wrong in it, and what a model's archive overrides."""
+    try:
+        settings = _models_key(situation)
+    except (ValueError, TypeError, AttributeError) as wrong:
+        yield error(
+            f"models: not JSON of the form {{model: {{version: {{setting: value}}}}}} ({wrong})",
+            "TorchServe reads it with a JSON parser, after backslashes at the ends of lines are joined.",
+            'models={"NAME": {"1.0": {"minWorkers": 2, "maxWorkers": 2}}}',
+        )
+        return
+    stored = {(one.name, one.version): one for one in readable_archives(situation)} if settings else {}
+    for (model, version), chosen in settings.items():
+        archive = stored.get((model, version))
+        vain = _vain(chosen, archive.config) if archive is not None else []
+        if vain and archive is not None:
+            said = ", ".join(f"{key}: {archive.config[key]}" for key in vain)
+            yield warning(
+                f"models: {model} {version} sets {' and '.join(vain)} in vain",
+                f"What {archive.path.name} says in its {MODEL_CONFIG_FILE} wins ({said}).",
+                f"{situation.command('scale')} {model} --workers N   # or archive it with other settings",
+            )
+        counts = {key: value for key, value in chosen.items() if key not in vain}
+        yield from _worker_traps(f"models: {model} {version}", counts, line='in its JSON: "{key}": {value}')
 
 
 def mar_files(situation: Situation) -> list[Path]:
@@ -142,3 +168,56 @@ def readable_archives(situation: Situation) -> list[Archive]:
         with contextlib.suppress(HandlergenError):
             found.append(read_archive(path))
     return found
+
+
+def _models_key(situation: Situation) -> dict[tuple[str, str], dict[str, Any]]:
+    """(Model, version) -> what is said of it. Raises ValueError, TypeError, AttributeError."""
+    text = dict(situation.settings.other).get("models", "{}")
+    return {
+        (model, version): dict(chosen)
+        for model, versions in json.loads(text).items()
+        for version, chosen in versions.items()
+    }
+
+
+def _vain(chosen: Mapping[str, Any], archived: Mapping[str, Any]) -> list[str]:
+    low, high = archived.get("minWorkers"), archived.get("maxWorkers")
+    # A pair that is none falls through (ModelServer.initModelStore).
+    sound = isinstance(low, int) and isinstance(high, int) and 0 < low <= high
+    return [
+        key
+        for key in _OVERRULED
+        if key in chosen and key in archived and (sound or not key.endswith("Workers"))
+    ]
+
+
+def _worker_traps(where: str, chosen: Mapping[str, Any], *, line: str) -> Iterator[Finding]:
+    """Numbers of workers that do not fit together, a batch delay that is none.
+
+    Args:
+        where: Put before what is found.
+        chosen: minWorkers, maxWorkers, batchSize, maxBatchDelay, ...
+        line: How a setting is written there, with `{key}` and `{value}`.
+    """
+    low, high = chosen.get("minWorkers"), chosen.get("maxWorkers")
+    if (low is None) != (high is None):
+        given, other = ("minWorkers", "maxWorkers") if high is None else ("maxWorkers", "minWorkers")
+        value = low if high is None else high
+        yield warning(
+            f"{where} has {given} {value} without {other}",
+            "TorchServe then takes the number of GPUs, or else of cores, instead of what was meant.",
+            line.format(key=other, value=value),
+        )
+    elif isinstance(low, int) and isinstance(high, int) and low > high:
+        yield error(
+            f"{where} has minWorkers {low} and maxWorkers {high}",
+            "TorchServe does not take such a pair, and chooses a number itself.",
+            line.format(key="maxWorkers", value=low),
+        )
+    batch, delay = chosen.get("batchSize", 1), chosen.get("maxBatchDelay")
+    if delay is not None and isinstance(delay, int | float) and delay <= 0:
+        yield (warning if isinstance(batch, int) and batch > 1 else note)(
+            f"{where} has maxBatchDelay {delay}",
+            "TorchServe reads it as its default, 100 ms: a request that is alone waits that long for others.",
+            line.format(key="maxBatchDelay", value=1),
+        )

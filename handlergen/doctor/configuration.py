@@ -1,4 +1,4 @@
-"""Traps in config.properties: what TorchServe misreads, ignores or stumbles over."""
+"""config.properties: what TorchServe misreads, ignores or stumbles over; who can use the server; its ports."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator
 
-from handlergen.doctor.finding import Finding, error, note, ok, warning
-from handlergen.doctor.situation import Situation, trailing_blanks
+from handlergen.configuration import exposures
+from handlergen.doctor.files import is_plain_server
+from handlergen.doctor.situation import Finding, Situation, error, note, ok, trailing_blanks, warning
 from handlergen.errors import HandlergenError
+from handlergen.ports import command_of, listeners, taken
 from handlergen.properties import check, unknown_keys
 from handlergen.settings import shown
 from handlergen.templates import template_dir
+
+_FREE_A_PORT = "stop that program, or choose another port: handlergen config --help"
 
 
 def file(situation: Situation) -> Iterator[Finding]:
@@ -145,3 +149,55 @@ def environment(situation: Situation) -> Iterator[Finding]:
             "handlergen reads the file alone: it may look for the server elsewhere.",
             "enable_envvars_config=false",
         )
+
+
+def opened(situation: Situation) -> Iterator[Finding]:
+    """What `serve` warns of, too."""
+    found = exposures(situation.settings)
+    for one in found:
+        yield (error if one.severe else warning)(one.what, one.why, one.fix)
+    if not found:
+        yield ok(
+            "only this machine reaches the server, with tokens, and only the store's archives are loaded"
+        )
+
+
+def ports(situation: Situation) -> Iterator[Finding]:
+    """Each address, against who listens."""
+    held = listeners()
+    running = situation.running
+    addresses = situation.settings.addresses()
+    free, own, stock = [], [], set()
+    for purpose, (host, port) in addresses.items():
+        problem = taken({purpose: (host, port)})
+        holder = held.get(port)
+        if running is not None and holder == running.pid:
+            own.append(port)
+        elif running is not None:
+            yield warning(
+                f"the running server (pid {running.pid}) does not listen on port {port} ({purpose})",
+                "The configuration was changed after it had been started, or somebody else holds the port.",
+                situation.restart,
+            )
+        elif holder is not None and is_plain_server(holder, situation.directory):
+            stock.add(holder)
+        elif problem:
+            who = f", by {command_of(holder)}" if holder is not None and port in held else ""
+            text = problem[0] if "in use" not in problem[0] else f"port {port} ({purpose}) is in use{who}"
+            yield error(text, "The server cannot start.", _FREE_A_PORT)
+        else:
+            free.append(port)
+    if own and running is not None:
+        yield ok(f"ports {_listed(own)}: the running server (pid {running.pid})")
+    for pid in sorted(stock):
+        yield note(
+            f"a TorchServe that `handlergen serve` did not start (pid {pid}) runs here and holds these ports",
+            "`handlergen status`, `invoke` and `scale` work with it; `serve` is refused, `stop` does not know it.",
+            "torchserve --stop",
+        )
+    if free:
+        yield ok(f"ports {_listed(free)} are free")
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(str(number) for number in numbers)

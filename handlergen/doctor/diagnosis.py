@@ -5,49 +5,37 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from handlergen.doctor import (
-    access,
-    archives,
-    configuration,
-    devices,
-    files,
-    java,
-    machine,
-    models_key,
-    packages,
-    ports,
-)
-from handlergen.doctor.finding import Finding, Severity, warning
-from handlergen.doctor.situation import Situation
+from handlergen.doctor import archives, configuration, environment, files
+from handlergen.doctor.situation import Finding, Severity, Situation, warning
 
 Check = Callable[[Situation], Iterable[Finding]]
 
 #: Title -> checks. To add one, write a function and name it here.
 CHECKS: dict[str, tuple[Check, ...]] = {
-    "Java": (java.java,),
+    "Java": (environment.java,),
     "Python packages": (
-        packages.python,
-        packages.torchserve,
-        packages.torch,
-        packages.others,
-        packages.transport,
+        environment.python,
+        environment.torchserve,
+        environment.torch,
+        environment.pyyaml,
+        environment.transport,
     ),
-    "Devices": (devices.visible_devices, devices.cuda_visible_devices, devices.metrics_packages),
+    "Devices": (environment.visible_devices, environment.cuda_visible_devices, environment.metrics_packages),
     "Configuration": (
         configuration.file,
         configuration.syntax,
         configuration.unknown,
         configuration.values,
-        models_key.models,
+        archives.models_key,
         configuration.named_files,
         configuration.undeclared_metrics,
         configuration.environment,
     ),
-    "Access": (access.opened, files.key_file),
+    "Access": (configuration.opened, files.key_file),
     "Archives": (archives.store, archives.archives, archives.fit),
-    "Ports": (ports.ports,),
+    "Ports": (configuration.ports,),
     "Files": (files.server_state, files.left_sockets, files.left_pid_files, files.writable, files.locks),
-    "Machine": (machine.shared_memory, machine.disk, machine.workers),
+    "Machine": (environment.shared_memory, environment.disk, environment.workers),
 }
 
 

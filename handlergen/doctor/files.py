@@ -10,14 +10,12 @@ from pathlib import Path
 
 import psutil
 
-from handlergen.client.key_file import KEY_FILE, KeyFile
-from handlergen.doctor.finding import Finding, error, note, ok, warning
-from handlergen.doctor.situation import Situation
+from handlergen.client.connection import KEY_FILE, KeyFile
+from handlergen.doctor.situation import Finding, Situation, error, note, ok, warning
 from handlergen.errors import ServerError
-from handlergen.processes import marked
+from handlergen.launching import TEMP_PREFIX, marked, state_path
 from handlergen.runtime.device_lock import lock_directory
 from handlergen.runtime.store import open_store
-from handlergen.server_state import TEMP_PREFIX, state_path
 
 _FRONTEND = "org.pytorch.serve.ModelServer"
 _UNIX_SOCKETS = Path("/proc/net/unix")
@@ -190,6 +188,15 @@ def locks(situation: Situation) -> Iterator[Finding]:
             "Workers refuse to load: who can write there can hold or break the turns on the device.",
             "export HANDLERGEN_STATE_DIR=~/.local/state/handlergen   # or: remove that directory",
         )
+
+
+def is_plain_server(pid: int, directory: Path) -> bool:
+    """Is this a TorchServe that was started in a directory?"""
+    try:
+        process = psutil.Process(pid)
+        return _FRONTEND in process.cmdline() and process.cwd() == str(directory)
+    except psutil.Error:
+        return False
 
 
 def _is_frontend(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""What the checks look at: a configuration, an environment, and the server that runs on it, if any."""
+"""What the checks look at, a situation, and what they return, findings."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
 
-from handlergen.command_text import handlergen_command
+from handlergen.configuration import handlergen_command
 from handlergen.errors import HandlergenError
+from handlergen.launching import ServerState, read_state
 from handlergen.properties import ServerSettings, parse_properties
 from handlergen.property_text import (
     LAUNCHER_KEYS,
@@ -21,7 +23,47 @@ from handlergen.property_text import (
     parse_entries,
     read_text,
 )
-from handlergen.server_state import ServerState, read_state
+
+
+class Severity(IntEnum):
+    """How bad it is: `note` needs nothing done, `warning` may hurt, `error` keeps the server from working."""
+
+    OK = 0
+    NOTE = 1
+    WARNING = 2
+    ERROR = 3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: What is so.
+        why: Why it matters; empty when all is well.
+        fix: A command, or a line of a file; empty when nothing need be done.
+    """
+
+    severity: Severity
+    what: str
+    why: str = ""
+    fix: str = ""
+
+
+def ok(what: str) -> Finding:
+    return Finding(Severity.OK, what)
+
+
+def note(what: str, why: str = "", fix: str = "") -> Finding:
+    return Finding(Severity.NOTE, what, why, fix)
+
+
+def warning(what: str, why: str, fix: str = "") -> Finding:
+    return Finding(Severity.WARNING, what, why, fix)
+
+
+def error(what: str, why: str, fix: str = "") -> Finding:
+    return Finding(Severity.ERROR, what, why, fix)
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,23 @@
-"""The ways a module may be written, one small module each.
+"""The forms, one module each: how a source is recognised, and how its hooks become a contract.
 
-To add a form: write `forms/NAME.py` with a `FORM`, and put it into `FORMS`. What is served at run time is the
-runtime's matter (`handlergen/runtime/user_module.py`).
+Each module has a `FORM`. Which forms there are is said by the table in `handlergen.runtime.form_table`.
 """
 
 from __future__ import annotations
 
-from handlergen.forms import flow, functions, model_class, module, sagemaker, torchserve_handler
+import importlib
+
 from handlergen.forms.form import Form
+from handlergen.runtime import form_table
 
-__all__ = ["FORMS", "REFUSED", "Form", "form_named"]
+__all__ = ["FORMS", "Form", "form_named"]
 
-FORMS: tuple[Form, ...] = (functions.FORM, model_class.FORM, module.FORM, flow.FORM, sagemaker.FORM)
-"""In the order of the contract, section 1."""
-
-REFUSED: tuple[Form, ...] = (torchserve_handler.FORM,)
-"""What needs no handlergen; looked for first."""
+FORMS: tuple[Form, ...] = tuple(
+    importlib.import_module(f"{__name__}.{row.module}").FORM for row in form_table.FORMS.values()
+)
+"""In the order of the table."""
 
 
 def form_named(name: str) -> Form:
-    """The form of that name; the setting `form` allows no other."""
+    """Return the form with that name; the setting `form` allows no other."""
     return next(form for form in FORMS if form.name == name)

@@ -1,6 +1,6 @@
 """The `model-class` form: Truss's `class Model` with `predict`, alone in a file or in a Truss directory.
 
-How it is called at run time: `handlergen/runtime/form_model_class.py`. Facts of Truss:
+How it is called at run time: `handlergen/runtime/form_model_class.py`. Facts about Truss:
 truss/templates/server/model_wrapper.py.
 """
 
@@ -11,26 +11,33 @@ import difflib
 
 from handlergen.errors import Problem
 from handlergen.findings import Findings, Source
-from handlergen.forms.form import Form
-from handlergen.forms.slips import method_slips
-from handlergen.forms.streams import stream_problems, stream_warnings
+from handlergen.forms.form import Form, check_stream, method_lines, misspelt, yields
 from handlergen.hook_signatures import plain_parameters
-from handlergen.methods import Method, find_method
 from handlergen.runtime.contract import Contract, Hook, Parameter
-from handlergen.source_module import SourceModule, call_kind, dotted, full_name, wrapped_in_context_manager
+from handlergen.source_module import (
+    Method,
+    MethodNode,
+    SourceModule,
+    call_kind,
+    dotted,
+    find_method,
+    full_name,
+    wrapped_in_context_manager,
+)
 
 ARGUMENTS = ("config", "data_dir", "secrets", "environment", "lazy_data_resolver")
-"""What a constructor may name."""
+"""Parameters that a constructor may have."""
 
-# Role to what its data parameter receives.
 _DATA = {"preprocess": "data", "predict": "inputs", "postprocess": "outputs"}
+"""What the data parameter of each hook receives."""
+
 _ONCE = ("load", "is_healthy")
-# Endpoints of Truss's server that TorchServe does not have.
-_ENDPOINTS = ("completions", "chat_completions", "websocket")
+_UNSUPPORTED_ENDPOINTS = ("completions", "chat_completions", "websocket")
+"""Endpoints of Truss's server that TorchServe does not have."""
 
 
 def recognise(source: Source) -> str | None:
-    """A module-level class of that name that has `predict`, be it inherited."""
+    """Find a module-level class with the wanted name that has `predict`, its own or inherited."""
     node = _class(source)
     if node is not None and find_method(source.module, node, "predict"):
         return f"class {node.name} with predict, line {node.lineno}"
@@ -38,39 +45,41 @@ def recognise(source: Source) -> str | None:
 
 
 def inspect(source: Source) -> Findings:
-    """The contract of the class; every problem of its constructor and its hooks."""
+    """Return the contract of the class, or every problem of its constructor and its hooks."""
     findings = Findings()
-    node = _class(source)
+    module, node = source.module, _class(source)
     if node is None:
         findings.problems.append(_no_class(source))
         return findings
-    file = source.module.file
     hooks: dict[str, Hook] = {}
     methods: dict[str, Method] = {}
-    for role in (*_ONCE, *_DATA):
-        method = find_method(source.module, node, role)
-        if method is None:
-            continue
-        methods[role] = method
-        hooks[role] = (_once if role in _ONCE else _hook)(source.module, method, role, findings)
-    foreign = _foreign_bases(source.module, node)
+    for role in ("load", *_DATA, "is_healthy"):
+        method = find_method(module, node, role)
+        if method is not None:
+            methods[role] = method
+            hooks[role] = (_once if role in _ONCE else _hook)(module, method, role, findings)
+    foreign = _foreign_bases(module, node)
     if "predict" not in hooks:
-        findings.problems.append(_no_predict(source.module, node, foreign))
-    elif foreign:
-        findings.warnings.append(
-            f"{file}:{node.lineno}: {node.name} inherits from {', '.join(foreign)}, which is not read: hooks that it "
-            f"defines there are not called"
-        )
-    findings.problems += _constructor(source.module, node)
-    findings.problems += stream_problems(file, methods, source.settings)
-    findings.problems += _together(source, hooks)
-    findings.warnings += stream_warnings(file, methods, source.settings)
-    findings.warnings += _unserved(source.module, node, hooks)
-    findings.warnings += method_slips(source.module, node, (*_ONCE, *_DATA), hooks)
+        findings.problems.append(_no_predict(module, node, foreign))
+    else:
+        if foreign:
+            findings.warn(
+                module.file,
+                node.lineno,
+                f"{node.name} inherits from {', '.join(foreign)}, which handlergen does not read: hooks that are "
+                f"defined there are not called",
+            )
+        _check_predict(source, hooks, findings)
+    _check_constructor(module, node, findings)
+    check_stream(module.file, methods, source.settings, findings)
+    for name in _UNSUPPORTED_ENDPOINTS:
+        if "predict" in hooks and (endpoint := find_method(module, node, name)):
+            message = f"{name} is not served: TorchServe has no such endpoint"
+            findings.warn(module.file, endpoint.node.lineno, message)
+    findings.warnings += misspelt(module.file, method_lines(node), (*_ONCE, *_DATA), hooks)
     if not findings.problems:
-        ordered = {role: hooks[role] for role in ("load", *_DATA, "is_healthy") if role in hooks}
         findings.contract = Contract(
-            "model-class", source.name, ordered, class_name=node.name, details=dict(source.details)
+            "model-class", source.name, hooks, class_name=node.name, details=dict(source.details)
         )
     return findings
 
@@ -81,70 +90,73 @@ def _class(source: Source) -> ast.ClassDef | None:
 
 
 def _hook(module: SourceModule, method: Method, role: str, findings: Findings) -> Hook:
-    node, file = method.node, module.file
+    node = method.node
     if wrapped_in_context_manager(node):
-        findings.problems.append(
-            Problem(file, node.lineno, f"{role} is a context manager", "Return the value instead.")
+        message = f"{role} is a context manager"
+        findings.problem(module.file, node.lineno, message, "Return the value instead.")
+    return Hook(role, node.lineno, call_kind(node), _parameters(module, node, role, findings))
+
+
+def _parameters(
+    module: SourceModule, node: MethodNode, role: str, findings: Findings
+) -> tuple[Parameter, ...]:
+    """Read the data parameter, and perhaps a second one annotated `Request`; their names do not matter."""
+    given = list(plain_parameters(node))
+    annotated = {
+        arg.arg
+        for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+        if _is_request(module, arg.annotation)
+    }
+    wrong = _wrong_parameters(node, role, annotated)
+    if wrong is not None:
+        line, message, fix = wrong
+        wanted = (
+            f"Write def {role}(self, {_DATA[role]}), or def {role}(self, {_DATA[role]}, request: Request)."
         )
-    parameters, problem = _parameters(module, node, role)
-    if problem:
-        findings.problems.append(problem)
-    return Hook(role, node.lineno, call_kind(node), parameters)
+        findings.problem(module.file, line, message, f"{fix} {wanted}".strip())
+        return ()
+    return tuple(
+        Parameter(
+            parameter.name,
+            "http_request" if parameter.name in annotated else _DATA[role],
+            parameter.keyword_only,
+            parameter.required,
+        )
+        for parameter in given
+    )
 
 
-def _parameters(  # noqa: PLR0911 - one return a way to be wrong
-    module: SourceModule, node: ast.FunctionDef | ast.AsyncFunctionDef, role: str
-) -> tuple[tuple[Parameter, ...], Problem | None]:
-    """One data parameter, and perhaps a second one annotated `Request`; their names do not matter."""
-    wanted = f"Write def {role}(self, {_DATA[role]}), or def {role}(self, {_DATA[role]}, request: Request)."
-
-    def problem(line: int, message: str, fix: str = wanted) -> tuple[tuple[Parameter, ...], Problem]:
-        return (), Problem(module.file, line, message, fix)
-
+def _wrong_parameters(  # noqa: PLR0911 - one return a way to be wrong
+    node: MethodNode, role: str, annotated: set[str]
+) -> tuple[int, str, str] | None:
+    """Return line, message and the first part of the fix; None if the parameters can be passed."""
     variadic = node.args.vararg or node.args.kwarg
     if variadic:
         star = "*" if node.args.vararg else "**"
-        return problem(
-            variadic.lineno, f"{role} takes `{star}{variadic.arg}`, which does not say what to pass"
-        )
+        return variadic.lineno, f"{role} takes `{star}{variadic.arg}`, which does not say what to pass", ""
     given = list(plain_parameters(node))
-    annotated = {arg.arg: _is_request(module, arg.annotation) for arg in _arguments(node)}
     if not given:
-        return problem(node.lineno, f"{role} takes no data besides self")
-    if len(given) > 2:
-        return problem(
-            given[2].line, f"{role} has more than two parameters: nothing is passed for `{given[2].name}`"
-        )
-    first, *second = given
-    if not second:
-        if not annotated[first.name]:
-            return (Parameter(first.name, _DATA[role], first.keyword_only, first.required),), None
-        if role == "postprocess":
-            return problem(
-                first.line, "postprocess takes only the request: what predict returned would be lost"
-            )
-        return (Parameter(first.name, "http_request", first.keyword_only, first.required),), None
-    if annotated[first.name]:
-        return problem(first.line, f"the request comes second, after the data, in {role}")
-    if not annotated[second[0].name]:
-        message = f"the second parameter of {role}, `{second[0].name}`, is not annotated Request"
-        return problem(
-            second[0].line,
-            message,
-            f"If it is the request: `{second[0].name}: Request`; if not, remove it. {wanted}",
-        )
-    return (
-        Parameter(first.name, _DATA[role], first.keyword_only, first.required),
-        Parameter(second[0].name, "http_request", second[0].keyword_only, second[0].required),
-    ), None
-
-
-def _arguments(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.arg]:
-    return [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        return node.lineno, f"{role} has no parameter for the data besides self", ""
+    first, *others = given
+    if len(others) > 1:
+        surplus = others[1]
+        message = f"{role} has more than two parameters: nothing is passed for `{surplus.name}`"
+        return surplus.line, message, ""
+    if not others:
+        if role == "postprocess" and first.name in annotated:
+            return first.line, "postprocess takes only the request: what predict returned would be lost", ""
+        return None
+    (second,) = others
+    if first.name in annotated:
+        return first.line, f"the request must come second, after the data, in {role}", ""
+    if second.name not in annotated:
+        message = f"the second parameter of {role}, `{second.name}`, is not annotated Request"
+        return second.line, message, f"If it is the request: `{second.name}: Request`; if not, remove it."
+    return None
 
 
 def _is_request(module: SourceModule, annotation: ast.expr | None) -> bool:
-    """`Request`, `starlette.requests.Request`, `"Request"`, `Request | None`, `Optional[Request]`, renamed or not."""
+    """Recognise `Request`, `starlette.requests.Request`, `"Request"`, `Request | None`, `Optional[Request]`."""
     if annotation is None:
         return False
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
@@ -155,132 +167,93 @@ def _is_request(module: SourceModule, annotation: ast.expr | None) -> bool:
     if isinstance(annotation, ast.BinOp):
         return _is_request(module, annotation.left) or _is_request(module, annotation.right)
     if isinstance(annotation, ast.Subscript):
-        outer = dotted(annotation.value).rpartition(".")[2]
-        return outer in ("Optional", "Annotated", "Union") and any(
-            _is_request(module, item)
-            for item in (
-                annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
-            )
+        inner = annotation.slice
+        return dotted(annotation.value).rpartition(".")[2] in ("Optional", "Annotated", "Union") and any(
+            _is_request(module, item) for item in (inner.elts if isinstance(inner, ast.Tuple) else [inner])
         )
     name = dotted(annotation)
     return bool(name) and full_name(module, name).rpartition(".")[2] == "Request"
 
 
 def _once(module: SourceModule, method: Method, role: str, findings: Findings) -> Hook:
-    """`load` and `is_healthy` take nothing besides self."""
+    """Read `load` or `is_healthy`, which take nothing besides self."""
     node = method.node
     for parameter in plain_parameters(node):
         if parameter.required:
-            findings.problems.append(
-                Problem(
-                    module.file,
-                    parameter.line,
-                    f"{role} has no argument for its parameter `{parameter.name}`",
-                    f"Write def {role}(self); the constructor receives {', '.join(ARGUMENTS)}.",
-                )
+            findings.problem(
+                module.file,
+                parameter.line,
+                f"nothing is passed for the parameter `{parameter.name}` of {role}",
+                f"Write def {role}(self); the constructor receives {', '.join(ARGUMENTS)}.",
             )
-    if call_kind(node) in ("generator", "async_generator"):
-        findings.problems.append(
-            Problem(module.file, node.lineno, f"{role} is a generator", "Do its work instead.")
-        )
+    if yields(node):
+        findings.problem(module.file, node.lineno, f"{role} is a generator", "Remove the yield.")
     return Hook(role, node.lineno, call_kind(node), ())
 
 
-def _constructor(module: SourceModule, node: ast.ClassDef) -> list[Problem]:
-    """Truss passes keyword arguments, those that the constructor names."""
+def _check_constructor(module: SourceModule, node: ast.ClassDef, findings: Findings) -> None:
+    """Check that the constructor's parameters are ones that Truss passes, by keyword, to those that name them."""
     method = find_method(module, node, "__init__")
-    if method is None:
-        return []
-    problems = []
-    for parameter in plain_parameters(method.node):
+    for parameter in plain_parameters(method.node) if method else ():
         known = parameter.name in ARGUMENTS
         if known and parameter.positional_only:
-            problems.append(
-                Problem(
-                    module.file,
-                    parameter.line,
-                    f"`{parameter.name}` of {node.name} is positional-only, and is passed by keyword",
-                    "Leave out the `/`.",
-                )
-            )
+            message = f"`{parameter.name}` of {node.name} is positional-only, but it is passed by keyword"
+            findings.problem(module.file, parameter.line, message, "Remove the `/`.")
         elif not known and parameter.required:
             near = difflib.get_close_matches(parameter.name, ARGUMENTS, n=1, cutoff=0.6)
             fix = f"Did you mean `{near[0]}`?" if near else "Give it a default, or read it from config."
-            problems.append(
-                Problem(
-                    module.file,
-                    parameter.line,
-                    f"{node.name} has no argument for its parameter `{parameter.name}`",
-                    f"It may name {', '.join(ARGUMENTS)}, or take **kwargs for all of them. {fix}",
-                )
+            findings.problem(
+                module.file,
+                parameter.line,
+                f"nothing is passed for the parameter `{parameter.name}` of {node.name}",
+                f"It may take {', '.join(ARGUMENTS)}, or **kwargs for all of them. {fix}",
             )
-    return problems
 
 
-def _together(source: Source, hooks: dict[str, Hook]) -> list[Problem]:
-    """What each hook may be on its own and not beside the others."""
-    problems = []
-    file, predict = source.module.file, hooks.get("predict")
-    if predict is None:
-        return []
+def _check_predict(source: Source, hooks: dict[str, Hook], findings: Findings) -> None:
+    """Check the request parameter of predict against preprocess and the setting `batch`."""
+    file, predict = source.module.file, hooks["predict"]
     takes = {parameter.source for parameter in predict.parameters}
     if "preprocess" in hooks and takes == {"http_request"}:
-        problems.append(
-            Problem(
-                file,
-                predict.line,
-                "predict takes only the request: what preprocess returned would be lost",
-                "Write def predict(self, inputs, request: Request).",
-            )
-        )
+        message = "predict takes only the request: what preprocess returned would be lost"
+        findings.problem(file, predict.line, message, "Write def predict(self, inputs, request: Request).")
     batch = source.settings.batch
     if batch in ("list", "collate") and "http_request" in takes:
-        problems.append(
-            Problem(
-                file,
-                predict.line,
-                f"predict takes a Request, but with batch: {batch} one call serves several requests",
-                "Write batch: each, or let preprocess put what predict needs into its inputs.",
-            )
+        findings.problem(
+            file,
+            predict.line,
+            f"predict takes a Request, but with batch: {batch} one call serves several requests",
+            "Write batch: each, or let preprocess put what predict needs into its inputs.",
         )
-    return problems
-
-
-def _unserved(module: SourceModule, node: ast.ClassDef, hooks: dict[str, Hook]) -> list[str]:
-    return [
-        f"{module.file}:{method.node.lineno}: {name} is not served: TorchServe has no such endpoint"
-        for name in _ENDPOINTS
-        if "predict" in hooks and (method := find_method(module, node, name))
-    ]
 
 
 def _no_class(source: Source) -> Problem:
-    classes = [node for node in source.module.classes() if find_method(source.module, node, "predict")]
-    fix = f"Write class {source.class_name} with def predict(self, inputs)."
-    if len(classes) == 1:
-        fix = f"Is {classes[0].name}, line {classes[0].lineno}, meant to be it? Rename it to {source.class_name}."
-    binding = source.module.bindings.get(source.class_name)
+    file, wanted = source.module.file, source.class_name
+    binding = source.module.bindings.get(wanted)
     if binding is not None:
-        message = f"`{source.class_name}` is not defined here by a class statement, and cannot be read"
-        return Problem(
-            source.module.file, binding.line, message, f"Write class {source.class_name} in this file."
-        )
-    return Problem(source.module.file, 0, f"there is no class {source.class_name}", fix)
+        message = f"`{wanted}` is not defined by a class statement in this file, so that it cannot be read"
+        return Problem(file, binding.line, message, f"Write class {wanted} in this file.")
+    classes = [node for node in source.module.classes() if find_method(source.module, node, "predict")]
+    fix = f"Write class {wanted} with def predict(self, inputs)."
+    if len(classes) == 1:
+        fix = f"Is {classes[0].name}, line {classes[0].lineno}, meant to be it? Rename it to {wanted}."
+    return Problem(file, 0, f"there is no class {wanted}", fix)
 
 
 def _no_predict(module: SourceModule, node: ast.ClassDef, foreign: list[str]) -> Problem:
     websocket = find_method(module, node, "websocket")
     if websocket:
-        message = "websocket takes the place of predict, and TorchServe has no WebSocket endpoint"
+        message = "the class has websocket instead of predict, but TorchServe has no WebSocket endpoint"
         return Problem(module.file, websocket.node.lineno, message, "Write def predict(self, inputs).")
     fix = "Write def predict(self, inputs)."
     if foreign:
-        fix = f"{', '.join(foreign)} is not read: write def predict(self, inputs) here, and call the inherited one."
+        names = ", ".join(foreign)
+        fix = f"handlergen does not read {names}: write def predict(self, inputs) here, and call the inherited one."
     return Problem(module.file, node.lineno, f"class {node.name} has no predict", fix)
 
 
 def _foreign_bases(module: SourceModule, node: ast.ClassDef) -> list[str]:
-    """Bases, at any depth, that are not defined in this file; `object` and typing's aside."""
+    """Return the bases, at any depth, that are not defined in this file, except `object` and those of typing."""
     found: list[str] = []
     waiting, seen = [node], {node.name}
     while waiting:

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, Any, Protocol
 
 from handlergen.errors import HandlergenError, TooManyErrors
-from handlergen.offline.convert import CONVERTERS, needs_of
-from handlergen.offline.deaths import deaths_told
-from handlergen.offline.journal import Journal, open_journal, written
-from handlergen.offline.output_files import OutputFiles
-from handlergen.offline.predicted import Predicted
-from handlergen.offline.rows import Chunk, in_chunks, is_failed, line_of
-from handlergen.offline.sources import Source
-
-if TYPE_CHECKING:
-    from handlergen.runtime.hooks import Item
+from handlergen.offline.engine import Engine
+from handlergen.offline.journal import PendingOutputs, open_journal, write_errors_told
+from handlergen.offline.output import CONVERTERS, OutputFiles, check_installed
+from handlergen.offline.rows import Chunk, Lines, in_chunks
+from handlergen.offline.sources import RowSource
 
 DEFAULT_BATCH_SIZE = 32
 
@@ -66,55 +61,37 @@ class Summary:
         return (self.rows - self.resumed_rows) / self.seconds if self.seconds > 0 else 0.0
 
 
-@dataclass(frozen=True)
-class Lines:
-    """A chunk's part of the output."""
+class _LineWriter(Protocol):
+    """An output of lines: a `Journal`'s, or a stream.
 
-    chunk: Chunk
-    text: bytes
-    failed: int
+    Attributes:
+        rows, failed: How many rows are in it, and how many of them are errors.
+    """
 
-    @classmethod
-    def of(cls, chunk: Chunk, items: list[Item]) -> Lines:
-        text = b"".join(line_of(row.id, item) for row, item in zip(chunk.rows, items, strict=True))
-        return cls(chunk, text, sum(map(is_failed, items)))
-
-
-class Engine(Protocol):
-    """Answers chunks: in this process, or on a cluster."""
-
-    @property
-    def identity(self) -> str:
-        """What tells the model from another one."""
-
-    def run(
-        self,
-        chunks: Iterable[Chunk],
-        write: Callable[[Lines], None],
-        *,
-        ordered: bool,
-        predicted: Predicted | None,
-    ) -> Generator[None, None, None]:
-        """Hand each chunk's lines to `write` as soon as they are there; yield after each.
-
-        Args:
-            chunks: Read as they are needed.
-            write: One call at a time.
-            ordered: Keep their order.
-            predicted: Where outputs are kept that are not written yet; None: nowhere.
-        """
-
-
-class _Sink(Protocol):
     rows: int
     failed: int
 
-    def take(self, lines: Lines) -> None: ...
+    def write(self, lines: Lines) -> None: ...
+
+
+class _LineStream:
+    """An output that cannot be read again, and so not be resumed."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.rows = 0
+        self.failed = 0
+
+    def write(self, lines: Lines) -> None:
+        self._stream.write(lines.text)
+        self._stream.flush()
+        self.rows += len(lines.chunk.rows)
+        self.failed += lines.failed
 
 
 def map_to_file(
     engine: Engine,
-    source: Source,
+    source: RowSource,
     output: Path | IO[bytes],
     *,
     batch_size: int = DEFAULT_BATCH_SIZE,
@@ -143,9 +120,8 @@ def map_to_file(
         raise HandlergenError("the batch size must be at least 1")
     if not isinstance(output, Path):
         run = _Run(engine, source, batch_size, ordered, max_errors, progress)
-        with deaths_told():
-            return run.go(_Stream(output), None, {}, None)
-    needs_of(output)
+        return run.go(_LineStream(output), None, {}, None)
+    check_installed(output)
     files = OutputFiles(output)
     if source.path is not None:
         files.refuse_as_input(source.path)
@@ -154,17 +130,16 @@ def map_to_file(
         raise HandlergenError(f"{output} is there already", hint="--overwrite makes it anew")
     same = {**source.identity, "model": engine.identity, "batch_size": batch_size}
     journal = open_journal(files.lines, same, restart=overwrite)
-    predicted = Predicted(files.predicted)
+    pending = PendingOutputs(files.pending)
     complete = False
     try:
-        with deaths_told():
-            summary = run.go(_Recorded(journal), output, dict(journal.done), predicted)
+        summary = run.go(journal, output, dict(journal.done), pending)
         if files.converted:
             _convert(files)
         complete = True
     finally:
-        with written(output):
-            predicted.close(complete=complete)
+        with write_errors_told(output):
+            pending.close(complete=complete)
             journal.close(complete=complete)
     if files.converted:
         files.lines.unlink()
@@ -173,7 +148,7 @@ def map_to_file(
 
 def _convert(files: OutputFiles) -> None:
     """Make the output of its lines, in one step."""
-    with written(files.output):
+    with write_errors_told(files.output):
         CONVERTERS[files.output.suffix.lower()](files.lines, files.partial)
         files.partial.replace(files.output)
 
@@ -181,35 +156,35 @@ def _convert(files: OutputFiles) -> None:
 @dataclass(frozen=True)
 class _Run:
     engine: Engine
-    source: Source
+    source: RowSource
     batch_size: int
     ordered: bool
     max_errors: int | None
     progress: Callable[[Progress], None]
 
     def go(
-        self, sink: _Sink, output: Path | None, done: dict[int, int], predicted: Predicted | None
+        self, writer: _LineWriter, output: Path | None, done: dict[int, int], pending: PendingOutputs | None
     ) -> Summary:
         """Answer what is not in `done`."""
-        started, before = time.monotonic(), sink.rows
+        started, before = time.monotonic(), writer.rows
         chunks = _left(in_chunks(self.source.rows(), self.batch_size), done, output)
-        running = self.engine.run(chunks, sink.take, ordered=self.ordered, predicted=predicted)
+        running = self.engine.run(chunks, writer.write, ordered=self.ordered, pending=pending)
         with contextlib.closing(running):
-            _check_errors(sink, self.max_errors, output)
+            _check_errors(writer, self.max_errors, output)
             for _ in running:
                 seconds = time.monotonic() - started
                 fraction = self.source.fraction()
-                self.progress(Progress(sink.rows, sink.failed, sink.rows - before, seconds, fraction))
-                _check_errors(sink, self.max_errors, output)
-        return Summary(output, sink.rows, sink.failed, before, time.monotonic() - started)
+                self.progress(Progress(writer.rows, writer.failed, writer.rows - before, seconds, fraction))
+                _check_errors(writer, self.max_errors, output)
+        return Summary(output, writer.rows, writer.failed, before, time.monotonic() - started)
 
 
-def _check_errors(sink: _Sink, max_errors: int | None, output: Path | None) -> None:
-    if max_errors is None or sink.failed <= max_errors:
+def _check_errors(writer: _LineWriter, max_errors: int | None, output: Path | None) -> None:
+    if max_errors is None or writer.failed <= max_errors:
         return
-    kept = f"; {sink.rows} rows are in {output}" if output is not None else ""
+    kept = f"; {writer.rows} rows are in {output}" if output is not None else ""
     raise TooManyErrors(
-        f"{sink.failed} row{'s' if sink.failed > 1 else ''} failed, more than the {max_errors} that are allowed{kept}",
+        f"{writer.failed} row{'s' if writer.failed > 1 else ''} failed, more than the {max_errors} allowed{kept}",
         hint="the same command with a greater --max-errors goes on",
     )
 
@@ -235,43 +210,6 @@ def _another_input(output: Path | None, why: str) -> HandlergenError:
         f"the input is not the one that {output} was begun with: {why}",
         hint="give the same input to go on, or --overwrite to begin anew",
     )
-
-
-class _Recorded:
-    """Writes lines into an output with a journal."""
-
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-        self.rows = journal.rows
-        self.failed = journal.failed
-
-    def take(self, lines: Lines) -> None:
-        count = len(lines.chunk.rows)
-        with written(self._journal.output):
-            self._journal.write(
-                lines.chunk.number,
-                lines.text,
-                rows=count,
-                failed=lines.failed,
-                input_crc=lines.chunk.checksum(),
-            )
-        self.rows += count
-        self.failed += lines.failed
-
-
-class _Stream:
-    """Writes lines to where nothing can be read again."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-        self.rows = 0
-        self.failed = 0
-
-    def take(self, lines: Lines) -> None:
-        self._stream.write(lines.text)
-        self._stream.flush()
-        self.rows += len(lines.chunk.rows)
-        self.failed += lines.failed
 
 
 def as_json(summary: Summary) -> dict[str, Any]:

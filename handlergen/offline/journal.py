@@ -1,12 +1,17 @@
-"""What of a run is written, so that another run goes on where this one ended, whatever ended it.
+"""The record of a run, with which another run goes on where this one ended, whatever ended it.
 
-Beside the output lies OUTPUT.journal: a line that describes the run, then one line a chunk, written after the chunk's
-lines are in the output: `[number, rows, failed, size of the output, CRC-32 of its lines, CRC-32 of its input]`. What a
-process wrote survives its SIGKILL; so that it survives the machine too, both files are synced in a thread of its own, a
-few times a second.
+**The journal.** Beside the output lies OUTPUT.journal: a line that describes the run, then one line a chunk, written
+after the chunk's lines are in the output: `[number, rows, failed, size of the output, CRC-32 of its lines, CRC-32 of
+its input]`. What a process wrote survives its SIGKILL; so that it survives the machine too, both files are synced in a
+thread of its own, a few times a second.
 
 A resumed run believes the longest prefix of the journal whose last chunk stands in the output as it was written, cuts
 the output there, and leaves out these chunks.
+
+**Pending outputs.** While one chunk is postprocessed, the next one is predicted: a run that is killed then has two
+chunks under way. So that another run predicts only one of them again, the outputs of the first are in OUTPUT.predicted
+before the second prediction begins. As with the journal, what a process wrote survives its SIGKILL. After a crash of
+the machine the file may be torn; then both chunks are predicted again.
 """
 
 from __future__ import annotations
@@ -15,22 +20,35 @@ import contextlib
 import fcntl
 import json
 import os
+import pickle
+import stat
+import struct
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from handlergen.errors import HandlergenError
+from handlergen.offline.rows import Chunk, Lines
+from handlergen.runtime.hooks import Item
+from handlergen.runtime.predictor_process import serialization
 
 VERSION = 1
 SUFFIX = ".journal"
+PENDING_SUFFIX = ".predicted"
 _SYNC_EVERY_S = 0.25
+
+_MOST_PENDING = 32 << 20
+"""Bytes of outputs above which writing them costs more than the overlap of two stages gives."""
+
+_PENDING_HEAD = struct.Struct("<QI")
+"""Size and CRC-32 of the pickle that follows."""
 
 
 @dataclass(frozen=True)
-class Entry:
+class JournalEntry:
     """One chunk that is done."""
 
     number: int
@@ -57,8 +75,8 @@ def journal_path(output: Path) -> Path:
 
 
 @contextlib.contextmanager
-def written(file: Path) -> Iterator[None]:
-    """What the system refuses while a run's file is written, as an error that says how the run goes on.
+def write_errors_told(file: Path) -> Iterator[None]:
+    """Make an error of the system while a run's file is written one that says how the run goes on.
 
     Raises:
         HandlergenError: The disk is full, say.
@@ -80,7 +98,7 @@ class Journal:
         rows, failed: How many rows are in the output, and how many of them are errors.
     """
 
-    def __init__(self, output: Path, files: tuple[int, int], entries: list[Entry]) -> None:
+    def __init__(self, output: Path, files: tuple[int, int], entries: list[JournalEntry]) -> None:
         self.output = output
         self._output, self._journal = files
         self.done = {entry.number: entry.input_crc for entry in entries}
@@ -92,24 +110,26 @@ class Journal:
         self._trouble: OSError | None = None
         self._syncer: threading.Thread | None = None
 
-    def write(self, number: int, lines: bytes, *, rows: int, failed: int, input_crc: int) -> None:
+    def write(self, lines: Lines) -> None:
         """Add a chunk's lines; when this returns, a resumed run does not repeat them.
 
         Raises:
-            OSError: The disk is full, say.
+            HandlergenError: The disk is full, say.
         """
-        if self._trouble is not None:
-            raise self._trouble
-        _write_all(self._output, lines)
-        self._size += len(lines)
-        entry = Entry(number, rows, failed, self._size, zlib.crc32(lines), input_crc)
-        _write_all(self._journal, entry.line())
-        self.rows += rows
-        self.failed += failed
+        with write_errors_told(self.output):
+            if self._trouble is not None:
+                raise self._trouble
+            chunk, text = lines.chunk, lines.text
+            _write_all(self._output, text)
+            self._size += len(text)
+            entry = JournalEntry(
+                chunk.number, len(chunk.rows), lines.failed, self._size, zlib.crc32(text), chunk.checksum()
+            )
+            _write_all(self._journal, entry.line())
+        self.rows += entry.rows
+        self.failed += entry.failed
         self._dirty.set()
-        if (
-            self._syncer is None
-        ):  # not earlier: preparing processes are forked before the first chunk is written
+        if self._syncer is None:  # not before: preparing processes are forked first
             self._syncer = threading.Thread(target=self._sync, name="handlergen-sync", daemon=True)
             self._syncer.start()
 
@@ -206,7 +226,7 @@ def _claim(journal: int, output: Path) -> None:
         raise HandlergenError(f"another run is writing {output}") from None
 
 
-def _read(journal: int) -> tuple[dict[str, Any] | None, list[Entry]]:
+def _read(journal: int) -> tuple[dict[str, Any] | None, list[JournalEntry]]:
     """The run's description and its entries; a torn last line is as if it had not been begun."""
     # Not through another descriptor: closing it would drop the record lock (fcntl(2)).
     lines = _pread(journal, 0, os.fstat(journal).st_size).split(b"\n")[:-1]
@@ -216,10 +236,10 @@ def _read(journal: int) -> tuple[dict[str, Any] | None, list[Entry]]:
             return None, []
     except (IndexError, KeyError, ValueError, TypeError):
         return None, []
-    entries: list[Entry] = []
+    entries: list[JournalEntry] = []
     for line in lines[1:]:
         try:
-            entries.append(Entry(*json.loads(line)))
+            entries.append(JournalEntry(*json.loads(line)))
         except (ValueError, TypeError):
             break
         if entries[-1].line() != line + b"\n":
@@ -228,7 +248,7 @@ def _read(journal: int) -> tuple[dict[str, Any] | None, list[Entry]]:
     return described, entries
 
 
-def _stands(output: int, entries: list[Entry]) -> bool:
+def _stands(output: int, entries: list[JournalEntry]) -> bool:
     """Is the last entry's chunk in the output as it was written? (After a crash of the machine it may not be.)"""
     last = entries[-1]
     start = entries[-2].size if len(entries) > 1 else 0
@@ -264,3 +284,98 @@ def _write_all(file: int, content: bytes) -> None:
     view = memoryview(content)
     while view:
         view = view[os.write(file, view) :]
+
+
+class PendingOutputs:
+    """The file with the outputs of the chunk that was predicted last.
+
+    Args:
+        path: Where it is, if an earlier run left it; it is made when it is needed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: int | None = None
+        self._given_up = False
+        self._left = _pending_of(path)
+
+    def keep(self, chunk: Chunk, items: Sequence[Item]) -> bool:
+        """Write down what the postprocessing of a chunk needs of its prediction; replaces the chunk before it.
+
+        Returns:
+            False when that cannot be: it is too much, or cannot be pickled. No later chunk is tried then.
+
+        Raises:
+            HandlergenError: The disk is full, say.
+        """
+        content = None if self._given_up else _pickled(chunk, items)
+        if content is None:
+            self._given_up = True
+            return False
+        with write_errors_told(self._path):
+            if self._file is None:
+                self._path.unlink(missing_ok=True)
+                self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            os.lseek(self._file, 0, os.SEEK_SET)
+            _write_all(self._file, _PENDING_HEAD.pack(len(content), zlib.crc32(content)) + content)
+        return True
+
+    def restore(self, chunk: Chunk, items: Sequence[Item]) -> bool:
+        """Give prepared items the outputs that an earlier run has predicted for them.
+
+        Returns:
+            False when this is not the chunk that it left.
+        """
+        if self._left is None or self._left[:2] != (chunk.number, chunk.checksum()):
+            return False
+        _, _, pickled, buffers = self._left
+        self._left = None
+        try:
+            outputs = serialization.unpack(pickled, map(bytearray, buffers))
+        except Exception:  # made by another version of what the module imports
+            return False
+        for item, (failure, stage, output, metadata) in zip(items, outputs, strict=True):
+            if failure is not None:
+                item.failure = failure
+            elif item.failure is None:
+                item.stage, item.outputs = stage, output
+                item.request.metadata.update(metadata)
+        return True
+
+    def close(self, *, complete: bool) -> None:
+        """Close the file; that of a complete run is removed."""
+        if self._file is not None:
+            os.close(self._file)
+        if complete:
+            self._path.unlink(missing_ok=True)
+
+
+def _pickled(chunk: Chunk, items: Sequence[Item]) -> bytes | None:
+    outputs = []
+    for item in items:
+        if item.http is not None:  # an object of the hooks' own, on which predict may have left anything
+            return None
+        outputs.append((item.failure, item.stage, item.outputs, item.request._metadata or {}))
+    try:
+        pickled, buffers = serialization.pack(outputs)
+    except Exception:  # the pickling of the user's own types raises anything
+        return None
+    if len(pickled) + sum(buffer.nbytes for buffer in buffers) > _MOST_PENDING:
+        return None
+    return pickle.dumps((chunk.number, chunk.checksum(), pickled, list(map(bytes, buffers))))
+
+
+def _pending_of(path: Path) -> tuple[int, int, bytes, list[bytes]] | None:
+    """Chunk, its input's CRC and its outputs of a whole file that nobody else could have written; else None."""
+    with contextlib.suppress(OSError, struct.error):
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        with os.fdopen(file, "rb") as opened:
+            found = os.fstat(file)
+            if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o022:
+                return None
+            size, crc = _PENDING_HEAD.unpack(opened.read(_PENDING_HEAD.size))
+            content = opened.read()[:size]
+            if len(content) == size and zlib.crc32(content) == crc:
+                left: tuple[int, int, bytes, list[bytes]] = pickle.loads(content)  # noqa: S301 - this user's
+                return left
+    return None

@@ -1,81 +1,86 @@
-"""Decoding and preprocessing many rows beside the predictions: in processes, in threads, or in the same thread."""
+"""Decoding and preprocessing of many rows beside the predictions: in forked processes, in threads, or in between."""
 
 from __future__ import annotations
 
 import contextlib
-import inspect
+import ctypes
 import itertools
+import multiprocessing
 import os
+import queue
+import random
+import signal
+import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from torch.utils.data import DataLoader
+import torch
 
-from handlergen.offline.arena import Arena
-from handlergen.offline.child import Piece, Preparing
-from handlergen.offline.crossing import prepare, restored
-from handlergen.offline.rows import Chunk
-from handlergen.offline.transport import Packed
+from handlergen.errors import HandlergenError
+from handlergen.offline.rows import Chunk, Row
+from handlergen.outgoing import body_request, read_file
+from handlergen.runtime.failures import Failure
+from handlergen.runtime.form_table import FORMS
 from handlergen.runtime.hook_inputs import HookInputs
 from handlergen.runtime.hooks import Item
-from handlergen.runtime.pipeline import Pipeline
+from handlergen.runtime.malloc import keep_freed_memory
+from handlergen.runtime.pipeline import Pipeline, open_items
+from handlergen.runtime.predictor_process import serialization
+from handlergen.runtime.requests import BadRequest
 
 if TYPE_CHECKING:
     from handlergen.runtime.contract import Contract
 
-_AHEAD = 2
-"""Chunks that are prepared ahead, for each worker."""
+_CHUNKS_AHEAD = 2
+"""Chunks that are read ahead, for each worker."""
 
-_PIECES_AHEAD = 2 * _AHEAD
-
-_SLOTS = _PIECES_AHEAD + 4
-"""Of shared memory, for each process: for the pieces ahead, and for those that are put together, predicted and
-answered. A process that finds none free sends its piece by the queue."""
-
-_LEAST_PIECE = 4
+_SMALLEST_PIECE = 4
 """Rows that are worth a message to a process."""
 
 _WORTH_A_PROCESS_S = 80e-6
-"""A row whose preparation takes less is prepared in the predicting process: on two cores, two processes begin to save
+"""A row whose preparation takes less is prepared in the predicting thread: on two cores, two processes begin to save
 time at about this much (rows of eight numbers)."""
+
+_NICENESS = 5
+"""Of a preparing process. The predicting process, for which the device waits, goes first: it needs a core for some
+milliseconds a batch."""
+
+_SMALL = 1 << 14
+"""Bytes of a tensor or array, below which it travels in the message with the others."""
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 Prepared = tuple[Chunk, list[Item]]
 
 
-class _Assembly:
-    """A chunk whose pieces come back.
+def prepare(pipeline: Pipeline, rows: Sequence[Row]) -> list[Item]:
+    """Make requests of rows, decode and preprocess them in this thread. A row whose file cannot be read has failed."""
+    bodies, unreadable = [], {}
+    for index, row in enumerate(rows):
+        body = row.body if isinstance(row.body, bytes) else b""
+        if isinstance(row.body, Path):
+            try:
+                body = read_file(row.body)
+            except HandlergenError as error:
+                unreadable[index] = error.message
+        bodies.append({"body": bytearray(body)})
+    items = _items_of(rows, bodies)
+    for index, message in unreadable.items():
+        pipeline.fail(items[index], BadRequest(message), "decode")
+    pipeline.preprocess(items)
+    return items
 
-    Attributes:
-        refused: Why its rows must be prepared in this process; "" when they need not.
-    """
 
-    def __init__(self, chunk: Chunk, arena: Arena | None) -> None:
-        self.chunk = chunk
-        self._arena = arena
-        self.refused = ""
-        self._pieces: dict[int, list[Any]] = {}
-        self._missing = len(chunk.rows)
-
-    def add(self, start: int, count: int, packed: Packed | str) -> None:
-        """Take a piece of so many rows."""
-        self._missing -= count
-        if isinstance(packed, Packed):
-            self._pieces[start] = packed.unpack(self._arena)
-        else:
-            self.refused = packed
-
-    @property
-    def complete(self) -> bool:
-        return self._missing == 0
-
-    def values(self) -> list[Any]:
-        """The rows' values, in order."""
-        return [value for start in sorted(self._pieces) for value in self._pieces[start]]
+def _items_of(rows: Sequence[Row], bodies: Sequence[dict[str, Any]]) -> list[Item]:
+    # Headers are only read: rows of one content type share theirs.
+    headers = {kind: body_request(b"", kind)[1] for kind in {row.content_type for row in rows}}
+    return open_items(bodies, [headers[row.content_type] for row in rows], [str(row.id) for row in rows])
 
 
 class Preparation:
@@ -85,10 +90,10 @@ class Preparation:
         pipeline: Of the loaded model.
         contract: Its hooks.
         directory: Where hooks expect to run.
-        workers: How many processes or threads; 0 prepares in the predicting thread; None: one a core, if it is worth
-            it. Files always are; of other rows the first chunk tells.
+        workers: How many processes or threads; 0 prepares in the predicting thread; None: one a core where that is
+            faster. For files it always is; of other rows the first chunk tells.
         threads: Threads instead of processes.
-        ordered: Chunks come as they went in; else as they are ready.
+        ordered: Yield chunks in the order of the input; else as they are ready.
         tell: Is told, once, that preparation cannot run in processes.
     """
 
@@ -111,33 +116,36 @@ class Preparation:
         self._ordered = ordered
         self._tell: Callable[[str], None] | None = tell
 
-    def run(self, chunks: Iterable[Chunk]) -> Iterator[Prepared]:
-        """Prepare each chunk; reads ahead `_AHEAD` chunks a worker, and no further.
+    def run(self, chunks: Iterable[Chunk]) -> Generator[Prepared, None, None]:
+        """Prepare each chunk; reads `_CHUNKS_AHEAD` chunks a worker ahead, and no further.
 
         Raises:
             HandlergenError: A preparing process died.
         """
         chunks = iter(chunks)
-        workers, ready = self._workers, list[Prepared]()
+        workers, measured = self._workers, list[Prepared]()
         if workers is None:
             first = next(chunks, None)
             if first is None:
                 return
-            workers = 0 if self._is_cheap(first, ready) else available_cores()
-            chunks = chunks if ready else itertools.chain([first], chunks)
+            workers = 0 if self._is_cheap(first, measured) else available_cores()
+            chunks = chunks if measured else itertools.chain([first], chunks)
         if workers == 0:
-            yield from ready
+            yield from measured
             for chunk in chunks:
                 yield chunk, prepare(self._pipeline, chunk.rows)
         elif self._threads:
-            yield from ready
-            yield from self._in_threads(chunks, workers)
+            yield from measured
+            yield from self._beside(chunks, workers, lambda rows: prepare(self._pipeline, rows), lambda: None)
         else:
-            yield from self._in_processes(chunks, workers, ready)
+            # Forked first: what predicts the measured chunk starts threads, which a fork must not see.
+            with self._processes(workers) as (prepare_in_process, kill):
+                yield from measured
+                yield from self._beside(chunks, workers, prepare_in_process, kill)
 
-    def _is_cheap(self, first: Chunk, ready: list[Prepared]) -> bool:
+    def _is_cheap(self, first: Chunk, measured: list[Prepared]) -> bool:
         """Would a process cost more than it saves? Prepares the first chunk to find out, unless it is of files."""
-        if "preprocess" not in self._contract.hooks and self._contract.form != "flow":
+        if "preprocess" not in self._contract.hooks and not FORMS[self._contract.form].several_models:
             return True
         if isinstance(first.rows[0].body, Path):
             return False
@@ -146,118 +154,265 @@ class Preparation:
         started = time.perf_counter()
         items += prepare(self._pipeline, first.rows[half:])
         took_s = time.perf_counter() - started
-        for index, item in enumerate(items):
-            item.index = index
-        ready.append((first, items))
+        measured.append((first, _numbered(items)))
         return took_s < _WORTH_A_PROCESS_S * (len(first.rows) - half)
 
-    def _in_threads(self, chunks: Iterable[Chunk], workers: int) -> Iterator[Prepared]:
-        def work(chunk: Chunk) -> Prepared:
-            return chunk, prepare(self._pipeline, chunk.rows)
-
-        waiting: deque[Future[Prepared]] = deque()
+    def _beside(
+        self,
+        chunks: Iterable[Chunk],
+        workers: int,
+        prepare_piece: Callable[[Sequence[Row]], list[Item]],
+        abort: Callable[[], None],
+    ) -> Iterator[Prepared]:
+        """Prepare each chunk in pieces, one for each worker. At the end, `abort` what is under way and wait for it."""
+        waiting: deque[tuple[Chunk, list[Future[list[Item]]]]] = deque()
         pool = ThreadPoolExecutor(workers, thread_name_prefix="handlergen-prepare")
         try:
             for chunk in chunks:
-                waiting.append(pool.submit(work, chunk))
-                if len(waiting) >= workers * _AHEAD:
-                    yield self._next(waiting).result()
+                size = max(_SMALLEST_PIECE, -(-len(chunk.rows) // workers))
+                pieces = [chunk.rows[start : start + size] for start in range(0, len(chunk.rows), size)]
+                waiting.append((chunk, [pool.submit(prepare_piece, piece) for piece in pieces]))
+                if len(waiting) >= workers * _CHUNKS_AHEAD:
+                    yield self._next(waiting)
             while waiting:
-                yield self._next(waiting).result()
+                yield self._next(waiting)
         finally:
+            abort()
             pool.shutdown(cancel_futures=True)
 
-    def _next(self, waiting: deque[Future[Prepared]]) -> Future[Prepared]:
-        if self._ordered:
-            return waiting.popleft()
-        done = next(iter(wait(waiting, return_when=FIRST_COMPLETED).done))
-        waiting.remove(done)
-        return done
-
-    def _in_processes(
-        self, chunks: Iterable[Chunk], workers: int, ready: Iterable[Prepared]
-    ) -> Iterator[Prepared]:
-        under_way: dict[int, _Assembly] = {}
+    def _next(self, waiting: deque[tuple[Chunk, list[Future[list[Item]]]]]) -> Prepared:
+        if not self._ordered:
+            while not any(_done(pieces) for _, pieces in waiting):
+                unfinished = [piece for _, pieces in waiting for piece in pieces if not piece.done()]
+                wait(unfinished, return_when=FIRST_COMPLETED)
+            waiting.rotate(-next(index for index, (_, pieces) in enumerate(waiting) if _done(pieces)))
+        chunk, pieces = waiting.popleft()
         try:
-            arena = Arena(workers, _SLOTS)
-        except OSError:  # a system that promises no more memory than it has
-            arena = None
-
-        def sending() -> Iterator[Piece]:
-            for chunk in chunks:
-                under_way[chunk.number] = _Assembly(chunk, arena)
-                size = max(_LEAST_PIECE, -(-len(chunk.rows) // workers))
-                for start in range(0, len(chunk.rows), size):
-                    yield chunk.number, start, chunk.rows[start : start + size]
-
-        iterator = self._loader(sending(), workers, arena)
-        try:
-            yield from ready  # after the fork: whoever predicts them starts threads
-            while True:
-                try:
-                    number, start, count, packed = next(iterator)
-                except StopIteration:
-                    return
-                assembly = under_way[number]
-                assembly.add(start, count, packed)
-                if assembly.complete:
-                    del under_way[number]
-                    yield assembly.chunk, self._items(assembly)
-        finally:
-            with contextlib.suppress(AttributeError):
-                iterator._shutdown_workers()  # at once, not when the garbage collector comes to it
-
-    def _items(self, assembly: _Assembly) -> list[Item]:
-        if assembly.refused:
+            return chunk, _numbered([item for piece in pieces for item in piece.result()])
+        except _NotInAFork as why:
             if self._tell is not None:
-                self._tell(
-                    f"{assembly.refused}: rows are prepared in the predicting process; --threads does it beside"
-                )
+                self._tell(f"{why}: rows are prepared in the predicting process; --threads does it beside")
                 self._tell = None
-            return prepare(self._pipeline, assembly.chunk.rows)
-        return restored(assembly.chunk.rows, assembly.values())
+            return chunk, prepare(self._pipeline, chunk.rows)
 
-    def _loader(self, pieces: Iterator[Piece], workers: int, arena: Arena | None) -> Any:
-        inputs = HookInputs.of(self._contract, ("predict", "postprocess"))
-        preparing = Preparing(self._pipeline, inputs, self._directory, arena)
-        options: dict[str, Any] = {}
-        if not self._ordered and "in_order" in inspect.signature(DataLoader).parameters:  # torch 2.6
-            options["in_order"] = False
-        loader = DataLoader(
-            preparing,
-            batch_size=None,
-            sampler=cast(Any, _Once(pieces)),
-            num_workers=workers,
-            prefetch_factor=_PIECES_AHEAD,
-            collate_fn=_as_it_is,
-            worker_init_fn=preparing.start,
-            # Forked: the model's hooks are there, whatever they hold, without being pickled or loaded again. It is
-            # safe here because nothing runs beside: threads of this process start after the fork.
-            multiprocessing_context="fork",
-            **options,
-        )
+    @contextlib.contextmanager
+    def _processes(
+        self, count: int
+    ) -> Iterator[tuple[Callable[[Sequence[Row]], list[Item]], Callable[[], None]]]:
+        """Fork preparing processes, which have ended afterwards.
+
+        Yields:
+            What prepares rows in a process that is idle, and what kills all processes.
+        """
+        hook_inputs = HookInputs.of(self._contract, ("predict", "postprocess"))
+        processes: list[_PreparingProcess] = []
+        idle: queue.SimpleQueue[_PreparingProcess] = queue.SimpleQueue()
+
+        def prepare_in_process(rows: Sequence[Row]) -> list[Item]:
+            process = idle.get()
+            try:
+                return process.prepare(rows)
+            finally:
+                idle.put(process)
+
+        def kill() -> None:
+            for process in processes:
+                process.kill()
+
+        try:
+            for number in range(count):
+                process = _PreparingProcess(number, self._pipeline, hook_inputs, self._directory, processes)
+                processes.append(process)
+                idle.put(process)
+            yield prepare_in_process, kill
+        finally:
+            kill()
+            for process in processes:
+                process.close()
+
+
+def _done(pieces: Iterable[Future[list[Item]]]) -> bool:
+    return all(piece.done() for piece in pieces)
+
+
+def _numbered(items: list[Item]) -> list[Item]:
+    """Number the items of several pieces as one batch."""
+    for index, item in enumerate(items):
+        item.index = index
+    return items
+
+
+class _NotInAFork(Exception):
+    """Why rows cannot be prepared in a forked process."""
+
+
+class _PreparingProcess:
+    """A forked process that prepares rows for one thread at a time.
+
+    Forked: the model's hooks are there, whatever they hold, without being pickled or loaded again. It is safe because
+    nothing runs beside: threads of this process start after the fork.
+
+    Args:
+        number: Which it is, from 0.
+        pipeline: Of the loaded model.
+        hook_inputs: The parts of a request that the later stages read.
+        directory: Where hooks expect to run.
+        earlier: The processes that were forked before.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        pipeline: Pipeline,
+        hook_inputs: HookInputs,
+        directory: Path,
+        earlier: Sequence[_PreparingProcess],
+    ) -> None:
+        context = multiprocessing.get_context("fork")
+        self._connection, theirs = context.Pipe()
+
+        def run() -> None:
+            # Held open here, they would hide from this process and from its sisters that the parent has ended.
+            for each in [*(process._connection for process in earlier), self._connection]:
+                each.close()
+            _set_up(number, directory)
+            _prepare_until_closed(theirs, _ForkedPipeline(pipeline), hook_inputs)
+
+        self._process = context.Process(target=run, daemon=True)
         with warnings.catch_warnings():
-            # Python 3.12 warns of threads that torch's own libraries have; more workers than cores were asked for.
-            warnings.simplefilter("ignore")
-            return iter(loader)
+            warnings.simplefilter("ignore")  # Python 3.12 warns of threads that torch's own libraries have
+            self._process.start()
+        theirs.close()
+
+    def prepare(self, rows: Sequence[Row]) -> list[Item]:
+        """Prepare rows there.
+
+        Raises:
+            _NotInAFork: They must be prepared in this process.
+            HandlergenError: The process died.
+        """
+        try:
+            self._connection.send(rows)
+            answer = self._connection.recv()
+            if isinstance(answer, str):
+                raise _NotInAFork(answer)
+            pickled, parts = answer
+            buffers = [bytearray(part) for part in parts]
+            for part, buffer in zip(parts, buffers, strict=True):
+                if isinstance(part, int):
+                    self._connection.recv_bytes_into(buffer)
+        except (EOFError, OSError):
+            self._process.join(1)
+            raise HandlergenError(
+                f"a process that prepares rows died ({_how_it_ended(self._process.exitcode)})",
+                hint="what is written stays; fewer --workers, or a smaller --batch-size, need less memory",
+            ) from None
+        items = _items_of(rows, [{} for _ in rows])
+        for item, value in zip(items, serialization.unpack(pickled, buffers), strict=True):
+            _restore(item, value)
+        return items
+
+    def kill(self) -> None:
+        """End the process, whatever it does: what waits for its answer is told that it died."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """Forget the process, which has been killed."""
+        self._process.join()
+        self._process.close()
+        self._connection.close()
 
 
-class _Once:
-    """A sampler of pieces; DataLoader asks for one whenever a process is free."""
-
-    def __init__(self, pieces: Iterator[Piece]) -> None:
-        self._pieces = pieces
-
-    def __iter__(self) -> Iterator[Piece]:
-        return self._pieces
+def _how_it_ended(status: int | None) -> str:
+    if status is None or status >= 0:
+        return f"exit status {status}"
+    return f"killed by {signal.Signals(-status).name}"
 
 
-def _as_it_is(value: Any) -> Any:
-    return value
+def _set_up(number: int, directory: Path) -> None:
+    """Make a freshly forked process one that prepares."""
+    # The parent ends this process, when it has seen to what is under way; a terminal's Ctrl-C goes to both.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":  # even a SIGKILL of the parent's thread that forked it ends this process
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.nice(_NICENESS)
+    keep_freed_memory()
+    os.chdir(directory)
+    torch.set_num_threads(
+        1
+    )  # the processes themselves are as many as the cores; and OpenMP's threads are not forked
+    seed = (torch.initial_seed() + number + 1) % 2**63  # else all of them would draw the same random numbers
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+
+
+def _prepare_until_closed(connection: Connection, pipeline: _ForkedPipeline, hook_inputs: HookInputs) -> None:
+    """Answer each list of rows that arrives, until the parent has closed the connection or ended."""
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            rows = connection.recv()
+            items = prepare(pipeline.stages, rows) if not pipeline.refused else []
+            if pipeline.refused:
+                connection.send(pipeline.refused)
+                continue
+            try:
+                pickled, buffers = serialization.pack([_taken(item, hook_inputs) for item in items])
+            except Exception as error:  # the pickling of the user's own types raises anything
+                connection.send(f"what preprocess returned cannot cross to another process ({error})")
+                continue
+            # Large buffers follow the message one by one, by their sizes: without being copied into a pickle, they cost
+            # 0.4 ms for the 600 KB of an image, 2 % of what decoding it costs (benchmarks/map_speed.py).
+            large = [buffer for buffer in buffers if buffer.nbytes > _SMALL]
+            parts = [buffer.nbytes if buffer.nbytes > _SMALL else bytes(buffer) for buffer in buffers]
+            connection.send((pickled, parts))
+            for buffer in large:
+                connection.send_bytes(buffer)
+
+
+class _ForkedPipeline:
+    """The pipeline in a preparing process. What fails because of the fork alone fails without a word.
+
+    Attributes:
+        stages: The pipeline.
+        refused: Why rows must be prepared in the parent; "" when they need not.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.stages = pipeline.forked()
+        self.refused = ""
+        self._fail = pipeline.fail
+        self.stages.fail = self._failed
+
+    def _failed(self, item: Item, error: BaseException, hook: str) -> None:
+        if isinstance(error, RuntimeError) and "forked subprocess" in str(error):
+            self.refused = "preprocess uses the GPU, which a forked process cannot"
+            item.failure = Failure(500, type(error).__name__, str(error))
+        else:
+            self._fail(item, error, hook)
+
+
+def _taken(item: Item, hook_inputs: HookInputs) -> tuple[Any, ...]:
+    """A prepared item as plain values: its failure, or what the later stages read."""
+    if item.failure is not None:
+        return (item.failure,)
+    return (None, item.inputs, item.request._metadata, *hook_inputs.of_item(item))
+
+
+def _restore(item: Item, value: tuple[Any, ...]) -> None:
+    """Give an item of the predicting process what `_taken` took."""
+    item.failure = value[0]
+    if item.failure is None:
+        _, item.inputs, metadata, item.data, item.files, entry, item.http = value
+        if metadata:
+            item.request.metadata.update(metadata)
+        if entry is not None:
+            item.entry = entry
 
 
 def available_cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,39 +1,36 @@
-"""The same job on a Ray cluster: Ray Data hands chunks to actors that hold one model a device.
-
-```
-this process ─▶ queue ─▶ read task on this node ─▶ actors, one a GPU (or a node) ─▶ this process: output, journal
-```
+"""The same job on a Ray cluster: chunks go to actors, each of which holds one model on one device.
 
 The actors get the archive's bytes, load it as `handlergen.load` does and run the same pipeline; every node needs
-handlergen and what the model imports, and nothing else. Rows are read here, and files' bytes on this node.
+handlergen and what the model imports, and nothing else. Rows are read here, and files' bytes too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import pickle
+import os
+import queue
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from handlergen.errors import HandlergenError
-from handlergen.offline.job import Engine, Lines
-from handlergen.offline.rows import Chunk, Row
+from handlergen.offline.engine import Engine
+from handlergen.offline.preparation import prepare
+from handlergen.offline.rows import Chunk, Lines, Row
 
 if TYPE_CHECKING:
     from handlergen.local import LocalModel
-    from handlergen.offline.predicted import Predicted
+    from handlergen.offline.journal import PendingOutputs
 
 _CALLS_AT_ONCE = 2
 """In each actor: one chunk's preprocess and postprocess run beside another's predict."""
 
-_AHEAD = 4
-"""Chunks that wait in the queue, for each actor."""
-
-_END = b""
+_CALLS_AHEAD = 2
+"""That wait for each actor, so that it never waits for its next chunk."""
 
 
 @contextlib.contextmanager
@@ -52,7 +49,6 @@ def open_ray_engine(source: Path, *, actors: int | None) -> Iterator[Engine]:
     """
     try:
         import ray
-        import ray.data
     except ImportError as error:
         raise HandlergenError(
             "--engine ray needs Ray, which is not installed", hint="pip install 'handlergen[ray]'"
@@ -62,7 +58,6 @@ def open_ray_engine(source: Path, *, actors: int | None) -> Iterator[Engine]:
             from handlergen.archiving import archive
 
             source = archive(source, model_store=Path(directory)).path
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
         ours = not ray.is_initialized()
         if ours:
             ray.init(log_to_driver=True, logging_level=logging.ERROR)
@@ -88,10 +83,19 @@ class RayEngine:
 
         self.identity = identity_of_archive(archive)
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        self._gpus = int(resources.get("GPU", 0))
+        gpus = int(resources.get("GPU", 0))
         nodes = len([node for node in ray.nodes() if node["Alive"]])  # type: ignore[no-untyped-call]
-        self._actors = actors or self._gpus or nodes
+        self._actors = actors or gpus or nodes
         self._archive = ray.put(archive.read_bytes())
+        # Ray starts a lost actor again, on another node if need be, and repeats the calls that it had not answered.
+        self._actor_class = ray.remote(_ModelActor).options(
+            num_gpus=1 if gpus else 0,
+            num_cpus=0 if gpus else 1,
+            max_concurrency=_CALLS_AT_ONCE,
+            max_restarts=-1,
+            max_task_retries=-1,
+            scheduling_strategy="SPREAD",
+        )
 
     def run(
         self,
@@ -99,124 +103,98 @@ class RayEngine:
         write: Callable[[Lines], None],
         *,
         ordered: bool,
-        predicted: Predicted | None,
+        pending: PendingOutputs | None,
     ) -> Generator[None, None, None]:
-        from ray.util.queue import Queue
-
-        waiting = Queue(maxsize=self._actors * _AHEAD, actor_options={"num_cpus": 0})
-        sent: dict[int, Chunk] = {}
-        feeder = _Feeder(chunks, waiting, sent)
-        feeder.start()
-        try:
-            for batch in self._answers(waiting, ordered):
-                for number, text, failed in zip(batch["number"], batch["text"], batch["failed"], strict=True):
-                    write(Lines(sent.pop(int(number)), bytes(text), int(failed)))
-                    yield
-            feeder.check()
-        finally:
-            feeder.stop()
-            waiting.shutdown(force=True)
-
-    def _answers(self, waiting: Any, ordered: bool) -> Iterator[dict[str, Any]]:
         import ray
-        from ray.data import ActorPoolStrategy, DataContext
 
-        context = DataContext.get_current()
-        context.enable_progress_bars = False
-        context.execution_options.preserve_order = ordered
-        # A block a chunk: by default blocks are filled up, and a slow input would wait for that.
-        context.target_max_block_size = 1
-        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-        rows = ray.data.read_datasource(
-            _source(waiting),
-            override_num_blocks=1,
-            num_cpus=0,
-            label_selector=here,
-        )
-        answers = rows.map_batches(
-            Answering,
-            fn_constructor_args=(self._archive,),
-            batch_size=1,
-            batch_format="numpy",
-            compute=ActorPoolStrategy(
-                size=self._actors,
-                max_concurrent_calls_per_actor=_CALLS_AT_ONCE,
-                max_tasks_in_flight_per_actor=_CALLS_AT_ONCE + 1,
-                enable_true_multi_threading=True,
-            ),
-            num_gpus=1 if self._gpus else None,
-            num_cpus=None if self._gpus else 1,
-            scheduling_strategy="SPREAD",
-        )
-        return iter(answers.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0))
+        actors: list[Any] = [self._actor_class.remote(self._archive) for _ in range(self._actors)]
+        calls = _Calls(chunks, actors, ordered=ordered)
+        calls.start()
+        try:
+            for chunk, future in calls.answered():
+                text, failed = future.result()
+                write(Lines(chunk, text, failed))
+                yield
+        finally:
+            calls.stop()
+            for actor in actors:
+                ray.kill(actor)
 
 
-class _Feeder(threading.Thread):
-    """Puts chunks into the queue as they are read, and remembers them until their answers are written."""
+class _Calls(threading.Thread):
+    """Reads chunks and gives each to the actor that has the fewest.
 
-    def __init__(self, chunks: Iterable[Chunk], waiting: Any, sent: dict[int, Chunk]) -> None:
+    In a thread: an input that waits (`tail -f`) keeps no answer back.
+
+    Args:
+        chunks: Read no further than the actors need.
+        ordered: Keep the order of the chunks.
+    """
+
+    def __init__(self, chunks: Iterable[Chunk], actors: list[Any], *, ordered: bool) -> None:
         super().__init__(name="handlergen-feed", daemon=True)
         self._chunks = chunks
-        self._waiting = waiting
-        self._sent = sent
+        self._ordered = ordered
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(_CALLS_AT_ONCE + _CALLS_AHEAD):
+            for actor in actors:
+                self._idle.put(actor)
+        # As many as are under way may also wait to be written.
+        self._unwritten = threading.Semaphore(2 * self._idle.qsize())
+        self._made: queue.SimpleQueue[tuple[Chunk, Future[Any]] | int] = queue.SimpleQueue()
         self._stopped = False
         self._error: BaseException | None = None
 
     def run(self) -> None:
+        count = 0
         try:
             for chunk in self._chunks:
-                self._sent[chunk.number] = chunk
-                self._put(pickle.dumps(chunk))
+                self._unwritten.acquire()
+                actor = self._idle.get()
                 if self._stopped:
                     return
+                self._call(actor, chunk)
+                count += 1
         except BaseException as error:
             self._error = error
-        self._put(_END)
+        self._made.put(count)
 
-    def _put(self, value: bytes) -> None:
-        from ray.exceptions import RayError
-        from ray.util.queue import Full
+    def _call(self, actor: Any, chunk: Chunk) -> None:
+        rows = [_with_content(row) for row in chunk.rows]
+        future: Future[Any] = actor.answer.remote(chunk.number, rows).future()
+        if self._ordered:
+            self._made.put((chunk, future))
 
-        while not self._stopped:
-            try:
-                self._waiting.put(value, timeout=1)
-            except Full:
+        def done(_future: Future[Any]) -> None:
+            self._idle.put(actor)
+            if not self._ordered:
+                self._made.put((chunk, future))
+
+        future.add_done_callback(done)
+
+    def answered(self) -> Iterator[tuple[Chunk, Future[Any]]]:
+        """Yield each chunk with the future of its answer.
+
+        Raises:
+            Exception: What reading the input raised, after the chunks that came before.
+        """
+        count, total = 0, -1
+        while count != total:
+            made = self._made.get()
+            if isinstance(made, int):
+                total = made
                 continue
-            except RayError:
-                return
-            else:
-                return
+            yield made
+            count += 1
+            self._unwritten.release()
+        if self._error is not None:
+            raise self._error
 
     def stop(self) -> None:
         """Read no further."""
         self._stopped = True
-
-    def check(self) -> None:
-        """Raise what reading the input raised."""
-        if self._error is not None:
-            raise self._error
-
-
-def _source(waiting: Any) -> Any:
-    """Ray Data's view of the queue: one task that reads it to its end."""
-    import pyarrow
-    from ray.data import Datasource, ReadTask
-    from ray.data.block import BlockMetadata
-
-    def read() -> Iterator[Any]:
-        while (text := waiting.get()) != _END:
-            number, rows = pickle.loads(text)  # noqa: S301 - from this run's own queue
-            chunk = Chunk(number, [_with_content(row) for row in rows])
-            yield pyarrow.table({"chunk": [pickle.dumps(chunk)]})
-
-    class Queued(Datasource):
-        def get_read_tasks(self, parallelism: int, *_more: Any, **_named: Any) -> list[Any]:
-            return [ReadTask(read, BlockMetadata(None, None, None))]
-
-        def estimate_inmemory_data_size(self) -> int | None:
-            return None
-
-    return Queued()  # type: ignore[no-untyped-call]
+        self._unwritten.release()
+        self._idle.put(None)
 
 
 def _with_content(row: Row) -> Row:
@@ -227,35 +205,31 @@ def _with_content(row: Row) -> Row:
     return row
 
 
-class Answering:
-    """An actor of the pool: the loaded model.
+class _ModelActor:
+    """The loaded model, on one node.
 
     Args:
-        archive: Ray's reference to the .mar's bytes.
+        archive: The .mar's bytes.
     """
 
-    def __init__(self, archive: Any) -> None:
-        import os
-
+    def __init__(self, archive: bytes) -> None:
         import ray
 
         from handlergen.local import load
 
         with tempfile.TemporaryDirectory(prefix="handlergen-") as directory:
             path = Path(directory) / "model.mar"
-            path.write_bytes(ray.get(archive))
+            path.write_bytes(archive)
             # Ray shows an actor its own GPUs only, so the first is the one it was given.
             self._model: LocalModel = load(path, gpu=0 if ray.get_gpu_ids() else None)
         os.chdir(self._model.root)
         self._model.worker.wait_for_ever()
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        from handlergen.offline.crossing import prepare
-
-        number, rows = pickle.loads(batch["chunk"][0])  # noqa: S301 - from this run's own queue
+    def answer(self, number: int, rows: list[Row]) -> tuple[bytes, int]:
+        """Return the lines of a chunk, and how many of them are errors."""
         pipeline = self._model.worker.pipeline
         items = prepare(pipeline, rows)
         pipeline.predict(items)
         pipeline.postprocess(items)
         lines = Lines.of(Chunk(number, rows), items)
-        return {"number": [number], "text": [lines.text], "failed": [lines.failed]}
+        return lines.text, lines.failed

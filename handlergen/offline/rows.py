@@ -105,6 +105,26 @@ def result_of(row_id: RowId, item: Item) -> Result:
     return Result(row_id, reply.status, reply.content_type, reply.body)
 
 
+@dataclass(frozen=True)
+class Lines:
+    """A chunk's part of an output of lines.
+
+    Attributes:
+        text: A line of JSON for each row.
+        failed: How many rows are errors.
+    """
+
+    chunk: Chunk
+    text: bytes
+    failed: int
+
+    @classmethod
+    def of(cls, chunk: Chunk, items: list[Item]) -> Lines:
+        """Make the lines of a chunk; its items have their reply or failure."""
+        text = b"".join(line_of(row.id, item) for row, item in zip(chunk.rows, items, strict=True))
+        return cls(chunk, text, sum(map(_is_failed, items)))
+
+
 def line_of(row_id: RowId, item: Item) -> bytes:
     """A row's line of JSONL: `{"id", "status", "answer"}`, or `{"id", "status", "error"}`.
 
@@ -129,7 +149,7 @@ def line_of(row_id: RowId, item: Item) -> bytes:
     return start + b'%s:"%s","content_type":%s,"encoding":"base64"}\n' % (key, encoded, kind)
 
 
-def is_failed(item: Item) -> bool:
+def _is_failed(item: Item) -> bool:
     """Has the row an error instead of an answer?"""
     return item.failure is not None or item.reply.status >= 400
 

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import csv
 import glob
+import io
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from handlergen.errors import HandlergenError
-from handlergen.offline.convert import numpy_for
-from handlergen.offline.csv_rows import csv_rows
+from handlergen.offline.output import numpy_for
 from handlergen.offline.rows import Row, RowId
 from handlergen.outgoing import JSON, content_type_of, npy_bytes
 
 _BY_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".npy": "npy"}
 _TSV = {".tsv": "csv"}
 
+_LARGEST_FIELD = 1 << 30
+"""Characters of a CSV field. Python's own limit of 131,072 is less than an image in base64."""
+
 
 @dataclass
-class Source:
+class RowSource:
     """An input that can be read from its beginning, once.
 
     Attributes:
@@ -107,7 +112,7 @@ class Source:
         with self._opened() as file:
             size = os.fstat(file.fileno()).st_size if self.path is not None else 0
             delimiter = "\t" if self.path is not None and self.path.suffix.lower() in _TSV else ","
-            for number, row in enumerate(csv_rows(file, delimiter=delimiter, name=self._name)):
+            for number, row in enumerate(_csv_rows(file, delimiter=delimiter, name=self._name)):
                 if size:
                     self._read[0] = min(1.0, file.tell() / size)
                 body = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogateescape")
@@ -178,15 +183,15 @@ def open_source(
     content_type: str | None = None,
     stdin: IO[bytes] | None = None,
     tell: Callable[[str], None] = lambda _message: None,
-) -> Source:
+) -> RowSource:
     """Find out what an input is.
 
     Args:
         given: A file (JSONL, CSV with a header, .npy), a directory, a glob, or `-` for JSONL (CSV) on `stdin`. A pipe
             or a device is read as `-` is.
         format: In place of what the file's suffix says.
-        id_field: As for `Source`.
-        content_type: As for `Source`; for files only.
+        id_field: As for `RowSource`.
+        content_type: As for `RowSource`; for files only.
         stdin: Where `-` reads.
         tell: Gets warnings for the user.
 
@@ -197,24 +202,73 @@ def open_source(
     if id_field is not None and format not in (None, "jsonl", "csv"):
         raise HandlergenError("only rows of JSONL or CSV have a field to take the id from")
     if given == "-":
-        return Source(format or "jsonl", id_field=id_field, stream=stdin)
+        return RowSource(format or "jsonl", id_field=id_field, stream=stdin)
     if path.is_dir():
-        return Source("files", path, content_type=content_type, tell=tell)
+        return RowSource("files", path, content_type=content_type, tell=tell)
     if path.exists():
         by_name = {**_BY_SUFFIX, **_TSV}.get(path.suffix.lower())
         found = format or by_name or ("jsonl" if _is_pipe(path) else "files")
         if found != "files":
-            return Source(found, path, id_field=id_field, content_type=content_type)
+            return RowSource(found, path, id_field=id_field, content_type=content_type)
         if _is_pipe(path):
             raise HandlergenError(
                 f"{given} is a pipe or a device, no file", hint="--format jsonl reads lines of it"
             )
-        return Source("files", path, glob.escape(given), content_type=content_type)
+        return RowSource("files", path, glob.escape(given), content_type=content_type)
     if glob.has_magic(given):
-        return Source("files", pattern=given, content_type=content_type)
+        return RowSource("files", pattern=given, content_type=content_type)
     raise HandlergenError(
         f"there is no input {given}", hint="give a file, a directory, a quoted glob, or - for standard input"
     )
+
+
+def _csv_rows(file: IO[bytes], *, delimiter: str, name: str) -> Iterator[dict[str, str]]:
+    """The rows after the header, as they are read.
+
+    A byte that is not UTF-8 is kept as a surrogate (PEP 383), so that it is its row alone that fails.
+
+    Args:
+        file: At its beginning.
+        delimiter: Between two fields.
+        name: Of the file, for messages.
+
+    Raises:
+        HandlergenError: The header cannot be told apart or read, a row is not as wide as it, or quotes do not close.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), _LARGEST_FIELD))
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    reader = csv.DictReader(text, delimiter=delimiter, strict=True)
+    try:
+        _check_header(reader.fieldnames or (), name)
+        for row in reader:
+            _check_width(row, name, reader.line_num)
+            yield row
+    except csv.Error as error:
+        raise HandlergenError(f"{name}, line {reader.reader.line_num}: {error}") from error
+    finally:
+        text.detach()  # the file is the caller's to close
+
+
+def _check_header(names: Any, file: str) -> None:
+    twice = [field for field, count in Counter(names).items() if count > 1]
+    if twice:
+        raise HandlergenError(
+            f"{file}, line 1: the header has {', '.join(map(repr, twice))} twice, and a row keeps one value for a name",
+            hint="rename one of the columns",
+        )
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError:
+        raise HandlergenError(
+            f"{file}, line 1: the header is not UTF-8", hint="save the file as UTF-8"
+        ) from None
+
+
+def _check_width(row: dict[Any, Any], file: str, line: int) -> None:
+    if None in row or None in row.values():
+        raise HandlergenError(
+            f"{file}, line {line}: the row has {'more' if None in row else 'fewer'} fields than the header"
+        )
 
 
 def _is_pipe(path: Path) -> bool:

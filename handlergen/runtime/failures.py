@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .error_body import Failure, in_the_log
+from .form_table import FORMS
 from .redaction import without_secrets
 from .requests import BadRequest
 from .tracebacks import user_traceback
@@ -91,7 +92,7 @@ def _failure_of(error: BaseException, hook: str, form: str, request_id: str) -> 
     own_input = hook in (INPUT, "preprocess")
     if own_input and (fields := _field_errors(error)) is not None:
         return Failure(400, "ValidationError", fields)
-    if isinstance(error, ValueError) and hook == "preprocess" and form != "model-class":
+    if isinstance(error, ValueError) and hook == "preprocess" and FORMS[form].value_error_is_400:
         return Failure(400, type(error).__name__, _text(error) or "The request's data is not valid")
     where = hook if hook not in (INPUT, "decode", "encode") else "prediction"
     return _opaque(500, "InternalError", f"The model's {where} failed", request_id)

@@ -132,3 +132,6 @@ def _fit(value: Any, name: str) -> Any:
             f"tensor"
         )
     return value
+
+
+USER_MODULE = FlowModule

@@ -55,3 +55,6 @@ class FunctionsModule(ImportedModule):
 
 def _elsewhere(_inputs: Any) -> Any:
     raise RuntimeError("predict is called in the predictor process only")
+
+
+USER_MODULE = FunctionsModule

@@ -126,3 +126,6 @@ def _environment() -> dict[str, Any] | None:
     """What Truss calls the environment of a deployment; None when the server's environment names none."""
     name = os.environ.get(ENVIRONMENT_VARIABLE)
     return {"name": name} if name else None
+
+
+USER_MODULE = ModelClassModule

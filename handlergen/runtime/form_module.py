@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -42,10 +43,12 @@ class ModuleModule(ImportedModule):
 
     def stand_in(self) -> None:
         kind = getattr(self._module, self._contract.class_name or "")
+        self._model = kind.__new__(kind)
         if "load" in self._contract.hooks:
-            self._model = kind.__new__(kind)
             return
-        with torch.device("meta"):  # shapes and plain attributes, no numbers
+        # The stage rule lets hooks run here that use methods and class constants alone. Plain attributes, which a hook
+        # may use with `stages: worker`, need the constructor, and that may need numbers, which `meta` does not have.
+        with contextlib.suppress(Exception), torch.device("meta"):
             self._model = kind(*self._settings.model_args, **self._settings.model_kwargs)
 
     def hooks(self) -> Hooks:
@@ -105,3 +108,6 @@ def _spread(model: nn.Module) -> Callable[[Any], Any]:
         return model(batch)
 
     return forward
+
+
+USER_MODULE = ModuleModule

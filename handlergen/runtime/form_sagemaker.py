@@ -182,3 +182,6 @@ def _lone_weights(directory: Path) -> Path:
             f"without model_fn there must be one .pt or .pth file in model_dir; found: {names}"
         )
     return found[0]
+
+
+USER_MODULE = SagemakerModule

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .contract import Contract
+from .form_table import FORMS
 from .hooks import Item
 from .requests import Files
 
@@ -35,7 +36,7 @@ class HookInputs:
     @classmethod
     def of(cls, contract: Contract, roles: Collection[str]) -> HookInputs:
         """Read it from the parameters of the hooks with these roles; a flow's hooks have roles of their own."""
-        if contract.form == "flow":
+        if FORMS[contract.form].several_models:
             return cls(data=True, files=True, http=True)
         hooks = [hook for role, hook in contract.hooks.items() if role in roles]
         sources = {parameter.source for hook in hooks for parameter in hook.parameters}

@@ -23,7 +23,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from .spans import STAGES
+from .stages import STAGE_NAMES
 
 PERIOD_S = 1.0
 SWITCH_VARIABLE = "HANDLERGEN_METRICS"
@@ -97,7 +97,7 @@ class Metrics:
         labels = {"model": model, "version": version, "device": device}
         self._labels = {name: _SEPARATORS.sub("_", text) or "_" for name, text in labels.items()}
         self._write = write or printer()
-        self._stages = {stage: Histogram(SECONDS, unit=10**9) for stage in STAGES}
+        self._stages = {stage: Histogram(SECONDS, unit=10**9) for stage in STAGE_NAMES}
         self._add_time = {stage: histogram.add for stage, histogram in self._stages.items()}
         self._batches = Histogram(SIZES)
         self._answers: deque[int] = deque()

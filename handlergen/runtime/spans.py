@@ -16,9 +16,6 @@ from pathlib import Path
 
 _logger = logging.getLogger("handlergen")
 TRACE_DIR_VARIABLE = "HANDLERGEN_TRACE_DIR"
-STAGES = ("decode", "preprocess", "lock_wait", "predict", "explain", "postprocess", "encode")
-ON_DEVICE = ("predict", "explain")
-"""Those that have the device to themselves; a request passes one of them."""
 
 
 class Spans:
@@ -59,7 +56,7 @@ class Spans:
         """Keep one span; from any thread.
 
         Args:
-            stage: One of `STAGES`.
+            stage: A name of `stages.py`.
             request_id: The request's id; several, joined by commas, for one predict over a batch.
             start_ns: `time.monotonic_ns()` at its start.
             end_ns: The same at its end.

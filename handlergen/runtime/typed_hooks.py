@@ -22,11 +22,8 @@ from typing import Any, get_args, get_origin, is_typeddict
 
 import torch
 
+from .form_table import FORMS
 from .hooks import BoundHook, Hooks
-
-_FORMS = frozenset(("functions", "module", "flow"))
-"""Forms in which dataclasses and TypedDicts convert, too. In the others only pydantic models do, as in Truss: there a
-dataclass or TypedDict just says what is meant."""
 
 _LISTS = (list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 _NONE = inspect.Parameter.empty
@@ -60,7 +57,7 @@ class TypedHooks:
         self._input = self._annotation(taking, name, batch if first is None else "each")
         self._output = self._annotation(giving, "return", batch if last is None else "each")
         self._convert: Callable[[Any], Any] | None = None
-        if _is_record(self._input) if form in _FORMS else _is_pydantic(self._input):
+        if _is_record(self._input) if FORMS[form].converts_records else _is_pydantic(self._input):
             try:
                 self._convert = _converter(self._input)
             except Exception as error:

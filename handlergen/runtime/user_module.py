@@ -1,17 +1,14 @@
-"""The user's module, imported and its hooks bound. One class a form; the pipeline sees only its stages."""
+"""The user's module, imported and its hooks bound. Each form has one class for it, its file's `USER_MODULE`."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from .context import Context
 from .contract import Contract, RuntimeSettings
-from .form_flow import FlowModule
-from .form_functions import FunctionsModule
-from .form_model_class import ModelClassModule
-from .form_module import ModuleModule
-from .form_sagemaker import SagemakerModule
+from .form_table import FORMS
 from .hooks import Hooks
 
 
@@ -34,15 +31,6 @@ class UserModule(Protocol):
         """A hook outside the stages (`is_healthy`), or None."""
 
 
-_FORMS: dict[str, Callable[[Contract, RuntimeSettings, Context], UserModule]] = {
-    "flow": FlowModule,
-    "functions": FunctionsModule,
-    "model-class": ModelClassModule,
-    "module": ModuleModule,
-    "sagemaker": SagemakerModule,
-}
-
-
 def open_user_module(contract: Contract, settings: RuntimeSettings, context: Context) -> UserModule:
     """Import the user's module and wrap it as its form demands.
 
@@ -50,8 +38,8 @@ def open_user_module(contract: Contract, settings: RuntimeSettings, context: Con
         Exception: Whatever the module raises while it is imported.
         ValueError: A form this runtime does not know.
     """
-    try:
-        form = _FORMS[contract.form]
-    except KeyError:
-        raise ValueError(f"this runtime does not serve the form {contract.form!r}") from None
-    return form(contract, settings, context)
+    row = FORMS.get(contract.form)
+    if row is None:
+        raise ValueError(f"this runtime does not support the form {contract.form!r}")
+    module = importlib.import_module(f".form_{row.module}", __package__)
+    return cast(UserModule, module.USER_MODULE(contract, settings, context))

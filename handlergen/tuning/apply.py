@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from handlergen.configuration import replace_content
 from handlergen.errors import HandlergenError
 from handlergen.project import open_project
-from handlergen.replacing import replace_content
 from handlergen.settings import SETTINGS_FILE
 from handlergen.truss import is_truss
 

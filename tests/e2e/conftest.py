@@ -1,11 +1,17 @@
 """Real servers for the end-to-end tests.
 
-`torchserve(*archives, ...)` starts a TorchServe and returns a `Server`; every server of a test is stopped after it,
-whatever happened. `torchserve_module` is the same for a whole test module, where starting one a test costs too much.
+`shared(*archives)` returns the one server of this run, with these models registered until the test module ends. Use it
+for every test that needs no server settings of its own and does not stop or kill the server:
 
-    def test_answers(torchserve, echo_mar):
-        server = torchserve(echo_mar)
+    @pytest.fixture(scope="module")
+    def server(shared, echo_mar):
+        return shared(echo_mar)
+
+    def test_answers(server):
         assert server.client.predict("echo", {"a": 1}).status == 200
+
+`torchserve(*archives, ...)` starts a server for one test, `torchserve_module` one for a test module; each is stopped
+afterwards, whatever happened.
 
 Each server has its own directory (configuration, model store, logs, key file), its own ports, its own temp directory
 and its own session of processes. Token authorization is on unless a test says `token_authorization=False`;
@@ -19,19 +25,24 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
+import yaml
 
 from handlergen.client import Client
 from handlergen.configuration import write_configuration
+from handlergen.errors import RequestFailed
+from handlergen.launching import marked
 from handlergen.ports import free_port_settings
-from handlergen.processes import marked
 from handlergen.properties import ServerSettings, server_settings
+from handlergen.recordings import Span, read_spans
 from handlergen.server import RunningServer, serve
 
 ECHO = '''
@@ -49,18 +60,40 @@ class Echo:
 '''
 
 
+# Makes `import handlergen` fail in every worker of the shared server, as where it is not installed.
+BLOCKER = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "handlergen":
+            raise ImportError("handlergen is not installed here")
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+SHARED_ENVIRON = {"HF_HUB_OFFLINE": "1", "api_key": "sesame-4711"}
+"""What the models of some test modules read from the environment."""
+
+
 @dataclass(frozen=True)
 class Server:
-    """A running TorchServe of one test.
+    """A running TorchServe, as one test or one test module sees it.
 
     Attributes:
         directory: Its working directory: config.properties, model-store/, logs/, key_file.json.
         client: Knows its addresses and tokens; `client.grpc` and `client.grpc_management` speak gRPC.
+        spans_directory: Where its workers record spans, when they do.
+        models: The models that were registered for this view of the shared server.
+        logged: Bytes that were in each log file when this view was made.
     """
 
     running: RunningServer
     directory: Path
     client: Client
+    spans_directory: Path | None = None
+    models: tuple[str, ...] = ()
+    logged: Mapping[Path, int] = field(default_factory=dict)
 
     @property
     def settings(self) -> ServerSettings:
@@ -87,11 +120,37 @@ class Server:
         """Every living process that belongs to this server, the frontend included."""
         return marked(self.running.state.marker)
 
+    def log_files(self) -> list[Path]:
+        return sorted(self.running.log_directory.glob("*.log"))
+
     def log_text(self) -> str:
-        """Everything in logs/: what workers printed and what TorchServe complained about."""
+        """What was added to logs/ for this view: what workers printed and what TorchServe complained about."""
         return "".join(
-            path.read_text("utf-8", "replace") for path in sorted(self.running.log_directory.glob("*.log"))
+            path.read_bytes()[self.logged.get(path, 0) :].decode("utf-8", "replace")
+            for path in self.log_files()
         )
+
+    def spans(self) -> list[Span]:
+        """What the workers of this view's models recorded."""
+        assert self.spans_directory is not None
+        return [span for span in read_spans(self.spans_directory) if span.model in self.models]
+
+    def key(self, kind: str = "inference") -> str:
+        """A token out of the server's key file."""
+        return str(json.loads((self.directory / "key_file.json").read_text())[kind]["key"])
+
+    def describe(self, model: str) -> Any:
+        """What the model says of itself at the management address."""
+        answer = httpx.get(
+            f"{self.settings.management_address}/models/{model}",
+            params={"customized": "true"},
+            headers={"Authorization": f"Bearer {self.key('management')}"},
+            trust_env=False,
+            timeout=60,
+        )
+        assert answer.status_code == 200, answer.text
+        found = answer.json()[0]["customizedMetadata"]
+        return json.loads(found) if isinstance(found, str) else found
 
     def stop(self) -> None:
         self.client.close()
@@ -131,6 +190,57 @@ def _factory(tmp_path_factory: pytest.TempPathFactory, stack: ExitStack) -> Fact
         return server
 
     return start
+
+
+@pytest.fixture(scope="session")
+def _shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server of this run (of this process, where pytest-xdist runs several), without a model.
+
+    Its workers record spans, may be registered and unregistered, and cannot import handlergen.
+    """
+    home = tmp_path_factory.mktemp("shared")
+    (home / "sitecustomize.py").write_text(BLOCKER)
+    environ = {**SHARED_ENVIRON, "HANDLERGEN_TRACE_DIR": str(home / "spans"), "PYTHONPATH": str(home)}
+    with ExitStack() as stack:
+        server = _factory(tmp_path_factory, stack)(environ=environ, model_api=True)
+        yield replace(server, spans_directory=home / "spans")
+
+
+@pytest.fixture(scope="module")
+def shared(_shared_server: Server) -> Iterator[Factory]:
+    """`shared(*archives)` -> a view of the shared server with these models, which go when the module ends."""
+    added: list[Path] = []
+
+    def add(*archives: Path) -> Server:
+        server = replace(
+            _shared_server,
+            logged={path: path.stat().st_size for path in _shared_server.log_files()},
+            models=tuple(archive.stem for archive in archives),
+        )
+        added.extend(archives)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda archive: _register(server, archive), archives))
+        return server
+
+    yield add
+    registered = _shared_server.client.models()
+    for archive in added:
+        if archive.stem in registered:  # a test may have unregistered it
+            _shared_server.client.unregister(archive.stem)
+        (_shared_server.store / archive.name).unlink(missing_ok=True)
+
+
+def _register(server: Server, archive: Path) -> None:
+    """Register an archive with as many workers as its own settings say."""
+    assert archive.stem not in server.client.models()
+    shutil.copy(archive, server.store / archive.name)
+    with zipfile.ZipFile(archive) as mar:
+        manifest = json.loads(mar.read("MAR-INF/MANIFEST.json"))["model"]
+        config = yaml.safe_load(mar.read(manifest["configFile"]))
+    try:
+        server.client.register(archive.name, initial_workers=config["minWorkers"], synchronous=True)
+    except RequestFailed as error:
+        pytest.fail(f"{archive.name}: {error}\n{server.log_text()[-5000:]}")
 
 
 @pytest.fixture

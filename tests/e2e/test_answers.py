@@ -7,15 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from handlergen.archiving import archive
 from handlergen.client.results import error_of
 from handlergen.errors import RequestFailed
+from tests.archives import make_archive
 
 pytestmark = pytest.mark.e2e
 
@@ -118,37 +117,26 @@ def predict(inputs):
 
 
 @pytest.fixture(scope="module")
-def server(torchserve_module: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+def server(shared: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
     home = tmp_path_factory.mktemp("answers")
-
-    def make(name: str, source: str, **settings: Any) -> Path:
-        (home / f"{name}.py").write_text(source)
-        settings = {"workers_per_device": 1, **settings}
-        return archive(home / f"{name}.py", model_store=home / "store", **settings).path
-
-    return torchserve_module(
-        make("fails", FAILS),
-        make("batched", FAILS, batch_size=4, max_batch_delay_ms=1000),
-        make("typed", TYPED),
-        make("impatient", IMPATIENT, lock_timeout_s=0.2),
+    return shared(
+        make_archive(home, "fails", FAILS),
+        make_archive(home, "several", FAILS, batch_size=4, max_batch_delay_ms=1000),
+        make_archive(home, "typed", TYPED),
+        make_archive(home, "impatient", IMPATIENT, lock_timeout_s=0.2),
     )
 
 
 @pytest.fixture(autouse=True)
 def no_worker_dies(server: Any) -> Iterator[None]:
     """Whatever a test sends, the workers are the same afterwards."""
-    before = {name: server.worker_pids(name) for name in server.client.models()}
+    before = {name: server.worker_pids(name) for name in server.models}
     yield
-    assert {name: server.worker_pids(name) for name in server.client.models()} == before
-
-
-def token(server: Any, kind: str = "inference") -> dict[str, str]:
-    key = json.loads((server.directory / "key_file.json").read_text())[kind]["key"]
-    return {"Authorization": f"Bearer {key}"}
+    assert {name: server.worker_pids(name) for name in server.models} == before
 
 
 def post(server: Any, path: str, *, method: str = "POST", **options: Any) -> httpx.Response:
-    headers = {**token(server), **options.pop("headers", {})}
+    headers = {**server.client.authorization(), **options.pop("headers", {})}
     url = server.settings.inference_address + path
     return httpx.request(method, url, headers=headers, trust_env=False, timeout=60, **options)
 
@@ -281,7 +269,7 @@ def test_in_a_batch_each_request_has_its_own_status(server: Any) -> None:
 
     def ask(wish: str) -> tuple[int, Any]:
         barrier.wait()
-        answer = post(server, "/predictions/batched", json={"wish": wish})
+        answer = post(server, "/predictions/several", json={"wish": wish})
         return answer.status_code, answer.json()
 
     with ThreadPoolExecutor(len(wishes)) as pool:
@@ -299,7 +287,7 @@ def test_grpc_in_a_batch_gets_the_error_s_body_for_an_answer(server: Any) -> Non
         barrier.wait()
         try:
             return server.client.grpc.predict(
-                "batched", {"data": json.dumps({"wish": wish}).encode()}, timeout=60
+                "several", {"data": json.dumps({"wish": wish}).encode()}, timeout=60
             )
         except RequestFailed as error:
             return error
@@ -340,23 +328,11 @@ def test_options_stay_valid(server: Any) -> None:
     assert "/prediction/fails" in answer.json()["paths"]  # TorchServe's own slip of the pen
 
 
-def describe(server: Any, name: str) -> Any:
-    answer = httpx.get(
-        f"{server.settings.management_address}/models/{name}?customized=true",
-        headers=token(server, "management"),
-        trust_env=False,
-        timeout=60,
-    )
-    assert answer.status_code == 200
-    found = answer.json()[0]["customizedMetadata"]
-    return json.loads(found) if isinstance(found, str) else found
-
-
 def test_describe_has_contract_types_counts_and_health(server: Any) -> None:
-    before = describe(server, "typed")["worker"]
+    before = server.describe("typed")["worker"]
     post(server, "/predictions/typed", json={"text": "a"})
     post(server, "/predictions/typed", json={})
-    found = describe(server, "typed")
+    found = server.describe("typed")
     assert found["form"] == "functions"
     assert found["hooks"]["preprocess"]["parameters"] == ["data"]
     assert found["settings"]["lock"] == "device"
@@ -380,8 +356,8 @@ def test_describe_is_not_for_clients_of_predictions(server: Any) -> None:
 def test_health_is_in_describe_and_in_the_metrics(server: Any) -> None:
     def gauge() -> str:
         address = f"{server.settings.metrics_address}/metrics?name[]=ModelHealthy"
-        text = httpx.get(address, headers=token(server), trust_env=False).text
-        lines = [line for line in text.splitlines() if 'ModelName="batched"' in line]
+        text = httpx.get(address, headers=server.client.authorization(), trust_env=False).text
+        lines = [line for line in text.splitlines() if 'ModelName="several"' in line]
         return lines[0].rsplit(" ", 1)[1] if lines else ""
 
     def becomes(value: str) -> bool:
@@ -390,10 +366,10 @@ def test_health_is_in_describe_and_in_the_metrics(server: Any) -> None:
             time.sleep(0.2)
         return gauge() == value
 
-    assert describe(server, "batched")["health"] == {"healthy": True}
+    assert server.describe("several")["health"] == {"healthy": True}
     assert becomes("1.0")
-    post(server, "/predictions/batched", json={"wish": "ill"})
-    assert describe(server, "batched")["health"] == {"healthy": False}
+    post(server, "/predictions/several", json={"wish": "ill"})
+    assert server.describe("several")["health"] == {"healthy": False}
     assert becomes("0.0")
 
 

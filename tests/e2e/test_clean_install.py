@@ -276,7 +276,7 @@ def test_an_environment_with_torchserve_torch_and_pyyaml_alone(environment: Envi
     environment.run(
         *("python", "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), *packages), timeout=900
     )
-    environment.lacks("numpy", "handlergen", "click", "grpc", "jinja2", "pydantic")
+    environment.lacks("numpy", "handlergen", "click", "grpc", "httpx", "pydantic")
     for name, source in MODELS.items():
         (environment.directory / f"{name}.py").write_text(source)
         archive(

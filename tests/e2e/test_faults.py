@@ -23,7 +23,7 @@ import pytest
 from handlergen.ports import free_port_settings
 from handlergen.recordings import Span, of_stage, read_spans
 from handlergen.recordings import overlapping as spans_overlapping
-from tests.e2e.test_main_job import make_archive
+from tests.archives import make_archive
 from tests.full_disk import Disk, files_limited, small_disk
 from tests.histories import (
     SOURCE,

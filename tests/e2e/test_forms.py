@@ -1,16 +1,12 @@
-"""Every shape of module on a real TorchServe: one by one and in batches of eight, over REST and gRPC.
+"""Every shape of module on a real TorchServe, in batches of up to eight, over REST and gRPC.
 
-The modules are written the way their systems' documentation writes them.
+test_parity.py serves them one by one. The modules are written the way their systems' documentation writes them.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import shutil
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,12 +21,9 @@ from torch import nn
 
 from handlergen.archiving import archive
 from handlergen.errors import RequestFailed
-from handlergen.recordings import beside, of_stage, overlapping, read_spans
-from handlergen.starter import create_starter
+from handlergen.recordings import beside, of_stage, overlapping
 
 pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")]
-
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 # A module that carries its own preprocess and postprocess. Each answer tells how large its batch was.
 MODULE = """
@@ -97,40 +90,18 @@ def predict_fn(input_data, model):
         return model(input_data.to(device))
 """
 
-KEYWORDS = """
-def setup(context):
-    global greeting
-    greeting = context.config["greeting"]
 
-
-def predict(name, times=1, context=None):
-    return {"text": (greeting + " " + name + "! ") * times}
-"""
-
-
-def run(function: Callable[[Any], Any], values: list[Any], threads: int = 16) -> list[Any]:
-    with ThreadPoolExecutor(threads) as pool:
+def run(function: Callable[[Any], Any], values: list[Any]) -> list[Any]:
+    with ThreadPoolExecutor(16) as pool:
         return list(pool.map(function, values))
 
 
 @pytest.fixture(scope="module")
-def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The examples, trained as their READMEs say."""
-    home = tmp_path_factory.mktemp("examples")
-    pytest.importorskip("xgboost")
-    for name in ("cancer", "iris"):
-        shutil.copytree(EXAMPLES / name, home / name)
-        subprocess.run(
-            [sys.executable, "train.py"], cwd=home / name, check=True, capture_output=True, timeout=120
-        )
-    return home
-
-
-@pytest.fixture(scope="module")
 def served(
-    torchserve_module: Callable[..., Any], examples: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Any, Path]:
-    """Each form twice, with batches of one and of eight."""
+    shared: Callable[..., Any], example: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    """The forms module, flow and sagemaker."""
+    pytest.importorskip("xgboost")
     home = tmp_path_factory.mktemp("forms")
     (home / "net.py").write_text(MODULE)
     torch.manual_seed(1)
@@ -138,77 +109,61 @@ def served(
     torch.save({f"module.linear.{key}": value for key, value in linear.state_dict().items()}, home / "net.pt")
     (home / "inference.py").write_text(SAGEMAKER)
     torch.save({"fc.weight": torch.tensor([[1.0, 10.0]])}, home / "model.pth")
-    marks = []
-    for size in (1, 8):
-        common: dict[str, Any] = {
-            "batch_size": size, "workers_per_device": 1, "max_batch_delay_ms": 20 if size > 1 else 1,
-            "model_store": home / "store",
-        }  # fmt: skip
-        marks += [
-            archive(
-                home / "net.py", name=f"module-{size}", weights="net.pt",
-                model_kwargs={"in_features": 3, "n_classes": 2}, **common,
-            ),
-            archive(examples / "cancer", name=f"flow-{size}", **common),
-            archive(home / "inference.py", name=f"sagemaker-{size}", weights="model.pth", **common),
-        ]  # fmt: skip
-    spans = home / "spans"
-    return (
-        torchserve_module(*[mark.path for mark in marks], environ={"HANDLERGEN_TRACE_DIR": str(spans)}),
-        spans,
-    )
+    common: dict[str, Any] = {
+        "batch_size": 8, "workers_per_device": 1, "max_batch_delay_ms": 20, "model_store": home / "store",
+    }  # fmt: skip
+    sizes = {"in_features": 3, "n_classes": 2}
+    made = [
+        archive(home / "net.py", name="module", weights="net.pt", model_kwargs=sizes, **common),
+        # Without its requirements, for which TorchServe would make a virtual environment.
+        archive(example("cancer"), name="flow", requirements=[], **common),
+        archive(home / "inference.py", name="sagemaker", weights="model.pth", **common),
+    ]
+    return shared(*[each.path for each in made])
 
 
-def rows(examples: Path, name: str, count: int) -> list[dict[str, Any]]:
-    lines = (examples / name / "held-out.jsonl").read_text(encoding="utf-8").splitlines()
+def rows(example: Path, count: int) -> list[dict[str, Any]]:
+    lines = (example / "held-out.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines[:count]]
 
 
-@pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("way", ["predict", "predict_grpc"])
-def test_module(served: tuple[Any, Path], size: int, way: str) -> None:
+def test_module(served: Any, way: str) -> None:
     torch.manual_seed(1)
     linear = nn.Linear(3, 2)
     inputs = torch.randn(32, 3).tolist()
     wanted = linear(torch.tensor(inputs)).argmax(dim=1).tolist()
-    ask = getattr(served[0].client, way)
-    answers = run(lambda x: ask(f"module-{size}", x).json(), inputs)
+    ask = getattr(served.client, way)
+    answers = run(lambda x: ask("module", x).json(), inputs)
     assert [answer["class"] for answer in answers] == wanted
     batches = {answer["batch"] for answer in answers}
-    assert batches == {1} if size == 1 else max(batches) > 1
+    assert max(batches) > 1
     with pytest.raises(RequestFailed, match="send a list of numbers"):
-        ask(f"module-{size}", "text")
+        ask("module", "text")
 
 
-@pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("way", ["predict", "predict_grpc"])
-def test_flow(served: tuple[Any, Path], examples: Path, size: int, way: str) -> None:
+def test_flow(served: Any, example: Callable[[str], Path], way: str) -> None:
     """scikit-learn's scaler, a torch encoder, an XGBoost classifier: right on nearly all of the held-out data."""
-    ask = getattr(served[0].client, way)
-    patients = rows(examples, "cancer", 60)
-    answers = run(lambda row: ask(f"flow-{size}", row["data"]).json(), patients)
+    ask = getattr(served.client, way)
+    patients = rows(example("cancer"), 60)
+    answers = run(lambda row: ask("flow", row["data"]).json(), patients)
     right = sum(a["diagnosis"] == row["diagnosis"] for a, row in zip(answers, patients, strict=True))
     assert right >= 54
     with pytest.raises(RequestFailed, match="send a list of 30 numbers"):
-        ask(f"flow-{size}", [1, 2])
+        ask("flow", [1, 2])
 
 
-@pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("way", ["predict", "predict_grpc"])
-def test_sagemaker(served: tuple[Any, Path], size: int, way: str) -> None:
-    ask = getattr(served[0].client, way)
-    answers = run(
-        lambda x: ask(f"sagemaker-{size}", {"inputs": [[x, 1.0]]}).json(), [float(x) for x in range(24)]
-    )
+def test_sagemaker(served: Any, way: str) -> None:
+    ask = getattr(served.client, way)
+    answers = run(lambda x: ask("sagemaker", {"inputs": [[x, 1.0]]}).json(), [float(x) for x in range(24)])
     assert answers == [[[x + 10.0]] for x in range(24)]
 
 
-def test_sagemaker_content_types(served: tuple[Any, Path]) -> None:
-    server = served[0]
-    url = f"{server.settings.inference_address}/predictions/sagemaker-1"
-    token = {
-        "Authorization": f"Bearer {json.loads((server.directory / 'key_file.json').read_text())['inference']['key']}"
-    }
+def test_sagemaker_content_types(served: Any) -> None:
+    url = f"{served.settings.inference_address}/predictions/sagemaker"
+    token = served.client.authorization()
 
     def post(content: bytes, **headers: str) -> httpx.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -225,124 +180,23 @@ def test_sagemaker_content_types(served: tuple[Any, Path]) -> None:
     assert (answer.status_code, "text/csv is not supported" in answer.json()["message"]) == (400, True)
 
 
-def test_nothing_predicts_beside_anything_else(served: tuple[Any, Path], examples: Path) -> None:
-    """Six models of three forms share one device; a flow's three stages each take their turn."""
-    client, spans_dir = served[0].client, served[1]
-    jobs = [("module-8", [1, 2, 3]), ("sagemaker-8", {"inputs": [[1.0, 2.0]]})]
-    jobs += [("flow-8", row["data"]) for row in rows(examples, "cancer", 4)]
+def test_nothing_predicts_beside_anything_else(served: Any, example: Callable[[str], Path]) -> None:
+    """Three models of three forms share one device; a flow's three stages each take their turn."""
+    client = served.client
+    jobs = [("module", [1, 2, 3]), ("sagemaker", {"inputs": [[1.0, 2.0]]})]
+    jobs += [("flow", row["data"]) for row in rows(example("cancer"), 4)]
     run(lambda job: client.predict(*job), jobs * 8)
-    spans = read_spans(spans_dir)
+    spans = served.spans()
     predictions = of_stage(spans, "predict")
     assert overlapping(predictions) == []
-    assert len({span.pid for span in predictions}) == 6
-    flows = [span for span in predictions if span.model == "flow-1"]
+    assert len({span.pid for span in predictions}) == 3
+    flows = [span for span in predictions if span.model == "flow"]
     assert len(flows) == 3 * len({span.request_id for span in flows})
     assert beside(of_stage(spans, "preprocess"), predictions)
     assert beside(of_stage(spans, "postprocess"), predictions)
 
 
-# ---- the functions form's extras, the starters and the examples, on one more server ----
-
-
-@pytest.fixture(scope="module")
-def extras(
-    torchserve_module: Callable[..., Any], examples: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Any:
-    home = tmp_path_factory.mktemp("extras")
-    (home / "words.py").write_text(KEYWORDS)
-    (home / "nothing.py").write_text('"""No predict: the weights predict."""\n')
-    (home / "round_off.py").write_text(
-        textwrap.dedent("""
-        def preprocess(data):
-            return data["x"]
-
-        def postprocess(outputs):
-            return {"y": [round(float(value), 3) for value in outputs]}
-        """)
-    )
-    network = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Flatten(0))
-    nn.init.ones_(network[0].weight)
-    torch.jit.save(torch.jit.trace(network, torch.zeros(3, 2)), home / "net.pt")
-    batch = {0: torch.export.Dim("batch")}
-    torch.export.save(
-        torch.export.export(network, (torch.zeros(3, 2),), dynamic_shapes=(batch,)), home / "net.pt2"
-    )
-    write_onnx(home / "net.onnx")
-    common: dict[str, Any] = {"workers_per_device": 1, "model_store": home / "store"}
-    archives = [
-        archive(home / "words.py", config={"greeting": "Hello"}, **common),
-        archive(home / "nothing.py", name="scripted", weights="net.pt", **common),
-        archive(home / "round_off.py", name="exported", weights="net.pt2", **common),
-        archive(home / "round_off.py", name="onnx", weights="net.onnx", **common),
-        archive(examples / "iris", model_store=home / "store"),
-        archive(examples / "cancer" / "linear.py", extra_files=["cancer.py"], **common),
-    ]
-    for form in ("module", "flow", "sagemaker"):
-        name, _ = create_starter(home / f"start-{form}", form=form)
-        archives.append(archive(home / f"start-{form}", name=name, **common))
-    return torchserve_module(*[made.path for made in archives])
-
-
-def write_onnx(path: Path) -> None:
-    """(N, 2) to (N,): the rows' sums."""
-    onnx = pytest.importorskip("onnx")
-    helper, real = onnx.helper, onnx.TensorProto.FLOAT
-    graph = helper.make_graph(
-        [helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=0)],
-        "sums",
-        [helper.make_tensor_value_info("x", real, ["n", 2])],
-        [helper.make_tensor_value_info("y", real, ["n"])],
-        [helper.make_tensor("axes", onnx.TensorProto.INT64, [1], [1])],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
-
-
-@pytest.mark.parametrize("way", ["predict", "predict_grpc"])
-def test_keyword_arguments_and_setup(extras: Any, way: str) -> None:
-    ask = getattr(extras.client, way)
-    assert ask("words", {"name": "you", "times": 2}).json() == {"text": "Hello you! Hello you! "}
-    with pytest.raises(RequestFailed, match="missing key: name; unknown key: nmae"):
-        ask("words", {"nmae": "you"})
-
-
-@pytest.mark.parametrize("way", ["predict", "predict_grpc"])
-def test_weights_that_predict_by_themselves(extras: Any, way: str) -> None:
-    ask = getattr(extras.client, way)
-    assert ask("scripted", [[1.5, 2], [3, 4]]).json() == [3.5, 7.0]
-    for name in ("exported", "onnx"):
-        assert ask(name, {"x": [[1.5, 2], [3, 4]]}).json() == {"y": [3.5, 7.0]}
-        assert ask(name, {"x": [[1, 2], [3, 4]]}).json() == {"y": [3.0, 7.0]}  # JSON's whole numbers too
-
-
-@pytest.mark.parametrize("form", ["module", "flow", "sagemaker"])
-@pytest.mark.parametrize("way", ["predict", "predict_grpc"])
-def test_starters_answer_their_own_request(extras: Any, form: str, way: str) -> None:
-    assert getattr(extras.client, way)(f"start-{form}", [1, 2, 3]).json() == [2.0, 4.0, 6.0]
-
-
-@pytest.mark.parametrize(("model", "example"), [("iris", "iris"), ("linear", "cancer")])
-def test_examples_give_their_samples_true_answer(
-    extras: Any, examples: Path, model: str, example: str
-) -> None:
-    sample = json.loads((examples / example / "sample.json").read_text(encoding="utf-8"))
-    truth = json.loads((examples / example / "answer.json").read_text(encoding="utf-8"))
-    answer = extras.client.predict(model, sample).json()
-    assert answer.items() >= truth.items()
-    held_out = rows(examples, example, 30)
-    answers = run(lambda row: extras.client.predict(model, row["data"]).json(), held_out, threads=8)
-    (key,) = truth
-    assert sum(answer[key] == row[key] for answer, row in zip(answers, held_out, strict=True)) >= 27
-
-
-def test_the_flows_example_gives_its_samples_true_answer(served: tuple[Any, Path], examples: Path) -> None:
-    sample = json.loads((examples / "cancer" / "sample.json").read_text(encoding="utf-8"))
-    truth = json.loads((examples / "cancer" / "answer.json").read_text(encoding="utf-8"))
-    assert served[0].client.predict("flow-1", sample).json().items() >= truth.items()
-
-
-def test_grpc_statuses_of_the_forms(served: tuple[Any, Path]) -> None:
+def test_grpc_statuses_of_the_forms(served: Any) -> None:
     with pytest.raises(RequestFailed) as raised:
-        served[0].client.predict_grpc(
-            "sagemaker-1", [1]
-        )  # a list has no "inputs": the module's own TypeError
+        served.client.predict_grpc("sagemaker", [1])  # a list has no "inputs": the module's own TypeError
     assert grpc.StatusCode.INTERNAL.name in str(raised.value)

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from handlergen.archiving import archive
 from handlergen.errors import RequestFailed
+from tests.archives import make_archive
 
 pytestmark = pytest.mark.e2e
 
@@ -49,18 +49,16 @@ def predict(inputs: Query | int):
     return inputs
 """
 
-MODELS = ("shows", "typed")
+MODELS = ("shows", "query")
 
 
 @pytest.fixture(scope="module")
-def server(torchserve_module: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+def server(shared: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
     home = tmp_path_factory.mktemp("hostile")
-    archives = []
-    for name, source in (("shows", SHOWS), ("typed", TYPED)):
-        (home / f"{name}.py").write_text(source)
-        own: dict[str, Any] = {"workers_per_device": 1, "batch_size": 4, "max_batch_delay_ms": 20}
-        archives.append(archive(home / f"{name}.py", model_store=home / "store", **own).path)
-    return torchserve_module(*archives, token_authorization=False)
+    batches: dict[str, Any] = {"batch_size": 4, "max_batch_delay_ms": 20}
+    return shared(
+        make_archive(home, "shows", SHOWS, **batches), make_archive(home, "query", TYPED, **batches)
+    )
 
 
 TOKEN = st.text("abcdefghijklmnopqrstuvwxyzABCXYZ0123456789-_!~", min_size=1, max_size=12)
@@ -122,7 +120,11 @@ def send_rest(
 ) -> tuple[int, bytes]:
     """One request in its own connection, byte for byte as it was made up."""
     path, kind, headers, body = request
-    lines = [f"POST {path.format(model)} HTTP/1.1".encode(), b"Host: x"]
+    lines = [
+        f"POST {path.format(model)} HTTP/1.1".encode(),
+        b"Host: x",
+        f"Authorization: Bearer {server.key()}".encode(),
+    ]
     lines += [name.encode() + b": " + value for name, value in headers.items()]
     lines += [b"Content-Type: " + kind, b"Content-Length: %d" % len(body)]
     port = server.settings.addresses()["inference"][1]

@@ -17,7 +17,7 @@ from handlergen.configuration import write_configuration
 from handlergen.properties import server_settings
 from handlergen.server import stop
 from tests import full_disk, refusals
-from tests.e2e.test_main_job import make_archive
+from tests.archives import make_archive
 from tests.histories import SOURCE, Load, overlapping, predicted, statuses, wrong
 
 pytestmark = pytest.mark.e2e
@@ -80,7 +80,7 @@ def test_a_directory_that_cannot_be_written_is_told_before_anything_starts(
     with read_only(tmp_path / "state"):
         done = serve(config)
     assert done.returncode == 5, done.stderr
-    assert "the device locks have no place" in done.stderr
+    assert "no directory for the device locks" in done.stderr
     assert "HANDLERGEN_STATE_DIR" in done.stderr
     assert not (tmp_path / "logs").exists()
 

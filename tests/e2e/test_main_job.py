@@ -1,13 +1,10 @@
-"""The main job on a real TorchServe: what clients get, that predictions take turns, what happens when a worker dies."""
+"""The main job on a real TorchServe: what clients get, that predictions take turns, what a failed load says."""
 
 from __future__ import annotations
 
 import os
 import signal
-import textwrap
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,9 +13,9 @@ from typing import Any
 import grpc
 import pytest
 
-from handlergen.archiving import archive
-from handlergen.errors import ModuleFailed, RequestFailed, ServerError
+from handlergen.errors import ModuleFailed, RequestFailed
 from handlergen.recordings import beside, of_stage, overlapping, read_spans
+from tests.archives import make_archive
 
 pytestmark = pytest.mark.e2e
 
@@ -55,79 +52,42 @@ def postprocess(outputs, input_data, request):
     return {**outputs, "began": request.metadata["began"]}
 '''
 
-#: Makes `import handlergen` fail in every worker, as where it is not installed.
-BLOCKER = """
-import sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "handlergen":
-            raise ImportError("handlergen is not installed here")
-
-sys.meta_path.insert(0, Blocker())
-"""
-
-
-def make_archive(directory: Path, name: str, source: str, **settings: Any) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    file = directory / f"{name}.py"
-    file.write_text(textwrap.dedent(source))
-    return archive(file, model_store=directory / "store", **settings).path
-
 
 @pytest.fixture(scope="module")
-def server(
-    torchserve_module: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Any, Path]:
-    """A model `everything` with four workers where handlergen cannot be imported, and its recorded spans."""
+def server(shared: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A model `everything` with four workers, where handlergen cannot be imported (see conftest.py)."""
     home = tmp_path_factory.mktemp("main")
-    blocker = home / "blocker"
-    blocker.mkdir()
-    (blocker / "sitecustomize.py").write_text(BLOCKER)
-    mar = make_archive(home, "everything", EVERYTHING, workers_per_device=4, config={"factor": 3})
-    environ = {"HANDLERGEN_TRACE_DIR": str(home / "spans"), "PYTHONPATH": str(blocker)}
-    started = torchserve_module(mar, environ=environ)
-    return started, home / "spans"
+    return shared(make_archive(home, "everything", EVERYTHING, workers_per_device=4, config={"factor": 3}))
 
 
-def test_rest_json_and_no_handlergen_needed(server: tuple[Any, Path]) -> None:
-    client = server[0].client
+def test_rest_json_and_no_handlergen_needed(server: Any) -> None:
+    client = server.client
     answer = client.predict("everything", {"x": 14})
     assert (answer.status, answer.content_type) == (200, "application/json")
     assert answer.body == b'{"y":42,"began":true}'
     assert client.predict("everything", "text").json()["handlergen importable"] is False
 
 
-def test_without_the_model_api_a_model_keeps_its_workers(server: tuple[Any, Path]) -> None:
-    before = server[0].worker_pids("everything")
-    with pytest.raises(RequestFailed) as refused:
-        server[0].client.unregister("everything")
-    assert refused.value.status == 405
-    assert server[0].worker_pids("everything") == before
-
-
-def test_rest_bytes(server: tuple[Any, Path]) -> None:
-    answer = server[0].client.predict("everything", content=b"\x00\xff").json()
+def test_rest_bytes(server: Any) -> None:
+    answer = server.client.predict("everything", content=b"\x00\xff").json()
     assert (answer["type"], answer["data"]) == ("bytes", repr(b"\x00\xff"))
 
 
-def test_rest_multipart(server: tuple[Any, Path], tmp_path: Path) -> None:
+def test_rest_multipart(server: Any, tmp_path: Path) -> None:
     image = tmp_path / "seven.png"
     image.write_bytes(b"\x89PNG....")
-    answer = server[0].client.predict("everything", fields={"image": image, "note": "hello"}).json()
+    answer = server.client.predict("everything", fields={"image": image, "note": "hello"}).json()
     assert answer["data"] == "{'note': 'hello'}"
     assert answer["files"] == [["image", "image/png", 8]]
-    assert (
-        server[0].client.predict("everything", fields={"data": '{"x": 5}', "image": image}).json()["y"] == 15
-    )
+    assert server.client.predict("everything", fields={"data": '{"x": 5}', "image": image}).json()["y"] == 15
 
 
-def test_grpc(server: tuple[Any, Path]) -> None:
-    assert server[0].client.predict_grpc("everything", {"x": 14}).body == b'{"y":42,"began":true}'
+def test_grpc(server: Any) -> None:
+    assert server.client.predict_grpc("everything", {"x": 14}).body == b'{"y":42,"began":true}'
 
 
-def test_errors_are_told_apart(server: tuple[Any, Path]) -> None:
-    client = server[0].client
+def test_errors_are_told_apart(server: Any) -> None:
+    client = server.client
     with pytest.raises(RequestFailed, match="x must be a number") as raised:
         client.predict("everything", {"fail in": "preprocess"})
     assert raised.value.status == 400
@@ -139,7 +99,7 @@ def test_errors_are_told_apart(server: tuple[Any, Path]) -> None:
         client.predict_grpc("everything", {"fail in": "predict"})
     assert "4711" not in str(raised.value)
     deadline = time.monotonic() + 10
-    while (log := server[0].log_text()).count("RuntimeError: the secret is 4711") < 2:
+    while (log := server.log_text()).count("RuntimeError: the secret is 4711") < 2:
         assert time.monotonic() < deadline  # a predictor process's output comes a tenth of a second later
         time.sleep(0.1)
     assert log.count("RuntimeError: the secret is 4711") == 2
@@ -147,20 +107,12 @@ def test_errors_are_told_apart(server: tuple[Any, Path]) -> None:
     assert client.predict("everything", {"x": 1}).json()["y"] == 3
 
 
-def test_without_a_token_nothing_is_answered(server: tuple[Any, Path]) -> None:
-    import httpx
-
-    response = httpx.post(f"{server[0].settings.inference_address}/predictions/everything", json={"x": 1})
-    assert response.status_code == 400
-    assert "token" in response.text.lower()
-
-
-def test_predictions_take_turns_and_the_rest_overlaps(server: tuple[Any, Path]) -> None:
-    client, spans_dir = server[0].client, server[1]
+def test_predictions_take_turns_and_the_rest_overlaps(server: Any) -> None:
+    client = server.client
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda x: client.predict("everything", {"x": x}).json()["y"], range(200)))
     assert answers == [3 * x for x in range(200)]
-    spans = read_spans(spans_dir)
+    spans = server.spans()
     predictions = of_stage(spans, "predict")
     assert len({span.pid for span in predictions}) == 1  # the model's only copy
     assert len({span.pid for span in of_stage(spans, "preprocess")}) == 4
@@ -170,40 +122,7 @@ def test_predictions_take_turns_and_the_rest_overlaps(server: tuple[Any, Path]) 
     assert len(beside(of_stage(spans, "postprocess"), predictions)) > 100
 
 
-def test_scaling_while_requests_flow_loses_none(server: tuple[Any, Path]) -> None:
-    """Scaling down kills workers; TorchServe answers what those were busy with by an error, never by silence."""
-    client = server[0].client
-    stop, counts = threading.Event(), Counter[str]()
-
-    def flow(number: int) -> None:
-        while not stop.is_set():
-            try:
-                ok = client.predict("everything", {"x": number}).json()["y"] == 3 * number
-                counts["right" if ok else "wrong"] += 1
-            except RequestFailed as error:
-                counts["aborted" if error.status in (500, 503) else f"status {error.status}"] += 1
-            except ServerError as error:
-                counts[f"lost: {error}"] += 1
-
-    threads = [threading.Thread(target=flow, args=(number,)) for number in range(6)]
-    for thread in threads:
-        thread.start()
-    try:
-        for workers in (1, 4, 2):
-            client.scale("everything", workers)
-            assert client.describe("everything").ready_workers == workers
-            time.sleep(0.5)
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-        client.scale("everything", 4)
-    assert set(counts) <= {"right", "aborted"}, counts
-    assert counts["right"] > 50
-    assert counts["aborted"] <= 5, counts  # one a killed worker at most: 4 -> 1 and 4 -> 2
-
-
-def test_a_batch_of_eight_keeps_its_order(torchserve: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_batch_of_eight_keeps_its_order(shared: Callable[..., Any], tmp_path: Path) -> None:
     source = """
         import time
 
@@ -220,9 +139,8 @@ def test_a_batch_of_eight_keeps_its_order(torchserve: Callable[..., Any], tmp_pa
             time.sleep(0.002 * (outputs % 3))
             return outputs
         """
-    mar = make_archive(tmp_path, "eight", source, batch_size=8, max_batch_delay_ms=100, workers_per_device=1)
-    spans_dir = tmp_path / "spans"
-    server = torchserve(mar, environ={"HANDLERGEN_TRACE_DIR": str(spans_dir)})
+    mar = make_archive(tmp_path, "eight", source, batch_size=8, max_batch_delay_ms=100)
+    server = shared(mar)
 
     def ask(x: int) -> object:
         try:
@@ -233,8 +151,7 @@ def test_a_batch_of_eight_keeps_its_order(torchserve: Callable[..., Any], tmp_pa
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(ask, range(120)))
     assert answers == [400 if x % 7 == 3 else x * 10 for x in range(120)]
-    spans = read_spans(spans_dir)
-    prepared = of_stage(spans, "preprocess")
+    prepared = of_stage(server.spans(), "preprocess")
     # Requests of one batch were prepared at once: spans of the single worker overlap each other.
     assert len({span.pid for span in prepared}) == 1
     assert len(overlapping(prepared)) > 40
@@ -252,15 +169,15 @@ SLEEPER = """
     """
 
 
-def test_two_models_and_two_servers_share_one_device(torchserve: Callable[..., Any], tmp_path: Path) -> None:
-    spans_dir = tmp_path / "spans"
-    environ = {"HANDLERGEN_TRACE_DIR": str(spans_dir)}
+def test_two_models_and_two_servers_share_one_device(
+    shared: Callable[..., Any], torchserve: Callable[..., Any], tmp_path: Path
+) -> None:
     mars = [
         make_archive(tmp_path, f"plus{offset}", SLEEPER.format(offset=offset), workers_per_device=2)
         for offset in (1, 2, 3)
     ]
-    first = torchserve(mars[0], mars[1], environ=environ)
-    second = torchserve(mars[2], environ=environ)
+    first = shared(mars[0], mars[1])
+    second = torchserve(mars[2], environ={"HANDLERGEN_TRACE_DIR": str(tmp_path / "spans")})
     targets = [(first, "plus1", 1), (first, "plus2", 2), (second, "plus3", 3)]
 
     def ask(number: int) -> bool:
@@ -269,62 +186,10 @@ def test_two_models_and_two_servers_share_one_device(torchserve: Callable[..., A
 
     with ThreadPoolExecutor(12) as pool:
         assert all(pool.map(ask, range(300)))
-    predictions = of_stage(read_spans(spans_dir), "predict")
+    predictions = of_stage([*first.spans(), *read_spans(tmp_path / "spans")], "predict")
     assert {span.model for span in predictions} == {"plus1", "plus2", "plus3"}
     assert len({span.pid for span in predictions}) == 6
     assert overlapping(predictions) == []
-
-
-KILLABLE = """
-    import os, time
-
-    def preprocess(data):
-        return data
-
-    def predict(inputs):
-        if "mark" in inputs:
-            with open(inputs["mark"], "w") as file:
-                file.write(str(os.getpid()))
-            time.sleep(60)
-        return os.getpid()
-    """
-
-
-def test_a_worker_killed_inside_predict_frees_the_device(
-    torchserve: Callable[..., Any], tmp_path: Path
-) -> None:
-    mar = make_archive(tmp_path, "killable", KILLABLE, workers_per_device=2)
-    server = torchserve(mar)
-    mark = tmp_path / "mark"
-    result: list[object] = []
-
-    def ask() -> None:
-        try:
-            result.append(server.client.predict("killable", {"mark": str(mark)}).json())
-        except RequestFailed as error:
-            result.append(error.status)
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    deadline = time.monotonic() + 20
-    while not (mark.exists() and mark.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    victim = int(mark.read_text())
-    assert victim in server.worker_pids("killable")
-    os.kill(victim, signal.SIGKILL)
-    asking.join(timeout=20)
-    assert result in ([500], [507])  # TorchServe's "Worker died."
-    # The other worker has the device at once, without waiting for the lock's deadline of a minute.
-    start = time.monotonic()
-    assert server.client.predict("killable", {}).json() != victim
-    assert time.monotonic() - start < 20
-    # And the server brings the dead one back.
-    deadline = time.monotonic() + 60
-    while len(server.worker_pids("killable")) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert len(server.worker_pids("killable")) == 2
-    with ThreadPoolExecutor(4) as pool:
-        assert victim not in set(pool.map(lambda _: server.client.predict("killable", {}).json(), range(40)))
 
 
 def test_a_module_that_cannot_load_says_why(torchserve: Callable[..., Any], tmp_path: Path) -> None:
@@ -345,10 +210,10 @@ def test_a_module_that_cannot_load_says_why(torchserve: Callable[..., Any], tmp_
     assert "handlergen_runtime" not in shown
 
 
-def test_grpc_statuses(server: tuple[Any, Path]) -> None:
+def test_grpc_statuses(server: Any) -> None:
     """A failed single request has a gRPC code, not a body that looks like an answer."""
     with pytest.raises(RequestFailed) as raised:
-        server[0].client.predict_grpc("everything", {"fail in": "preprocess"})
+        server.client.predict_grpc("everything", {"fail in": "preprocess"})
     assert "x must be a number" in str(raised.value)
     assert grpc.StatusCode.INVALID_ARGUMENT.name in str(raised.value)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
@@ -18,7 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from handlergen.archiving import archive
-from handlergen.runtime.spans import STAGES
+from handlergen.runtime.stages import STAGE_NAMES
 
 pytestmark = pytest.mark.e2e
 
@@ -99,21 +98,21 @@ class Metrics:
 
 
 @pytest.fixture(scope="module")
-def server(torchserve_module: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+def server(shared: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
     home = tmp_path_factory.mktemp("metrics")
     mars = []
     for name, settings in MODELS.items():
         (home / f"{name}.py").write_text(SOURCE)
         mars.append(archive(home / f"{name}.py", model_store=home / "store", **settings).path)
-    (home / "batched.py").write_text(BATCHED)
+    (home / "gathered.py").write_text(BATCHED)
     batched: dict[str, Any] = {
         "workers_per_device": 1,
         "batch": "collate",
         "batch_size": 4,
         "max_batch_delay_ms": 3000,
     }
-    mars.append(archive(home / "batched.py", model_store=home / "store", **batched).path)
-    return torchserve_module(*mars)
+    mars.append(archive(home / "gathered.py", model_store=home / "store", **batched).path)
+    return shared(*mars)
 
 
 def post(server: Any, path: str, body: Any) -> httpx.Response:
@@ -172,7 +171,7 @@ def test_histograms_are_as_prometheus_wants_them(server: Any) -> None:
     gauges = ["handlergen_model_copies", "handlergen_model_memory_bytes"]
     types = {name: kind for name, kind in found.types.items() if name.startswith("handlergen_")}
     assert types == {**dict.fromkeys(counters, "counter"), **dict.fromkeys(gauges, "gauge")}
-    for stage in set(STAGES) - {"explain"}:
+    for stage in set(STAGE_NAMES) - {"explain"}:
         labels = {"model": "copies", "stage": stage}
         buckets = found.by("le", "handlergen_stage_seconds_bucket", **labels)
         values = [buckets[name] for name in sorted(buckets, key=float)]
@@ -191,18 +190,18 @@ def test_reading_them_needs_no_token(server: Any) -> None:
 def test_a_batch_is_one_predict(server: Any) -> None:
     before = Metrics(server)
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda x: post(server, "/predictions/batched", x).json(), range(4)))
+        answers = list(pool.map(lambda x: post(server, "/predictions/gathered", x).json(), range(4)))
     assert answers == [0, 2, 4, 6]
     size = "handlergen_batch_size"
-    after = when(server, lambda now: now.grown(before, f"{size}_sum", model="batched") >= 4)
-    assert after.grown(before, f"{size}_sum", model="batched") == 4
-    predicts = after.grown(before, f"{size}_count", model="batched")
+    after = when(server, lambda now: now.grown(before, f"{size}_sum", model="gathered") >= 4)
+    assert after.grown(before, f"{size}_sum", model="gathered") == 4
+    predicts = after.grown(before, f"{size}_count", model="gathered")
     assert predicts < 4
-    stages = after.by("stage", "handlergen_stage_seconds_count", before, model="batched")
+    stages = after.by("stage", "handlergen_stage_seconds_count", before, model="gathered")
     each = dict.fromkeys(("decode", "preprocess", "lock_wait", "encode"), 4)
     assert stages == {**each, "predict": predicts}
-    assert after.grown(before, f"{size}_bucket", model="batched", le="+Inf") == predicts
-    assert after.grown(before, f"{size}_bucket", model="batched", le="1") < predicts
+    assert after.grown(before, f"{size}_bucket", model="gathered", le="+Inf") == predicts
+    assert after.grown(before, f"{size}_bucket", model="gathered", le="1") < predicts
 
 
 def test_explanations_kserve_and_descriptions(server: Any) -> None:
@@ -213,10 +212,7 @@ def test_explanations_kserve_and_descriptions(server: Any) -> None:
     body = {"instances": [{"x": 1}, {"x": 2}, {"x": 3}]}
     assert post(server, "/v1/models/copies:predict", body).status_code == 200
     assert server.client.predict("copies", {"x": 1}).status == 200
-    url = f"{server.settings.management_address}/models/copies?customized=true"
-    key = json.loads((server.directory / "key_file.json").read_text())["management"]["key"]
-    described = httpx.get(url, headers={"Authorization": f"Bearer {key}"}, trust_env=False)
-    assert described.json()[0]["customizedMetadata"]
+    assert server.describe("copies")
     after = when(server, lambda now: now.grown(before, "handlergen_answers_total", model="copies") >= 3)
     explained = {"model": "process", "stage": "explain"}
     count = "handlergen_stage_seconds_count"
@@ -250,7 +246,7 @@ def test_a_lock_timeout_is_counted(server: Any, model: str) -> None:
 
 def test_memory_is_that_of_a_process_with_torch(server: Any) -> None:
     found = Metrics(server).by("model", "handlergen_model_memory_bytes")
-    assert set(found) == {*MODELS, "batched"}
+    assert set(found) >= set(server.models)
     assert all(50 << 20 < size < 50 << 30 for size in found.values())
 
 
@@ -262,7 +258,9 @@ def test_copies_are_counted_through_scaling_and_kills(server: Any) -> None:
             when(server, lambda now: now(copies, model="copies") == number)(copies, model="copies") == number
         )
 
-    assert Metrics(server).by("model", copies) == {"copies": 4, "process": 1, "relayed": 1, "batched": 1}
+    found = Metrics(server).by("model", copies)
+    expected = {"copies": 4, "process": 1, "relayed": 1, "gathered": 1}
+    assert {name: found.get(name) for name in server.models} == expected
     server.client.scale("copies", 2)
     assert become(2)
     server.client.scale("process", 1)

@@ -1,14 +1,13 @@
 """One pipeline: served, local and offline answers are the same bytes, for every example and every form.
 
 Local and offline answers come from a clean process, as a served one does: how many threads torch uses decides the last
-digits of its sums. One server has all models.
+digits of its sums. The shared server has all models.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -244,13 +243,15 @@ MODELS = [*INLINE, *sorted(path.name for path in EXAMPLES.iterdir() if (path / "
 
 @pytest.fixture(scope="module")
 def answers(
-    torchserve_module: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+    shared: Callable[..., Any],
+    example: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, list[list[Any]]]:
     """Model and way → its answers: status, content type, body, headers."""
     home = tmp_path_factory.mktemp("parity")
     marks, work = [], {}
     for name in MODELS:
-        source, requests, settings = _inline(home, name) if name in INLINE else _example(home, name)
+        source, requests, settings = _inline(home, name) if name in INLINE else _example(example(name))
         settings = {"workers_per_device": 1, "model_store": home / "store", **settings}
         mark = archive(source, name=name, **settings)
         marks.append(mark.path)
@@ -260,11 +261,10 @@ def answers(
         # Settings of the archive that its source alone does not have stand in it only.
         work[name] = ({"source": str(source), "archive": str(mark.path)}, requests)
     (home / "work.json").write_text(json.dumps(work))
-    server = torchserve_module(*marks)
+    server = shared(*marks)
     found: dict[str, list[list[Any]]] = {}
     for name, (_, requests) in work.items():
         found[f"{name} served"] = [_served(server.client, name, request) for request in requests]
-    server.stop()
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(home / "work.json")], capture_output=True, text=True, check=False
     )
@@ -283,13 +283,8 @@ def _inline(home: Path, name: str) -> tuple[Path, list[dict[str, Any]], dict[str
     return directory, REQUESTS[name], {}
 
 
-def _example(home: Path, name: str) -> tuple[Path, list[dict[str, Any]], dict[str, Any]]:
-    """An example, trained as its README says, with its samples and what it has held out."""
-    directory = home / name
-    ignored = shutil.ignore_patterns("*.pt", "held-out*", "__pycache__")
-    shutil.copytree(EXAMPLES / name, directory, ignore=ignored)
-    if (directory / "train.py").is_file():
-        subprocess.run([sys.executable, "train.py"], cwd=directory, check=True, capture_output=True)
+def _example(directory: Path) -> tuple[Path, list[dict[str, Any]], dict[str, Any]]:
+    """An example with its samples and what it has held out."""
     pictures = [*sorted(directory.glob("sample.png")), *sorted(directory.glob("held-out/*.png"))[:5]]
     requests = [{"body": path.read_bytes(), "type": "image/png"} for path in pictures]
     texts = [path.read_text() for path in directory.glob("sample.json")]

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 from handlergen.cli import main
-from tests.e2e.test_answers import describe
-from tests.e2e.test_main_job import make_archive
+from tests.archives import make_archive
 from tests.histories import (
     SOURCE,
     Load,
@@ -178,7 +177,7 @@ def test_values_that_cannot_be_sent_are_no_failure_and_told_in_the_log_and_by_st
         assert {(each["preprocessed"], each["predicted"]) for each in answers} == {
             (site.predictor("unsendable 1.0"),) * 2
         }
-        said = describe(site.server, "unsendable")["predictor"]
+        said = site.server.describe("unsendable")["predictor"]
         assert said["stages"] == "predictor"
         assert "cannot pickle" in said["stages_because"]
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as output:

@@ -49,7 +49,7 @@ ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
 from handlergen.errors import HandlergenError, TooManyErrors
 from handlergen.offline.job import as_json, map_to_file
 from handlergen.offline.ray_engine import open_ray_engine
-from handlergen.offline.sources import Source, open_source
+from handlergen.offline.sources import RowSource, open_source
 
 report = {"nodes": len(ray.nodes())}
 with open_ray_engine(Path("model.py"), actors=None) as engine:
@@ -75,12 +75,12 @@ with open_ray_engine(Path("model.py"), actors=None) as engine:
     answered = threading.Event()
     thread = threading.Thread(target=feed)
     thread.start()
-    source = Source("jsonl", stream=os.fdopen(reader, "rb"))
+    source = RowSource("jsonl", stream=os.fdopen(reader, "rb"))
     map_to_file(engine, source, Path("live.jsonl"), batch_size=4, progress=lambda _p: answered.set())
     thread.join()
 
     try:
-        bad = Source("csv", stream=open("bad.csv", "rb"))
+        bad = RowSource("csv", stream=open("bad.csv", "rb"))
         map_to_file(engine, bad, Path("bad.jsonl"), batch_size=1)
     except HandlergenError as error:
         report["bad"] = error.message

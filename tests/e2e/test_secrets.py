@@ -15,9 +15,9 @@ import httpx
 import psutil
 import pytest
 
-from handlergen.archiving import archive
 from handlergen.errors import RequestFailed
 from handlergen.recordings import of_stage, read_spans
+from tests.archives import make_archive
 from tests.histories import until
 
 pytestmark = pytest.mark.e2e
@@ -66,31 +66,20 @@ def is_healthy(context):
 """
 
 
-@pytest.fixture(scope="module", params=["worker", "process"])
-def predictor(request: pytest.FixtureRequest) -> str:
-    """Who predicts: the worker itself, or a process beside it, which is given the secrets, too."""
-    return str(request.param)
+PREDICTORS = ("worker", "process")
+"""Who predicts, and the model's name: the worker itself, or a process beside it, which is given the secrets, too."""
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, predictor: str) -> Path:
-    return tmp_path_factory.mktemp(f"secrets-{predictor}")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("secrets")
 
 
 @pytest.fixture(scope="module")
-def server(torchserve_module: Callable[..., Any], place: Path, predictor: str) -> Any:
-    (place / "keyed.py").write_text(SOURCE)
-    made = archive(
-        place / "keyed.py",
-        model_store=place / "store",
-        environ={"API_KEY": SECRET},
-        secrets=["API_KEY"],
-        predictor=predictor,
-        workers_per_device=1,
-        devices="cpu",
-    )
+def server(torchserve_module: Callable[..., Any], place: Path) -> Any:
+    keyed: dict[str, Any] = {"environ": {"API_KEY": SECRET}, "secrets": ["API_KEY"], "devices": "cpu"}
     return torchserve_module(
-        made.path,
+        *[make_archive(place, name, SOURCE, predictor=name, **keyed) for name in PREDICTORS],
         environ={
             "API_KEY": SECRET,
             "HANDLERGEN_TRACE_DIR": str(place / "spans"),
@@ -121,21 +110,22 @@ def arguments(processes: list[psutil.Process]) -> Iterator[tuple[str, bytes]]:
         yield f"arguments of {process.pid}", "\0".join(process.cmdline()).encode()
 
 
-def test_a_secret_is_in_no_archive_log_answer_span_or_argument(server: Any, place: Path) -> None:
+@pytest.mark.parametrize("model", PREDICTORS)
+def test_a_secret_is_in_no_archive_log_answer_span_or_argument(server: Any, place: Path, model: str) -> None:
     seen: list[tuple[str, bytes]] = []
     statuses = {}
     for data in ("value", "refused", "other", "predict", "unsendable", "postprocess"):
         with pytest.raises(RequestFailed) as caught:
-            server.client.predict("keyed", data)
+            server.client.predict(model, data)
         statuses[data] = caught.value.status
         seen.append((f"answer to {data!r}", caught.value.body))
     assert statuses == {
         "value": 400, "refused": 402, "other": 500, "predict": 500, "unsendable": 500, "postprocess": 507,
     }  # fmt: skip
-    assert server.client.predict("keyed", "good").json() == len(SECRET)  # it does have it
-    seen += [("describe", json.dumps(describe(server)).encode())]
+    assert server.client.predict(model, "good").json() == len(SECRET)  # it does have it
+    seen += [("describe", json.dumps(described(server, model)).encode())]
     # A predictor process writes its spans a moment after the answers.
-    until(lambda: len(of_stage(read_spans(place / "spans"), "predict")) >= 4, within_s=20)
+    until(lambda: len(of_stage(read_spans(place / "spans", model=model), "predict")) >= 4, within_s=20)
     seen += files(
         place / "store", server.directory / "logs", server.directory, place / "spans", place / "state"
     )
@@ -155,18 +145,10 @@ def test_a_secret_is_in_no_archive_log_answer_span_or_argument(server: Any, plac
     assert set(json.loads(bodies["answer to 'other'"])) == {"code", "type", "message", "request_id"}
 
 
-def describe(server: Any) -> Any:
-    host, port = server.settings.addresses()["management"]
-    token = json.loads((server.directory / "key_file.json").read_text())["management"]["key"]
-    answer = httpx.get(
-        f"http://{host}:{port}/models/keyed",
-        params={"customized": "true"},
-        headers={"Authorization": f"Bearer {token}"},
-        timeout=60,
-    )
-    assert answer.status_code == 200, answer.text
-    assert "settings" in answer.text  # the model's own part is there
-    return answer.json()
+def described(server: Any, model: str) -> Any:
+    found = server.describe(model)
+    assert "settings" in found  # the model's own part is there
+    return found
 
 
 def test_a_server_as_it_starts_is_closed_to_others(server: Any, place: Path) -> None:
@@ -181,7 +163,7 @@ def test_a_server_as_it_starts_is_closed_to_others(server: Any, place: Path) -> 
     assert listening
     for url in (
         f"{server.settings.inference_address}/ping",
-        f"{server.settings.inference_address}/predictions/keyed",
+        f"{server.settings.inference_address}/predictions/worker",
         f"{server.settings.management_address}/models",
     ):
         refused = httpx.get(url, trust_env=False)

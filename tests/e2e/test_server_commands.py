@@ -122,7 +122,7 @@ def test_error_answers_go_to_stderr_with_status_6(run: Run):
         (("--field", "a"), "NAME=VALUE or NAME=@PATH"),
         (("--field", "a=@/no/such/file"), "there is no file /no/such/file"),
         (("--data", "1", "--header", "x"), "NAME:VALUE"),
-        (("--data", "1", "--grpc", "--header", "a:b"), "mean nothing over gRPC"),
+        (("--data", "1", "--grpc", "--header", "a:b"), "have no effect over gRPC"),
     ],
 )
 def test_requests_that_make_no_sense_are_refused(run: Run, arguments: tuple[str, ...], said: str):
@@ -141,7 +141,7 @@ def test_a_request_that_cannot_be_answered_says_what_can_be_done(
         return done.stderr.decode()
 
     assert "did you mean echo? The server has: echo, failing, inside" in told("ehco", "--data", "1")
-    assert "echo is there in version 1.0" in told("echo", "--data", "1", "--version", "9.0")
+    assert "the server has echo in version 1.0" in told("echo", "--data", "1", "--version", "9.0")
     hint = told("inside", "--data", "{}").partition("Hint: ")[2]
     assert hint.startswith("grep -A 20 ")
     found = subprocess.run(shlex.split(hint), cwd=directory, capture_output=True, check=True)
@@ -173,7 +173,7 @@ def test_a_wrong_key_file_is_told_from_none(run: Run, tmp_path: Path):
     keys = {kind: {"key": "wrong"} for kind in ("inference", "management", "API")}
     (tmp_path / "keys.json").write_text(json.dumps(keys))
     done = run("invoke", "echo", "--data", "1", "--key-file", str(tmp_path / "keys.json"))
-    assert b"are not this server's" in done.stderr
+    assert b"belong to another server" in done.stderr
 
 
 def test_elsewhere_it_is_said_that_the_configuration_is_missing(tmp_path: Path):
@@ -261,4 +261,4 @@ def test_a_second_serve_says_who_is_there(run: Run):
     assert b"already running" in done.stderr
     report = json.loads(done.stdout)
     assert report["error"].startswith("a server is already running on config.properties")
-    assert report["hint"] == "`handlergen stop` ends it"
+    assert report["hint"] == "`handlergen stop` stops it"

@@ -87,21 +87,10 @@ def test_grpc_without_or_with_a_wrong_token_is_refused(server, tmp_path: Path):
                 client.grpc_management.models()
 
 
-def test_rest_without_a_token_is_refused_ping_included(server):
-    for url in (
-        f"{server.settings.inference_address}/ping",
-        f"{server.settings.inference_address}/predictions/echo",
-        f"{server.settings.management_address}/models",
-    ):
-        answer = httpx.get(url, trust_env=False)
-        assert (answer.status_code, answer.json()["type"]) == (400, "InvalidKeyException")
-
-
 def test_the_inference_token_does_not_manage(server):
-    token = json.loads((server.directory / "key_file.json").read_text())["inference"]["key"]
     answer = httpx.get(
         f"{server.settings.management_address}/models",
-        headers={"Authorization": f"Bearer {token}"},
+        headers={"Authorization": f"Bearer {server.key('inference')}"},
         trust_env=False,
     )
     assert answer.status_code == 400
@@ -149,21 +138,15 @@ def test_scaling_waits_for_ready_over_rest_and_grpc(server):
     assert client.grpc_management.models() == client.models() == ["counter", "echo", "failing"]
 
 
-def test_the_model_api_is_off(server):
+def test_the_model_api_is_off_and_a_model_keeps_its_workers(server):
+    before = server.worker_pids("echo")
     with pytest.raises(RequestFailed) as caught:
         server.client.register("echo.mar")
     assert caught.value.status in (404, 405)
-
-
-def test_metrics_are_served(server):
-    token = json.loads((server.directory / "key_file.json").read_text())["inference"]["key"]
-    server.client.predict("echo", 1)
-    answer = httpx.get(
-        f"{server.settings.metrics_address}/metrics",
-        headers={"Authorization": f"Bearer {token}"},
-        trust_env=False,
-    )
-    assert 'ts_inference_requests_total{model_name="echo"' in answer.text
+    with pytest.raises(RequestFailed) as caught:
+        server.client.unregister("echo")
+    assert caught.value.status == 405
+    assert server.worker_pids("echo") == before
 
 
 def test_requests_leave_no_line_but_prints_do(server):
@@ -203,7 +186,7 @@ def test_on_a_gpu_host_the_system_metrics_work_without_nvgpu(torchserve, make_ma
     assert "nvgpu" not in server.log_text()
 
 
-def test_no_model_is_downloaded_even_with_the_model_api_on(torchserve, echo_mar, tmp_path: Path):
+def test_no_model_is_downloaded_even_with_the_model_api_on(shared, echo_mar, tmp_path: Path):
     asked: list[str] = []
 
     class Remote(http.server.BaseHTTPRequestHandler):
@@ -216,7 +199,7 @@ def test_no_model_is_downloaded_even_with_the_model_api_on(torchserve, echo_mar,
         def log_message(self, *_: object) -> None:
             pass
 
-    server = torchserve(echo_mar, model_api=True)
+    server = shared(echo_mar)
     (tmp_path / "file.mar").write_bytes(echo_mar.read_bytes())
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Remote) as remote:
         threading.Thread(target=remote.serve_forever, daemon=True).start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -14,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from handlergen.archiving import archive
 from handlergen.errors import RequestFailed, ServerError
-from handlergen.recordings import of_stage, overlapping, read_spans
+from handlergen.recordings import of_stage, overlapping
+from tests.archives import make_archive
 
 pytestmark = pytest.mark.e2e
 
@@ -90,28 +89,17 @@ class Model:
 """
 
 
-def make_archive(directory: Path, name: str, source: str, **settings: Any) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    file = directory / f"{name}.py"
-    file.write_text(textwrap.dedent(source))
-    return archive(file, model_store=directory / "store", **settings).path
-
-
 @pytest.fixture(scope="module")
-def server(
-    torchserve_module: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Any, Path]:
+def server(shared: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
     home = tmp_path_factory.mktemp("streaming")
-    mars = [
+    return shared(
         make_archive(home, "words", TOKENS, workers_per_device=2),
-        make_archive(home, "words8", TOKENS, workers_per_device=1, batch_size=8, max_batch_delay_ms=500),
-        make_archive(home, "squares", ASYNC, workers_per_device=1),
-        make_archive(home, "squares8", ASYNC, workers_per_device=1, batch_size=8, max_batch_delay_ms=500),
+        make_archive(home, "words8", TOKENS, batch_size=8, max_batch_delay_ms=500),
+        make_archive(home, "squares", ASYNC),
+        make_archive(home, "squares8", ASYNC, batch_size=8, max_batch_delay_ms=500),
         make_archive(home, "whole", WHOLE, workers_per_device=2),
-        make_archive(home, "whole8", WHOLE, workers_per_device=1, batch_size=8, max_batch_delay_ms=500),
-    ]
-    environ = {"HANDLERGEN_TRACE_DIR": str(home / "spans")}
-    return torchserve_module(*mars, environ=environ), home / "spans"
+        make_archive(home, "whole8", WHOLE, batch_size=8, max_batch_delay_ms=500),
+    )
 
 
 def calls(client: Any, over: str) -> Callable[..., Iterable[bytes]]:
@@ -125,13 +113,11 @@ def collect(call: Callable[..., Iterable[bytes]], model: str, question: dict[str
 
 @pytest.mark.parametrize("over", ["rest", "grpc"])
 @pytest.mark.parametrize("model", ["words", "words8"])
-def test_chunks_arrive_while_the_rest_is_made(
-    server: tuple[Any, Path], tmp_path: Path, model: str, over: str
-) -> None:
+def test_chunks_arrive_while_the_rest_is_made(server: Any, tmp_path: Path, model: str, over: str) -> None:
     seen = tmp_path / "seen"
     seen.touch()
     chunks = []
-    for chunk in calls(server[0].client, over)(model, {"pause": 0, "seen": str(seen)}):
+    for chunk in calls(server.client, over)(model, {"pause": 0, "seen": str(seen)}):
         chunks.append(chunk)
         with seen.open("ab") as file:  # the model makes no further word before it has read this
             file.write(b".")
@@ -140,21 +126,21 @@ def test_chunks_arrive_while_the_rest_is_made(
 
 @pytest.mark.parametrize("over", ["rest", "grpc"])
 @pytest.mark.parametrize("model", ["squares", "squares8"])
-def test_an_async_generator_from_an_async_generator(server: tuple[Any, Path], model: str, over: str) -> None:
-    chunks = collect(calls(server[0].client, over), model, {"n": 5})
+def test_an_async_generator_from_an_async_generator(server: Any, model: str, over: str) -> None:
+    chunks = collect(calls(server.client, over), model, {"n": 5})
     assert [json.loads(chunk) for chunk in chunks] == [{"square": n * n} for n in range(5)]
 
 
 @pytest.mark.parametrize("model", ["words", "words8"])
-def test_one_value_for_a_client_that_wants_json(server: tuple[Any, Path], model: str) -> None:
-    client = server[0].client
+def test_one_value_for_a_client_that_wants_json(server: Any, model: str) -> None:
+    client = server.client
     answer = client.predict(model, {"words": 2}, headers={"Accept": "application/json"})
     assert (answer.content_type, answer.json()) == ("application/json", "one two ")
     assert client.predict_grpc(model, {"words": 2}).json() == "one two "
 
 
-def test_the_content_type_is_that_of_the_first_chunk(server: tuple[Any, Path]) -> None:
-    client = server[0].client
+def test_the_content_type_is_that_of_the_first_chunk(server: Any) -> None:
+    client = server.client
     assert client.predict("words", {"words": 1}).content_type.startswith("text/plain")
     assert client.predict("squares", {"n": 1}).content_type == "application/x-ndjson"
     events = client.predict("words", {"words": 1}, headers={"Accept": "text/event-stream"})
@@ -162,9 +148,8 @@ def test_the_content_type_is_that_of_the_first_chunk(server: tuple[Any, Path]) -
     assert client.predict("words", {"words": 0}).body == b""
 
 
-def test_a_failure_midway_breaks_the_stream_off_and_the_next_works(server: tuple[Any, Path]) -> None:
-    started, _ = server
-    client, pids = started.client, set(started.worker_pids("words"))
+def test_a_failure_midway_breaks_the_stream_off_and_the_next_works(server: Any) -> None:
+    client, pids = server.client, set(server.worker_pids("words"))
     question = {"fail at": 2, "pause": 0.01}
     for _ in range(3):
         arrived: list[bytes] = []
@@ -177,21 +162,20 @@ def test_a_failure_midway_breaks_the_stream_off_and_the_next_works(server: tuple
         assert parts == [b"one ", b"two "]
         assert "fire" not in str(failed.value)
         assert client.predict("words", {"words": 1, "pause": 0}).body == b"one "
-    assert set(started.worker_pids("words")) == pids
-    assert started.log_text().count("the GPU is on fire") >= 6
+    assert set(server.worker_pids("words")) == pids
+    assert server.log_text().count("the GPU is on fire") >= 6
 
 
-def test_a_failure_before_the_first_chunk_is_an_error_answer(server: tuple[Any, Path]) -> None:
+def test_a_failure_before_the_first_chunk_is_an_error_answer(server: Any) -> None:
     with pytest.raises(RequestFailed) as failed:
-        list(server[0].client.stream("words", {"fail at": 0}))
+        list(server.client.stream("words", {"fail at": 0}))
     assert failed.value.status == 500
 
 
 @pytest.mark.parametrize("model", ["whole", "whole8", "words", "words8"])
-def test_every_grpc_call_to_every_model_leaves_the_worker_alive(server: tuple[Any, Path], model: str) -> None:
+def test_every_grpc_call_to_every_model_leaves_the_worker_alive(server: Any, model: str) -> None:
     """In TorchServe, StreamPredictions to a model that does not stream, and Predictions to one that does, kill it."""
-    started, _ = server
-    client, pids = started.client, started.worker_pids(model)
+    client, pids = server.client, server.worker_pids(model)
     question: dict[str, Any] = {"x": 21, "words": 3, "pause": 0.01}
     answer = b'{"doubled":42}' if model.startswith("whole") else b'"one two three "'
     plain = client.grpc.message(
@@ -202,12 +186,12 @@ def test_every_grpc_call_to_every_model_leaves_the_worker_alive(server: tuple[An
     assert b"".join(parts) == answer
     assert bytes(client.grpc.call("Predictions", plain, timeout=30).prediction) == answer
     assert b"".join(client.stream_grpc(model, question)) in (answer, b"one two three ")
-    assert started.worker_pids(model) == pids
+    assert server.worker_pids(model) == pids
 
 
 @pytest.mark.parametrize("model", ["words", "words8"])
-def test_streams_at_once_each_get_their_own_chunks(server: tuple[Any, Path], model: str) -> None:
-    client = server[0].client
+def test_streams_at_once_each_get_their_own_chunks(server: Any, model: str) -> None:
+    client = server.client
     kinds: list[tuple[str, dict[str, Any]]] = [
         (over, {"words": words, "pause": 0.02}) for over in ("rest", "grpc") for words in (1, 3, 5)
     ]
@@ -226,8 +210,8 @@ def test_streams_at_once_each_get_their_own_chunks(server: tuple[Any, Path], mod
         assert {whole.result(60).json() for whole in wholes} == {"one two "}
 
 
-def test_in_a_batch_a_failed_stream_ends_and_the_others_do_not(server: tuple[Any, Path]) -> None:
-    client = server[0].client
+def test_in_a_batch_a_failed_stream_ends_and_the_others_do_not(server: Any) -> None:
+    client = server.client
     with ThreadPoolExecutor(4) as pool:
         failing = pool.submit(lambda: list(client.stream("words8", {"fail at": 1, "pause": 0.02})))
         fine = pool.submit(lambda: list(client.stream("words8", {"words": 4, "pause": 0.02})))
@@ -238,9 +222,9 @@ def test_in_a_batch_a_failed_stream_ends_and_the_others_do_not(server: tuple[Any
             assert b"".join(failing.result(60)) == b"one "
 
 
-def test_the_device_is_held_for_the_life_of_the_generator(server: tuple[Any, Path]) -> None:
+def test_the_device_is_held_for_the_life_of_the_generator(server: Any) -> None:
     """One predict span a stream, as long as the stream, and no prediction of another worker or model within."""
-    client, spans_dir = server[0].client, server[1]
+    client = server.client
     began = time.monotonic_ns()
     with ThreadPoolExecutor(4) as pool:
         streams = [pool.submit(collect, client.stream, "words", {"pause": 0.1}) for _ in range(2)]
@@ -248,7 +232,7 @@ def test_the_device_is_held_for_the_life_of_the_generator(server: tuple[Any, Pat
         others = [pool.submit(client.predict, "whole", {"x": x}) for x in range(2)]
         assert [len(stream.result(60)) for stream in streams] == [6, 6]
         assert [other.result(60).json()["doubled"] for other in others] == [0, 2]
-    predictions = [span for span in of_stage(read_spans(spans_dir), "predict") if span.start_ns > began]
+    predictions = [span for span in of_stage(server.spans(), "predict") if span.start_ns > began]
     assert len(predictions) == 4
     assert overlapping(predictions) == []
     of_streams = [span for span in predictions if span.model == "words"]
@@ -257,8 +241,8 @@ def test_the_device_is_held_for_the_life_of_the_generator(server: tuple[Any, Pat
         assert (span.end_ns - span.start_ns) / 1e9 >= 0.6  # six chunks, a tenth of a second before each
 
 
-def test_slow_postprocesses_overlap_with_each_other_and_with_a_predict(server: tuple[Any, Path]) -> None:
-    client, spans_dir = server[0].client, server[1]
+def test_slow_postprocesses_overlap_with_each_other_and_with_a_predict(server: Any) -> None:
+    client = server.client
     for model in ("whole", "whole8"):
         began = time.monotonic_ns()
         gate = threading.Barrier(2)
@@ -274,7 +258,7 @@ def test_slow_postprocesses_overlap_with_each_other_and_with_a_predict(server: t
             again = client.predict(model, {"x": 3}).json()
             assert again == {"doubled": 6}
             stream.result(60)
-        spans = [span for span in read_spans(spans_dir) if span.start_ns > began and span.model == model]
+        spans = [span for span in server.spans() if span.start_ns > began and span.model == model]
         answers = of_stage(spans, "postprocess")[:2]
         assert answers[0].start_ns < answers[1].end_ns
         assert answers[1].start_ns < answers[0].end_ns

@@ -9,15 +9,15 @@ model store. The statuses are the suite's. `docs/answers-and-errors.md` says wha
 from __future__ import annotations
 
 import base64
-import json
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from handlergen.archiving import archive
+from tests.archives import make_archive
 
 pytestmark = pytest.mark.e2e
 
@@ -64,8 +64,6 @@ class Suite:
 
     def __init__(self, server: Any) -> None:
         self.server = server
-        keys = json.loads((server.directory / "key_file.json").read_text())
-        self._keys = {kind: entry["key"] for kind, entry in keys.items()}
 
     def management(self, method: str, path: str) -> httpx.Response:
         return self._send("management", self.server.settings.management_address, method, path)
@@ -77,21 +75,17 @@ class Suite:
         return self._send("inference", self.server.settings.metrics_address, "GET", "/metrics").text
 
     def _send(self, kind: str, address: str, method: str, path: str, **options: Any) -> httpx.Response:
-        headers = {"Authorization": f"Bearer {self._keys[kind]}", **options.pop("headers", {})}
+        headers = {"Authorization": f"Bearer {self.server.key(kind)}", **options.pop("headers", {})}
         return httpx.request(method, address + path, headers=headers, trust_env=False, timeout=120, **options)
 
 
 @pytest.fixture(scope="module")
-def suite(torchserve_module: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Suite:
+def suite(shared: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Suite:
     home = tmp_path_factory.mktemp("suite")
+    server = shared()
     for name, source in (("digits", DIGITS), ("scores", SCORES)):
-        (home / f"{name}.py").write_text(source)
-        archive(home / f"{name}.py", model_store=home / "store", workers_per_device=1)
-    server = torchserve_module(*sorted((home / "store").glob("*.mar")), model_api=True)
-    opened = Suite(server)
-    for name in ("digits", "scores"):
-        unregistered(opened, name)
-    return opened
+        shutil.copy(make_archive(home, name, source), server.store)
+    return Suite(server)
 
 
 def registered(suite: Suite, name: str) -> None:
@@ -103,6 +97,14 @@ def registered(suite: Suite, name: str) -> None:
 
 def unregistered(suite: Suite, name: str) -> None:
     assert suite.management("DELETE", f"/models/{name}").status_code in (200, 201, 202)
+
+
+@pytest.fixture(scope="module")
+def digits(suite: Suite) -> Iterator[Suite]:
+    """The suite, with its model registered for tests that only predict."""
+    registered(suite, "digits")
+    yield suite
+    unregistered(suite, "digits")
 
 
 def test_inference_register_predict_compare_unregister(suite: Suite) -> None:
@@ -118,52 +120,6 @@ def test_inference_register_predict_compare_unregister(suite: Suite) -> None:
     assert sorted(scores) == [str(digit) for digit in range(10)]
     assert scores["2"] == pytest.approx(0.99687, rel=0.01)
     unregistered(suite, "scores")
-
-
-def test_explanations(suite: Suite) -> None:
-    """explanation_api_test_collection."""
-    registered(suite, "digits")
-    answer = suite.inference("POST", "/explanations/digits", content=PICTURE)
-    assert (answer.status_code, answer.json()) == (200, [2.0 * pixel for pixel in PICTURE])
-    unregistered(suite, "digits")
-
-
-def test_kserve_v1(suite: Suite) -> None:
-    """kf_api_test_collection."""
-    registered(suite, "digits")
-    body = {"instances": [{"data": base64.b64encode(PICTURE).decode(), "target": 0}]}
-    answer = suite.inference("POST", "/v1/models/digits:predict", json=body)
-    assert (answer.status_code, answer.json()) == (200, {"predictions": [2]})
-    answer = suite.inference("POST", "/v1/models/digits:explain", json=body)
-    assert (answer.status_code, len(answer.json()["explanations"][0])) == (200, 10)
-    unregistered(suite, "digits")
-
-
-def test_kserve_v2(suite: Suite) -> None:
-    """kfv2_api_test_collection: the whole answer is compared, the output's name and shape included."""
-    registered(suite, "digits")
-    expected = {
-        "id": "d3b15cad",
-        "model_name": "digits",
-        "model_version": "1.0",
-        "outputs": [{"name": "input-0", "shape": [1], "datatype": "INT64", "data": [2]}],
-    }
-    as_bytes = {**TENSOR, "shape": [-1], "datatype": "BYTES", "data": [base64.b64encode(PICTURE).decode()]}
-    for tensor in (TENSOR, as_bytes):
-        answer = suite.inference(
-            "POST", "/v2/models/digits/infer", json={"id": "d3b15cad", "inputs": [tensor]}
-        )
-        assert (answer.status_code, answer.json()) == (200, expected)
-    answer = suite.inference("POST", "/v2/models/digits/explain", json={"id": "d3b15cad", "inputs": [TENSOR]})
-    assert answer.json()["outputs"][0]["shape"] == [10]
-    unregistered(suite, "digits")
-
-
-def test_metrics(suite: Suite) -> None:
-    registered(suite, "digits")
-    suite.inference("POST", "/predictions/digits", content=PICTURE)
-    unregistered(suite, "digits")
-    assert re.search(r'Requests2XX\{Level="Host",Hostname=".*",\} \d+\.\d+', suite.metrics())
 
 
 # Method, path and status of management_data.json's requests, in the order of their effects; 200 where it names none.
@@ -248,8 +204,46 @@ def test_a_model_registered_with_another_batch_size_answers(suite: Suite) -> Non
     unregistered(suite, "other")
 
 
-def test_url_path(suite: Suite) -> None:
+def test_url_path(digits: Suite) -> None:
     """test/pytest/test_url_path.py: what follows the version in the address is predicted with, too."""
-    registered(suite, "digits")
-    assert suite.inference("POST", "/predictions/digits/1.0/any/further/path", content=PICTURE).text == "2"
-    unregistered(suite, "digits")
+    assert digits.inference("POST", "/predictions/digits/1.0/any/further/path", content=PICTURE).text == "2"
+
+
+def test_explanations(digits: Suite) -> None:
+    """explanation_api_test_collection."""
+    answer = digits.inference("POST", "/explanations/digits", content=PICTURE)
+    assert (answer.status_code, answer.json()) == (200, [2.0 * pixel for pixel in PICTURE])
+
+
+def test_kserve_v1(digits: Suite) -> None:
+    """kf_api_test_collection."""
+    body = {"instances": [{"data": base64.b64encode(PICTURE).decode(), "target": 0}]}
+    answer = digits.inference("POST", "/v1/models/digits:predict", json=body)
+    assert (answer.status_code, answer.json()) == (200, {"predictions": [2]})
+    answer = digits.inference("POST", "/v1/models/digits:explain", json=body)
+    assert (answer.status_code, len(answer.json()["explanations"][0])) == (200, 10)
+
+
+def test_kserve_v2(digits: Suite) -> None:
+    """kfv2_api_test_collection: the whole answer is compared, the output's name and shape included."""
+    expected = {
+        "id": "d3b15cad",
+        "model_name": "digits",
+        "model_version": "1.0",
+        "outputs": [{"name": "input-0", "shape": [1], "datatype": "INT64", "data": [2]}],
+    }
+    as_bytes = {**TENSOR, "shape": [-1], "datatype": "BYTES", "data": [base64.b64encode(PICTURE).decode()]}
+    for tensor in (TENSOR, as_bytes):
+        answer = digits.inference(
+            "POST", "/v2/models/digits/infer", json={"id": "d3b15cad", "inputs": [tensor]}
+        )
+        assert (answer.status_code, answer.json()) == (200, expected)
+    answer = digits.inference(
+        "POST", "/v2/models/digits/explain", json={"id": "d3b15cad", "inputs": [TENSOR]}
+    )
+    assert answer.json()["outputs"][0]["shape"] == [10]
+
+
+def test_metrics(digits: Suite) -> None:
+    digits.inference("POST", "/predictions/digits", content=PICTURE)
+    assert re.search(r'Requests2XX\{Level="Host",Hostname=".*",\} \d+\.\d+', digits.metrics())

@@ -207,6 +207,14 @@ class Crew:
         shutil.rmtree(self._socket)
 
 
+def crew_of(found: Crew, count: int) -> list[CrewWorker]:
+    """Workers that were started at once and are all ready."""
+    logs = [found.launch() for _ in range(count)]
+    workers = [found.accept(log) for log in logs]
+    assert [worker.failure for worker in workers] == [None] * count
+    return workers
+
+
 def eventually(condition: Callable[[], Any], within: float = 15.0) -> Any:
     """Wait until something is so, 15 seconds unless told otherwise; returns it."""
     return until(condition, within)

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes.conftest import Crew, eventually
-from tests.processes.test_faults import crew_of
+from tests.processes.conftest import Crew, crew_of, eventually
 
 Crews = Callable[..., Crew]
 

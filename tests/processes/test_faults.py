@@ -12,19 +12,12 @@ from typing import Any
 
 import pytest
 
-from tests.processes.conftest import Crew, CrewWorker, eventually
+from tests.processes.conftest import Crew, CrewWorker, crew_of, eventually
 from tests.processes.faults import MODULE
 
 Crews = Callable[..., Crew]
 
 DEATHS = ["kill", "segfault", "exit"]
-
-
-def crew_of(found: Crew, count: int) -> list[CrewWorker]:
-    logs = [found.launch() for _ in range(count)]
-    workers = [found.accept(log) for log in logs]
-    assert [worker.failure for worker in workers] == [None] * count
-    return workers
 
 
 def while_waiting(found: Crew, workers: list[CrewWorker], **fault: Any) -> tuple[Any, list[Any]]:

@@ -23,7 +23,7 @@ import pytest
 import ts
 
 from handlergen.runtime.given_twice import ANSWERED, STREAMED, Answered
-from tests.e2e.test_main_job import make_archive
+from tests.archives import make_archive
 from tests.histories import until
 
 WORKER = Path(ts.__file__).with_name("model_service_worker.py")
@@ -59,6 +59,7 @@ def chunks(inputs):
 
 
 def field(content: bytes) -> bytes:
+    """A value as TorchServe's protocol frames it: its length, then itself."""
     return struct.pack("!i", len(content)) + content
 
 

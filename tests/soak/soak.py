@@ -32,8 +32,8 @@ from handlergen.archiving import archive
 from handlergen.client import Client
 from handlergen.configuration import write_configuration
 from handlergen.errors import HandlergenError
+from handlergen.launching import marked
 from handlergen.ports import free_port_settings
-from handlergen.processes import marked
 from handlergen.properties import server_settings
 from handlergen.server import RunningServer, serve
 from tests.full_disk import files_limited

@@ -16,32 +16,7 @@ from handlergen.project import open_project
 from handlergen.runtime.contract import Bundle
 from handlergen.runtime.worker import Worker
 from handlergen.staging import make_bundle
-
-
-class ServerContext:
-    """TorchServe's context, as far as the runtime uses it (ts/context.py)."""
-
-    class Processor:
-        def __init__(self, properties: dict[str, Any]) -> None:
-            self.properties = properties
-
-        def get_request_properties(self) -> dict[str, Any]:
-            return self.properties
-
-    def __init__(self, properties: list[dict[str, Any]]) -> None:
-        self.request_ids = {index: f"r{index}" for index in range(len(properties))}
-        self.request_processor = [self.Processor(item) for item in properties]
-        self.statuses = [200] * len(properties)
-        self.headers: list[dict[str, str]] = [{} for _ in properties]
-
-    def set_response_content_type(self, index: int, value: str) -> None:
-        self.headers[index]["content-type"] = value
-
-    def set_response_status(self, code: int, phrase: str, index: int) -> None:
-        self.statuses[index] = code
-
-    def set_response_header(self, index: int, name: str, value: str) -> None:
-        self.headers[index][name] = value
+from tests.serving import ServerContext
 
 
 class ServedProject:

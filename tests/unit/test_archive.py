@@ -22,10 +22,9 @@ from typing import Any
 
 import pytest
 
-from handlergen import archiving, store
+from handlergen import archiving, packing
 from handlergen.archiving import archive
-from handlergen.errors import ContractError, HandlergenError
-from handlergen.gpus import visible_gpus
+from handlergen.errors import HandlergenError
 from handlergen.mar import read_mar
 
 MODULE = "def load(context):\n    return None\n\n\ndef predict(inputs, model):\n    return inputs\n"
@@ -237,16 +236,6 @@ def test_nothing_is_left_after_a_failure(
     assert list((tmp_path / "store").iterdir()) == []
 
 
-def test_what_is_being_written_is_no_archive_yet(source: Path, tmp_path: Path) -> None:
-    seen: set[str] = set()
-    build(
-        source,
-        tmp_path / "store",
-        progress=lambda *_: seen.update(p.suffix for p in (tmp_path / "store").iterdir()),
-    )
-    assert seen == {".part"}
-
-
 def test_what_a_killed_process_left_is_removed_by_the_next(source: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     store.mkdir()
@@ -361,13 +350,13 @@ def test_the_archivers_own_error_is_told(
 
 def test_verify_notices_a_difference(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = source.parent / "data" / "labels.txt"
-    check = store.check_copy
+    check = packing.check_copy
 
     def change_and_check(path: Path, plan: Any) -> None:
         labels.write_text("c\n")
         check(path, plan)
 
-    monkeypatch.setattr(store, "check_copy", change_and_check)
+    monkeypatch.setattr(packing, "check_copy", change_and_check)
     with pytest.raises(HandlergenError, match=r"data/labels\.txt"):
         build(source, tmp_path / "store", verify=True)
     assert list((tmp_path / "store").iterdir()) == []
@@ -399,48 +388,6 @@ def test_the_archive_is_readable_as_the_umask_says(source: Path, tmp_path: Path)
     assert build(source, tmp_path / "store").path.stat().st_mode == plain.stat().st_mode
 
 
-@pytest.mark.parametrize("name", ["json", "torch", "ts", "handlergen_runtime", "handlergen_handler"])
-def test_a_module_that_shadows_another_is_refused(tmp_path: Path, name: str) -> None:
-    source = tmp_path / f"{name}.py"
-    source.write_text(MODULE)
-    with pytest.raises(HandlergenError, match=name):
-        archive(source, model_store=tmp_path / "store", environ={}, name="fine")
-    assert not (tmp_path / "store").exists()
-
-
-def test_a_torchserve_handler_is_refused(tmp_path: Path) -> None:
-    source = tmp_path / "mine.py"
-    source.write_text("def handle(data, context):\n    return data\n")
-    with pytest.raises(ContractError, match="torch-model-archiver"):
-        archive(source, model_store=tmp_path / "store", environ={})
-
-
-@pytest.mark.parametrize(
-    ("visible", "installed", "expected"),
-    [
-        (None, "0\n1\n2\n", 3),
-        (None, "", 0),
-        ("", "0\n1\n", 0),
-        ("-1", "0\n1\n", 0),
-        ("1", "0\n1\n", 1),
-        ("0,1,-1,2", "0\n1\n2\n3\n", 2),
-        ("0,1,2", "0\n", 1),
-        ("GPU-1234,GPU-5678", "0\n1\n", 2),
-        (None, "No devices were found\n", 0),
-    ],
-)
-def test_visible_gpus(tmp_path: Path, visible: str | None, installed: str, expected: int) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\ncat <<'END'\n{installed}END\n")
-    program.chmod(0o755)
-    environ = {"PATH": str(tmp_path)} | ({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
-    assert visible_gpus(environ) == expected
-
-
-def test_no_nvidia_smi_means_no_gpu(tmp_path: Path) -> None:
-    assert visible_gpus({"PATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": "0"}) == 0
-
-
 def test_gpus_are_counted_for_auto_only(source: Path, tmp_path: Path) -> None:
     def count() -> int:
         raise AssertionError
@@ -452,49 +399,6 @@ def test_gpus_are_counted_for_auto_only(source: Path, tmp_path: Path) -> None:
     many = build(source, tmp_path / "three", count_gpus=lambda: 2)
     assert (many.workers, many.device_ids) == (8, (0, 1))
     assert read_mar(many.path).model_config["deviceIds"] == [0, 1]
-
-
-def test_a_package_that_holds_its_model_store_stays_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = tmp_path / "digits"
-    package.mkdir()
-    (package / "__init__.py").write_text(MODULE)
-    monkeypatch.chdir(package)
-    first = archive(".", environ={})
-    assert not [warning for warning in first.warnings if "model store" in warning]
-    (package / "model-store" / "digits.mar.sig").touch()
-    again = archive(".", force=True, environ={})
-    assert again.sha256 == first.sha256
-    assert "left out what lies in the model store model-store (digits.mar, …)" in again.warnings
-    monkeypatch.chdir(tmp_path)
-    assert archive("digits", force=True, environ={}).sha256 == first.sha256
-    assert archive("digits", model_store="digits", force=True, environ={}).sha256 == first.sha256
-    assert archive("digits", model_store="digits", force=True, environ={}).sha256 == first.sha256
-
-
-@pytest.mark.parametrize("extra", ["*", "model-store", "model-store/*"])
-def test_extra_files_take_no_archives_of_the_model_store(
-    source: Path, monkeypatch: pytest.MonkeyPatch, extra: str
-) -> None:
-    monkeypatch.chdir(source.parent)
-    (source.parent / "model-store").mkdir()
-    (source.parent / "model-store" / "notes.txt").touch()
-    first = archive(source, extra_files=[extra], environ={})
-    again = archive(source, extra_files=[extra], force=True, environ={})
-    assert again.sha256 == first.sha256
-    assert "model-store/notes.txt" in {file.archive_path for file in again.files}
-    assert [warning for warning in again.warnings if "model store" in warning] == [
-        "left out what lies in the model store model-store (digits.mar)"
-    ]
-
-
-def test_an_archive_that_is_named_itself_is_packed(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(source.parent)
-    (source.parent / "model-store").mkdir()
-    (source.parent / "model-store" / "other.mar").touch()
-    made = archive(source, extra_files=["model-store/other.mar"], environ={})
-    assert "model-store/other.mar" in {file.archive_path for file in made.files}
 
 
 HELD = """

@@ -14,19 +14,13 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from handlergen.bench.answers import RIGHT, Answer, Figures, Load
-from handlergen.bench.cpu import CpuMeter, CpuUse, Readings
-from handlergen.bench.measure import Measurement, Plan
-from handlergen.bench.pace import Closed, Open, Pace
-from handlergen.bench.recorded import Recorded, covered, summarize
-from handlergen.bench.report import latency_bars, over_time, page
-from handlergen.bench.samples import of_fields, of_input
-from handlergen.bench.summary import lines, plain
-from handlergen.bench.timeline import MOST_SPANS, timeline_of
-from handlergen.bench.verdict import judge
+from handlergen.bench.bottleneck import CpuMeter, CpuUse, Readings, judge
+from handlergen.bench.measure import LoadPlan, Measurement, of_fields, of_input
+from handlergen.bench.report import MOST_SPANS, latency_bars, lines, over_time, page, plain, timeline_of
+from handlergen.bench.traffic import RIGHT, Closed, Figures, Load, Open, Pace, TimedAnswer
 from handlergen.cli import cli
 from handlergen.errors import HandlergenError
-from handlergen.recordings import Span, read_spans, recorded_so_far
+from handlergen.recordings import Recorded, Span, covered, read_spans, recorded_so_far, summarize
 
 MS = 1_000_000
 WINDOW = (0, 100 * MS)
@@ -209,7 +203,7 @@ def measurement(*, model: str = "m", missing: str = "", error: bool = False) -> 
     """Ten requests a second for 12 s of which 2 are warm-up, 50 to 149 ms each."""
     load = Load(0, ended_ns=12_000 * MS)
     load.answers = [
-        Answer(n * 100 * MS, (n * 100 + 50 + n % 100) * MS, "status 503" if error and n == 60 else RIGHT)
+        TimedAnswer(n * 100 * MS, (n * 100 + 50 + n % 100) * MS, "status 503" if error and n == 60 else RIGHT)
         for n in range(119)
     ]
     window = load.steady(skip_first_s=2.0)
@@ -221,7 +215,7 @@ def measurement(*, model: str = "m", missing: str = "", error: bool = False) -> 
     return Measurement(
         model=model,
         version="1.0",
-        plan=Plan(pace),
+        plan=LoadPlan(pace),
         rows=1,
         workers=3,
         batch_size=1,

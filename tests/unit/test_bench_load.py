@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from handlergen.bench import load as load_module
-from handlergen.bench.answers import Answer, Load, percentile
 from handlergen.bench.load import Exchange, run_load
-from handlergen.bench.pace import Closed, Open
+from handlergen.bench.traffic import Closed, Load, Open, TimedAnswer
 from handlergen.errors import ServerError
+from handlergen.recordings import percentile
 
 
 @pytest.mark.parametrize(
@@ -38,11 +38,11 @@ def test_figures_count_what_ended_within_the_window() -> None:
     window = run.steady(skip_first_s=1.0, skip_last_s=1.0)
     assert window == (second, 3 * second)
     run.answers += [
-        Answer(0, second - 1, "right"),
-        Answer(0, second, "right"),
-        Answer(2 * second, 2 * second + 4_000_000, "right"),
-        Answer(2 * second, 2 * second + 1, "status 503"),
-        Answer(2 * second, 3 * second, "right"),
+        TimedAnswer(0, second - 1, "right"),
+        TimedAnswer(0, second, "right"),
+        TimedAnswer(2 * second, 2 * second + 4_000_000, "right"),
+        TimedAnswer(2 * second, 2 * second + 1, "status 503"),
+        TimedAnswer(2 * second, 3 * second, "right"),
     ]
     figures = run.figures(window)
     assert figures.requests_per_s == 1.0
@@ -68,9 +68,9 @@ def test_an_open_loop_counts_what_was_due_in_the_window() -> None:
     second = 1_000_000_000
     run = Load(0, ended_ns=3 * second, open_loop=True)
     run.answers += [
-        Answer(second // 2, second + 1, "right"),  # due before
-        Answer(second + 1, 2 * second, "right"),
-        Answer(2 * second, 9 * second, "right"),  # answered long after, and not left out
+        TimedAnswer(second // 2, second + 1, "right"),  # due before
+        TimedAnswer(second + 1, 2 * second, "right"),
+        TimedAnswer(2 * second, 9 * second, "right"),  # answered long after, and not left out
     ]
     figures = run.figures((second, 3 * second))
     assert figures.requests_per_s == 1.0

@@ -87,9 +87,9 @@ def test_a_flag_that_makes_no_sense_is_a_usage_error(
     source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert check("digits.py", "--batch-size", "many") == 2
-    assert "wanted: a whole number from 1 to 65536" in capsys.readouterr().err
+    assert "expected a whole number from 1 to 65536" in capsys.readouterr().err
     assert check("digits.py", "--max-batch", "0") == 2
-    assert "wanted: a whole number from 1 to 65536" in capsys.readouterr().err
+    assert "expected a whole number from 1 to 65536" in capsys.readouterr().err
 
 
 def test_schemas_come_of_the_loaded_module(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,7 +118,7 @@ def test_lists_are_repeated_singular_flags(source: Path, capsys: pytest.CaptureF
         check("digits.py", *flags, "--config", "a=1", "--config", "b=[x]", "--workers-per-device", "4") == 0
     )
     assert check("digits.py", "--devices", "0,0") == 2
-    assert "an index twice" in capsys.readouterr().err
+    assert "a duplicate index" in capsys.readouterr().err
 
 
 def test_neither_the_module_nor_torch_is_imported(source: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from handlergen.client.protocol import INFERENCE, MANAGEMENT, METHODS, message_class
+from handlergen.client.grpc import INFERENCE, MANAGEMENT, METHODS, message_class
 from handlergen.client.results import error_of
 
 

@@ -40,7 +40,7 @@ def test_writing_twice_changes_nothing_and_other_words_need_force(tmp_path: Path
     write_configuration(config, ServerSettings())
     write_configuration(config, ServerSettings())
     other = server_settings(inference_port=9080)
-    with pytest.raises(HandlergenError, match="exists and says something else"):
+    with pytest.raises(HandlergenError, match="exists with different contents"):
         write_configuration(config, other)
     assert read_properties(config) == ServerSettings()
     write_configuration(config, other, force=True)
@@ -73,7 +73,7 @@ def test_requirements_that_nobody_installs_are_warned_about(tmp_path: Path):
     mar(tmp_path / "model-store" / "needy.mar", requirements="requirements.txt")
     mar(tmp_path / "model-store" / "plain.mar")
     (warning,) = configuration_warnings(config, ServerSettings())
-    assert "needy.mar carries requirements.txt" in warning
+    assert "needy.mar contains requirements.txt" in warning
     assert configuration_warnings(config, ServerSettings(install_requirements=True)) == []
 
 
@@ -135,15 +135,13 @@ def test_a_file_in_the_encoding_that_java_reads(tmp_path: Path):
     write_configuration(config, ServerSettings())
     config.write_bytes(config.read_bytes() + b"# caf\xe9\n")
     assert read_properties(config) == ServerSettings()
-    with pytest.raises(HandlergenError, match="exists and says something else"):
+    with pytest.raises(HandlergenError, match="exists with different contents"):
         write_configuration(config, ServerSettings())
 
 
 def test_serve_refuses_a_file_that_the_launcher_cannot_read(tmp_path: Path):
     config = tmp_path / "config.properties"
     config.write_bytes(b"model_store=model-store\n# caf\xe9\n")
-    with pytest.raises(
-        HandlergenError, match=r"config\.properties:2: there is a byte that is not UTF-8"
-    ) as caught:
+    with pytest.raises(HandlergenError, match=r"config\.properties:2: this line is not UTF-8") as caught:
         serve(config)
-    assert caught.value.hint == "write letters outside ASCII as \\uXXXX"
+    assert caught.value.hint == "write characters outside ASCII as \\uXXXX"

@@ -23,15 +23,19 @@ from handlergen.runtime.robust_mutex import RobustMutexFile
 
 KINDS = ["mutex", "record"]
 
-# A process that takes turns and reports when it held the lock.
-WORKER = """
-import json, sys, time
+# How each process below begins: with a lock of the kind and in the directory that it is told.
+BEGIN = """
+import gc, json, os, signal, sys, time
 from pathlib import Path
 from handlergen.runtime import device_lock
 from handlergen.runtime.record_lock import RecordLockFile
 if sys.argv[1] == "record":
     device_lock._open = lambda path: RecordLockFile(path.with_suffix(".record"))
 lock = device_lock.DeviceLock("card", Path(sys.argv[2]))
+"""
+
+# A process that takes turns and reports when it held the lock.
+WORKER = """
 turns = []
 for _ in range(int(sys.argv[3])):
     lock.acquire(30)
@@ -44,13 +48,6 @@ print(json.dumps(turns))
 
 # A process that takes the lock and ends without giving it back: its interpreter, or the kernel, tidies up.
 QUITTER = """
-import gc, os, signal, sys
-from pathlib import Path
-from handlergen.runtime import device_lock
-from handlergen.runtime.record_lock import RecordLockFile
-if sys.argv[1] == "record":
-    device_lock._open = lambda path: RecordLockFile(path.with_suffix(".record"))
-lock = device_lock.DeviceLock("card", Path(sys.argv[2]))
 lock.acquire(30)
 if sys.argv[3] == "forgotten":
     del lock
@@ -60,13 +57,6 @@ if sys.argv[3] == "forgotten":
 
 # A process that takes the lock, says so, and keeps it.
 HOLDER = """
-import os, sys, time
-from pathlib import Path
-from handlergen.runtime import device_lock
-from handlergen.runtime.record_lock import RecordLockFile
-if sys.argv[1] == "record":
-    device_lock._open = lambda path: RecordLockFile(path.with_suffix(".record"))
-lock = device_lock.DeviceLock("card", Path(sys.argv[2]))
 lock.acquire(30)
 if sys.argv[3] == "fork" and os.fork() == 0:
     os.close(1)
@@ -85,7 +75,7 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 def _spawn(script: str, *args: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, args)],
+        [sys.executable, "-c", BEGIN + script, *map(str, args)],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,

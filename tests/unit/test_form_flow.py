@@ -111,20 +111,23 @@ def test_its_files_are_packed(models: Path) -> None:
             "there is no stage type 'xgboost_clasifier' Did you mean \"xgboost_classifier\"?",
         ),
         ('("pytorch", "a.pt")', 'Did you mean "torch"?'),
-        ('("tensorflow", "a.pb")', "It may be: torch, sklearn"),
+        ('("tensorflow", "a.pb")', "The types are: torch, sklearn"),
         ('(model_type.XGBOOST_CLASSIFIER, "a.json")', 'Write "xgboost_classifier"'),
         ('("torch", "encoder.pt")', "the file encoder.pt does not exist"),
-        ('("torch",)', "1 parts where"),
-        ('"torch"', "no tuple of type and file"),
-        ('("torch", "sum.pt", {"before": f})', "the dict has 'before'"),
-        ('("torch", "sum.pt", g)', "`g` is no function of this module"),
-        ('("torch", "sum.pt", f().h)', "`f().h` is no function"),
-        ('("torch", f)', "the file `f` is no string"),
-        ('("python", "h")', "`h` is no function"),
-        ('("torch", "sum.pt", lambda result, data, files, more: 1)', "no argument for its parameter `more`"),
+        ('("torch",)', "got a tuple of 1"),
+        ('"torch"', "expected a tuple of type and file"),
+        ('("torch", "sum.pt", {"before": f})', "the dict has the key 'before'"),
+        ('("torch", "sum.pt", g)', "`g` is not a function of this module"),
+        ('("torch", "sum.pt", f().h)', "`f().h` is not a function"),
+        ('("torch", f)', "the file `f` is not a string"),
+        ('("python", "h")', "`h` is not a function"),
+        (
+            '("torch", "sum.pt", lambda result, data, files, more: 1)',
+            "nothing is passed for the parameter `more`",
+        ),
         ('("torch", "sum.pt", {"pre": lambda: 1})', "pre takes no data"),
         ('("huggingface_pipeline", "models/x")', "the arguments of transformers.pipeline"),
-        ('("torch", "steps.py")', "steps.py holds no torch model"),
+        ('("torch", "steps.py")', "steps.py does not hold a torch model"),
     ],
 )
 def test_what_is_wrong_with_a_stage(models: Path, stage: str, message: str) -> None:
@@ -138,7 +141,7 @@ def test_every_problem_at_once(models: Path) -> None:
         models, 'FLOW = [("torch", "a.pt"), ("sklearn", "b.pkl"), ("onyx", "c.onnx")]', batch="collate"
     )
     assert len(found) == 4
-    assert "batch: collate is not for the form flow" in found[0]
+    assert "batch: collate is not supported by the form flow" in found[0]
 
 
 @pytest.mark.parametrize("flow", ["[]", "make()", "[*stages]"])
@@ -151,7 +154,7 @@ def test_a_state_dict_needs_the_one_class_of_the_module(models: Path) -> None:
     torch.save(nn.Linear(3, 1).state_dict(), models / "linear.pt")
     (found,) = problems(models, 'FLOW = [("torch", "linear.pt")]')
     assert (
-        "linear.pt is a state dict, which needs the one nn.Module class of this module; there is none"
+        "linear.pt is a state dict, which needs exactly one nn.Module class in this module; there is none"
         in found
     )
     torch.save(nn.Linear(3, 1), models / "whole.pt")

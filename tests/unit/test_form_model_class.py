@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from handlergen.errors import ContractError, ModuleFailed, RequestFailed
+from handlergen.errors import ModuleFailed, RequestFailed
 from handlergen.inspection import inspect_source
 from handlergen.local import LocalModel, load
 from handlergen.project import open_project
@@ -40,33 +40,6 @@ def contract(tmp_path: Path, source: str) -> Any:
     file = tmp_path / "read_only.py"
     file.write_text(textwrap.dedent(source))
     return inspect_source(file)
-
-
-def test_the_class_of_truss_s_first_example(model: Load) -> None:
-    """docs.baseten.co, "Your first model": kwargs kept, the model loaded in load, dictionaries in and out."""
-    with model("""
-        from typing import Any, Dict
-
-        class Model:
-            def __init__(self, **kwargs) -> None:
-                self._data_dir = kwargs["data_dir"]
-                self._config = kwargs["config"]
-                self._secrets = kwargs["secrets"]
-                self._model = None
-
-            def load(self):
-                self._model = lambda text: [{"label": "POSITIVE", "score": len(text) / 10}]
-
-            def preprocess(self, request: Dict) -> Dict:
-                return request
-
-            def predict(self, request: Dict) -> Dict[str, Any]:
-                return {"predictions": self._model(request["text"])}
-
-            def postprocess(self, request: Dict) -> Dict:
-                return request
-    """) as loaded:
-        assert loaded.predict({"text": "good"}) == {"predictions": [{"label": "POSITIVE", "score": 0.4}]}
 
 
 @pytest.mark.parametrize(
@@ -286,27 +259,6 @@ def test_bodies_of_the_request() -> None:
     assert str(deeper.url) == "/predictions/v1/chat"
 
 
-def test_a_value_error_is_not_the_client_s_but_an_http_exception_is(model: Load) -> None:
-    loaded = model("""
-        class HTTPException(Exception):
-            def __init__(self, status_code, detail):
-                self.status_code, self.detail = status_code, detail
-        class Model:
-            def preprocess(self, inputs):
-                if inputs == "value":
-                    raise ValueError("not told")
-                raise HTTPException(422, "too long")
-            def predict(self, inputs):
-                return inputs
-    """)
-    with pytest.raises(RequestFailed) as failed:
-        loaded.predict("value")
-    assert (failed.value.status, "not told" in str(failed.value)) == (500, False)
-    with pytest.raises(RequestFailed, match="too long") as failed:
-        loaded.predict("http")
-    assert failed.value.status == 422
-
-
 def test_inputs_annotated_with_a_pydantic_model(model: Load) -> None:
     loaded = model("""
         from pydantic import BaseModel
@@ -328,13 +280,5 @@ def test_a_base_from_elsewhere_is_warned_about(tmp_path: Path) -> None:
     file.write_text("from lib import Base\nclass Model(Base):\n    def predict(self, x):\n        return x\n")
     (warning,) = open_project(file, environ={}).warnings
     assert warning.endswith(
-        "Model inherits from Base, which is not read: hooks that it defines there are not called"
+        "Model inherits from Base, which handlergen does not read: hooks that are defined there are not called"
     )
-
-
-def test_both_forms_are_told(tmp_path: Path) -> None:
-    with pytest.raises(ContractError, match=r"ambiguous: functions .* and model-class"):
-        contract(
-            tmp_path,
-            "def predict(x):\n    return x\nclass Model:\n    def predict(self, x):\n        return x\n",
-        )

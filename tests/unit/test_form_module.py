@@ -98,13 +98,20 @@ def test_every_problem_at_once(tmp_path: Path) -> None:
     for part in (
         "Net has no parameter `hiden` (model_kwargs)",
         "Did you mean `hidden`?",
-        "Net needs `hidden` to be made",
-        "preprocess cannot ask for `model`: it is `self`",
+        "Net cannot be created without `hidden`",
+        "preprocess cannot ask for `model`: the model is `self`",
         "forward takes no batch",
         "postprocess is a generator",
-        "no argument for its parameter `more`",
+        "nothing is passed for the parameter `more`",
     ):
         assert part in found
+
+
+def test_a_parameter_of_collate_whose_name_misleads(tmp_path: Path) -> None:
+    text = f"from torch import nn\nclass Net(nn.Module):\n{HOOK}    def collate(self, outputs): ...\n"
+    (tmp_path / "net.py").write_text(text)
+    warnings = open_project(tmp_path / "net.py", environ={}).warnings
+    assert "net.py:5: `outputs` of collate receives a list of what preprocess returned" in "\n".join(warnings)
 
 
 @pytest.mark.parametrize("decorator", ["@staticmethod\n    def preprocess(x)", "def preprocess(self, x, /)"])

@@ -55,11 +55,14 @@ def weights(tmp_path: Path) -> Path:
         ("def model_fn(): ...", "model_fn takes 0 parameters, not 1 or 2"),
         (MODEL_FN + "def input_fn(body): ...", "Write def input_fn(data, content_type[, context])"),
         (MODEL_FN + "def predict_fn(data, model, context, more): ...", "predict_fn takes 4 parameters"),
-        (MODEL_FN + "def output_fn(prediction, *rest): ...", "output_fn is called by position"),
+        (
+            MODEL_FN + "def output_fn(prediction, *rest): ...",
+            "the arguments of output_fn are passed by position",
+        ),
         (MODEL_FN + "def output_fn(prediction, accept):\n    yield 1", "output_fn is a generator"),
         (
             MODEL_FN + "def transform_fn(m, d, c, a): ...",
-            "Take it apart into input_fn, predict_fn and output_fn",
+            "Split it into input_fn, predict_fn and output_fn",
         ),
         ("def predict_fn(data, model): ...", "there is no model_fn, and no TorchScript file"),
     ],
@@ -71,7 +74,7 @@ def test_what_is_wrong_with_a_function(tmp_path: Path, text: str, message: str) 
 def test_the_default_model_fn_loads_torchscript_only(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(1)}, tmp_path / "model.pt")
     found = problems(tmp_path, "def input_fn(d, c): ...", weights="model.pt")
-    assert "its default loads TorchScript: the weights model.pt are of the format state_dict" in found
+    assert "its default loads TorchScript: the weights model.pt have the format state_dict" in found
 
 
 # ---- what the functions are called with ----

@@ -18,6 +18,7 @@ from handlergen.project import open_project
 from handlergen.runtime.contract import Bundle
 from handlergen.runtime.worker import Worker
 from handlergen.staging import make_bundle
+from tests.serving import ServerContext
 
 pytestmark = [
     # ts leaves its version file open when it is imported.
@@ -62,39 +63,6 @@ MODELS = {
         """,
 }
 BATCH = {"listed": "list"}
-
-
-class Context:
-    """TorchServe's, strict about what would kill its worker (ts/protocol/otf_message_handler.py)."""
-
-    def __init__(self, properties: list[dict[str, Any]]) -> None:
-        self.request_ids = {index: f"id-{index}" for index in range(len(properties))}
-        self.request_processor = [_Processor(each) for each in properties]
-        self.statuses = [200] * len(properties)
-        self.headers: list[dict[str, str]] = [{} for _ in properties]
-
-    def set_response_content_type(self, index: int, value: str) -> None:
-        self.set_response_header(index, "content-type", value)
-
-    def set_response_status(self, code: int, phrase: str, index: int) -> None:
-        assert 200 <= code <= 599
-        assert phrase.isascii()
-        self.statuses[index] = code
-
-    def set_response_header(self, index: int, name: str, value: str) -> None:
-        assert type(name) is type(value) is str
-        assert name.isascii()
-        assert value.isascii()
-        assert "\n" not in name + value
-        self.headers[index][name] = value
-
-
-class _Processor:
-    def __init__(self, properties: dict[str, Any]) -> None:
-        self._properties = properties
-
-    def get_request_properties(self) -> dict[str, Any]:
-        return self._properties
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +203,7 @@ def test_anything_may_be_sent(workers: dict[str, Worker], model: str, batch: lis
         _rest(str(number).encode(), "application/json", {}, PREDICTIONS) if each is GOOD else each
         for number, each in zip(numbers, batch, strict=True)
     ]
-    context = Context([properties for _, properties in requests])
+    context = ServerContext([properties for _, properties in requests])
     try:
         answers = workers[model].handle([entry for entry, _ in requests], context)
     except Exception as error:
@@ -252,7 +220,7 @@ def test_anything_may_be_sent(workers: dict[str, Worker], model: str, batch: lis
         if status >= 400:
             body = json.loads(answer)
             assert body.keys() - {"error"} == {"code", "type", "message", "request_id"}
-            assert (body["code"], body["request_id"]) == (status, f"id-{index}")
+            assert (body["code"], body["request_id"]) == (status, f"r{index}")
             assert not re.search(r'File "|Traceback|hostile_|runtime/', body["message"])
         # Nothing that is sent is the model's fault. (An answer may be too deep to be sent back.)
         assert status < 500 or status == 501 or json.loads(answer)["type"] == "EncodeError", answer

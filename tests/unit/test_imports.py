@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Set
+from dataclasses import dataclass
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -14,37 +16,103 @@ import pytest
 import handlergen
 
 PACKAGE = Path(handlergen.__file__).resolve().parent
-RUNTIME = "handlergen.runtime"
-CLI = "handlergen.cli"
-MODULES: dict[str, Path] = {}
-for _path in sorted(PACKAGE.rglob("*.py")):
-    _parts = _path.relative_to(PACKAGE.parent).with_suffix("").parts
-    MODULES[".".join(_parts[:-1] if _parts[-1] == "__init__" else _parts)] = _path
+TESTS = Path(__file__).resolve().parents[1]
 
-#: What the runtime may import when it is loaded. Everything else it uses only when the user's answer or
-#: request is made of it, inside a function.
-RUNTIME_NEEDS = frozenset(sys.stdlib_module_names) | {"torch"}
 
-#: Who may start processes, and who may make temporary files.
+@dataclass(frozen=True)
+class Room:
+    """A part of the package.
+
+    Attributes:
+        modules: Its modules and packages, without `handlergen.`.
+        imports: The other rooms that it may import.
+    """
+
+    modules: str
+    imports: str = ""
+
+
+# The whole package: each module belongs to one room.
+ROOMS = {
+    "runtime": Room("runtime"),
+    "errors": Room("errors"),
+    "project": Room(
+        "project settings setting_checks setting_fields setting_kinds starter yaml_source names truss"
+        " weights_file gpus templates user_place command_text replacing outgoing",
+        imports="runtime errors inspection",
+    ),
+    "inspection": Room(
+        "inspection findings hook_doubts hook_signatures methods source_module source_tree forms stage_rule"
+        " stage_names stage_code stage_libraries",
+        imports="runtime errors project",
+    ),
+    "archive": Room(
+        "archiving packing collecting staging render model_config mar mar_entries mar_texts normalise"
+        " archiver_process identity signing sbom",
+        imports="runtime errors project inspection api",
+    ),
+    "server": Room(
+        "server server_fields server_state properties property_text configuration exposure java ports launching"
+        " processes readiness signed_store worker_log predictors doctor",
+        imports="runtime errors project archive client",
+    ),
+    "client": Room("client", imports="runtime errors server"),
+    "local": Room(
+        "local sample_child sample_run offline",
+        imports="runtime errors project archive api",
+    ),
+    "performance": Room(
+        "bench trace tuning recordings", imports="runtime errors project archive server client local"
+    ),
+    "api": Room(""),  # the package itself, whose names are imported when they are first used
+    "cli": Room(
+        "cli", imports="runtime errors project inspection archive server client local performance api"
+    ),
+}
+
+# Exceptions to the rules below: modules, without `handlergen.`.
 STARTS_PROCESSES = {
-    f"handlergen.{room}"
-    for room in (
-        *("answering_child", "gpus", "java", "launching", "packing"),
-        "runtime.predictor_process.launcher",
-    )
+    *("gpus", "java", "launching", "packing", "sample_run"),
+    "runtime.predictor_process.launcher",
 }
-TOUCHES_TEMPORARY_FILES = {
-    f"handlergen.{room}" for room in ("launching", "local", "offline.ray_engine", "packing", "tuning.probe")
+MAKES_TEMPORARY_FILES = {"launching", "local", "offline.ray_engine", "packing"}
+PRINTS_AND_EXITS = {
+    # A forked child must end without running its parent's clean-up code.
+    "offline.child": {"os._exit"},
+    # A program of its own.
+    "runtime.predictor_process.__main__": {"os._exit", "sys.exit"},
+    # TorchServe reads metrics from a worker's output.
+    "runtime.metrics": {"sys.stdout.write"},
 }
 
-#: Who forks: a child that must end without running its parent's clean-up code calls os._exit.
-ENDS_FORKED_CHILDREN = {"handlergen.offline.child"}
-#: A program of its own.
-PROGRAMS = {"handlergen.runtime.predictor_process.__main__"}
-#: Tells TorchServe metrics, which it reads from a worker's output.
-PASSES_OUTPUT_ON = {"handlergen.runtime.metrics"}
+# What the runtime may import when it is loaded. Everything else it uses only when the user's answer or request is made
+# of it, inside a function.
+RUNTIME_IMPORTS = frozenset(sys.stdlib_module_names) | {"torch"}
+
+Place = tuple[str, str, int]
+"""Module, what is wrong there, line."""
 
 
+def _modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = _modules()
+"""Every module's name, without `handlergen.`, and its file; the package itself is the empty name."""
+
+
+def room_of(module: str) -> str:
+    (found,) = [
+        name for name, room in ROOMS.items() if module.partition(".")[0] in (room.modules.split() or [""])
+    ]
+    return found
+
+
+@cache
 def tree_of(module: str) -> ast.Module:
     return ast.parse(MODULES[module].read_text(encoding="utf-8"), str(MODULES[module]))
 
@@ -53,119 +121,186 @@ def imported(module: str, node: ast.Import | ast.ImportFrom) -> list[str]:
     """The absolute names that one import statement of `module` asks for."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
-    package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
-    for _ in range(node.level - 1):
+    package = f"handlergen.{module}".rstrip(".")
+    for _ in range(node.level - (MODULES[module].name == "__init__.py")):
         package = package.rpartition(".")[0]
     base = ".".join(filter(None, [package if node.level else "", node.module or ""]))
     # `from package import name` imports the module package.name when there is one.
-    return [f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base for alias in node.names]
+    return [
+        f"{base}.{alias.name}" if own(f"{base}.{alias.name}") in MODULES else base for alias in node.names
+    ]
 
 
-def imports_of(module: str, *, at_load: bool = False) -> Iterator[tuple[str, int]]:
+def own(name: str) -> str | None:
+    """A module's name without `handlergen.`; None for what is not in the package."""
+    package, _, rest = name.partition(".")
+    return rest if package == "handlergen" else None
+
+
+@cache
+def imports_of(module: str, *, at_load: bool = False) -> list[tuple[str, int]]:
     """(absolute name, line) of the imports of a module.
 
     Args:
-        at_load: Only those that run when the module is loaded: not the ones inside functions, nor those
-            that are there for the type checker.
+        at_load: Only those that run when the module is loaded: not the ones inside functions, nor those that are
+            there for the type checker.
     """
+    found = []
     waiting: list[ast.AST] = [tree_of(module)]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.Import | ast.ImportFrom):
-            yield from ((name, node.lineno) for name in imported(module, node))
+            found += [(name, node.lineno) for name in imported(module, node)]
         if at_load and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             waiting.extend(node.orelse if at_load else [])
             continue
         waiting.extend(ast.iter_child_nodes(node))
+    return found
 
 
-def inside(name: str, package: str) -> bool:
-    return name == package or name.startswith(package + ".")
-
-
-def dotted_calls(module: str) -> Iterator[tuple[str, int]]:
+@cache
+def dotted_calls(module: str) -> list[tuple[str, int]]:
     """(`os.fork`, line) for every call whose function is written as a dotted name."""
-    for node in ast.walk(tree_of(module)):
-        if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), node.lineno
+    calls = [node for node in ast.walk(tree_of(module)) if isinstance(node, ast.Call)]
+    return [
+        (ast.unparse(call.func), call.lineno)
+        for call in calls
+        if isinstance(call.func, ast.Name | ast.Attribute)
+    ]
 
 
-RUNTIME_MODULES = [name for name in MODULES if inside(name, RUNTIME)]
-LIBRARY_MODULES = [name for name in MODULES if not inside(name, CLI)]
+def runtime_modules() -> list[str]:
+    return [name for name in MODULES if room_of(name) == "runtime"]
 
 
 def test_the_walk_sees_the_package() -> None:
-    assert {"handlergen", CLI, "handlergen.errors", "handlergen.runtime.contract"} <= set(MODULES)
-    assert "handlergen.errors" in {name for name, _ in imports_of(CLI)}
-    assert "json" in {name for name, _ in imports_of("handlergen.runtime.contract", at_load=True)}
-    assert {"sys.exit", "click.echo"} <= {call for call, _ in dotted_calls(CLI)}
+    assert {"", "cli", "errors", "runtime.contract"} <= set(MODULES)
+    assert "handlergen.errors" in {name for name, _ in imports_of("cli")}
+    assert "json" in {name for name, _ in imports_of("runtime.contract", at_load=True)}
+    assert {"sys.exit", "click.echo"} <= {call for call, _ in dotted_calls("cli")}
 
 
-@pytest.mark.parametrize("module", RUNTIME_MODULES)
-def test_the_runtime_never_imports_handlergen(module: str) -> None:
-    # It travels under another name: an import that works only beside handlergen would fail in the archive.
-    for node in ast.walk(tree_of(module)):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            assert all(inside(name, RUNTIME) for name in imported(module, node)), f"line {node.lineno}"
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            assert not [name for name in imported(module, node) if inside(name, "handlergen")]
+def test_every_module_has_one_room() -> None:
+    places = [module for room in ROOMS.values() for module in room.modules.split()]
+    assert len(places) == len(set(places))
+    assert {module.partition(".")[0] for module in MODULES} - {""} == set(places)
 
 
-@pytest.mark.parametrize("module", RUNTIME_MODULES)
-def test_the_runtime_loads_with_the_standard_library_and_torch(module: str) -> None:
-    foreign = {
-        (name, line)
-        for name, line in imports_of(module, at_load=True)
-        if not inside(name, RUNTIME) and name.partition(".")[0] not in RUNTIME_NEEDS
-    }
-    assert not foreign
+def test_rooms_import_what_the_table_says() -> None:
+    """Both ways: no import that the table forbids, and no line in the table that nothing needs."""
+    wrong: list[Place] = []
+    used: dict[str, set[str]] = {name: set() for name in ROOMS}
+    for module in MODULES:
+        here = room_of(module)
+        for name, line in imports_of(module):
+            other = own(name)
+            if other is None or (there := room_of(other)) == here:
+                continue
+            used[here].add(there)
+            if there not in ROOMS[here].imports.split():
+                wrong.append((module, f"{here} imports {there}: {name}", line))
+    assert wrong == []
+    assert used == {name: set(room.imports.split()) for name, room in ROOMS.items()}
 
 
-@pytest.mark.parametrize("module", LIBRARY_MODULES)
-def test_no_room_reaches_back_to_the_command_line(module: str) -> None:
-    assert not [(name, line) for name, line in imports_of(module) if inside(name, CLI)]
-    if module != "handlergen.cli":
-        assert not [(name, line) for name, line in imports_of(module) if inside(name, "click")]
-
-
-def test_imports_have_a_direction() -> None:
-    graph = {
-        module: {name for name, _ in imports_of(module) if name in MODULES and name != module}
-        for module in MODULES
-    }
+def test_modules_do_not_import_each_other() -> None:
+    graph = {module: {own(name) for name, _ in imports_of(module)} & set(MODULES) for module in MODULES}
     try:
-        TopologicalSorter(graph).prepare()
+        TopologicalSorter({module: others - {module} for module, others in graph.items()}).prepare()
     except CycleError as error:
         pytest.fail(f"modules import each other: {' <- '.join(error.args[1])}")
 
 
-@pytest.mark.parametrize("module", LIBRARY_MODULES)
-def test_only_the_command_line_prints_and_exits(module: str) -> None:
-    forbidden = {"print", "exit", "quit", "sys.exit", "os._exit", "click.echo", "click.secho"}
-    forbidden |= {"sys.stdout.write", "sys.stderr.write"}
-    forbidden -= {"os._exit"} if module in ENDS_FORKED_CHILDREN | PROGRAMS else set()
-    forbidden -= {"sys.exit"} if module in PROGRAMS else set()
-    forbidden -= {"sys.stdout.write"} if module in PASSES_OUTPUT_ON else set()
-    assert not [(call, line) for call, line in dotted_calls(module) if call in forbidden]
-    for node in ast.walk(tree_of(module)):
-        if isinstance(node, ast.Raise) and node.exc is not None:
-            assert not ast.unparse(node.exc).startswith("SystemExit"), f"line {node.lineno}"
+def test_the_runtime_imports_itself_by_relative_names() -> None:
+    # It travels under another name: an import that works only beside handlergen would fail in the archive.
+    wrong: list[Place] = []
+    for module in runtime_modules():
+        for node in ast.walk(tree_of(module)):
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            relative = isinstance(node, ast.ImportFrom) and node.level > 0
+            for name in imported(module, node):
+                found = own(name)
+                if relative != (found is not None) or (found is not None and room_of(found) != "runtime"):
+                    wrong.append((module, name, node.lineno))
+    assert wrong == []
 
 
-@pytest.mark.parametrize("module", sorted(set(MODULES) - STARTS_PROCESSES))
-def test_few_rooms_start_processes(module: str) -> None:
-    assert not [(name, line) for name, line in imports_of(module) if inside(name, "subprocess")]
+def test_the_runtime_loads_with_the_standard_library_and_torch() -> None:
+    wrong = [
+        (module, name, line)
+        for module in runtime_modules()
+        for name, line in imports_of(module, at_load=True)
+        if own(name) is None and name.partition(".")[0] not in RUNTIME_IMPORTS
+    ]
+    assert wrong == []
+
+
+def test_only_the_command_line_knows_click() -> None:
+    wrong = [
+        (module, name, line)
+        for module in MODULES
+        for name, line in imports_of(module)
+        if name.partition(".")[0] == "click" and room_of(module) != "cli"
+    ]
+    assert wrong == []
+
+
+def test_only_the_command_line_prints_and_exits() -> None:
+    calls = {"print", "exit", "quit", "sys.exit", "os._exit", "click.echo", "click.secho"}
+    calls |= {"sys.stdout.write", "sys.stderr.write"}
+    wrong: list[Place] = []
+    none: Set[str] = frozenset()
+    for module in MODULES:
+        if room_of(module) == "cli":
+            continue
+        forbidden = calls - PRINTS_AND_EXITS.get(module, none)
+        wrong += [(module, call, line) for call, line in dotted_calls(module) if call in forbidden]
+        wrong += [
+            (module, "raise SystemExit", node.lineno)
+            for node in ast.walk(tree_of(module))
+            if isinstance(node, ast.Raise) and node.exc and ast.unparse(node.exc).startswith("SystemExit")
+        ]
+    assert wrong == []
+
+
+def test_few_modules_start_processes() -> None:
     starters = ("os.fork", "os.spawn", "os.exec", "os.posix_spawn", "os.system", "os.popen")
-    assert not [(call, line) for call, line in dotted_calls(module) if call.startswith(starters)]
+    wrong: list[Place] = []
+    for module in set(MODULES) - STARTS_PROCESSES:
+        wrong += [(module, name, line) for name, line in imports_of(module) if name == "subprocess"]
+        wrong += [(module, call, line) for call, line in dotted_calls(module) if call.startswith(starters)]
+    assert wrong == []
 
 
-@pytest.mark.parametrize("module", sorted(set(MODULES) - TOUCHES_TEMPORARY_FILES))
-def test_few_rooms_make_temporary_files(module: str) -> None:
+def test_few_modules_make_temporary_files() -> None:
     # Naming the temporary directory is something else: the device lock's default place is inside it.
     makers = ("mkdtemp", "mkstemp", "TemporaryDirectory", "TemporaryFile", "NamedTemporaryFile")
-    assert not [(call, line) for call, line in dotted_calls(module) if call.rpartition(".")[2] in makers]
+    wrong = [
+        (module, call, line)
+        for module in set(MODULES) - MAKES_TEMPORARY_FILES
+        for call, line in dotted_calls(module)
+        if call.rpartition(".")[2] in makers
+    ]
+    assert wrong == []
+
+
+def test_no_test_module_imports_another() -> None:
+    """What several need lies in a conftest.py or in a module beside the tests that holds none."""
+    wrong: list[Place] = []
+    for path in sorted(TESTS.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests"):
+                names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+                if path.name.startswith("test_") or path.name == "conftest.py":
+                    wrong += [(path.name, name, node.lineno) for name in names if name.startswith("test_")]
+    assert wrong == []
+
+
+def test_the_exceptions_are_modules() -> None:
+    assert STARTS_PROCESSES | MAKES_TEMPORARY_FILES | set(PRINTS_AND_EXITS) <= set(MODULES)
 
 
 def test_help_is_not_kept_waiting_by_torch() -> None:

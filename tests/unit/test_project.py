@@ -103,13 +103,13 @@ def test_a_file_takes_the_settings_beside_it_only_when_they_are_its_own(tmp_path
     ("files", "source", "words"),
     [
         ({}, "lost.py", "does not exist"),
-        ({"digits_txt": ""}, "digits.txt", "no .py file"),
-        ({"digits_mar": ""}, "digits.mar", "archive already"),
+        ({"digits_txt": ""}, "digits.txt", "not a .py file"),
+        ({"digits_mar": ""}, "digits.mar", "already an archive"),
         ({"a_py": ""}, ".", "neither handlergen.yaml nor"),
         ({"handlergen_yaml": ""}, ".", "no .py file"),
         ({"handlergen_yaml": "source: lost.py"}, ".", "source: lost.py does not exist"),
-        ({"handlergen_yaml": "source: a.txt", "a_txt": ""}, ".", "no .py file"),
-        ({"handlergen_yaml": "source: sub", "sub__a_py": ""}, ".", "no package"),
+        ({"handlergen_yaml": "source: a.txt", "a_txt": ""}, ".", "not a .py file"),
+        ({"handlergen_yaml": "source: sub", "sub__a_py": ""}, ".", "not a package"),
     ],
 )
 def test_sources_that_are_none(files: dict[str, str], source: str, words: str, tmp_path: Path) -> None:
@@ -173,10 +173,10 @@ def test_a_name_that_cannot_be_derived_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_module_that_would_hide_another_is_refused(tmp_path: Path) -> None:
-    lay(tmp_path, torch_py=PREDICT, handlergen_handler_py=PREDICT)
-    for name in ("torch.py", "handlergen_handler.py"):
+    for name in ("json", "torch", "ts", "handlergen_runtime", "handlergen_handler"):
+        (tmp_path / f"{name}.py").write_text(PREDICT)
         with pytest.raises(ContractError, match="cannot be named"):
-            opened(tmp_path / name)
+            opened(tmp_path / f"{name}.py")
 
 
 def test_contradictions_become_warnings(tmp_path: Path) -> None:

@@ -109,17 +109,19 @@ def test_refused_with_the_line(text: str, said: str):
     ("changed", "said"),
     [
         ({"inference_port": 8081}, "share port 8081"),
-        ({"inference_port": 0}, "0 is no port"),
-        ({"log_config": "my logs/log4j2.xml"}, "must not contain blanks"),
+        ({"inference_port": 0}, "0 is not a valid port"),
+        ({"inference_port": -5}, "-5"),
+        ({"inference_port": 99999}, "99999"),
+        ({"log_config": "my logs/log4j2.xml"}, "must not contain whitespace"),
         ({"model_store": "C:\\models"}, "must not contain a backslash"),
-        ({"model_store": "store "}, "a blank at either end"),
+        ({"model_store": "store "}, "leading or trailing whitespace"),
         ({"metrics_config": "a\nb=c"}, "line break"),
         ({"host": "::1"}, "IPv6"),
-        ({"host": "foo bar"}, "no host name"),
-        ({"host": "300.1.1.1"}, "no IPv4 address"),
+        ({"host": "foo bar"}, "neither a host name nor an IPv4"),
+        ({"host": "300.1.1.1"}, "neither a host name nor an IPv4"),
         ({"host": "http://1.2.3.4"}, "is a URL"),
-        ({"host": ""}, "no host name"),
-        ({"max_response_size": 2**31}, "max_response_size must lie between"),
+        ({"host": ""}, "neither a host name nor an IPv4"),
+        ({"max_response_size": 2**31}, "max_response_size must be between"),
     ],
 )
 def test_settings_that_would_not_work_are_refused(changed: dict[str, object], said: str):
@@ -131,7 +133,7 @@ def test_settings_that_would_not_work_are_refused(changed: dict[str, object], sa
 def test_unknown_keys_name_the_nearest():
     settings = parse_properties("job_queue_sise=5\nnumber_of_gpu=1\n")
     assert list(unknown_keys(settings)) == [
-        "TorchServe ignores the key 'job_queue_sise'; did you mean 'job_queue_size'?"
+        "TorchServe ignores the unknown key 'job_queue_sise'; did you mean 'job_queue_size'?"
     ]
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from handlergen.bench.samples import of_fields, of_json_text
+from handlergen.bench.measure import of_fields, of_json_text
 from handlergen.cli import main
 from handlergen.cli.invoke import _grpc_inputs, _rest_body
-from handlergen.cli.request_parts import field_of, headers_of
+from handlergen.cli.requests import field_of, headers_of
 from handlergen.client.rest import payload
 from handlergen.outgoing import form_request
 
@@ -52,13 +52,13 @@ def test_predict_sends_data_that_is_no_text(
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ("x:ü", "has what no header carries"),
-        ("x:a\x00b", "has what no header carries"),
-        ("x:a\r\ny: b", "has what no header carries"),
-        ("x y:1", "'x y' is no name of a header"),
-        ("ü:1", "is no name of a header"),
-        ("content-length: 5", "content-length follows from what is sent"),
-        ("Transfer-Encoding: chunked", "Transfer-Encoding follows from what is sent"),
+        ("x:ü", "is not printable ASCII"),
+        ("x:a\x00b", "is not printable ASCII"),
+        ("x:a\r\ny: b", "is not printable ASCII"),
+        ("x y:1", "'x y' is not a valid header name"),
+        ("ü:1", "is not a valid header name"),
+        ("content-length: 5", "content-length follows from the body"),
+        ("Transfer-Encoding: chunked", "Transfer-Encoding follows from the body"),
     ],
 )
 @pytest.mark.parametrize("verb", ["invoke", "predict"])
@@ -81,7 +81,7 @@ def test_usual_headers_pass() -> None:
 
 def test_a_name_of_a_field_that_is_no_text_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     said = refusal(capsys, "invoke", "digits", "--field", f"{NO_TEXT}=1")
-    assert "the name of a field must be UTF-8" in said
+    assert "a field's name must be UTF-8" in said
 
 
 @pytest.mark.parametrize("seconds", ["-1", "0", "inf", "1e12"])

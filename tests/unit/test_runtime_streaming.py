@@ -29,6 +29,7 @@ from handlergen.runtime.streaming import (
     wants_chunks,
 )
 from handlergen.runtime.worker import Worker
+from tests.serving import ServerContext
 
 REST = {"body": {"content-type": "application/json"}, "content-type": "application/json", "Host": "h"}
 
@@ -288,36 +289,9 @@ def test_a_preprocess_that_is_an_async_generator_is_handed_on(model: Callable[..
     assert loaded.predict(4) == [0, 1, 4, 9]
 
 
-class BatchContext:
-    """TorchServe's context of a batch, with an outlet that records."""
-
-    class _Processor:
-        def __init__(self, properties: dict[str, Any]) -> None:
-            self._properties = properties
-
-        def get_request_properties(self) -> dict[str, Any]:
-            return self._properties
-
-    def __init__(self, properties: list[dict[str, Any]]) -> None:
-        self.request_ids = {index: f"r{index}" for index in range(len(properties))}
-        self.request_processor = [self._Processor(each) for each in properties]
-        self.outlet = Recorder()
-        self.statuses = [200] * len(properties)
-        self.headers: list[dict[str, str]] = [{} for _ in properties]
-
-    def set_response_content_type(self, index: int, value: str) -> None:
-        self.headers[index]["content-type"] = value
-
-    def set_response_status(self, code: int, _phrase: str, index: int) -> None:
-        self.statuses[index] = code
-
-    def set_response_header(self, index: int, name: str, value: str) -> None:
-        self.headers[index][name] = value
-
-
 def batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, *requests: tuple[Any, dict[str, Any]]
-) -> tuple[BatchContext, list[bytes]]:
+) -> tuple[ServerContext, list[bytes]]:
     """One TorchServe batch for a module: (data, properties) a request."""
     from handlergen.project import open_project
     from handlergen.settings import to_runtime
@@ -330,7 +304,8 @@ def batch(
     bundle = Bundle("0", project.contract, to_runtime(project.settings))
     worker = Worker(Bundle.from_json(bundle.to_json()), tmp_path, gpu_id=None, batch_size=len(requests))
     try:
-        context = BatchContext([properties for _, properties in requests])
+        context = ServerContext([properties for _, properties in requests])
+        context.outlet = Recorder()
         entries = [
             {"data" if not properties else "body": bytearray(json.dumps(data).encode())}
             for data, properties in requests

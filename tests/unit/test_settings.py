@@ -21,44 +21,18 @@ from handlergen.settings import (
     contradictions,
     load_settings,
     read_settings,
-    starter_yaml,
     to_runtime,
 )
 from handlergen.staging import make_bundle
+from handlergen.starter import starter_yaml
 
-NAMES_OF_THE_CONTRACT = [
-    "name",
-    "version",
-    "form",
-    "source",
-    "call",
-    "weights",
-    "weights_format",
-    "extra_files",
-    "packages",
-    "requirements",
-    "model_args",
-    "model_kwargs",
-    "config",
-    "secrets",
-    "batch",
-    "batch_size",
-    "max_batch_delay_ms",
-    "workers_per_device",
-    "devices",
-    "predictor",
-    "stages",
-    "max_batch",
-    "linger_ms",
-    "predict_timeout_s",
-    "lock",
-    "lock_timeout_s",
-    "response_timeout_s",
-    "startup_timeout_s",
-    "queue_size",
-    "nan",
-    "compression",
-]
+NAMES_OF_THE_CONTRACT = {
+    "name", "version", "form", "source", "call", "weights", "weights_format", "extra_files", "packages",
+    "requirements", "model_args", "model_kwargs", "config", "secrets", "batch", "batch_size",
+    "max_batch_delay_ms", "workers_per_device", "devices", "predictor", "stages", "max_batch", "linger_ms",
+    "predict_timeout_s", "lock", "lock_timeout_s", "response_timeout_s", "startup_timeout_s", "queue_size",
+    "nan", "compression",
+}  # fmt: skip
 
 
 def load(text: str, tmp_path: Path, environ: dict[str, str] | None = None, **overrides: Any) -> Settings:
@@ -75,7 +49,7 @@ def refusals(text: str, tmp_path: Path) -> list[str]:
 
 
 def test_every_setting_of_the_contract_exists_with_help_and_a_check() -> None:
-    assert set(NAMES_OF_THE_CONTRACT) | {"max_response_bytes"} == set(SETTINGS)
+    assert NAMES_OF_THE_CONTRACT | {"max_response_bytes"} == set(SETTINGS)
     for setting in SETTINGS.values():
         assert setting.help.endswith("."), setting.name
         assert setting.default in (None, "") or setting.kind.convert(setting.default) == setting.default
@@ -147,18 +121,13 @@ def test_nothing_behind_a_key_is_the_default(tmp_path: Path) -> None:
 def test_what_is_no_batch_size(value: str, tmp_path: Path) -> None:
     (message,) = refusals(f"batch_size: {value}\n", tmp_path)
     assert "`batch_size`" in message
-    assert "wanted: a whole number from 1 to 65536" in message
+    assert "expected a whole number from 1 to 65536" in message
 
 
 @pytest.mark.parametrize("value", ["0", "-0.1", ".inf", ".nan", "true", "soon"])
 def test_what_is_no_number_of_seconds(value: str, tmp_path: Path) -> None:
     (message,) = refusals(f"lock_timeout_s: {value}\n", tmp_path)
-    assert "wanted: a number of seconds above 0" in message
-
-
-@pytest.mark.parametrize("value", ["../x", "-x", "a b", "a/b", "all", "x.mar", "''", ".x", "é"])
-def test_what_is_no_model_name(value: str, tmp_path: Path) -> None:
-    assert "`name`" in refusals(f"name: {value}\n", tmp_path)[0]
+    assert "expected a number of seconds above 0" in message
 
 
 def test_values_that_json_cannot_hold_are_named_with_their_place(tmp_path: Path) -> None:
@@ -176,7 +145,7 @@ def test_the_settings_of_the_predictor_process(tmp_path: Path) -> None:
     assert (found.predictor, found.stages, found.max_batch, found.linger_ms) == ("process", "worker", 8, 1.5)
     for wrong in ("predictor: thread", "stages: process", "max_batch: 0", "linger_ms: -1", "linger_ms: .inf"):
         (message,) = refusals(wrong, tmp_path)
-        assert "wanted: " in message
+        assert "expected " in message
 
 
 def test_a_refused_value_leaves_the_others_readable(tmp_path: Path) -> None:
@@ -291,8 +260,8 @@ def test_the_defaults_do_not_contradict_themselves() -> None:
         ({"predict_timeout_s": 30.0}, "4 workers on a device x predict_timeout_s (30) are 120 s"),
         ({"predict_timeout_s": 4.0, "batch_size": 8}, "x 8 requests of a batch"),
         ({"max_batch_delay_ms": 20}, "has no effect"),
-        ({"batch": "list"}, "never sees more than one"),
-        ({"batch_size": 200}, "no batch fills"),
+        ({"batch": "list"}, "never receives more than one"),
+        ({"batch_size": 200}, "no batch can fill"),
         ({"max_batch": 8}, "max_batch (8) has no effect with predictor: worker"),
         ({"linger_ms": 2.5}, "linger_ms (2.5) has no effect with predictor: worker"),
         ({"predictor": "process", "max_batch": 8}, "has no effect with batch: each"),

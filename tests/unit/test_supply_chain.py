@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 
-from handlergen import __version__, normalise
-from handlergen import store as store_module
+from handlergen import __version__, normalise, packing
 from handlergen.archiving import archive
 from handlergen.cli import main
 from handlergen.errors import HandlergenError, ServerError
@@ -263,7 +262,7 @@ def test_the_commands_say_what_they_did(
         assert {file["name"]: file["sha256"] for file in shown["files"]} == {
             name: hashlib.sha256(opened.read(name)).hexdigest() for name in opened.namelist()
         }
-    assert f"signature good: {mar}.sig with {key}" in run(
+    assert f"valid signature: {mar}.sig with {key}" in run(
         ["inspect", mar, "--verify-signature", str(keys[1])], capsys
     )[1]  # fmt: skip
     assert run(["inspect", mar, "--json", "--sbom"], capsys)[0] == 2
@@ -281,7 +280,7 @@ def test_verifying_notices_what_is_not_the_normal_form(
         genuine(*args, **named)
         monkeypatch.setattr(normalise, "_MODE", 0o100644)
 
-    monkeypatch.setattr(store_module.normalise, "normalise", careless)
+    monkeypatch.setattr(packing.normalise, "normalise", careless)
     with pytest.raises(HandlergenError, match=r"not in its normal form: .* has attributes"):
         made(source, verify=True, force=True)
     assert normalise.abnormal(path) is None  # what was there stands

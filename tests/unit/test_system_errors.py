@@ -39,8 +39,11 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
         ("$H predict echo.py 1 2 -o /dev/full", "cannot write /dev/full: No space left on device"),
         ("$H map echo.py rows.jsonl -o - > /dev/full", "cannot write the output: No space left on device"),
         ("$H map echo.py rows.jsonl -o $(printf 'x%.0s' {1..300}).npy", "File name too long"),
-        ("mkdir gone && cd gone && rmdir ../gone && $H check ../echo.py", "the working directory is gone"),
-        ("mkdir gone && cd gone && rmdir ../gone && $H doctor", "the working directory is gone"),
+        (
+            "mkdir gone && cd gone && rmdir ../gone && $H check ../echo.py",
+            "the working directory no longer exists",
+        ),
+        ("mkdir gone && cd gone && rmdir ../gone && $H doctor", "the working directory no longer exists"),
     ],
 )
 def test_one_sentence_and_what_to_do_next(source: Path, command: str, message: str) -> None:
@@ -72,7 +75,7 @@ def test_an_output_that_is_a_directory_is_refused_before_the_work(
     assert ended.value.code == 1
     said = capsys.readouterr().err
     assert "it is a directory" in said
-    assert "Hint: name a file in it" in said
+    assert "Hint: give a file in it" in said
 
 
 def test_an_answer_that_finds_no_room_names_its_file() -> None:

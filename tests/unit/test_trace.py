@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from handlergen.cli import cli, main
 from handlergen.errors import HandlergenError
 from handlergen.recordings import Span
-from handlergen.trace import Summary, Trace, write_trace
-from handlergen.trace.recording import in_order, survey
+from handlergen.trace import Trace, TraceSummary, write_trace
+from handlergen.trace.convert import in_order, survey
 
 MS = 1_000_000
 STAGES = ("decode", "preprocess", "lock_wait", "predict", "postprocess", "encode")
@@ -63,7 +63,7 @@ def record(directory: Path, spans: Iterable[Span]) -> Path:
     return directory
 
 
-def convert(directory: Path, **wanted: Any) -> tuple[dict[str, Any], Summary]:
+def convert(directory: Path, **wanted: Any) -> tuple[dict[str, Any], TraceSummary]:
     output = io.BytesIO()
     summary = write_trace(Trace(directory, **wanted), output)
     trace = json.loads(output.getvalue())

@@ -15,8 +15,7 @@ from handlergen.errors import ContractError, HandlergenError
 from handlergen.local import load
 from handlergen.mar import read_mar
 from handlergen.project import Project, open_project
-from handlergen.truss import is_truss
-from handlergen.truss_keys import FUTILE, HONOURED, UNSUPPORTED, WITHOUT_EFFECT
+from handlergen.truss import FUTILE, HONOURED, UNSUPPORTED, WITHOUT_EFFECT, is_truss
 
 MODEL = """
 class Model:
@@ -105,7 +104,7 @@ def test_every_honoured_key(truss: Make) -> None:
     }
     of_config = [warning for warning in project.warnings if "config.yaml" in warning]
     assert len(of_config) == 1
-    assert "values of `secrets` are left out" in of_config[0]
+    assert "values of `secrets` are ignored" in of_config[0]
 
 
 def test_settings_of_handlergen_win(truss: Make) -> None:
@@ -145,7 +144,7 @@ def test_a_config_yaml_alone_makes_no_truss(tmp_path: Path) -> None:
         ("a: [", "not valid YAML"),
         ("secrets: [a, b]", "`secrets` is"),
         ("requirements_file: nowhere.txt", r"nowhere\.txt does not exist"),
-        ("requirements_file: model/model.py", r"Name it with the ending \.txt"),
+        ("requirements_file: model/model.py", r"does not end in \.txt"),
         ("external_package_dirs: [nowhere]", "nowhere does not exist"),
         ("docker_server: {start_command: x}", "`docker_server` is not supported"),
     ],

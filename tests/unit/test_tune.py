@@ -1,182 +1,231 @@
-"""Tuning: the simulated server, what is recommended from it, and how it is written down."""
+"""Tuning: the candidates, halving the field, the choice and its reasons, and how settings are written down."""
 
 from __future__ import annotations
 
 import codecs
-import json
-from dataclasses import replace
+import math
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from handlergen.cli import cli
-from handlergen.errors import HandlergenError, RequestFailed
-from handlergen.starter_yaml import starter_yaml
+from handlergen.errors import ContractError, HandlergenError
+from handlergen.starter import starter_yaml
+from handlergen.tuning import measuring
 from handlergen.tuning.apply import apply, with_settings
-from handlergen.tuning.probe import Alone, Beside
-from handlergen.tuning.queueing import (
-    DISPATCH,
-    HANDOVER_MS,
-    Server,
-    Stage,
-    Work,
-    closed_loop,
-    open_loop,
+from handlergen.tuning.search import (
+    BATCH_SIZES,
+    WORKERS,
+    Candidate,
+    Recommendation,
+    Turn,
+    candidates,
+    most_turns,
+    reasons,
+    search,
 )
-from handlergen.tuning.recommend import recommend
-from handlergen.tuning.summary import lines, plain
-
-NOTHING = [Stage(0.0, 0.0)]
 
 
-def work(before: Stage, predict: float, after: Stage, batch_ms: dict[int, float] | None = None) -> Work:
-    return Work([before], [Stage(predict, 0.0)], [after], batch_ms or {1: predict})
+class FakeServer:
+    """A server that answers `capacity(candidate)` requests a second, and is slow when more are due.
+
+    With a rate, p99 is `base_ms` divided by what is left of the capacity, as of a queue.
+    """
+
+    def __init__(
+        self,
+        capacity: Callable[[Candidate], float],
+        *,
+        base_ms: Callable[[Candidate], float] = lambda _: 10.0,
+        errors: Callable[[Candidate], float] = lambda _: 0.0,
+        worker_bytes: int = 1,
+        other_cores: float = 0.0,
+    ) -> None:
+        self._capacity, self._base_ms, self._errors = capacity, base_ms, errors
+        self._worker_bytes = worker_bytes
+        self._other_cores = other_cores
+        self.loads: list[tuple[Candidate, float | None]] = []
+
+    def __call__(self, candidate: Candidate, rate: float | None) -> Turn:
+        self.loads.append((candidate, rate))
+        capacity = self._capacity(candidate)
+        idle = 1 - rate / capacity if rate is not None else 1.0
+        p99 = self._base_ms(candidate) / idle if idle > 0 else math.inf
+        return Turn(
+            rate,
+            capacity if rate is None else min(rate, capacity),
+            self._errors(candidate),
+            p99 / 2,
+            p99,
+            device_busy=min(1.0, capacity / 100),
+            worker_bytes=self._worker_bytes,
+            other_cores=self._other_cores,
+            bottleneck="device",
+            why="A predict runs on it 98% of the time.",
+        )
+
+    def turns(self, candidate: Candidate) -> int:
+        return sum(one == candidate for one, _ in self.loads)
 
 
-WAITS = work(Stage(10, 0), 10, Stage(10, 0))
-BURNS = work(Stage(0, 8), 10, Stage(0, 4))
+def up_to_100(candidate: Candidate) -> float:
+    """Workers of 30 requests a second each, and a device of 100."""
+    return min(100.0, 30.0 * candidate.workers)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_too_few_workers_answer_at_their_own_pace(workers: int) -> None:
-    found = closed_loop(WAITS, Server(workers, 1, 8.0), clients=16)
-    assert found.requests_per_s == pytest.approx(workers * 1e3 / (30 + DISPATCH.total_ms), rel=0.02)
+def text_of(found: Recommendation, *, batch: str = "each") -> str:
+    return "\n".join(reasons(found, batch=batch, cores=2))
 
 
-def test_enough_workers_keep_the_device_busy() -> None:
-    found = closed_loop(WAITS, Server(6, 1, 8.0), clients=16)
-    assert found.requests_per_s == pytest.approx(1e3 / (10 + HANDOVER_MS), rel=0.01)
-    assert found.device_busy == pytest.approx(10 / (10 + HANDOVER_MS), abs=0.01)
-    assert found.p50_ms == pytest.approx(16 * (10 + HANDOVER_MS), rel=0.02)  # Little's law
+def test_a_predict_of_one_request_at_a_time_is_tried_with_workers_only() -> None:
+    assert {one.batch_size for one in candidates("each")} == {1}
+    for batch in ("collate", "list"):
+        field = candidates(batch)
+        assert {one.batch_size for one in field} == set(BATCH_SIZES)
+        assert {one.workers for one in field} == set(WORKERS)
+        assert len(field) == len(set(field))
 
 
-def test_cores_are_shared_by_those_who_compute() -> None:
-    computing_ms = 12 + DISPATCH.cpu_ms
-    found = closed_loop(BURNS, Server(8, 1, 0.5), clients=16)
-    assert found.requests_per_s == pytest.approx(0.5 * 1e3 / computing_ms, rel=0.03)
-    assert closed_loop(BURNS, Server(8, 1, 8.0), clients=16).requests_per_s > 97
+def test_clients_fill_the_workers_and_not_more_than_the_queue() -> None:
+    assert [Candidate(*one).clients for one in ((1, 1), (1, 12), (16, 2), (32, 16))] == [16, 24, 64, 96]
 
 
-def test_a_lone_request_waits_for_nobody() -> None:
-    found = open_loop(WAITS, Server(4, 1, 8.0), rate=0.5, requests=300)
-    assert found.p50_ms == pytest.approx(30 + DISPATCH.total_ms, rel=0.01)
-    assert found.requests_per_s == pytest.approx(0.5, rel=0.15)
-
-
-def test_one_worker_without_other_stages_is_the_queue_of_the_textbook() -> None:
-    # M/D/1 (Pollaczek and Khinchine): mean wait = load x service / 2 (1 - load); its median is below the mean.
-    only = work(Stage(0, 0), 10 - DISPATCH.total_ms, Stage(0, 0))
-    found = open_loop(only, Server(1, 1, 8.0), rate=50, requests=20_000)
-    assert 10 <= found.p50_ms <= 15
-    assert found.device_busy == pytest.approx(0.5 * (10 - DISPATCH.total_ms) / 10, abs=0.03)
-
-
-def test_batches_share_a_predict() -> None:
-    model = work(Stage(0, 0), 5, Stage(0, 0), {1: 5.0, 8: 12.0, 16: 20.0})
-    assert [model.hold_factor(size) for size in (1, 8, 12, 16, 24)] == pytest.approx([1, 2.4, 3.2, 4, 5.6])
-    found = closed_loop(model, Server(2, 8, 8.0), clients=64)
-    assert found.requests_per_s == pytest.approx(8e3 / (12 + HANDOVER_MS), rel=0.05)
-
-
-def test_the_way_to_another_process_takes_time_twice() -> None:
-    way = Stage(1.0, 0.5)
-    found = closed_loop(WAITS, Server(2, 1, 8.0, passage=way), clients=16)
-    assert found.requests_per_s == pytest.approx(2e3 / (30 + DISPATCH.total_ms + 2 * way.total_ms), rel=0.02)
-    # It is no time of the device's: enough workers keep that busy all the same.
-    full = closed_loop(WAITS, Server(6, 1, 8.0, passage=way), clients=16)
-    assert full.requests_per_s == pytest.approx(1e3 / (10 + HANDOVER_MS), rel=0.01)
-
-
-def test_a_process_predicts_for_several_workers_at_once() -> None:
-    model = work(Stage(10, 0), 10, Stage(10, 0), {1: 10.0, 8: 12.0})
-    alone_, together = (closed_loop(model, Server(8, 1, 8.0, together=most), clients=32) for most in (1, 8))
-    assert alone_.requests_per_s == pytest.approx(1e3 / (10 + HANDOVER_MS), rel=0.01)
-    # No more than a predict of all eight, one after the other with what is before and after it, and not much less.
-    assert 8e3 / 45 < together.requests_per_s <= 8e3 / 12
-    at_most_two = closed_loop(model, Server(8, 1, 8.0, together=2), clients=32)
-    assert at_most_two.requests_per_s == pytest.approx(2e3 / (10 + 2 / 7 + HANDOVER_MS), rel=0.02)
-
-
-def alone(
-    stages: Work,
-    *,
-    batch: str = "each",
-    cores: int = 2,
-    devices: int = 1,
-    memory: int = 1,
-    predictor: str = "worker",
-    runs_in: str = "worker",
-) -> Alone:
-    computing = {"preprocess": 0.0, "predict": 0.0, "postprocess": 0.0}
-    return Alone("m", "cpu", devices, cores, batch, memory, predictor, runs_in, 32, stages, computing)
-
-
-@pytest.mark.parametrize(("stages", "workers"), [(WAITS, 4), (BURNS, 3)])
-def test_the_least_workers_that_keep_the_device_busy(stages: Work, workers: int) -> None:
-    found, measured = recommend(alone(stages), available_memory=1 << 40)
-    assert measured is None
-    assert found.settings == {"workers_per_device": workers, "batch_size": 1, "max_batch_delay_ms": 1}
-    assert found.chosen.prediction.requests_per_s == pytest.approx(99, abs=1.5)
+def test_the_fewest_workers_that_do_as_well_as_any() -> None:
+    server = FakeServer(up_to_100)
+    found = search(candidates("each"), server)
+    assert found.settings == {"workers_per_device": 4, "batch_size": 1, "max_batch_delay_ms": 1}
+    assert found.chosen.capacity == 100.0
     assert found.limits == ()
 
 
-def test_batches_are_recommended_where_they_pay() -> None:
-    pays = replace(WAITS, batch_ms={1: 10.0, 2: 10.5, 4: 11.0, 8: 12.0})
-    found, _ = recommend(alone(pays, batch="collate", cores=8), available_memory=1 << 40)
-    assert found.chosen.batch_size == 8
-    assert found.chosen.prediction.requests_per_s > 300
-    pays_not = replace(WAITS, batch_ms={1: 10.0, 2: 20.0, 4: 40.0, 8: 80.0})
-    found, _ = recommend(alone(pays_not, batch="collate", cores=8), available_memory=1 << 40)
-    assert found.chosen.batch_size == 1
+@pytest.mark.parametrize("noise", [0.99, 1.0, 1.01])
+def test_within_the_noise_of_measurements_fewer_workers_win(noise: float) -> None:
+    server = FakeServer(lambda one: up_to_100(one) * (noise if one.workers > 4 else 1.0))
+    assert search(candidates("each"), server).chosen.candidate.workers == 4
 
 
-def test_a_target_takes_the_highest_rate_that_keeps_it() -> None:
-    tight, _ = recommend(alone(WAITS), available_memory=1 << 40, target_p99_ms=60)
-    loose, _ = recommend(alone(WAITS), available_memory=1 << 40, target_p99_ms=200)
-    assert tight.chosen.prediction.p99_ms <= 60
-    assert loose.chosen.prediction.p99_ms <= 200
-    assert 0 < tight.chosen.rate < loose.chosen.rate < 99
-    with pytest.raises(HandlergenError, match=r"no setting reaches 20 ms: .* takes [34]"):
-        recommend(alone(WAITS), available_memory=1 << 40, target_p99_ms=20)
+def test_the_field_is_halved_and_the_best_are_measured_most_often() -> None:
+    server = FakeServer(lambda one: 10.0 * one.workers)  # each step gains: nothing is left out early
+    found = search(candidates("each"), server)
+    assert found.chosen.candidate.workers == WORKERS[-1]
+    assert [server.turns(Candidate(1, workers)) for workers in WORKERS] == [1, 1, 1, 1, 2, 2, 3, 3]
+    assert len(server.loads) == most_turns(len(WORKERS), None) == 8 + 4 + 2
+    assert all(rate is None for _, rate in server.loads)
 
 
-def test_copies_must_fit() -> None:
-    found, _ = recommend(alone(WAITS, memory=300), available_memory=1000)
-    assert found.chosen.workers == 2
-    assert "no more than 2 workers" in found.limits[0]
+def test_figures_are_the_mean_of_all_turns() -> None:
+    rates = iter([50.0, 100.0, 90.0, 110.0])
+    field = [Candidate(1, 1), Candidate(1, 2), Candidate(1, 3)]
+    found = search(field, FakeServer(lambda one: 10.0 if one.workers == 1 else next(rates)))
+    # Round 1: 50 for two workers and 100 for three; round 2, both again: 90 and 110.
+    assert [one.capacity for one in found.measured] == [10.0, 70.0, 105.0]
 
 
-def test_one_copy_for_all_workers_fits_and_one_process_has_one_interpreter() -> None:
-    shared, _ = recommend(alone(WAITS, memory=300, predictor="process"), available_memory=1000)
-    assert shared.chosen.workers == 4
-    near, _ = recommend(alone(WAITS, cores=8), available_memory=1 << 40, target_p99_ms=60)
-    far, _ = recommend(alone(WAITS, cores=8, predictor="process"), available_memory=1 << 40, target_p99_ms=60)
-    assert far.chosen.prediction.p50_ms > near.chosen.prediction.p50_ms or far.chosen.rate < near.chosen.rate
-    computing = Work([Stage(0, 8)], [Stage(10, 0)], [Stage(0, 8)], {1: 10.0})
-    inside, _ = recommend(
-        alone(computing, cores=8, predictor="process", runs_in="predictor"), available_memory=1000
+def test_more_workers_are_not_tried_when_two_steps_gained_nothing() -> None:
+    server = FakeServer(up_to_100)
+    search(candidates("each"), server)
+    assert {one.workers for one, _ in server.loads} == {1, 2, 3, 4, 6, 8}
+
+
+def test_larger_batches_are_tried_as_long_as_they_pay() -> None:
+    pays = FakeServer(lambda one: up_to_100(one) * min(one.batch_size, 4))
+    assert search(candidates("list"), pays).settings["batch_size"] == 4
+    assert {one.batch_size for one, _ in pays.loads} == {1, 4, 16}
+    pays_not = FakeServer(up_to_100)
+    assert search(candidates("list"), pays_not).settings["batch_size"] == 1
+    assert {one.batch_size for one, _ in pays_not.loads} == {1, 4}
+
+
+def test_the_order_of_loads_changes_the_server_as_rarely_as_possible() -> None:
+    server = FakeServer(lambda one: 10.0 * one.workers * one.batch_size)
+    search(candidates("collate"), server)
+    first = [one for one, _ in server.loads[: len(candidates("collate"))]]
+    assert first == sorted(first)
+    sizes = [one.batch_size for one, _ in server.loads]
+    changes = sum(before != after for before, after in pairwise(sizes))
+    assert changes <= 3 * 5  # in each of five rounds once for each further size, at most
+
+
+def test_copies_of_the_model_must_fit() -> None:
+    server = FakeServer(up_to_100, worker_bytes=300 << 20)
+
+    found = search(candidates("list"), server, copies_bytes=800 << 20)
+    assert {one.workers for one, _ in server.loads} == {1, 2}
+    assert found.chosen.candidate.workers == 2
+    assert found.limits == (
+        "No more than 2 workers fit: each takes 300 MiB of the 800 MiB of memory that may be filled.",
     )
-    assert inside.chosen.prediction.requests_per_s == pytest.approx(1e3 / 16.7, rel=0.03)
+    assert found.limits[0] in text_of(found)
+    tiny = search(candidates("each"), FakeServer(up_to_100), copies_bytes=0)
+    assert tiny.chosen.candidate.workers == 1
 
 
-def test_several_devices_share_the_cores() -> None:
-    found, _ = recommend(alone(WAITS, devices=2, cores=8), available_memory=1 << 40)
-    assert found.chosen.workers == 4
-    assert found.chosen.prediction.requests_per_s == pytest.approx(198, abs=3)
+def test_a_candidate_whose_requests_fail_does_not_win() -> None:
+    server = FakeServer(lambda one: 10.0 * one.workers, errors=lambda one: 0.2 if one.workers > 3 else 0.0)
+    assert search(candidates("each"), server).chosen.candidate.workers == 3
+    with pytest.raises(HandlergenError, match=r"no setting answers .*: 20% of the requests failed"):
+        search(candidates("each"), FakeServer(up_to_100, errors=lambda _: 0.2))
 
 
-def test_what_processes_do_together_corrects_the_prediction() -> None:
-    def slow(processes: int) -> Beside:
-        return Beside(processes, 49.5, {"preprocess": 20.0, "predict": 20.0, "postprocess": 20.0})
+def test_a_latency_goal_takes_the_highest_rate_that_keeps_it() -> None:
+    chosen = {}
+    for target in (12.0, 20.0, 80.0):
+        server = FakeServer(up_to_100)
+        found = search(candidates("each"), server, target_p99_ms=target)
+        kept = found.chosen.kept
+        assert kept is not None
+        assert kept.p99_ms <= target
+        assert kept.rate is not None
+        chosen[target] = kept.rate
+        # The server keeps p99 <= target up to capacity x (1 - 10 ms / target): found to an eighth of the capacity.
+        assert 100 * (1 - 10 / target) - 100 / 8 <= kept.rate <= 100 * (1 - 10 / target)
+        assert found.settings["workers_per_device"] == 4
+        assert len(server.loads) <= most_turns(len(WORKERS), target)
+    assert chosen[12.0] < chosen[20.0] < chosen[80.0]
 
-    found, measured = recommend(alone(WAITS), available_memory=1 << 40, beside=slow)
-    assert measured is not None
-    assert measured.processes == 4
-    assert found.correction == pytest.approx(0.5, abs=0.01)
-    assert found.chosen.prediction.requests_per_s == pytest.approx(49.5, abs=1)
-    assert "lowered" in "\n".join(lines(alone(WAITS), measured, found))
-    assert plain(alone(WAITS), measured, found)["correction"] == pytest.approx(0.5, abs=0.01)
+
+def test_a_latency_goal_prefers_the_setting_that_keeps_it_to_the_one_with_more_requests() -> None:
+    server = FakeServer(
+        lambda one: 100.0 * one.batch_size, base_ms=lambda one: 10.0 if one.batch_size == 1 else 500.0
+    )
+    assert search(candidates("list"), server).settings["batch_size"] == BATCH_SIZES[-1]
+    assert search(candidates("list"), server, target_p99_ms=40).settings["batch_size"] == 1
+
+
+def test_a_goal_that_no_setting_keeps() -> None:
+    with pytest.raises(
+        HandlergenError, match=r"no setting reaches 5 ms: the lowest p99 .* is 11\.4 ms, at [\d.]+ requests/s"
+    ):
+        search(candidates("each"), FakeServer(up_to_100), target_p99_ms=5)
+
+
+def test_the_reasons_have_the_measured_figures() -> None:
+    said = text_of(search(candidates("each"), FakeServer(up_to_100)))
+    assert (
+        "4 workers with batch size 1 answered 100.0 requests/s, the mean of 3 loads: the most of the last"
+        in said
+    )
+    assert "With fewer workers, 3: 90.0 requests/s." in said
+    assert "With more workers, 6 at best: 100.0 requests/s." in said
+    assert "the device is busy 100% of the time, on 2 cores" in said
+    assert "Bottleneck: device. A predict runs on it" in said
+    assert "batch: each" in said
+    assert "quiet" not in said
+    busy = text_of(search(candidates("each"), FakeServer(up_to_100, other_cores=1.2)))
+    assert (
+        "Other programs used up to 1.2 of 2 cores meanwhile: measure again when the machine is quiet." in busy
+    )
+    goal = text_of(search(candidates("each"), FakeServer(up_to_100), target_p99_ms=40))
+    assert (
+        "Goal: 99 of 100 requests within 40 ms. 4 workers kept it up to 75.0 requests/s (p99 40.0 ms)" in goal
+    )
+    batches = search(candidates("list"), FakeServer(lambda one: up_to_100(one) * min(one.batch_size, 4)))
+    assert "With another batch size, 16 and 4 workers at best: 400.0 requests/s." in text_of(
+        batches, batch="list"
+    )
 
 
 SETTINGS = {"workers_per_device": 3, "batch_size": 8, "max_batch_delay_ms": 1}
@@ -239,51 +288,57 @@ def test_a_file_is_made_for_a_module_and_taken_back_where_it_would_not_count(
 
 
 MODULE = """
-import time
-
-def preprocess(data):
-    if data["number"] < 0:
-        raise ValueError("a negative number")
-    end = time.thread_time() + 0.002
-    while time.thread_time() < end:
-        pass
-    return data["number"]
-
-def predict(numbers):
-    time.sleep(0.003)
-    return [number * 2 for number in numbers]
+def predict(number):
+    return number
 """
 
 
-def test_a_module_is_measured_and_the_settings_are_written(tmp_path: Path) -> None:
-    module, sample = tmp_path / "double.py", tmp_path / "sample.json"
-    module.write_text(MODULE)
-    sample.write_text('{"number": 2}')
-    arguments = ["tune", str(module), "--sample", str(sample), "--batch", "list", "--seconds", "0.3"]
-    result = CliRunner().invoke(cli, [*arguments, "--json", "--apply"], catch_exceptions=False)
-    assert result.exit_code == 0
-    found = json.loads(result.stdout)
-    stages = found["stages"]
-    assert stages["preprocess"]["alone_ms"] >= 2
-    assert stages["predict"]["alone_ms"] >= 3
-    assert stages["preprocess"]["computing"] > stages["predict"]["computing"]
-    assert set(found["predict_ms_by_batch_size"]) >= {"1", "2", "4"}
-    assert 0 < found["predicted"]["requests_per_s"] < 32_000 / 3
-    assert found["predicted"]["device_busy"] <= 1
-    assert found["applied"] == str(tmp_path / "handlergen.yaml")
-    text = (tmp_path / "handlergen.yaml").read_text()
-    assert f"batch_size: {found['settings']['batch_size']}\n" in text
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The configurations with which a server was started; none is."""
+    found: list[Path] = []
+
+    def serve(config: Path, **_: object) -> None:
+        found.append(config)
+        assert config.is_file()
+        assert (config.parent / "model-store" / "m.mar").is_file()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measuring, "serve", serve)
+    return found
 
 
-def test_a_sample_that_is_refused(tmp_path: Path) -> None:
-    module, sample = tmp_path / "double.py", tmp_path / "sample.json"
+def test_what_is_wrong_with_the_source_is_told_before_a_server_is_started(
+    tmp_path: Path, started: list[Path]
+) -> None:
+    module, sample = tmp_path / "m.py", tmp_path / "sample.json"
+    module.write_text("x = 1\n")
+    sample.write_text("1")
+    with pytest.raises(ContractError):
+        CliRunner().invoke(cli, ["tune", str(module), "--sample", str(sample)], catch_exceptions=False)
+    assert started == []
+
+
+@pytest.mark.parametrize("arguments", [(), ("--sample", "missing.json"), ("--sample", ".")])
+def test_without_a_sample(tmp_path: Path, arguments: tuple[str, ...], started: list[Path]) -> None:
+    (tmp_path / "m.py").write_text(MODULE)
+    result = CliRunner().invoke(cli, ["tune", str(tmp_path / "m.py"), *arguments])
+    assert result.exit_code == 2
+    assert "--sample" in result.output
+    assert started == []
+
+
+def test_ctrl_c_leaves_nothing_in_the_temp_directory(tmp_path: Path, started: list[Path]) -> None:
+    module, sample = tmp_path / "m.py", tmp_path / "sample.json"
     module.write_text(MODULE)
-    sample.write_text('{"number": -2}')
-    with pytest.raises(HandlergenError, match=r"answered with 400: .*a negative number") as caught:
-        CliRunner().invoke(
-            cli, ["tune", str(module), "--sample", str(sample), "--batch", "list"], catch_exceptions=False
-        )
-    assert not isinstance(caught.value, RequestFailed)
+    sample.write_text("1")
+    progress: list[str] = []
+    subject = measuring.Subject(module, sample, None, {}, 3.0)
+    with pytest.raises(KeyboardInterrupt):
+        measuring.tune(subject, progress=progress.append)
+    (config,) = started
+    assert not config.parent.exists()
+    assert progress == ["measuring up to 8 candidates in 14 loads, about 2 minutes at most ..."]
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from handlergen.cli.output_file import writable
+from handlergen.cli.printing import writable
+from handlergen.collecting import named_but_not_packed
 from handlergen.errors import HandlergenError
-from handlergen.properties import check, server_settings
-from handlergen.unpacked import named_but_not_packed
 
 MODULE = '''
 """weights.bin is read by load."""
@@ -41,12 +40,6 @@ def test_files_elsewhere_and_broken_modules_are_no_concern(tmp_path: Path) -> No
     broken = tmp_path / "broken.py"
     broken.write_text("def (")
     assert named_but_not_packed({"model.py": module, "broken.py": broken}, tmp_path) == []
-
-
-@pytest.mark.parametrize("port", [99999, -5, 0])
-def test_no_port_is_an_error_not_a_traceback(port: int) -> None:
-    with pytest.raises(HandlergenError, match="port"):
-        check(server_settings(inference_port=port))
 
 
 def test_output_that_cannot_be_written_is_told_first(tmp_path: Path) -> None:

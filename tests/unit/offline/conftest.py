@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import handlergen
-from handlergen.offline.api import LocalEngine
+from handlergen.offline.engine import LocalEngine
 from handlergen.offline.job import Summary, map_to_file
 from handlergen.offline.sources import open_source
 

@@ -15,9 +15,9 @@ from pyarrow import parquet
 
 import handlergen
 from handlergen.errors import HandlergenError
-from handlergen.offline.api import LocalEngine
-from handlergen.offline.convert import to_parquet
+from handlergen.offline.engine import LocalEngine
 from handlergen.offline.job import map_to_file
+from handlergen.offline.output import to_parquet
 from handlergen.offline.sources import open_source
 from tests.unit.offline.conftest import HANDLERGEN, lines, run, write_rows
 
@@ -208,7 +208,7 @@ def test_map_says_what_an_output_will_be(tmp_path: Path) -> None:
 
     status, said = told("answers.csv")
     assert status == 0
-    assert "answers.csv will hold JSON lines; other formats: .npy, .parquet" in said
+    assert "answers.csv will contain JSON lines; other formats: .npy, .parquet" in said
     assert "1 row in" in said
     assert "will hold" not in told("answers.jsonl")[1]
     status, said = told(".")

@@ -17,9 +17,8 @@ import torch
 from pyarrow import parquet
 
 from handlergen.errors import HandlergenError, TooManyErrors
-from handlergen.offline.journal import journal_path, open_journal
-from handlergen.offline.predicted import Predicted
-from handlergen.offline.rows import Chunk, Row
+from handlergen.offline.journal import PendingOutputs, journal_path, open_journal
+from handlergen.offline.rows import Chunk, Lines, Row
 from handlergen.runtime.failures import Failure
 from handlergen.runtime.hooks import Item
 from handlergen.runtime.pipeline import open_items
@@ -123,23 +122,23 @@ def test_outputs_that_wait_for_their_answers_are_believed_only_when_whole(tmp_pa
 
     def restored() -> tuple[bool, list[Item]]:
         fresh = items()
-        return Predicted(path).restore(chunk, fresh), fresh
+        return PendingOutputs(path).restore(chunk, fresh), fresh
 
     first = items()
     first[0].outputs, first[0].request.metadata["a"] = torch.arange(3), 1
     first[1].failure = Failure(507, "OutOfMemory", "no room")
-    predicted = Predicted(path)
-    assert not predicted.restore(chunk, items())
-    assert predicted.keep(chunk, first)
-    predicted.close(complete=False)
+    pending = PendingOutputs(path)
+    assert not pending.restore(chunk, items())
+    assert pending.keep(chunk, first)
+    pending.close(complete=False)
     found, fresh = restored()
     assert found
     assert torch.equal(fresh[0].outputs, torch.arange(3))
     assert fresh[0].request.metadata == {"a": 1}
     assert fresh[1].failure is not None
     assert fresh[1].failure.status == 507
-    assert not Predicted(path).restore(chunk._replace(number=4), items())
-    assert not Predicted(path).restore(chunk._replace(rows=chunk.rows[:1]), items()[:1])
+    assert not PendingOutputs(path).restore(chunk._replace(number=4), items())
+    assert not PendingOutputs(path).restore(chunk._replace(rows=chunk.rows[:1]), items()[:1])
 
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
@@ -151,7 +150,7 @@ def test_outputs_that_wait_for_their_answers_are_believed_only_when_whole(tmp_pa
     assert not restored()[0]
     path.chmod(0o600)
     assert restored()[0]
-    Predicted(path).close(complete=True)
+    PendingOutputs(path).close(complete=True)
     assert not path.exists()
 
 
@@ -164,7 +163,7 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_no_process(module: Path, tmp_path: 
     os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C goes to the whole group
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert b"the same command goes on" in errors
+    assert b"repeat the command to resume" in errors
     assert b"Traceback" not in errors
     psutil.wait_procs(children, timeout=10)
     assert not [child for child in children if child.is_running() and child.status() != "zombie"]
@@ -233,16 +232,21 @@ def test_a_complete_output_is_not_overwritten_unasked(module: Path, tmp_path: Pa
 def test_the_journal_believes_only_what_stands_in_the_output(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     journal = open_journal(output, {"a": 1}, restart=False)
-    for number in range(3):
-        journal.write(number, b"line %d\n" % number, rows=1, failed=number % 2, input_crc=number)
+    chunks = [Chunk(number, [Row(number, b"%d" % number, "application/json")]) for number in range(3)]
+    for chunk in chunks:
+        journal.write(Lines(chunk, b"line %d\n" % chunk.number, failed=chunk.number % 2))
     journal.close(complete=False)
     # As after a crash of the machine: the last chunk reached the journal but not the output.
     output.write_bytes(output.read_bytes()[:-7] + bytes(7))
     with journal_path(output).open("ab") as torn:
         torn.write(b"[3,1,0,")
     again = open_journal(output, {"a": 1}, restart=False)
-    assert (again.rows, again.failed, again.done) == (2, 1, {0: 0, 1: 1})
-    again.write(2, b"LINE 2\n", rows=1, failed=0, input_crc=2)
+    assert (again.rows, again.failed, again.done) == (
+        2,
+        1,
+        {0: chunks[0].checksum(), 1: chunks[1].checksum()},
+    )
+    again.write(Lines(chunks[2], b"LINE 2\n", failed=0))
     with pytest.raises(HandlergenError, match="another run"):
         subprocess_opens(output)
     again.close(complete=True)
@@ -302,7 +306,7 @@ def test_a_dead_preparing_process_ends_the_run_resumably(tmp_path: Path) -> None
         command, env={**os.environ, "FATAL": "1"}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "a process that prepares rows died" in done.stderr
+    assert "a process that prepares rows died (killed by SIGKILL)" in done.stderr
     assert "Traceback" not in done.stderr
     run(module, tmp_path / "rows.jsonl", tmp_path / "out.jsonl", batch_size=8)
     assert [row["answer"] for row in lines(tmp_path / "out.jsonl")] == list(range(40))

@@ -9,17 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy
 import psutil
 import pytest
-import torch
 from click.testing import CliRunner
 
 import handlergen
 from handlergen.cli import cli
 from handlergen.errors import HandlergenError
 from handlergen.offline.journal import journal_path
-from handlergen.offline.transport import pack
 from tests.unit.offline.conftest import lines, run, write_rows
 
 
@@ -213,32 +210,122 @@ def test_map_takes_turns_on_the_device(module: Path, tmp_path: Path, monkeypatch
     assert [result.status for result in got] == [200]
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        torch.arange(12, dtype=torch.float32).reshape(3, 4),
-        torch.arange(12).reshape(3, 4).t(),
-        torch.zeros(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
-        torch.tensor(3.5, dtype=torch.bfloat16),
-        torch.tensor([True, False]),
-        torch.empty(0, 3),
-        torch.ones(1).expand(5),
-        torch.arange(10)[::2],
-        torch.rand(8, 6)[1::3, ::2],
-        torch.rand(4, 1, 3).expand(4, 5, 3)[:, 1:],
-        torch.arange(10).unfold(0, 4, 1),
-        torch.rand(200, 200),
-    ],
-    ids=lambda value: f"{tuple(value.shape)}-{value.stride()}-{value.dtype}",
-)
-def test_tensors_cross_as_they_are(value: torch.Tensor) -> None:
-    arrived, same, array = pack((value, {"same": value}, numpy.arange(3))).unpack()
-    assert torch.equal(arrived, value)
-    assert (arrived.dtype, arrived.stride()) == (value.dtype, value.stride())
-    assert same["same"] is arrived
-    arrived.clone().zero_()
-    assert array.tolist() == [0, 1, 2]
-    array[0] = 5  # a hook may change its input in place
+CROSSING = """
+import numpy
+import torch
+
+VALUES = [
+    torch.arange(12, dtype=torch.float32).reshape(3, 4),
+    torch.arange(12).reshape(3, 4).t(),
+    torch.zeros(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+    torch.tensor(3.5, dtype=torch.bfloat16),
+    torch.tensor([True, False]),
+    torch.empty(0, 3),
+    torch.ones(1).expand(5),
+    torch.arange(10)[::2],
+    torch.rand(8, 6)[1::3, ::2],
+    torch.rand(4, 1, 3).expand(4, 5, 3)[:, 1:],
+    torch.arange(10).unfold(0, 4, 1),
+    torch.rand(200, 200),
+    torch.rand(2000, 500).t(),
+]
+
+def preprocess(data):
+    value = VALUES[data]
+    small, large = numpy.arange(data, dtype="float64"), numpy.arange(data * 10_000)
+    return data, value, {"same": value}, small, large, bytes(data)
+
+def predict(inputs):
+    number, value, same, small, large, text = inputs
+    sent = VALUES[number]
+    alike = torch.equal(value, sent) and value.dtype == sent.dtype and value.stride() == sent.stride()
+    numbers = (small == numpy.arange(number)).all() and (large == numpy.arange(number * 10_000)).all()
+    value.clone().zero_()
+    large += 1  # a hook may change its input in place
+    return bool(alike and same["same"] is value and numbers and text == bytes(number))
+"""
+
+
+def test_values_arrive_from_a_preparing_process_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "crossing.py").write_text(CROSSING)
+    with handlergen.load(tmp_path / "crossing.py") as model:
+        found = [result.value for result in model.map(range(13), batch_size=3, workers=2)]
+    assert found == [True] * 13
+
+
+KEEPING = """
+import torch
+
+kept = []
+
+def preprocess(data):
+    return torch.full((40_000,), float(data))
+
+def predict(inputs):
+    kept.append(inputs)  # as a module may: a cache, say
+    return torch.stack([each[:1] for each in kept]).sum()
+
+def postprocess(outputs):
+    return float(outputs)
+"""
+
+
+def test_inputs_that_a_module_keeps_are_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HANDLERGEN_STATE_DIR", str(tmp_path / "state"))
+    (tmp_path / "keeping.py").write_text(KEEPING)
+    with handlergen.load(tmp_path / "keeping.py") as model:
+        found = [result.value for result in model.map(range(1, 161), batch_size=8, workers=2)]
+    assert found == [sum(range(1, number + 1)) for number in range(1, 161)]
+
+
+def test_what_fails_in_a_fork_only_is_prepared_here_and_said_so(tmp_path: Path) -> None:
+    (tmp_path / "on_gpu.py").write_text(
+        textwrap.dedent(
+            """
+            import os
+            loaded_in = os.getpid()
+
+            def preprocess(data):
+                if os.getpid() != loaded_in:
+                    raise RuntimeError("Cannot re-initialize CUDA in forked subprocess. Use 'spawn'")
+                return data
+
+            def predict(inputs):
+                return inputs
+            """
+        )
+    )
+    (tmp_path / "rows.jsonl").write_text("".join(f"{number}\n" for number in range(20)))
+    told: list[str] = []
+    rows = tmp_path / "rows.jsonl"
+    run(tmp_path / "on_gpu.py", rows, tmp_path / "out.jsonl", workers=2, batch_size=4, tell=told.append)
+    assert [row.get("answer") for row in lines(tmp_path / "out.jsonl")] == list(range(20))
+    assert len(told) == 1
+    assert "preprocess uses the GPU" in told[0]
+
+
+def test_preparing_processes_draw_different_random_numbers(tmp_path: Path) -> None:
+    (tmp_path / "random_crop.py").write_text(
+        textwrap.dedent(
+            """
+            import random
+            import numpy
+            import torch
+
+            def preprocess(data):
+                return [random.random(), float(numpy.random.rand()), float(torch.rand(1))]
+
+            def predict(inputs):
+                return inputs
+            """
+        )
+    )
+    with handlergen.load(tmp_path / "random_crop.py") as model:
+        drawn = [result.value for result in model.map(range(32), batch_size=8, workers=2)]
+    for numbers in zip(*drawn, strict=True):
+        assert len(set(numbers)) == 32
 
 
 def test_the_command_refuses_what_makes_no_sense(module: Path, tmp_path: Path) -> None:

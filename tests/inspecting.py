@@ -1,0 +1,45 @@
+"""Modules out of text, and what inspection reads in them."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handlergen.errors import ContractError
+from handlergen.inspection import inspect_source, read_source
+from handlergen.runtime.contract import Contract
+from handlergen.settings import Settings
+
+PREDICT = "\ndef predict(x): ...\n"
+
+
+def write(directory: Path, text: str, name: str = "digits.py") -> Path:
+    path = directory / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(textwrap.dedent(text), encoding="utf-8")
+    return path
+
+
+def read(directory: Path, text: str, **settings: Any) -> Contract:
+    return inspect_source(write(directory, text), settings=Settings(**settings))
+
+
+def problems(directory: Path, text: str, **settings: Any) -> list[str]:
+    """The messages of the problems for which inspection refuses a module."""
+    with pytest.raises(ContractError) as refused:
+        read(directory, text, **settings)
+    assert list(refused.value.problems) == sorted(refused.value.problems)
+    return [problem.message for problem in refused.value.problems]
+
+
+def warnings(directory: Path, text: str, **settings: Any) -> list[str]:
+    path = write(directory, text)
+    return read_source(path, form=None, settings=Settings(**settings), root=directory).warnings
+
+
+def passed(contract: Contract, hook: str) -> list[tuple[str, str]]:
+    """What a hook's parameters receive: name and source of each."""
+    return [(p.name, p.source) for p in contract.hooks[hook].parameters]

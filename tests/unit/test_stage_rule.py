@@ -1,0 +1,817 @@
+"""Where the stages run: which of the five rules ties preprocess or postprocess to the process that has the model."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handlergen.errors import ContractError
+from handlergen.project import open_project
+from handlergen.stage_rule import Placement
+
+STATEFUL = """
+TOKENIZER = None
+def init():
+    global TOKENIZER
+    TOKENIZER = dict
+def clean(text): return TOKENIZER(text)
+"""
+FILES = {
+    "helpers.py": "def clean(text): return text\n",
+    "pack/__init__.py": "from .inner import init",
+    **dict.fromkeys(("stateful.py", "lib/stateful.py", "pack/inner.py"), STATEFUL),
+}
+
+
+def placed(directory: Path, text: str, files: dict[str, str] | None = None, **settings: Any) -> Placement:
+    """Where the stages of a module run; a predict is added to functions that have none."""
+    text = textwrap.dedent(text)
+    if not any(written in text for written in ("def predict", "nn.Module", "_fn(", "FLOW")):
+        text += "\n\ndef predict(inputs):\n    return inputs\n"
+    for name, content in {**FILES, "digits.py": text, **(files or {})}.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(content), encoding="utf-8")
+    overrides = {"predictor": "process", **settings}
+    return open_project(directory / "digits.py", overrides=overrides, environ={}).placement
+
+
+# Modules that are plainly free.
+FREE = {
+    "constants, texts and patterns": """
+        import re
+        SIZE = 2 * 112
+        NAMES = ["cat", "dog"]
+        INDEX = {name: i for i, name in enumerate(NAMES)}
+        PREFIX = "label: ".title() + "x" * 3
+        WORD = re.compile(r"\\w+", re.I)
+        def load(context):
+            print(PREFIX.casefold(), WORD.fullmatch("a"), SIZE.bit_length(), max(NAMES))
+            size = SIZE
+            size += 1
+            return {"size": size, "names": sorted(NAMES), "count": len(INDEX), "first": NAMES[:1]}
+        def preprocess(data): return WORD.findall(data), [SIZE, *NAMES]
+        def postprocess(outputs): return PREFIX + NAMES[INDEX[outputs]]
+    """,
+    "a vocabulary read at import": """
+        import json
+        from pathlib import Path
+        HERE = Path(__file__).resolve().parent
+        VOCABULARY = json.loads((HERE / "vocabulary.json").read_text())
+        with open(HERE / "labels.txt", encoding="utf-8") as file:
+            LABELS = file.read().splitlines()
+        CONFIG = {**VOCABULARY.get("config", {}), "top": 5}
+        def load(context):
+            with (HERE / "more.json").open() as more:
+                found = json.load(more)
+            found["labels"] = list(LABELS)
+            return found, len(VOCABULARY["words"]), CONFIG["top"], LABELS.index("a")
+        def preprocess(data): return [VOCABULARY["words"].get(word, 0) for word in data.split()]
+        def predict(inputs, model):
+            scores = [0] * len(LABELS)
+            scores[0] = model
+            return scores
+        def postprocess(outputs): return LABELS[outputs[0]], CONFIG["top"], HERE.name
+    """,
+    "transforms made at import": """
+        import torch
+        from torchvision import transforms
+        MEAN = torch.tensor([0.5, 0.5])
+        def to_rgb(image): return image.convert("RGB")
+        PREPARE = transforms.Compose([transforms.Lambda(to_rgb), transforms.Lambda(lambda image: image - MEAN)])
+        def load(context):
+            network = torch.nn.Linear(2, 2).to(context.device)
+            network.load_state_dict(torch.load(context.model_dir / "weights.pt"))
+            network.mean = MEAN.to(context.device)
+            PREPARE(torch.zeros(2))
+            return network.eval()
+        def preprocess(image): return PREPARE(image)
+        def postprocess(outputs): return outputs.topk(3), MEAN.numel()
+    """,
+    "a tokenizer that setup makes": """
+        from transformers import AutoModel, AutoTokenizer
+        TOKENIZER = None
+        LABELS = {}
+        def setup(context):
+            global TOKENIZER
+            TOKENIZER = AutoTokenizer.from_pretrained(context.model_dir / "tokenizer")
+            TOKENIZER.add_special_tokens({"pad_token": "[PAD]"})
+            LABELS.update(context.config["labels"])
+        def load(context):
+            model = AutoModel.from_pretrained(context.model_dir / "model")
+            model.config.pad_token_id = TOKENIZER.pad_token_id
+            model.resize_token_embeddings(len(TOKENIZER))
+            return model.to(context.device).eval()
+        def preprocess(data): return TOKENIZER(data, return_tensors="pt")
+        def postprocess(outputs): return LABELS[int(outputs.argmax())], TOKENIZER.decode(outputs)
+    """,
+    "a configuration handed to a network": """
+        from somewhere import Network
+        CONFIG = {"hidden": 64}
+        def load(context):
+            model = Network(CONFIG)
+            model.load_state_dict({})
+            model.config = 1
+            return model.eval()
+        def preprocess(data): return data / CONFIG["hidden"]
+    """,
+    "dataclasses and enumerations": """
+        import enum
+        from dataclasses import dataclass, field
+        class Kind(enum.Enum):
+            CAT = 1
+            def label(self): return self.name.lower()
+        @dataclass
+        class Request:
+            text: str
+            words: list = field(default_factory=lambda: [])
+            def split(self):
+                self.words = self.text.split()
+                return self.words
+        def load(context): return Kind.CAT.label(), Request("warm up").split()
+        def preprocess(data): return Request(data).split()
+        def postprocess(outputs): return Kind(outputs).label()
+    """,
+    "numbers and arrays that load calculates with": """
+        import json
+        import numpy as np
+        MEAN = np.array([0.5, 0.5])
+        CONFIG = json.load(open("config.json"))
+        def load(context):
+            classes = CONFIG["classes"]
+            classes += 1
+            mean = MEAN.astype("float32") / MEAN.sum()
+            mean /= 255
+            return np.zeros((classes, 2)) - mean
+        def preprocess(data): return (data - MEAN) * CONFIG["scale"]
+    """,
+    "a network of one's own, and a seed": """
+        import torch
+        from torch import nn
+        CONFIG = {"width": 64}
+        LABELS = ["a", "b"]
+        class Encoder(nn.Module):
+            def __init__(self, config):
+                super().__init__()
+                self.layer = nn.Linear(config["width"], 2)
+                self.apply(self._init)
+            def _init(self, module):
+                if isinstance(module, nn.Linear):
+                    nn.init.trunc_normal_(module.weight, std=0.02)
+            def forward(self, x): return self.layer(x)
+        def load(context):
+            torch.manual_seed(0)
+            torch.set_num_threads(1)
+            model = Encoder(CONFIG)
+            model.load_state_dict(torch.load(context.model_dir / "weights.pt", map_location=context.device))
+            return model.to(context.device).eval()
+        def preprocess(data): return torch.tensor(data[: CONFIG["width"]])
+        def predict(batch, model): return model(batch).softmax(dim=-1)
+        def postprocess(outputs): return LABELS[int(outputs.argmax())]
+    """,
+    "a helper in load and in preprocess": """
+        import csv, functools, time
+        def timed(function):
+            @functools.wraps(function)
+            def wrapper(*given):
+                start = time.time()
+                return function(*given), time.time() - start
+            return wrapper
+        @timed
+        def rows(path):
+            with open(path) as file:
+                found = [row for row in csv.reader(file)]
+            found.append(["end"])
+            return found
+        def load(context):
+            table = rows(context.model_dir / "table.csv")
+            table[0] = None
+            return table
+        def preprocess(data): return rows(data)
+    """,
+    "output, warnings, files and threads": """
+        import logging, os, warnings
+        logger = logging.getLogger(__name__)
+        def load(context):
+            logger.info("loading")
+            print("loading")
+            warnings.filterwarnings("ignore")
+            logging.basicConfig(level=20)
+            os.makedirs("cache", exist_ok=True)
+            context.logger.info("loaded")
+            context.store.save("loaded", True)
+        def preprocess(data): logger.info("a request"); return os.path.join(data), warnings.warn("hm")
+    """,
+    "imports inside": """
+        def load(context):
+            import torch
+            return torch.nn.Linear(1, 1)
+        def preprocess(data):
+            from PIL import Image
+            return Image.open(data)
+    """,
+    "the helpers fill what they are given": """
+        STATE = {}
+        def fill(target, key, value): target[key] = value
+        def load(context): fill(STATE, "model", 1)
+        def preprocess(data):
+            found = {}
+            fill(found, "x", data)
+            return found
+        def predict(inputs): return STATE["model"]
+    """,
+    "names of its own": """
+        LABELS = ["a"]
+        def load(context):
+            global MODEL, words
+            MODEL, words = 1, 2
+            LABELS = []
+            LABELS.append(1)
+        def preprocess(data):
+            MODEL = count(data)
+            return MODEL, LABELS[0], [words for words in data]
+        def count(words): return len(words)
+    """,
+    "a connection that is only asked": """
+        import sqlite3
+        DB = sqlite3.connect("towns.db")
+        def name_of(code): return DB.execute("select name from towns where code = ?", (code,)).fetchone()[0]
+        def load(context): return name_of
+        def preprocess(data): return name_of(data)
+        def predict(inputs, model): return model(inputs)
+    """,
+    "the CPU, and a device that only load uses": """
+        import torch
+        DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        def load(context): return torch.nn.Linear(1, 1).to(DEVICE)
+        def preprocess(data): return torch.tensor(data).to("cpu", torch.float32).to(torch.device("cpu"))
+    """,
+    "what setup has filled": """
+        import functools
+        STATE = {}
+        @functools.lru_cache
+        def vocabulary(): return {"a": 1}
+        def setup(context): STATE["labels"] = vocabulary()
+        def load(context): return len(STATE["labels"]), vocabulary()
+        def preprocess(data): return STATE["labels"], vocabulary()[data]
+    """,
+    "a class with methods and constants": """
+        class Base:
+            words = ("a",)
+            def preprocess(self, data): return self.words
+        class Model(Base):
+            def __init__(self, **kwargs): self.model = None
+            def load(self): self.model = 1
+            def preprocess(self, data): return self._clean(super().preprocess(data))
+            def _clean(self, text): return self.upper(text) + self.words[0]
+            @staticmethod
+            def upper(text): return text.upper()
+            def predict(self, inputs): return self.model
+            def postprocess(self, outputs): return self.size
+            @property
+            def size(self): return len(self.first())
+            @classmethod
+            def first(cls): return cls.words[0]
+    """,
+    "a module with methods and constants": """
+        from torch import nn
+        class Net(nn.Module):
+            scale = 255
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(1, 2)
+            def forward(self, batch): return self.layer(batch)
+            def preprocess(self, x): return self.helper(x)
+            def helper(self, x): return x * self.scale
+            def postprocess(self, output): return output
+    """,
+}
+
+
+@pytest.mark.parametrize("text", FREE.values(), ids=FREE)
+def test_a_module_that_is_free(text: str, tmp_path: Path) -> None:
+    found = placed(tmp_path, text)
+    assert found.reasons == ()
+    assert (found.predictor, found.stages) == ("process", "worker")
+
+
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "templates/starters/functions/model.py": {},
+    "templates/starters/module/model.py": {},
+    "templates/starters/model-class/model.py": {},
+    "templates/starters/sagemaker/model.py": {},
+    "examples/digits/digits.py": {},
+    "examples/iris/iris.py": {"model_kwargs": {"hidden": 8}},
+}
+
+
+@pytest.mark.parametrize(("path", "settings"), EXAMPLES.items(), ids=list(EXAMPLES))
+def test_the_starters_and_examples_are_free(path: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    source = Path(__file__).parents[2] / path
+    assert placed(tmp_path, source.read_text(encoding="utf-8"), **settings).reasons == ()
+
+
+def global_x(body: str) -> str:
+    """Load assigns X as `body` says, which preprocess reads."""
+    return f"def load(context):\n    {body}\ndef preprocess(data): return X\n"
+
+
+LOAD = "TOKENS = None\ndef load(context):\n    global TOKENS\n    TOKENS = {'a': 1}\n"
+
+# By name: the source, the rule and the name of a reason.
+# fmt: off
+TIED: dict[str, tuple[str, int, str]] = {
+    # Rule 1
+    "the model": ("def load(context): return 1\ndef preprocess(data, model): return data", 1, "model"),
+    "the device": ("def preprocess(data, device): return data", 1, "device"),
+    "context.device": ("def preprocess(d, context): return d.to(context.device)", 1, "context.device"),
+    ".cuda()": ("def preprocess(data): return data.cuda()", 1, ".cuda()"),
+    "cuda as a text": ("import torch\ndef preprocess(d): return torch.zeros(1).to('cuda:0')", 1, "'cuda:0'"),
+    "torch.cuda": ("import torch\ndef preprocess(d): torch.cuda.synchronize()", 1, "torch.cuda.synchronize"),
+    "torch.device": ("import torch\ndef preprocess(d): return torch.device(d)", 1, "torch.device(...)"),
+    "a device of the module": ("DEVICE = 'cuda'\ndef preprocess(data): return data.to(DEVICE)", 1, "'cuda'"),
+    "a model on the device at import": (
+        "import torch\nMODEL = torch.nn.Linear(1, 1).cuda()\ndef preprocess(data): return data",
+        1,
+        "torch.nn.Linear(1, 1).cuda",
+    ),
+    # Rule 3, load
+    "global": (global_x("global X; X = 1"), 3, "X"),
+    "for": (global_x("global X\n    for X in [1]: pass"), 3, "X"),
+    "with": (global_x("global X\n    with open('x') as X: pass"), 3, "X"),
+    "walrus": (global_x("global X\n    if (X := 3): pass"), 3, "X"),
+    "import": (global_x("global X\n    import numpy as X"), 3, "X"),
+    "def": (global_x("global X\n    def X(text): return text"), 3, "X"),
+    "a nested function": (global_x("def later():\n        global X\n        X = 1\n    later()"), 3, "X"),
+    "an item": ("X = {}\n" + global_x("X['a'] = 1"), 3, "X"),
+    "a deleted item": ("X = {}\n" + global_x("del X['a']"), 3, "X"),
+    "a method": ("X = []\n" + global_x("X.append(1)"), 3, "X"),
+    "a method of the builtin": ("X = {}\n" + global_x("dict.update(X, a=1)"), 3, "X"),
+    "a local alias": ("X = {}\n" + global_x("mine = X\n    mine['a'] = 1"), 3, "X"),
+    "an alias of the module": ("STATE = {}\nX = STATE\n" + global_x("STATE['a'] = 1"), 3, "STATE"),
+    "a part of another": ("X = {}\nOUTER = {'x': X}\n" + global_x("OUTER['x']['a'] = 1"), 3, "X"),
+    "handed to a helper": ("X = {}\ndef fill(t): t.update(a=1)\n" + global_x("fill(X)"), 3, "X"),
+    "handed to a library": ("import heapq\nX = []\n" + global_x("heapq.heappush(X, 1)"), 3, "X"),
+    "an output": ("import numpy as np\nX = np.zeros(3)\n" + global_x("y = np.add(1, 2, out=X)"), 3, "X"),
+    "an array in place": ("import torch\nX = torch.zeros(3)\n" + global_x("X.fill_(1)"), 3, "X"),
+    "a network on a device": ("import torch\nX = torch.nn.Linear(1, 1)\n" + global_x("X.half()"), 3, "X"),
+    "a reader": ("from somewhere import Reader\nX = Reader()\n" + global_x("X.open('x')"), 3, "X"),
+    "an attribute of a class": ("class X: a = None\n" + global_x("X.a = 1"), 3, "X"),
+    "an attribute of a function": ("def X(): pass\n" + global_x("X.a = 1"), 3, "X"),
+    "setattr": ("class X: a = None\n" + global_x("setattr(X, 'a', 1)"), 3, "X"),
+    "a loop": ("X = {}\n" + global_x("for x in X.values(): x.put(1)"), 3, "X"),
+    "a thread": (
+        "import threading\nX = {}\ndef work(): X['a'] = 1\n"
+        + global_x("threading.Thread(target=work).start()"),
+        3,
+        "X",
+    ),
+    "a method of one's own class": (
+        """
+        class Reader:
+            def open(self): self.words = ["a"]
+            def read(self, x): return self.words
+        reader = Reader()
+        def load(context): reader.open()
+        def preprocess(data): return reader.read(data)
+        """,
+        3,
+        "reader",
+    ),
+    "what a helper of a helper returns": (
+        "X = {}\ndef a(): return X\ndef b(): return a()\n" + global_x("b()['x'] = 1"), 3, "X"
+    ),
+    "another name of a helper": ("X = {}\ndef f(t): t['x'] = 1\ng = f\n" + global_x("g(X)"), 3, "X"),
+    "a partial helper": (
+        "import functools\nX = {}\ndef f(t): t['x'] = 1\ng = functools.partial(f, X)\n" + global_x("g()"), 3, "X"
+    ),
+    "what a method returns": (
+        "X = {}\nclass R:\n    def get(self): return X\n" + global_x("R().get()['x'] = 1"), 3, "X"
+    ),
+    "what entering returns": (
+        "X = {}\nclass R:\n    def __enter__(self): return X\n" + global_x("with R() as x: x['x'] = 1"), 3, "X"
+    ),
+    "what an object was given": (
+        "X = {}\nclass R:\n    def __init__(self, x): self.x = x\n    def fill(self): self.x['x'] = 1\n"
+        + global_x("r = R(X)\n    r.fill()"),
+        3,
+        "X",
+    ),
+    "what a generator yields": ("X = {}\ndef each(): yield X\n" + global_x("for x in each(): x['a'] = 1"), 3, "X"),
+    "the only instance": (
+        """
+        class Resources:
+            _instance = None
+            def __new__(cls):
+                if cls._instance is None:
+                    cls._instance = super().__new__(cls)
+                return cls._instance
+        def load(context): Resources().tokens = 1
+        def preprocess(data): return Resources().tokens
+        """,
+        3,
+        "Resources",
+    ),
+    "a decorator that is not known": (
+        "from somewhere import single\n@single\nclass X: a = None\n" + global_x("X().a = 1"), 3, "X"
+    ),
+    "a closure": (
+        """
+        def make():
+            state = {}
+            def put(value): state["x"] = value
+            return put, lambda: state["x"]
+        put, get = make()
+        def load(context): put(1)
+        def preprocess(data): return get()
+        """,
+        3,
+        "get",
+    ),
+    "a cached function": (
+        "import functools\n@functools.cache\ndef X(): return object()\n" + global_x("return X()"), 3, "X"
+    ),
+    "a lazy model": (
+        """
+        model = None
+        def get():
+            global model
+            if model is None: model = 1
+            return model
+        def load(context): return get()
+        def preprocess(data): return get()
+        """,
+        3,
+        "model",
+    ),
+    "the context": (
+        "def load(context): context.config['x'] = 1\ndef preprocess(d, context): return context.config['x']",
+        3,
+        "context.config",
+    ),
+    "another file": (
+        "from stateful import *\ndef load(c): init()\ndef preprocess(d): return clean(d)", 3, "TOKENIZER"
+    ),
+    "another file as a module": (
+        "import lib.stateful as s\ndef load(c): s.init()\ndef preprocess(d): return s.clean(d)", 3, "TOKENIZER"
+    ),
+    "a file of a package": (
+        "from pack import init\nimport pack.inner\ndef load(c): init()\ndef preprocess(d): return pack.inner.clean(d)",
+        3,
+        "TOKENIZER",
+    ),
+    "a file's global": (
+        "import helpers\ndef load(c): helpers.clean = str.lower\ndef preprocess(d): return helpers.clean(d)",
+        3,
+        "clean",
+    ),
+    # Rule 3, through what preprocess mentions
+    "a helper": (LOAD + "def tokens(x): return TOKENS\ndef preprocess(d): return tokens(d)", 3, "TOKENS"),
+    "a lambda": (LOAD + "tokens = lambda x: TOKENS\ndef preprocess(d): return list(map(tokens, d))", 3, "TOKENS"),
+    "a table": (LOAD + "def t(x): return TOKENS\nT = {'t': t}\ndef preprocess(d): return T['t'](d)", 3, "TOKENS"),
+    "a decorator": (
+        LOAD + "def checked(f):\n    return lambda d: f(TOKENS[d])\n@checked\ndef preprocess(d): return d", 3, "TOKENS"
+    ),
+    "an operator": (
+        LOAD + "class X:\n    def __add__(self, n): return TOKENS\ndef preprocess(d): return X() + d", 3, "TOKENS"
+    ),
+    "a transform": (
+        LOAD + "from torchvision import transforms\nT = transforms.Lambda(lambda x: TOKENS[x])\n"
+        "def preprocess(d): return T(d)",
+        3,
+        "TOKENS",
+    ),
+    "an encoder's class": (
+        LOAD + "import json\nclass E(json.JSONEncoder):\n    def default(self, v): return TOKENS[v]\n"
+        "def postprocess(o): return json.dumps(o, cls=E)",
+        3,
+        "TOKENS",
+    ),
+    # Rule 3, predict
+    "predict leaves something": (
+        "X = {}\ndef predict(i): X['x'] = i; return i\ndef postprocess(o): return X['x']", 3, "X"
+    ),
+    "preprocess leaves something": (
+        "X = []\ndef preprocess(d): X.append(len(d)); return d\ndef predict(i): return X[-1]", 3, "X"
+    ),
+    # Rule 5
+    "globals()": ("def preprocess(data): return globals()['x']", 5, "globals()"),
+    "eval": ("def preprocess(data): return eval('x')", 5, "eval()"),
+    "globals() in load": ("def load(c): globals().update(a=1)\ndef preprocess(d): return d", 5, "globals()"),
+    "setattr with a computed name": (
+        "import helpers\ndef load(c):\n    for n in 'ab': setattr(helpers, n, 1)\ndef preprocess(d): return d",
+        5,
+        "setattr with a computed name",
+    ),
+    "sys.modules": (
+        "import sys\ndef load(c): sys.modules[__name__].X = 1\ndef preprocess(d): return d", 5, "sys.modules"
+    ),
+    "builtins": ("import builtins\ndef load(c): builtins.X = 1\ndef preprocess(d): return X", 5, "builtins.X"),
+    "__globals__": ("def load(c): load.__globals__['X'] = 1\ndef preprocess(d): return X", 5, "__globals__"),
+    "a file as a value": (
+        "import operator, helpers\nGET = operator.attrgetter('clean')\ndef preprocess(d): return GET(helpers)",
+        5,
+        "helpers, handed on as a whole",
+    ),
+}
+# fmt: on
+
+CLASS = (
+    "import functools\nclass Model:\n    words = None\n    {}\n    def predict(self, inputs): return inputs\n"
+)
+NET = """
+from torch import nn
+class Net(nn.Module):
+    labels = ["a"]
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 2)
+        self.width = 4
+    {}
+    def forward(self, batch): return self.layer(batch)
+    def preprocess(self, x): return {}
+    def postprocess(self, output): return output
+"""
+TIED |= {
+    f"a class: {use}": (CLASS.format(f"{body}\n    def preprocess(self, data): return {use}"), 2, name)
+    for body, use, name in [
+        ("def __init__(self): self.labels = []", "self.labels", "self.labels"),
+        ("def load(self): self.words = 1", "self.words", "self.words"),
+        ("def load(self): type(self).words = 1", "self.words", "self.words"),
+        ("def load(self): Model.words = 1", "self.words[0]", "self.words"),
+        ("def load(self): self.words['x'] = 1", "self.words['x']", "self.words"),
+        ("def load(self): self.words.append(1)", "self.words[-1]", "self.words"),
+        ("def helper(self): return self.model", "self.helper()", "self.model"),
+        ("def load(self): pass", "getattr(self, 'x')", "self"),
+        ("def load(self): pass", "vars(self)", "self"),
+        ("@functools.cached_property\n    def tokens(self): return object()", "self.tokens", "self.tokens"),
+        ("def load(self): pass", "super().clean(data)", "self.clean"),
+        ("def load(self): pass", "somewhere(self, data)", "self"),
+    ]
+}
+TIED |= {
+    f"a network: {use}": (NET.format(method, use), 2, name)
+    for method, use, name in [
+        ("", "x * self.layer.weight", "self.layer"),
+        ("", "x * self.width", "self.width"),
+        ("", "self(x)", "self"),
+        ("", "self.forward(x)", "self.layer"),
+        ("", "next(self.parameters()).device", "self.parameters"),
+        ("", "x if self.training else None", "self.training"),
+        ("def set_extra_state(self, state): self.labels = state", "self.labels", "self.labels"),
+    ]
+}
+
+# What load calls for its effect, what preprocess does, and the name of the reason; None: preprocess stays free.
+EFFECTS: list[tuple[str, str, str | None]] = [
+    ("locale.setlocale(locale.LC_ALL, 'de_DE')", "locale.str(data)", "locale.setlocale"),
+    ("locale.setlocale(locale.LC_ALL, 'de_DE')", "time.strftime('%A')", "locale.setlocale"),
+    ("np.seterr(all='raise')", "np.log(data)", "numpy.seterr"),
+    ("old = np.seterr(all='raise')", "np.log(data)", "numpy.seterr"),
+    ("np.set_printoptions(precision=2)", "pd.Series(data)", "numpy.set_printoptions"),
+    ("pd.set_option('display.precision', 2)", "pd.Series(data).to_string()", "pandas.set_option"),
+    ("pd.options.display.precision = 2", "pd.Series(data).to_string()", "pandas.options.display.precision"),
+    ("decimal.getcontext().prec = 4", "decimal.Decimal(data) / 3", "decimal.getcontext.prec"),
+    ("decimal.getcontext().prec = 4", "RATE * data", "decimal.getcontext.prec"),
+    ("torch.manual_seed(0)", "torch.rand(1)", "torch.manual_seed"),
+    ("_ = torch.manual_seed(0)", "torch.rand(1)", "torch.manual_seed"),
+    ("torch.manual_seed(0)", "CROP(data)", "torch.manual_seed"),
+    ("random.seed(0)", "random.random()", "random.seed"),
+    ("np.random.seed(0)", "np.random.rand()", "numpy.random.seed"),
+    ("transformers.set_seed(0)", "random.random()", "transformers.set_seed"),
+    ("pillow_heif.register_heif_opener()", "Image.open(data)", "pillow_heif.register_heif_opener"),
+    ("somewhere.register_reader()", "Image.open(data)", "somewhere.register_reader"),
+    ("Image.MAX_IMAGE_PIXELS = None", "Image.open(data)", "PIL.Image.MAX_IMAGE_PIXELS"),
+    ("nltk.data.path.append('here')", "nltk.word_tokenize(data)", "nltk.data.path.append"),
+    ("mimetypes.add_type('image/x-scan', '.scan')", "mimetypes.guess_type(data)", "mimetypes.add_type"),
+    ("sys.setrecursionlimit(4321)", "sys.getrecursionlimit()", "sys.setrecursionlimit"),
+    ("os.environ['SCALE'] = '2'", "os.getenv('SCALE')", "os.environ"),
+    ("os.chdir('x')", "open(data).read()", "os.chdir"),
+    ("os.chdir('x')", "Path(data).read_text()", "os.chdir"),
+    ("torch.set_default_dtype(torch.float64)", "torch.tensor(data)", "torch.set_default_dtype"),
+    ("prepare()", "nltk.word_tokenize(data)", "nltk.download"),
+    ("draws = np.random; draws.seed(0)", "np.random.rand()", "numpy.random.seed"),
+    ("DRAWS.seed(0)", "np.random.rand()", "numpy.random.seed"),
+    ("[seed(0) for seed in (random.seed,)]", "random.random()", "random.seed"),
+    ("return torch.manual_seed(0)", "torch.rand(1)", "torch.manual_seed"),
+    ("import pillow_avif", "Image.open(data)", "pillow_avif"),
+    ("torch.manual_seed(0)", "torch.tensor(data)", None),
+    ("torch.manual_seed(0)", "np.asarray(data)", None),
+    ("np.random.seed(0)", "np.asarray(data)", None),
+    ("torch.set_num_threads(1)", "torch.rand(1)", None),
+    ("torch.backends.cudnn.benchmark = True", "torch.tensor(data)", None),
+    ("os.environ['SCALE'] = '2'", "os.path.join(data)", None),
+    ("os.chdir('x')", "data", None),
+    ("locale.setlocale(locale.LC_ALL, 'de_DE')", "data + 1", None),
+    ("pillow_heif.register_heif_opener()", "np.asarray(data)", None),
+    ("model = torch.nn.Linear(1, 1); model.eval(); model.to(context.device)", "torch.rand(1)", None),
+    ("model = torch.hub.load('x', 'y')", "torch.rand(1)", None),
+]
+IMPORTS = """
+import decimal, locale, mimetypes, os, random, sys, time
+from pathlib import Path
+import nltk, pillow_heif, somewhere, torch, transformers
+import numpy as np
+import pandas as pd
+from PIL import Image
+from torchvision import transforms
+RATE = decimal.Decimal("0.1")
+CROP = transforms.RandomCrop(8)
+DRAWS = np.random
+def prepare(): nltk.download("punkt")
+"""
+
+
+@pytest.mark.parametrize(("text", "rule", "name"), TIED.values(), ids=TIED)
+def test_a_module_that_is_tied(text: str, rule: int, name: str, tmp_path: Path) -> None:
+    found = placed(tmp_path, text)
+    assert (found.predictor, found.stages) == ("process", "predictor")
+    assert (rule, name) in [(reason.rule, reason.name) for reason in found.reasons], found.reasons
+    for reason in found.reasons:
+        assert reason.line, reason
+        assert reason.fix
+        assert not reason.what.endswith(".")
+
+
+@pytest.mark.parametrize(("effect", "use", "name"), EFFECTS)
+def test_what_load_sets_in_a_library(effect: str, use: str, name: str | None, tmp_path: Path) -> None:
+    found = placed(tmp_path, f"{IMPORTS}\ndef load(context): {effect}\ndef preprocess(data): return {use}\n")
+    expected = [] if name is None else [(4, name)]
+    assert [(reason.rule, reason.name) for reason in found.reasons] == expected
+    every = placed(tmp_path, f"{IMPORTS}\ndef setup(context): {effect}\ndef preprocess(data): return {use}\n")
+    assert every.reasons == () or "device" in effect
+
+
+def test_the_toolkits_functions(tmp_path: Path) -> None:
+    text = (
+        "def model_fn(model_dir):\n    global LABELS\n    LABELS = ['a']\n"
+        "def input_fn(data, content_type): return data\ndef output_fn(prediction, accept): return {}\n"
+    )
+    assert placed(tmp_path, text.format("prediction")).stages == "worker"
+    (reason,) = placed(tmp_path, text.format("LABELS[0]")).reasons
+    assert (reason.rule, reason.hook, reason.name, reason.line) == (3, "output_fn", "LABELS", 5)
+    assert "which model_fn assigns in line 3" in reason.what
+    assert "pre_model_fn(model_dir)" in reason.fix
+
+
+def test_a_packed_file_is_read_too(tmp_path: Path) -> None:
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common" / "packed.py").write_text(STATEFUL, encoding="utf-8")
+    text = "import packed\ndef load(c): packed.init()\ndef preprocess(d): return packed.clean(d)\n"
+    found = placed(tmp_path / "project", text, packages=["../common/packed.py"])
+    assert [reason.name for reason in found.reasons] == ["TOKENIZER"]
+
+
+@pytest.mark.parametrize("statement", ["import other", "from other import NAME"])
+def test_a_file_that_only_load_imports_and_that_sets_something(statement: str, tmp_path: Path) -> None:
+    files = {"state.py": "TOKENS = None\n", "other.py": "import state\nNAME = 1\nstate.TOKENS = 1\n"}
+    text = f"import state\ndef load(c):\n    {statement}\ndef preprocess(d): return state.TOKENS\n"
+    assert [reason.name for reason in placed(tmp_path, text, files).reasons] == ["TOKENS"]
+    assert placed(tmp_path, f"{statement}\n{text}", files).reasons == ()
+
+
+def test_a_flow_has_a_predictor_process_only_when_asked_for_and_only_as_a_whole(tmp_path: Path) -> None:
+    flow = "def double(x): return x * 2\nFLOW = [('python', double)]\n"
+    found = placed(tmp_path, flow, predictor="auto")
+    assert (found.predictor, found.stages) == ("worker", "worker")
+    assert "several models" in found.why
+    assert placed(tmp_path, flow, predictor="process").stages == "predictor"
+    with pytest.raises(ContractError, match="stages: worker is not for the form flow"):
+        placed(tmp_path, flow, predictor="process", stages="worker")
+
+
+TOKENIZES = """
+def load(context): init()
+def init():
+    global TOKENIZER
+    TOKENIZER = 1
+def preprocess(data): return tokenize(data)
+def tokenize(text): return TOKENIZER
+"""
+
+
+def test_a_reason_says_which_rule_where_through_what_and_how_to_free_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = placed(tmp_path, TOKENIZES)
+    (reason,) = found.reasons
+    assert (reason.rule, reason.hook, reason.line, reason.through) == (3, "preprocess", 7, ("tokenize",))
+    assert str(reason) == (
+        "digits.py:7: rule 3: preprocess uses TOKENIZER (through tokenize), which load assigns in line 5 (through "
+        "init). Make TOKENIZER in setup(context), which every worker runs, or where the module is imported."
+    )
+    (shown,) = json.loads(json.dumps(found.as_json()))["reasons"]
+    assert (shown["rule"], shown["name"], shown["line"]) == (3, "TOKENIZER", 7)
+
+
+def test_auto_is_a_process_where_there_is_a_model_to_share(tmp_path: Path) -> None:
+    loads = "def load(context): return 1"
+    assert placed(tmp_path, loads, predictor="auto").predictor == "process"
+    assert placed(tmp_path, "", predictor="auto").predictor == "worker"
+    assert placed(tmp_path, "", predictor="process").predictor == "process"
+    assert placed(tmp_path, loads, predictor="worker").predictor == "worker"
+
+
+def test_a_preprocess_that_yields_stays_with_the_model(tmp_path: Path) -> None:
+    text = CLASS.format("def preprocess(self, data):\n        yield data").replace(
+        "return inputs", "return list(inputs)"
+    )
+    (reason,) = placed(tmp_path, text).reasons
+    assert (reason.rule, reason.hook, reason.name) == (5, "preprocess", "yield")
+
+
+def test_stages_where_the_user_says(tmp_path: Path) -> None:
+    assert placed(tmp_path, "", stages="predictor").stages == "predictor"
+    found = placed(tmp_path, TOKENIZES, stages="worker")
+    assert (found.stages, len(found.reasons)) == ("worker", 1)
+    assert found.warnings[0].endswith("as stages: worker says.")
+    with pytest.raises(ContractError, match="asks for `model`"):
+        placed(tmp_path, TIED["the model"][0], stages="worker")
+    found = placed(tmp_path, TOKENIZES, predictor="worker", stages="predictor")
+    assert (found.stages, found.reasons) == ("worker", ())
+    assert "no effect with predictor: worker" in found.warnings[0]
+
+
+def test_what_is_nested_too_deeply_stays_where_the_model_is(tmp_path: Path) -> None:
+    text = "def preprocess(data): return " + "+".join(["data"] * 500)
+    assert placed(tmp_path, text).stages == "predictor"
+
+
+# What load does, and how preprocess comes at it: every pair is really run, with load and without.
+BUILDS = {
+    "assign": ("X = None", "global X\n    X = {'k': Box(1)}"),
+    "item": ("X = {}", "X['k'] = Box(1)"),
+    "helper": ("X = {}\ndef fill(target, value): target['k'] = value", "fill(X, Box(1))"),
+    "alias": ("X = {}\nY = X", "Y['k'] = Box(1)"),
+    "inner": ("X = {'k': Box(None)}", "X['k'].value = 1"),
+    "local": ("X = {'k': Box(None)}", "box = X['k']\n    box.value = 1"),
+    "method": ("X = {'k': Box(None)}", "X['k'].put(1)"),
+    "loop": ("X = {'k': Box(None)}", "for box in X.values():\n        box.put(1)"),
+    "comprehension": ("X = {'k': Box(None)}", "[box.put(1) for box in X.values()]"),
+    "bound": ("X = {'k': Box(None)}\nput = X['k'].put", "put(1)"),
+    "class": ("X = {'k': Box(None)}", "Box.value = 1; del X['k'].value"),
+    "exec": ("X = {}", "exec(\"X['k'] = Box(1)\")"),
+    "globals": ("", "globals()['X'] = {'k': Box(1)}"),
+    "nothing": ("X = {'k': Box(1)}", "return X['k'].value"),
+    "its own": ("X = {'k': Box(1)}", "X = {}\n    X['k'] = Box(2)"),
+}
+READS = {
+    "name": ("", "X['k'].value + 1"),
+    "helper": ("def read(): return X['k'].value", "read() + 1"),
+    "handed on": ("def read(x): return x['k'].value", "read(X) + 1"),
+    "sorted": ("", "sorted([2, 1], key=lambda n: n * X['k'].value)"),
+    "method": ("class Reader:\n    def read(self): return X['k'].get() + 1", "Reader().read()"),
+    "operator": ("class Reader:\n    def __add__(self, n): return X['k'].value + n", "Reader() + 1"),
+    "generator": ("def read():\n    yield from X.values()", "next(read()).value + 1"),
+    "decorated": (
+        "def doubled(f):\n    def g(*a): return f(*a) * 2\n    return g\n@doubled\ndef read(): return X['k'].value",
+        "read() + 1",
+    ),
+    "not at all": ("", "data"),
+}
+BOX = """
+class Box:
+    def __init__(self, value): self.value = value
+    def put(self, value): self.value = value
+    def get(self): return self.value
+"""
+
+
+def prepared(text: str, *, load: bool) -> Any:
+    """What preprocess makes of 1; an exception where it fails."""
+    names: dict[str, Any] = {}
+    exec(compile(text, "generated", "exec"), names)
+    try:
+        if load:
+            names["load"](None)
+        return names["preprocess"](1)
+    except (NameError, AttributeError, KeyError, TypeError, StopIteration) as error:
+        return error
+
+
+@pytest.mark.parametrize(("build", "read"), list(itertools.product(BUILDS, READS)))
+def test_no_stage_runs_in_a_worker_that_would_do_something_else_there(
+    build: str, read: str, tmp_path: Path
+) -> None:
+    (state, body), (helper, expression) = BUILDS[build], READS[read]
+    parts = (
+        BOX,
+        state,
+        helper,
+        f"def load(context):\n    {body}",
+        f"def preprocess(data): return {expression}",
+    )
+    text = "\n".join(parts)
+    loaded, bare = prepared(text, load=True), prepared(text, load=False)
+    assert not isinstance(loaded, Exception), text
+    stages = placed(tmp_path, text).stages
+    if loaded != bare:
+        assert stages == "predictor", text
+    if build in ("nothing", "its own") or (read == "not at all" and build not in ("exec", "globals")):
+        assert stages == "worker", text
