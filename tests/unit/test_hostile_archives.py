@@ -261,7 +261,7 @@ TEXTS: dict[str, tuple[Make, str]] = {
     "YAML size": (text("model-config.yaml", "a: x\n" * 300_000), "characters"),
     "YAML object": (text("model-config.yaml", "a: !!python/object/apply:os.system [touch canary]"), "not YAML"),
     "YAML number": (text("model-config.yaml", "a: 1" + ":1" * 200_000), "digits is not supported"),
-    "YAML keys": (text("model-config.yaml", "minWorkers: 1\nminWorkers: 2\n"), "twice"),
+    "YAML keys": (text("model-config.yaml", "minWorkers: 1\nminWorkers: 2\n"), "duplicate key"),
     "no contract": (text("handlergen.json", "[]"), "holds no mapping"),
     "hooks that are none": (found("hooks", []), "archive the model again"),
     "unknown form": (found("form", "pickle"), "no form"),
