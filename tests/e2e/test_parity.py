@@ -19,7 +19,11 @@ import pytest
 
 from handlergen.archiving import archive
 
-pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(600),  # the first test's setup trains, archives, serves and maps all models
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+]
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
