@@ -20,9 +20,9 @@ import numpy
 import orjson
 import torch
 
-from handlergen.runtime import json_answer
-from handlergen.runtime.decode import decode, open_request
-from handlergen.runtime.encode import encode
+from handlergen.runtime.codec import json as json_answer
+from handlergen.runtime.codec.decode import decode, open_request
+from handlergen.runtime.codec.encode import encode
 
 
 def milliseconds(calls: Sequence[Callable[[], object]], repeat: int) -> list[float]:

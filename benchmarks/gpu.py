@@ -28,10 +28,10 @@ sys.path.insert(0, str(HERE.parent))
 
 import torch  # noqa: E402
 
-from handlergen.project import open_project  # noqa: E402
-from handlergen.recordings import busy_share, of_stage, overlapping, read_spans  # noqa: E402
-from handlergen.runtime.device import Device  # noqa: E402
-from handlergen.staging import make_bundle  # noqa: E402
+from handlergen.archives.staging import make_bundle  # noqa: E402
+from handlergen.inspection.project import open_project  # noqa: E402
+from handlergen.performance.recordings import busy_share, of_stage, overlapping, read_spans  # noqa: E402
+from handlergen.runtime.device.device import Device  # noqa: E402
 
 SKIP_S = 1.0
 
@@ -128,8 +128,8 @@ def measure(directory: Path, placement: str, arguments: argparse.Namespace) -> s
 
 def work(directory: Path, arguments: argparse.Namespace) -> int:
     """A worker: answers requests, one after the other, for some seconds."""
-    from handlergen.local import LocalContext
-    from handlergen.outgoing import body_request
+    from handlergen.local.model import LocalContext
+    from handlergen.local.requests import body_request
     from handlergen.runtime.contract import Bundle
     from handlergen.runtime.worker import Worker, backend_of
 

@@ -41,10 +41,10 @@ import torch
 from PIL import Image
 
 import handlergen
-from handlergen.offline.engine import LocalEngine
-from handlergen.offline.job import map_to_file
-from handlergen.offline.preparation import available_cores
-from handlergen.offline.sources import open_source
+from handlergen.local.offline.engine import LocalEngine
+from handlergen.local.offline.job import map_to_file
+from handlergen.local.offline.preparation import available_cores
+from handlergen.local.offline.sources import open_source
 
 IMAGE_MODEL = """
 from io import BytesIO

@@ -5,8 +5,8 @@
     python benchmarks/peers.py --from a.json --from b.json [--plot FILE.svg]
 
 Each peer gets a virtual environment of its own, made by pip at the first run and kept under --venvs. The servers of a
-workload (`peers/models/`) are started side by side on 127.0.0.1, and take turns under `handlergen.bench`'s load, back
-and forth; those whose turn it is not are suspended. Every answer is compared with what the user's code alone says.
+workload (`peers/models/`) are started side by side on 127.0.0.1, and take turns under the load of `handlergen bench`,
+back and forth; those whose turn it is not are suspended. Every answer is compared with what the user's code alone says.
 The user's code itself records when its predict ran. A peer that cannot be installed or started is named with the
 reason. Medians over the repeats.
 
@@ -43,10 +43,10 @@ from peers.subject import NotStartedError, Place, Running
 from peers.workloads import WORKLOADS, Workload, expected
 from rig.machine import Strangers, machine
 
-from handlergen.bench.load import run_load
-from handlergen.bench.traffic import RIGHT, Closed, Load
 from handlergen.errors import ServerError
-from handlergen.ports import free_ports
+from handlergen.performance.bench.load import run_load
+from handlergen.performance.bench.traffic import RIGHT, Closed, Load
+from handlergen.server.ports import free_ports
 
 SUBJECTS = {
     subject.key: subject

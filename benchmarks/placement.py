@@ -29,8 +29,8 @@ from rig.stand import Server, Stand
 from rig.turns import BURNS, WAITS, echoed, figures, loaded, staged, steady, turns
 
 from handlergen import Client
-from handlergen.properties import read_properties
-from handlergen.recordings import busy_share, of_stage, overlapping, read_spans
+from handlergen.performance.recordings import busy_share, of_stage, overlapping, read_spans
+from handlergen.server.properties import read_properties
 
 LAYER_BYTES = 2048 * 2048 * 4
 MLP: dict[str, Any] = {"config": {"layers": 6}}

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from timeit import repeat
 
-from handlergen.runtime.metrics import Metrics
-from handlergen.runtime.stages import STAGE_NAMES
+from handlergen.runtime.telemetry.metrics import Metrics
+from handlergen.runtime.telemetry.stages import STAGE_NAMES
 
 REQUESTS = 1_000  # of one second
 ID = "0f8a2c1e-7d4b-4a53-9a07-1f0f5b6f3c11"

@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 import handlergen
-from handlergen.configuration import write_configuration
-from handlergen.ports import free_port_settings
-from handlergen.properties import server_settings
+from handlergen.server.configuration import write_configuration
+from handlergen.server.ports import free_port_settings
+from handlergen.server.properties import server_settings
 
 MODULE = """
 def load(context):

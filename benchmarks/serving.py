@@ -32,9 +32,9 @@ from rig.report import HEADING, Figure, at_least, none_of
 from rig.stand import Server, Stand
 from rig.turns import BURNS, SKIP_FIRST_S, SKIP_LAST_S, WAITS, echoed, loaded, staged, steady, turns
 
-from handlergen.bench.load import Exchange
-from handlergen.bench.traffic import Load
-from handlergen.recordings import busy_share, of_stage, overlapping, read_spans
+from handlergen.performance.bench.load import Exchange
+from handlergen.performance.bench.traffic import Load
+from handlergen.performance.recordings import busy_share, of_stage, overlapping, read_spans
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,18 @@ import psutil
 
 from handlergen.client import Answer, Client
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
-from handlergen.ports import free_port_settings, taken
-from handlergen.properties import ServerSettings
-from handlergen.recordings import Span, beside, busiest_window, of_stage, overlapping, read_spans, timeline
-from handlergen.server import stop
+from handlergen.performance.recordings import (
+    Span,
+    beside,
+    busiest_window,
+    of_stage,
+    overlapping,
+    read_spans,
+    timeline,
+)
+from handlergen.server.lifecycle import stop
+from handlergen.server.ports import free_port_settings, taken
+from handlergen.server.properties import ServerSettings
 
 EXAMPLE = Path(__file__).resolve().parent / "digits"
 WORKPLACE = EXAMPLE.parents[1] / "build" / "demo"

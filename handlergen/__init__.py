@@ -6,11 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from handlergen.archiving import ArchiveResult, archive
+    from handlergen.archives.archiving import ArchiveResult, archive
     from handlergen.client import Client
     from handlergen.errors import ContractError, HandlergenError, ModuleFailed, RequestFailed, ServerError
-    from handlergen.local import LocalModel, load
-    from handlergen.server import RunningServer, serve
+    from handlergen.local.model import LocalModel, load
+    from handlergen.server.lifecycle import RunningServer, serve
 
 __version__ = "0.1.0"
 
@@ -33,18 +33,18 @@ __all__ = [
 # Name -> module that has it. Imported when first asked for, so that `import handlergen` costs nothing. No module
 # may have the name of something here: importing it would put the module in its place.
 _EXPORTS = {
-    "ArchiveResult": "handlergen.archiving",
+    "ArchiveResult": "handlergen.archives.archiving",
     "Client": "handlergen.client",
     "ContractError": "handlergen.errors",
     "HandlergenError": "handlergen.errors",
-    "LocalModel": "handlergen.local",
+    "LocalModel": "handlergen.local.model",
     "ModuleFailed": "handlergen.errors",
     "RequestFailed": "handlergen.errors",
-    "RunningServer": "handlergen.server",
+    "RunningServer": "handlergen.server.lifecycle",
     "ServerError": "handlergen.errors",
-    "archive": "handlergen.archiving",
-    "load": "handlergen.local",
-    "serve": "handlergen.server",
+    "archive": "handlergen.archives.archiving",
+    "load": "handlergen.local.model",
+    "serve": "handlergen.server.lifecycle",
 }
 
 

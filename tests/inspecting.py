@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from handlergen.errors import ContractError
-from handlergen.inspection import inspect_source, read_source
+from handlergen.inspection.reading import inspect_source, read_source
+from handlergen.project.settings import Settings
 from handlergen.runtime.contract import Contract
-from handlergen.settings import Settings
 
 PREDICT = "\ndef predict(x): ...\n"
 

@@ -1,6 +1,6 @@
 """What one would write by hand: the three stages of `staged.py`, with a plain flock around predict.
 
-It records its predictions as handlergen does (`handlergen/runtime/spans.py`), so that both are judged alike.
+It records its predictions as handlergen does (`runtime/telemetry/recording.py`), so that both are judged alike.
 """
 
 import fcntl

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from handlergen.bench.load import run_load
-from handlergen.bench.traffic import Closed
 from handlergen.errors import ServerError
+from handlergen.performance.bench.load import run_load
+from handlergen.performance.bench.traffic import Closed
 from peers.venvs import Environment
 from peers.workloads import Asked, Pairs, Workload, environ_of
 

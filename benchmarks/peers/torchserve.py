@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from handlergen.java import find_java
+from handlergen.server.java import find_java
 from peers.subject import APPS, Launch, Place, Subject
 from peers.workloads import MODELS
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from handlergen.bench.load import Exchange
+from handlergen.performance.bench.load import Exchange
 
 HERE = Path(__file__).parent
 MODELS = HERE / "models"

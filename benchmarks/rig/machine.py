@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from handlergen.java import find_java
+from handlergen.server.java import find_java
 
 
 def machine() -> dict[str, str]:

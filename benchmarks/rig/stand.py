@@ -12,11 +12,11 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from handlergen.archiving import archive
-from handlergen.configuration import write_configuration
-from handlergen.ports import free_port_settings
-from handlergen.properties import server_settings
-from handlergen.server import serve
+from handlergen.archives.archiving import archive
+from handlergen.server.configuration import write_configuration
+from handlergen.server.lifecycle import serve
+from handlergen.server.ports import free_port_settings
+from handlergen.server.properties import server_settings
 
 HANDLERS = Path(__file__).parent.parent / "handlers"
 _TIMEOUT_S = 600.0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from handlergen.bench.load import Exchange, run_load
-from handlergen.bench.traffic import Closed, Figures, Load
+from handlergen.performance.bench.load import Exchange, run_load
+from handlergen.performance.bench.traffic import Closed, Figures, Load
 
 SKIP_FIRST_S = 1.0
 SKIP_LAST_S = 0.5

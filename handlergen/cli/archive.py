@@ -16,9 +16,9 @@ from handlergen.cli.options import json_option, setting_options
 from handlergen.cli.printing import in_order, print_json, runtime_line, warn
 
 if TYPE_CHECKING:
-    from handlergen.archiving import ArchiveResult
-    from handlergen.project import Project
-    from handlergen.stage_rule import Placement
+    from handlergen.archives.archiving import ArchiveResult
+    from handlergen.inspection.project import Project
+    from handlergen.inspection.stage_rule import Placement
 
 _PROGRESS_FROM = 64 << 20
 """Bytes; smaller archives are packed too quickly for a progress bar."""
@@ -70,9 +70,9 @@ def command(
       handlergen archive . --workers-per-device 2 --batch-size 8 --force
       handlergen archive . --dry-run
     """
-    from handlergen.archiving import archive_project
-    from handlergen.project import open_project
-    from handlergen.render import ordered_hooks, signature
+    from handlergen.archives.archiving import archive_project
+    from handlergen.archives.render import ordered_hooks, signature
+    from handlergen.inspection.project import open_project
 
     project = open_project(source, overrides=overrides)
     if dry_run:
@@ -132,10 +132,10 @@ def _as_json(result: ArchiveResult, *, verified: bool) -> dict[str, Any]:
 
 
 def _report_plan(project: Project, model_store: Path, *, force: bool, all_files: bool, as_json: bool) -> None:
-    from handlergen.archiving import target_path
-    from handlergen.gpus import gpus_for
-    from handlergen.settings import shown
-    from handlergen.staging import make_plan
+    from handlergen.archives.archiving import target_path
+    from handlergen.archives.model_config import gpus_for
+    from handlergen.archives.staging import make_plan
+    from handlergen.project.settings import shown
 
     target = target_path(project, model_store, force=force)
     plan = make_plan(project, gpus=gpus_for(project.settings), model_store=model_store)

@@ -8,18 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from handlergen.cli.options import (
-    config_option,
-    connected,
-    json_option,
-    key_file_option,
-    timeout_option,
-)
+from handlergen.cli.options import config_option, connected, json_option, key_file_option, timeout_option
 from handlergen.cli.printing import writable
 from handlergen.cli.requests import field_of, headers_of
 
 if TYPE_CHECKING:
-    from handlergen.bench.measure import Sample
+    from handlergen.performance.bench.measure import Sample
 
 
 @click.command("bench")
@@ -134,9 +128,9 @@ def command(
         raise click.UsageError("--header and --content-type mean nothing over gRPC, which carries no headers")
     if report is not None:
         writable(report)
-    from handlergen.bench.measure import LoadPlan, measure
-    from handlergen.bench.report import lines, plain
-    from handlergen.bench.traffic import Closed, Open
+    from handlergen.performance.bench.measure import LoadPlan, measure
+    from handlergen.performance.bench.report import lines, plain
+    from handlergen.performance.bench.traffic import Closed, Open
 
     samples = _samples(data, files, inputs, fields, content_type)
     plan = LoadPlan(
@@ -153,7 +147,7 @@ def command(
             click.echo(f"loading {name} for {warmup + duration:g} s ...", err=True)
         measurement = measure(client, name, samples, plan, trace_dir=trace)
     if report is not None:
-        from handlergen.bench.report import page
+        from handlergen.performance.bench.report import page
 
         report.write_text(page(measurement), encoding="utf-8")
     if as_json:
@@ -172,7 +166,7 @@ def _samples(
     fields: tuple[str, ...],
     content_type: str | None,
 ) -> list[Sample]:
-    from handlergen.bench.measure import of_fields, of_file, of_input, of_json_text
+    from handlergen.performance.bench.measure import of_fields, of_file, of_input, of_json_text
 
     if data:
         return [of_json_text(text) for text in data]

@@ -13,11 +13,11 @@ import click
 from handlergen.cli.options import setting_options
 from handlergen.cli.printing import counted, print_json, stdout_of_its_own, warn
 from handlergen.errors import ContractError, HandlergenError, ModuleFailed, Problem, RequestFailed
-from handlergen.project import Project, open_project
+from handlergen.inspection.project import Project, open_project
+from handlergen.local.sample import SampleRun, run_sample
+from handlergen.project.settings import shown
 from handlergen.runtime.contract import Hook
-from handlergen.runtime.form_table import FORMS
-from handlergen.sample_run import SampleRun, run_sample
-from handlergen.settings import shown
+from handlergen.runtime.forms.table import FORMS
 
 _WHEN = {
     "setup": "once per worker",
@@ -105,7 +105,7 @@ def _sample_status(ran: SampleRun | None) -> int:
 
 
 def _report_sample(ran: SampleRun, sample: str) -> None:
-    from handlergen.runtime.error_body import body_without_server
+    from handlergen.runtime.codec.errors import body_without_server
 
     click.echo(f"{sample}, on {ran.device} (loaded in {ran.load_s:.1f} s):")
     width = max((len(stage.name) for stage in ran.stages), default=0)
@@ -122,7 +122,7 @@ def _report_sample(ran: SampleRun, sample: str) -> None:
 
 def _types(source: Path, overrides: dict[str, Any]) -> dict[str, Any]:
     """Load the module and return the schemas of its input and output, as describe shows them."""
-    from handlergen.local import load
+    from handlergen.local.model import load
 
     given = {name: value for name, value in overrides.items() if value is not None}
     with stdout_of_its_own(), load(source, **given) as model:
@@ -136,7 +136,7 @@ def _files(project: Project) -> tuple[str, ...]:
     Raises:
         ContractError: Files are missing, or their names in the archive conflict.
     """
-    from handlergen.staging import make_plan
+    from handlergen.archives.staging import make_plan
 
     try:
         return make_plan(project).warnings
@@ -150,7 +150,7 @@ def _files(project: Project) -> tuple[str, ...]:
 def _report(project: Project, warned: int) -> None:
     contract, settings = project.contract, project.settings
     click.echo(f"{shown(project.source)}: form {contract.form}, model {settings.name} {settings.version}")
-    from handlergen.render import calls
+    from handlergen.archives.render import calls
 
     rows = [
         (_definition(call.hook), _line(call.hook), _WHEN.get(call.step, ""))

@@ -11,10 +11,10 @@ import click
 
 from handlergen.cli.options import json_option
 from handlergen.cli.printing import print_json, warn
-from handlergen.configuration import DEFAULT_CONFIG, DEFAULT_STORE, archive_command
+from handlergen.server.configuration import DEFAULT_CONFIG, DEFAULT_STORE, archive_command
 
 if TYPE_CHECKING:
-    from handlergen.properties import ServerSettings
+    from handlergen.server.properties import ServerSettings
 
 
 @click.command("config")
@@ -92,14 +92,14 @@ def command(
       handlergen config --inference-port 9080
       handlergen config --show
     """
-    from handlergen.configuration import (
+    from handlergen.server.configuration import (
         configuration_warnings,
         exposures,
         relative_to_config,
         store_has_requirements,
         write_configuration,
     )
-    from handlergen.properties import explain, read_properties, server_settings, unknown_keys
+    from handlergen.server.properties import explain, read_properties, server_settings, unknown_keys
 
     if install_requirements is None:
         install_requirements = store_has_requirements(model_store)
@@ -145,8 +145,8 @@ def command(
 
 def _machine_warnings(settings: ServerSettings, output: Path, *, host: str) -> list[str]:
     """Return warnings about an address or files that this machine lacks."""
-    from handlergen.ports import why_not_listen
-    from handlergen.settings import shown
+    from handlergen.project.settings import shown
+    from handlergen.server.ports import why_not_listen
 
     warnings = []
     if reason := why_not_listen(host):

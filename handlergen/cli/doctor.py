@@ -14,11 +14,11 @@ import click
 
 from handlergen.cli.options import config_option, json_option
 from handlergen.cli.printing import counted, print_json
-from handlergen.configuration import DEFAULT_CONFIG
 from handlergen.errors import HandlergenError
+from handlergen.server.configuration import DEFAULT_CONFIG
 
 if TYPE_CHECKING:
-    from handlergen.doctor import Finding, Section
+    from handlergen.server.doctor import Finding, Section
 
 _COLOURS = {"OK": "green", "NOTE": "cyan", "WARNING": "yellow", "ERROR": "red"}
 _INDENT = 11
@@ -45,7 +45,7 @@ def command(context: click.Context, /, *, config: Path, quiet: bool, as_json: bo
       handlergen doctor
       handlergen doctor --config production/config.properties --json
     """
-    from handlergen.doctor import diagnose, look_around, worst
+    from handlergen.server.doctor import diagnose, look_around, worst
 
     if config != Path(DEFAULT_CONFIG) and not config.exists():
         raise HandlergenError(f"there is no {config}", hint=f"`handlergen config -o {config}` writes one")

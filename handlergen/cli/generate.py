@@ -32,8 +32,8 @@ def command(source: Path, output: Path | None, **overrides: Any) -> None:
       handlergen generate digits.py
       handlergen generate . -o handler.py
     """
-    from handlergen.project import open_project
-    from handlergen.render import render_handler
+    from handlergen.archives.render import render_handler
+    from handlergen.inspection.project import open_project
 
     project = open_project(source, overrides=overrides)
     text = render_handler(project.contract, project.settings, version=__version__)

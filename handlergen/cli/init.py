@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from handlergen.runtime.form_table import DEFAULT_FORM, FORMS
-from handlergen.starter import create_starter
+from handlergen.project.starter import create_starter
+from handlergen.runtime.forms.table import DEFAULT_FORM, FORMS
 
 
 @click.command

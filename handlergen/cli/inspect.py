@@ -14,7 +14,7 @@ from handlergen.cli.printing import in_order, print_json, runtime_line
 from handlergen.errors import HandlergenError
 
 if TYPE_CHECKING:
-    from handlergen.mar import Mar
+    from handlergen.archives.mar import Mar
     from handlergen.runtime.contract import Bundle
 
 
@@ -44,9 +44,9 @@ def command(mar: Path, *, all_files: bool, public_key: Path | None, as_sbom: boo
       handlergen inspect digits.mar --sbom > digits.cdx.json
       handlergen inspect digits.mar --verify-signature team.pub
     """
-    from handlergen.mar import read_mar
-    from handlergen.sbom import sbom
-    from handlergen.signing import read_public_key, verify
+    from handlergen.archives.mar import read_mar
+    from handlergen.archives.sbom import sbom
+    from handlergen.archives.signing import read_public_key, verify
 
     if as_json and as_sbom:
         raise click.UsageError("--json and --sbom cannot be combined")
@@ -117,8 +117,8 @@ def _as_text(archive: Mar, *, all_files: bool) -> str:
 
 
 def _contract(bundle: Bundle) -> dict[str, Any]:
-    from handlergen.render import ordered_hooks, signature
-    from handlergen.stage_rule import Placement
+    from handlergen.archives.render import ordered_hooks, signature
+    from handlergen.inspection.stage_rule import Placement
 
     contract = bundle.contract
     rows: dict[str, Any] = {"form": contract.form, "module": contract.module}

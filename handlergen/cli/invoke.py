@@ -11,13 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from handlergen.cli.options import (
-    config_option,
-    connected,
-    json_option,
-    key_file_option,
-    timeout_option,
-)
+from handlergen.cli.options import config_option, connected, json_option, key_file_option, timeout_option
 from handlergen.cli.printing import named, print_json, writable
 from handlergen.cli.requests import advised, field_of, headers_of, instead_of, refuse_file_name
 from handlergen.errors import RequestFailed

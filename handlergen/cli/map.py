@@ -17,8 +17,8 @@ from handlergen.cli.printing import counted, few_tracebacks, print_json, stdout_
 from handlergen.errors import HandlergenError
 
 if TYPE_CHECKING:
-    from handlergen.offline.engine import Engine
-    from handlergen.offline.job import Progress, Summary
+    from handlergen.local.offline.engine import Engine
+    from handlergen.local.offline.job import Progress, Summary
 
 _FORMATS = ("jsonl", "csv", "npy", "files")
 _LINES = (".jsonl", ".ndjson", ".json", ".txt")
@@ -107,10 +107,10 @@ def command(
       handlergen map model-store/digits.mar scans/ -o answers.parquet --batch-size 64
       tail -f rows.jsonl | handlergen map digits.py - -o - --batch-size 1
     """
-    from handlergen.offline.job import as_json as plain
-    from handlergen.offline.job import map_to_file
-    from handlergen.offline.output import left_by
-    from handlergen.offline.sources import open_source
+    from handlergen.local.offline.job import as_json as plain
+    from handlergen.local.offline.job import map_to_file
+    from handlergen.local.offline.output import left_by
+    from handlergen.local.offline.sources import open_source
 
     rows = open_source(
         input,
@@ -157,7 +157,7 @@ def command(
 
 def _check_output(output: str) -> None:
     """Raise HandlergenError for a directory; warn about a name that suggests another format."""
-    from handlergen.offline.output import CONVERTERS
+    from handlergen.local.offline.output import CONVERTERS
 
     if Path(output).is_dir():
         raise HandlergenError(
@@ -176,7 +176,7 @@ def _opened(
             raise click.UsageError(
                 "--engine ray places models and processes itself: --gpu and --threads have no effect"
             )
-        from handlergen.offline.ray_engine import open_ray_engine
+        from handlergen.local.offline.ray_engine import open_ray_engine
 
         opened: AbstractContextManager[Engine] = open_ray_engine(source, actors=workers)
         return opened
@@ -185,9 +185,9 @@ def _opened(
 
 @contextlib.contextmanager
 def _local(source: Path, *, gpu: int | None, workers: int | None, threads: bool) -> Iterator[Engine]:
-    from handlergen.local import load
-    from handlergen.offline.engine import LocalEngine
-    from handlergen.user_place import working_directory
+    from handlergen.local.model import load
+    from handlergen.local.offline.engine import LocalEngine
+    from handlergen.local.user_place import working_directory
 
     with load(source, gpu=gpu) as model, working_directory(model.root):
         yield LocalEngine(model, workers=workers, threads=threads, tell=warn)

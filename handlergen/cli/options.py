@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from handlergen.configuration import DEFAULT_CONFIG, handlergen_command
 from handlergen.errors import NoServer
-from handlergen.settings import SETTINGS, SettingInfo
+from handlergen.project.settings import SETTINGS, SettingInfo
+from handlergen.server.configuration import DEFAULT_CONFIG, handlergen_command
 
 if TYPE_CHECKING:
     from handlergen.client import Client
@@ -70,7 +70,7 @@ def connected(config: Path, key_file: Path | None, *, timeout: float = 300.0) ->
         HandlergenError: The configuration is invalid, or missing and not the default one.
     """
     from handlergen.client import Client
-    from handlergen.properties import ServerSettings
+    from handlergen.server.properties import ServerSettings
 
     stock = config == Path(DEFAULT_CONFIG) and not config.exists()
     opened = (

@@ -15,7 +15,7 @@ from handlergen.cli.requests import HOW_TO_QUOTE, field_of, headers_of, refuse_f
 from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed
 
 if TYPE_CHECKING:
-    from handlergen.local import Answer, LocalModel
+    from handlergen.local.model import Answer, LocalModel
 
 _ENCODING = "EncodeError: "
 
@@ -88,8 +88,8 @@ def command(
     inputs, kind = _inputs(data, files, content_type)
     form = dict(map(field_of, fields))
     named = headers_of(headers)
-    from handlergen.local import load
-    from handlergen.user_place import working_directory
+    from handlergen.local.model import load
+    from handlergen.local.user_place import working_directory
 
     settings = {name: value for name, value in overrides.items() if value is not None}
     tracebacks: list[str] = []
@@ -154,7 +154,7 @@ def _one(
 
 
 def _write_lines(answers: list[Answer], output: Path | None, stdout: IO[bytes]) -> None:
-    from handlergen.runtime.error_body import body_without_server
+    from handlergen.runtime.codec.errors import body_without_server
 
     bodies = [body_without_server(a.body) if a.status >= 400 else a.body for a in answers]
     lines = b"".join(body + b"\n" for body in bodies)
@@ -167,7 +167,7 @@ def _write_lines(answers: list[Answer], output: Path | None, stdout: IO[bytes]) 
 
 def _check(answers: list[Answer], tracebacks: list[str], *, raises: bool, last_hook: str) -> None:
     """Raise an error if any request failed."""
-    from handlergen.local import error_message
+    from handlergen.local.model import error_message
 
     failed = [answer for answer in answers if answer.status >= 400]
     if not failed:

@@ -14,7 +14,7 @@ from typing import IO, Any, TypeVar
 import click
 
 from handlergen.errors import HandlergenError
-from handlergen.names import HANDLER_FILE, MANIFEST_FILE, MODEL_CONFIG_FILE, RUNTIME_PACKAGE
+from handlergen.project.names import HANDLER_FILE, MANIFEST_FILE, MODEL_CONFIG_FILE, RUNTIME_PACKAGE
 from handlergen.runtime.contract import CONTRACT_FILE
 
 _Entry = TypeVar("_Entry")

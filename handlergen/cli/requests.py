@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from handlergen.configuration import handlergen_command
 from handlergen.errors import HandlergenError, RequestFailed
-from handlergen.runtime.error_body import logged_request_id
-from handlergen.settings import shown
+from handlergen.project.settings import shown
+from handlergen.runtime.codec.errors import logged_request_id
+from handlergen.server.configuration import handlergen_command
 
 if TYPE_CHECKING:
     from handlergen.client import Client
@@ -148,7 +148,7 @@ def _of_the_model(error: RequestFailed, client: Client, config: Path, name: str)
 
 
 def _where_it_is_logged(config: Path, request_id: str) -> str | None:
-    from handlergen.server import log_directory
+    from handlergen.server.lifecycle import log_directory
 
     log = log_directory(config.parent) / "model_log.log"
     return f"grep -A 20 {request_id} {shlex.quote(shown(log))}" if log.is_file() else None

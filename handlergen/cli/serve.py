@@ -17,13 +17,13 @@ import click
 
 from handlergen.cli.options import config_option, json_option, timeout_option
 from handlergen.cli.printing import counted, per_device, print_json, warn
-from handlergen.configuration import DEFAULT_CONFIG, archive_command, handlergen_command
 from handlergen.errors import HandlergenError, ModuleFailed
+from handlergen.server.configuration import DEFAULT_CONFIG, archive_command, handlergen_command
 
 if TYPE_CHECKING:
     from handlergen.client import ModelStatus
-    from handlergen.configuration import Exposure
-    from handlergen.server import RunningServer
+    from handlergen.server.configuration import Exposure
+    from handlergen.server.lifecycle import RunningServer
 
 
 @click.command("serve")
@@ -86,7 +86,7 @@ def command(
 def _serve_and_report(
     config: Path, start: Callable[..., RunningServer], *, foreground: bool, as_json: bool
 ) -> None:
-    from handlergen.server import running_server
+    from handlergen.server.lifecycle import running_server
 
     _configure(config)
     # A closed terminal or a supervisor must leave no more behind than Ctrl-C does.
@@ -117,13 +117,13 @@ def _serve_and_report(
 
 def _configure(config: Path) -> None:
     """Write the configuration if it does not exist; warn about problems in it and in the model store."""
-    from handlergen.configuration import (
+    from handlergen.server.configuration import (
         configuration_warnings,
         exposures,
         store_has_requirements,
         write_configuration,
     )
-    from handlergen.properties import ServerSettings, read_properties, unknown_keys
+    from handlergen.server.properties import ServerSettings, read_properties, unknown_keys
 
     if not config.exists():
         usual = ServerSettings()
@@ -164,8 +164,8 @@ def _serve(
     trace: Path | None,
     require_signature: Path | None,
 ) -> RunningServer:
-    from handlergen.runtime.spans import TRACE_DIR_VARIABLE
-    from handlergen.server import serve
+    from handlergen.runtime.telemetry.recording import TRACE_DIR_VARIABLE
+    from handlergen.server.lifecycle import serve
 
     reporter = _Reporter(quiet=quiet)
     environ = dict(os.environ)
@@ -226,7 +226,7 @@ def _report(running: RunningServer) -> dict[str, Any]:
 
 
 def _print(running: RunningServer) -> None:
-    from handlergen.settings import shown
+    from handlergen.project.settings import shown
 
     settings = running.settings
     config = Path(running.state.config)
@@ -288,7 +288,7 @@ def stop(*, config: Path, timeout: float, as_json: bool) -> None:
       handlergen stop
       handlergen stop -c other/config.properties
     """
-    from handlergen import server
+    from handlergen.server import lifecycle as server
 
     stopped = server.stop(config, timeout=timeout)
     if as_json:

@@ -11,20 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from handlergen.cli.options import (
-    config_option,
-    connected,
-    json_option,
-    key_file_option,
-    timeout_option,
-)
+from handlergen.cli.options import config_option, connected, json_option, key_file_option, timeout_option
 from handlergen.cli.printing import counted, per_device, print_json, warn
 from handlergen.cli.requests import advised
-from handlergen.configuration import handlergen_command
+from handlergen.server.configuration import handlergen_command
 
 if TYPE_CHECKING:
     from handlergen.client import ModelStatus, WorkerStatus
-    from handlergen.predictors import PredictorStatus
+    from handlergen.server.predictor_processes import PredictorStatus
 
 
 _LOG_TAIL = 2**20  # bytes of the log to search
@@ -100,7 +94,7 @@ def _key(model: ModelStatus) -> str:
 
 def _predictors(models: Sequence[ModelStatus]) -> dict[str, list[PredictorStatus]]:
     """Return the predictor processes of each model whose workers run on this machine."""
-    from handlergen.predictors import running_predictors, servers_of
+    from handlergen.server.predictor_processes import running_predictors, servers_of
 
     running = running_predictors()
     found = {}
@@ -119,8 +113,8 @@ def _load_failures(config: Path, models: Sequence[ModelStatus]) -> dict[str, str
     lacking = {_key(model) for model in models if model.ready_workers < model.min_workers}
     if not lacking:
         return {}
-    from handlergen.server import log_directory
-    from handlergen.worker_log import load_failures
+    from handlergen.server.lifecycle import log_directory
+    from handlergen.server.worker_log import load_failures
 
     try:
         with (log_directory(config.parent) / "model_log.log").open("rb") as log:

@@ -13,7 +13,7 @@ from handlergen.cli.options import json_option
 from handlergen.cli.printing import named, writable
 
 if TYPE_CHECKING:
-    from handlergen.trace import TraceSummary
+    from handlergen.performance.trace import TraceSummary
 
 _STDOUT = Path("-")
 
@@ -76,7 +76,7 @@ def command(
       handlergen trace spans
       handlergen trace spans --last 5 -o trace.json.gz
     """
-    from handlergen.trace import Trace, open_output, write_trace
+    from handlergen.performance.trace import Trace, open_output, write_trace
 
     if directory is None:
         raise click.UsageError("Say in which directory the spans are: handlergen trace DIR")

@@ -58,8 +58,8 @@ def command(
       handlergen tune digits --sample three.png
       handlergen tune digits --sample three.png --target-p99-ms 50 --apply
     """
-    from handlergen.tuning.apply import apply
-    from handlergen.tuning.measuring import Subject, lines, plain, tune
+    from handlergen.performance.tune.apply import apply
+    from handlergen.performance.tune.measuring import Subject, lines, plain, tune
 
     # A terminal that closes or a supervisor that says stop must leave no server behind either.
     for number in (signal.SIGTERM, signal.SIGHUP):

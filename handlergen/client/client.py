@@ -13,8 +13,8 @@ from handlergen.client.connection import KEY_FILE, HttpConnection, KeyFile, Toke
 from handlergen.client.rest import UNSET, ManagementApi, PredictionApi
 from handlergen.client.results import Answer
 from handlergen.errors import RequestFailed
-from handlergen.properties import ServerSettings, read_properties
-from handlergen.runtime.error_body import error_of
+from handlergen.runtime.codec.errors import error_of
+from handlergen.server.properties import ServerSettings, read_properties
 
 if TYPE_CHECKING:
     from handlergen.client.grpc import GrpcInference, GrpcManagement

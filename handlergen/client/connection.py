@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 from handlergen.errors import NoServer, RequestFailed, ServerError
-from handlergen.runtime.error_body import error_text
+from handlergen.runtime.codec.errors import error_text
 
 KEY_FILE = "key_file.json"
 EXPIRY_MARGIN_S = 1.0

@@ -19,7 +19,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, empty_pb2, message_
 from handlergen.client.connection import Tokens
 from handlergen.client.results import ModelStatus
 from handlergen.errors import NoServer, RequestFailed
-from handlergen.runtime.wire import STREAM_WISH
+from handlergen.runtime.codec.content import STREAM_WISH
 
 _TYPES = {
     "string": descriptor_pb2.FieldDescriptorProto.TYPE_STRING,

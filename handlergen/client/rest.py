@@ -15,7 +15,7 @@ from urllib.parse import quote
 from handlergen.client.connection import HttpConnection
 from handlergen.client.results import Answer, ModelStatus
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
-from handlergen.runtime.error_body import error_text
+from handlergen.runtime.codec.errors import error_text
 
 FieldValue = str | bytes | Path
 """A multipart field: text, bytes, or a file, which is sent with its name and guessed type."""

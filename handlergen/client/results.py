@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from handlergen.runtime.error_body import error_of  # noqa: F401 - docs/answers-and-errors.md names it so
+from handlergen.runtime.codec.errors import error_of  # noqa: F401 - docs/answers-and-errors.md names it so
 
 
 @dataclass(frozen=True)

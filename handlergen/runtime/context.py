@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from .codec.redaction import WithoutSecrets, hide
 from .contract import RuntimeSettings
-from .redaction import WithoutSecrets, hide
 from .store import Store, open_store
 
 TRUSS_PREFIX = "TRUSS_SECRET_"

@@ -87,7 +87,7 @@ class Contract:
 class RuntimeSettings:
     """The settings that travel in the archive because the runtime reads them. Seconds and bytes.
 
-    The defaults stand in `handlergen.settings`; an archive always carries every value.
+    The defaults stand in `handlergen.project.settings`; an archive always carries every value.
 
     Attributes:
         predictor: `worker` (a copy of the model in each) or `process` (one a device, which the workers share).

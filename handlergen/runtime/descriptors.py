@@ -1,9 +1,4 @@
-"""Sockets and files: whether the other end has closed, and which of them a forked child must not keep.
-
-A child of `os.fork` or of a multiprocessing pool inherits every descriptor. It would keep connections and locks alive
-when its parent is killed: workers would wait for answers from a socket that nobody reads, and no other process could
-become the predictor process.
-"""
+"""Descriptors and files: closed in forked children, removed or replaced by other processes."""
 
 from __future__ import annotations
 
@@ -12,6 +7,7 @@ import os
 import select
 import socket
 import weakref
+from pathlib import Path
 
 _GONE = select.POLLHUP | getattr(select, "POLLRDHUP", 0)
 
@@ -64,3 +60,38 @@ def _close_all() -> None:
 
 
 os.register_at_fork(after_in_child=_close_all)
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Give a file that is to be mapped its size in bytes, and the room; what it has is kept.
+
+    Where a mapped file has no block of its own yet and the disk is full, writing there kills the process (SIGBUS).
+
+    Raises:
+        OSError: There is no room.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    elif (missing := size - os.fstat(descriptor).st_size) > 0:
+        os.pwrite(descriptor, bytes(missing), size - missing)
+
+
+def is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file is still the one of that name.
+
+    Raises:
+        OSError: That cannot be seen.
+    """
+    return has_name(os.fstat(descriptor), path)
+
+
+def has_name(file: os.stat_result, path: Path) -> bool:
+    """The same, of a file that was looked at while it was open.
+
+    Raises:
+        OSError: That cannot be seen.
+    """
+    try:
+        return os.path.samestat(path.stat(), file)
+    except FileNotFoundError:
+        return False

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .device_lock import STATE_DIR_VARIABLE
+from .device.lock import STATE_DIR_VARIABLE
 
 _BUSY_S = 10.0
 _SCHEMA = "CREATE TABLE IF NOT EXISTS entries (name TEXT PRIMARY KEY, value BLOB NOT NULL, expires REAL)"

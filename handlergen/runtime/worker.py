@@ -9,23 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .backend import Backend, BackendFactory, LocalBackend
+from .codec.errors import pass_interrupt
+from .codec.kserve import refuse_envelope
+from .codec.redaction import user_traceback, without_secrets
 from .contract import CONTRACT_FILE, Bundle
-from .describe import Counts, description
-from .failures import pass_interrupt
-from .given_twice import Unchecked, for_this_user
-from .health import Health
-from .hooks import BoundHook, Item
-from .kserve import refuse_envelope
-from .malloc import keep_freed_memory
-from .metrics import switched_on
-from .pipeline import Pipeline
-from .redaction import without_secrets
-from .streaming import outlet_of
-from .torchserve_batch import answered, received
-from .torchserve_connection import keep_from_children
-from .torchserve_log import leave_out_batch_lines
-from .tracebacks import user_traceback
+from .device.device import keep_freed_memory
+from .pipeline.backend import Backend, BackendFactory, LocalBackend
+from .pipeline.hooks import BoundHook, Item
+from .pipeline.pipeline import Pipeline
+from .telemetry.health import Counts, Health, description
+from .telemetry.metrics import switched_on
+from .torchserve.duplicate_requests import Unchecked, for_this_user
+from .torchserve.frontend import answered, keep_from_children, leave_out_batch_lines, received
+from .torchserve.streaming import outlet_of
 
 
 class Worker:

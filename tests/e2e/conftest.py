@@ -37,13 +37,13 @@ import pytest
 import yaml
 
 from handlergen.client import Client
-from handlergen.configuration import write_configuration
 from handlergen.errors import RequestFailed
-from handlergen.launching import marked
-from handlergen.ports import free_port_settings
-from handlergen.properties import ServerSettings, server_settings
-from handlergen.recordings import Span, read_spans
-from handlergen.server import RunningServer, serve
+from handlergen.performance.recordings import Span, read_spans
+from handlergen.server.configuration import write_configuration
+from handlergen.server.launching import marked
+from handlergen.server.lifecycle import RunningServer, serve
+from handlergen.server.ports import free_port_settings
+from handlergen.server.properties import ServerSettings, server_settings
 
 ECHO = '''
 import json
@@ -174,7 +174,7 @@ def _factory(tmp_path_factory: pytest.TempPathFactory, stack: ExitStack) -> Fact
             archives: .mar files, copied into the server's own model store.
             environ: Added to the environment (HANDLERGEN_TRACE_DIR, say).
             directory: Where to put it all; default: a new one.
-            settings: For `handlergen.properties.server_settings`, ports excepted.
+            settings: For `handlergen.server.properties.server_settings`, ports excepted.
         """
         home = directory or tmp_path_factory.mktemp("server")
         (home / "model-store").mkdir(exist_ok=True)

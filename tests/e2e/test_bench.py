@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from handlergen.archiving import archive
-from handlergen.configuration import write_configuration
-from handlergen.ports import free_port_settings
-from handlergen.properties import server_settings
-from handlergen.server import stop
+from handlergen.archives.archiving import archive
+from handlergen.server.configuration import write_configuration
+from handlergen.server.lifecycle import stop
+from handlergen.server.ports import free_port_settings
+from handlergen.server.properties import server_settings
 
 pytestmark = pytest.mark.e2e
 

@@ -26,10 +26,10 @@ import pytest
 
 from handlergen import archive
 from handlergen.client import Client
-from handlergen.configuration import write_configuration
 from handlergen.errors import RequestFailed, ServerError
-from handlergen.ports import free_port_settings
-from handlergen.properties import server_settings
+from handlergen.server.configuration import write_configuration
+from handlergen.server.ports import free_port_settings
+from handlergen.server.properties import server_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")

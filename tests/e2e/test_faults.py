@@ -20,9 +20,9 @@ from typing import Any
 import psutil
 import pytest
 
-from handlergen.ports import free_port_settings
-from handlergen.recordings import Span, of_stage, read_spans
-from handlergen.recordings import overlapping as spans_overlapping
+from handlergen.performance.recordings import Span, of_stage, read_spans
+from handlergen.performance.recordings import overlapping as spans_overlapping
+from handlergen.server.ports import free_port_settings
 from tests.archives import make_archive
 from tests.full_disk import Disk, files_limited, small_disk
 from tests.histories import (

@@ -19,9 +19,9 @@ import pytest
 import torch
 from torch import nn
 
-from handlergen.archiving import archive
+from handlergen.archives.archiving import archive
 from handlergen.errors import RequestFailed
-from handlergen.recordings import beside, of_stage, overlapping
+from handlergen.performance.recordings import beside, of_stage, overlapping
 
 pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")]
 

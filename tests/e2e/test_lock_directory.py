@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from handlergen.client import Client
-from handlergen.configuration import write_configuration
-from handlergen.properties import server_settings
-from handlergen.server import stop
+from handlergen.server.configuration import write_configuration
+from handlergen.server.lifecycle import stop
+from handlergen.server.properties import server_settings
 from tests import full_disk, refusals
 from tests.archives import make_archive
 from tests.histories import SOURCE, Load, overlapping, predicted, statuses, wrong

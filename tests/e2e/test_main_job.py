@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from handlergen.errors import ModuleFailed, RequestFailed
-from handlergen.recordings import beside, of_stage, overlapping, read_spans
+from handlergen.performance.recordings import beside, of_stage, overlapping, read_spans
 from tests.archives import make_archive
 
 pytestmark = pytest.mark.e2e

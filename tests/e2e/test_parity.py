@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from handlergen.archiving import archive
+from handlergen.archives.archiving import archive
 
 pytestmark = [
     pytest.mark.e2e,
@@ -232,8 +232,8 @@ for name, (sources, requests) in json.load(open(sys.argv[1])).items():
                 found[f"{name} {way} offline {workers}"] = rows = []
                 for request in requests:
                     # A row of a map has a content type and nothing else, like a file of that name.
-                    from handlergen.offline.rows import Row, in_chunks, result_of
-                    from handlergen.offline.engine import run_chunks
+                    from handlergen.local.offline.rows import Row, in_chunks, result_of
+                    from handlergen.local.offline.engine import run_chunks
                     row = Row("row-0", base64.b64decode(request["body"]), request["type"])
                     finish = lambda chunk, items: result_of("row-0", items[0])
                     chunks = in_chunks([row], 1)

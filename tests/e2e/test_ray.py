@@ -47,9 +47,9 @@ cluster.wait_for_nodes()
 ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
 
 from handlergen.errors import HandlergenError, TooManyErrors
-from handlergen.offline.job import as_json, map_to_file
-from handlergen.offline.ray_engine import open_ray_engine
-from handlergen.offline.sources import RowSource, open_source
+from handlergen.local.offline.job import as_json, map_to_file
+from handlergen.local.offline.ray_engine import open_ray_engine
+from handlergen.local.offline.sources import RowSource, open_source
 
 report = {"nodes": len(ray.nodes())}
 with open_ray_engine(Path("model.py"), actors=None) as engine:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from handlergen.errors import RequestFailed
-from handlergen.recordings import of_stage, read_spans
+from handlergen.performance.recordings import of_stage, read_spans
 from tests.archives import make_archive
 from tests.histories import until
 

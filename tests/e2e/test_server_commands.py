@@ -65,7 +65,7 @@ def run(directory: Path, make_mar, echo_mar) -> Iterator[Run]:
     def command(*arguments: str) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run([HANDLERGEN, *arguments], cwd=directory, capture_output=True, check=False)
 
-    from handlergen.ports import free_port_settings
+    from handlergen.server.ports import free_port_settings
 
     ports = [f"--{name.replace('_', '-')}={port}" for name, port in free_port_settings().items()]
     configured = command("config", *ports)
@@ -177,8 +177,8 @@ def test_a_wrong_key_file_is_told_from_none(run: Run, tmp_path: Path):
 
 
 def test_elsewhere_it_is_said_that_the_configuration_is_missing(tmp_path: Path):
-    from handlergen.ports import taken
-    from handlergen.properties import ServerSettings
+    from handlergen.server.ports import taken
+    from handlergen.server.properties import ServerSettings
 
     if taken(ServerSettings().addresses()):
         pytest.skip("a server listens on TorchServe's own ports")
@@ -208,8 +208,8 @@ def test_status_shows_models_workers_and_queue(run: Run):
 
 
 def test_an_empty_store_says_how_to_fill_it(tmp_path: Path, ports: Callable[[], dict[str, int]]):
-    from handlergen.configuration import write_configuration
-    from handlergen.properties import server_settings
+    from handlergen.server.configuration import write_configuration
+    from handlergen.server.properties import server_settings
 
     (tmp_path / "model-store").mkdir()
     write_configuration(tmp_path / "own.properties", server_settings(**ports()))
@@ -230,8 +230,8 @@ def test_an_empty_store_says_how_to_fill_it(tmp_path: Path, ports: Callable[[], 
 def test_a_load_that_fails_is_reported_as_json_too(
     tmp_path: Path, make_mar: Callable[..., Path], ports: Callable[[], dict[str, int]]
 ):
-    from handlergen.configuration import write_configuration
-    from handlergen.properties import server_settings
+    from handlergen.server.configuration import write_configuration
+    from handlergen.server.properties import server_settings
 
     (tmp_path / "model-store").mkdir()
     mar = make_mar("broken", UNLOADABLE)

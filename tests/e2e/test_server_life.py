@@ -17,11 +17,11 @@ from typing import Any
 import psutil
 import pytest
 
-from handlergen.configuration import write_configuration
 from handlergen.errors import ModuleFailed, ServerError
-from handlergen.java import find_java
-from handlergen.properties import server_settings
-from handlergen.server import running_server, serve, stop
+from handlergen.server.configuration import write_configuration
+from handlergen.server.java import find_java
+from handlergen.server.lifecycle import running_server, serve, stop
+from handlergen.server.properties import server_settings
 
 pytestmark = pytest.mark.e2e
 

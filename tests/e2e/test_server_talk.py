@@ -14,7 +14,7 @@ import pytest
 
 from handlergen.client import Client
 from handlergen.errors import RequestFailed, ServerError
-from handlergen.properties import server_settings
+from handlergen.server.properties import server_settings
 
 pytestmark = pytest.mark.e2e
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from handlergen.errors import RequestFailed, ServerError
-from handlergen.recordings import of_stage, overlapping
+from handlergen.performance.recordings import of_stage, overlapping
 from tests.archives import make_archive
 
 pytestmark = pytest.mark.e2e

@@ -11,10 +11,10 @@ from click.testing import CliRunner
 
 from handlergen.cli import cli
 from handlergen.errors import HandlergenError, RequestFailed
-from handlergen.launching import marked
-from handlergen.server import RunningServer
-from handlergen.tuning import measuring
-from handlergen.tuning.search import Candidate
+from handlergen.performance.tune import measuring
+from handlergen.performance.tune.search import Candidate
+from handlergen.server.launching import marked
+from handlergen.server.lifecycle import RunningServer
 
 pytestmark = pytest.mark.e2e
 

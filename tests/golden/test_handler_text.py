@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from handlergen import runtime
-from handlergen.render import class_name, render_handler
+from handlergen.archives.render import class_name, render_handler
+from handlergen.project.settings import Settings
 from handlergen.runtime.contract import Contract, Hook, Parameter
-from handlergen.settings import Settings
 
 HANDLERS = Path(__file__).parent / "handlers"
 VERSION = "0.0.0"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from handlergen.model_config import model_config, placement
-from handlergen.settings import Settings
+from handlergen.archives.model_config import model_config, placement
+from handlergen.project.settings import Settings
 
 CONFIGS = Path(__file__).parent / "model_configs"
 

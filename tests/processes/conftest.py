@@ -26,8 +26,8 @@ from typing import Any
 import psutil
 import pytest
 
-from handlergen.project import open_project
-from handlergen.staging import make_bundle
+from handlergen.archives.staging import make_bundle
+from handlergen.inspection.project import open_project
 from tests.histories import until
 
 STANDIN = Path(__file__).with_name("standin.py")

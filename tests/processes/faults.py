@@ -36,7 +36,7 @@ def fault(what):
     elif what == "system exit":
         raise SystemExit(4)
     elif what == "broken":
-        from handlergen.runtime.device import Device
+        from handlergen.runtime.device.device import Device
 
         def wait(self):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import pytest
 import ts
 
-from handlergen.runtime.given_twice import ANSWERED, STREAMED, Answered
+from handlergen.runtime.torchserve.duplicate_requests import ANSWERED, STREAMED, Answered
 from tests.archives import make_archive
 from tests.histories import until
 

@@ -21,12 +21,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from handlergen.archiving import archive
+from handlergen.archives.archiving import archive
 from handlergen.client import Client
-from handlergen.configuration import write_configuration
-from handlergen.ports import free_port_settings
-from handlergen.properties import server_settings
-from handlergen.server import RunningServer, serve
+from handlergen.server.configuration import write_configuration
+from handlergen.server.lifecycle import RunningServer, serve
+from handlergen.server.ports import free_port_settings
+from handlergen.server.properties import server_settings
 from tests.growth import Growth, Slope
 from tests.histories import (
     SOURCE,

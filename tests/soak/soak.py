@@ -28,14 +28,14 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from handlergen.archiving import archive
+from handlergen.archives.archiving import archive
 from handlergen.client import Client
-from handlergen.configuration import write_configuration
 from handlergen.errors import HandlergenError
-from handlergen.launching import marked
-from handlergen.ports import free_port_settings
-from handlergen.properties import server_settings
-from handlergen.server import RunningServer, serve
+from handlergen.server.configuration import write_configuration
+from handlergen.server.launching import marked
+from handlergen.server.lifecycle import RunningServer, serve
+from handlergen.server.ports import free_port_settings
+from handlergen.server.properties import server_settings
 from tests.full_disk import files_limited
 from tests.growth import slope
 from tests.histories import (

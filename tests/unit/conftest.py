@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from handlergen.project import open_project
+from handlergen.archives.staging import make_bundle
+from handlergen.inspection.project import open_project
 from handlergen.runtime.contract import Bundle
 from handlergen.runtime.worker import Worker
-from handlergen.staging import make_bundle
 from tests.serving import ServerContext
 
 

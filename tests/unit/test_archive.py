@@ -22,10 +22,10 @@ from typing import Any
 
 import pytest
 
-from handlergen import archiving, packing
-from handlergen.archiving import archive
+from handlergen.archives import archiving, packing
+from handlergen.archives.archiving import archive
+from handlergen.archives.mar import read_mar
 from handlergen.errors import HandlergenError
-from handlergen.mar import read_mar
 
 MODULE = "def load(context):\n    return None\n\n\ndef predict(inputs, model):\n    return inputs\n"
 
@@ -114,7 +114,7 @@ def test_equal_inputs_give_equal_bytes(source: Path, tmp_path: Path) -> None:
             copy.chmod(0o700)
             os.utime(copy, (1_000_000_000, 1_000_000_000))
     program = (
-        "import sys\nfrom handlergen.archiving import archive\n"
+        "import sys\nfrom handlergen.archives.archiving import archive\n"
         "archive(sys.argv[1], model_store=sys.argv[2], weights='weights.bin', weights_format='other', "
         "extra_files=['data'], packages=['mylib'], count_gpus=lambda: 1)"
     )
@@ -404,7 +404,7 @@ def test_gpus_are_counted_for_auto_only(source: Path, tmp_path: Path) -> None:
 HELD = """
 import sys, tempfile, time
 tempfile.tempdir = sys.argv[1]
-from handlergen.packing import private_directory
+from handlergen.archives.packing import private_directory
 with private_directory() as directory:
     (directory / "weights").write_bytes(b"1")
     print(directory, flush=True)

@@ -7,9 +7,9 @@ import threading
 import time
 from typing import Any
 
-from handlergen.runtime.hooks import Item
+from handlergen.runtime.pipeline.hooks import Item
 from handlergen.runtime.predictor_process.batch_queue import Batch, BatchQueue
-from handlergen.runtime.requests import Request
+from handlergen.runtime.request import Request
 
 
 class Asked:

@@ -14,13 +14,21 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from handlergen.bench.bottleneck import CpuMeter, CpuUse, Readings, judge
-from handlergen.bench.measure import LoadPlan, Measurement, of_fields, of_input
-from handlergen.bench.report import MOST_SPANS, latency_bars, lines, over_time, page, plain, timeline_of
-from handlergen.bench.traffic import RIGHT, Closed, Figures, Load, Open, Pace, TimedAnswer
 from handlergen.cli import cli
 from handlergen.errors import HandlergenError
-from handlergen.recordings import Recorded, Span, covered, read_spans, recorded_so_far, summarize
+from handlergen.performance.bench.bottleneck import CpuMeter, CpuUse, Readings, judge
+from handlergen.performance.bench.measure import LoadPlan, Measurement, of_fields, of_input
+from handlergen.performance.bench.report import (
+    MOST_SPANS,
+    latency_bars,
+    lines,
+    over_time,
+    page,
+    plain,
+    timeline_of,
+)
+from handlergen.performance.bench.traffic import RIGHT, Closed, Figures, Load, Open, Pace, TimedAnswer
+from handlergen.performance.recordings import Recorded, Span, covered, read_spans, recorded_so_far, summarize
 
 MS = 1_000_000
 WINDOW = (0, 100 * MS)

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from handlergen.bench import load as load_module
-from handlergen.bench.load import Exchange, run_load
-from handlergen.bench.traffic import Closed, Load, Open, TimedAnswer
 from handlergen.errors import ServerError
-from handlergen.recordings import percentile
+from handlergen.performance.bench import load as load_module
+from handlergen.performance.bench.load import Exchange, run_load
+from handlergen.performance.bench.traffic import Closed, Load, Open, TimedAnswer
+from handlergen.performance.recordings import percentile
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 
 from handlergen.cli import main
 from handlergen.errors import HandlergenError
-from handlergen.project import open_project
-from handlergen.runtime.form_table import FORMS
-from handlergen.starter import create_starter
+from handlergen.inspection.project import open_project
+from handlergen.project.starter import create_starter
+from handlergen.runtime.forms.table import FORMS
 
 
 def run(*arguments: str) -> int:

@@ -14,7 +14,7 @@ from handlergen.client import Client, ModelStatus
 from handlergen.client.connection import KeyFile
 from handlergen.client.rest import payload
 from handlergen.errors import RequestFailed, ServerError
-from handlergen.properties import server_settings
+from handlergen.server.properties import server_settings
 
 Handler = Callable[[httpx.Request], httpx.Response]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from handlergen.configuration import configuration_warnings, relative_to_config, write_configuration
 from handlergen.errors import HandlergenError
-from handlergen.properties import ServerSettings, read_properties, server_settings
-from handlergen.server import serve
-from handlergen.templates import template_dir
+from handlergen.project.templates import template_dir
+from handlergen.server.configuration import configuration_warnings, relative_to_config, write_configuration
+from handlergen.server.lifecycle import serve
+from handlergen.server.properties import ServerSettings, read_properties, server_settings
 
 
 def mar(path: Path, *, requirements: str | None = None, max_response_bytes: int | None = None) -> Path:

@@ -12,7 +12,7 @@ import promql_parser
 import pytest
 import yaml
 
-from handlergen.templates import template_dir
+from handlergen.project.templates import template_dir
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 DASHBOARD: dict[str, Any] = json.loads((DOCS / "grafana-dashboard.json").read_text(encoding="utf-8"))

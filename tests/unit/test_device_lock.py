@@ -15,11 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from handlergen.runtime import device_lock
-from handlergen.runtime.device_lock import DeviceLock, lock_directory
-from handlergen.runtime.failures import LockTimeout
-from handlergen.runtime.record_lock import RecordLockFile
-from handlergen.runtime.robust_mutex import RobustMutexFile
+from handlergen.runtime.codec.errors import LockTimeout
+from handlergen.runtime.device import lock as device_lock
+from handlergen.runtime.device.lock import DeviceLock, RecordLockFile, lock_directory
+from handlergen.runtime.device.mutex import RobustMutexFile
 
 KINDS = ["mutex", "record"]
 
@@ -28,7 +27,7 @@ BEGIN = """
 import gc, json, os, signal, sys, time
 from pathlib import Path
 from handlergen.runtime import device_lock
-from handlergen.runtime.record_lock import RecordLockFile
+from handlergen.runtime.device.lock import RecordLockFile
 if sys.argv[1] == "record":
     device_lock._open = lambda path: RecordLockFile(path.with_suffix(".record"))
 lock = device_lock.DeviceLock("card", Path(sys.argv[2]))

@@ -9,7 +9,7 @@ import click
 from click.testing import CliRunner
 
 from handlergen.cli import VERBS, cli
-from handlergen.forms import FORMS
+from handlergen.inspection.forms import FORMS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

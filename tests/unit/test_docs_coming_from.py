@@ -12,8 +12,8 @@ from torch import nn
 
 from handlergen.cli import VERBS
 from handlergen.errors import ContractError
-from handlergen.forms.flow import STAGE_TYPES
-from handlergen.project import open_project
+from handlergen.inspection.forms.flow import STAGE_TYPES
+from handlergen.inspection.project import open_project
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = sorted(DOCS.glob("coming-from-*.md"))

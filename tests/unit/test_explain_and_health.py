@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from handlergen.recordings import of_stage, overlapping, read_spans
-from handlergen.runtime.stages import ON_DEVICE
+from handlergen.performance.recordings import of_stage, overlapping, read_spans
+from handlergen.runtime.telemetry.stages import ON_DEVICE
 
 EXPLAINED = """
 import torch

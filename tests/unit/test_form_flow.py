@@ -17,11 +17,11 @@ import pytest
 import torch
 from torch import nn
 
+from handlergen.archives.staging import make_plan
 from handlergen.errors import ContractError
-from handlergen.project import open_project
+from handlergen.inspection.project import open_project
 from handlergen.runtime.contract import Contract
-from handlergen.runtime.form_flow import FlowError
-from handlergen.staging import make_plan
+from handlergen.runtime.forms.flow import FlowError
 
 # TorchScript is deprecated since torch 2.13, and what most exported models are.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from handlergen.errors import ModuleFailed, RequestFailed
-from handlergen.inspection import inspect_source
-from handlergen.local import LocalModel, load
-from handlergen.project import open_project
-from handlergen.runtime.http_request import HttpRequest
-from handlergen.runtime.requests import Request
+from handlergen.inspection.project import open_project
+from handlergen.inspection.reading import inspect_source
+from handlergen.local.model import LocalModel, load
+from handlergen.runtime.request import HttpRequest, Request
 
 Load = Callable[..., LocalModel]
 
@@ -113,7 +112,7 @@ def test_a_missing_secret_is_named_at_load(model: Load, monkeypatch: pytest.Monk
 def test_load_is_tried_once_more(
     model: Load, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("handlergen.runtime.form_model_class._RETRY_AFTER_S", 0.0)
+    monkeypatch.setattr("handlergen.runtime.forms.model_class._RETRY_AFTER_S", 0.0)
     source = """
         class Model:
             tries = 0

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from handlergen.errors import ContractError
-from handlergen.inspection import inspect_source
-from handlergen.project import open_project
+from handlergen.inspection.project import open_project
+from handlergen.inspection.reading import inspect_source
+from handlergen.project.weights_file import pickled_class
 from handlergen.runtime.contract import Contract
-from handlergen.runtime.state_dict import WeightsError
-from handlergen.weights_file import pickled_class
+from handlergen.runtime.forms.weights import WeightsError
 
 SUMS = """
     import torch

@@ -15,11 +15,10 @@ import torch
 from torch import nn
 
 from handlergen.errors import ContractError
-from handlergen.project import open_project
-from handlergen.runtime.decode import decode, open_request
-from handlergen.runtime.form_sagemaker import received
-from handlergen.runtime.hooks import Item
-from handlergen.runtime.sagemaker_content import UnsupportedType, default_input, default_output
+from handlergen.inspection.project import open_project
+from handlergen.runtime.codec.decode import decode, open_request
+from handlergen.runtime.forms.sagemaker import UnsupportedType, default_input, default_output, received
+from handlergen.runtime.pipeline.hooks import Item
 
 # TorchScript is deprecated since torch 2.13, and what the toolkit's default loads.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from handlergen.recordings import read_spans
-from handlergen.runtime.spans import Spans, spans_from_environment
+from handlergen.performance.recordings import read_spans
+from handlergen.runtime.telemetry.recording import Spans, spans_from_environment
 from tests.full_disk import Disk, small_disk
 
 HANDLERGEN = str(Path(sys.executable).parent / "handlergen")
@@ -122,7 +122,7 @@ def test_a_trace_directory_that_cannot_be_made_is_no_reason_not_to_predict(
 MAKES = """
 import sys
 from pathlib import Path
-from handlergen.runtime.device_lock import DeviceLock
+from handlergen.runtime.device.lock import DeviceLock
 from handlergen.runtime.predictor_process.status import StatusFile
 try:
     DeviceLock("cpu", Path(sys.argv[1])) if sys.argv[2] == "lock" else StatusFile.make(Path(sys.argv[1], "status"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from handlergen.gpus import visible_gpus
+from handlergen.archives.model_config import visible_gpus
 
 
 @pytest.mark.parametrize(

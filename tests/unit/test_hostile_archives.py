@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from handlergen.archiving import archive
+from handlergen.archives.archiving import archive
+from handlergen.archives.mar import unpack
 from handlergen.cli import main
 from handlergen.errors import HandlergenError
-from handlergen.mar import unpack
 
 # Each is a good archive with one thing changed.
 

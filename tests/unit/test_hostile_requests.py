@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from handlergen.project import open_project
+from handlergen.archives.staging import make_bundle
+from handlergen.inspection.project import open_project
 from handlergen.runtime.contract import Bundle
 from handlergen.runtime.worker import Worker
-from handlergen.staging import make_bundle
 from tests.serving import ServerContext
 
 pytestmark = [

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, strategies
 from hypothesis import settings as hypothesis_settings
 
 from handlergen.errors import ContractError, Problem
-from handlergen.inspection import inspect_source
-from handlergen.settings import Settings
-from handlergen.source_module import parse_source
+from handlergen.inspection.reading import inspect_source
+from handlergen.inspection.source_module import parse_source
+from handlergen.project.settings import Settings
 from tests.inspecting import PREDICT, passed, problems, read, write
 
 

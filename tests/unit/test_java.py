@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from handlergen.errors import ServerError
-from handlergen.java import find_java, parse_version
+from handlergen.server.java import find_java, parse_version
 
 
 @pytest.mark.parametrize(

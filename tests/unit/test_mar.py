@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from handlergen.archiving import archive
+from handlergen.archives.archiving import archive
+from handlergen.archives.mar import read_mar, unpack
+from handlergen.archives.normalise import DEFLATED, STORED, NormalWriter
 from handlergen.errors import HandlergenError
-from handlergen.mar import read_mar, unpack
-from handlergen.normalise import DEFLATED, STORED, NormalWriter
 
 MANIFEST = json.dumps(
     {"model": {"modelName": "m", "modelVersion": "2.0", "handler": "h.py"}, "runtime": "python"}

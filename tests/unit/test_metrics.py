@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from handlergen.runtime import metrics, recording
-from handlergen.runtime.copies import Copies
-from handlergen.runtime.files import is_at
-from handlergen.runtime.metrics import SECONDS, Histogram, Metrics
-from handlergen.runtime.stages import STAGE_NAMES
-from handlergen.templates import template_dir
+from handlergen.project.templates import template_dir
+from handlergen.runtime.descriptors import is_at
+from handlergen.runtime.device.device import Copies
+from handlergen.runtime.telemetry import metrics, recording
+from handlergen.runtime.telemetry.metrics import SECONDS, Histogram, Metrics
+from handlergen.runtime.telemetry.stages import STAGE_NAMES
 
 #: The frontend's (org.pytorch.serve.metrics.Metric).
 PATTERN = re.compile(
@@ -259,7 +259,7 @@ def test_a_server_that_does_not_know_them_gets_none(monkeypatch: pytest.MonkeyPa
 COPY = """
 import os, sys, time
 from pathlib import Path
-from handlergen.runtime.copies import Copies
+from handlergen.runtime.device.device import Copies
 
 copies = Copies(Path(sys.argv[1]), server="1 2", model=sys.argv[2], version="1.0", device="cpu")
 copies.add()
@@ -360,7 +360,7 @@ def test_a_copy_that_another_one_just_looks_at_is_counted(tmp_path: Path) -> Non
         [
             sys.executable,
             "-c",
-            "import sys; from pathlib import Path; from handlergen.runtime.copies import Copies\n"
+            "import sys; from pathlib import Path; from handlergen.runtime.device.device import Copies\n"
             "c = Copies(Path(sys.argv[1]), server='1 2', model='digits', version='1.0', device='cpu')\n"
             "print('on', flush=True)\n"
             "while True: c.count()",
@@ -386,7 +386,7 @@ def test_a_copy_that_another_one_just_looks_at_is_counted(tmp_path: Path) -> Non
 def test_a_model_loads_though_its_copies_cannot_be_counted(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from handlergen.runtime.device import Device
+    from handlergen.runtime.device.device import Device
 
     monkeypatch.setattr(recording, "lock_directory", lambda: tmp_path / "is not there")
     monkeypatch.delenv(metrics.SWITCH_VARIABLE, raising=False)

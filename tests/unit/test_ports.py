@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from handlergen.ports import free_ports
+from handlergen.server.ports import free_ports
 
 
 def test_free_ports_are_different_and_none_that_an_outgoing_connection_may_get() -> None:
@@ -34,7 +34,7 @@ def test_a_port_that_is_listened_on_is_not_free(monkeypatch: pytest.MonkeyPatch)
             def sample(self, _range: range, _count: int) -> list[int]:
                 return [port, other]
 
-        monkeypatch.setattr("handlergen.ports.random.SystemRandom", Offered)
+        monkeypatch.setattr("handlergen.server.ports.random.SystemRandom", Offered)
         assert free_ports(1) == [other]
         with pytest.raises(OSError, match="fewer than 2 ports"):
             free_ports(2)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from handlergen.errors import ContractError, HandlergenError
-from handlergen.project import Project, open_project
+from handlergen.inspection.project import Project, open_project
 
 PREDICT = "def predict(x):\n    return x\n"
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handlergen.errors import HandlergenError
-from handlergen.java import find_java
-from handlergen.properties import (
+from handlergen.server.java import find_java
+from handlergen.server.properties import (
     NO_URL,
     ServerSettings,
     explain,
@@ -21,7 +21,7 @@ from handlergen.properties import (
     server_settings,
     unknown_keys,
 )
-from handlergen.property_text import format_entry, parse_entries
+from handlergen.server.property_text import format_entry, parse_entries
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

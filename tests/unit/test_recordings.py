@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handlergen.errors import HandlergenError
-from handlergen.recordings import (
+from handlergen.performance.recordings import (
     Span,
     beside,
     busiest_window,
@@ -21,7 +21,7 @@ from handlergen.recordings import (
     read_spans,
     timeline,
 )
-from handlergen.runtime.spans import Spans
+from handlergen.runtime.telemetry.recording import Spans
 
 
 def span(

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 import pytest
 
-from handlergen.runtime import redaction
-from handlergen.runtime.redaction import hide, without_secrets
+from handlergen.runtime.codec import redaction
+from handlergen.runtime.codec.redaction import hide, without_secrets
 
 SECRET = "s3cr3t/+value é\"'"
 
@@ -113,7 +113,7 @@ def test_errors_name_the_secret_and_do_not_tell_it(
 
 
 def test_a_failed_load_does_not_tell_it(tmp_path: Any, serve_project: Any, monkeypatch: Any) -> None:
-    from handlergen.runtime.tracebacks import user_traceback
+    from handlergen.runtime.codec.redaction import user_traceback
 
     monkeypatch.setenv("API_KEY", "tops3cr3tvalue")
     with pytest.raises(OSError, match="no model") as caught:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from handlergen.bench.measure import of_fields, of_json_text
 from handlergen.cli import main
 from handlergen.cli.invoke import _grpc_inputs, _rest_body
 from handlergen.cli.requests import field_of, headers_of
 from handlergen.client.rest import payload
-from handlergen.outgoing import form_request
+from handlergen.local.requests import form_request
+from handlergen.performance.bench.measure import of_fields, of_json_text
 
 NO_TEXT = os.fsdecode(b"caf\xe9")
 

@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handlergen.runtime.decode import Decoded, decode, open_request
-from handlergen.runtime.requests import BadRequest, Files, Headers, UploadedFile
+from handlergen.runtime.codec.decode import Decoded, decode, open_request
+from handlergen.runtime.request import BadRequest, Files, Headers, UploadedFile
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", ResourceWarning)  # ts/version.py leaves a file open

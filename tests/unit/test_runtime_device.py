@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from handlergen.runtime.device import Device
-from handlergen.runtime.nested import map_tensors
+from handlergen.runtime.device.device import Device
+from handlergen.runtime.pipeline.batching import map_tensors
 
 Pair = namedtuple("Pair", "left right")
 
@@ -123,7 +123,7 @@ CORES = len(os.sched_getaffinity(0))
 def test_threads_of_a_worker(environ: dict[str, str], expected: int) -> None:
     script = (
         "import torch\n"
-        "from handlergen.runtime.device import share_the_cores\n"
+        "from handlergen.runtime.device.device import share_the_cores\n"
         "share_the_cores()\n"
         "print(torch.get_num_threads())"
     )

@@ -25,9 +25,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from handlergen.runtime import json_answer
-from handlergen.runtime.encode import Encoded, encode
-from handlergen.runtime.failures import EncodeError
+from handlergen.runtime.codec import json as json_answer
+from handlergen.runtime.codec.encode import Encoded, encode
+from handlergen.runtime.codec.errors import EncodeError
 
 NAN, INF = math.nan, math.inf
 

@@ -18,8 +18,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlergen.runtime.encode import encode
-from handlergen.runtime.failures import (
+from handlergen.runtime.codec.encode import encode
+from handlergen.runtime.codec.errors import (
     INPUT,
     BadRequest,
     EncodeError,

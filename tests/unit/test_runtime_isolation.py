@@ -13,11 +13,10 @@ import numpy
 import pytest
 import torch
 
-from handlergen.runtime.arrivals import Arrivals
-from handlergen.runtime.failures import Failure, LockTimeout, is_out_of_memory
-from handlergen.runtime.hooks import Item
-from handlergen.runtime.nested import own_copy
-from handlergen.runtime.requests import Request
+from handlergen.runtime.codec.errors import Failure, LockTimeout, is_out_of_memory
+from handlergen.runtime.pipeline.batching import Arrivals, own_copy
+from handlergen.runtime.pipeline.hooks import Item
+from handlergen.runtime.request import Request
 
 RAISES = """
 import asyncio
@@ -240,7 +239,7 @@ def test_metrics_do_not_go_to_where_a_hook_has_sent_its_output(capsys: pytest.Ca
     import contextlib
     import io
 
-    from handlergen.runtime.metrics import printer
+    from handlergen.runtime.telemetry.metrics import printer
 
     write = printer()
     with contextlib.redirect_stdout(io.StringIO()) as captured:

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
 
 PROGRAM = """
 import ctypes, resource
-from handlergen.runtime.malloc import keep_freed_memory
+from handlergen.runtime.device.device import keep_freed_memory
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from handlergen.runtime.device import Device
-from handlergen.runtime.device_lock import DeviceLock
+from handlergen.runtime.device.device import Device
+from handlergen.runtime.device.lock import DeviceLock
 from tests.serving import ServerContext
 
 Serve = Callable[..., Any]
@@ -294,7 +294,7 @@ def test_a_wrong_length_is_named(
 def test_a_busy_device_is_a_503_with_retry_after(serve_project: Serve, tmp_path: Path) -> None:
     import threading
 
-    from handlergen.runtime.device_lock import DeviceLock, lock_directory
+    from handlergen.runtime.device.lock import DeviceLock, lock_directory
 
     model = serve_project("def predict(inputs):\n    return inputs", lock_timeout_s=0.1)
     lock = DeviceLock("cpu", lock_directory({"HANDLERGEN_STATE_DIR": str(tmp_path / "state")}))
@@ -345,7 +345,7 @@ def test_spans_of_one_request(serve_project: Serve, tmp_path: Path) -> None:
 
 def test_an_answered_request_leaves_nothing_behind(serve_project: Serve) -> None:
     """Its tensors, those on the device too, go when it is answered: a cycle would keep them until a collection."""
-    from handlergen.runtime.hooks import Item
+    from handlergen.runtime.pipeline.hooks import Item
 
     model = serve_project("""
         async def preprocess(data):

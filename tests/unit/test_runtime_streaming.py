@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from handlergen.errors import RequestFailed
-from handlergen.local import LocalModel, load
-from handlergen.recordings import of_stage, overlapping, read_spans
+from handlergen.local.model import LocalModel, load
+from handlergen.performance.recordings import of_stage, overlapping, read_spans
 from handlergen.runtime.contract import Bundle
-from handlergen.runtime.hooks import Item
-from handlergen.runtime.requests import Request
-from handlergen.runtime.streaming import (
+from handlergen.runtime.pipeline.hooks import Item
+from handlergen.runtime.request import Request
+from handlergen.runtime.torchserve.streaming import (
     Chunks,
     ConsumerGone,
     StreamTimeout,
@@ -293,8 +293,8 @@ def batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, *requests: tuple[Any, dict[str, Any]]
 ) -> tuple[ServerContext, list[bytes]]:
     """One TorchServe batch for a module: (data, properties) a request."""
-    from handlergen.project import open_project
-    from handlergen.settings import to_runtime
+    from handlergen.inspection.project import open_project
+    from handlergen.project.settings import to_runtime
 
     name = f"batch_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(textwrap.dedent(source))

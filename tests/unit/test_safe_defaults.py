@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from handlergen import runtime
-from handlergen.properties import ServerSettings
-from handlergen.runtime.state_dict import WeightsError, load_weights
+from handlergen.runtime.forms.weights import WeightsError, load_weights
+from handlergen.server.properties import ServerSettings
 
 RUNTIME = Path(runtime.__file__).parent
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from handlergen.errors import ModuleFailed
-from handlergen.sample_child import describe
-from handlergen.sample_run import run_sample
+from handlergen.local.sample import run_sample
+from handlergen.local.sample_child import describe
 
 HANDLERGEN = str(Path(sys.executable).with_name("handlergen"))
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, strategies
 from hypothesis import settings as hypothesis_settings
 
+from handlergen.archives.staging import make_bundle
 from handlergen.errors import ContractError
-from handlergen.project import open_project
-from handlergen.runtime.contract import Bundle
-from handlergen.settings import (
+from handlergen.inspection.project import open_project
+from handlergen.project.settings import (
     SETTINGS,
     Settings,
     archive_path,
@@ -23,8 +23,8 @@ from handlergen.settings import (
     read_settings,
     to_runtime,
 )
-from handlergen.staging import make_bundle
-from handlergen.starter import starter_yaml
+from handlergen.project.starter import starter_yaml
+from handlergen.runtime.contract import Bundle
 
 NAMES_OF_THE_CONTRACT = {
     "name", "version", "form", "source", "call", "weights", "weights_format", "extra_files", "packages",

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from handlergen.errors import ContractError
-from handlergen.project import open_project
-from handlergen.stage_rule import Placement
+from handlergen.inspection.project import open_project
+from handlergen.inspection.stage_rule import Placement
 
 STATEFUL = """
 TOKENIZER = None

@@ -6,8 +6,16 @@ import json
 import re
 from pathlib import Path
 
-from handlergen.runtime.stages import BY_PREDICTOR, FIRST, LAST, ON_DEVICE, STAGE_NAMES, STAGES, label_of
-from handlergen.templates import template_dir
+from handlergen.project.templates import template_dir
+from handlergen.runtime.telemetry.stages import (
+    BY_PREDICTOR,
+    FIRST,
+    LAST,
+    ON_DEVICE,
+    STAGE_NAMES,
+    STAGES,
+    label_of,
+)
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

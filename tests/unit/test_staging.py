@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from handlergen import runtime
+from handlergen.archives.staging import make_plan, plan
 from handlergen.errors import HandlergenError
-from handlergen.names import check_model_name, check_version, propose
-from handlergen.project import Project, open_project
-from handlergen.staging import make_plan, plan
+from handlergen.inspection.project import Project, open_project
+from handlergen.project.names import check_model_name, check_version, propose
 
 MODULE = "def load(context):\n    return None\n\n\ndef predict(inputs, model):\n    return inputs\n"
 

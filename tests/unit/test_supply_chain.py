@@ -17,15 +17,22 @@ from typing import Any
 
 import pytest
 
-from handlergen import __version__, normalise, packing
-from handlergen.archiving import archive
+from handlergen import __version__
+from handlergen.archives import normalise, packing
+from handlergen.archives.archiving import archive
+from handlergen.archives.mar import read_mar
+from handlergen.archives.sbom import sbom
+from handlergen.archives.signing import (
+    read_private_key,
+    read_public_key,
+    require_signatures,
+    sign,
+    signature_path,
+    verify,
+)
 from handlergen.cli import main
 from handlergen.errors import HandlergenError, ServerError
-from handlergen.mar import read_mar
-from handlergen.properties import ServerSettings
-from handlergen.sbom import sbom
-from handlergen.signed_store import require_signatures
-from handlergen.signing import read_private_key, read_public_key, sign, signature_path, verify
+from handlergen.server.properties import ServerSettings
 
 pytest.importorskip("cryptography", reason="the extra handlergen[signing] is not installed")
 

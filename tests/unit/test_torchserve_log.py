@@ -10,7 +10,7 @@ import pytest
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from ts.protocol import otf_message_handler as protocol
 
-from handlergen.runtime import torchserve_log
+from handlergen.runtime.torchserve import frontend as torchserve_log
 
 # TorchServe leaves the file open when it has read it (ts/metrics/metric_cache_abstract.py).
 pytestmark = pytest.mark.filterwarnings(
@@ -62,7 +62,7 @@ def test_gauges_of_the_last_batch_come_once_a_second_and_other_metrics_always(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     now = 100.0
-    monkeypatch.setattr("handlergen.runtime.torchserve_log.time.monotonic", lambda: now)
+    monkeypatch.setattr("handlergen.runtime.torchserve.frontend.time.monotonic", lambda: now)
     metrics = torchserves_metrics(tmp_path)
     torchserve_log.leave_out_batch_lines(metrics)
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from handlergen.cli import cli, main
 from handlergen.errors import HandlergenError
-from handlergen.recordings import Span
-from handlergen.trace import Trace, TraceSummary, write_trace
-from handlergen.trace.convert import in_order, survey
+from handlergen.performance.recordings import Span
+from handlergen.performance.trace import Trace, TraceSummary, write_trace
+from handlergen.performance.trace.convert import in_order, survey
 
 MS = 1_000_000
 STAGES = ("decode", "preprocess", "lock_wait", "predict", "postprocess", "encode")

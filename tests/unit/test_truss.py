@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from handlergen.archiving import archive
+from handlergen.archives.archiving import archive
+from handlergen.archives.mar import read_mar
 from handlergen.errors import ContractError, HandlergenError
-from handlergen.local import load
-from handlergen.mar import read_mar
-from handlergen.project import Project, open_project
-from handlergen.truss import FUTILE, HONOURED, UNSUPPORTED, WITHOUT_EFFECT, is_truss
+from handlergen.inspection.project import Project, open_project
+from handlergen.local.model import load
+from handlergen.project.truss import FUTILE, HONOURED, UNSUPPORTED, WITHOUT_EFFECT, is_truss
 
 MODEL = """
 class Model:

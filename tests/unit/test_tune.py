@@ -13,10 +13,9 @@ from click.testing import CliRunner
 
 from handlergen.cli import cli
 from handlergen.errors import ContractError, HandlergenError
-from handlergen.starter import starter_yaml
-from handlergen.tuning import measuring
-from handlergen.tuning.apply import apply, with_settings
-from handlergen.tuning.search import (
+from handlergen.performance.tune import measuring
+from handlergen.performance.tune.apply import apply, with_settings
+from handlergen.performance.tune.search import (
     BATCH_SIZES,
     WORKERS,
     Candidate,
@@ -27,6 +26,7 @@ from handlergen.tuning.search import (
     reasons,
     search,
 )
+from handlergen.project.starter import starter_yaml
 
 
 class FakeServer:

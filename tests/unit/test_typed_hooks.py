@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from handlergen.runtime.typed_hooks import AnnotationError
+from handlergen.runtime.pipeline.typed_hooks import AnnotationError
 
 TYPED = """
 from __future__ import annotations

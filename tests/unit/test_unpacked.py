@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from handlergen.archives.collecting import named_but_not_packed
 from handlergen.cli.printing import writable
-from handlergen.collecting import named_but_not_packed
 from handlergen.errors import HandlergenError
 
 MODULE = '''

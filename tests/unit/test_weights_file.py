@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from handlergen.weights_file import weights_format
+from handlergen.project.weights_file import weights_format
 from tests.inspecting import problems, read
 
 

@@ -26,7 +26,7 @@ from .run_directory import RunDirectory
 from .status import ENDING, IDLE, StatusFile
 
 if TYPE_CHECKING:
-    from ..predictor import Lock
+    from ..pipeline.predictor import Lock
     from .connections import Connections, WorkerConnection
 
 _TICK_S = 0.1
@@ -72,12 +72,10 @@ class _Process:
     def run(self) -> int:
         threading.Thread(target=self._watch, name="handlergen-watch", daemon=True).start()
         # Only now: torch takes a second or more.
+        from ..codec.redaction import user_traceback, without_secrets
         from ..contract import CONTRACT_FILE, Bundle
-        from ..device import share_the_cores
-        from ..malloc import keep_freed_memory
-        from ..model import LoadedModel
-        from ..redaction import without_secrets
-        from ..tracebacks import user_traceback
+        from ..device.device import keep_freed_memory, share_the_cores
+        from ..pipeline.model import LoadedModel
         from .connections import Connections, WorkerLogHandler
         from .protocol import Refused, Welcome
         from .server import NotingLock, Server

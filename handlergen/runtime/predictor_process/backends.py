@@ -17,24 +17,21 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..arrivals import Ready
-from ..backend import Backend, PipelineBackend
+from ..codec.content import STREAM_WISH
+from ..codec.encode import encode
+from ..codec.errors import Failure, in_the_log
 from ..context import Context
 from ..contract import Bundle
-from ..dispatch import is_describe
-from ..encode import encode
-from ..error_body import in_the_log
-from ..failing import Failing
-from ..failures import Failure
-from ..hook_inputs import HookInputs
-from ..hooks import Hooks, Item, http_request
-from ..metrics import Metrics
-from ..model import streaming_of
-from ..pipeline import Pipeline
-from ..predictor import Predictor
-from ..recording import Recording
-from ..user_module import open_user_module
-from ..wire import STREAM_WISH
+from ..forms.loading import open_user_module
+from ..pipeline.backend import Backend, PipelineBackend
+from ..pipeline.batching import Ready
+from ..pipeline.dispatch import is_describe
+from ..pipeline.hooks import HookInputs, Hooks, Item, http_request
+from ..pipeline.model import Failing, streaming_of
+from ..pipeline.pipeline import Pipeline
+from ..pipeline.predictor import Predictor
+from ..telemetry.metrics import Metrics
+from ..telemetry.recording import Recording
 from .client import Call, Client, UnsendableValue
 from .launcher import Unavailable
 from .protocol import EXPLAIN, PREDICT, REQUEST, Predicted, Prepared, RawAnswer, RawRequest

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
-from ..hooks import Item
+from ..pipeline.hooks import Item
 
 _IN_VAIN = 8
 """After so many waits in a row during which no other request came, requests come one at a time: none is to wait."""

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
+from ..codec.errors import LockTimeout, is_out_of_memory
 from ..contract import Bundle
-from ..failures import LockTimeout, is_out_of_memory
-from ..metrics import printer
 from ..server_process import server_of_this_process
+from ..telemetry.metrics import printer
 from .launcher import Launcher, Unavailable
 from .protocol import (
     ANSWER,

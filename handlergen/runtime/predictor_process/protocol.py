@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ..failures import Failure
+from ..codec.errors import Failure
 from .transport import FIRST_KIND
 
 # From a worker.

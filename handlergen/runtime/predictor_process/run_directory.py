@@ -25,9 +25,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..descriptors import close, closed_in_children, descriptor_closed_in_children
-from ..device_lock import STATE_DIR_VARIABLE, lock_directory
-from ..files import is_at
+from ..descriptors import close, closed_in_children, descriptor_closed_in_children, is_at
+from ..device.lock import STATE_DIR_VARIABLE, lock_directory
 from ..server_process import started
 
 _PREFIX = "predictor-"

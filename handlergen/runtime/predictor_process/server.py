@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 
-from ..answering import Answering
-from ..arrivals import Ready
+from ..codec.content import STREAM_WISH
+from ..codec.errors import Failure, is_out_of_memory
 from ..contract import Bundle
-from ..failures import Failure, is_out_of_memory
-from ..hooks import Item, Stage
-from ..model import LoadedModel
-from ..pipeline import open_items
-from ..predictor import Lock, Predictor
-from ..recording import memory_of
-from ..requests import Request
-from ..streaming import ConsumerGone
-from ..wire import STREAM_WISH
+from ..pipeline.batching import Ready
+from ..pipeline.dispatch import Answering
+from ..pipeline.hooks import Item, Stage
+from ..pipeline.model import LoadedModel
+from ..pipeline.pipeline import open_items
+from ..pipeline.predictor import Lock, Predictor
+from ..request import Request
+from ..telemetry.recording import memory_of
+from ..torchserve.streaming import ConsumerGone
 from .batch_queue import Batch, BatchQueue, Entry
 from .connections import Connections, WorkerConnection
 from .protocol import (

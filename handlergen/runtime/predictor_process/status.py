@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from ..files import reserve
+from ..descriptors import reserve
 
 LOADING, IDLE, PREDICTING, ENDING = range(4)
 STATES = ("loading", "idle", "predicting", "ending")

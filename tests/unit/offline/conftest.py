@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 import handlergen
-from handlergen.offline.engine import LocalEngine
-from handlergen.offline.job import Summary, map_to_file
-from handlergen.offline.sources import open_source
+from handlergen.local.offline.engine import LocalEngine
+from handlergen.local.offline.job import Summary, map_to_file
+from handlergen.local.offline.sources import open_source
 
 HANDLERGEN = str(Path(sys.executable).with_name("handlergen"))
 

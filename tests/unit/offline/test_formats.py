@@ -15,10 +15,10 @@ from pyarrow import parquet
 
 import handlergen
 from handlergen.errors import HandlergenError
-from handlergen.offline.engine import LocalEngine
-from handlergen.offline.job import map_to_file
-from handlergen.offline.output import to_parquet
-from handlergen.offline.sources import open_source
+from handlergen.local.offline.engine import LocalEngine
+from handlergen.local.offline.job import map_to_file
+from handlergen.local.offline.output import to_parquet
+from handlergen.local.offline.sources import open_source
 from tests.unit.offline.conftest import HANDLERGEN, lines, run, write_rows
 
 

@@ -13,7 +13,7 @@ import pytest
 from pyarrow import parquet
 
 from handlergen.errors import HandlergenError
-from handlergen.offline.sources import open_source
+from handlergen.local.offline.sources import open_source
 from tests.unit.offline.conftest import HANDLERGEN, lines, run
 
 ECHO = "def predict(inputs):\n    return inputs\n"

@@ -12,7 +12,7 @@ import numpy
 import pytest
 
 from handlergen.errors import HandlergenError
-from handlergen.offline import journal as journals
+from handlergen.local.offline import journal as journals
 from tests.unit.offline.conftest import lines, run, write_rows
 
 
@@ -128,7 +128,7 @@ def test_an_interrupted_conversion_is_taken_up_again(tmp_path: Path, monkeypatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr("handlergen.offline.job.CONVERTERS", {".npy": full})
+        patched.setattr("handlergen.local.offline.job.CONVERTERS", {".npy": full})
         with pytest.raises(HandlergenError, match=r"out\.npy cannot be written: No space left"):
             run(tmp_path / "echo.py", tmp_path / "rows.jsonl", tmp_path / "out.npy")
     assert run(tmp_path / "echo.py", tmp_path / "rows.jsonl", tmp_path / "out.npy").resumed_rows == 2

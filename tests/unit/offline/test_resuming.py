@@ -17,11 +17,11 @@ import torch
 from pyarrow import parquet
 
 from handlergen.errors import HandlergenError, TooManyErrors
-from handlergen.offline.journal import PendingOutputs, journal_path, open_journal
-from handlergen.offline.rows import Chunk, Lines, Row
-from handlergen.runtime.failures import Failure
-from handlergen.runtime.hooks import Item
-from handlergen.runtime.pipeline import open_items
+from handlergen.local.offline.journal import PendingOutputs, journal_path, open_journal
+from handlergen.local.offline.rows import Chunk, Lines, Row
+from handlergen.runtime.codec.errors import Failure
+from handlergen.runtime.pipeline.hooks import Item
+from handlergen.runtime.pipeline.pipeline import open_items
 from tests.unit.offline.conftest import SOURCE, lines, map_command, run, started, wait_for_rows, write_rows
 
 
@@ -257,7 +257,7 @@ def test_the_journal_believes_only_what_stands_in_the_output(tmp_path: Path) -> 
 def subprocess_opens(output: Path) -> None:
     """In another process: a record lock does not exclude its own."""
     program = (
-        "import sys\nfrom pathlib import Path\nfrom handlergen.offline.journal import open_journal\n"
+        "import sys\nfrom pathlib import Path\nfrom handlergen.local.offline.journal import open_journal\n"
         "from handlergen.errors import HandlergenError\n"
         "try:\n    open_journal(Path(sys.argv[1]), {'a': 1}, restart=False)\n"
         "except HandlergenError as error:\n    print(error)\n"

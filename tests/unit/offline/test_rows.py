@@ -16,7 +16,7 @@ from click.testing import CliRunner
 import handlergen
 from handlergen.cli import cli
 from handlergen.errors import HandlergenError
-from handlergen.offline.journal import journal_path
+from handlergen.local.offline.journal import journal_path
 from tests.unit.offline.conftest import lines, run, write_rows
 
 
@@ -195,7 +195,7 @@ def test_batches_are_collated_and_only_the_culprit_fails(tmp_path: Path) -> None
 
 
 def test_map_takes_turns_on_the_device(module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from handlergen.runtime.device_lock import DeviceLock, lock_directory
+    from handlergen.runtime.device.lock import DeviceLock, lock_directory
 
     lock = DeviceLock("cpu", lock_directory())
     got: list[Any] = []

@@ -1,0 +1,207 @@
+"""The texts of a `.mar` that say what it is: manifest, `handlergen.json`, `model-config.yaml`, requirements. Pure.
+
+They may come from anybody: each value is checked before anybody acts on it, by the checks that `handlergen archive`
+makes before it writes them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from handlergen.archives.mar_entries import name_problem
+from handlergen.errors import HandlergenError
+from handlergen.project import setting_kinds as kinds
+from handlergen.project.names import MANIFEST_FILE, check_model_name, check_version
+from handlergen.project.setting_fields import SETTINGS
+from handlergen.project.yaml_source import DEEPEST, LARGEST_FILE, plain_value
+from handlergen.runtime.contract import CONTRACT_FILE, Bundle, Contract, RuntimeSettings
+from handlergen.runtime.forms.table import FORMS
+
+LARGEST_TEXT = 16 << 20
+"""Bytes; a manifest or contract above this is none."""
+
+_DEEPEST = DEEPEST + 6
+"""Settings read from YAML stand a few levels further down in `handlergen.json`."""
+
+_HANDLER = re.compile(r"[\w./-]+(:\w+)?")
+_DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+_VERSION = re.compile(r"[\w.+!-]{1,100}")
+_FILES = ("handler", "modelFile", "serializedFile", "requirementsFile", "configFile")
+"""Keys of the manifest that name files (archive/model/Manifest.java)."""
+
+#: What the runtime takes and the settings do not: there they are resolved, or not yet to be had.
+_RESOLVED: Mapping[str, kinds.Kind] = {
+    "batch": kinds.choice("each", "collate", "list"),
+    "predictor": kinds.choice("worker", "process"),
+    "stages": kinds.choice("worker", "predictor"),
+    "max_batch": kinds.whole(least=1),
+}
+
+
+def manifest_of(text: str) -> dict[str, Any]:
+    """Read `MAR-INF/MANIFEST.json`.
+
+    Raises:
+        ValueError: It is none, or a name in it could be taken for a path or a command.
+    """
+    manifest = _mapping(text, MANIFEST_FILE)
+    model = manifest.get("model", {})
+    if not isinstance(model, dict):
+        raise ValueError(f"{MANIFEST_FILE} is no manifest")
+    _refuse(MANIFEST_FILE, "model", model, "modelName", check_model_name)
+    _refuse(MANIFEST_FILE, "model", model, "modelVersion", check_version)
+    for key in _FILES:
+        _refuse(MANIFEST_FILE, "model", model, key, _check_file)
+    _refuse(MANIFEST_FILE, "model", model, "handler", _check_handler)
+    return manifest
+
+
+def bundle_of(text: str, names: Collection[str]) -> Bundle:
+    """Read `handlergen.json`.
+
+    Args:
+        names: The files of the archive.
+
+    Raises:
+        ValueError: It is none, or a value in it is none that `handlergen archive` writes.
+    """
+    _mapping(text, CONTRACT_FILE)
+    try:
+        bundle = Bundle.from_json(text)
+    except AttributeError as error:  # a list where a mapping should be
+        raise ValueError(
+            f"{CONTRACT_FILE} is not one that this runtime reads ({error}); archive the model again"
+        ) from error
+    if not isinstance(bundle.handlergen, str) or not _VERSION.fullmatch(bundle.handlergen):
+        raise ValueError(f"{CONTRACT_FILE}: {bundle.handlergen!a:.100} is no version of handlergen")
+    _check_contract(bundle.contract, names)
+    _check_settings(bundle.settings, names)
+    return bundle
+
+
+def model_config_of(text: str) -> Mapping[str, Any]:
+    """Read `model-config.yaml`; empty when it is no mapping, as for TorchServe.
+
+    Raises:
+        ValueError: It is no YAML, or more than a configuration is (see `yaml_source`).
+    """
+    if len(text) > LARGEST_FILE:
+        raise ValueError(f"its model configuration has {len(text):,} characters")
+    try:
+        value = plain_value(text)
+    except ValueError as error:
+        raise ValueError(f"its model configuration is not YAML ({error})") from error
+    return value if isinstance(value, dict) else {}
+
+
+def requirements_of(text: str) -> tuple[str, ...]:
+    """The lines of `requirements.txt` that ask pip for something or tell it how."""
+    lines = (line.strip() for line in text.splitlines())
+    return tuple(line for line in lines if line and not line.startswith("#"))
+
+
+def _check_contract(contract: Contract, names: Collection[str]) -> None:
+    place = f"{CONTRACT_FILE}: contract"
+    if contract.form not in tuple(FORMS):  # a hostile archive may have a list here, which has no hash
+        raise ValueError(f"{place}: there is no form {contract.form!a:.100}")
+    if contract.call not in ("positional", "keywords"):
+        raise ValueError(f"{place}: there is no call {contract.call!a:.100}")
+    identifiers: list[Any] = [contract.module]
+    identifiers += [] if contract.class_name is None else [contract.class_name]
+    for hook in contract.hooks.values():
+        if hook.kind not in ("sync", "async", "generator", "async_generator"):
+            raise ValueError(f"{place}: there is no kind {hook.kind!a:.100} of hook")
+        identifiers.append(hook.name)
+        for parameter in hook.parameters:
+            identifiers += [parameter.name, parameter.source]
+    for name in identifiers:
+        if not isinstance(name, str) or len(name) > 1000 or not _DOTTED.fullmatch(name):
+            raise ValueError(f"{place}: {name!a:.100} is no name")
+    top = contract.module.partition(".")[0]
+    if not any(name == f"{top}.py" or name.startswith(f"{top}/") for name in names):
+        raise ValueError(f"{place}: the module {contract.module} is not in the archive")
+    if not isinstance(contract.details, dict):
+        raise ValueError(f"{place}: its details are no mapping")
+
+
+def _check_settings(settings: RuntimeSettings, names: Collection[str]) -> None:
+    place = f"{CONTRACT_FILE}: settings"
+    # The nullable ones are those whose default is None.
+    for key, value in vars(settings).items():
+        setting = SETTINGS[key]
+        if value is None and setting.default is None:
+            continue
+        kind = _RESOLVED.get(key, setting.kind)
+        if key == "linger_ms":
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e6:
+                raise ValueError(f"{place}: linger_ms is {value!a:.100}; wanted: milliseconds")
+            continue
+        try:
+            kind.convert(value)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{place}: {key} is {value!a:.100}; expected {kind.wanted}"
+                + (f" ({error})" if str(error) else "")
+            ) from error
+    if settings.weights is not None and settings.weights not in names:
+        raise ValueError(f"{place}: the weights {settings.weights!a:.100} are not in the archive")
+
+
+def _check_file(name: str) -> None:
+    if (problem := name_problem(name)) is not None:
+        raise ValueError(problem)
+
+
+def _check_handler(name: str) -> None:
+    if not _HANDLER.fullmatch(name):
+        raise ValueError("is no handler: a file or a name, perhaps with :function")
+
+
+def _refuse(file: str, place: str, values: Mapping[str, Any], key: str, check: Callable[[str], None]) -> None:
+    """Raises ValueError when the value of `key`, if there is one, does not pass `check`."""
+    value = values.get(key)
+    if value is None:
+        return
+    if not isinstance(value, str):
+        raise ValueError(f"{file}: {place}: {key} is {value!a:.100}, not text")
+    try:
+        check(value)
+    except (HandlergenError, ValueError) as error:
+        raise ValueError(f"{file}: {place}: {key} {value!a:.100}: {error}") from error
+
+
+def _mapping(text: str, file: str) -> dict[str, Any]:
+    """A JSON object without doubled keys, of which two readers may take different ones."""
+    try:
+        value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+    except RecursionError:
+        raise ValueError(f"{file} is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{file} holds no mapping")
+    level: list[Any] = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for each in level
+            for inner in (each.values() if isinstance(each, dict) else each)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return value
+    raise ValueError(f"{file} is nested more than {_DEEPEST} deep")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return found
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")

@@ -1,0 +1,111 @@
+"""The bill of materials of an archive, as CycloneDX 1.6 (ECMA-424): its files, what it asks pip for, its runtime."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+from handlergen import __version__
+from handlergen.archives.mar import Mar
+
+_REQUIREMENT = re.compile(
+    r"\s*(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(?:\[[^\]]*\])?\s*(?P<rest>[^;#]*)"
+)
+"""A requirement by name (PEP 508), up to its marker or comment."""
+
+_PINNED = re.compile(r"={2,3}\s*([^\s,*]+)\s*$")
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+_SPACE = uuid.UUID("e2f3b8a4-5d0c-5f7e-9c55-6d8d0c1a7f10")
+"""Of the serial numbers, which are made from the archive's SHA-256: one archive has one bill of materials."""
+
+
+def sbom(archive: Mar) -> dict[str, Any]:
+    """The bill of materials of `archive`, ready for json.dumps.
+
+    It holds no time and no path of this machine: the same archive gives the same bill.
+
+    Components: the model itself (`metadata.component`), every file of the archive with its SHA-256, handlergen's
+    runtime in the version that was packed, and each line of its requirements. A version is stated where the archive
+    pins it (`==`); what pip will choose for the others is not known here.
+    """
+    own = archive.sha256()
+    files = [_file(file.name, file.size, file.sha256) for file in archive.files]
+    libraries = [*_runtime(archive), *_requirements(archive)]
+    properties = [{"name": "handlergen:size", "value": str(archive.size)}]
+    if archive.bundle is not None:
+        properties.append({"name": "handlergen:form", "value": archive.bundle.contract.form})
+    model = {
+        "type": "machine-learning-model",
+        "bom-ref": "model",
+        "name": archive.name,
+        "version": archive.version,
+        "hashes": _sha256(own),
+        "properties": properties,
+    }
+    components = [*libraries, *files]
+    return {
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "serialNumber": f"urn:uuid:{uuid.uuid5(_SPACE, own)}",
+        "version": 1,
+        "metadata": {
+            "tools": {"components": [{"type": "application", "name": "handlergen", "version": __version__}]},
+            "component": model,
+        },
+        "components": components,
+        "dependencies": [{"ref": "model", "dependsOn": [component["bom-ref"] for component in components]}],
+    }
+
+
+def _file(name: str, size: int, sha256: str) -> dict[str, Any]:
+    return {
+        "type": "file",
+        "bom-ref": f"file:{name}",
+        "name": name,
+        "hashes": _sha256(sha256),
+        "properties": [{"name": "handlergen:size", "value": str(size)}],
+    }
+
+
+def _runtime(archive: Mar) -> Iterator[dict[str, Any]]:
+    if archive.bundle is not None:
+        version = archive.bundle.handlergen
+        yield {
+            "type": "library",
+            "bom-ref": "runtime",
+            "name": "handlergen",
+            "version": version,
+            "description": "The runtime, packed as handlergen_runtime/",
+            "purl": _purl("handlergen", version),
+        }
+
+
+def _requirements(archive: Mar) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(archive.requirements, 1):
+        found = _REQUIREMENT.match(line)
+        if found is None or line.lstrip().startswith("-"):
+            continue  # an option of pip's
+        name = re.sub(r"[-_.]+", "-", found["name"]).lower()
+        # What stands behind the version in a file that pip-compile wrote: --hash=..., or a line's continuation.
+        pinned = _PINNED.match(found["rest"].partition(" --")[0].rstrip("\\ "))
+        version = pinned[1] if pinned else None
+        yield {
+            "type": "library",
+            "bom-ref": f"requirement:{number}",
+            "name": name,
+            **({"version": version} if version else {}),
+            "purl": _purl(name, version),
+            "properties": [{"name": "handlergen:requirement", "value": _CREDENTIALS.sub("", line.strip())}],
+        }
+
+
+def _purl(name: str, version: str | None) -> str:
+    return f"pkg:pypi/{name}" + (f"@{quote(version, safe='')}" if version else "")
+
+
+def _sha256(digest: str) -> list[dict[str, str]]:
+    return [{"alg": "SHA-256", "content": digest}]

@@ -1,0 +1,1 @@
+"""A source to a project, by reading its syntax tree: form, hooks, problems, where its stages run."""

@@ -1,0 +1,153 @@
+"""What the forms have in common: misspelt hooks, and what a `predict` that streams can be combined with."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from handlergen.errors import Problem
+from handlergen.inspection.findings import Findings, Source
+from handlergen.inspection.source_module import Function, SourceModule, call_kind, first_yield
+from handlergen.project.settings import Settings
+
+_NO_OTHERS: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to write a module, as inspection knows it. `handlergen.runtime.forms.table` has the rest.
+
+    Attributes:
+        name: As in the setting `form`.
+        recognise: Return the evidence that a source has this form, for messages ("`predict`, line 3"), or None.
+        inspect: Return the source's contract, or every problem of it.
+    """
+
+    name: str
+    recognise: Callable[[Source], str | None]
+    inspect: Callable[[Source], Findings]
+
+
+def near_names(
+    names: Iterable[str],
+    hooks: Iterable[str],
+    bound: Iterable[str],
+    *,
+    others: Mapping[str, str] = _NO_OTHERS,
+) -> list[tuple[str, str]]:
+    """Return (name, missing hook) pairs that look like misspelt hooks.
+
+    Args:
+        names: The functions that are defined.
+        hooks: Every name that handlergen would call.
+        bound: The hooks that are defined.
+        others: Names for a hook in other systems, each with the hook.
+    """
+    hooks, there = tuple(hooks), set(bound)
+    absent = {hook.replace("_", ""): hook for hook in hooks if hook not in there}
+    pairs = []
+    for name in names:
+        if name.startswith("_") or name in hooks:
+            continue
+        other = others.get(name)
+        plain = name.lower().replace("_", "")
+        near = difflib.get_close_matches(plain, absent, n=1, cutoff=0.85)
+        near = near or [hook for hook in absent if sorted(hook) == sorted(plain)]  # laod
+        if other and other not in there:
+            pairs.append((name, other))
+        elif near:
+            pairs.append((name, absent[near[0]]))
+    return pairs
+
+
+def rename(names: Iterable[str], hook: str) -> str:
+    """Return advice to rename the function that looks like a missing hook; "" if none does."""
+    near = [name for name, _ in near_names(names, (hook,), ())]
+    return f"Is `{near[0]}` meant to be it? Rename it to {hook}." if near else ""
+
+
+def misspelt(
+    file: str,
+    lines: Mapping[str, int],
+    hooks: Iterable[str],
+    bound: Iterable[str],
+    *,
+    others: Mapping[str, str] = _NO_OTHERS,
+) -> list[str]:
+    """Return a warning for each function that is named almost like a hook, and is therefore not called.
+
+    Args:
+        file: Name of the file, for messages.
+        lines: The functions that are defined, each with its line.
+        hooks, bound, others: See `near_names`.
+    """
+    return [
+        f"{file}:{lines[name]}: `{name}` is not called by handlergen. If it is meant to be {hook}, rename it."
+        for name, hook in near_names(lines, hooks, bound, others=others)
+    ]
+
+
+def function_lines(module: SourceModule) -> dict[str, int]:
+    """Return the module-level functions, each with its line."""
+    return {binding.name: binding.line for binding in module.functions()}
+
+
+def method_lines(node: ast.ClassDef) -> dict[str, int]:
+    """Return the methods that a class defines itself, each with its line."""
+    functions = (item for item in node.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef))
+    return {function.name: function.lineno for function in functions}
+
+
+class _HasNode(Protocol):
+    """A hook that was found: a `Found` or a `Method`."""
+
+    @property
+    def node(self) -> Function: ...
+
+
+def yields(node: Function) -> bool:
+    """Return whether it is a generator function. A generator that is only returned shows when it runs."""
+    return call_kind(node) in ("generator", "async_generator")
+
+
+def generator_problem(file: str, name: str, node: Function) -> Problem:
+    """Return the problem of a hook that yields where its value is returned."""
+    return Problem(
+        file, first_yield(node), f"{name} is a generator", "Return the value instead of yielding it."
+    )
+
+
+def check_stream(file: str, hooks: Mapping[str, _HasNode], settings: Settings, findings: Findings) -> None:
+    """Report what a `predict` that streams cannot be combined with: postprocess, and batches.
+
+    Args:
+        file: Name of the file, for messages.
+        hooks: The hooks that were found, by role.
+        settings: The model's.
+        findings: Receives problems and warnings.
+    """
+    predict = hooks.get("predict")
+    if predict is None or not yields(predict.node):
+        return
+    line = first_yield(predict.node)
+    if "postprocess" in hooks:
+        findings.problem(
+            file,
+            line,
+            "predict is a generator, whose chunks are sent as they are made, so that postprocess "
+            f"(line {hooks['postprocess'].node.lineno}) would never see them",
+            "Do the work of postprocess inside predict, or collect what predict yields and return it.",
+        )
+    if settings.batch in ("list", "collate"):
+        message = f"predict is a generator, but with batch: {settings.batch} one call serves several requests"
+        findings.problem(file, line, message, "Write batch: each.")
+    if settings.batch_size > 1:
+        findings.warn(
+            file,
+            line,
+            f"predict streams, and batch_size is {settings.batch_size}: the streams of a batch are made one after "
+            f"another, and no client's stream ends before the whole batch has ended. Write batch_size: 1.",
+        )

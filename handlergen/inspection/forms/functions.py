@@ -1,0 +1,221 @@
+"""The `functions` form: module-level `predict` and the hooks around it. handlergen's own form, and the simplest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from handlergen.errors import Problem
+from handlergen.inspection.findings import Findings, Source
+from handlergen.inspection.forms.form import (
+    Form,
+    check_stream,
+    function_lines,
+    generator_problem,
+    misspelt,
+    near_names,
+    yields,
+)
+from handlergen.inspection.hook_signatures import Role, plain_parameters, read_keywords, read_signature
+from handlergen.inspection.source_module import call_kind, wrapped_in_context_manager
+from handlergen.inspection.source_tree import Found
+from handlergen.project.settings import EXECUTABLE_FORMATS
+from handlergen.runtime.contract import Contract, Hook
+
+_NO_REQUEST = "there is no request when it runs"
+_BEFORE_LOAD = {"model": "the model is not loaded yet", "request": _NO_REQUEST}
+_ONCE = ("context", "device")
+
+ROLES: dict[str, Role] = {
+    role.name: role
+    for role in (
+        Role("setup", ("context",), _ONCE, withheld=_BEFORE_LOAD),
+        Role("load", ("context",), _ONCE, withheld=_BEFORE_LOAD),
+        Role("preprocess", ("data", "files"), takes="data"),
+        Role(
+            "predict",
+            ("inputs",),
+            takes="inputs",
+            instead="What preprocess returns arrives as one value: unpack it inside predict. Without preprocess, "
+            "call: keywords makes the keys of a JSON object the parameters.",
+        ),
+        Role("postprocess", ("outputs", "input_data", "files"), takes="outputs"),
+        Role("explain", ("inputs", "data"), takes="inputs"),
+        Role("is_healthy", ("context",), (*_ONCE, "model"), withheld={"request": _NO_REQUEST}),
+    )
+}
+"""The hooks, in the order in which they run."""
+
+# Names for a hook in other systems, too far from it to be found by spelling.
+_OTHER_NAMES = {
+    "load_model": "load",
+    "init": "setup",
+    "initialize": "setup",
+    "inference": "predict",
+    "infer": "predict",
+    "health": "is_healthy",
+    "healthy": "is_healthy",
+}
+
+
+def recognise(source: Source) -> str | None:
+    """Find a module-level `predict`, wherever it is defined."""
+    binding = source.module.bindings.get("predict")
+    if binding:
+        return f"`predict`, line {binding.line}"
+    if source.module.star_imports and source.tree.function(source.module, "predict"):
+        return f"`predict`, through the import in line {source.module.star_imports[-1].lineno}"
+    return None
+
+
+def inspect(source: Source) -> Findings:
+    """Return the contract of a functions module, or every problem of every hook."""
+    findings = Findings()
+    file = source.module.file
+    found = _found(source, ROLES, findings)
+    bound = set(found) | {name for name in ROLES if name in source.module.bindings}
+    lines = function_lines(source.module)
+    findings.warnings += misspelt(file, lines, ROLES, {*bound, "predict"}, others=_OTHER_NAMES)
+    _check_predict(source, bound, findings)
+    call = _call(source, found, bound, findings)
+    hooks = {
+        name: _hook(
+            source, ROLES[name], function, findings, keywords=call == "keywords" and name == "predict"
+        )
+        for name, function in found.items()
+    }
+    _check_model_is_made(source, hooks, bound, findings)
+    _check_batches(source, hooks, call, findings)
+    check_stream(file, found, source.settings, findings)
+    if not findings.problems:
+        findings.contract = Contract("functions", source.name, hooks, call=call)
+    return findings
+
+
+def hooks_of(source: Source, names: Sequence[str], findings: Findings) -> dict[str, Hook]:
+    """Read the module-level hooks with these roles, for forms that share some (`setup`, `load`) with this one."""
+    hooks = {
+        name: _hook(source, ROLES[name], function, findings)
+        for name, function in _found(source, names, findings).items()
+    }
+    findings.warnings += misspelt(source.module.file, function_lines(source.module), names, hooks)
+    return hooks
+
+
+def _found(source: Source, names: Sequence[str] | dict[str, Role], findings: Findings) -> dict[str, Found]:
+    found = {}
+    for name in names:
+        function = source.tree.function(source.module, name)
+        if isinstance(function, Problem):
+            findings.problems.append(function)
+        elif function is not None:
+            found[name] = function
+    return found
+
+
+def _hook(source: Source, role: Role, found: Found, findings: Findings, *, keywords: bool = False) -> Hook:
+    node, file = found.node, found.module.file
+    if wrapped_in_context_manager(node):
+        message = f"{role.name} is a context manager"
+        findings.problem(file, node.lineno, message, "Return the value instead.")
+    elif yields(node) and role.name != "predict":
+        findings.problems.append(generator_problem(file, role.name, node))
+    read = read_keywords if keywords else read_signature
+    parameters = read(node, role, file=file, findings=findings)
+    line = node.lineno if found.module is source.module else 0
+    return Hook(role.name, line, call_kind(node), parameters)
+
+
+def _call(source: Source, found: dict[str, Found], bound: set[str], findings: Findings) -> str:
+    """Return `positional` or `keywords`; see the setting `call`."""
+    setting = source.settings.call
+    predict = found.get("predict")
+    if setting == "keywords" and "preprocess" in bound:
+        preprocess = source.module.bindings.get("preprocess")
+        findings.problem(
+            source.module.file,
+            preprocess.line if preprocess else 0,
+            "call: keywords is only for a module without preprocess; with one, predict receives what it returned",
+            "Remove preprocess, or write call: positional.",
+        )
+        return "positional"
+    if predict is None or "preprocess" in bound or setting == "positional":
+        return "positional"
+    named = ROLES["predict"].named
+    own = [parameter for parameter in plain_parameters(predict.node) if parameter.name not in named]
+    several = len(own) > 1 or any(parameter.keyword_only for parameter in own)
+    return "keywords" if setting == "keywords" or several else "positional"
+
+
+def _check_predict(source: Source, bound: set[str], findings: Findings) -> None:
+    """Check that the module or its weights can predict, and that something loads the weights."""
+    file = source.module.file
+    weights, held = source.settings.weights, source.weights_format
+    runs = bool(weights) and (held is None or held in EXECUTABLE_FORMATS)
+    if weights and not runs and "load" not in bound:
+        what = {"state_dict": "a state dict", "safetensors": "tensors only"}.get(str(held), "no program")
+        findings.problem(
+            file,
+            0,
+            f"nothing loads the weights {weights}: they hold {what}, and the module has no load(context)",
+            f"Write def load(context), which reads {weights} below context.model_dir and returns the model.",
+        )
+    if "predict" in bound or runs:
+        return
+    pairs = near_names(function_lines(source.module), ROLES, bound, others=_OTHER_NAMES)
+    near = [name for name, hook in pairs if hook == "predict"]
+    fix = "Write def predict(inputs), or set weights: to a TorchScript, exported or ONNX file."
+    if near:
+        fix = f"Is `{near[0]}` meant to be it? Rename it to predict."
+    elif submodule := _submodule_with_predict(source):
+        fix = f"{submodule}.py has one: write `from .{submodule} import predict` in __init__.py."
+    message = "the file is empty" if source.module.empty else "there is no module-level predict"
+    findings.problem(file, 0, message, fix)
+
+
+def _check_model_is_made(source: Source, hooks: dict[str, Hook], bound: set[str], findings: Findings) -> None:
+    """Check that there is a model for the hooks that ask for `model`."""
+    if "load" in bound or source.settings.weights:
+        return  # weights that need a load() are reported by _check_predict
+    for hook in hooks.values():
+        if any(parameter.source == "model" for parameter in hook.parameters):
+            findings.problem(
+                source.module.file,
+                hook.line,
+                f"{hook.name} asks for `model`, but the module has no load(context) that returns one",
+                "Write def load(context), or set weights: to a TorchScript, exported or ONNX file.",
+            )
+
+
+def _check_batches(source: Source, hooks: dict[str, Hook], call: str, findings: Findings) -> None:
+    """Check that predict asks for nothing of a single request if one call serves several."""
+    batch, predict = source.settings.batch, hooks.get("predict")
+    if batch not in ("list", "collate") or predict is None:
+        return
+    if call == "keywords":
+        message = (
+            f"batch: {batch} passes predict one value for several requests, not the keys of a JSON object"
+        )
+        findings.problem(
+            source.module.file, predict.line, message, "Write batch: each, or def predict(inputs)."
+        )
+    elif any(parameter.source == "request" for parameter in predict.parameters):
+        findings.problem(
+            source.module.file,
+            predict.line,
+            f"predict asks for `request`, but with batch: {batch} one call serves several requests",
+            "Write batch: each, or let preprocess put what predict needs into its inputs.",
+        )
+
+
+def _submodule_with_predict(source: Source) -> str | None:
+    if not source.module.is_package:
+        return None
+    for path in sorted(Path(source.module.path).parent.glob("*.py")):
+        module = source.tree.open(path)
+        if not isinstance(module, Problem) and module is not source.module and "predict" in module.bindings:
+            return path.stem
+    return None
+
+
+FORM = Form("functions", recognise, inspect)

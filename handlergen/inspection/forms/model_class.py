@@ -1,0 +1,272 @@
+"""The `model-class` form: Truss's `class Model` with `predict`, alone in a file or in a Truss directory.
+
+How it is called at run time: `handlergen/runtime/forms/model_class.py`. Facts about Truss:
+truss/templates/server/model_wrapper.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+
+from handlergen.errors import Problem
+from handlergen.inspection.findings import Findings, Source
+from handlergen.inspection.forms.form import Form, check_stream, method_lines, misspelt, yields
+from handlergen.inspection.hook_signatures import plain_parameters
+from handlergen.inspection.source_module import (
+    Method,
+    MethodNode,
+    SourceModule,
+    call_kind,
+    dotted,
+    find_method,
+    full_name,
+    wrapped_in_context_manager,
+)
+from handlergen.runtime.contract import Contract, Hook, Parameter
+
+ARGUMENTS = ("config", "data_dir", "secrets", "environment", "lazy_data_resolver")
+"""Parameters that a constructor may have."""
+
+_DATA = {"preprocess": "data", "predict": "inputs", "postprocess": "outputs"}
+"""What the data parameter of each hook receives."""
+
+_ONCE = ("load", "is_healthy")
+_UNSUPPORTED_ENDPOINTS = ("completions", "chat_completions", "websocket")
+"""Endpoints of Truss's server that TorchServe does not have."""
+
+
+def recognise(source: Source) -> str | None:
+    """Find a module-level class with the wanted name that has `predict`, its own or inherited."""
+    node = _class(source)
+    if node is not None and find_method(source.module, node, "predict"):
+        return f"class {node.name} with predict, line {node.lineno}"
+    return None
+
+
+def inspect(source: Source) -> Findings:
+    """Return the contract of the class, or every problem of its constructor and its hooks."""
+    findings = Findings()
+    module, node = source.module, _class(source)
+    if node is None:
+        findings.problems.append(_no_class(source))
+        return findings
+    hooks: dict[str, Hook] = {}
+    methods: dict[str, Method] = {}
+    for role in ("load", *_DATA, "is_healthy"):
+        method = find_method(module, node, role)
+        if method is not None:
+            methods[role] = method
+            hooks[role] = (_once if role in _ONCE else _hook)(module, method, role, findings)
+    foreign = _foreign_bases(module, node)
+    if "predict" not in hooks:
+        findings.problems.append(_no_predict(module, node, foreign))
+    else:
+        if foreign:
+            findings.warn(
+                module.file,
+                node.lineno,
+                f"{node.name} inherits from {', '.join(foreign)}, which handlergen does not read: hooks that are "
+                f"defined there are not called",
+            )
+        _check_predict(source, hooks, findings)
+    _check_constructor(module, node, findings)
+    check_stream(module.file, methods, source.settings, findings)
+    for name in _UNSUPPORTED_ENDPOINTS:
+        if "predict" in hooks and (endpoint := find_method(module, node, name)):
+            message = f"{name} is not served: TorchServe has no such endpoint"
+            findings.warn(module.file, endpoint.node.lineno, message)
+    findings.warnings += misspelt(module.file, method_lines(node), (*_ONCE, *_DATA), hooks)
+    if not findings.problems:
+        findings.contract = Contract(
+            "model-class", source.name, hooks, class_name=node.name, details=dict(source.details)
+        )
+    return findings
+
+
+def _class(source: Source) -> ast.ClassDef | None:
+    binding = source.module.bindings.get(source.class_name)
+    return binding.node if binding and isinstance(binding.node, ast.ClassDef) else None
+
+
+def _hook(module: SourceModule, method: Method, role: str, findings: Findings) -> Hook:
+    node = method.node
+    if wrapped_in_context_manager(node):
+        message = f"{role} is a context manager"
+        findings.problem(module.file, node.lineno, message, "Return the value instead.")
+    return Hook(role, node.lineno, call_kind(node), _parameters(module, node, role, findings))
+
+
+def _parameters(
+    module: SourceModule, node: MethodNode, role: str, findings: Findings
+) -> tuple[Parameter, ...]:
+    """Read the data parameter, and perhaps a second one annotated `Request`; their names do not matter."""
+    given = list(plain_parameters(node))
+    annotated = {
+        arg.arg
+        for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+        if _is_request(module, arg.annotation)
+    }
+    wrong = _wrong_parameters(node, role, annotated)
+    if wrong is not None:
+        line, message, fix = wrong
+        wanted = (
+            f"Write def {role}(self, {_DATA[role]}), or def {role}(self, {_DATA[role]}, request: Request)."
+        )
+        findings.problem(module.file, line, message, f"{fix} {wanted}".strip())
+        return ()
+    return tuple(
+        Parameter(
+            parameter.name,
+            "http_request" if parameter.name in annotated else _DATA[role],
+            parameter.keyword_only,
+            parameter.required,
+        )
+        for parameter in given
+    )
+
+
+def _wrong_parameters(  # noqa: PLR0911 - one return a way to be wrong
+    node: MethodNode, role: str, annotated: set[str]
+) -> tuple[int, str, str] | None:
+    """Return line, message and the first part of the fix; None if the parameters can be passed."""
+    variadic = node.args.vararg or node.args.kwarg
+    if variadic:
+        star = "*" if node.args.vararg else "**"
+        return variadic.lineno, f"{role} takes `{star}{variadic.arg}`, which does not say what to pass", ""
+    given = list(plain_parameters(node))
+    if not given:
+        return node.lineno, f"{role} has no parameter for the data besides self", ""
+    first, *others = given
+    if len(others) > 1:
+        surplus = others[1]
+        message = f"{role} has more than two parameters: nothing is passed for `{surplus.name}`"
+        return surplus.line, message, ""
+    if not others:
+        if role == "postprocess" and first.name in annotated:
+            return first.line, "postprocess takes only the request: what predict returned would be lost", ""
+        return None
+    (second,) = others
+    if first.name in annotated:
+        return first.line, f"the request must come second, after the data, in {role}", ""
+    if second.name not in annotated:
+        message = f"the second parameter of {role}, `{second.name}`, is not annotated Request"
+        return second.line, message, f"If it is the request: `{second.name}: Request`; if not, remove it."
+    return None
+
+
+def _is_request(module: SourceModule, annotation: ast.expr | None) -> bool:
+    """Recognise `Request`, `starlette.requests.Request`, `"Request"`, `Request | None`, `Optional[Request]`."""
+    if annotation is None:
+        return False
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        try:
+            return _is_request(module, ast.parse(annotation.value, mode="eval").body)
+        except SyntaxError:
+            return False
+    if isinstance(annotation, ast.BinOp):
+        return _is_request(module, annotation.left) or _is_request(module, annotation.right)
+    if isinstance(annotation, ast.Subscript):
+        inner = annotation.slice
+        return dotted(annotation.value).rpartition(".")[2] in ("Optional", "Annotated", "Union") and any(
+            _is_request(module, item) for item in (inner.elts if isinstance(inner, ast.Tuple) else [inner])
+        )
+    name = dotted(annotation)
+    return bool(name) and full_name(module, name).rpartition(".")[2] == "Request"
+
+
+def _once(module: SourceModule, method: Method, role: str, findings: Findings) -> Hook:
+    """Read `load` or `is_healthy`, which take nothing besides self."""
+    node = method.node
+    for parameter in plain_parameters(node):
+        if parameter.required:
+            findings.problem(
+                module.file,
+                parameter.line,
+                f"nothing is passed for the parameter `{parameter.name}` of {role}",
+                f"Write def {role}(self); the constructor receives {', '.join(ARGUMENTS)}.",
+            )
+    if yields(node):
+        findings.problem(module.file, node.lineno, f"{role} is a generator", "Remove the yield.")
+    return Hook(role, node.lineno, call_kind(node), ())
+
+
+def _check_constructor(module: SourceModule, node: ast.ClassDef, findings: Findings) -> None:
+    """Check that the constructor's parameters are ones that Truss passes, by keyword, to those that name them."""
+    method = find_method(module, node, "__init__")
+    for parameter in plain_parameters(method.node) if method else ():
+        known = parameter.name in ARGUMENTS
+        if known and parameter.positional_only:
+            message = f"`{parameter.name}` of {node.name} is positional-only, but it is passed by keyword"
+            findings.problem(module.file, parameter.line, message, "Remove the `/`.")
+        elif not known and parameter.required:
+            near = difflib.get_close_matches(parameter.name, ARGUMENTS, n=1, cutoff=0.6)
+            fix = f"Did you mean `{near[0]}`?" if near else "Give it a default, or read it from config."
+            findings.problem(
+                module.file,
+                parameter.line,
+                f"nothing is passed for the parameter `{parameter.name}` of {node.name}",
+                f"It may take {', '.join(ARGUMENTS)}, or **kwargs for all of them. {fix}",
+            )
+
+
+def _check_predict(source: Source, hooks: dict[str, Hook], findings: Findings) -> None:
+    """Check the request parameter of predict against preprocess and the setting `batch`."""
+    file, predict = source.module.file, hooks["predict"]
+    takes = {parameter.source for parameter in predict.parameters}
+    if "preprocess" in hooks and takes == {"http_request"}:
+        message = "predict takes only the request: what preprocess returned would be lost"
+        findings.problem(file, predict.line, message, "Write def predict(self, inputs, request: Request).")
+    batch = source.settings.batch
+    if batch in ("list", "collate") and "http_request" in takes:
+        findings.problem(
+            file,
+            predict.line,
+            f"predict takes a Request, but with batch: {batch} one call serves several requests",
+            "Write batch: each, or let preprocess put what predict needs into its inputs.",
+        )
+
+
+def _no_class(source: Source) -> Problem:
+    file, wanted = source.module.file, source.class_name
+    binding = source.module.bindings.get(wanted)
+    if binding is not None:
+        message = f"`{wanted}` is not defined by a class statement in this file, so that it cannot be read"
+        return Problem(file, binding.line, message, f"Write class {wanted} in this file.")
+    classes = [node for node in source.module.classes() if find_method(source.module, node, "predict")]
+    fix = f"Write class {wanted} with def predict(self, inputs)."
+    if len(classes) == 1:
+        fix = f"Is {classes[0].name}, line {classes[0].lineno}, meant to be it? Rename it to {wanted}."
+    return Problem(file, 0, f"there is no class {wanted}", fix)
+
+
+def _no_predict(module: SourceModule, node: ast.ClassDef, foreign: list[str]) -> Problem:
+    websocket = find_method(module, node, "websocket")
+    if websocket:
+        message = "the class has websocket instead of predict, but TorchServe has no WebSocket endpoint"
+        return Problem(module.file, websocket.node.lineno, message, "Write def predict(self, inputs).")
+    fix = "Write def predict(self, inputs)."
+    if foreign:
+        names = ", ".join(foreign)
+        fix = f"handlergen does not read {names}: write def predict(self, inputs) here, and call the inherited one."
+    return Problem(module.file, node.lineno, f"class {node.name} has no predict", fix)
+
+
+def _foreign_bases(module: SourceModule, node: ast.ClassDef) -> list[str]:
+    """Return the bases, at any depth, that are not defined in this file, except `object` and those of typing."""
+    found: list[str] = []
+    waiting, seen = [node], {node.name}
+    while waiting:
+        for base in waiting.pop().bases:
+            name = dotted(base)
+            binding = module.bindings.get(name)
+            if binding and isinstance(binding.node, ast.ClassDef):
+                if name not in seen:
+                    seen.add(name)
+                    waiting.append(binding.node)
+            elif name and full_name(module, name).partition(".")[0] not in ("object", "abc", "typing"):
+                found.append(name)
+    return found
+
+
+FORM = Form("model-class", recognise, inspect)

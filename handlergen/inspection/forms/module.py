@@ -1,0 +1,311 @@
+"""The `module` form: a `torch.nn.Module` with `preprocess` or `postprocess` of its own.
+
+The convention of the article "Conventions for packaging deep learning models". How it is called at run time:
+`handlergen/runtime/forms/module.py`.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from handlergen.errors import Problem
+from handlergen.inspection.findings import Findings, Source
+from handlergen.inspection.forms import functions
+from handlergen.inspection.forms.form import Form, generator_problem, method_lines, misspelt, rename, yields
+from handlergen.inspection.hook_signatures import Role, plain_parameters, read_signature
+from handlergen.inspection.source_module import (
+    Method,
+    SourceModule,
+    base_names,
+    call_kind,
+    dotted,
+    find_method,
+    wrapped_in_context_manager,
+)
+from handlergen.project.weights_file import pickled_class
+from handlergen.runtime.contract import Contract, Hook, Parameter
+
+OWN_HOOKS = ("preprocess", "postprocess")
+"""Methods that make an nn.Module a model of this form."""
+
+_BASES = ("nn.Module", "pytorch_lightning.LightningModule", "lightning.LightningModule")
+_NAMED = ("context", "device", "request")
+_SELF = {"model": "the model is `self`"}
+
+ROLES = {
+    "preprocess": Role("preprocess", ("data", "files"), _NAMED, takes="data", withheld=_SELF),
+    "postprocess": Role(
+        "postprocess", ("outputs", "input_data", "files"), _NAMED, takes="outputs", withheld=_SELF
+    ),
+    "explain": Role("explain", ("inputs", "data"), _NAMED, takes="inputs", withheld=_SELF),
+    "collate": Role("collate", ("samples",), (), takes="samples"),
+}
+
+
+@dataclass(frozen=True)
+class ModelClass:
+    """A class that may be the model.
+
+    Attributes:
+        name: Its name in the user's module.
+        node: Its definition.
+        module: The file that defines it.
+    """
+
+    name: str
+    node: ast.ClassDef
+    module: SourceModule
+
+    @property
+    def file(self) -> str:
+        """Return the file's name for messages."""
+        return self.module.file
+
+    def method(self, name: str) -> Method | None:
+        """Return a method, its own or inherited; None if there is none."""
+        return find_method(self.module, self.node, name)
+
+    @property
+    def hooks(self) -> list[str]:
+        """Return the names of `OWN_HOOKS` that it has."""
+        return [name for name in OWN_HOOKS if self.method(name)]
+
+
+def recognise(source: Source) -> str | None:
+    """Find a module-level subclass of nn.Module that has `preprocess` or `postprocess`."""
+    return (
+        " and ".join(
+            f"class {model.name}, an nn.Module with {' and '.join(model.hooks)}, line {model.node.lineno}"
+            for model in _candidates(source)
+        )
+        or None
+    )
+
+
+def inspect(source: Source) -> Findings:
+    """Return the contract of the class, or every problem of its hooks, its constructor and its weights."""
+    findings = Findings()
+    found = _candidates(source)
+    if len(found) != 1:
+        findings.problems.append(_not_one(source, found))
+        return findings
+    (model,) = found
+    hooks = functions.hooks_of(source, ("setup", "load", "is_healthy"), findings)
+    for name in (*OWN_HOOKS, "explain"):
+        method = model.method(name)
+        if method:
+            hooks[name] = _hook(model, method, ROLES[name], findings)
+    details: dict[str, Any] = {"one_by_one": source.settings.batch == "auto"}
+    collate = _collate(source, model, findings)
+    if collate:
+        details["collate"] = collate
+    _forward(model, hooks, details, findings)
+    if "load" in hooks:
+        for name in ("model_args", "model_kwargs"):
+            if getattr(source.settings, name):
+                findings.warn(
+                    source.module.file, 0, f"{name} has no effect: load(context) creates the module"
+                )
+    else:
+        _check_constructor(source, model, findings)
+        _check_weights(source, model, findings)
+    if source.settings.batch == "auto" and not collate and source.settings.batch_size > 1:
+        findings.warn(
+            model.file,
+            model.node.lineno,
+            f"{model.name} has no collate(samples): what preprocess returns is stacked, and samples of different "
+            f"shapes are predicted one by one. Write batch: collate to have them refused.",
+        )
+    own = (*OWN_HOOKS, "explain", "collate")
+    there = [name for name in own if model.method(name)]
+    findings.warnings += misspelt(model.file, method_lines(model.node), own, there)
+    if not findings.problems:
+        findings.contract = Contract("module", source.name, hooks, class_name=model.name, details=details)
+    return findings
+
+
+def is_module(module: SourceModule, node: ast.ClassDef) -> bool:
+    """Return whether a class inherits from nn.Module, or from one of torch's modules such as nn.Sequential."""
+    return any(name.startswith("torch.nn.") or name in _BASES for name in base_names(module, node))
+
+
+def _candidates(source: Source) -> list[ModelClass]:
+    """Return the classes with hooks of their own, without those that are only a base of another one."""
+    found = [
+        candidate
+        for node in source.module.classes()
+        if (candidate := ModelClass(node.name, node, source.module)).hooks and is_module(source.module, node)
+    ]
+    if not found and "predict" not in source.module.bindings:
+        found = _imported(source)
+    bases = {
+        dotted(base) for candidate in found for base in _all_bases(candidate.module, candidate.node, set())
+    }
+    return [candidate for candidate in found if candidate.name not in bases]
+
+
+def _imported(source: Source) -> list[ModelClass]:
+    """Return classes from the project's other files: `from .network import Network` in an `__init__.py`."""
+    found = []
+    for binding in source.module.bindings.values():
+        if not isinstance(binding.node, ast.ImportFrom) or not binding.imported:
+            continue
+        path = source.tree.local_file(source.module, binding.node)
+        module = source.tree.open(path) if path else None
+        if not isinstance(module, SourceModule):
+            continue
+        defined = module.bindings.get(binding.imported)
+        if defined and isinstance(defined.node, ast.ClassDef) and is_module(module, defined.node):
+            candidate = ModelClass(binding.name, defined.node, module)
+            found += [candidate] if candidate.hooks else []
+    return found
+
+
+def _all_bases(module: SourceModule, node: ast.ClassDef, seen: set[str]) -> list[ast.expr]:
+    bases = list(node.bases)
+    for base in node.bases:
+        name = dotted(base)
+        binding = module.bindings.get(name)
+        if binding and isinstance(binding.node, ast.ClassDef) and name not in seen:
+            seen.add(name)
+            bases += _all_bases(module, binding.node, seen)
+    return bases
+
+
+def _not_one(source: Source, found: list[ModelClass]) -> Problem:
+    if not found:
+        return Problem(
+            source.module.file,
+            0,
+            "there is no nn.Module with a preprocess or postprocess of its own",
+            "Write def preprocess(self, x) and def postprocess(self, output) in the model's class.",
+        )
+    names = " and ".join(f"{candidate.name}, line {candidate.node.lineno}" for candidate in found)
+    return Problem(
+        source.module.file,
+        found[-1].node.lineno,
+        f"several modules have a preprocess or postprocess of their own: {names}",
+        "Keep those of the one that is served; move the other class into a file of its own and import it.",
+    )
+
+
+def _hook(model: ModelClass, method: Method, role: Role, findings: Findings) -> Hook:
+    node = method.node
+    if yields(node) or wrapped_in_context_manager(node):
+        findings.problems.append(generator_problem(model.file, role.name, node))
+    parameters = read_signature(node, role, file=model.file, findings=findings)
+    return Hook(role.name, node.lineno, call_kind(node), parameters)
+
+
+def _forward(model: ModelClass, hooks: dict[str, Hook], details: dict[str, Any], findings: Findings) -> None:
+    """Read `forward(batch)` as `predict`; several parameters receive the parts of the batch one by one."""
+    method = model.method("forward")
+    if method is None:
+        if set(base_names(model.module, model.node)) <= {"torch.nn.Module", "nn.Module"}:
+            findings.problem(
+                model.file,
+                model.node.lineno,
+                f"{model.name} has no forward",
+                rename(method_lines(model.node), "forward")
+                or "Write def forward(self, batch), which takes what preprocess returned, collated.",
+            )
+        hooks["predict"] = Hook("forward", 0, "sync", (Parameter("batch", "inputs"),))
+        return
+    node = method.node
+    if call_kind(node) != "sync":
+        fix = "Write def forward(self, batch) that returns its result."
+        findings.problem(model.file, node.lineno, "forward is async or a generator", fix)
+    parameters = list(plain_parameters(node))
+    if not parameters and node.args.vararg is None:
+        findings.problem(model.file, node.lineno, "forward takes no batch", "Write def forward(self, batch).")
+    required = [parameter for parameter in parameters if parameter.required]
+    details["spread"] = (
+        len(required) > 1 or node.args.vararg is not None or any(p.keyword_only for p in required)
+    )
+    passed = tuple(Parameter(p.name, "inputs", p.keyword_only, p.required) for p in parameters)
+    hooks["predict"] = Hook("forward", node.lineno, "sync", passed)
+
+
+def _collate(source: Source, model: ModelClass, findings: Findings) -> str | None:
+    """Return where the user's own `collate(samples)` is: `method`, `function`, or None."""
+    method = model.method("collate")
+    if method:
+        read_signature(method.node, ROLES["collate"], file=model.file, findings=findings)
+        return "method"
+    function = source.tree.function(source.module, "collate")
+    if function is None or isinstance(function, Problem):
+        return None
+    read_signature(function.node, ROLES["collate"], file=function.module.file, findings=findings)
+    return "function"
+
+
+def _check_constructor(source: Source, model: ModelClass, findings: Findings) -> None:
+    """Check `model_args` and `model_kwargs` against `__init__`, if the source shows one."""
+    init = model.method("__init__")
+    if init is None:
+        return
+    settings, file, line = source.settings, model.file, init.node.lineno
+    parameters = list(plain_parameters(init.node))
+    positional = [parameter for parameter in parameters if not parameter.keyword_only]
+    if len(settings.model_args) > len(positional) and init.node.args.vararg is None:
+        findings.problem(
+            file,
+            line,
+            f"model_args has {len(settings.model_args)} values, but {model.name} takes {len(positional)}",
+            "Leave out the rest.",
+        )
+    given = {parameter.name for parameter in positional[: len(settings.model_args)]}
+    names = [parameter.name for parameter in parameters]
+    for name in settings.model_kwargs:
+        if name in given:
+            message = f"model_args and model_kwargs both set `{name}`"
+            findings.problem(file, line, message, "Remove it from one of them.")
+        elif name not in names and init.node.args.kwarg is None:
+            near = difflib.get_close_matches(name, names, n=1)
+            fix = f"Did you mean `{near[0]}`?" if near else f"It takes: {', '.join(names) or 'nothing'}."
+            findings.problem(file, line, f"{model.name} has no parameter `{name}` (model_kwargs)", fix)
+    missing = [p.name for p in parameters if p.required and p.name not in {*given, *settings.model_kwargs}]
+    if missing:
+        findings.problem(
+            file,
+            line,
+            f"{model.name} cannot be created without {', '.join(f'`{name}`' for name in missing)}",
+            f"Write model_kwargs: {{{', '.join(f'{name}: ...' for name in missing)}}}, or a load(context) that "
+            f"returns the finished module.",
+        )
+
+
+def _check_weights(source: Source, model: ModelClass, findings: Findings) -> None:
+    """Check that the weights are a state dict, or a pickle that `weights_format` asks for."""
+    weights, held = source.settings.weights, source.weights_format
+    if not weights:
+        findings.warn(
+            model.file,
+            model.node.lineno,
+            f"no weights: {model.name} keeps the values its constructor gives it. Set weights: to its state dict, "
+            f"or write load(context).",
+        )
+        return
+    if held is None or held in ("safetensors", "pickle"):
+        return
+    export = f'torch.save(model.state_dict(), "{weights}")'
+    if held != "state_dict":
+        findings.problem(
+            source.module.file,
+            0,
+            f"the weights {weights} ({held}) are not a state dict, which {model.name} could load",
+            f"Write them with {export}, or write load(context).",
+        )
+    elif pickled := pickled_class(source.root / weights):
+        findings.problem(
+            source.module.file,
+            0,
+            f"the weights {weights} are a pickle of a whole object ({pickled}), which runs code when it is loaded",
+            f"Export a state dict: {export}. If you trust the file, write weights_format: pickle.",
+        )
+
+
+FORM = Form("module", recognise, inspect)

@@ -1,0 +1,105 @@
+"""Sources that are refused: TorchServe handlers, and sources of no form with a guess at what was meant."""
+
+from __future__ import annotations
+
+import ast
+import shlex
+
+from handlergen.errors import Problem
+from handlergen.inspection.findings import Source
+from handlergen.inspection.forms import sagemaker
+from handlergen.inspection.forms.form import function_lines, method_lines, near_names, rename
+from handlergen.inspection.forms.module import is_module
+from handlergen.inspection.source_module import base_names, find_method
+
+_CONTEXT_NAMES = ("context", "ctx", "_context", "_ctx", "_")
+
+
+def torchserve_handler(source: Source) -> Problem | None:
+    """Return the problem of a source that is a TorchServe handler; it gives the command that archives it as it is."""
+    evidence = _handler(source)
+    if evidence is None:
+        return None
+    settings = source.settings
+    command = [
+        "torch-model-archiver",
+        *("--model-name", settings.name or source.name, "--version", settings.version),
+        *("--handler", source.module.file, "--export-path", "model-store"),
+    ]
+    if settings.weights:
+        command += ["--serialized-file", settings.weights]
+    if settings.extra_files:
+        command += ["--extra-files", ",".join(settings.extra_files)]
+    return Problem(
+        source.module.file,
+        0,
+        f"this is already a TorchServe handler ({evidence}), which needs no generated one",
+        f"Archive it as it is: {shlex.join(command)}",
+    )
+
+
+def _handler(source: Source) -> str | None:
+    """Return the evidence: a subclass of a TorchServe handler, or a module-level `handle(data, context)`.
+
+    TorchServe looks for a function `handle` first (ts/model_loader.py).
+    """
+    for node in source.module.classes():
+        for base in base_names(source.module, node):
+            if base.startswith("ts.torch_handler") or base.rpartition(".")[2] == "BaseHandler":
+                return f"class {node.name}, line {node.lineno}, extends {base.rpartition('.')[2]}"
+    binding = source.module.bindings.get("handle")
+    if binding and isinstance(binding.node, ast.FunctionDef | ast.AsyncFunctionDef):
+        names = [arg.arg for arg in (*binding.node.args.posonlyargs, *binding.node.args.args)]
+        if len(names) == 2 and (names[1] in _CONTEXT_NAMES or "predict" not in source.module.bindings):
+            return f"handle({', '.join(names)}), line {binding.line}"
+    return None
+
+
+def nearest_form(source: Source) -> Problem | None:
+    """Return what keeps a source of no form from being the form it resembles; None if it resembles none."""
+    return _flow(source) or _sagemaker(source) or _model_class(source) or _module(source)
+
+
+def _flow(source: Source) -> Problem | None:
+    for name, binding in source.module.bindings.items():
+        if name != "FLOW" and name.upper() == "FLOW":
+            message = f"there is no module-level predict, and `{name}` is not FLOW"
+            return Problem(
+                source.module.file, binding.line, message, f"If it is a flow, rename {name} to FLOW."
+            )
+    return None
+
+
+def _sagemaker(source: Source) -> Problem | None:
+    lines = function_lines(source.module)
+    for name, function in near_names(lines, sagemaker.FUNCTIONS, ()):
+        message = f"there is no module-level predict, and `{name}` is not one of SageMaker's functions"
+        return Problem(
+            source.module.file, lines[name], message, f"If it is meant to be {function}, rename it."
+        )
+    return None
+
+
+def _model_class(source: Source) -> Problem | None:
+    wanted = source.class_name
+    for node in source.module.classes():
+        if find_method(source.module, node, "predict"):
+            message = f"there is no module-level predict, and a class that has one must be called {wanted}"
+            return Problem(source.module.file, node.lineno, message, f"Rename {node.name} to {wanted}.")
+        if node.name == wanted and not is_module(source.module, node):
+            fix = rename(method_lines(node), "predict") or "Write def predict(self, inputs)."
+            return Problem(source.module.file, node.lineno, f"class {wanted} has no predict", fix)
+    return None
+
+
+def _module(source: Source) -> Problem | None:
+    for node in source.module.classes():
+        if is_module(source.module, node):
+            return Problem(
+                source.module.file,
+                node.lineno,
+                f"there is no module-level predict, and {node.name} has no preprocess or postprocess of its own",
+                f"Write def postprocess(self, output) in {node.name}, or def predict(inputs, model) beside it and "
+                f"def load(context) that returns a {node.name}.",
+            )
+    return None

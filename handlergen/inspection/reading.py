@@ -1,0 +1,141 @@
+"""Inspection: from a source to its contract, by reading it. All problems are reported at once; no user code runs."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from handlergen.errors import ContractError, Problem
+from handlergen.inspection.findings import Findings, Source
+from handlergen.inspection.forms import FORMS, Form, form_named
+from handlergen.inspection.forms.refused import nearest_form, torchserve_handler
+from handlergen.inspection.hook_signatures import replaced_hooks
+from handlergen.inspection.source_module import SourceModule
+from handlergen.inspection.source_tree import SourceTree
+from handlergen.project.settings import Settings
+from handlergen.project.truss import Truss
+from handlergen.project.weights_file import weights_format
+from handlergen.runtime.contract import Contract
+from handlergen.runtime.forms.table import DEFAULT_FORM
+
+
+def inspect_source(path: Path, *, form: str | None = None, settings: Settings | None = None) -> Contract:
+    """Return the contract of a module.
+
+    Args:
+        path: A `.py` file or a package directory.
+        form: Skips recognition; `settings.form` when None.
+        settings: Paths in them are relative to the directory of `path`.
+
+    Raises:
+        ContractError: With every problem, sorted.
+    """
+    findings = read_source(path, form=form, settings=settings or Settings(), root=path.parent)
+    if findings.contract is None:
+        raise ContractError(sorted(findings.problems))
+    return findings.contract
+
+
+def read_source(
+    path: Path, *, form: str | None, settings: Settings, root: Path, truss: Truss | None = None
+) -> Findings:
+    """Inspect a source; as `inspect_source`, but return its problems and warnings too.
+
+    Args:
+        path: A `.py` file or a package directory.
+        form: Skips recognition; `settings.form` when None.
+        settings: Paths in them are relative to `root`.
+        root: The project's root.
+        truss: The Truss directory of the source; it names the file of the package, and the class.
+    """
+    tree = SourceTree(root, [root / package for package in settings.packages])
+    entry = truss.module if truss else path / "__init__.py" if path.is_dir() else path
+    module = tree.open(entry)
+    if isinstance(module, Problem):
+        return Findings(problems=[module])
+    weights = root / settings.weights if settings.weights else None
+    held = settings.weights_format or (weights_format(weights) if weights else None)
+    name = path.name if path.is_dir() else path.stem
+    source = Source(module, name, tree, settings, root, held)
+    if truss:
+        name = ".".join(entry.relative_to(root).with_suffix("").parts)
+        source = replace(source, name=name, class_name=truss.class_name, details=truss.details)
+    findings = _inspect(source, form or settings.form or (truss.form if truss else None))
+    findings.warnings += _imports_left_out(source, path)
+    if findings.contract is not None:
+        findings.warnings += replaced_hooks(source, findings.contract)
+    findings.source = source
+    return findings
+
+
+def _inspect(source: Source, wanted: str | None) -> Findings:
+    if wanted:
+        return form_named(wanted).inspect(source)
+    refused = torchserve_handler(source)
+    if refused:
+        return Findings(problems=[refused])
+    matches: list[tuple[Form, str]] = []
+    for form in FORMS:
+        evidence = form.recognise(source)
+        if evidence:
+            matches.append((form, evidence))
+    if len(matches) > 1:
+        findings = Findings()
+        findings.problem(
+            source.module.file,
+            0,
+            f"the form is ambiguous: {' and '.join(f'{form.name} ({evidence})' for form, evidence in matches)}",
+            f"Choose one: --form {matches[0][0].name}, or form: in handlergen.yaml.",
+        )
+        return findings
+    if matches:
+        return matches[0][0].inspect(source)
+    # No form is recognised: either executable weights predict, or `predict` is missing.
+    findings = form_named(DEFAULT_FORM).inspect(source)
+    if findings.contract is None and "predict" not in source.module.bindings:
+        resembles = nearest_form(source)
+        findings.problems = [resembles] if resembles else findings.problems
+    return findings
+
+
+def _imports_left_out(source: Source, own: Path) -> list[str]:
+    """Return a warning for each import of a file of the project that is not packed: it would fail in the worker.
+
+    Args:
+        source: As it was read.
+        own: The file or directory that is packed as the source.
+    """
+    module = source.module
+    packed = [*source.settings.extra_files, *source.settings.packages]
+    warnings = []
+    for line, parts in _absolute_imports(module):
+        path = source.tree.importable(parts[:1], beside=module.path.parent) or source.tree.importable(parts)
+        if path is None or path == own or own in path.parents:
+            continue
+        top = path.parent if path.name == "__init__.py" else path
+        if not any(_covers(entry, top, source.root) for entry in packed):
+            shown = top.relative_to(source.root).as_posix() if source.root in top.parents else str(top)
+            setting = "packages" if top.is_dir() else "extra_files"
+            warnings.append(
+                f"{module.file}:{line}: imports {'.'.join(parts)}, which is not packed. "
+                f"Write {setting}: [{shown}]."
+            )
+    return list(dict.fromkeys(warnings))
+
+
+def _covers(entry: str, path: Path, root: Path) -> bool:
+    packed = root / entry.rstrip("/")
+    return path == packed or packed in path.parents or fnmatch.fnmatch(str(path), str(packed))
+
+
+def _absolute_imports(module: SourceModule) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Yield line and parts of every absolute import in the file, also inside functions."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, tuple(alias.name.split("."))
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            yield node.lineno, tuple(node.module.split("."))

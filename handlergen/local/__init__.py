@@ -1,0 +1,1 @@
+"""The pipeline without a server: `predict`, `check --sample`, `map`."""

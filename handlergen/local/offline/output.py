@@ -1,0 +1,272 @@
+"""The files of an output: which they are, and how the lines of a finished run become one .npy or Parquet file."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from handlergen.errors import HandlergenError
+from handlergen.local.offline.journal import PENDING_SUFFIX, journal_path
+
+_LINES = ".rows.jsonl"
+_PARTIAL = ".partial"
+
+_ROWS_AT_ONCE = 4096
+_JSON = "json"
+"""In place of a column's type: JSON text, because its values have no type in common."""
+
+
+@dataclass(frozen=True)
+class OutputFiles:
+    """The files of one output, whether they are there or not.
+
+    Attributes:
+        output: What the user named.
+    """
+
+    output: Path
+
+    @property
+    def converted(self) -> bool:
+        """Is the output made of the lines in the end, because it is not lines itself?"""
+        return self.output.suffix.lower() in CONVERTERS
+
+    @property
+    def lines(self) -> Path:
+        """Where the lines are written."""
+        return self.output.with_name(self.output.name + _LINES) if self.converted else self.output
+
+    @property
+    def journal(self) -> Path:
+        return journal_path(self.lines)
+
+    @property
+    def pending(self) -> Path:
+        return self.lines.with_name(self.lines.name + PENDING_SUFFIX)
+
+    @property
+    def partial(self) -> Path:
+        """What a converted output is called until it is complete."""
+        return self.output.with_name(self.output.name + _PARTIAL)
+
+    def refuse_as_input(self, path: Path) -> None:
+        """See that an input is none of them, under whatever name: it would be lost before it is read.
+
+        Raises:
+            HandlergenError: It is.
+        """
+        for own in self._all():
+            if _same_file(own, path):
+                same = "" if own == path else f": {own} is the same file"
+                raise HandlergenError(
+                    f"{path} is the input, and the run would write over it{same}",
+                    hint="name another output with -o",
+                )
+
+    def own(self, path: Path) -> bool:
+        """Is this file one of them? They come and go while a run works, so what counts is where they would be."""
+        return (path.name in self._names or path.is_symlink()) and path.resolve() in self._places
+
+    @cached_property
+    def _places(self) -> frozenset[Path]:
+        return frozenset(path.resolve() for path in self._all())
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(path.name for path in (*self._all(), *self._places))
+
+    def _all(self) -> Iterator[Path]:
+        yield from (self.output, self.lines, self.journal, self.pending, self.partial)
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.is_file() and one.samefile(other)
+    except OSError:  # too long for a name, say, which is told when it is opened
+        return False
+
+
+def left_by(output: Path) -> bool:
+    """Has a run left something to go on with?"""
+    return OutputFiles(output).journal.exists()
+
+
+def to_npy(lines: Path, target: Path) -> None:
+    """Answers that are numbers, or arrays of one shape, as one float64 array; row i is row i of the output.
+
+    A failed row is NaN throughout.
+
+    Raises:
+        HandlergenError: The answers do not fit into one array; names the first that does not. The lines are kept.
+    """
+    numpy = numpy_for("a .npy output")
+    shape, count = None, 0
+    for row in _rows(lines):
+        count += 1
+        if "answer" in row:
+            found = _numbers(row).shape
+            if shape is not None and found != shape:
+                raise _unfit(row, f"has the shape {found}, others {shape}")
+            shape = found
+    array = numpy.lib.format.open_memmap(
+        target, mode="w+", dtype=numpy.float64, shape=(count, *(shape or ()))
+    )
+    for index, row in enumerate(_rows(lines)):
+        array[index] = _numbers(row) if "answer" in row else numpy.nan
+    array.flush()
+
+
+def to_parquet(lines: Path, target: Path) -> None:
+    """Columns `id`, `status`, `answer`, `error`; answers of one type keep it, others become JSON text.
+
+    Raises:
+        HandlergenError: pyarrow is not installed.
+    """
+    pyarrow, _ = _pyarrow()
+    types: dict[str, Any] = {"id": None, "status": pyarrow.int16(), "answer": None, "error": None}
+    for batch in _batches(lines):
+        for name, known in types.items():
+            if name != "status" and known != _JSON:
+                types[name] = _merged(pyarrow, known, [_cell(row, name) for row in batch])
+    if types["error"] in (None, pyarrow.null()):  # the same columns with and without errors
+        types["error"] = pyarrow.struct([("type", pyarrow.string()), ("message", pyarrow.string())])
+    try:
+        _write(lines, target, types)
+    except pyarrow.ArrowException:
+        # A whole number of one batch is too large to be a float like those of another.
+        _write(lines, target, {**types, "answer": _JSON, "error": _JSON})
+
+
+CONVERTERS: Mapping[str, Callable[[Path, Path], None]] = {".npy": to_npy, ".parquet": to_parquet}
+"""By the output's suffix; any other output is JSONL."""
+
+
+def check_installed(output: Path) -> None:
+    """Check that what writes this kind of output is installed, before the first row is answered.
+
+    Raises:
+        HandlergenError: It is not; says what to install.
+    """
+    if output.suffix.lower() == ".parquet":
+        _pyarrow()
+    elif output.suffix.lower() == ".npy":
+        numpy_for("a .npy output")
+
+
+def numpy_for(what: str) -> Any:
+    """Return numpy.
+
+    Args:
+        what: What needs it, for the message.
+
+    Raises:
+        HandlergenError: numpy is not installed; says what to do.
+    """
+    try:
+        import numpy
+    except ImportError as error:
+        raise HandlergenError(
+            f"{what} needs numpy, which is not installed", hint="pip install numpy, or use a .jsonl file"
+        ) from error
+    return numpy
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise HandlergenError(
+            "a Parquet output needs pyarrow, which is not installed",
+            hint="pip install 'handlergen[parquet]', or write to a .jsonl file",
+        ) from error
+    return pyarrow, pyarrow.parquet
+
+
+def _write(lines: Path, target: Path, types: Mapping[str, Any]) -> None:
+    pyarrow, parquet = _pyarrow()
+    schema = pyarrow.schema(
+        [
+            (name, pyarrow.string() if kind == _JSON else kind or pyarrow.null())
+            for name, kind in types.items()
+        ]
+    )
+    with parquet.ParquetWriter(target, schema) as writer:
+        for batch in _batches(lines):
+            columns = {
+                name: [_json_text(row, name) if kind == _JSON else _cell(row, name) for row in batch]
+                for name, kind in types.items()
+            }
+            writer.write_table(pyarrow.Table.from_pydict(columns, schema=schema))
+
+
+def _merged(pyarrow: Any, known: Any, values: list[Any]) -> Any:
+    """The type that holds these values and those of the batches before; `_JSON` when there is none."""
+    try:
+        found = pyarrow.array(values).type
+        if known is not None and not pyarrow.types.is_null(known):
+            schemas = [pyarrow.schema([("v", kind)]) for kind in (known, found)]
+            found = pyarrow.unify_schemas(schemas, promote_options="permissive").field("v").type
+            pyarrow.array(values, found)
+    except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError):  # the last: half a surrogate pair
+        return _JSON
+    return _JSON if _has_empty_struct(pyarrow, found) else found
+
+
+def _has_empty_struct(pyarrow: Any, kind: Any) -> bool:
+    """Is a `{}` in it, which Parquet cannot hold?"""
+    if pyarrow.types.is_struct(kind):
+        return kind.num_fields == 0 or any(_has_empty_struct(pyarrow, field.type) for field in kind)
+    return bool(pyarrow.types.is_list(kind)) and _has_empty_struct(pyarrow, kind.value_type)
+
+
+def _cell(row: dict[str, Any], name: str) -> Any:
+    value = row.get(name)
+    return (
+        base64.b64decode(value) if name == "answer" and value and row.get("encoding") == "base64" else value
+    )
+
+
+def _json_text(row: dict[str, Any], name: str) -> str | None:
+    value = row.get(name)
+    if value is None and not (name == "answer" and name in row):
+        return None
+    text = value if name == "id" and isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    # Half a surrogate pair, which no UTF-8 text can hold, becomes the escape that it is in the lines.
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _numbers(row: dict[str, Any]) -> Any:
+    numpy = numpy_for("a .npy output")
+    if "encoding" in row or "content_type" in row:
+        raise _unfit(row, f"is {row.get('content_type')}")
+    try:
+        array = numpy.asarray(row["answer"], dtype=numpy.float64)
+    except (TypeError, ValueError):
+        raise _unfit(row, "is no array of numbers") from None
+    return array
+
+
+def _unfit(row: dict[str, Any], why: str) -> HandlergenError:
+    return HandlergenError(
+        f"the answers do not fit into one .npy array: that of row {row['id']} {why}",
+        hint="the answers are kept as lines beside the output; write to a .jsonl or .parquet file instead",
+    )
+
+
+def _rows(lines: Path) -> Iterator[dict[str, Any]]:
+    with lines.open("rb") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def _batches(lines: Path) -> Iterator[list[dict[str, Any]]]:
+    rows = _rows(lines)
+    while batch := list(itertools.islice(rows, _ROWS_AT_ONCE)):
+        yield batch

@@ -1,0 +1,235 @@
+"""The same job on a Ray cluster: chunks go to actors, each of which holds one model on one device.
+
+The actors get the archive's bytes, load it as `handlergen.load` does and run the same pipeline; every node needs
+handlergen and what the model imports, and nothing else. Rows are read here, and files' bytes too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import tempfile
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from handlergen.errors import HandlergenError
+from handlergen.local.offline.engine import Engine
+from handlergen.local.offline.preparation import prepare
+from handlergen.local.offline.rows import Chunk, Lines, Row
+
+if TYPE_CHECKING:
+    from handlergen.local.model import LocalModel
+    from handlergen.local.offline.journal import PendingOutputs
+
+_CALLS_AT_ONCE = 2
+"""In each actor: one chunk's preprocess and postprocess run beside another's predict."""
+
+_CALLS_AHEAD = 2
+"""That wait for each actor, so that it never waits for its next chunk."""
+
+
+@contextlib.contextmanager
+def open_ray_engine(source: Path, *, actors: int | None) -> Iterator[Engine]:
+    """Pack the model if it is not, and connect to the cluster.
+
+    The cluster is the one that this process is connected to, that RAY_ADDRESS names or that runs on this machine; if
+    there is none, one is started here for the run.
+
+    Args:
+        source: What `handlergen archive` takes, or a .mar.
+        actors: How many copies of the model; by default one a GPU of the cluster, or one a node without GPUs.
+
+    Raises:
+        HandlergenError: Ray is not installed, or the source cannot be packed.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise HandlergenError(
+            "--engine ray needs Ray, which is not installed", hint="pip install 'handlergen[ray]'"
+        ) from error
+    with tempfile.TemporaryDirectory(prefix="handlergen-") as directory:
+        if source.suffix != ".mar":
+            from handlergen.archives.archiving import archive
+
+            source = archive(source, model_store=Path(directory)).path
+        ours = not ray.is_initialized()
+        if ours:
+            ray.init(log_to_driver=True, logging_level=logging.ERROR)
+        try:
+            yield RayEngine(source, actors)
+        finally:
+            if ours:
+                ray.shutdown()
+
+
+class RayEngine:
+    """Answers on the cluster that this process is connected to.
+
+    Args:
+        archive: The .mar.
+        actors: As for `open_ray_engine`.
+    """
+
+    def __init__(self, archive: Path, actors: int | None) -> None:
+        import ray
+
+        from handlergen.local.identity import identity_of_archive
+
+        self.identity = identity_of_archive(archive)
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        gpus = int(resources.get("GPU", 0))
+        nodes = len([node for node in ray.nodes() if node["Alive"]])  # type: ignore[no-untyped-call]
+        self._actors = actors or gpus or nodes
+        self._archive = ray.put(archive.read_bytes())
+        # Ray starts a lost actor again, on another node if need be, and repeats the calls that it had not answered.
+        self._actor_class = ray.remote(_ModelActor).options(
+            num_gpus=1 if gpus else 0,
+            num_cpus=0 if gpus else 1,
+            max_concurrency=_CALLS_AT_ONCE,
+            max_restarts=-1,
+            max_task_retries=-1,
+            scheduling_strategy="SPREAD",
+        )
+
+    def run(
+        self,
+        chunks: Iterable[Chunk],
+        write: Callable[[Lines], None],
+        *,
+        ordered: bool,
+        pending: PendingOutputs | None,
+    ) -> Generator[None, None, None]:
+        import ray
+
+        actors: list[Any] = [self._actor_class.remote(self._archive) for _ in range(self._actors)]
+        calls = _Calls(chunks, actors, ordered=ordered)
+        calls.start()
+        try:
+            for chunk, future in calls.answered():
+                text, failed = future.result()
+                write(Lines(chunk, text, failed))
+                yield
+        finally:
+            calls.stop()
+            for actor in actors:
+                ray.kill(actor)
+
+
+class _Calls(threading.Thread):
+    """Reads chunks and gives each to the actor that has the fewest.
+
+    In a thread: an input that waits (`tail -f`) keeps no answer back.
+
+    Args:
+        chunks: Read no further than the actors need.
+        ordered: Keep the order of the chunks.
+    """
+
+    def __init__(self, chunks: Iterable[Chunk], actors: list[Any], *, ordered: bool) -> None:
+        super().__init__(name="handlergen-feed", daemon=True)
+        self._chunks = chunks
+        self._ordered = ordered
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(_CALLS_AT_ONCE + _CALLS_AHEAD):
+            for actor in actors:
+                self._idle.put(actor)
+        # As many as are under way may also wait to be written.
+        self._unwritten = threading.Semaphore(2 * self._idle.qsize())
+        self._made: queue.SimpleQueue[tuple[Chunk, Future[Any]] | int] = queue.SimpleQueue()
+        self._stopped = False
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        count = 0
+        try:
+            for chunk in self._chunks:
+                self._unwritten.acquire()
+                actor = self._idle.get()
+                if self._stopped:
+                    return
+                self._call(actor, chunk)
+                count += 1
+        except BaseException as error:
+            self._error = error
+        self._made.put(count)
+
+    def _call(self, actor: Any, chunk: Chunk) -> None:
+        rows = [_with_content(row) for row in chunk.rows]
+        future: Future[Any] = actor.answer.remote(chunk.number, rows).future()
+        if self._ordered:
+            self._made.put((chunk, future))
+
+        def done(_future: Future[Any]) -> None:
+            self._idle.put(actor)
+            if not self._ordered:
+                self._made.put((chunk, future))
+
+        future.add_done_callback(done)
+
+    def answered(self) -> Iterator[tuple[Chunk, Future[Any]]]:
+        """Yield each chunk with the future of its answer.
+
+        Raises:
+            Exception: What reading the input raised, after the chunks that came before.
+        """
+        count, total = 0, -1
+        while count != total:
+            made = self._made.get()
+            if isinstance(made, int):
+                total = made
+                continue
+            yield made
+            count += 1
+            self._unwritten.release()
+        if self._error is not None:
+            raise self._error
+
+    def stop(self) -> None:
+        """Read no further."""
+        self._stopped = True
+        self._unwritten.release()
+        self._idle.put(None)
+
+
+def _with_content(row: Row) -> Row:
+    """A file's bytes in place of its path, which means nothing on another node; an unreadable one fails there."""
+    if isinstance(row.body, Path):
+        with contextlib.suppress(OSError):
+            return row._replace(body=row.body.read_bytes())
+    return row
+
+
+class _ModelActor:
+    """The loaded model, on one node.
+
+    Args:
+        archive: The .mar's bytes.
+    """
+
+    def __init__(self, archive: bytes) -> None:
+        import ray
+
+        from handlergen.local.model import load
+
+        with tempfile.TemporaryDirectory(prefix="handlergen-") as directory:
+            path = Path(directory) / "model.mar"
+            path.write_bytes(archive)
+            # Ray shows an actor its own GPUs only, so the first is the one it was given.
+            self._model: LocalModel = load(path, gpu=0 if ray.get_gpu_ids() else None)
+        os.chdir(self._model.root)
+        self._model.worker.wait_for_ever()
+
+    def answer(self, number: int, rows: list[Row]) -> tuple[bytes, int]:
+        """Return the lines of a chunk, and how many of them are errors."""
+        pipeline = self._model.worker.pipeline
+        items = prepare(pipeline, rows)
+        pipeline.predict(items)
+        pipeline.postprocess(items)
+        lines = Lines.of(Chunk(number, rows), items)
+        return lines.text, lines.failed

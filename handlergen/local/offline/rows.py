@@ -1,0 +1,174 @@
+"""What goes in, row by row, and what comes out for each."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from handlergen.runtime.codec.errors import body_without_server, without_server
+
+if TYPE_CHECKING:
+    from handlergen.runtime.pipeline.hooks import Item
+
+RowId = int | str
+
+
+class Row(NamedTuple):
+    """One input, as a client would post it.
+
+    Attributes:
+        id: What its answer is found by: the row's number from 0, a file's relative path, or a field of the row.
+        body: The bytes, or the file that has them, which is read where the row is prepared.
+        content_type: As in the request's header.
+        version: Of a file: its size and when it was changed, before it is read.
+    """
+
+    id: RowId
+    body: bytes | Path
+    content_type: str
+    version: str = ""
+
+    def told_apart_by(self) -> bytes:
+        """What another row hardly has in common with this one."""
+        return self.body if isinstance(self.body, bytes) else os.fsencode(self.body) + self.version.encode()
+
+
+class Chunk(NamedTuple):
+    """Rows that are prepared, predicted, answered and recorded together.
+
+    Attributes:
+        number: From 0, in the order of the input.
+    """
+
+    number: int
+    rows: list[Row]
+
+    def checksum(self) -> int:
+        """CRC-32 of the rows' bodies (of a file: its path and version), to recognise the same input again."""
+        value = 0
+        for row in self.rows:
+            value = zlib.crc32(row.told_apart_by(), value)
+        return value
+
+
+def in_chunks(rows: Iterable[Row], size: int) -> Iterator[Chunk]:
+    """Rows in chunks of `size`; the last may be shorter. Never reads ahead of the chunk that is asked for."""
+    waiting = iter(rows)
+    for number in itertools.count():
+        chunk = list(itertools.islice(waiting, size))
+        if not chunk:
+            return
+        yield Chunk(number, chunk)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The answer to one row.
+
+    Attributes:
+        id: The row's.
+        status: HTTP status that a client would have got.
+        content_type: Of `body`.
+        body: The answer's bytes; for a failed row the error body.
+    """
+
+    id: RowId
+    status: int
+    content_type: str
+    body: bytes
+
+    @property
+    def ok(self) -> bool:
+        """Is it an answer, not an error?"""
+        return self.status < 400
+
+    @property
+    def value(self) -> Any:
+        """The decoded body: a JSON value, or the bytes when it is no JSON."""
+        return json.loads(self.body) if _is_json(self.content_type) else self.body
+
+
+def result_of(row_id: RowId, item: Item) -> Result:
+    """What became of a row; `item` has its reply or its failure."""
+    failure = item.failure
+    if failure is not None:
+        body = body_without_server(failure.body(str(row_id)))
+        return Result(row_id, failure.status, "application/json", body)
+    reply = item.reply
+    return Result(row_id, reply.status, reply.content_type, reply.body)
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A chunk's part of an output of lines.
+
+    Attributes:
+        text: A line of JSON for each row.
+        failed: How many rows are errors.
+    """
+
+    chunk: Chunk
+    text: bytes
+    failed: int
+
+    @classmethod
+    def of(cls, chunk: Chunk, items: list[Item]) -> Lines:
+        """Make the lines of a chunk; its items have their reply or failure."""
+        text = b"".join(line_of(row.id, item) for row, item in zip(chunk.rows, items, strict=True))
+        return cls(chunk, text, sum(map(_is_failed, items)))
+
+
+def line_of(row_id: RowId, item: Item) -> bytes:
+    """A row's line of JSONL: `{"id", "status", "answer"}`, or `{"id", "status", "error"}`.
+
+    An answer that is no JSON stands there as text (`text/*`), else as base64; `content_type` then says of what.
+    """
+    failure = item.failure
+    start = b'{"id":%s,"status":%d,' % (_id_bytes(row_id), failure.status if failure else item.reply.status)
+    if failure is not None:
+        message = without_server(failure.message, str(row_id))
+        return start + b'"error":%s}\n' % _json({"type": failure.type, "message": message})
+    reply = item.reply
+    key = b'"answer"' if reply.status < 400 else b'"error"'
+    if _is_json(reply.content_type):
+        body = _one_line(reply.body) if reply.verbatim else reply.body
+        if body is not None:
+            return start + b"%s:%s}\n" % (key, body)
+    kind = _json(reply.content_type)
+    if reply.content_type.startswith("text/"):
+        text = _json(reply.body.decode("utf-8", "replace"))
+        return start + b'%s:%s,"content_type":%s}\n' % (key, text, kind)
+    encoded = base64.b64encode(reply.body)
+    return start + b'%s:"%s","content_type":%s,"encoding":"base64"}\n' % (key, encoded, kind)
+
+
+def _is_failed(item: Item) -> bool:
+    """Has the row an error instead of an answer?"""
+    return item.failure is not None or item.reply.status >= 400
+
+
+def _is_json(content_type: str) -> bool:
+    return content_type.startswith("application/json")
+
+
+def _id_bytes(row_id: RowId) -> bytes:
+    return b"%d" % row_id if isinstance(row_id, int) else _json(row_id)
+
+
+def _one_line(body: bytes) -> bytes | None:
+    """A hook's own JSON text without line breaks; None when it is no JSON after all."""
+    try:
+        return _json(json.loads(body))
+    except ValueError:
+        return None
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")

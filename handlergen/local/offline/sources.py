@@ -1,0 +1,301 @@
+"""Where rows come from: JSONL, CSV, .npy, a directory or glob of files, standard input."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from handlergen.errors import HandlergenError
+from handlergen.local.offline.output import numpy_for
+from handlergen.local.offline.rows import Row, RowId
+from handlergen.local.requests import JSON, content_type_of, npy_bytes
+
+_BY_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".npy": "npy"}
+_TSV = {".tsv": "csv"}
+
+_LARGEST_FIELD = 1 << 30
+"""Characters of a CSV field. Python's own limit of 131,072 is less than an image in base64."""
+
+
+@dataclass
+class RowSource:
+    """An input that can be read from its beginning, once.
+
+    Attributes:
+        format: `jsonl`, `csv`, `npy` or `files`.
+        path: The file or directory; None for standard input and for a glob.
+        pattern: A glob that the files match; of a single file its name.
+        id_field: The field of a row that is its id; None: its number.
+        content_type: In place of the one that a file's name suggests.
+        stream: What to read in place of `path`.
+        directory: What `pattern` is relative to.
+        leave_out: Whether a file that is found is no input after all: the run's own output, say.
+        tell: Gets warnings for the user.
+    """
+
+    format: str
+    path: Path | None = None
+    pattern: str | None = None
+    id_field: str | None = None
+    content_type: str | None = None
+    stream: IO[bytes] | None = None
+    directory: Path = field(default_factory=Path.cwd)
+    leave_out: Callable[[Path], bool] = lambda _path: False
+    tell: Callable[[str], None] = lambda _message: None
+    _read: list[float] = field(default_factory=lambda: [0.0])
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this input from another one, for a run that is resumed."""
+        found = self.path if self.path is not None and not _is_pipe(self.path) else None
+        return {
+            "format": self.format,
+            "input": self.pattern or (str(found.resolve()) if found is not None else "-"),
+            "id_field": self.id_field,
+            "content_type": self.content_type,
+        }
+
+    def rows(self) -> Iterator[Row]:
+        """The rows, read as they are asked for.
+
+        Raises:
+            HandlergenError: The input cannot be read, or a row of it has no such field as `id_field`.
+        """
+        try:
+            yield from {
+                "jsonl": self._jsonl,
+                "csv": self._csv,
+                "npy": self._npy,
+                "files": self._files,
+            }[self.format]()
+        except OSError as error:
+            raise HandlergenError(f"cannot read {error.filename or self._name}: {error.strerror}") from error
+
+    def fraction(self) -> float | None:
+        """How much of the input has been read, 0 to 1; None when its size is not known. From any thread."""
+        return self._read[0] or None
+
+    @property
+    def _name(self) -> str:
+        return str(self.path or self.pattern or "standard input")
+
+    def _opened(self) -> IO[bytes]:
+        if self.stream is not None:
+            return self.stream
+        assert self.path is not None
+        return self.path.open("rb")
+
+    def _jsonl(self) -> Iterator[Row]:
+        with self._opened() as file:
+            size = os.fstat(file.fileno()).st_size if self.path is not None else 0
+            done = number = 0
+            own_id = self.id_field is not None
+            for line in file:
+                done += len(line)
+                body = line.strip()
+                if not body:
+                    continue
+                if size:
+                    self._read[0] = done / size
+                yield Row(self._id(number, body) if own_id else number, body, JSON)
+                number += 1
+
+    def _csv(self) -> Iterator[Row]:
+        with self._opened() as file:
+            size = os.fstat(file.fileno()).st_size if self.path is not None else 0
+            delimiter = "\t" if self.path is not None and self.path.suffix.lower() in _TSV else ","
+            for number, row in enumerate(_csv_rows(file, delimiter=delimiter, name=self._name)):
+                if size:
+                    self._read[0] = min(1.0, file.tell() / size)
+                body = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogateescape")
+                yield Row(self._id(number, row), body, JSON)
+
+    def _npy(self) -> Iterator[Row]:
+        numpy = numpy_for("a .npy input")
+        if self.path is None or _is_pipe(self.path):
+            raise HandlergenError(f"a .npy input must be a file: {self._name} can be read only once")
+        try:
+            array = numpy.load(self.path, mmap_mode="r", allow_pickle=False)
+        except ValueError as error:
+            raise HandlergenError(f"{self.path} is no .npy file of numbers: {error}") from error
+        if array.ndim == 0:
+            raise HandlergenError(f"{self.path} has no rows: it is a single number")
+        for number in range(len(array)):
+            self._read[0] = (number + 1) / len(array)
+            yield Row(number, npy_bytes(array[number]), "application/x-npy")
+
+    def _files(self) -> Iterator[Row]:
+        if self.pattern is not None:
+            # Path.glob takes no absolute pattern and gives back another spelling than the user's.
+            names = glob.glob(self.pattern, root_dir=self.directory, recursive=True)  # noqa: PTH207
+            found = sorted(name for name in names if self._is_input(self.directory / name))
+            if not found:
+                raise HandlergenError(f"no file matches {self.pattern}")
+            for number, name in enumerate(found):
+                self._read[0] = (number + 1) / len(found)
+                yield self._file(name, self.directory / name)
+            return
+        assert self.path is not None
+        root = self.path.absolute()
+        skipped: list[Path] = []
+        total = sum(self._is_input(path) for path in _walk(root, skipped))
+        if skipped:
+            self.tell(
+                f"left out what lies behind {len(skipped)} link{'s' if len(skipped) > 1 else ''} to directories in "
+                f"{self.path} ({skipped[0].relative_to(root)}): give such a directory as an input of its own"
+            )
+        if total == 0:
+            raise HandlergenError(f"there are no files in {self.path}")
+        inputs = (path for path in _walk(root, []) if self._is_input(path))
+        for number, path in enumerate(inputs):
+            self._read[0] = min(1.0, (number + 1) / total)
+            yield self._file(path.relative_to(root).as_posix(), path)
+
+    def _is_input(self, path: Path) -> bool:
+        return path.is_file() and not self.leave_out(path)
+
+    def _file(self, name: str, path: Path) -> Row:
+        return Row(name, path, self.content_type or content_type_of(name), _version(path))
+
+    def _id(self, number: int, row: bytes | dict[str, Any]) -> RowId:
+        if self.id_field is None:
+            return number
+        try:
+            value = (json.loads(row) if isinstance(row, bytes) else row)[self.id_field]
+        except (ValueError, KeyError, TypeError, IndexError):
+            return number  # the row's own fault, which it is told when it is decoded
+        return value if isinstance(value, int | str) and not isinstance(value, bool) else json.dumps(value)
+
+
+def open_source(
+    given: str,
+    *,
+    format: str | None = None,
+    id_field: str | None = None,
+    content_type: str | None = None,
+    stdin: IO[bytes] | None = None,
+    tell: Callable[[str], None] = lambda _message: None,
+) -> RowSource:
+    """Find out what an input is.
+
+    Args:
+        given: A file (JSONL, CSV with a header, .npy), a directory, a glob, or `-` for JSONL (CSV) on `stdin`. A pipe
+            or a device is read as `-` is.
+        format: In place of what the file's suffix says.
+        id_field: As for `RowSource`.
+        content_type: As for `RowSource`; for files only.
+        stdin: Where `-` reads.
+        tell: Gets warnings for the user.
+
+    Raises:
+        HandlergenError: There is no such input, or its format cannot be told.
+    """
+    path = Path(given).absolute()
+    if id_field is not None and format not in (None, "jsonl", "csv"):
+        raise HandlergenError("only rows of JSONL or CSV have a field to take the id from")
+    if given == "-":
+        return RowSource(format or "jsonl", id_field=id_field, stream=stdin)
+    if path.is_dir():
+        return RowSource("files", path, content_type=content_type, tell=tell)
+    if path.exists():
+        by_name = {**_BY_SUFFIX, **_TSV}.get(path.suffix.lower())
+        found = format or by_name or ("jsonl" if _is_pipe(path) else "files")
+        if found != "files":
+            return RowSource(found, path, id_field=id_field, content_type=content_type)
+        if _is_pipe(path):
+            raise HandlergenError(
+                f"{given} is a pipe or a device, no file", hint="--format jsonl reads lines of it"
+            )
+        return RowSource("files", path, glob.escape(given), content_type=content_type)
+    if glob.has_magic(given):
+        return RowSource("files", pattern=given, content_type=content_type)
+    raise HandlergenError(
+        f"there is no input {given}", hint="give a file, a directory, a quoted glob, or - for standard input"
+    )
+
+
+def _csv_rows(file: IO[bytes], *, delimiter: str, name: str) -> Iterator[dict[str, str]]:
+    """The rows after the header, as they are read.
+
+    A byte that is not UTF-8 is kept as a surrogate (PEP 383), so that it is its row alone that fails.
+
+    Args:
+        file: At its beginning.
+        delimiter: Between two fields.
+        name: Of the file, for messages.
+
+    Raises:
+        HandlergenError: The header cannot be told apart or read, a row is not as wide as it, or quotes do not close.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), _LARGEST_FIELD))
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    reader = csv.DictReader(text, delimiter=delimiter, strict=True)
+    try:
+        _check_header(reader.fieldnames or (), name)
+        for row in reader:
+            _check_width(row, name, reader.line_num)
+            yield row
+    except csv.Error as error:
+        raise HandlergenError(f"{name}, line {reader.reader.line_num}: {error}") from error
+    finally:
+        text.detach()  # the file is the caller's to close
+
+
+def _check_header(names: Any, file: str) -> None:
+    twice = [field for field, count in Counter(names).items() if count > 1]
+    if twice:
+        raise HandlergenError(
+            f"{file}, line 1: the header has {', '.join(map(repr, twice))} twice, and a row keeps one value for a name",
+            hint="rename one of the columns",
+        )
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError:
+        raise HandlergenError(
+            f"{file}, line 1: the header is not UTF-8", hint="save the file as UTF-8"
+        ) from None
+
+
+def _check_width(row: dict[Any, Any], file: str, line: int) -> None:
+    if None in row or None in row.values():
+        raise HandlergenError(
+            f"{file}, line {line}: the row has {'more' if None in row else 'fewer'} fields than the header"
+        )
+
+
+def _is_pipe(path: Path) -> bool:
+    """Is it there to be read once: a pipe (`<(command)`), a device?"""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def _version(path: Path) -> str:
+    try:
+        found = path.stat()
+    except OSError:  # which its row is told when it is read
+        return ""
+    return f" {found.st_size} {found.st_mtime_ns}"
+
+
+def _walk(directory: Path, skipped: list[Path]) -> Iterator[Path]:
+    """Files below a directory in the order of their names; hidden ones are left out. One directory at a time.
+
+    Args:
+        skipped: Gets the links to directories, which are not followed: they may lead round in a circle.
+    """
+    with os.scandir(directory) as found:
+        entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda e: e.name)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(Path(entry.path), skipped)
+        elif entry.is_file():
+            yield Path(entry.path)
+        elif entry.is_dir():
+            skipped.append(Path(entry.path))

@@ -1,0 +1,265 @@
+"""The other side of `sample_run`: loads the module, answers the sample, writes what it saw as JSON to a descriptor."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from handlergen.errors import HandlergenError, ModuleFailed
+from handlergen.local.model import load
+from handlergen.local.user_place import working_directory
+from handlergen.runtime.pipeline.hooks import BoundHook, Item
+from handlergen.runtime.predictor_process.transport import round_trip
+from handlergen.runtime.worker import Worker
+
+_LONGEST_BODY = 4000
+_DEEPEST = 4
+_MOST_SHOWN = 6
+_MOST_LOOKED_AT = 1000
+
+
+def main() -> None:
+    """`python -m handlergen.local.sample_child ARGUMENTS DESCRIPTOR`, started by `run_sample`."""
+    given = json.loads(sys.argv[1])
+    try:
+        report = _answer(given)
+    except HandlergenError as error:
+        report = {"error": error.message, "hint": error.hint}
+        if isinstance(error, ModuleFailed):
+            report["traceback"] = error.traceback
+    with os.fdopen(int(sys.argv[2]), "wb") as answers:
+        answers.write(json.dumps(report).encode())
+
+
+def _answer(given: Mapping[str, Any]) -> dict[str, Any]:
+    began = time.monotonic()
+    log = _Log()
+    logging.getLogger("handlergen").addHandler(log)
+    with load(given["source"], gpu=given["gpu"], **given["overrides"]) as model:
+        load_s = time.monotonic() - began
+        seen = Observer(model.worker)
+        with working_directory(model.root):
+            answer = model.request(Path(given["sample"]))
+        try:
+            body = answer.body.decode()
+        except UnicodeDecodeError:
+            body = base64.b64encode(answer.body).decode()
+        return {
+            "load_s": round(load_s, 3),
+            "device": str(model.worker.local.model.device.torch),
+            "stages": seen.stages,
+            "findings": list(dict.fromkeys(seen.findings)),
+            "status": answer.status,
+            "content_type": answer.content_type,
+            "body": body if len(body) <= _LONGEST_BODY else f"{body[:_LONGEST_BODY]}…",
+            "traceback": "\n".join(log.texts),
+        }
+
+
+class _Log(logging.Handler):
+    """Keeps what the pipeline logs: the user's traceback."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+class Observer:
+    """Sees each hook's input, output and time.
+
+    Attributes:
+        stages: A `StageRun` as a dict for each call.
+        findings: For the user.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self.stages: list[dict[str, Any]] = []
+        self.findings: list[str] = []
+        self._device = worker.local.model.device
+        with _Touches(set()):  # the mode's own first use imports for a second
+            torch.ones(1).add(1)
+        worker.observe(self._observed)
+
+    def _observed(self, _stage: int, role: str, hook: BoundHook) -> BoundHook:
+        def call(item: Item) -> Any:
+            call = _Call(self, role, hook.name, item)
+            with call:
+                result = hook.call(item)
+                if type(result) is not CoroutineType:
+                    call.returned(result)
+                    return result
+            return self._awaited(call, result)
+
+        return BoundHook(hook.name, call, hook.function, hook.parameters)
+
+    async def _awaited(self, call: _Call, result: Any) -> Any:
+        with call:
+            value = await result
+            call.returned(value)
+            return value
+
+    def look(self, role: str, name: str, value: Any, touched: set[str]) -> None:
+        """Find what only running finds."""
+        own = str(self._device.torch)
+        found = self.findings
+        if value is None:
+            found.append(f"{name} returns nothing (None): is a return statement missing?")
+        if role == "preprocess" and touched:
+            found.append(
+                f"{name} works on {', '.join(sorted(touched))}: it runs beside predictions of others, which own the "
+                "device; leave that to predict, which gets its inputs there"
+            )
+        elsewhere = _devices(value) - {"cpu"}
+        if role == "predict":
+            elsewhere -= {own}
+            if not self._device.is_cpu and _devices(value) == {"cpu"}:
+                found.append(f"{name} returns tensors on the CPU, not on {own}: was the model moved there?")
+        if elsewhere:
+            found.append(f"{name} leaves a tensor on {', '.join(sorted(elsewhere))}")
+        if role == "predict":
+            value = self._device.fetch(value) if not elsewhere else None
+        if role in ("preprocess", "predict") and not elsewhere:
+            self._try_to_send(name, value)
+
+    def _try_to_send(self, name: str, value: Any) -> None:
+        """Send a value as a worker and the predictor process would."""
+        try:
+            round_trip(value)
+        except Exception as error:  # the pickling of the user's own types raises anything
+            self.findings.append(
+                f"what {name} returns cannot be sent to another process ({error}): write `stages: predictor`, and use "
+                "--threads with `map`"
+            )
+
+
+class _Call:
+    """One call of a hook, from its start to its end; entered once more when the hook is async."""
+
+    def __init__(self, observer: Observer, role: str, name: str, item: Item) -> None:
+        self._observer = observer
+        self._role = role
+        self._name = name
+        self._received = describe({"preprocess": item.data, "predict": item.inputs}.get(role, item.outputs))
+        self._began = 0
+        self._touched: set[str] = set()
+        self._ended = False
+        self._modes = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        self._began = self._began or time.monotonic_ns()
+        if self._role == "preprocess":
+            self._modes.enter_context(_Touches(self._touched))
+
+    def __exit__(self, _kind: Any, error: BaseException | None, _traceback: Any) -> None:
+        self._modes.close()
+        if error is not None and not self._ended:
+            self._end(f"raised {type(error).__name__}", failed=True)
+
+    def returned(self, value: Any) -> None:
+        """Take what the hook returned."""
+        self._modes.close()
+        if self._role == "predict":
+            self._observer._device.wait()
+        self._end(describe(value), failed=False)
+        self._observer.look(self._role, self._name, value, self._touched)
+
+    def _end(self, returned: str, *, failed: bool) -> None:
+        self._ended = True
+        self._observer.stages.append(
+            {
+                "name": self._name,
+                "role": self._role,
+                "received": self._received,
+                "returned": returned,
+                "milliseconds": round((time.monotonic_ns() - self._began) / 1e6, 3),
+                "failed": failed,
+            }
+        )
+
+
+class _Touches(TorchDispatchMode):
+    """Notes the devices, other than the CPU, that torch works on in this thread."""
+
+    def __init__(self, touched: set[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._touched = touched
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._touched |= _devices(result) - {"cpu"}
+        return result
+
+
+def describe(value: Any, depth: int = 0) -> str:
+    """Type and shape of a value, nested ones included, cut where it gets long.
+
+    >>> describe({"ids": torch.zeros(2, 7), "names": ["a", "b"]})
+    'dict {ids: tensor(2, 7) float32, names: list (2) of str}'
+    """
+    known = _leaf(value)
+    if known is not None:
+        return known
+    kind = type(value).__name__
+    if depth >= _DEEPEST or not isinstance(value, Mapping | list | tuple):
+        return kind
+    if isinstance(value, Mapping):
+        parts = [f"{key}: {describe(item, depth + 1)}" for key, item in list(value.items())[:_MOST_SHOWN]]
+        return f"{kind} {{{', '.join(parts)}{', …' if len(value) > _MOST_SHOWN else ''}}}"
+    if isinstance(value, tuple) and len(value) <= _MOST_SHOWN:
+        return f"{kind} ({', '.join(describe(item, depth + 1) for item in value)})"
+    kinds = {_inner(item, depth) for item in value[:_MOST_LOOKED_AT]}
+    inner = f" of {kinds.pop()}" if len(kinds) == 1 else " of different things" if kinds else ""
+    return f"{kind} ({len(value)}){inner}"
+
+
+def _leaf(value: Any) -> str | None:
+    """A value that has no others inside; None for one that may."""
+    kind = type(value).__name__
+    if isinstance(value, torch.Tensor):
+        where = "" if value.device.type == "cpu" else f" on {value.device}"
+        return f"tensor({', '.join(map(str, value.shape))}) {str(value.dtype).removeprefix('torch.')}{where}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"array({', '.join(map(str, value.shape))}) {value.dtype}"
+    if isinstance(value, GeneratorType | AsyncGeneratorType):
+        return "generator: a streamed answer"
+    if isinstance(value, bytes | bytearray | str):
+        return f"{kind} ({len(value)})"
+    return "nothing (None)" if value is None else None
+
+
+def _inner(value: Any, depth: int) -> str:
+    return type(value).__name__ if isinstance(value, str | bytes) else describe(value, depth + 1)
+
+
+def _devices(value: Any) -> set[str]:
+    return {str(tensor.device) for tensor in _tensors(value)}
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+if __name__ == "__main__":
+    main()

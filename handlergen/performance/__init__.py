@@ -1,0 +1,1 @@
+"""How fast a model is: recordings, load tests, traces, tuning."""

@@ -1,0 +1,363 @@
+"""What keeps a server from answering more: whose CPU time it was, and the bottleneck in a word and a sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import psutil
+
+from handlergen.performance.bench.traffic import RIGHT, Closed, Figures, Open, Pace
+from handlergen.performance.recordings import Recorded
+
+BUSY = 0.93
+"""A device or a CPU that is busy for such a part of the time is what limits."""
+
+_NEARLY = 0.8
+_NEARLY_FULL = 0.85
+_OWN_SHARE = 0.5
+_COMPUTES = 0.25
+_WAIT_SHARE = 0.25
+_KEPT_UP = 0.97
+_ONE_THREAD = 0.9
+_EARLY = 0.9  # of a load, after which its end may be read
+
+
+@dataclass(frozen=True)
+class CpuUse:
+    """CPU time within a window, as a number of cores: 1.0 is one core all the time.
+
+    Attributes:
+        cores: That this machine has (for this process).
+        workers, frontend: The server's; None when it does not run on this machine.
+        client: This process: the load generator.
+        others: The rest of the machine; None where that cannot be told from outside it.
+    """
+
+    cores: int
+    client: float
+    workers: float | None = None
+    frontend: float | None = None
+    others: float | None = None
+
+    @property
+    def full(self) -> float:
+        """The part of all cores that was in use, 0..1."""
+        return sum(filter(None, (self.client, self.workers, self.frontend, self.others))) / self.cores
+
+
+class CpuMeter:
+    """Takes readings of groups of processes.
+
+    Args:
+        groups: Name (`workers`, `frontend`) -> pids; a worker's children count as the worker.
+    """
+
+    def __init__(self, groups: Mapping[str, Iterable[int]]) -> None:
+        self._groups: dict[str, list[psutil.Process]] = {}
+        for name, pids in groups.items():
+            found = self._groups[name] = []
+            for pid in pids:
+                with contextlib.suppress(psutil.Error):
+                    process = psutil.Process(pid)
+                    found.append(process)
+                    if name == "workers":
+                        found += process.children(recursive=True)
+        self._own = psutil.Process()
+        self.cores = cores()
+
+    def read(self) -> dict[str, float]:
+        """Name -> CPU seconds so far; `machine` for all, `at` for the time on the clock."""
+        every = psutil.cpu_times()
+        reading = {
+            "at": time.monotonic(),
+            "machine": sum(
+                getattr(every, kind, 0.0) for kind in ("user", "system", "nice", "irq", "softirq")
+            ),
+            "client": _cpu_s(self._own),
+        }
+        for name, processes in self._groups.items():
+            reading[name] = sum(map(_cpu_s, processes))
+        return reading
+
+    def use(self, before: Mapping[str, float], after: Mapping[str, float]) -> CpuUse:
+        """What was used between two readings."""
+        spent = {name: after[name] - before[name] for name in before}
+        seconds = max(spent.pop("at"), 1e-9)
+        known = {name: max(0.0, spent[name]) / seconds for name in spent if name != "machine"}
+        # In a container the machine's times are those of the host, which may have more cores than we may use.
+        whole = self.cores == (os.cpu_count() or 1)
+        others = max(0.0, spent["machine"] / seconds - sum(known.values())) if whole else None
+        return CpuUse(
+            self.cores,
+            known["client"],
+            known["workers"] if self._groups.get("workers") else None,
+            known["frontend"] if self._groups.get("frontend") else None,
+            others,
+        )
+
+
+class Readings:
+    """Readings at two moments, taken by a thread beside a load.
+
+    The second is due when the load ends, and is taken when that is a little earlier.
+    """
+
+    def __init__(self, meter: CpuMeter, first_s: float, second_s: float) -> None:
+        self._meter = meter
+        self._taken: list[dict[str, float]] = []
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._take, args=(first_s, second_s), daemon=True)
+
+    def __enter__(self) -> Readings:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def use(self) -> CpuUse | None:
+        """What was used between them; None when the load ended early."""
+        return self._meter.use(*self._taken) if len(self._taken) == 2 else None
+
+    def _take(self, first_s: float, second_s: float) -> None:
+        began = time.monotonic()
+        for at in (first_s, second_s):
+            ended = self._stopped.wait(max(0.0, began + at - time.monotonic()))
+            nearly = first_s + _EARLY * (second_s - first_s)
+            if ended and (not self._taken or time.monotonic() - began < nearly):
+                return
+            self._taken.append(self._meter.read())
+
+
+def cores() -> int:
+    """How many this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The bottleneck.
+
+    Attributes:
+        bottleneck: `device`, `preprocessing CPU`, `workers`, `server`, `load generator`, `other processes`,
+            `clients` (there are too few to tell), `none` (an open loop that is kept up with), `errors` or `unknown`.
+        sentence: Why, and what would help.
+    """
+
+    bottleneck: str
+    sentence: str
+
+
+def judge(
+    pace: Pace, figures: Figures, recorded: Recorded | None, cpu: CpuUse | None, batch_size: int = 1
+) -> Verdict:
+    """Name the bottleneck of a load.
+
+    Args:
+        recorded: What the spans say; None without any.
+        cpu: Whose CPU time it was; None when it was not measured.
+        batch_size: The most requests that a worker gets at once.
+    """
+    return (
+        _load_itself(figures, cpu)
+        or _device(recorded, cpu)
+        or _kept_up(pace, figures, recorded)
+        or _cpu(figures, recorded, cpu, BUSY)
+        or _workers(recorded)
+        or _cpu(figures, recorded, cpu, _NEARLY_FULL)
+        or _clients(pace, recorded, batch_size)
+        or _server(figures, recorded)
+    )
+
+
+def _load_itself(figures: Figures, cpu: CpuUse | None) -> Verdict | None:
+    if not figures.outcomes.get(RIGHT):
+        return Verdict("errors", "Not one request was answered: the figures say nothing about speed.")
+    if cpu is None or cpu.client < _ONE_THREAD:
+        return None
+    return Verdict(
+        "load generator",
+        f"It used {cpu.client:.0%} of a core, all that one thread can: the server may be able to do more. "
+        "Load it from several processes, or over REST instead of gRPC.",
+    )
+
+
+def _device(recorded: Recorded | None, cpu: CpuUse | None) -> Verdict | None:
+    if recorded is None or not recorded.devices:
+        return None
+    if recorded.busy < BUSY and not (recorded.busy >= _NEARLY and _waits_for_the_device(recorded)):
+        return None
+    share = max(device.busy_with_others for device in recorded.devices)
+    if share > 0.2:
+        return Verdict(
+            "device",
+            f"It is busy {recorded.busy:.1%} of the time, {share:.0%} of it with other models: this one gets what "
+            "they leave.",
+        )
+    more = "a faster predict or another device"
+    if max(device.requests_each for device in recorded.devices) < 1.5:
+        more = "a faster predict, batches (batch: collate or list, with batch_size) or another device"
+    rest = ""
+    if recorded.busy < BUSY and cpu is not None and cpu.full >= _NEARLY:
+        rest = f" It is kept waiting at times by the CPU, {cpu.full:.0%} of which is in use."
+    waits = " and requests wait for it" if _waits_for_the_device(recorded) else ""
+    return Verdict(
+        "device",
+        f"A predict runs on it {recorded.busy:.1%} of the time{waits}. Only {more} gives more.{rest}",
+    )
+
+
+def _waits_for_the_device(recorded: Recorded) -> bool:
+    """Do requests stand before the device, so that it has always something to do?"""
+    wait, predict = recorded.stage("lock_wait"), recorded.stage("predict")
+    return (
+        wait is not None
+        and predict is not None
+        and wait.per_request_ms > _WAIT_SHARE * predict.per_request_ms
+    )
+
+
+def _kept_up(pace: Pace, figures: Figures, recorded: Recorded | None) -> Verdict | None:
+    right, sent = figures.outcomes[RIGHT], sum(figures.outcomes.values())
+    if (
+        not isinstance(pace, Open)
+        or figures.requests_per_s < _KEPT_UP * figures.due_per_s
+        or right < _KEPT_UP * sent
+    ):
+        return None
+    busy = f", its device busy {recorded.busy:.0%} of the time" if recorded and recorded.devices else ""
+    return Verdict("none", f"The server keeps up with {pace.rate:g} requests/s{busy}.")
+
+
+def _cpu(figures: Figures, recorded: Recorded | None, cpu: CpuUse | None, full: float) -> Verdict | None:
+    if cpu is None or cpu.full < full:
+        return None
+    parts = {
+        "workers": cpu.workers or 0.0,
+        "server": cpu.frontend or 0.0,
+        "load generator": cpu.client,
+        "other processes": cpu.others or 0.0,
+    }
+    most = max(parts, key=lambda name: parts[name])
+    if most == "other processes" and _only_wait(recorded, cpu):
+        return None
+    cores = (
+        f"All {cpu.cores} cores" if cpu.full >= BUSY else f"{cpu.full * cpu.cores:.1f} of {cpu.cores} cores"
+    )
+    used = f"{cores} of the CPU are in use, {parts[most]:.1f} of them"
+    busy = (
+        f" The device is busy only {recorded.busy:.0%} of the time." if recorded and recorded.devices else ""
+    )
+    if most == "workers":
+        return _workers_cpu(figures, recorded, parts[most], used, busy)
+    by, advice = {
+        "server": ("TorchServe's frontend", "Larger batches make its share smaller."),
+        "load generator": ("the load generator", "Run it on another machine."),
+        "other processes": ("other processes of this machine", "Measure when it is quiet."),
+    }[most]
+    return Verdict(most, f"{used} by {by}.{busy} {advice}")
+
+
+def _workers_cpu(figures: Figures, recorded: Recorded | None, cores: float, used: str, busy: str) -> Verdict:
+    """Are the workers' cores spent in the stages, or on requests that come and answers that go?"""
+    stages = _stages_cores(figures, recorded)
+    if stages is not None and stages < _OWN_SHARE * cores:
+        return Verdict(
+            "server",
+            f"{used} by the workers, but the stages take {stages:.2f} at most: the rest goes into passing requests to "
+            f"them and answers back.{busy} Larger batches, or more work per request, make that share smaller.",
+        )
+    return Verdict(
+        "preprocessing CPU",
+        f"{used} by the workers, for preprocessing and postprocessing{_and_predict(recorded)}.{busy} More cores, or "
+        "cheaper stages, give more; more workers do not.",
+    )
+
+
+def _only_wait(recorded: Recorded | None, cpu: CpuUse) -> bool:
+    """Do the workers' requests keep them without needing the CPU that others have?"""
+    if recorded is None or cpu.workers is None:
+        return False
+    return recorded.mean_occupied >= _NEARLY and cpu.workers < _COMPUTES * sum(recorded.occupied.values())
+
+
+def _stages_cores(figures: Figures, recorded: Recorded | None) -> float | None:
+    """The most that the stages can have computed, in cores: as if they did not wait for anything but the device."""
+    if recorded is None:
+        return None
+    on_cpu = _and_predict(recorded) != ""
+    left_out = ("lock_wait",) if on_cpu else ("lock_wait", "predict")
+    each_ms = sum(stage.per_request_ms for stage in recorded.stages if stage.stage not in left_out)
+    return figures.requests_per_s * each_ms / 1e3
+
+
+def _and_predict(recorded: Recorded | None) -> str:
+    """Where the device is the CPU, predict needs cores, too."""
+    on_cpu = recorded is not None and any(device.device == "cpu" for device in recorded.devices)
+    return ", and for predict, since the device is the CPU" if on_cpu else ""
+
+
+def _workers(recorded: Recorded | None) -> Verdict | None:
+    if recorded is None or recorded.mean_occupied < _NEARLY:
+        return None
+    predict = recorded.stage("predict")
+    others = sum(
+        stage.per_request_ms for stage in recorded.stages if stage.stage not in ("lock_wait", "predict")
+    )
+    advice = "Raise workers_per_device"
+    if predict is not None and predict.per_request_ms > 0:
+        wanted = math.ceil(1 + others / predict.per_request_ms) + 1
+        if wanted > len(recorded.occupied) / max(1, len(recorded.devices)):
+            advice += (
+                f" to about {wanted}: the other stages take {others:.1f} ms beside {predict.per_request_ms:.1f} ms "
+                "of predict"
+            )
+    many = len(recorded.occupied)
+    who = f"All {many} have" if many > 1 else "The only one has"
+    return Verdict(
+        "workers",
+        f"{who} a request {recorded.mean_occupied:.0%} of the time, and the device is busy only "
+        f"{recorded.busy:.0%}. {advice}.",
+    )
+
+
+def _clients(pace: Pace, recorded: Recorded | None, batch_size: int) -> Verdict | None:
+    if recorded is None or not isinstance(pace, Closed) or pace.clients > len(recorded.occupied) * batch_size:
+        return None
+    some = f"{pace.clients} client{'s' * (pace.clients != 1)} at a time"
+    return Verdict(
+        "clients",
+        f"There are too few: {some} cannot keep the workers at it, which have a request "
+        f"{recorded.mean_occupied:.0%} of the time. Try more --clients.",
+    )
+
+
+def _server(figures: Figures, recorded: Recorded | None) -> Verdict:
+    if recorded is None:
+        return Verdict("unknown", "Without spans there is no telling where requests spend their time.")
+    typical = figures.latency_ms[50]
+    outside = max(0.0, typical - recorded.in_workers_ms)
+    return Verdict(
+        "server",
+        f"It is what happens between the workers' requests: they have one only {recorded.mean_occupied:.0%} of the "
+        f"time, the device is busy {recorded.busy:.0%}, and a request spends {outside:.1f} ms of its {typical:.1f} ms "
+        "outside of both. Larger batches, or more work per request, make that share smaller.",
+    )

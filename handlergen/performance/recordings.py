@@ -1,0 +1,427 @@
+"""Recorded spans: reading them, asking them single questions, and what they say of one load.
+
+`runtime/telemetry/recording.py` writes them, one JSON line a span, when `HANDLERGEN_TRACE_DIR` is set. The
+spans of one request may come from several processes (a worker, and the predictor process of its device); they belong
+together by the request's id.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from pathlib import Path
+from statistics import fmean
+
+from handlergen.errors import HandlergenError
+from handlergen.runtime.telemetry.stages import BY_PREDICTOR, FIRST, ON_DEVICE, STAGE, STAGE_NAMES
+
+
+@dataclass(frozen=True)
+class Span:
+    """One stage of one request, or one predict over several.
+
+    Attributes:
+        stage: A name of `runtime/telemetry/stages.py`.
+        start_ns, end_ns: `time.monotonic_ns()`, comparable between all processes of a machine.
+        worker: TorchServe's name for the worker, else its pid.
+        device: Key of the physical device.
+        request_id: As TorchServe gave it; several joined by commas for a predict over a batch.
+    """
+
+    stage: str
+    start_ns: int
+    end_ns: int
+    pid: int
+    thread: int
+    worker: str
+    device: str
+    model: str
+    request_id: str
+
+
+_KINDS = {each.name: int if each.type in ("int", int) else str for each in fields(Span)}
+
+
+def recorded_so_far(directory: Path | str) -> dict[Path, int]:
+    """The files of a recording and their sizes in bytes, for `read_spans` to leave out."""
+    return {file: file.stat().st_size for file in Path(directory).glob("spans-*.jsonl")}
+
+
+def read_spans(
+    directory: Path | str, *, model: str | None = None, after: Mapping[Path, int] | None = None
+) -> list[Span]:
+    """All spans recorded in a directory, by start.
+
+    Args:
+        model: Only this model's.
+        after: Only what was recorded since (`recorded_so_far`).
+
+    Raises:
+        HandlergenError: There is no recording, or a line is not a span.
+    """
+    known = after or {}
+    spans = [span for file in span_files(directory) for span in read_file(file, start=known.get(file, 0))]
+    return sorted(
+        (span for span in spans if model in (None, span.model)), key=attrgetter("start_ns", "end_ns")
+    )
+
+
+def read_file(file: Path, *, start: int = 0, size: int | None = None) -> Iterator[Span]:
+    """The spans of one file, as they were written.
+
+    A worker killed in the middle of a write (scaling down) leaves a last line without its end; it is left out.
+
+    Args:
+        start: Leave out so many bytes, which end with a line.
+        size: Read no more than so many bytes; whoever writes the file may be at it still.
+
+    Raises:
+        HandlergenError: A line is not a span, or the file cannot be read.
+    """
+    left = math.inf if size is None else size
+    try:
+        with file.open("rb") as lines:
+            lines.seek(start)
+            for number, line in enumerate(lines, start=1):
+                left -= len(line)
+                if left < 0 or not line.endswith(b"\n"):
+                    return
+                try:
+                    yield _span(line)
+                except (ValueError, TypeError) as error:
+                    raise HandlergenError(f"{file}:{number}: not a recorded span: {error}") from error
+    except OSError as error:
+        raise HandlergenError(f"{file} cannot be read: {error}") from error
+
+
+def _span(line: bytes) -> Span:
+    """Raises ValueError or TypeError."""
+    span = Span(**json.loads(line))
+    if type(span.start_ns) is not int or type(span.end_ns) is not int:
+        raise ValueError("its times are not whole numbers")
+    for name, kind in _KINDS.items():
+        if type(getattr(span, name)) is not kind:
+            raise ValueError(f"its {name} is {getattr(span, name)!r}")
+    return span
+
+
+def span_files(directory: Path | str) -> list[Path]:
+    """The files of a recording.
+
+    Raises:
+        HandlergenError: There is none.
+    """
+    files = sorted(Path(directory).glob("spans-*.jsonl"))
+    if not files:
+        missing = "" if Path(directory).is_dir() else ": there is no such directory"
+        raise HandlergenError(
+            f"no recorded spans in {directory}{missing}",
+            hint="start the server with HANDLERGEN_TRACE_DIR set to that directory, and send it requests",
+        )
+    return files
+
+
+def of_stage(spans: Iterable[Span], *stages: str) -> list[Span]:
+    """The spans of these stages, in the same order."""
+    return [span for span in spans if span.stage in stages]
+
+
+def overlapping(spans: Iterable[Span]) -> list[tuple[Span, Span]]:
+    """Pairs of spans that ran at the same time on one device; one ending as the other starts is none.
+
+    Each span is paired with one earlier one at most, the longest: enough to tell whether there is
+    any, and which.
+    """
+    found = []
+    last: dict[str, Span] = {}
+    for span in sorted(spans, key=attrgetter("start_ns", "end_ns")):
+        before = last.get(span.device)
+        if before is not None and span.start_ns < before.end_ns:
+            found.append((before, span))
+        if before is None or span.end_ns > before.end_ns:
+            last[span.device] = span
+    return found
+
+
+def beside(spans: Iterable[Span], others: Iterable[Span]) -> list[Span]:
+    """Those of `spans` during which one of `others`, of another request, ran at least in part.
+
+    `others` must not overlap each other (predictions of one device do not).
+    """
+    others = sorted(others, key=attrgetter("start_ns"))
+    ends = [other.end_ns for other in others]
+    found = []
+    for span in spans:
+        # The first other that ends after this span starts, and those that follow it until this span's end.
+        for other in others[bisect_left(ends, span.start_ns + 1) :]:
+            if other.start_ns >= span.end_ns:
+                break
+            if span.request_id not in other.request_id.split(","):
+                found.append(span)
+                break
+    return found
+
+
+def busy_share(spans: Iterable[Span], start_ns: int, end_ns: int) -> float:
+    """The part of the window, 0..1, that the spans fill.
+
+    Raises:
+        ValueError: The window is empty.
+    """
+    if end_ns <= start_ns:
+        raise ValueError("the window must end after it starts")
+    return covered(((span.start_ns, span.end_ns) for span in spans), (start_ns, end_ns))
+
+
+def busiest_window(spans: Sequence[Span], length_ns: int) -> int:
+    """Start, in ns, of a window of this length in which most of the spans lie whole; ties to the middle one.
+
+    The spans must not overlap each other.
+
+    Raises:
+        ValueError: No spans.
+    """
+    if not spans:
+        raise ValueError("no spans")
+    ends = sorted(span.end_ns for span in spans)
+    starts = sorted(span.start_ns for span in spans)
+    counts = [(bisect_left(ends, start + length_ns) - number, start) for number, start in enumerate(starts)]
+    most = max(count for count, _ in counts)
+    best = [start for count, start in counts if count == most]
+    return best[len(best) // 2]
+
+
+def timeline(spans: Iterable[Span], start_ns: int, end_ns: int, *, columns: int = 100) -> dict[str, str]:
+    """Worker -> one line of `columns` characters: what it was doing in the middle of each column.
+
+    `p` preprocessing, `.` waiting for the device, `#` predicting, `a` preparing the answer, blank: idle.
+    Looking at one moment a column, two workers show `#` in the same column only when their predictions
+    overlapped. What a predictor process does for a request stands in the row of the request's worker.
+    """
+    width = (end_ns - start_ns) / columns
+    ordered = sorted(spans, key=attrgetter("start_ns"))
+    workers = {span.request_id: span.worker for span in ordered if span.stage == FIRST}
+    rows: dict[str, list[str]] = {}
+    for span in ordered:
+        if span.end_ns <= start_ns or span.start_ns >= end_ns:
+            continue
+        worker = workers.get(span.request_id.partition(",")[0], span.worker)
+        row = rows.setdefault(worker, [" "] * columns)
+        for column in range(columns):
+            if span.start_ns <= start_ns + (column + 0.5) * width < span.end_ns:
+                row[column] = STAGE[span.stage].symbol
+    return {worker: "".join(rows[worker]) for worker in sorted(rows)}
+
+
+_MS = 1e6
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """One stage, per call, in ms.
+
+    Attributes:
+        calls: How many there were.
+        per_request_ms: All of it together, by the number of requests.
+    """
+
+    stage: str
+    calls: int
+    mean_ms: float
+    p50_ms: float
+    p99_ms: float
+    per_request_ms: float
+
+
+@dataclass(frozen=True)
+class DeviceUse:
+    """One device within the window.
+
+    Attributes:
+        device: Its key.
+        busy: The part of the time, 0..1, in which a predict or an explanation ran on it, of whichever model.
+        busy_with_others: The part that other models took, or explanations.
+        predictions: Calls of the model's predict.
+        predict_ms: Their mean length.
+        requests_each: How many requests one call answers, by the mean.
+        limit_per_s: Requests a second if it did nothing but predict for this model, back to back.
+        overlaps: Pairs of them, of any models, that ran at the same time.
+    """
+
+    device: str
+    busy: float
+    busy_with_others: float
+    predictions: int
+    predict_ms: float
+    requests_each: float
+    limit_per_s: float
+    overlaps: int
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What was recorded within the window.
+
+    Attributes:
+        requests: That ended within it.
+        stages: In the order of a request; those that did not happen are left out.
+        devices: That the model predicted on.
+        occupied: Worker (its name or pid) -> the part of the time, 0..1, in which it had a request.
+        in_workers_ms: From a request's decode to the end of its encode, by the mean.
+    """
+
+    requests: int
+    stages: tuple[StageTimes, ...]
+    devices: tuple[DeviceUse, ...]
+    occupied: dict[str, float]
+    in_workers_ms: float
+
+    @property
+    def limit_per_s(self) -> float:
+        """Requests a second if every device did nothing but predict, back to back."""
+        return sum(device.limit_per_s for device in self.devices)
+
+    @property
+    def busy(self) -> float:
+        """Of all devices, by the mean; 0..1."""
+        return fmean(device.busy for device in self.devices) if self.devices else 0.0
+
+    @property
+    def overlaps(self) -> int:
+        return sum(device.overlaps for device in self.devices)
+
+    @property
+    def mean_occupied(self) -> float:
+        """Of all workers; 0..1."""
+        return fmean(self.occupied.values()) if self.occupied else 0.0
+
+    def stage(self, name: str) -> StageTimes | None:
+        """One stage, None when it did not happen."""
+        return next((stage for stage in self.stages if stage.stage == name), None)
+
+
+def summarize(spans: Sequence[Span], model: str, window: tuple[int, int]) -> Recorded | None:
+    """What spans of all models say of one model's window, in ns; None when none of its lie in it."""
+    start_ns, end_ns = window
+    inside = [span for span in spans if span.end_ns > start_ns and span.start_ns < end_ns]
+    own = [span for span in inside if span.model == model]
+    if not own:
+        return None
+    whole = [span for span in spans if span.model == model]  # a request may have begun before the window
+    requests = by_request(whole)
+    ended = {
+        name: (start, end) for name, (start, end) in requests.items() if start_ns <= end < end_ns
+    } or requests
+    on_device = [span for span in inside if span.stage in ON_DEVICE]
+    devices = dict.fromkeys(span.device for span in on_device if _is_predict(span, model))
+    return Recorded(
+        requests=len(ended),
+        stages=tuple(_stages(own, window)),
+        devices=tuple(
+            _device(device, [span for span in on_device if span.device == device], model, window)
+            for device in sorted(devices)
+        ),
+        occupied=_occupied(whole, window),
+        in_workers_ms=fmean(end - start for start, end in ended.values()) / _MS,
+    )
+
+
+def covered(intervals: Iterable[tuple[int, int]], window: tuple[int, int]) -> float:
+    """The part of a window, 0..1, that lies in at least one of the intervals."""
+    start_ns, end_ns = window
+    filled, reached = 0, start_ns
+    for start, end in sorted(intervals):
+        low, high = max(start, reached), min(end, end_ns)
+        if high > low:
+            filled += high - low
+            reached = high
+    return filled / (end_ns - start_ns)
+
+
+def only_predicts(spans: Iterable[Span]) -> bool:
+    """Are these the spans of a process that predicts for workers, and is none itself?"""
+    return all(span.stage in BY_PREDICTOR for span in spans)
+
+
+def by_request(spans: Iterable[Span]) -> dict[str, tuple[int, int]]:
+    """Request id -> its first start and last end, whichever process they are from."""
+    found: dict[str, tuple[int, int]] = {}
+    for span in spans:
+        for name in span.request_id.split(","):
+            start, end = found.get(name, (span.start_ns, span.end_ns))
+            found[name] = (min(start, span.start_ns), max(end, span.end_ns))
+    return found
+
+
+def _stages(spans: Sequence[Span], window: tuple[int, int]) -> Iterable[StageTimes]:
+    lengths: dict[str, list[int]] = defaultdict(list)
+    requests: dict[str, int] = defaultdict(int)
+    for span in spans:
+        if window[0] <= span.end_ns < window[1]:
+            lengths[span.stage].append(span.end_ns - span.start_ns)
+            requests[span.stage] += span.request_id.count(",") + 1
+    known = [stage for stage in STAGE_NAMES if stage in lengths]
+    for stage in (*known, *sorted(set(lengths) - set(STAGE_NAMES))):
+        took = lengths[stage]
+        yield StageTimes(
+            stage,
+            len(took),
+            fmean(took) / _MS,
+            percentile(took, 50) / _MS,
+            percentile(took, 99) / _MS,
+            sum(took) / requests[stage] / _MS,
+        )
+
+
+def _is_predict(span: Span, model: str) -> bool:
+    return span.model == model and span.stage == "predict"
+
+
+def _device(device: str, held: Sequence[Span], model: str, window: tuple[int, int]) -> DeviceUse:
+    own = [span for span in held if _is_predict(span, model)]
+    others = [(span.start_ns, span.end_ns) for span in held if not _is_predict(span, model)]
+    requests = sum(span.request_id.count(",") + 1 for span in own)
+    spent_ns = sum(span.end_ns - span.start_ns for span in own)
+    return DeviceUse(
+        device=device,
+        busy=covered(((span.start_ns, span.end_ns) for span in held), window),
+        busy_with_others=covered(others, window),
+        predictions=len(own),
+        predict_ms=spent_ns / len(own) / _MS,
+        requests_each=requests / len(own),
+        limit_per_s=requests / max(spent_ns, 1) * 1e9,
+        overlaps=len(overlapping(held)),
+    )
+
+
+def _occupied(spans: Sequence[Span], window: tuple[int, int]) -> dict[str, float]:
+    """By worker: the time between a request's first and last span there. A mere predictor is no worker."""
+    there: dict[str, list[Span]] = defaultdict(list)
+    for span in spans:
+        there[span.worker].append(span)
+    return {
+        worker: covered(by_request(own).values(), window)
+        for worker, own in sorted(there.items())
+        if not only_predicts(own)
+    }
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The smallest value that at least `percent` % of the values do not exceed (nearest rank).
+
+    Raises:
+        ValueError: No values, or `percent` is not in 0..100.
+    """
+    if not values or not 0 <= percent <= 100:
+        raise ValueError("a percentile needs values and a percentage")
+    return nearest_rank(sorted(values), percent)
+
+
+def nearest_rank(ascending: Sequence[float], percent: float) -> float:
+    """`percentile` of values that are in order and at least one."""
+    return ascending[max(0, math.ceil(len(ascending) * percent / 100) - 1)]

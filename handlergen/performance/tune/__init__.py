@@ -1,0 +1,1 @@
+"""Which settings a model wants: candidates measured on a real server."""

@@ -1,0 +1,117 @@
+"""Settings written into a `handlergen.yaml` that somebody else keeps: their comments and their order stay."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from handlergen.errors import HandlergenError
+from handlergen.inspection.project import open_project
+from handlergen.project.settings import SETTINGS_FILE
+from handlergen.project.truss import is_truss
+from handlergen.server.configuration import replace_content
+
+
+def apply(source: Path, settings: Mapping[str, int]) -> Path:
+    """Write settings into the file that goes with a source; made if there is none.
+
+    Args:
+        source: What `handlergen archive` takes.
+        settings: Whole numbers by name.
+
+    Returns:
+        The file.
+
+    Raises:
+        HandlergenError: It cannot be written, or would not count for this source; it is left as it was.
+    """
+    file = settings_file(source)
+    before = file.read_bytes() if file.exists() else None
+    mark, text = _text(file, before) if before is not None else (b"", _new(source, file))
+    changed = mark + with_settings(text, settings).encode()
+    problem = ""
+    try:
+        replace_content(file, changed)
+        found = open_project(source).settings
+        differs = [name for name, value in settings.items() if getattr(found, name) != value]
+        if differs:
+            problem = f"{file} does not decide on {', '.join(differs)} of {source}"
+    except OSError as error:
+        raise HandlergenError(f"{file} cannot be written: {error.strerror}") from error
+    except HandlergenError as error:
+        problem = f"{file} could not be read any more with the settings in it: {error.message}"
+    if problem:
+        if before is None:
+            file.unlink(missing_ok=True)
+        else:
+            replace_content(file, before)
+        raise HandlergenError(
+            problem,
+            hint="an environment variable may win over it, or its `source:` be another one; write the settings by hand",
+        )
+    return file
+
+
+def settings_file(source: Path) -> Path:
+    """Where the settings of a source stand, or would."""
+    path = source.absolute()
+    if path.name == SETTINGS_FILE:
+        return path
+    if path.is_dir() and ((path / SETTINGS_FILE).exists() or is_truss(path)):
+        return path / SETTINGS_FILE
+    return path.parent / SETTINGS_FILE
+
+
+def with_settings(text: str, settings: Mapping[str, int]) -> str:
+    """A YAML mapping with these values at the top level.
+
+    A line that sets one is changed, what stands behind its value stays; a line that shows one as a comment (`#
+    batch_size: 1`, as `handlergen init` writes) is made the setting; what is not there at all is added at the end.
+
+    Raises:
+        HandlergenError: A value stands in a way that is not one line.
+    """
+    ending = "\r\n" if "\r\n" in text else "\n"
+    for name, value in settings.items():
+        line = f"{name}: {value}"
+        text, changed = re.subn(
+            rf"^{name}[ \t]*:[ \t]+[^\s#]+(?=[ \t]*(?:#.*)?\r?$)", line, text, count=1, flags=re.MULTILINE
+        )
+        if not changed and not _sets(text, name):
+            text, changed = re.subn(
+                rf"^#[ \t]?{name}:[^\r\n]*(?=\r?$)", line, text, count=1, flags=re.MULTILINE
+            )
+        if not changed and not _sets(text, name):
+            text = f"{text.rstrip()}{ending}{line}{ending}" if text.strip() else f"{line}{ending}"
+            changed = 1
+        if not changed:
+            raise HandlergenError(
+                f"the setting {name} stands in {SETTINGS_FILE} in a way that this command does not change",
+                hint=f"write it as a line of its own: {line}",
+            )
+    return text
+
+
+def _sets(text: str, name: str) -> bool:
+    """Does the text set this already?"""
+    return re.search(rf"""^["']?{name}["']?[ \t]*:""", text, flags=re.MULTILINE) is not None
+
+
+def _text(file: Path, raw: bytes) -> tuple[bytes, str]:
+    """A file's byte order mark, if it has one, and its text with the line ends that it has.
+
+    Raises:
+        HandlergenError: It is no UTF-8.
+    """
+    mark = codecs.BOM_UTF8 if raw.startswith(codecs.BOM_UTF8) else b""
+    try:
+        return mark, raw.removeprefix(mark).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise HandlergenError(f"{file} is not UTF-8", hint="save it as UTF-8") from error
+
+
+def _new(source: Path, file: Path) -> str:
+    path = source.absolute()
+    return "" if path == file.parent else f"source: {path.name}\n"

@@ -1,0 +1,1 @@
+"""What the user writes: settings, YAML, Truss directories, names, weights files, starter projects."""

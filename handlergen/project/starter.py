@@ -1,0 +1,105 @@
+"""Starter projects: a directory that `check` accepts and `archive` packs as it is, with a commented handlergen.yaml."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from handlergen.errors import HandlergenError
+from handlergen.project.names import propose
+from handlergen.project.setting_fields import SETTINGS, SettingInfo
+from handlergen.project.settings import SETTINGS_FILE
+from handlergen.project.templates import template_dir
+from handlergen.runtime.forms.table import DEFAULT_FORM, FORMS
+
+_WIDTH = 96
+_HEADING = "Settings of this model. A line that is commented out shows the default, or else an example."
+
+
+def create_starter(directory: Path, *, form: str = DEFAULT_FORM) -> tuple[str, tuple[Path, ...]]:
+    """Write a starter project, made from `templates/starters/FORM`.
+
+    Args:
+        directory: Created if it does not exist; it may hold files with other names.
+        form: A form of the form table.
+
+    Returns:
+        The model's name (the directory's, made valid) and the files written.
+
+    Raises:
+        HandlergenError: A file exists already (then nothing is written), or the directory cannot be created.
+    """
+    if form not in FORMS:
+        raise HandlergenError(f"there is no form {form!r}", hint=f"The forms are: {', '.join(FORMS)}.")
+    starter = template_dir() / "starters" / form
+    texts = {
+        path.name: path.read_text(encoding="utf-8") for path in sorted(starter.iterdir()) if path.is_file()
+    }
+    name = propose(directory.resolve().name)
+    module = next(file for file in texts if file.endswith(".py"))
+    texts[SETTINGS_FILE] = starter_yaml({"name": name, "source": module})
+    if directory.exists() and not directory.is_dir():
+        raise HandlergenError(f"{directory} is a file", hint="Name a directory; it may be new.")
+    taken = [file for file in texts if (directory / file).exists() or (directory / file).is_symlink()]
+    if taken:
+        raise HandlergenError(
+            f"{directory} already has {', '.join(taken)}; nothing was written",
+            hint="Name another directory, or move these files away.",
+        )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for file, text in texts.items():
+            with (directory / file).open("x", encoding="utf-8") as opened:
+                opened.write(text)
+    except OSError as error:
+        raise HandlergenError(
+            f"{error.filename or directory} cannot be written: {error.strerror}",
+            hint="Name a directory that you may write to.",
+        ) from error
+    return name, tuple(directory / file for file in texts)
+
+
+def starter_yaml(values: Mapping[str, Any] | None = None, *, heading: str = "") -> str:
+    """Return the text of a `handlergen.yaml` that explains every setting.
+
+    Args:
+        values: Settings to write out; all others are comments that show their defaults.
+        heading: The first comment line, without `#`.
+
+    Returns:
+        YAML that `load_settings` reads back as `values`.
+    """
+    written = dict(values or {})
+    lines = [
+        f"# {heading or _HEADING}",
+        "# An environment variable overrides this file (HANDLERGEN_BATCH_SIZE=8), a flag overrides both "
+        "(--batch-size 8).",
+    ]
+    group = ""
+    for setting in SETTINGS.values():
+        if setting.group != group:
+            group = setting.group
+            lines += ["", f"# ---- {group} ".ljust(_WIDTH, "-")]
+        lines += ["", *(f"# {line}" for line in textwrap.wrap(setting.help, _WIDTH))]
+        lines.append(_line(setting, written))
+    return "\n".join(lines) + "\n"
+
+
+def _line(setting: SettingInfo, written: Mapping[str, Any]) -> str:
+    if setting.name in written:
+        return f"{setting.name}: {_yaml(written[setting.name])}"
+    if setting.example:
+        return f"# {setting.name}: {setting.example}"
+    shown = "" if setting.default is None else f" {_yaml(setting.default)}"
+    return f"# {setting.name}:{shown}"
+
+
+def _yaml(value: Any) -> str:
+    """Return a value in YAML's flow style, on one line."""
+    plain = list(value) if isinstance(value, tuple) else value
+    text: str = yaml.safe_dump(plain, default_flow_style=True, width=10_000, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")

@@ -1,0 +1,426 @@
+"""Answers as compact JSON, and what the values that hooks return mean in it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import decimal
+import enum
+import importlib
+import json
+import math
+import sys
+import uuid
+from array import array as c_array
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from functools import lru_cache
+from pathlib import PurePath
+from typing import Any
+
+from .errors import EncodeError
+
+orjson: Any = None
+with contextlib.suppress(ImportError):  # optional; the standard library takes its place
+    orjson = importlib.import_module("orjson")
+_OPTIONS: int = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME if orjson else 0
+
+MAX_DEPTH = 250
+"""Levels of nesting that an answer may have in any case (orjson stops at 254)."""
+
+_PLACE = b"\0"  # where an array's text goes; JSON text never has this byte
+_SMALL = 64  # elements; below, orjson's call for a single array costs more than its list
+
+_HINTS = {
+    "bytes": "encode it as text (base64), or return bytes alone",
+    "bytearray": "encode it as text (base64), or return bytes alone",
+    "generator": "return a list",
+    "coroutine": "await it",
+    "Image": "return the image alone, or its bytes as base64 text",
+}
+
+
+def dump(value: Any, nan: str) -> bytes:
+    """`value` as compact UTF-8 JSON.
+
+    Args:
+        value: Anything with a JSON meaning, see `plain.converter_of`.
+        nan: `null`, or `error`: then a NaN or infinity is refused.
+
+    Raises:
+        EncodeError: Names the type and the place of what cannot be encoded.
+    """
+    if orjson is not None:
+        try:
+            body = _by_orjson(value)
+        except (TypeError, ValueError, RecursionError):  # JSONEncodeError is a TypeError
+            pass
+        else:
+            if nan == "null" or b"null" not in body:  # orjson writes NaN as null
+                return body
+    try:
+        return _ENCODERS[nan](value).encode("utf-8", "backslashreplace")
+    except (TypeError, ValueError, RecursionError):
+        pass
+    return _Walk(nan).dump(value)
+
+
+def _by_orjson(value: Any) -> bytes:
+    """Large arrays are encoded apart and put in their places at the end, which copies their text only once."""
+    arrays: list[bytes] = []
+
+    def default(item: Any) -> Any:
+        convert = converter_of(item)
+        if convert in ARRAY_CONVERTERS and (text := _array_text(item)) is not None:
+            arrays.append(text)
+            return orjson.Fragment(_PLACE)
+        return _plain(item)
+
+    body: bytes = orjson.dumps(value, default, _OPTIONS)
+    if not arrays:
+        return body
+    if body == _PLACE:
+        return arrays[0]
+    pieces = body.split(_PLACE)
+    whole = [b""] * (len(pieces) + len(arrays))
+    whole[::2], whole[1::2] = pieces, arrays
+    return b"".join(whole)
+
+
+def _array_text(value: Any) -> bytes | None:
+    """The JSON of an array or tensor; None if it is small, or of a type that orjson does not write."""
+    if element_count(value) < _SMALL:
+        return None
+    array = numpy_array(value)
+    if array is None:
+        return None
+    if array.dtype.kind == "f":
+        # float32 too as the double that it is: what `tolist` gives, and what the other encoder writes.
+        array = array.astype("=f8", order="C", copy=False)
+    elif array.dtype.kind in "iub":
+        array = array.astype(array.dtype.newbyteorder("="), order="C", copy=False)
+    else:
+        return None
+    text: bytes = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
+    return text
+
+
+def _plain(value: Any) -> Any:
+    """One step towards plain data, for the encoders' `default`.
+
+    Raises:
+        TypeError: It has no JSON meaning, or its own conversion failed.
+    """
+    convert = converter_of(value)
+    if convert is None:
+        raise TypeError
+    try:
+        return convert(value)
+    except Exception as error:
+        raise TypeError from error
+
+
+def _finite(value: Any) -> Any:
+    """For the standard library's encoder, which refuses NaN: arrays with their NaN as None."""
+    array = numpy_array(value) if converter_of(value) in ARRAY_CONVERTERS else None
+    return finite_list(array) if array is not None and array.dtype.kind == "f" else _plain(value)
+
+
+def _encoders() -> dict[str, Callable[[Any], str]]:
+    kinds = {"null": _finite, "error": _plain}
+    return {
+        nan: json.JSONEncoder(
+            ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=default
+        ).encode
+        for nan, default in kinds.items()
+    }
+
+
+_ENCODERS = _encoders()
+
+
+class _Walk:
+    """Makes an answer plain, element by element, knowing where it is.
+
+    Args:
+        nan: As for `dump`.
+    """
+
+    def __init__(self, nan: str) -> None:
+        self._nan = nan
+        self._path: list[Any] = []
+        self._open: set[int] = set()
+
+    def dump(self, value: Any) -> bytes:
+        try:
+            plain = self._visit(value)
+        except RecursionError:
+            raise self._error("is nested too deeply") from None
+        try:
+            return _ENCODERS["error"](plain).encode("utf-8", "backslashreplace")
+        except (TypeError, ValueError, RecursionError) as error:
+            raise EncodeError(f"The answer cannot be encoded as JSON ({type(error).__name__})") from error
+
+    def _visit(self, value: Any) -> Any:
+        if value is None or isinstance(value, str | bool):
+            return value
+        if isinstance(value, float):
+            return self._float(value)
+        if isinstance(value, int):
+            return self._int(value)
+        if len(self._path) >= MAX_DEPTH:
+            raise self._error(f"is nested deeper than {MAX_DEPTH} levels")
+        if id(value) in self._open:
+            raise self._error(f"is a {type(value).__name__} that contains itself")
+        self._open.add(id(value))
+        try:
+            return self._container(value)
+        finally:
+            self._open.discard(id(value))
+
+    def _container(self, value: Any) -> Any:
+        # Loops, so that a level of nesting costs two frames: Python allows a thousand.
+        if isinstance(value, dict):
+            plain = {}
+            for key, item in value.items():
+                name = self._key(key)
+                self._path.append(key)
+                plain[name] = self._visit(item)
+                self._path.pop()  # not on the way out of an error, whose text is made from the path
+            return plain
+        if isinstance(value, list | tuple):
+            if set(map(type, value)) <= {float} and all(map(math.isfinite, value)):
+                return value
+            items = []
+            for index, item in enumerate(value):
+                self._path.append(index)
+                items.append(self._visit(item))
+                self._path.pop()
+            return items
+        convert = converter_of(value)
+        if convert is None:
+            raise self._error(*_no_meaning(value))
+        try:
+            inner = convert(value)
+        except Exception as error:
+            raise self._error(f"is a {type(value).__name__} that cannot be converted") from error
+        if isinstance(inner, dict | list):
+            return self._container(inner)
+        return self._visit(inner)
+
+    def _float(self, value: float) -> float | None:
+        if math.isfinite(value):
+            return float(value)
+        if self._nan == "null":
+            return None
+        raise self._error(f"is {float(value)}, which JSON does not have", "nan: error is set")
+
+    def _int(self, value: int) -> int:
+        try:
+            int.__repr__(value)
+        except ValueError:  # Python writes at most 4300 digits
+            raise self._error("is a number of too many digits") from None
+        return int(value)
+
+    def _key(self, key: Any) -> str:
+        if isinstance(key, str):
+            return str.__str__(key)
+        if isinstance(key, bool) or key is None or isinstance(key, int | float):
+            return json.dumps(key)
+        convert = converter_of(key)
+        inner = convert(key) if convert is not None else key
+        if isinstance(inner, str | int | float) and inner is not key:
+            return self._key(inner)
+        raise self._error(f"has a key of type {type(key).__name__}", "JSON's keys are text")
+
+    def _error(self, what: str, hint: str = "") -> EncodeError:
+        place = "answer" + "".join(f"[{_short(key)}]" for key in self._path[:20])
+        if len(self._path) > 20:
+            place += "..."
+        return EncodeError(f"The answer cannot be encoded: {place} {what}" + (f"; {hint}" if hint else ""))
+
+
+def _no_meaning(value: Any) -> tuple[str, str]:
+    kind = type(value)
+    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+    hint = next((_HINTS[each.__name__] for each in kind.__mro__ if each.__name__ in _HINTS), "")
+    return f"is of type {name}", hint
+
+
+def _short(key: Any) -> str:
+    """A key as it stands in the path: text is cut, and of other things only the type is named."""
+    if isinstance(key, str):
+        return repr(key if len(key) <= 40 else key[:37] + "...")
+    return repr(key) if isinstance(key, int) and abs(key) < 10**18 else f"<{type(key).__name__}>"
+
+
+def converter_of(value: Any) -> Callable[[Any], Any] | None:
+    """What turns this object into something nearer to JSON: in one step, not in its depth.
+
+    Returns:
+        A function of the object; None if its type has no JSON meaning (bytes, images, generators, complex
+        numbers and whatever is not known).
+    """
+    kind: Any = type(value)
+    return _converter(kind)
+
+
+@lru_cache(maxsize=1024)
+def _converter(kind: type) -> Callable[[Any], Any] | None:  # noqa: PLR0911
+    for known, convert in _KNOWN:
+        if issubclass(kind, known):
+            return convert
+    torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
+    if torch is not None and issubclass(kind, torch.Tensor):
+        return _tensor_list
+    if numpy is not None and issubclass(kind, numpy.ndarray | numpy.generic):
+        return _array_list
+    if hasattr(kind, "model_dump"):
+        return _pydantic
+    if hasattr(kind, "parse_obj") and hasattr(kind, "__fields__"):
+        return _pydantic_1
+    if issubclass(kind, Mapping):  # before dataclasses: a Hugging Face ModelOutput is both
+        return dict
+    if dataclasses.is_dataclass(kind):
+        return _fields
+    if issubclass(kind, AbstractSet):
+        return _ordered
+    if issubclass(kind, Sequence) and not issubclass(kind, bytes | bytearray | memoryview):
+        return list
+    return None
+
+
+def numpy_array(value: Any) -> Any:
+    """An array or tensor as a numpy array on the host; None for anything else, or without numpy."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return None
+    if isinstance(value, numpy.ndarray):
+        return None if hasattr(value, "mask") else value  # what is masked shows only in a masked array's list
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(value, torch.Tensor):
+        return None
+    try:
+        return host(value).numpy()
+    except (RuntimeError, TypeError):  # a torch built without numpy, a type that numpy lacks
+        return None
+
+
+def element_count(array: Any) -> int:
+    """How many numbers an array or tensor has."""
+    count: int = array.numel() if hasattr(array, "numel") else array.size
+    return count
+
+
+def finite_list(array: Any) -> Any:
+    """A floating-point numpy array as nested lists (a scalar: as a number), NaN and infinities as None."""
+    numpy = sys.modules["numpy"]
+    doubles = array.astype("=f8", copy=False)
+    finite = numpy.isfinite(doubles)
+    if finite.all():
+        return doubles.tolist()
+    return numpy.where(finite, doubles, None).tolist()
+
+
+def host(tensor: Any) -> Any:
+    """A tensor as a dense one on the CPU, of a type that numpy has, apart from any graph."""
+    import torch
+
+    plain = tensor.detach()
+    if plain.is_quantized:
+        plain = plain.dequantize()
+    if plain.layout is not torch.strided:
+        plain = plain.to_dense()
+    plain = plain.cpu()
+    if plain.is_floating_point() and plain.dtype not in (torch.float64, torch.float32, torch.float16):
+        plain = plain.float()  # bfloat16 and the 8-bit types; exact
+    return plain.resolve_conj().resolve_neg()
+
+
+def _tensor_list(tensor: Any) -> Any:
+    torch = sys.modules["torch"]
+    if tensor.is_nested:
+        return list(tensor.unbind())
+    if type(tensor) is torch.Tensor and tensor.dtype in _listed(torch) and tensor.layout is torch.strided:
+        return (
+            tensor.tolist()
+        )  # from any device, graph or lazy negation; `host` would say the same in nine calls
+    plain = host(tensor)
+    if plain.is_complex():
+        raise TypeError("complex numbers have no JSON meaning")
+    return plain.tolist()
+
+
+@lru_cache(maxsize=1)
+def _listed(torch: Any) -> frozenset[Any]:
+    """The types whose `tolist` is that of `host`."""
+    return frozenset((torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.bool))
+
+
+def _array_list(array: Any) -> Any:
+    """Arrays and scalars of numpy."""
+    if array.dtype.kind in "mM":
+        numpy = sys.modules["numpy"]
+        if array.dtype.kind == "m":
+            return (array / numpy.timedelta64(1, "s")).tolist()
+        text = numpy.datetime_as_string(array)
+        return numpy.where(numpy.isnat(array), None, text).tolist()
+    if array.dtype.kind == "c":
+        raise TypeError("complex numbers have no JSON meaning")
+    if array.dtype.kind == "f":
+        return array.astype("=f8").tolist()  # longdouble's own list would hold longdoubles
+    return array.tolist()
+
+
+def _pydantic(model: Any) -> Any:
+    try:
+        return model.model_dump(mode="json")
+    except Exception as error:
+        if type(error).__name__ != "PydanticSerializationError":
+            raise
+        return model.model_dump()  # fields of foreign types (arrays), which are converted here
+
+
+def _pydantic_1(model: Any) -> Any:
+    return model.dict()
+
+
+def _fields(instance: Any) -> dict[str, Any]:
+    return {each.name: getattr(instance, each.name) for each in dataclasses.fields(instance)}
+
+
+def _ordered(values: Any) -> list[Any]:
+    """A set as a list: sorted where its elements can be, so that equal sets give equal answers."""
+    try:
+        return sorted(values)
+    except TypeError:
+        return list(values)
+
+
+def _decimal(number: decimal.Decimal) -> int | float:
+    """A number in JSON: whole ones exact, others as the nearest double."""
+    if number.is_finite() and number == number.to_integral_value() and number.adjusted() < 400:
+        return int(number)
+    return float(number)
+
+
+def _iso(value: Any) -> str:
+    text: str = value.isoformat()
+    return text
+
+
+_KNOWN: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
+    (enum.Enum, lambda member: member.value),
+    (datetime.timedelta, datetime.timedelta.total_seconds),
+    ((datetime.date, datetime.time), _iso),
+    ((uuid.UUID, PurePath), str),
+    (decimal.Decimal, _decimal),
+    # Subclasses of plain types, which orjson does not take for them.
+    (float, float),
+    (tuple, list),
+    (c_array, c_array.tolist),
+)
+
+ARRAY_CONVERTERS = (_array_list, _tensor_list)
+"""What `converter_of` returns for arrays (and numpy's scalars) and tensors."""

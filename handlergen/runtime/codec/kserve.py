@@ -1,0 +1,390 @@
+"""KServe's inference protocols, v1 and v2, read and answered here.
+
+TorchServe takes them at addresses of their own, `/v1/models/NAME:predict` and `/v2/models/NAME/infer` (and `:explain`,
+`/explain`), which is how they are recognised: by the header `explain` that it sets there and the header `url_path`
+that it sets only under `/predictions` (InferenceRequestHandler). A body that looks like KServe's but comes to
+`/predictions` is the module's own.
+
+TorchServe's `service_envelope` is not used: it is server-wide, reads only the first request of a batch, wants
+answers that its own JSON encoder takes, and gives the whole batch one error.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import importlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import FrameType
+from typing import Any
+
+from ..pipeline.hooks import Item
+from ..request import BadRequest, Files
+from .content import JSON, json_bytes
+from .decode import decode, open_request
+from .encode import Encoded
+from .errors import EncodeError, Failure
+from .json import dump, numpy_array
+
+MAX_INSTANCES = 10_000
+"""How many instances one v1 request may have."""
+
+_Fail = Callable[[Item, BaseException, str], None]
+
+
+class Opened:
+    """One KServe request.
+
+    Attributes:
+        item: As TorchServe handed it over.
+        parts: What goes through the pipeline: the item itself (v2), or an item an instance (v1).
+    """
+
+    def __init__(self, item: Item, parts: list[Item], *, answer_key: str | None, limit: int) -> None:
+        self.item = item
+        self.parts = parts
+        self._answer_key = answer_key
+        self._limit = limit
+
+    def close(self, fail: _Fail) -> None:
+        """Make the answer out of those of the parts."""
+        item = self.item
+        if self._answer_key is not None:
+            try:
+                self._join(self._answer_key)
+            except EncodeError as error:
+                fail(item, error, "encode")
+        if item.failure is not None:
+            item.failure = replace(item.failure, for_kserve=True)
+
+    def _join(self, key: str) -> None:
+        for index, part in enumerate(self.parts):
+            failure = part.failure
+            if failure is not None:
+                told = f"instances[{index}]: {failure.message}"
+                self.item.failure = Failure(failure.status, failure.type, told, failure.headers)
+                return
+            if part.reply.status != 200:  # the module's own response: the request as a whole gets it
+                self.item.reply = part.reply
+                return
+        bodies = b",".join(_as_json(part.reply) for part in self.parts)
+        body = b'{"%s":[%s]}' % (key.encode(), bodies)
+        if len(body) > self._limit:
+            raise EncodeError(
+                f"The answers have {len(body)} bytes together; the server sends at most {self._limit} "
+                "(max_response_size)"
+            )
+        self.item.reply = Encoded(body, JSON)
+
+
+def refuse_envelope(caller: FrameType | None) -> None:
+    """See that no envelope of TorchServe's stands between the server and the handler.
+
+    Args:
+        caller: The frame of the handler's `handle`.
+
+    Raises:
+        PredictionException: One does. Its class, because the envelope could send nothing else.
+    """
+    frame = caller.f_back if caller is not None else None
+    if frame is None or "request_envelope" not in frame.f_code.co_filename:
+        return
+    from ts.utils.util import PredictionException
+
+    raise PredictionException(
+        "config.properties sets service_envelope, which models made by handlergen neither need nor work with: they "
+        "read KServe's protocols themselves. Remove that line.",
+        501,
+    )
+
+
+def open_kserve(
+    item: Item, *, name: str, version: str, nan: str, limit: int, first_index: int, keywords: bool
+) -> Opened:
+    """Read a KServe request.
+
+    Args:
+        item: A request that came to one of KServe's addresses.
+        name, version: The model's, for v2's answers.
+        nan: As for `encode`.
+        limit: The most bytes that the server sends.
+        first_index: The first unused `Item.index` of the batch.
+        keywords: The module takes an object's keys: a single v2 input is passed by name too.
+
+    Raises:
+        BadRequest: The body is neither protocol's.
+    """
+    body = decode(item.entry, item.properties).data
+    explains = item.properties.get("explain") == "True"
+    if isinstance(body, Mapping) and isinstance(body.get("instances"), list):
+        parts = _instances(item, body["instances"], first_index)
+        return Opened(item, parts, answer_key="explanations" if explains else "predictions", limit=limit)
+    if isinstance(body, Mapping) and isinstance(body.get("inputs"), list):
+        item.data, item.files = _inputs(body["inputs"], keywords=keywords), Files()
+        item.outlet = None  # its chunks, if it has some, come as one answer
+        item.wrap = _V2Answer(body, item.request.id, name, version, nan)
+        return Opened(item, [item], answer_key=None, limit=limit)
+    raise BadRequest(
+        'A KServe request has a JSON object: v1 {"instances": [...]}, v2 {"inputs": [{"name", "shape", "datatype", '
+        '"data"}]}'
+    )
+
+
+def _instances(item: Item, instances: list[Any], first_index: int) -> list[Item]:
+    if not 0 < len(instances) <= MAX_INSTANCES:
+        raise BadRequest(f'"instances" has {len(instances)} entries; from 1 to {MAX_INSTANCES} are taken')
+    parts = []
+    for index, instance in enumerate(instances):
+        request = open_request(item.entry, item.properties, item.request.id)  # with metadata of its own
+        part = Item(first_index + index, item.entry, item.properties, request)
+        part.data, part.files = _binary(instance, index), Files()
+        parts.append(part)
+    return parts
+
+
+def _binary(instance: Any, index: int) -> Any:
+    """`{"b64": "..."}` is the protocol's way to send bytes (TensorFlow Serving's REST API, which v1 follows)."""
+    if not (isinstance(instance, dict) and len(instance) == 1 and isinstance(instance.get("b64"), str)):
+        return instance
+    try:
+        return base64.b64decode(instance["b64"], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadRequest(f"instances[{index}] is not valid base64") from error
+
+
+def _as_json(reply: Encoded) -> bytes:
+    if reply.content_type.startswith(JSON):
+        return reply.body
+    if reply.content_type.startswith("text/"):
+        return json_bytes(reply.body.decode("utf-8", "replace"))
+    return b'{"b64":"' + base64.b64encode(reply.body) + b'"}'
+
+
+def _inputs(inputs: list[Any], *, keywords: bool) -> Any:
+    """One input: its tensor; several: the tensors by name."""
+    if not inputs:
+        raise BadRequest('"inputs" is empty')
+    tensors: dict[str, Any] = {}
+    for index, each in enumerate(inputs):
+        tensor_name, tensor = read_tensor(each, f"inputs[{index}]")
+        if tensor_name in tensors:
+            raise BadRequest(f"two inputs have the name {tensor_name!r}")
+        tensors[tensor_name] = tensor
+    if len(tensors) == 1 and not keywords:
+        return next(iter(tensors.values()))
+    return tensors
+
+
+class _V2Answer:
+    """Turns a hook's answer into v2's; called with it, before it is encoded."""
+
+    def __init__(self, body: Mapping[str, Any], request_id: str, name: str, version: str, nan: str) -> None:
+        given = body.get("id")
+        self._id = given if isinstance(given, str) and given.strip() else request_id
+        self._first_input = str(body["inputs"][0]["name"])
+        self._wanted = _wanted_outputs(body.get("outputs"))
+        self._name = name
+        self._version = version
+        self._nan = nan
+
+    def __call__(self, answer: Any) -> Any:
+        """
+        Raises:
+            EncodeError: It has no meaning in v2.
+            BadRequest: The client wants an output that the model does not have.
+        """
+        if hasattr(answer, "status_code") and hasattr(answer, "body"):
+            return answer  # a response of the module's own is sent as it is
+        usual = self._wanted[0] if len(self._wanted) == 1 else self._first_input
+        outputs = named_tensors(answer, usual, lambda value: dump(value, self._nan))
+        if self._wanted:
+            by_name = {output["name"]: output for output in outputs}
+            missing = [name for name in self._wanted if name not in by_name]
+            if missing:
+                raise BadRequest(f"The model has no output {', '.join(missing)}; it has {', '.join(by_name)}")
+            outputs = [by_name[name] for name in self._wanted]
+        return {
+            "model_name": self._name,
+            "model_version": self._version,
+            "id": self._id,
+            "outputs": outputs,
+        }
+
+
+def _wanted_outputs(outputs: Any) -> list[str]:
+    if outputs is None:
+        return []
+    names = (
+        [each.get("name") for each in outputs if isinstance(each, Mapping)]
+        if isinstance(outputs, list)
+        else [None]
+    )
+    if not all(isinstance(name, str) for name in names):
+        raise BadRequest('"outputs" is a list of objects with a "name"')
+    return [str(name) for name in names]
+
+
+# What a datatype is in numpy, and the kinds of numpy's own reading that mean it without loss.
+_TYPES: dict[str, tuple[str, str]] = {
+    "BOOL": ("?", "b"),
+    **{
+        f"{sign}INT{bits}": (f"{sign.lower()}int{bits}", "iu")
+        for sign in ("", "U")
+        for bits in (8, 16, 32, 64)
+    },
+    "FP16": ("float16", "iuf"),
+    "FP32": ("float32", "iuf"),
+    "FP64": ("float64", "iuf"),
+}
+_NAMES = {"bool": "BOOL", "float16": "FP16", "float32": "FP32", "float64": "FP64"} | {
+    numpy_name: name for name, (numpy_name, _) in _TYPES.items() if "int" in numpy_name
+}
+
+
+class _NoNumpy(Exception):
+    status_code = 501
+    detail = "This worker has no numpy, which KServe's v2 tensors need"
+
+
+def read_tensor(given: Any, place: str) -> tuple[str, Any]:
+    """Name and value of an entry of `inputs`: a numpy array; for BYTES nested lists of text.
+
+    Args:
+        given: The entry.
+        place: Where it stands, for messages: `inputs[0]`.
+
+    Raises:
+        BadRequest: It is no tensor, or not the one it says it is.
+    """
+    if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
+        raise BadRequest(f'{place} has no "name"')
+    shape, datatype, data = given.get("shape"), given.get("datatype"), given.get("data")
+    if not isinstance(shape, list) or not all(type(size) is int and size >= -1 for size in shape):
+        raise BadRequest(f'{place}: "shape" is a list of whole numbers')
+    if shape.count(-1) > 1:
+        raise BadRequest(f'{place}: "shape" leaves two sizes open')
+    if "data" not in given:
+        raise BadRequest(f'{place} has no "data"; tensors as binary data after the JSON are not read')
+    if datatype == "BYTES":
+        return given["name"], _texts(data, shape, place)
+    if datatype not in _TYPES:
+        raise BadRequest(f"{place}: datatype {str(datatype)[:40]!r} is none of {', '.join(_TYPES)}, BYTES")
+    return given["name"], _numbers(data, shape, datatype, place)
+
+
+def _numbers(data: Any, shape: list[int], datatype: str, place: str) -> Any:
+    numpy = _numpy()
+    name, kinds = _TYPES[datatype]
+    try:
+        array = numpy.array(data)
+        if kinds == "iu" and array.dtype.kind in "fO" and all(type(each) is int for each in _flat(data)):
+            array = numpy.array(data, dtype=name)  # over 63 bits: read as doubles, or as objects
+        if array.size and array.dtype.kind not in kinds:
+            raise ValueError
+        with numpy.errstate(all="ignore"):
+            typed = array.astype(name)
+        if kinds == "iu" and not (typed == array).all():
+            raise ValueError
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise BadRequest(f'{place}: "data" is not {datatype}') from error
+    return _shaped(typed, shape, place)
+
+
+def _texts(data: Any, shape: list[int], place: str) -> Any:
+    flat = _flat(data)
+    if not all(isinstance(text, str) for text in flat):
+        raise BadRequest(f'{place}: "data" is not BYTES: a list of text')
+    if len(shape) == 1 and shape[0] == len(flat):
+        return flat
+    texts = _numpy().empty(len(flat), dtype=object)
+    texts[:] = flat
+    return _shaped(texts, shape, place).tolist()
+
+
+def _shaped(array: Any, shape: list[int], place: str) -> Any:
+    """In the shape that was sent; one -1 in it is what the others leave, as in TorchServe's examples of BYTES."""
+    known = math.prod(size for size in shape if size >= 0)
+    if known == array.size or (-1 in shape and known and array.size % known == 0):
+        try:
+            return array.reshape(shape)
+        except (ValueError, OverflowError):  # more dimensions than numpy has
+            pass
+    raise BadRequest(f'{place}: "data" has {array.size} elements, which shape {shape[:8]} does not hold')
+
+
+def _flat(data: Any) -> list[Any]:
+    flat, waiting = [], [data]
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, list):
+            waiting.extend(reversed(current))
+        else:
+            flat.append(current)
+    return flat
+
+
+def named_tensors(answer: Any, usual_name: str, to_json: Callable[[Any], bytes]) -> list[dict[str, Any]]:
+    """An answer as v2's `outputs`: an object's keys are outputs, anything else is one.
+
+    Args:
+        usual_name: The name of an output that the module gives none.
+        to_json: For what is no tensor: it is sent as text, a BYTES element a value.
+
+    Raises:
+        EncodeError: It has no JSON meaning either.
+    """
+    if isinstance(answer, Mapping) and answer and all(isinstance(name, str) for name in answer):
+        return [{"name": name, **_tensor(value, to_json)} for name, value in answer.items()]
+    return [{"name": usual_name, **_tensor(answer, to_json)}]
+
+
+def _tensor(value: Any, to_json: Callable[[Any], bytes]) -> dict[str, Any]:
+    array = _as_array(value)
+    if array is not None:
+        array = array.reshape(1) if array.ndim == 0 else array
+        return {"shape": list(array.shape), "datatype": _NAMES[array.dtype.name], "data": array.reshape(-1)}
+    elements = value if isinstance(value, list | tuple) else [value]
+    return {
+        "shape": [len(elements)],
+        "datatype": "BYTES",
+        "data": [_as_text(each, to_json) for each in elements],
+    }
+
+
+def _as_array(value: Any) -> Any:
+    """A numpy array of a type that v2 names, if the value is one or a (nested) list of numbers; else None."""
+    if value is None or isinstance(value, str | bytes | bytearray | Mapping):
+        return None
+    array = numpy_array(value)
+    if array is None:
+        try:
+            array = _numpy().asarray(value)
+        except (ValueError, TypeError, OverflowError, RecursionError):
+            return None
+    if array.dtype.kind == "f" and array.dtype.name not in _NAMES:
+        array = array.astype("float64")  # longdouble
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return array if array.dtype.name in _NAMES else None
+
+
+def _as_text(value: Any, to_json: Callable[[Any], bytes]) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes | bytearray):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise EncodeError(
+                "The answer is bytes, which KServe's v2 JSON cannot hold; use /predictions"
+            ) from error
+    return to_json(value).decode("utf-8", "replace")
+
+
+def _numpy() -> Any:
+    try:
+        return importlib.import_module("numpy")
+    except ImportError:
+        raise _NoNumpy from None

@@ -1,0 +1,118 @@
+"""What the log and clients may see: tracebacks cut to the user's frames, secrets left out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from urllib.parse import quote, quote_plus
+
+SHORTEST = 6
+"""Characters; a shorter value is no secret anybody could keep, and may be part of any word."""
+
+# One table a process, as the environment that the values come from is one.
+_names: dict[str, str] = {}
+_pattern: re.Pattern[str] | None = None
+
+
+def hide(secrets: Mapping[str, str]) -> None:
+    """Write `[secret NAME]` in place of these values from now on, however they are quoted.
+
+    Args:
+        secrets: Values by name.
+    """
+    global _pattern  # noqa: PLW0603
+    for name, value in secrets.items():
+        lines = [value, *value.splitlines()] if "\n" in value else [value]  # a traceback indents each line
+        for text in lines:
+            for written in (text, quote(text, safe=""), quote(text), quote_plus(text), repr(text)[1:-1]):
+                if len(text.strip()) >= SHORTEST:
+                    _names.setdefault(written, name)
+                    _names.setdefault(json.dumps(text)[1:-1], name)
+    longest_first = sorted(_names, key=len, reverse=True)
+    _pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+def without_secrets(text: str) -> str:
+    """`text` with every hidden value replaced by its name."""
+    if _pattern is None:
+        return text
+    return _pattern.sub(lambda found: f"[secret {_names[found[0]]}]", text)
+
+
+class WithoutSecrets(logging.Filter):
+    """Takes secrets out of a logger's records, their tracebacks included."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if _pattern is not None:
+            record.msg, record.args = without_secrets(record.getMessage()), None
+            if record.exc_info and not record.exc_text:
+                record.exc_text = logging.Formatter().formatException(record.exc_info)
+            if record.exc_text:
+                record.exc_text = without_secrets(record.exc_text)
+        return True
+
+
+_RUNTIME = os.path.realpath(Path(__file__).parents[1]) + os.sep
+_PACKAGE = __name__.partition(".")[0]
+_HANDLER = "handlergen_handler.py"
+_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+
+
+def user_traceback(error: BaseException, *, user_root: str) -> str:
+    """The traceback of `error`, its causes and contexts, each cut to the frames of the user's files.
+
+    Args:
+        error: The exception; may have any chain of causes, be an exception group or a SyntaxError.
+        user_root: The directory that the user's files are under: the model directory, or the project's root.
+
+    Returns:
+        Text that ends in a line break, without the values of secrets.
+        If no frame of the whole chain is the user's, nothing is cut: the
+        fault then lies elsewhere, and the frames are needed to find it.
+    """
+    try:
+        report = traceback.TracebackException.from_exception(error, compact=True)
+        every = list(_chain(report))
+        own = [[frame for frame in each.stack if _is_own(frame.filename, user_root)] for each in every]
+        if any(own):
+            for each, frames in zip(every, own, strict=True):
+                each.stack = traceback.StackSummary.from_list(frames)
+        elif len(every) == 1 and type(error).__module__.partition(".")[0] == _PACKAGE:
+            return without_secrets(
+                "".join(report.format_exception_only())
+            )  # the runtime's own verdict; its message says all
+        return without_secrets("".join(report.format()))
+    except Exception as trouble:
+        # An exception class may make its own formatting fail; the log line must still appear.
+        return f"{type(error).__name__} (its traceback cannot be shown: {type(trouble).__name__})\n"
+
+
+def _chain(report: traceback.TracebackException) -> Iterator[traceback.TracebackException]:
+    waiting, seen = [report], set[int]()
+    while waiting:
+        current = waiting.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        nested = getattr(current, "exceptions", None) or ()  # exception groups, Python 3.11
+        waiting += [each for each in (current.__cause__, current.__context__, *nested) if each is not None]
+
+
+def _is_own(filename: str, user_root: str) -> bool:
+    """Is it the user's: under the root, and not the runtime, the handler or an installed package?"""
+    if filename.startswith(
+        "<"
+    ):  # no file: `<frozen importlib._bootstrap>` would be one in the working directory
+        return False
+    root = os.path.realpath(user_root) + os.sep
+    real = os.path.realpath(filename)
+    if not real.startswith(root) or real.startswith(_RUNTIME):
+        return False
+    inside = os.sep + real[len(root) :]
+    return inside != os.sep + _HANDLER and not any(part in inside for part in _INSTALLED)

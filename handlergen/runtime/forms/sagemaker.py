@@ -1,0 +1,366 @@
+"""The `sagemaker` form: `model_fn`, `input_fn`, `predict_fn`, `output_fn` as SageMaker's PyTorch toolkit calls them.
+
+What it passes and what its defaults do is read in aws/sagemaker-inference-toolkit (sagemaker_inference/transformer.py)
+and aws/sagemaker-pytorch-inference-toolkit (default_pytorch_inference_handler.py).
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import CoroutineType, ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+
+from ..context import Context
+from ..contract import Contract, Hook, RuntimeSettings
+from ..pipeline.hooks import BoundHook, Hooks, Item, Stage, call_once
+from ..request import Request
+
+_DEFAULT_ACCEPT = "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT"
+"""The toolkit's environment variable for the answer's type when the client names none."""
+
+
+class SagemakerModule:
+    """The toolkit's functions, bound; its defaults stand for missing ones. See `UserModule` for the methods."""
+
+    def __init__(self, contract: Contract, settings: RuntimeSettings, context: Context) -> None:
+        self._contract = contract
+        self._context = context
+        self._module: ModuleType = importlib.import_module(contract.module)
+        weights = context.model_dir / settings.weights if settings.weights else None
+        self._weights = weights
+        # SageMaker unpacks weights into model_dir; here they keep their place relative to the source.
+        self._model_dir = str(weights.parent if weights else context.model_dir)
+        self._model: Any = None
+
+    def setup(self) -> None:
+        self._once("setup")
+
+    def load(self) -> None:
+        self._model = self._once("load") if "load" in self._contract.hooks else self._default_model()
+        self._once("warmup")
+
+    def stand_in(self) -> None:
+        """Nothing: input_fn and output_fn get no model."""
+
+    def hooks(self) -> Hooks:
+        preprocess = self._function("preprocess")
+        predict = self._function("predict")
+        postprocess = self._function("postprocess")
+        model = self._model
+        return (
+            Stage(
+                BoundHook("input_fn", self._input(preprocess)),
+                BoundHook(
+                    "predict_fn",
+                    (lambda item: predict(item, item.inputs, model))
+                    if predict
+                    else (lambda item: model(item.inputs)),
+                ),
+                BoundHook("output_fn", self._output(postprocess)),
+            ),
+        )
+
+    def optional(self, role: str) -> Callable[[Mapping[str, Any]], Any] | None:
+        return None
+
+    def _input(self, function: Callable[..., Any] | None) -> Callable[[Item], Any]:
+        def call(item: Item) -> Any:
+            body, content_type = received(item)
+            if function is None:
+                return default_input(body, content_type)
+            return function(item, body, content_type)
+
+        return call
+
+    def _output(self, function: Callable[..., Any] | None) -> Callable[[Item], Any]:
+        def call(item: Item) -> Any:
+            accept = item.request.headers.get("accept", "")
+            if not accept or accept == "*/*":
+                accept = os.environ.get(_DEFAULT_ACCEPT, JSON)
+            if function is None:
+                return default_output(item.outputs, accept)
+            context = ToolkitContext(self._context, self._model_dir, item.request)
+            value = function(item, item.outputs, accept, context=context)
+            if type(value) is CoroutineType:
+                return awaited(value, accept, context)
+            return answer(value, accept, context)
+
+        async def awaited(coroutine: Any, accept: str, context: ToolkitContext) -> Reply:
+            return answer(await coroutine, accept, context)
+
+        def answer(value: Any, accept: str, context: ToolkitContext) -> Reply:
+            """A body, or a (body, content type) pair; the type is the one that was asked for where none is named."""
+            content_type = accepted(accept)
+            if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], str):
+                value, content_type = value
+            return Reply(
+                value, context.content_type or content_type, context.status or 200, context.response_headers
+            )
+
+        return call
+
+    def _function(self, role: str) -> Callable[..., Any] | None:
+        """A function that takes the item and the toolkit's arguments."""
+        hook = self._contract.hooks.get(role)
+        if hook is None:
+            return None
+        function = getattr(self._module, hook.name)
+        if not _takes_context(hook):
+            return lambda _item, *arguments, context=None: function(*arguments)
+
+        def call(item: Item, *arguments: Any, context: ToolkitContext | None = None) -> Any:
+            return function(
+                *arguments, context or ToolkitContext(self._context, self._model_dir, item.request)
+            )
+
+        return call
+
+    def _once(self, role: str) -> Any:
+        hook = self._contract.hooks.get(role)
+        if hook is None:
+            return None
+        context = ToolkitContext(self._context, self._model_dir, None)
+        constants = {"model_dir": self._model_dir, "model": self._model, "context": context}
+        return call_once(getattr(self._module, hook.name), hook, constants)
+
+    def _default_model(self) -> Any:
+        path = self._weights or _lone_weights(Path(self._model_dir))
+        return torch.jit.load(path, map_location=self._context.device).eval()  # type: ignore[no-untyped-call]
+
+
+def received(item: Item) -> tuple[str | bytes | Any, str]:
+    """The body as the toolkit hands it over, and its content type.
+
+    JSON, which TorchServe has parsed already, becomes text that means the same. Where the client named no type (and
+    gRPC has none), or `curl -d` its form type, it is JSON if the bytes are. A form's fields and files (bytes) come as
+    a dict.
+
+    Returns:
+        `str` for JSON and CSV, else bytes; the header as it was sent.
+    """
+    sent = item.request.content_type or ""
+    kind = sent.partition(";")[0].strip().lower()
+    if kind in ("", "application/x-www-form-urlencoded"):
+        if isinstance(item.data, bytes):
+            return item.data, "application/octet-stream"
+        return json.dumps(item.data, ensure_ascii=False), JSON
+    if kind.startswith("multipart/"):
+        return _form(item), sent
+    body = item.entry.get("body", b"")
+    if not isinstance(body, bytes | bytearray | str):
+        body = json.dumps(body, ensure_ascii=False)
+    raw = body.encode() if isinstance(body, str) else bytes(body)
+    return (raw.decode() if is_text(kind) else raw), sent
+
+
+def _form(item: Item) -> Any:
+    if not item.files:
+        return item.data
+    fields = item.data if isinstance(item.data, Mapping) else {"data": item.data}
+    return {**fields, **{file.name: file.getvalue() for file in item.files}}
+
+
+def _takes_context(hook: Hook) -> bool:
+    return any(parameter.source == "context" for parameter in hook.parameters)
+
+
+def _lone_weights(directory: Path) -> Path:
+    usual = directory / "model.pt"
+    if usual.is_file():
+        return usual
+    found = sorted(path for path in directory.iterdir() if path.suffix in (".pt", ".pth"))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise FileNotFoundError(
+            f"without model_fn there must be one .pt or .pth file in model_dir; found: {names}"
+        )
+    return found[0]
+
+
+USER_MODULE = SagemakerModule
+
+
+JSON, CSV, NPY = "application/json", "text/csv", "application/x-npy"
+
+_TYPES = (JSON, CSV, NPY)
+
+
+class UnsupportedType(Exception):
+    """A content type that the defaults do not read (415), or an Accept that they do not write (406)."""
+
+    def __init__(self, message: str, status_code: int) -> None:
+        super().__init__(message)
+        self.status_code = status_code
+        self.detail = message
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer of `output_fn`; `encode` takes it as it takes a Starlette response."""
+
+    body: Any
+    media_type: str
+    status_code: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def is_text(kind: str) -> bool:
+    """The toolkit hands these over as `str`."""
+    return kind in (JSON, CSV)
+
+
+def accepted(accept: str) -> str:
+    """The first type of an Accept header, without parameters."""
+    return accept.partition(",")[0].partition(";")[0].strip()
+
+
+def default_input(body: Any, content_type: str) -> torch.Tensor:
+    """A tensor of the numbers: float32 of JSON and CSV, the array's own type of NPY.
+
+    A CSV cell that is no number is NaN and one row is one dimension, as in the toolkit. Pickles inside NPY, which the
+    toolkit loads, are refused: a client could run code by them.
+
+    Raises:
+        UnsupportedType: Another content type: 415.
+        ValueError: The body is not what its type says: 400.
+    """
+    kind = accepted(content_type)
+    if kind == JSON:
+        try:
+            return _float_tensor(json.loads(body))
+        # An object, a null, a number beyond floats, lists without end: the client's doing as a ragged list is.
+        except (TypeError, OverflowError, RecursionError) as error:
+            raise ValueError(f"the JSON is no array of numbers: {error}") from error
+    if kind == CSV:
+        np = _numpy(kind, 415)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a cell that is no number is only warned of, an empty text too
+            try:
+                array = np.genfromtxt(io.StringIO(body), delimiter=",", dtype=np.float32)
+            except Warning as warning:
+                raise ValueError(f"the CSV cannot be read: {str(warning).strip()}") from warning
+        return torch.from_numpy(array)
+    if kind == NPY:
+        np = _numpy(kind, 415)
+        try:
+            return torch.from_numpy(np.load(io.BytesIO(body), allow_pickle=False))
+        except (TypeError, EOFError) as error:  # texts, several arrays, nothing
+            raise ValueError(f"the NPY is no array of numbers: {error}") from error
+    raise UnsupportedType(
+        f"content type {kind!r} is not supported; send one of: {', '.join(_TYPES)}", status_code=415
+    )
+
+
+def default_output(prediction: Any, accept: str) -> Reply:
+    """The first type that the client accepts and that can be written.
+
+    Raises:
+        UnsupportedType: None of them: 406.
+    """
+    for wanted in (accepted(part) for part in accept.split(",")):
+        if wanted in (JSON, "*/*", "application/*"):
+            return Reply(prediction, JSON)
+        if wanted == NPY:
+            np, target = _numpy(NPY, 406), io.BytesIO()
+            np.save(target, _array(np, prediction), allow_pickle=False)
+            return Reply(target.getvalue(), NPY)
+        if wanted in (CSV, "text/*"):
+            np, text = _numpy(CSV, 406), io.StringIO()
+            np.savetxt(text, np.atleast_1d(_array(np, prediction)), delimiter=",", fmt="%s")
+            return Reply(text.getvalue(), CSV)
+    raise UnsupportedType(
+        f"no type of Accept: {accept} can be answered; ask for one of: {', '.join(_TYPES)}", status_code=406
+    )
+
+
+def _float_tensor(value: Any) -> torch.Tensor:
+    """Return JSON's numbers as float32; numpy, where it is installed, also reads numbers that are written as text."""
+    try:
+        import numpy as np
+    except ImportError:
+        return torch.tensor(value, dtype=torch.float32)
+    return torch.from_numpy(np.array(value, dtype=np.float32))
+
+
+def _numpy(kind: str, status_code: int) -> Any:
+    try:
+        return importlib.import_module("numpy")
+    except ImportError as error:
+        raise UnsupportedType(
+            f"{kind} needs numpy, which this worker does not have; send and accept {JSON}, or add numpy to the "
+            "requirements",
+            status_code,
+        ) from error
+
+
+def _array(np: Any, value: Any) -> Any:
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+class ToolkitContext:
+    """TorchServe's context in its words, for one request; handlergen's own attributes too (`context.device`).
+
+    Setting a status, a content type or headers works in `output_fn`, whose answer they go with. An index, which
+    TorchServe needs to tell the requests of a batch apart, is ignored: each call has one request.
+
+    Attributes:
+        system_properties: `model_dir` and `gpu_id` (None on the CPU).
+        manifest: `{"model": {"modelName": ..., "modelVersion": ...}}`.
+        request_processor: One, with `get_request_property` and `get_request_properties`.
+        status, content_type, response_headers: What was set.
+    """
+
+    def __init__(self, context: Context, model_dir: str, request: Request | None) -> None:
+        self._context = context
+        self._request = request
+        self.system_properties: dict[str, Any] = {
+            "model_dir": model_dir,
+            "gpu_id": context.device.index if context.device.type == "cuda" else None,
+        }
+        self.manifest = {
+            "model": {"modelName": context.model_name, "modelVersion": context.model_version},
+        }
+        self.request_processor = [
+            SimpleNamespace(
+                get_request_properties=self.get_all_request_header,
+                get_request_property=lambda name: self.get_request_header(0, name),
+            )
+        ]
+        self.status: int | None = None
+        self.content_type: str | None = None
+        self.response_headers: dict[str, str] = {}
+
+    @property
+    def request_ids(self) -> dict[int, str]:
+        return {0: self._request.id} if self._request else {}
+
+    def get_request_id(self, idx: int = 0) -> str:
+        return self.request_ids.get(0, "")
+
+    def get_request_header(self, idx: int, key: str) -> str | None:
+        """A header, or None; `key` without regard to case."""
+        return self._request.headers.get(key) if self._request else None
+
+    def get_all_request_header(self, idx: int = 0) -> Mapping[str, str]:
+        return dict(self._request.headers) if self._request else {}
+
+    def set_response_content_type(self, idx: int, value: str) -> None:
+        self.content_type = value
+
+    def set_response_status(self, code: int = 200, phrase: str = "", idx: int = 0) -> None:
+        self.status = code
+
+    def set_response_header(self, idx: int, key: str, value: str) -> None:
+        self.response_headers[key] = value
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)

@@ -1,0 +1,246 @@
+"""Weights files: those that predict by themselves, and those that a class loads."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def load_executable(path: Path, weights_format: str, device: torch.device) -> Callable[[Any], Any]:
+    """A function from `predict`'s inputs to its outputs, made from weights alone.
+
+    Inputs are a tensor (or what `torch.as_tensor` takes: nested lists of numbers, arrays), a sequence of them in
+    a tuple for several positional inputs, or a mapping for named ones.
+
+    Args:
+        path: The weights file.
+        weights_format: `torchscript`, `exported` or `onnx`.
+        device: Where to put them.
+
+    Raises:
+        ValueError: Another format.
+        ImportError: `onnx` without onnxruntime.
+    """
+    if weights_format == "torchscript":
+        scripted = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
+        return lambda inputs: call_torch(scripted, inputs, device)
+    if weights_format == "exported":
+        program = torch.export.load(path).module().to(device)
+        return lambda inputs: call_torch(program, inputs, device)
+    if weights_format == "onnx":
+        return _onnx(path, device)
+    raise ValueError(f"weights of the format {weights_format!r} cannot predict by themselves; write a load()")
+
+
+def call_torch(program: Callable[..., Any], inputs: Any, device: torch.device) -> Any:
+    """Call a network with tensors made of what `load_executable` says inputs may be."""
+    try:
+        return _called(program, inputs, device, whole=True)
+    except (RuntimeError, AssertionError):  # AssertionError: a guard of an exported program
+        if not _has_whole_numbers(inputs):
+            raise
+        # JSON does not tell 1 from 1.0, so that the same client sends both; the network may want either.
+        try:
+            return _called(program, inputs, device, whole=False)
+        except (RuntimeError, AssertionError):
+            pass
+        raise
+
+
+def _called(program: Callable[..., Any], inputs: Any, device: torch.device, *, whole: bool) -> Any:
+    if isinstance(inputs, Mapping):
+        return program(**{str(name): _tensor(value, device, whole) for name, value in inputs.items()})
+    if isinstance(inputs, tuple):
+        return program(*[_tensor(value, device, whole) for value in inputs])
+    return program(_tensor(inputs, device, whole))
+
+
+def _tensor(value: Any, device: torch.device, whole: bool) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    tensor = torch.as_tensor(value, device=device)
+    # JSON's numbers are read as float64 or int64; models are float32.
+    return tensor.float() if tensor.is_floating_point() or _is_listed(value, whole) else tensor
+
+
+def _is_listed(value: Any, whole: bool) -> bool:
+    return not whole and isinstance(value, list | int)
+
+
+def _has_whole_numbers(inputs: Any) -> bool:
+    """Is any input a list (or number) that became a tensor of whole numbers?"""
+    values = (
+        inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple) else [inputs]
+    )
+    return any(
+        isinstance(value, list | int) and not torch.as_tensor(value).is_floating_point() for value in values
+    )
+
+
+def _onnx(path: Path, device: torch.device) -> Callable[[Any], Any]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(
+            f"{path.name} needs onnxruntime, which is not installed here; add it to the requirements"
+        ) from error
+    import numpy as np
+
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device.type == "cuda":
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+    session = onnxruntime.InferenceSession(str(path), providers=providers)
+    expected = {item.name: item.type for item in session.get_inputs()}
+    numbers: dict[str, Any] = {
+        "tensor(float)": np.float32,
+        "tensor(double)": np.float64,
+        "tensor(float16)": np.float16,
+    }
+    numbers |= {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
+
+    def array(value: Any, name: str) -> Any:
+        found = value.cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+        return found.astype(numbers[expected[name]], copy=False) if expected[name] in numbers else found
+
+    def predict(inputs: Any) -> Any:
+        if isinstance(inputs, Mapping):
+            feed = {str(name): array(value, str(name)) for name, value in inputs.items() if name in expected}
+        else:
+            values: Sequence[Any] = inputs if isinstance(inputs, tuple) else (inputs,)
+            feed = {name: array(value, name) for name, value in zip(expected, values, strict=True)}
+        outputs = session.run(None, feed)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    return predict
+
+
+#: What wrappers put before every key: DataParallel and DistributedDataParallel, torch.compile.
+_WRAPPERS = ("module.", "_orig_mod.")
+
+#: Where checkpoints keep the state dict beside epoch, optimizer and so on.
+_INSIDE = ("state_dict", "model_state_dict")
+
+_NAMES_SHOWN = 10
+
+
+class WeightsError(Exception):
+    """The weights do not fit, or cannot be read safely; says what to do."""
+
+
+def load_weights(
+    path: Path, weights_format: str | None, *, make: Callable[[], nn.Module], main: ModuleType
+) -> nn.Module:
+    """A module with its weights.
+
+    Args:
+        path: The weights file.
+        weights_format: `state_dict`, `safetensors`, or `pickle`: a whole pickled module.
+        make: Calls the class's constructor.
+        main: The user's module: where a pickle's `__main__` classes are looked for.
+
+    Raises:
+        WeightsError: Keys do not fit; a whole pickled module where a state dict was expected.
+        ImportError: `.safetensors` without the package.
+    """
+    if weights_format == "pickle":
+        loaded = _unpickled(path, main)
+        if isinstance(loaded, nn.Module):
+            return loaded
+    elif weights_format == "safetensors":
+        loaded = _safetensors(path)
+    else:
+        loaded = _tensors(path)
+    model = make()
+    load_state(model, loaded, path.name)
+    return model
+
+
+def load_state(model: nn.Module, loaded: Any, file: str) -> None:
+    """Put a state dict into a module.
+
+    Args:
+        model: Gets the values.
+        loaded: The state dict, or a checkpoint that holds it under `state_dict` or `model_state_dict`. Keys may
+            have the prefixes of DataParallel and torch.compile.
+        file: Name of the weights file, for messages.
+
+    Raises:
+        WeightsError: It is none, keys are missing or unexpected, or shapes differ; names them all.
+    """
+    state = _state(loaded, set(model.state_dict()), file)
+    try:
+        found = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # shapes that differ; torch names each
+        raise WeightsError(f"{file} does not fit {type(model).__name__}: {error}") from None
+    findings = []
+    if found.missing_keys:
+        findings.append(f"it lacks {_listed(sorted(found.missing_keys))}")
+    if found.unexpected_keys:
+        findings.append(f"{type(model).__name__} has no {_listed(sorted(found.unexpected_keys))}")
+    if findings:
+        raise WeightsError(f"{file} does not fit {type(model).__name__}: {'; '.join(findings)}")
+
+
+def _state(loaded: Any, wanted: set[str], file: str) -> dict[str, Any]:
+    for name in _INSIDE:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping) and name not in wanted:
+            loaded = loaded[name]
+    if not isinstance(loaded, Mapping):
+        raise WeightsError(f"{file} holds a {type(loaded).__name__}, no state dict")
+    state = {str(key): value for key, value in loaded.items()}
+    for prefix in _WRAPPERS * 2:  # they may stand in either order
+        own = any(key.startswith(prefix) for key in wanted)
+        if state and not own and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _tensors(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path.name} is no state dict: loading it would run code of the file. Export its tensors with "
+            f'torch.save(model.state_dict(), "{path.name}"); or, if you made the file yourself, set '
+            f"weights_format: pickle. torch says: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def _unpickled(path: Path, main: ModuleType) -> Any:
+    """A whole pickled object; a script that is its author's `__main__` pickles its classes under that name."""
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            if module == "__main__" and hasattr(main, name):
+                return getattr(main, name)
+            return super().find_class(module, name)
+
+    class PickleModule:
+        """What `torch.load` uses of the module `pickle`."""
+
+        __name__ = "pickle"
+        load = staticmethod(pickle.load)
+
+    setattr(PickleModule, "Unpickler", Unpickler)  # noqa: B010 - a class body cannot name a local class so
+    return torch.load(path, map_location="cpu", weights_only=False, pickle_module=PickleModule)
+
+
+def _safetensors(path: Path) -> Any:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError(
+            f"{path.name} needs the package safetensors, which is not installed here; add it to the requirements"
+        ) from error
+    return load_file(path)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more

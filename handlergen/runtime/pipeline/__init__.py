@@ -1,0 +1,1 @@
+"""A request from decode to encode: hooks, batches, the predictor, backends."""

@@ -1,0 +1,279 @@
+"""Typed hooks: annotations that validate a module's input and give the JSON Schemas of its input and answer.
+
+A pydantic model, dataclass or TypedDict as the annotation of `preprocess`'s data (without preprocess: of `predict`'s
+input) is what the hook gets. pydantic validates and converts the data of each request; it is imported only where an
+annotation asks for it, or where a schema is asked for. Annotations are read from the loaded functions, so it does not
+matter where their names come from, or whether they are text.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import functools
+import importlib
+import inspect
+import logging
+import sys
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, get_args, get_origin, is_typeddict
+
+import torch
+
+from ..forms.table import FORMS
+from .hooks import BoundHook, Hooks
+
+_LISTS = (list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
+_NONE = inspect.Parameter.empty
+"""Stands for an annotation that is missing or cannot be read."""
+
+
+class AnnotationError(Exception):
+    """Requests cannot be converted to what a hook's parameter is annotated with."""
+
+
+class TypedHooks:
+    """The types of a loaded module's input and answer.
+
+    Args:
+        form: The contract's form.
+        hooks: The stages.
+        batch: `each`, `collate` or `list`: a list-mode `predict` without preprocess is annotated with a list.
+        logger: Is told once of an annotation that cannot be read, or that gives no schema.
+
+    Raises:
+        AnnotationError: The input's annotation needs pydantic, which is not installed or cannot validate it.
+    """
+
+    def __init__(self, form: str, hooks: Hooks, batch: str, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._keys = _keys(hooks[0].predict)
+        first, last = hooks[0].preprocess, hooks[-1].postprocess
+        taking, giving = first or hooks[0].predict, last or hooks[-1].predict
+        source = "inputs" if first is None else "data"
+        name = next((each.name for each in taking.parameters if each.source == source), None)
+        self._input = self._annotation(taking, name, batch if first is None else "each")
+        self._output = self._annotation(giving, "return", batch if last is None else "each")
+        self._convert: Callable[[Any], Any] | None = None
+        if _is_record(self._input) if FORMS[form].converts_records else _is_pydantic(self._input):
+            try:
+                self._convert = _converter(self._input)
+            except Exception as error:
+                raise AnnotationError(_refusal(self._input, taking.name, error)) from error
+
+    def converter(self) -> Callable[[Any], Any] | None:
+        """Return what turns a request's data into the input's type, None where the annotation names no such type.
+
+        The function raises pydantic's ValidationError.
+        """
+        return self._convert
+
+    def describe(self) -> dict[str, Any]:
+        """Return the JSON Schemas of input and output, each None without pydantic or without an annotation."""
+        given, answered = self._schemas
+        validated = self._convert is not None or bool(self._keys)
+        return {"input": {"schema": given, "validated": validated}, "output": {"schema": answered}}
+
+    @functools.cached_property
+    def _schemas(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        given = self._schema(_object(self._keys) if self._keys else self._input, output=False)
+        return given, self._schema(self._output, output=True)
+
+    def _schema(self, annotation: Any, *, output: bool) -> dict[str, Any] | None:
+        if annotation is _NONE or (not _is_pydantic(annotation) and not _has_pydantic()):
+            return None
+        try:
+            return _json_schema(annotation, output=output)
+        except Exception as error:  # a type that pydantic does not know, a name that cannot be resolved
+            self._logger.warning("no JSON Schema for %s (%s: %s)", annotation, type(error).__name__, error)
+            return None
+
+    def _annotation(self, hook: BoundHook, name: str | None, batch: str) -> Any:
+        """Return the type of one request's value that a hook takes or returns."""
+        if hook.function is None or name is None or batch == "collate":
+            return _NONE
+        try:
+            found = _hint(hook.function, name)
+        except Exception as error:
+            # A name that only a type checker imports, say. No reason not to serve.
+            self._logger.warning(
+                "the annotation %r of %s cannot be read (%s: %s); its input is not validated",
+                name,
+                hook.name,
+                type(error).__name__,
+                error,
+            )
+            return _NONE
+        if batch != "list":
+            return found
+        args = get_args(found)
+        return args[0] if args and get_origin(found) in _LISTS else _NONE
+
+
+def _hint(function: Any, name: str) -> Any:
+    """Return the type that a parameter (or "return") is annotated with.
+
+    Only this one annotation is evaluated: another's unknown name is of no matter.
+
+    Raises:
+        Exception: It cannot be evaluated.
+    """
+    plain = inspect.unwrap(function)
+    plain = getattr(plain, "func", plain)  # functools.partial
+    plain = getattr(plain, "__func__", plain)
+    if not hasattr(plain, "__globals__"):  # an object with __call__
+        plain = type(plain).__call__
+    annotations = inspect.get_annotations(plain)
+    if name not in annotations:
+        return _NONE
+    holder = types.FunctionType((lambda: None).__code__, plain.__globals__)
+    holder.__annotations__ = {"value": annotations[name]}
+    return typing.get_type_hints(holder, include_extras=True)["value"]
+
+
+def _keys(predict: BoundHook) -> dict[str, tuple[Any, bool]]:
+    """Return annotation and whether it is required, of each key that `call: keywords` passes."""
+    found = {}
+    for parameter in predict.parameters:
+        if parameter.source == "key":
+            try:
+                annotation = _hint(predict.function, parameter.name)
+            except Exception:
+                annotation = _NONE
+            found[parameter.name] = (Any if annotation is _NONE else annotation, parameter.required)
+    return found
+
+
+def _is_record(annotation: Any) -> bool:
+    """Does it name a pydantic model, dataclass or TypedDict, itself or inside a list, dict, tuple or union?"""
+    if isinstance(annotation, type) or is_typeddict(annotation):
+        return _is_pydantic(annotation) or dataclasses.is_dataclass(annotation) or is_typeddict(annotation)
+    return any(_is_record(part) for part in get_args(annotation))
+
+
+def _is_pydantic(annotation: Any) -> bool:
+    """Is it a pydantic model, or one of pydantic's dataclasses?"""
+    return isinstance(annotation, type) and (
+        hasattr(annotation, "__pydantic_validator__") or _is_v1(annotation)
+    )
+
+
+def _is_v1(annotation: Any) -> bool:
+    """Is it a model of pydantic 1, which has no TypeAdapter, or of `pydantic.v1`?"""
+    return hasattr(annotation, "parse_obj") and not hasattr(annotation, "model_validate")
+
+
+def _has_pydantic() -> bool:
+    try:
+        return hasattr(importlib.import_module("pydantic"), "TypeAdapter")
+    except ImportError:
+        return False
+
+
+def _refusal(annotation: Any, hook: str, error: Exception) -> str:
+    name = str(annotation) if get_args(annotation) else getattr(annotation, "__name__", annotation)
+    if not _has_pydantic():
+        return (
+            f"the input of {hook} is annotated with {name}, and validating it needs pydantic 2.7 or newer, which is "
+            "not installed here: add pydantic>=2.7 to the requirements, or drop the annotation"
+        )
+    return (
+        f"the input of {hook} is annotated with {name}, which pydantic cannot validate: "
+        f"{getattr(error, 'message', error)}; change the annotation, or drop it"
+    )
+
+
+def _converter(annotation: Any) -> Callable[[Any], Any]:
+    if _is_v1(annotation):
+        parse: Callable[[Any], Any] = annotation.parse_obj
+        return parse
+    from pydantic_core import SchemaValidator
+
+    return SchemaValidator(_with_arrays(_adapter(annotation).core_schema)).validate_python
+
+
+def _adapter(annotation: Any) -> Any:
+    """Return pydantic's TypeAdapter: unknown keys are errors, but where a pydantic model says otherwise."""
+    from pydantic import ConfigDict, TypeAdapter
+
+    def core_schema(_cls: Any, _source: Any, handler: Any) -> Any:
+        return handler.generate_schema(annotation)
+
+    # A TypeAdapter of a dataclass or TypedDict itself takes no configuration.
+    configured: Any = type("Input", (), {"__get_pydantic_core_schema__": classmethod(core_schema)})
+    adapter = TypeAdapter(configured, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))
+    if not getattr(adapter, "pydantic_complete", True):  # a name that cannot be resolved
+        adapter.rebuild(raise_errors=True)
+    return adapter
+
+
+def _with_arrays(schema: Any) -> Any:
+    """Return a core schema of pydantic's in which numpy arrays and tensors are made of nested lists.
+
+    pydantic knows neither and would only ask whether the value is one already.
+    """
+    from pydantic_core import core_schema
+
+    if isinstance(schema, list):
+        return [_with_arrays(each) for each in schema]
+    if not isinstance(schema, dict) or schema.get("type") == "model":  # a model says itself what it takes
+        return schema
+    if schema.get("type") == "is-instance":
+        numpy = sys.modules.get("numpy")
+        makers = {
+            torch.Tensor: torch.as_tensor,
+            getattr(numpy, "ndarray", None): getattr(numpy, "asarray", None),
+        }
+        make = makers.get(schema["cls"])
+        if make is not None:
+            return core_schema.no_info_plain_validator_function(functools.partial(_array, make))
+    return {key: _with_arrays(value) for key, value in schema.items()}
+
+
+def _array(make: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        array = make(value)
+    except (ValueError, TypeError, RuntimeError, OverflowError):
+        array = None
+    if array is None or getattr(array.dtype, "kind", "f") in "OSU":
+        raise ValueError("Input should be an array of numbers, each row of the same length")
+    return array
+
+
+def _json_schema(annotation: Any, *, output: bool) -> dict[str, Any] | None:
+    """Return the JSON Schema (2020-12); None if it allows anything, as that of an array does."""
+    if _is_v1(annotation):
+        schema: dict[str, Any] = annotation.schema()
+        return schema
+    from pydantic.json_schema import GenerateJsonSchema
+
+    class AnythingElse(GenerateJsonSchema):
+        """What has no JSON Schema (arrays, images) may be anything."""
+
+        ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012
+
+        def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> dict[str, Any]:
+            return {}
+
+    # Answers are written with the fields' own names (`plain.py`).
+    return (
+        _adapter(annotation).json_schema(
+            by_alias=not output,
+            schema_generator=AnythingElse,
+            mode="serialization" if output else "validation",
+        )
+        or None
+    )
+
+
+def _object(keys: dict[str, tuple[Any, bool]]) -> Any:
+    """Return the type of an object with these keys."""
+    if not _has_pydantic():
+        return _NONE
+    from typing_extensions import NotRequired, TypedDict
+
+    fields = {name: kind if required else NotRequired[kind] for name, (kind, required) in keys.items()}
+    make: Any = TypedDict
+    return make("Input", fields)

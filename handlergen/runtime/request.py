@@ -1,0 +1,247 @@
+"""What hooks see of a request besides its data: `request`, `files`, and Truss's `Request`."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any, SupportsIndex, TypeVar, overload
+
+_Default = TypeVar("_Default")
+
+
+class BadRequest(Exception):
+    """The request cannot be read: the client gets this message with status 400.
+
+    Args:
+        message: For the client. Says what is wrong and, where it helps, what to send instead.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class Headers(Mapping[str, str]):
+    """The headers of a request. Names are looked up without regard to case and listed as they were sent."""
+
+    __slots__ = ("_by_name",)
+
+    def __init__(self, properties: Mapping[str, Any]) -> None:
+        # TorchServe keeps one value per spelling; of two spellings of a name the last one stands.
+        self._by_name = {
+            name.lower(): (name, value) for name, value in properties.items() if isinstance(value, str)
+        }
+
+    def __getitem__(self, name: str) -> str:
+        try:
+            return self._by_name[name.lower()][1]
+        except (KeyError, AttributeError):
+            raise KeyError(name) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self._by_name.values())
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def __repr__(self) -> str:
+        # Without values: a header is where tokens travel, and a repr ends up in logs.
+        return f"Headers({', '.join(self)})"
+
+
+class UploadedFile(io.BytesIO):
+    """A part of a request as a binary file, at its start.
+
+    Attributes:
+        name: The part's name. TorchServe drops the file name that the client gave (NettyUtils.getFormData).
+        content_type: As the client gave it, without parameters; None for a plain field and over gRPC.
+    """
+
+    name: str
+    content_type: str | None
+
+    def __init__(self, content: bytes | bytearray, name: str, content_type: str | None = None) -> None:
+        super().__init__(content)
+        self.name = name
+        self.content_type = content_type
+
+    def __repr__(self) -> str:
+        size = "closed" if self.closed else f"{self.getbuffer().nbytes} bytes"
+        return f"UploadedFile({self.name!r}, {self.content_type or 'no content type'}, {size})"
+
+    # BytesIO's own pickling leaves the two attributes out; files may cross to a predictor process.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return UploadedFile, (self.getvalue(), self.name, self.content_type)
+
+
+class Files(list[UploadedFile]):
+    """The files of a request in the order they were sent: `files[0]`, `files["name"]`."""
+
+    @overload
+    def __getitem__(self, key: SupportsIndex | str) -> UploadedFile: ...
+    @overload
+    def __getitem__(self, key: slice) -> Files: ...
+    def __getitem__(self, key: SupportsIndex | slice | str) -> UploadedFile | Files:
+        if isinstance(key, str):
+            found = self.get(key)
+            if found is None:
+                sent = ", ".join(repr(file.name) for file in self) or "none"
+                raise BadRequest(f"The request has no file named {key!r} (files sent: {sent})")
+            return found
+        if isinstance(key, slice):
+            return Files(super().__getitem__(key))
+        return super().__getitem__(key)
+
+    @overload
+    def get(self, name: str) -> UploadedFile | None: ...
+    @overload
+    def get(self, name: str, default: _Default) -> UploadedFile | _Default: ...
+    def get(self, name: str, default: Any = None) -> Any:
+        """The file of that name, or `default`."""
+        return next((file for file in self if file.name == name), default)
+
+    def __contains__(self, item: object) -> bool:
+        if isinstance(item, str):
+            return any(file.name == item for file in self)
+        return super().__contains__(item)
+
+
+class Request:
+    """One request, without its body.
+
+    Attributes:
+        id: TorchServe's id of the request; the client sees it as `x-request-id` and in error bodies.
+        metadata: A dict of the hooks' own, from `preprocess` to `postprocess` of the same request.
+    """
+
+    __slots__ = ("_headers", "_metadata", "_properties", "id")
+
+    def __init__(self, properties: Mapping[str, Any], request_id: str) -> None:
+        self.id = request_id
+        self._properties = properties
+        self._headers: Headers | None = None
+        self._metadata: dict[str, Any] | None = None
+
+    @property
+    def headers(self) -> Headers:
+        """Request headers, looked up without regard to case. Empty over gRPC."""
+        if self._headers is None:
+            self._headers = Headers(self._properties)
+        return self._headers
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        if self._metadata is None:
+            self._metadata = {}
+        return self._metadata
+
+    @property
+    def content_type(self) -> str | None:
+        """The request's content type with its parameters, as the client sent it; None if it sent none."""
+        return self.headers.get("content-type")
+
+    @property
+    def path(self) -> str:
+        """What followed the version in the address: `extra` of `/predictions/m/1.0/extra`; else ""."""
+        return self.headers.get("url_path", "")
+
+    @property
+    def is_grpc(self) -> bool:
+        """True over gRPC: TorchServe passes no headers there, and always some over REST."""
+        return not any(isinstance(value, str) for value in self._properties.values())
+
+    def __repr__(self) -> str:
+        return f"Request({self.id}, {self.content_type or 'no content type'})"
+
+
+class Url:
+    """The request's address as far as it is known.
+
+    Attributes:
+        path: `/predictions` and what followed the model's name and version.
+        query: Always empty: TorchServe drops it.
+    """
+
+    query = ""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return self.path
+
+
+class HttpRequest:
+    """One request, in the words of `starlette.requests.Request`.
+
+    Attributes:
+        state: Attributes of the hooks' own, from `preprocess` to `postprocess` of the same request.
+    """
+
+    method = "POST"
+    client = None
+
+    def __init__(self, request: Request, entry: Mapping[str, Any]) -> None:
+        self._request = request
+        self._entry = entry
+        self.state = SimpleNamespace()
+        self.query_params: dict[str, str] = {}
+        self.path_params: dict[str, str] = {}
+        self.cookies: dict[str, str] = _cookies(request.headers.get("cookie", ""))
+
+    @property
+    def id(self) -> str:
+        """TorchServe's id of the request; Starlette has none."""
+        return self._request.id
+
+    @property
+    def headers(self) -> Headers:
+        """Looked up without regard to case. Empty over gRPC."""
+        return self._request.headers
+
+    @property
+    def url(self) -> Url:
+        extra = self._request.path.strip("/")
+        return Url(f"/predictions/{extra}" if extra else "/predictions")
+
+    async def body(self) -> bytes:
+        """The content. JSON and text have been decoded by TorchServe: these are bytes that mean the same.
+
+        Of a form, its fields and files as JSON; gRPC's entry `data`, or its whole map.
+        """
+        content = self._entry.get("body", self._entry.get("data", self._entry))
+        if isinstance(content, bytes | bytearray):
+            return bytes(content)
+        if isinstance(content, str):
+            return content.encode("utf-8", "surrogatepass")
+        return json.dumps(content, ensure_ascii=False, default=_text).encode("utf-8", "surrogatepass")
+
+    async def json(self) -> Any:
+        """The content as a JSON value.
+
+        Raises:
+            ValueError: It is not JSON.
+        """
+        return json.loads(await self.body())
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """The content, in one piece: TorchServe has read it all."""
+        yield await self.body()
+
+    async def is_disconnected(self) -> bool:
+        """Always False: TorchServe does not tell."""
+        return False
+
+    def __repr__(self) -> str:
+        return f"HttpRequest({self._request.id})"
+
+
+def _cookies(header: str) -> dict[str, str]:
+    pairs = (pair.partition("=") for pair in header.split(";") if "=" in pair)
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _text(value: Any) -> str:
+    return bytes(value).decode("utf-8", "replace") if isinstance(value, bytes | bytearray) else str(value)

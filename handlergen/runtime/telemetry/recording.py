@@ -1,0 +1,231 @@
+"""When each stage of each request ran: spans, as JSON lines of monotonic times, and who else is told."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from ..contract import RuntimeSettings
+from ..device.device import Copies, Device
+from ..device.lock import lock_directory
+from ..server_process import started
+from .metrics import COPIES, MEMORY, Metrics, switched_on
+
+_logger = logging.getLogger("handlergen")
+TRACE_DIR_VARIABLE = "HANDLERGEN_TRACE_DIR"
+
+
+class Spans:
+    """Writes spans of one worker to `spans-MODEL-PID.jsonl`, one line a span.
+
+    They are kept until `flush`, which writes them at once: between two predictions every microsecond counts, and
+    a write costs tens of them. A worker that is killed takes the spans of the batch under way with it. What cannot be
+    written (disk full) is lost and told of once: requests are answered all the same.
+
+    Args:
+        directory: Where the file goes; made if missing, private to the user.
+        model: The model's name, in every line.
+        device: The device's key, in every line.
+        worker: What TorchServe calls the worker, if known.
+
+    Raises:
+        OSError: The directory cannot be made or written.
+    """
+
+    def __init__(self, directory: Path, *, model: str, device: str, worker: str = "") -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        pid = os.getpid()
+        path = directory / f"spans-{model}-{pid}.jsonl"
+        self._place = (directory, model, device)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        tail = {"pid": pid, "worker": worker or str(pid), "device": device, "model": model}
+        self._tail = json.dumps(tail)[1:]
+        self._kept: deque[tuple[str, str, int, int, int]] = deque()
+        self._size = os.fstat(self._descriptor).st_size
+        self._losing = False
+
+    def forked(self) -> Spans:
+        """A recorder for a process that was forked off this one."""
+        directory, model, device = self._place
+        return Spans(directory, model=model, device=device)
+
+    def record(self, stage: str, request_id: str, start_ns: int, end_ns: int) -> None:
+        """Keep one span; from any thread.
+
+        Args:
+            stage: A name of `stages.py`.
+            request_id: The request's id; several, joined by commas, for one predict over a batch.
+            start_ns: `time.monotonic_ns()` at its start.
+            end_ns: The same at its end.
+        """
+        self._kept.append((stage, request_id, start_ns, end_ns, threading.get_ident()))
+
+    def flush(self) -> None:
+        """Write what was kept, in one piece: lines of several threads never mix."""
+        lines = []
+        while self._kept:
+            stage, request_id, start_ns, end_ns, thread = self._kept.popleft()
+            lines.append(
+                f'{{"stage": "{stage}", "start_ns": {start_ns}, "end_ns": {end_ns}, '
+                f'"request_id": {json.dumps(request_id)}, "thread": {thread}, {self._tail}\n'
+            )
+        try:
+            self._write("".join(lines).encode())
+        except OSError as error:
+            if not self._losing:
+                _logger.warning("spans are lost until they can be written: %s", error)
+            self._losing = True
+        else:
+            self._losing = False
+
+    def _write(self, text: bytes) -> None:
+        """All of it or nothing: half a line would make the file unreadable."""
+        written = os.write(self._descriptor, text)
+        if written == len(text):
+            self._size += written
+            return
+        try:
+            os.write(self._descriptor, text[written:])  # says why
+            self._size += len(text)
+        except OSError:
+            os.ftruncate(self._descriptor, self._size)
+            raise
+
+
+def spans_from_environment(
+    model: str, device: str, *, worker: str = "", environ: Mapping[str, str] = os.environ
+) -> Spans | None:
+    """A recorder when `HANDLERGEN_TRACE_DIR` is set, else None; the pipeline then takes no times at all.
+
+    None, and a line in the log, when nothing can be written there: that is no reason not to predict.
+    """
+    directory = environ.get(TRACE_DIR_VARIABLE)
+    if not directory:
+        return None
+    try:
+        return Spans(Path(directory), model=model, device=device, worker=worker)
+    except OSError as error:
+        _logger.warning("no spans are recorded: %s", error)
+        return None
+
+
+class Recorder(Protocol):
+    """Takes the times of stages."""
+
+    def record(self, stage: str, request_id: str, start_ns: int, end_ns: int) -> None:
+        """Take one; from any thread. See `Spans.record`."""
+
+    def forked(self) -> Recorder | None:
+        """Who is told in a process that was forked off this one."""
+
+
+class Recording:
+    """What one process records of a model.
+
+    Args:
+        settings: The model's.
+        device_key: Where it predicts.
+        metrics: Count for TorchServe's `/metrics` too, unless that is switched off.
+        write: Takes the lines of metrics; standard output when left out.
+
+    Attributes:
+        recorder: Who takes times; None when nobody wants them, and none are taken.
+        metrics: The counters, if there are any.
+    """
+
+    def __init__(
+        self,
+        settings: RuntimeSettings,
+        device_key: str,
+        *,
+        metrics: bool,
+        write: Callable[[str], None] | None = None,
+    ) -> None:
+        self._spans = spans_from_environment(settings.name, device_key)
+        self.metrics: Metrics | None = None
+        if metrics and switched_on():
+            self.metrics = Metrics(
+                model=settings.name, version=settings.version, device=device_key, write=write
+            )
+        self._copies: Copies | None = None
+        self.recorder = self._recorder(self._spans)
+
+    def start(self) -> None:
+        """Write metrics from now on."""
+        if self.metrics is not None:
+            self.metrics.start()
+
+    def has_copy(self, settings: RuntimeSettings, device: Device, server: int) -> None:
+        """This process has a copy of the model: count it, and measure its memory.
+
+        Args:
+            server: TorchServe's process.
+        """
+        if self.metrics is None:
+            return
+        try:
+            copies = Copies(
+                lock_directory(),
+                server=f"{server} {started(server)}",
+                model=settings.name,
+                version=settings.version,
+                device=device.key,
+            )
+            copies.add()
+        except OSError as error:  # no reason not to predict
+            logging.getLogger("handlergen").warning("copies of the model are not counted: %s", error)
+            self.metrics.watch(lambda: {MEMORY: memory_of(device)})
+            return
+        self._copies = copies
+        self.metrics.watch(lambda: {COPIES: copies.count(), MEMORY: memory_of(device)})
+
+    def flush(self) -> None:
+        """Write the spans of a batch."""
+        if self._spans is not None:
+            self._spans.flush()
+
+    def close(self) -> None:
+        """Write the last."""
+        self.flush()
+        if self.metrics is not None:
+            self.metrics.close()
+        if self._copies is not None:
+            self._copies.close()
+
+    def _recorder(self, spans: Spans | None) -> Recorder | None:
+        if self.metrics is None:
+            return spans
+        return self.metrics if spans is None else _Both(spans, self.metrics)
+
+
+class _Both:
+    def __init__(self, spans: Spans, metrics: Metrics) -> None:
+        self._spans = spans
+        self._metrics = metrics
+
+    def record(self, stage: str, request_id: str, start_ns: int, end_ns: int) -> None:
+        self._spans.record(stage, request_id, start_ns, end_ns)
+        self._metrics.record(stage, request_id, start_ns, end_ns)
+
+    def forked(self) -> Recorder | None:
+        return self._spans.forked()
+
+
+def memory_of(device: Device) -> int:
+    """Bytes that this process holds on the device: what torch reserved of a GPU, else its resident memory."""
+    if not device.is_cpu:
+        return int(torch.cuda.memory_reserved(device.torch))
+    try:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])  # proc_pid_statm(5)
+    except (OSError, ValueError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return pages * resource.getpagesize()

@@ -1,0 +1,1 @@
+"""All that knows TorchServe: batches, streamed answers, requests that it delivers twice."""

@@ -1,0 +1,153 @@
+"""TorchServe as a worker sees it: batches in, answers out, its connection, its log lines, its process."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+from ..codec.content import NO_HEADERS, STREAM_WISH, reason_phrase
+from ..descriptors import closed_in_children
+from ..pipeline.dispatch import is_describe
+from ..pipeline.hooks import Item
+from ..pipeline.pipeline import open_items
+from ..telemetry.health import Counts
+from .streaming import raise_to_torchserve
+
+
+def received(data: Sequence[Mapping[str, Any]], context: Any) -> list[Item]:
+    """An item a request.
+
+    Args:
+        data: TorchServe's batch, a mapping a request.
+        context: TorchServe's context.
+    """
+    ids = context.request_ids
+    return open_items(
+        data,
+        [processor.get_request_properties() for processor in context.request_processor],
+        [ids[index] for index in range(len(data))],
+    )
+
+
+def answered(items: Sequence[Item], context: Any, counts: Counts) -> list[bytes]:
+    """One body a request, in order; empty for one whose chunks have been sent.
+
+    Args:
+        items: Each with its reply or failure.
+        context: TorchServe's; gets each request's status, content type and headers.
+        counts: Counts the answers, but no descriptions.
+
+    Raises:
+        Exception: TorchServe's, for a failed single gRPC request, whose status it takes from an exception only, and
+            for a single stream that failed midway.
+    """
+    bodies = []
+    for index, item in enumerate(items):
+        failure = item.failure
+        if not is_describe(item):
+            counts.answered(failure.status if failure is not None else item.reply.status)
+        if item.request.is_grpc:
+            # StreamPredictions ends only with this; without it the frontend throws and ends the worker.
+            context.set_response_header(index, STREAM_WISH, "false")
+        if failure is None:
+            reply = item.reply
+            context.set_response_content_type(index, reply.content_type)
+            if reply.status != 200:
+                context.set_response_status(reply.status, reason_phrase(reply.status), index)
+            headers = reply.headers
+            bodies.append(reply.body)
+        elif item.sent:
+            if len(items) == 1:
+                item.outlet.break_off(failure)
+            headers = NO_HEADERS  # of a batch no single response can be broken off: the stream just ends
+            bodies.append(b"")
+        else:
+            if len(items) == 1 and item.request.is_grpc:
+                raise_to_torchserve(failure)
+            context.set_response_content_type(index, "application/json")
+            context.set_response_status(failure.status, failure.phrase, index)
+            headers = failure.headers
+            bodies.append(failure.body(item.request.id))
+        for name, value in headers.items():
+            context.set_response_header(index, name, value)
+    return bodies
+
+
+def keep_from_children() -> socket.socket | None:
+    """Close the connection in every process that is forked off this one; to be called below TorchServe's `load_model`.
+
+    TorchServe notices by the end of the connection that a worker has died. A child that has it, too, keeps the worker's
+    request waiting until `response_timeout_s`, and the next worker from being started. TorchServe hands the connection
+    out only when the model is loaded, and a pool of processes may be made before (ts/model_service_worker.py,
+    `handle_connection`, where it is the variable `cl_socket`).
+
+    Returns:
+        The connection. None, and a warning in the log, where it is not found: in an unknown version of TorchServe.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        connection = frame.f_locals.get("cl_socket")
+        if isinstance(connection, socket.socket):
+            closed_in_children(connection)
+            return connection
+        frame = frame.f_back
+    logging.getLogger("handlergen").warning(
+        "TorchServe's connection to this worker was not found: this version of TorchServe keeps it elsewhere. A child "
+        "process that a hook forks can keep a dead worker's requests waiting, and a request that TorchServe gives to "
+        "two workers can be answered twice"
+    )
+    return None
+
+
+_BATCH_LINE = "Backend received inference at: %d"  # ts/protocol/otf_message_handler.py, retrieve_msg
+_GAUGES = ("HandlerTime", "PredictionTime")
+"""What TorchServe's worker prints after each batch (ts/service.py, ts/torch_handler/base_handler.py)."""
+_EVERY_S = 1.0
+
+
+def leave_out_batch_lines(metrics: Any) -> None:
+    """Stop the lines that TorchServe's worker prints for each batch; all others pass.
+
+    Each line is written, read by the frontend, matched and logged: a tenth of what a request costs that does
+    nothing else. Dropping it in the frontend's log configuration saves only the last part of that. A gauge of the last
+    batch is as good when it is printed once a second; nobody asks for it more often.
+
+    A TorchServe that words the line or names the gauges otherwise prints them.
+
+    Args:
+        metrics: TorchServe's `context.metrics`; None if there is none.
+    """
+    logging.getLogger().addFilter(_is_no_batch_line)  # twice is once
+    if metrics is not None and not isinstance(metrics.add_time, OnceASecond):
+        metrics.add_time = OnceASecond(metrics.add_time)
+
+
+def _is_no_batch_line(record: logging.LogRecord) -> bool:
+    return record.msg != _BATCH_LINE or record.module != "otf_message_handler"
+
+
+class OnceASecond:
+    """`context.metrics.add_time`, but TorchServe's gauges of the last batch pass once a second.
+
+    Args:
+        add_time: Gets all that passes.
+    """
+
+    def __init__(self, add_time: Callable[..., object]) -> None:
+        self._add_time = add_time
+        self._next = dict.fromkeys(_GAUGES, 0.0)
+
+    def __call__(self, name: str, *arguments: Any, **options: Any) -> None:
+        """As the method."""
+        due = self._next.get(name)
+        if due is not None:
+            now = time.monotonic()
+            if now < due:
+                return
+            self._next[name] = now + _EVERY_S
+        self._add_time(name, *arguments, **options)

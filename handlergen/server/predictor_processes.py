@@ -1,0 +1,96 @@
+"""The predictor processes of this user on this machine, read from what they write down; nobody is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import psutil
+
+from handlergen.runtime.device.lock import lock_directory
+from handlergen.runtime.predictor_process.run_directory import RunDirectory, run_directories
+from handlergen.runtime.predictor_process.status import StatusFile
+
+
+@dataclass(frozen=True)
+class PredictorStatus:
+    """A process that has the only copy of a model on a device.
+
+    Attributes:
+        server: Process id of the TorchServe that it belongs to.
+        model, version: What it serves.
+        device: `cpu` or `gpu` with its index.
+        pid: Its process id.
+        state: `loading`, `idle`, `predicting` or `ending`.
+        since_s: How long it has been in it, in seconds.
+        predictions: Calls of predict.
+        mean_batch, largest_batch: Requests that one call was for.
+        restarts: How often it has been started again.
+        memory_bytes: Resident memory.
+        log: The file that it prints to.
+        stages_because: Why it runs preprocess and postprocess for a worker although the settings put them into the
+            workers; empty when it does not.
+    """
+
+    server: int
+    model: str
+    version: str
+    device: str
+    pid: int
+    state: str
+    since_s: float
+    predictions: int
+    mean_batch: float
+    largest_batch: int
+    restarts: int
+    memory_bytes: int
+    log: str
+    stages_because: str
+
+
+def running_predictors() -> list[PredictorStatus]:
+    """All of them, by server, model and device."""
+    found = []
+    try:
+        base = lock_directory()
+    except OSError:
+        return []
+    for path in run_directories(base):
+        try:
+            directory = RunDirectory.at(path)
+            seen = StatusFile.open(directory.status_file).look()
+            memory = psutil.Process(seen.pid).memory_info().rss
+            log = str(directory.arguments().get("log", ""))
+        except (OSError, ValueError, TypeError, psutil.Error):  # it has just ended, or has been killed
+            continue
+        identity = directory.identity
+        found.append(
+            PredictorStatus(
+                server=identity.server,
+                model=identity.name,
+                version=identity.version,
+                device=identity.device,
+                pid=seen.pid,
+                state=seen.state,
+                since_s=round(seen.since_s, 3),
+                predictions=seen.predictions,
+                mean_batch=seen.mean_batch,
+                largest_batch=seen.largest_batch,
+                restarts=directory.starts().restarts,
+                memory_bytes=memory,
+                log=log,
+                stages_because=directory.unsendable(),
+            )
+        )
+    return sorted(found, key=lambda each: (each.server, each.model, each.version, each.device))
+
+
+def servers_of(workers: Iterable[int]) -> set[int]:
+    """The processes above workers: the servers that they may belong to."""
+    found: set[int] = set()
+    for pid in workers:
+        try:
+            found.update(parent.pid for parent in psutil.Process(pid).parents())
+        except psutil.Error:
+            continue
+    return found

@@ -1,0 +1,481 @@
+"""Settings of a server and the `config.properties` they become: every default, TorchServe's key for it and its reason.
+
+Facts about TorchServe 0.12.0 come from `ConfigManager.java` and `ts/model_server.py` and were tried.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from handlergen.errors import HandlergenError
+from handlergen.server.property_text import Entry, format_entry, parse_entries, read_text
+
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+_LOG_OPTION = "-Dlog4j.configurationFile="
+
+NO_URL = "(?!)"
+"""A regular expression that matches nothing, for `allowed_urls`: no URL is allowed."""
+
+CPU_METRICS = "ts/metrics/metric_collector.py --gpu 0"
+"""TorchServe's system metrics without the GPU part, which imports nvgpu and pynvml, which pip does not install."""
+
+
+def _setting(key: str, default: Any, why: str, *, section: str) -> Any:
+    return field(default=default, metadata={"key": key, "why": why, "section": section})
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """The contents of `config.properties`, with handlergen's defaults.
+
+    Paths are relative to the directory that TorchServe is started in, which is the file's directory. Sizes are in
+    bytes.
+
+    Attributes:
+        vm_args: Options of the Java virtual machine besides the log configuration.
+        other: Keys that handlergen has no setting for, with their values unchanged.
+    """
+
+    inference_address: str = _setting(
+        "inference_address",
+        "http://127.0.0.1:8080",
+        "Predictions over REST. 127.0.0.1: only programs on this machine can connect.",
+        section="Addresses",
+    )
+    management_address: str = _setting(
+        "management_address",
+        "http://127.0.0.1:8081",
+        "Describing and scaling models over REST. Keep it on 127.0.0.1 even when predictions are not.",
+        section="Addresses",
+    )
+    metrics_address: str = _setting(
+        "metrics_address", "http://127.0.0.1:8082", "Prometheus reads GET /metrics here.", section="Addresses"
+    )
+    grpc_inference_address: str = _setting(
+        "grpc_inference_address", "127.0.0.1", "Predictions over gRPC: host.", section="Addresses"
+    )
+    grpc_inference_port: int = _setting(
+        "grpc_inference_port", 7070, "Predictions over gRPC: port.", section="Addresses"
+    )
+    grpc_management_address: str = _setting(
+        "grpc_management_address", "127.0.0.1", "Management over gRPC: host.", section="Addresses"
+    )
+    grpc_management_port: int = _setting(
+        "grpc_management_port", 7071, "Management over gRPC: port.", section="Addresses"
+    )
+    model_store: str = _setting(
+        "model_store",
+        "model-store",
+        "Directory with the .mar files, relative to the directory TorchServe is started in.",
+        section="Models",
+    )
+    load_models: str = _setting(
+        "load_models", "all", "Models loaded at start: every archive in the store.", section="Models"
+    )
+    install_requirements: bool = _setting(
+        "install_py_dep_per_model",
+        False,
+        "Install an archive's requirements.txt when the model is loaded; otherwise the file is ignored. "
+        "TorchServe runs pip, so this needs a package index and archives that you trust.",
+        section="Models",
+    )
+    disable_token_authorization: bool = _setting(
+        "disable_token_authorization",
+        False,
+        "Every call must carry a token from key_file.json, which TorchServe writes at start into its "
+        "working directory. Set to true only for local experiments.",
+        section="Access",
+    )
+    token_expiration_min: float = _setting(
+        "token_expiration_min",
+        60.0,
+        "Minutes until a token expires. handlergen renews it; other clients request GET /token with the API key.",
+        section="Access",
+    )
+    model_api: bool = _setting(
+        "enable_model_api",
+        False,
+        "Registering and unregistering models at run time. When off, the server serves the models in the store. "
+        "Scaling and describing work either way.",
+        section="Access",
+    )
+    allowed_urls: str = _setting(
+        "allowed_urls",
+        NO_URL,
+        "Regular expressions of URLs that models may be downloaded from. The default matches nothing, so only "
+        "archives in the store can be loaded. TorchServe's own default allows every URL.",
+        section="Access",
+    )
+    job_queue_size: int = _setting(
+        "job_queue_size",
+        100,
+        "Queued requests per model; further requests get 503. An archive's jobQueueSize overrides it.",
+        section="Limits",
+    )
+    max_request_size: int = _setting(
+        "max_request_size",
+        6_553_500,
+        "Largest request body in bytes; larger requests are refused.",
+        section="Limits",
+    )
+    max_response_size: int = _setting(
+        "max_response_size",
+        6_553_500,
+        "Largest response in bytes. TorchServe kills a worker that sends more; handlergen's runtime "
+        "answers 500 for that request instead (setting max_response_bytes, which must not be larger).",
+        section="Limits",
+    )
+    metrics_mode: str = _setting(
+        "metrics_mode", "prometheus", "GET /metrics is empty in any other mode.", section="Metrics and logs"
+    )
+    metrics_config: str = _setting(
+        "metrics_config",
+        "metrics.yaml",
+        "The metrics to report; TorchServe silently drops all others.",
+        section="Metrics and logs",
+    )
+    system_metrics_cmd: str = _setting(
+        "system_metrics_cmd",
+        CPU_METRICS,
+        "Measures CPU, memory and disk, and each worker's memory, once a minute. '--gpu 0' skips the GPU part, "
+        "which imports nvgpu and pynvml and logs a traceback every minute if they are not installed.",
+        section="Metrics and logs",
+    )
+    log_config: str = _setting(
+        "vmargs",
+        "log4j2.xml",
+        "Log configuration. TorchServe's own logs several lines per request, which costs up to half the "
+        "throughput. Model output and tracebacks are still logged.",
+        section="Metrics and logs",
+    )
+    vm_args: str = field(default="", metadata={"key": None})
+    other: tuple[tuple[str, str], ...] = field(default=(), metadata={"key": None})
+
+    @property
+    def token_authorization(self) -> bool:
+        """Whether every call must carry a token."""
+        return not self.disable_token_authorization
+
+    def addresses(self) -> dict[str, tuple[str, int]]:
+        """Return host and port of every socket that the server listens on, by its purpose."""
+        return {
+            "inference": host_and_port(self.inference_address),
+            "management": host_and_port(self.management_address),
+            "metrics": host_and_port(self.metrics_address),
+            "gRPC inference": (self.grpc_inference_address, self.grpc_inference_port),
+            "gRPC management": (self.grpc_management_address, self.grpc_management_port),
+        }
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Return host and port of an address. Raises ValueError unless it has the form `http(s)://host:port`."""
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{address!r} is not of the form http://host:port")
+    default = 443 if parts.scheme == "https" else 80
+    try:
+        port = parts.port
+    except ValueError:
+        raise ValueError(f"{address!r} has no valid port (1 to 65535)") from None
+    return parts.hostname, default if port is None else port
+
+
+@dataclass(frozen=True)
+class ExplainedLine:
+    """One line of the file with its reason; `key` is empty for a setting that the file leaves out."""
+
+    section: str
+    key: str
+    value: str
+    why: str
+    is_default: bool
+
+
+def server_settings(
+    *,
+    host: str = "127.0.0.1",
+    inference_port: int = 8080,
+    management_port: int = 8081,
+    metrics_port: int = 8082,
+    grpc_inference_port: int = 7070,
+    grpc_management_port: int = 7071,
+    token_authorization: bool = True,
+    **others: Any,
+) -> ServerSettings:
+    """Return settings built from ports and a host. Management and metrics always listen on 127.0.0.1.
+
+    Args:
+        host: Host name or IPv4 address that predictions (REST and gRPC) listen on.
+        others: Any field of `ServerSettings`.
+
+    Raises:
+        HandlergenError: Two sockets share a port, or a value is invalid.
+    """
+    _check_host(host)
+    local = "127.0.0.1"
+    settings = ServerSettings(
+        inference_address=f"http://{host}:{inference_port}",
+        management_address=f"http://{local}:{management_port}",
+        metrics_address=f"http://{local}:{metrics_port}",
+        grpc_inference_address=host,
+        grpc_inference_port=grpc_inference_port,
+        grpc_management_address=local,
+        grpc_management_port=grpc_management_port,
+        disable_token_authorization=not token_authorization,
+        **others,
+    )
+    check(settings)
+    return settings
+
+
+def _check_host(host: str) -> None:
+    """Raise HandlergenError unless `host` is a host name or an IPv4 address."""
+    hint = "127.0.0.1 accepts connections from this machine only, 0.0.0.0 from every network"
+    if "/" in host:
+        raise HandlergenError(f"{host!r} is a URL; give a host without http:// and port", hint=hint)
+    if ":" in host:
+        # TorchServe's address pattern allows no colon in a host (ConfigManager.java, ADDRESS_PATTERN).
+        raise HandlergenError(
+            f"{host!r}: TorchServe does not support IPv6 addresses; set a port with its own option",
+            hint=hint,
+        )
+    numeric = host.replace(".", "").isdigit()
+    try:
+        valid = bool(ipaddress.IPv4Address(host)) if numeric else bool(_HOST_NAME.fullmatch(host))
+    except ValueError:
+        valid = False
+    if not valid:
+        raise HandlergenError(f"{host!r} is neither a host name nor an IPv4 address", hint=hint)
+
+
+def check(settings: ServerSettings) -> None:
+    """Refuse settings that TorchServe cannot start with.
+
+    Raises:
+        HandlergenError: Names every problem, one a line.
+    """
+    wrong = []
+    taken: dict[int, str] = {}
+    try:
+        addresses = settings.addresses()
+    except ValueError as error:
+        raise HandlergenError(str(error)) from error
+    for purpose, (_host, port) in addresses.items():
+        if not 0 < port < 65536:
+            wrong.append(f"{purpose}: {port} is not a valid port (1 to 65535)")
+        elif port in taken:
+            wrong.append(f"{purpose} and {taken[port]} share port {port}")
+        taken.setdefault(port, purpose)
+    if any(blank in settings.log_config for blank in " \t"):
+        # TorchServe's launcher splits vmargs at whitespace, quoted or not.
+        wrong.append(
+            f"the path of the log configuration must not contain whitespace: {settings.log_config!r}"
+        )
+    for name in ("job_queue_size", "max_request_size", "max_response_size"):
+        if not 0 < getattr(settings, name) < 2**31:
+            wrong.append(f"{name} must be between 1 and {2**31 - 1}")
+    try:
+        list(_entries(settings))
+    except ValueError as error:
+        wrong.append(str(error))
+    if wrong:
+        raise HandlergenError("\n".join(wrong), hint="handlergen config --help lists the options")
+
+
+def render_properties(settings: ServerSettings) -> str:
+    """Return the text of `config.properties` for these settings: commented, and independent of the machine.
+
+    Raises:
+        HandlergenError: TorchServe cannot start with the settings (see `check`).
+    """
+    check(settings)
+    lines = [
+        "# TorchServe's configuration, written by `handlergen config`; `handlergen config --show` explains it.",
+        "# Start the server in this directory: torchserve --start --ts-config config.properties --ncs",
+        "# Put comments on separate lines; trailing whitespace becomes part of a value.",
+    ]
+    section = ""
+    for item, line in _entries(settings):
+        if item != section:
+            section = item
+            lines += ["", f"# {section}"]
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def parse_properties(text: str, *, file: str = "config.properties") -> ServerSettings:
+    """Parse the text of a `config.properties`; a missing key has TorchServe's own default.
+
+    Raises:
+        HandlergenError: Names every value that TorchServe would refuse or misread, with file and line.
+    """
+    try:
+        entries = parse_entries(text)
+    except ValueError as error:
+        raise HandlergenError(f"{file}: {error}") from error
+    found: dict[str, Any] = dict(_TORCHSERVE_DEFAULTS)
+    other: dict[str, str] = {}
+    wrong = []
+    by_key = {item.metadata["key"]: item for item in fields(ServerSettings) if item.metadata["key"]}
+    for entry in entries:
+        item = by_key.get(entry.key)
+        try:
+            if item is None:
+                other[entry.key] = entry.value
+            elif entry.key == "vmargs":
+                found["log_config"], found["vm_args"] = _split_vmargs(entry.value)
+            else:
+                found[item.name] = _typed(entry, type(item.default))
+        except ValueError as error:
+            wrong.append(f"{file}:{entry.line}: {entry.key}: {error}")
+    if wrong:
+        raise HandlergenError("\n".join(wrong))
+    settings = ServerSettings(**found, other=tuple(other.items()))
+    try:
+        settings.addresses()
+    except ValueError as error:
+        raise HandlergenError(f"{file}: {error}") from error
+    return settings
+
+
+def read_properties(path: Path) -> ServerSettings:
+    """Return the settings in a file.
+
+    Raises:
+        HandlergenError: The file is missing, unreadable or invalid.
+    """
+    try:
+        return parse_properties(read_text(path), file=str(path))
+    except FileNotFoundError:
+        option = "" if path.name == "config.properties" else f" -o {path}"
+        raise HandlergenError(
+            f"there is no {path}",
+            hint=f"name the server's configuration with -c; `handlergen config{option}` writes one",
+        ) from None
+    except OSError as error:
+        raise HandlergenError(f"{path} cannot be read: {error}") from error
+
+
+def explain(settings: ServerSettings) -> list[ExplainedLine]:
+    """Return every line of the file with its reason, in the order of the file."""
+    defaults = ServerSettings()
+    lines = []
+    for item in fields(ServerSettings):
+        key = item.metadata["key"]
+        if key is None:
+            continue
+        value = getattr(settings, item.name)
+        lines.append(
+            ExplainedLine(
+                item.metadata["section"],
+                key,
+                _vmargs(settings) if key == "vmargs" else _text(value),
+                item.metadata["why"],
+                value == getattr(defaults, item.name),
+            )
+        )
+    lines += [
+        ExplainedLine("Other", key, value, "Not written by handlergen.", False)
+        for key, value in settings.other
+    ]
+    return lines
+
+
+def unknown_keys(settings: ServerSettings) -> Iterable[str]:
+    """Yield a warning for each key that TorchServe does not know and therefore ignores."""
+    known = {item.metadata["key"] for item in fields(ServerSettings)} | _TORCHSERVE_KEYS
+    for key, _value in settings.other:
+        if key not in known:
+            near = difflib.get_close_matches(key, sorted(k for k in known if k), n=1)
+            yield f"TorchServe ignores the unknown key {key!r}" + (
+                f"; did you mean {near[0]!r}?" if near else ""
+            )
+
+
+def _entries(settings: ServerSettings) -> Iterable[tuple[str, str]]:
+    """Yield (section, line) pairs of the file. Raises ValueError for a value that cannot be written."""
+    for line in explain(settings):
+        if line.value or line.key == "allowed_urls":
+            yield line.section, format_entry(line.key, line.value)
+
+
+def _vmargs(settings: ServerSettings) -> str:
+    option = f"{_LOG_OPTION}{settings.log_config}" if settings.log_config else ""
+    return " ".join(part for part in (option, settings.vm_args) if part)
+
+
+def _split_vmargs(value: str) -> tuple[str, str]:
+    """Split a `vmargs` value into the path of the log configuration and the other options."""
+    log_config = ""
+    rest = []
+    for word in value.split():
+        if word.startswith(_LOG_OPTION):
+            log_config = word.removeprefix(_LOG_OPTION)
+        else:
+            rest.append(word)
+    return log_config, " ".join(rest)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
+
+
+def _typed(entry: Entry, kind: type) -> Any:
+    """Convert an entry's value. Raises ValueError where TorchServe would abort or misread it."""
+    value = entry.value
+    # The launcher strips the values that it reads; Java keeps trailing whitespace and aborts on "=1 ".
+    if value != value.rstrip() and entry.key != "model_store":
+        raise ValueError(
+            f"the value {value!r} has trailing whitespace, which TorchServe treats as part of it"
+        )
+    value = value.rstrip()
+    if kind is bool:
+        if value.lower() not in ("true", "false"):
+            raise ValueError(f"{value!r} is neither true nor false")
+        return value.lower() == "true"
+    readers: dict[type, Callable[[str], Any]] = {int: int, float: float}
+    try:
+        return readers.get(kind, str)(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is not a number") from None
+
+
+#: TorchServe's defaults for missing keys, where they differ from handlergen's (ConfigManager.java).
+_TORCHSERVE_DEFAULTS: dict[str, Any] = {
+    "model_store": "",
+    "load_models": "",
+    "allowed_urls": "file://.*|http(s)?://.*",
+    "metrics_mode": "log",
+    "metrics_config": "",
+    "system_metrics_cmd": "",
+    "log_config": "",
+}
+
+#: TorchServe's other keys (the TS_* constants of ConfigManager.java).
+_TORCHSERVE_KEYS = frozenset(
+    """
+    debug blacklist_env_vars default_workers_per_model default_response_timeout default_startup_timeout
+    unregister_model_timeout number_of_netty_threads netty_client_threads number_of_gpu
+    model_metrics_auto_detect disable_system_metrics ipex_enable cpu_launcher_enable cpu_launcher_args
+    ipex_gpu_enable async_logging cors_allowed_origin cors_allowed_methods cors_allowed_headers
+    decode_input_request keystore keystore_pass keystore_type certificate_file private_key_file
+    limit_max_image_pixels default_service_handler service_envelope model_server_home prefer_direct_buffer
+    enable_metrics_api grpc_inference_max_connection_age_ms grpc_management_max_connection_age_ms
+    grpc_inference_max_connection_age_grace_ms grpc_management_max_connection_age_grace_ms enable_grpc_ssl
+    initial_worker_port initial_distribution_port workflow_store cpp_log_config ts_open_inference_protocol
+    ts_header_key_sequence_id ts_header_key_sequence_start ts_header_key_sequence_end use_native_io io_ratio
+    metric_time_interval enable_envvars_config model_snapshot models version use_env_allowed_urls
+    plugins_path
+    """.split()  # noqa: SIM905 - a table reads better than sixty quoted strings
+)
