@@ -12,7 +12,7 @@ import pytest
 
 from handlergen.errors import ContractError
 from handlergen.project import open_project
-from handlergen.stage_rule import Placement
+from handlergen.placement import Placement
 
 STATEFUL = """
 TOKENIZER = None
