@@ -20,7 +20,7 @@ from handlergen.runtime.contract import Contract
 from handlergen.settings import Settings
 from handlergen.signing import Signature, read_private_key, signature_path
 from handlergen.signing import sign as sign_archive
-from handlergen.placement import Placement
+from handlergen.stage_rule import Placement
 from handlergen.staging import StagedFile, make_plan
 from handlergen.store import Progress, publish
 

@@ -25,7 +25,7 @@ from handlergen.settings import (
     read_settings,
     shown,
 )
-from handlergen.placement import Placement, place
+from handlergen.stage_rule import Placement, place
 from handlergen.truss import CONFIG_FILE, Truss, is_truss, read_truss
 from handlergen.weights_file import weights_format
 from handlergen.yaml_source import read_yaml

@@ -66,9 +66,7 @@ class SourceTree:
             return _module_file(base, parts)
         return self.importable(parts, beside=module.path.parent if not module.is_package else None)
 
-    def imported(
-        self, module: SourceModule, node: ast.Import | ast.ImportFrom
-    ) -> Iterator[tuple[Path, str]]:
+    def imported(self, module: SourceModule, node: ast.Import | ast.ImportFrom) -> Iterator[tuple[Path, str]]:
         """The project's files that a statement imports, each with the name that it binds to the file, or none."""
         if isinstance(node, ast.Import):
             beside = None if module.is_package else module.path.parent
@@ -220,19 +218,22 @@ class Namespace:
             for name, value in assigned(node):
                 self.made[name].append(value)
         for statement in statements_at_import(module.tree.body):
-            if isinstance(statement, ast.ClassDef):
-                self.classes[statement.name].append(statement)
-            elif isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
-                self.functions[statement.name].append(statement)
-                for name in map(dotted, statement.decorator_list):
-                    if name.endswith(".register"):  # a call of the function that it registers at may run it
-                        self.functions[name.removesuffix(".register")].append(statement)
-            for name, value in assigned(statement):
-                if isinstance(value, ast.Lambda):
-                    self.functions[name].append(value)
-                else:
-                    self.values[name].append(value)
+            self._define(statement)
         return file
+
+    def _define(self, statement: ast.stmt) -> None:
+        if isinstance(statement, ast.ClassDef):
+            self.classes[statement.name].append(statement)
+        elif isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+            self.functions[statement.name].append(statement)
+            for name in map(dotted, statement.decorator_list):
+                if name.endswith(".register"):  # a call of the function that it registers at may run it
+                    self.functions[name.removesuffix(".register")].append(statement)
+        for name, value in assigned(statement):
+            if isinstance(value, ast.Lambda):
+                self.functions[name].append(value)
+            else:
+                self.values[name].append(value)
 
     def _note_import(self, file: File, node: ast.Import | ast.ImportFrom) -> None:
         local = list(self._tree.imported(file.source, node))

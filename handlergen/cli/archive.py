@@ -19,7 +19,7 @@ from handlergen.cli.options import setting_options
 if TYPE_CHECKING:
     from handlergen.archiving import ArchiveResult
     from handlergen.project import Project
-    from handlergen.placement import Placement
+    from handlergen.stage_rule import Placement
 
 _PROGRESS_FROM = 64 << 20
 """Bytes; less is packed before anybody could read a progress bar."""

@@ -114,7 +114,7 @@ def _as_text(archive: Mar, *, all_files: bool) -> str:
 
 def _contract(bundle: Bundle) -> dict[str, Any]:
     from handlergen.render import ordered_hooks, signature
-    from handlergen.placement import Placement
+    from handlergen.stage_rule import Placement
 
     contract = bundle.contract
     rows: dict[str, Any] = {"form": contract.form, "module": contract.module}

@@ -12,7 +12,7 @@ import pytest
 
 from handlergen.errors import ContractError
 from handlergen.project import open_project
-from handlergen.placement import Placement
+from handlergen.stage_rule import Placement
 
 STATEFUL = """
 TOKENIZER = None
