@@ -98,7 +98,6 @@ _AFFECTS = {  # what a library's effect reaches, where that is not the same libr
     "numpy.random": ("numpy.random", "scipy", "sklearn", *_DRAWS),
     "numpy": ("numpy", "pandas", "scipy", "sklearn", "skimage", "xarray"),
     "torch": ("torch", *_DRAWS),
-    "tqdm": ("pandas", "tqdm"),
     **dict.fromkeys(
         ("transformers.set_seed", "accelerate.utils.set_seed", "lightning", "pytorch_lightning"), _SEEDS_ALL
     ),
@@ -188,19 +187,30 @@ class Names(Namespace):
         bases = {dotted(base) for kind in kinds for base in kind.bases} - {name}
         return any(map(self.remembers, bases))
 
+    def harm_of(self, name: str, *, part: bool, seen: set[Any]) -> str:
+        """What functions, methods and constructors of a name do to what they are given, and to their object."""
+        kinds = self.classes.get(name, ())
+        made = [node for kind in kinds for node in kind.body if getattr(node, "name", "") == "__init__"]
+        functions = [*self.functions.get(name, ()), *self.methods.get(name, ()), *made]
+        if not functions or len(made) < len(kinds) or self.remembers(name):
+            return "may change"
+        given = [(self.code(node), set(parameters(node)[1 if node in made else 0 :])) for node in functions]
+        found = {code.harm_to(names, part=part, seen=seen) for code, names in given}
+        return "may change" if found - {""} else ""
+
     @cached_property
     def links(self) -> dict[str, set[str]]:
-        """Names whose values may hold one another, as a statement at import has both: `Y = X`, `ALL.append(X)`."""
+        """What else changes with a name, as a statement at import has both: `Y = X`, `ALL.append(X)`."""
         found: dict[str, set[str]] = defaultdict(set)
         for statement in (
             node for file in self.at_import for node in statements_at_import(file.source.tree.body)
         ):
             if isinstance(statement, ast.Assign | ast.AnnAssign | ast.Expr | ast.ClassDef):
+                names = {name for name, _ in assigned(statement)} | {getattr(statement, "name", "")} - {""}
                 read = self.code(statement).found["reads"]
-                group = {name for name, _ in assigned(statement)} | {getattr(statement, "name", "")}
-                group |= {name for name in read if name in self.values and not self.is_constant(name)}
-                for name in group - {""}:
-                    found[name] |= group - {name, ""}
+                held = {name for name in read if name in self.values and not self.is_constant(name)}
+                for name in names or held:
+                    found[name] |= names | held
         return found
 
 
@@ -208,8 +218,9 @@ class Code:
     """A function, a class body, a file or the expression of a value: what it mentions and does.
 
     Attributes:
-        found: By kind of fact, names with the line of their first mention. Of the module: `reads`, `assigns`, `changes`,
-            `may change`. Of libraries: `uses`, `effects`. Of the model's object: `own` ("": all of it), `sets`. What only the predictor process has: `device`. What the source does not show: `unknown`.
+        found: By kind of fact, names with the line of their first mention. Of the module: `reads`, `assigns`,
+            `changes`, `may change`. Of libraries: `uses`, `effects`. Of the model's object: `own` ("": all of it), `sets`.
+            What only the predictor process has: `device`. What the source does not show: `unknown`.
     """
 
     def __init__(self, names: Names, node: ast.AST) -> None:
@@ -296,7 +307,10 @@ class Code:
         seen.add((node, part))
         call = parents[parent] if isinstance(parent, ast.keyword | ast.Attribute) else parent
         if isinstance(call, ast.Call) and (not isinstance(parent, ast.Attribute) or call.func is parent):
-            found = self._called(node) if call.func is node else self._call(call, parent)
+            part = part or (isinstance(parent, ast.keyword) and parent.arg is None)  # f(**CONFIG)
+            found = (
+                self._called(node) if call.func is node else self._call(call, parent, part=part, seen=seen)
+            )
             return self.harm(call, part=True, seen=seen) if found == "hands out" else found
         if isinstance(parent, ast.Attribute) or (isinstance(parent, ast.Subscript) and parent.value is node):
             return "changes" if is_stored(parent) else self.harm(parent, part=True, seen=seen)
@@ -315,6 +329,10 @@ class Code:
             return "" if isinstance(parent, _LOOKS_ONLY) else "may change"
         if names - self._local or (len(names) < len(targets) and not part):
             return "may change"
+        return self.harm_to(names, part=part, seen=seen)
+
+    def harm_to(self, names: set[str], *, part: bool, seen: set[Any]) -> str:
+        """What is done to the values of a function's own names."""
         uses = [other for other in self._parts if isinstance(other, ast.Name) and other.id in names]
         found = [self.harm(use, part=part, seen=seen) for use in uses]
         return max(found, key=("", "may change", "changes").index, default="")
@@ -329,7 +347,7 @@ class Code:
         known = made_by and all(name and not name.startswith("functools.") for name in made_by)
         return "" if known else "may change"
 
-    def _call(self, call: ast.Call, parent: ast.AST) -> str:
+    def _call(self, call: ast.Call, parent: ast.AST, *, part: bool, seen: set[Any]) -> str:
         """What a call does to its function's object, if `parent` is its function, or else to one of its arguments."""
         names, func, library = self._names, call.func, self.library(call.func)
         last = func.attr if isinstance(func, ast.Attribute) else dotted(func)
@@ -337,7 +355,7 @@ class Code:
         bare = isinstance(names.parents[around] if isinstance(around, ast.Await) else around, ast.Expr)
         known = last in _LOOKS or library.startswith(_NO_EFFECT) or (last in _LOOKS_IF_USED and not bare)
         if not library and any(last in group for group in (names.functions, names.classes, names.methods)):
-            return "may change"
+            return names.harm_of(last, part=part, seen=seen)
         if last in _HANDS_OUT or known or dotted(func) == "set":
             return "" if known else "hands out"
         if last.endswith("_") or last in ("setattr", "delattr") or getattr(parent, "arg", "") == "out":

@@ -292,11 +292,11 @@ class _Rules:
                 what = f"{mine.name} uses {name}{site.helpers}: what that reads, the source does not show"
                 fix = "Write the names out, or say stages: worker if nothing of it comes from load."
                 yield Reason(5, site.file, site.line, mine.name, name, what, fix)
-        for other in (self._roles[role] for role in (*MAKES, *PREDICTS) if role in self._roles):
-            for name, site in other.found["unknown"].items():
-                what = f"{other.name} uses {name}{site.helpers}: what that assigns, the source does not show"
+        for theirs in (self._roles[role] for role in (*MAKES, *PREDICTS) if role in self._roles):
+            for name, site in theirs.found["unknown"].items():
+                what = f"{theirs.name} uses {name}{site.helpers}: what that assigns, the source does not show"
                 fix = "Write the names out, or say stages: worker if preprocess and postprocess use nothing of it."
-                yield Reason(5, site.file, site.line, other.name, name, what, fix)
+                yield Reason(5, site.file, site.line, theirs.name, name, what, fix)
         if "setup" in self._roles:
             yield from self._device("setup", self._roles["setup"])
         for name, site in self._devices_at_import():
@@ -307,10 +307,8 @@ class _Rules:
         hook = self._contract.hooks[role]
         asked = {parameter.source for parameter in hook.parameters} & {"device"}
         fix = "Leave it out: inputs are on the device when predict gets them, outputs on the CPU when it has returned."
-        for name, site in {
-            **dict.fromkeys(asked, Site(self._file, hook.line)),
-            **mine.found["device"],
-        }.items():
+        sites = {**dict.fromkeys(asked, Site(self._file, hook.line)), **mine.found["device"]}
+        for name, site in sites.items():
             what = f"{mine.name} uses {name}{site.helpers}, and workers leave the device to the predictor process"
             yield Reason(1, site.file, site.line, mine.name, name, what, fix)
 
@@ -326,8 +324,11 @@ class _Rules:
             fix = "Do in predict what needs it, or make what this hook needs of it in setup(context)."
             yield Reason(1, self._file, hook.line, mine.name, "model", what, fix)
         yield from self._device(role, mine)
-        body = [part for kind in self._names.served for part in kind.body if not kind.decorator_list]
-        constants = {name for part in body for name, _ in assigned(part)}
+        body = [part for kind in self._names.served for part in kind.body]
+        fields = any(
+            kind.decorator_list for kind in self._names.served
+        )  # a dataclass makes attributes of them
+        constants = {name for part in body for name, _ in assigned(part) if not fields}
         methods = {part.name for part in body if isinstance(part, _DEF) and _is_plain(part)}
         for name, site in mine.found["own"].items():
             setters = [
