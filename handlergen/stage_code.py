@@ -219,7 +219,7 @@ class Code:
 
     Attributes:
         found: By kind of fact, names with the line of their first mention. Of the module: `reads`, `assigns`,
-            `changes`, `may change`. Of libraries: `uses`, `effects`. Of the model's object: `own` ("": all of it), `sets`.
+            `changes`, `may change`. Of libraries: `uses`, `effects`. Of the object: `own` ("": all of it), `sets`.
             What only the predictor process has: `device`. What the source does not show: `unknown`.
     """
 
