@@ -144,12 +144,11 @@ class Names(Namespace):
 
     def codes(self, name: str) -> Iterator[Code]:
         """What a mention of a name may run: functions, classes with their methods, a value's expressions, a file."""
-        yield from map(self.code, (*self.functions.get(name, ()), *self.values.get(name, ())))
-        for kind in self.classes.get(name, ()):
-            methods = (part for part in kind.body if isinstance(part, _DEF))
-            yield from map(
-                self.code, (kind, *(part for part in methods if self.hooks.get(part) not in HOOKS))
-            )
+        kinds = self.classes.get(name, [])
+        yield from map(self.code, (*self.functions.get(name, ()), *self.values.get(name, ()), *kinds))
+        for method in (part for kind in kinds for part in kind.body if isinstance(part, _DEF)):
+            if self.hooks.get(method) not in HOOKS:
+                yield self.code(method)
         file = self.files.get(name)
         if file is not None and file not in self.at_import:
             yield self.code(file.source.tree)
@@ -175,9 +174,7 @@ class Names(Namespace):
     def remembers(self, name: str) -> bool:
         """Whether all calls share something: a cached function, a class with one instance, an unknown decorator."""
         kinds = self.classes.get(name, ())
-        if any(
-            kind.keywords or any(getattr(p, "name", "") == "__new__" for p in kind.body) for kind in kinds
-        ):
+        if any(kind.keywords or "__new__" in [getattr(p, "name", "") for p in kind.body] for kind in kinds):
             return True
         for node in (*self.functions.get(name, ()), *kinds):
             for item in getattr(node, "decorator_list", ()):
@@ -202,9 +199,7 @@ class Names(Namespace):
     def links(self) -> dict[str, set[str]]:
         """What else changes with a name, as a statement at import has both: `Y = X`, `ALL.append(X)`."""
         found: dict[str, set[str]] = defaultdict(set)
-        for statement in (
-            node for file in self.at_import for node in statements_at_import(file.source.tree.body)
-        ):
+        for statement in (n for file in self.at_import for n in statements_at_import(file.source.tree.body)):
             if isinstance(statement, ast.Assign | ast.AnnAssign | ast.Expr | ast.ClassDef):
                 names = {name for name, _ in assigned(statement)} | {getattr(statement, "name", "")} - {""}
                 read = self.code(statement).found["reads"]
@@ -215,7 +210,7 @@ class Names(Namespace):
 
 
 class Code:
-    """A function, a class body, a file or the expression of a value: what it mentions and does.
+    """A function, a class body or a file without its functions, or the expression of a value: what it does.
 
     Attributes:
         found: By kind of fact, names with the line of their first mention. Of the module: `reads`, `assigns`,
@@ -228,9 +223,7 @@ class Code:
         self._parts = [node]
         for part in self._parts:
             inner = list(ast.iter_child_nodes(part))
-            if (
-                isinstance(part, ast.ClassDef | ast.Module) and part is node
-            ):  # its functions are code of their own
+            if part is node and isinstance(part, ast.ClassDef | ast.Module):
                 inner = [child for child in inner if not isinstance(child, _DEF | ast.ClassDef)]
             self._parts += inner
         self._globals = {name for part in self._parts if isinstance(part, ast.Global) for name in part.names}
@@ -308,18 +301,19 @@ class Code:
         call = parents[parent] if isinstance(parent, ast.keyword | ast.Attribute) else parent
         if isinstance(call, ast.Call) and (not isinstance(parent, ast.Attribute) or call.func is parent):
             part = part or (isinstance(parent, ast.keyword) and parent.arg is None)  # f(**CONFIG)
-            found = (
-                self._called(node) if call.func is node else self._call(call, parent, part=part, seen=seen)
-            )
+            if call.func is node:
+                return self._called(node)
+            found = self._call(call, parent, part=part, seen=seen)
             return self.harm(call, part=True, seen=seen) if found == "hands out" else found
         if isinstance(parent, ast.Attribute) or (isinstance(parent, ast.Subscript) and parent.value is node):
             return "changes" if is_stored(parent) else self.harm(parent, part=True, seen=seen)
         if isinstance(parent, ast.Return | ast.Yield | ast.YieldFrom | ast.Lambda):
+            inner = isinstance(parent, ast.Lambda) or any(isinstance(node, _DEF) for node in self._parts[1:])
             away = self._names.hooks.get(self.node, "load") not in MAKES  # to a worker, or to the client
-            return "" if part or away else "may change"
-        if isinstance(parent, _HOLDS):
-            return self.harm(parent, part=part, seen=seen)
-        return self._bind(node, parent, part=part, seen=seen)
+            return "" if part or (away and not inner) else "may change"
+        bound = "" if isinstance(parent, _HOLDS) else self._bind(node, parent, part=part, seen=seen)
+        passes = not bound and isinstance(parent, _HOLDS | ast.NamedExpr)
+        return self.harm(parent, part=part, seen=seen) if passes else bound
 
     def _bind(self, node: ast.AST, parent: ast.AST, *, part: bool, seen: set[Any]) -> str:
         """A value is bound to local names, which are followed, or to what may change it later, or it is looked at."""
@@ -329,6 +323,7 @@ class Code:
             return "" if isinstance(parent, _LOOKS_ONLY) else "may change"
         if names - self._local or (len(names) < len(targets) and not part):
             return "may change"
+        part = part or isinstance(parent, ast.For | ast.AsyncFor | ast.comprehension)
         return self.harm_to(names, part=part, seen=seen)
 
     def harm_to(self, names: set[str], *, part: bool, seen: set[Any]) -> str:
@@ -339,12 +334,9 @@ class Code:
 
     def _called(self, func: ast.AST) -> str:
         """A value is called: no change where a library made it, but for `functools.partial`."""
-        made = self._names.made.get(self.name(func), ())
+        made = [v for v in self._names.made.get(self.name(func), ()) if not isinstance(v, ast.Constant)]
         found = [self._names.code(value).library(getattr(value, "func", value)) for value in made]
-        made_by = [
-            name for name, value in zip(found, made, strict=True) if not isinstance(value, ast.Constant)
-        ]
-        known = made_by and all(name and not name.startswith("functools.") for name in made_by)
+        known = found and all(name and not name.startswith("functools.") for name in found)
         return "" if known else "may change"
 
     def _call(self, call: ast.Call, parent: ast.AST, *, part: bool, seen: set[Any]) -> str:
@@ -362,9 +354,7 @@ class Code:
             return "changes"
         if parent is func and isinstance(func, ast.Attribute):
             return "changes" if last.startswith(_CHANGES) else "may change"
-        calls = any(
-            isinstance(given, ast.Lambda) or self.name(given) in names.functions for given in call.args
-        )
+        calls = any(isinstance(arg, ast.Lambda) or self.name(arg) in names.functions for arg in call.args)
         looks = library or (isinstance(func, ast.Attribute) and not last.startswith(_CHANGES))
         return "" if looks and not bare and not calls and not library.startswith("heapq.") else "may change"
 
@@ -407,16 +397,12 @@ class Code:
             yield "unknown", library
         if _within(library, *_GPU) and library not in _GPU_ASKS:
             yield "device", library
-        bare = (
-            isinstance(parent, ast.Call)
-            and parent.func is node
-            and isinstance(self._names.parents[parent], ast.Expr)
-        )
+        called = isinstance(parent, ast.Call) and parent.func is node
+        bare = called and isinstance(self._names.parents[parent], ast.Expr | ast.Await)
         quiet = library.startswith(_NO_EFFECT) or last.endswith("_") or last in _LOOKS
-        effect = (is_stored(node) and not isinstance(node, ast.Name)) or (
-            is_stored(parent) and isinstance(parent, ast.Subscript)
-        )
-        if self._runs and (effect or (not quiet and (bare or last.startswith(_SETS)))):
+        stored = is_stored(node) if isinstance(node, ast.Attribute) else False
+        stored = stored or (isinstance(parent, ast.Subscript) and is_stored(parent))
+        if self._runs and (stored or (not quiet and (bare or last.startswith(_SETS)))):
             yield "effects", library
 
     def _call_facts(self, node: ast.Call, name: str) -> Iterator[tuple[str, str]]:

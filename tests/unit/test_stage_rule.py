@@ -263,6 +263,8 @@ CHANGES = [
     ("def X(): pass", "X.a = 1"),
     ("class X: a = None", "setattr(X, 'a', 1)"),
     ("X = {}", "for x in X.values(): x.put(1)"),
+    ("X = {}", "(x := X)['a'] = 1"),
+    ("X = {}", "get = lambda: X; get()['a'] = 1"),
     ("import threading\nX = {}\ndef work(): X['a'] = 1", "threading.Thread(target=work).start()"),
     ("X = {}\ndef a(): return X\ndef b(): return a()", "b()['x'] = 1"),
     ("X = {}\nclass R:\n    def get(self): return X", "R().get()['x'] = 1"),
@@ -307,119 +309,79 @@ def test_a_hook_is_followed_by_name(before: str, use: str, tmp_path: Path) -> No
     assert [(reason.rule, reason.name) for reason in found.reasons] == [(3, "TOKENS")]
 
 
-DEVICE = "import torch\nMODEL = torch.nn.Linear(1, 1).cuda()\ndef preprocess(d): return d"
+PRE = "def preprocess(d): return d"
 STATE = "def load(c): {}init()\ndef preprocess(d): return {}clean(d)"
+CONFIG = "def load(context): context.config['x'] = 1\ndef preprocess(d, context): return context.config"
+SETS = "import helpers\ndef load(c):\n    for n in 'ab': setattr(helpers, n, 1)"
 
-# By name: the source, the rule and the name of a reason.
-TIED: dict[str, tuple[str, int, str]] = {
-    "the model": ("def load(context): return 1\ndef preprocess(data, model): return data", 1, "model"),
-    "the device": ("def preprocess(data, device): return data", 1, "device"),
-    "context.device": ("def preprocess(d, context): return d.to(context.device)", 1, "context.device"),
-    ".cuda()": ("def preprocess(data): return data.cuda()", 1, ".cuda()"),
-    "a text": ("import torch\ndef preprocess(d): return torch.zeros(1).to('cuda:0')", 1, "'cuda:0'"),
-    "torch.cuda": ("import torch\ndef preprocess(d): torch.cuda.synchronize()", 1, "torch.cuda.synchronize"),
-    "torch.device": ("import torch\ndef preprocess(d): return torch.device(d)", 1, "torch.device(...)"),
-    "a device of the module": ("D = 'cuda'\ndef preprocess(data): return data.to(D)", 1, "'cuda'"),
-    "the device at import": (DEVICE, 1, "torch.nn.Linear(1, 1).cuda"),
-    "an import": (
-        "def load(c):\n    global X\n    import numpy as X\ndef preprocess(d): return X",
-        4,
-        "numpy",
-    ),
-    "the context": (
-        "def load(context): context.config['x'] = 1\ndef preprocess(d, context): return context.config['x']",
-        3,
-        "context.config",
-    ),
-    "another file": (f"from stateful import *\n{STATE.format('', '')}", 3, "TOKENIZER"),
-    "a file as a module": (f"import lib.stateful as s\n{STATE.format('s.', 's.')}", 3, "TOKENIZER"),
-    "a file of a package": (
-        f"from pack import init\nimport pack.inner\n{STATE.format('', 'pack.inner.')}",
-        3,
-        "TOKENIZER",
-    ),
-    "a file's name": (
-        "import helpers\ndef load(c): helpers.clean = 1\ndef preprocess(d): return helpers.clean",
-        3,
-        "clean",
-    ),
-    "predict leaves something": ("X = {}\ndef predict(i): X[1] = i\ndef postprocess(o): return X[1]", 3, "X"),
-    "preprocess leaves something": (
-        "X = []\ndef preprocess(d): X.append(d)\ndef predict(i): return X[-1]",
-        3,
-        "X",
-    ),
-    "globals()": ("def preprocess(data): return globals()['x']", 5, "globals()"),
-    "eval": ("def preprocess(data): return eval('x')", 5, "eval()"),
-    "globals() in load": ("def load(c): globals().update(a=1)\ndef preprocess(d): return d", 5, "globals()"),
-    "a computed name": (
-        "import helpers\ndef load(c):\n    for n in 'ab': setattr(helpers, n, 1)\ndef preprocess(d): return d",
-        5,
-        "setattr with a computed name",
-    ),
-    "sys.modules": (
-        "import sys\ndef load(c): sys.modules[1].X = 1\ndef preprocess(d): return d",
-        5,
-        "sys.modules",
-    ),
-    "builtins": (
-        "import builtins\ndef load(c): builtins.X = 1\ndef preprocess(d): return X",
-        5,
-        "builtins.X",
-    ),
-    "__globals__": ("def load(c): load.__globals__['X'] = 1\ndef preprocess(d): return X", 5, "__globals__"),
-    "a file as a value": (
-        "import helpers\ndef preprocess(d): return vars(helpers)",
-        5,
-        "helpers, handed on as a whole",
-    ),
-}
+# The rule, the name of a reason, and the source.
+TIED: list[tuple[int, str, str]] = [
+    (1, "model", "def load(context): return 1\ndef preprocess(data, model): return data"),
+    (1, "device", "def preprocess(data, device): return data"),
+    (1, "context.device", "def preprocess(d, context): return d.to(context.device)"),
+    (1, ".cuda()", "def preprocess(data): return data.cuda()"),
+    (1, "'cuda:0'", "import torch\ndef preprocess(d): return torch.zeros(1).to('cuda:0')"),
+    (1, "torch.cuda.synchronize", "import torch\ndef preprocess(d): torch.cuda.synchronize()"),
+    (1, "torch.device(...)", "import torch\ndef preprocess(d): return torch.device(d)"),
+    (1, "'cuda'", "D = 'cuda'\ndef preprocess(data): return data.to(D)"),
+    (1, "torch.nn.Linear(1, 1).cuda", f"import torch\nMODEL = torch.nn.Linear(1, 1).cuda()\n{PRE}"),
+    (3, "context.config", CONFIG),
+    (3, "TOKENIZER", f"from stateful import *\n{STATE.format('', '')}"),
+    (3, "TOKENIZER", f"import lib.stateful as s\n{STATE.format('s.', 's.')}"),
+    (3, "TOKENIZER", f"from pack import init\nimport pack.inner\n{STATE.format('', 'pack.inner.')}"),
+    (3, "clean", "import helpers\ndef load(c): helpers.clean = 1\ndef preprocess(d): return helpers.clean"),
+    (3, "X", "X = {}\ndef predict(i): X[1] = i\ndef postprocess(o): return X[1]"),
+    (3, "X", "X = []\ndef preprocess(d): X.append(d)\ndef predict(i): return X[-1]"),
+    (4, "numpy", "def load(c):\n    global X\n    import numpy as X\ndef preprocess(d): return X"),
+    (5, "globals()", "def preprocess(data): return globals()['x']"),
+    (5, "eval()", "def preprocess(data): return eval('x')"),
+    (5, "globals()", f"def load(c): globals().update(a=1)\n{PRE}"),
+    (5, "setattr with a computed name", f"{SETS}\n{PRE}"),
+    (5, "sys.modules", f"import sys\ndef load(c): sys.modules[1].X = 1\n{PRE}"),
+    (5, "builtins.X", f"import builtins\ndef load(c): builtins.X = 1\n{PRE}"),
+    (5, "__globals__", f"def load(c): load.__globals__['X'] = 1\n{PRE}"),
+    (5, "helpers, handed on as a whole", "import helpers\ndef preprocess(d): return vars(helpers)"),
+]
 
 CLASS = (
-    "import functools\nclass Model:\n    words = None\n    {}\n    def predict(self, inputs): return inputs\n"
+    "import functools\nclass Model:\n    words = None\n    {}\n    def preprocess(self, data): return {}\n"
 )
+CLASS += "    def predict(self, inputs): return inputs\n"
 NET = """
 from torch import nn
 class Net(nn.Module):
     labels = ["a"]
     def __init__(self):
         super().__init__()
-        self.layer = nn.Linear(1, 2)
-        self.width = 4
+        self.layer, self.width = nn.Linear(1, 2), 4
     {}
     def forward(self, batch): return self.layer(batch)
     def preprocess(self, x): return {}
     def postprocess(self, output): return output
 """
-TIED |= {
-    f"a class: {use}": (CLASS.format(f"{body}\n    def preprocess(self, data): return {use}"), 2, name)
-    for body, use, name in [
-        ("def __init__(self): self.labels = []", "self.labels", "self.labels"),
-        ("def load(self): self.words = 1", "self.words", "self.words"),
-        ("def load(self): type(self).words = 1", "self.words", "self.words"),
-        ("def load(self): Model.words = 1", "self.words[0]", "self.words"),
-        ("def load(self): self.words['x'] = 1", "self.words['x']", "self.words"),
-        ("def load(self): self.words.append(1)", "self.words[-1]", "self.words"),
-        ("def helper(self): return self.model", "self.helper()", "self.model"),
-        ("def load(self): pass", "getattr(self, 'x')", "self"),
-        ("def load(self): pass", "vars(self)", "self"),
-        ("@functools.cached_property\n    def tokens(self): return object()", "self.tokens", "self.tokens"),
-        ("def load(self): pass", "super().clean(data)", "self.clean"),
-        ("def load(self): pass", "somewhere(self, data)", "self"),
-    ]
-}
-TIED |= {
-    f"a network: {use}": (NET.format(method, use), 2, name)
-    for method, use, name in [
-        ("", "x * self.layer.weight", "self.layer"),
-        ("", "x * self.width", "self.width"),
-        ("", "self(x)", "self"),
-        ("", "self.forward(x)", "self.layer"),
-        ("", "next(self.parameters()).device", "self.parameters"),
-        ("", "x if self.training else None", "self.training"),
-        ("def set_extra_state(self, state): self.labels = state", "self.labels", "self.labels"),
-    ]
-}
+# The class, one more of its methods, what preprocess returns, and the name of the reason.
+OBJECTS = [
+    (CLASS, "def __init__(self): self.labels = []", "self.labels", "self.labels"),
+    (CLASS, "def load(self): self.words = 1", "self.words", "self.words"),
+    (CLASS, "def load(self): type(self).words = 1", "self.words", "self.words"),
+    (CLASS, "def load(self): Model.words = 1", "self.words[0]", "self.words"),
+    (CLASS, "def load(self): self.words['x'] = 1", "self.words['x']", "self.words"),
+    (CLASS, "def load(self): self.words.append(1)", "self.words[-1]", "self.words"),
+    (CLASS, "def helper(self): return self.model", "self.helper()", "self.model"),
+    (CLASS, "", "getattr(self, 'x')", "self"),
+    (CLASS, "", "vars(self)", "self"),
+    (CLASS, "@functools.cached_property\n    def tokens(self): return 1", "self.tokens", "self.tokens"),
+    (CLASS, "", "super().clean(data)", "self.clean"),
+    (CLASS, "", "somewhere(self, data)", "self"),
+    (NET, "", "x * self.layer.weight", "self.layer"),
+    (NET, "", "x * self.width", "self.width"),
+    (NET, "", "self(x)", "self"),
+    (NET, "", "self.forward(x)", "self.layer"),
+    (NET, "", "next(self.parameters()).device", "self.parameters"),
+    (NET, "", "x if self.training else None", "self.training"),
+    (NET, "def set_extra_state(self, state): self.labels = state", "self.labels", "self.labels"),
+]
+TIED += [(2, name, text.format(method, use)) for text, method, use, name in OBJECTS]
 
 # What load calls for its effect, what preprocess does, and the name of the reason; None: preprocess stays free.
 EFFECTS: list[tuple[str, str, str | None]] = [
@@ -481,8 +443,8 @@ def prepare(): nltk.download("punkt")
 """
 
 
-@pytest.mark.parametrize(("text", "rule", "name"), TIED.values(), ids=TIED)
-def test_a_module_that_is_tied(text: str, rule: int, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rule", "name", "text"), TIED)
+def test_a_module_that_is_tied(rule: int, name: str, text: str, tmp_path: Path) -> None:
     found = placed(tmp_path, text)
     assert (found.predictor, found.stages) == ("process", "predictor")
     assert (rule, name) in [(reason.rule, reason.name) for reason in found.reasons], found.reasons
@@ -573,8 +535,10 @@ def test_auto_is_a_process_where_there_is_a_model_to_share(tmp_path: Path) -> No
 
 
 def test_a_preprocess_that_yields_stays_with_the_model(tmp_path: Path) -> None:
-    text = CLASS.format("def preprocess(self, data):\n        yield data").replace(
-        "return inputs", "return list(inputs)"
+    text = (
+        CLASS.format("", "data")
+        .replace("return data", "yield data")
+        .replace("return inputs", "return [*inputs]")
     )
     (reason,) = placed(tmp_path, text).reasons
     assert (reason.rule, reason.hook, reason.name) == (5, "preprocess", "yield")
@@ -586,7 +550,7 @@ def test_stages_where_the_user_says(tmp_path: Path) -> None:
     assert (found.stages, len(found.reasons)) == ("worker", 1)
     assert found.warnings[0].endswith("as stages: worker says.")
     with pytest.raises(ContractError, match="asks for `model`"):
-        placed(tmp_path, TIED["the model"][0], stages="worker")
+        placed(tmp_path, TIED[0][2], stages="worker")
     found = placed(tmp_path, TOKENIZES, predictor="worker", stages="predictor")
     assert (found.stages, found.reasons) == ("worker", ())
     assert "no effect with predictor: worker" in found.warnings[0]
