@@ -60,12 +60,15 @@ _IMMUTABLE = _words(
     "os.environ.get decimal.Decimal datetime. torch.device torch.cuda.is_available threading. typing. __file__ "
     "__name__"
 )
+_MAKES_TEXT = _words(
+    "title strip lower upper casefold format join replace resolve joinpath read_text as_posix parent"
+)
 _DECORATORS = _words(  # that hand on what they are given
     "property staticmethod classmethod functools.wraps functools.total_ordering functools.singledispatch "
     "contextlib. dataclasses. abc. typing. enum. attr. attrs. pydantic. torch. numba. jax. tenacity. atexit."
 )
 _HIDES = _words(
-    "sys.modules sys._getframe inspect.currentframe inspect.stack gc.get_ importlib.import_module "
+    "sys.modules sys._getframe inspect.currentframe inspect.getmodule inspect.stack gc.get_ importlib.import_module "
     "importlib.reload importlib.util. builtins. __dict__ __globals__ __builtins__ __subclasses__ "
     "__getattribute__ __code__ __closure__"
 )
@@ -164,7 +167,11 @@ class Names(Namespace):
             library = self.code(value).library(node.func if isinstance(node, ast.Call) else node)
             if isinstance(node, ast.List | ast.Dict | ast.Set | ast.Lambda | ast.comprehension | ast.Await):
                 return False
-            if isinstance(node, ast.Call) and library and not library.startswith(_IMMUTABLE):
+            if library and isinstance(node, ast.Call) and not library.startswith(_IMMUTABLE):
+                return False
+            func = node.func if isinstance(node, ast.Call) else None
+            method = isinstance(func, ast.Attribute) and (not library or isinstance(func.value, ast.Call))
+            if method and getattr(func, "attr", "") not in _MAKES_TEXT:
                 return False
             name = node.id if isinstance(node, ast.Name) and not library else ""
             if name and name not in _IMMUTABLE and not self.is_constant(name, seen):
@@ -172,11 +179,14 @@ class Names(Namespace):
         return True
 
     def remembers(self, name: str) -> bool:
-        """Whether all calls share something: a cached function, a class with one instance, an unknown decorator."""
+        """Whether all calls share something: a cached result, a single instance, a list as a default."""
         kinds = self.classes.get(name, ())
         if any(kind.keywords or "__new__" in [getattr(p, "name", "") for p in kind.body] for kind in kinds):
             return True
         for node in (*self.functions.get(name, ()), *kinds):
+            shared = [] if isinstance(node, ast.ClassDef) else [*node.args.defaults, *node.args.kw_defaults]
+            if any(isinstance(default, ast.List | ast.Dict | ast.Set | ast.Call) for default in shared):
+                return True
             for item in getattr(node, "decorator_list", ()):
                 called = self.code(node).library(getattr(item, "func", item)) or dotted(item)
                 if not called.startswith(_DECORATORS) and not called.endswith(".register"):
@@ -287,12 +297,7 @@ class Code:
         return "" if names.is_constant(name) else self.harm(node)
 
     def harm(self, node: ast.AST, *, part: bool = False, seen: set[Any] | None = None) -> str:
-        """What the code around an expression does to its value: `changes`, `may change`, or nothing.
-
-        Args:
-            part: It is a part of the value that is asked about.
-            seen: Expressions that have been asked about.
-        """
+        """What the code around an expression does to its value, or `part` of it: `changes`, `may change`, or nothing."""
         parents, seen = self._names.parents, set() if seen is None else seen
         parent = parents.get(node, node)
         if (node, part) in seen or (is_stored(node) and not isinstance(parent, ast.AugAssign)):
@@ -358,7 +363,7 @@ class Code:
         looks = library or (isinstance(func, ast.Attribute) and not last.startswith(_CHANGES))
         return "" if looks and not bare and not calls and not library.startswith("heapq.") else "may change"
 
-    def _facts(self, node: ast.AST) -> Iterator[tuple[str, str]]:
+    def _facts(self, node: ast.AST) -> Iterator[tuple[str, str]]:  # noqa: PLR0912 - a kind of node a branch
         """What a node mentions and does, as kinds and names of `found`."""
         name, parent = self.name(node), self._names.parents.get(node, node)
         alone = not isinstance(parent, ast.Attribute)
@@ -371,6 +376,8 @@ class Code:
         if isinstance(node, ast.Attribute):
             if node.attr in _HIDES:
                 yield "unknown", node.attr
+            if self._is_file(node.value):
+                yield "reads", "__getattr__"  # of the file
             if dotted(node) == "context.device":
                 yield "device", "context.device"
             if node.attr in ("cuda", "pin_memory") and isinstance(parent, ast.Call):
@@ -391,12 +398,12 @@ class Code:
 
     def _library_facts(self, library: str, node: ast.AST, parent: ast.AST) -> Iterator[tuple[str, str]]:
         """A library is used; an effect is an assignment, a call whose result is not used, or what sounds like one."""
-        last = library.rpartition(".")[2]
         yield "uses", library
         if library.startswith(_HIDES):
             yield "unknown", library
         if _within(library, *_GPU) and library not in _GPU_ASKS:
             yield "device", library
+        last = library.rpartition(".")[2]
         called = isinstance(parent, ast.Call) and parent.func is node
         bare = called and isinstance(self._names.parents[parent], ast.Expr | ast.Await)
         quiet = library.startswith(_NO_EFFECT) or last.endswith("_") or last in _LOOKS

@@ -21,6 +21,7 @@ def init():
 def clean(text): return TOKENIZER(text)
 """
 FILES = {
+    "lazy.py": "STATE = {}\ndef __getattr__(name): return STATE[name]\n",
     "helpers.py": "def clean(text): return text\n",
     "pack/__init__.py": "from .inner import init",
     **dict.fromkeys(("stateful.py", "lib/stateful.py", "pack/inner.py"), STATEFUL),
@@ -264,6 +265,9 @@ CHANGES = [
     ("class X: a = None", "setattr(X, 'a', 1)"),
     ("X = {}", "for x in X.values(): x.put(1)"),
     ("X = {}", "(x := X)['a'] = 1"),
+    ("X = 'a b'.split()", "X[0] = 1"),
+    ("from pathlib import Path\nX = Path('x').read_text().splitlines()", "X[0] = 1"),
+    ("def X(state={}): return state", "X()['a'] = 1"),
     ("X = {}", "get = lambda: X; get()['a'] = 1"),
     ("import threading\nX = {}\ndef work(): X['a'] = 1", "threading.Thread(target=work).start()"),
     ("X = {}\ndef a(): return X\ndef b(): return a()", "b()['x'] = 1"),
@@ -332,6 +336,7 @@ TIED: list[tuple[int, str, str]] = [
     (3, "clean", "import helpers\ndef load(c): helpers.clean = 1\ndef preprocess(d): return helpers.clean"),
     (3, "X", "X = {}\ndef predict(i): X[1] = i\ndef postprocess(o): return X[1]"),
     (3, "X", "X = []\ndef preprocess(d): X.append(d)\ndef predict(i): return X[-1]"),
+    (3, "STATE", "import lazy\ndef load(c): lazy.STATE[1] = 1\ndef preprocess(d): return lazy.x"),
     (4, "numpy", "def load(c):\n    global X\n    import numpy as X\ndef preprocess(d): return X"),
     (5, "globals()", "def preprocess(data): return globals()['x']"),
     (5, "eval()", "def preprocess(data): return eval('x')"),
