@@ -95,12 +95,9 @@ _AFFECTS = {  # what a library's effect reaches, where that is not the same libr
     **dict.fromkeys(("pillow_heif", "pillow_avif", "pillow_jxl"), ("PIL", "pillow_heif")),
     **dict.fromkeys(("locale", "os.chdir", "socket", "gevent", "sys.path"), ("*",)),
     **dict.fromkeys(("os.environ", "os.putenv"), ("os.environ", "os.getenv")),
-    "time.tzset": ("time", "datetime"),
-    "decimal": ("decimal",),
-    "random": ("random", *_DRAWS),
+    **{"time.tzset": ("time", "datetime"), "decimal": ("decimal",), "random": ("random", *_DRAWS)},
     "numpy.random": ("numpy.random", "scipy", "sklearn", *_DRAWS),
-    "numpy": ("numpy", "pandas", "scipy", "sklearn", "skimage", "xarray"),
-    "torch": ("torch", *_DRAWS),
+    **{"numpy": ("numpy", "pandas", "scipy", "sklearn", "skimage", "xarray"), "torch": ("torch", *_DRAWS)},
     **dict.fromkeys(
         ("transformers.set_seed", "accelerate.utils.set_seed", "lightning", "pytorch_lightning"), _SEEDS_ALL
     ),
@@ -297,7 +294,7 @@ class Code:
         return "" if names.is_constant(name) else self.harm(node)
 
     def harm(self, node: ast.AST, *, part: bool = False, seen: set[Any] | None = None) -> str:
-        """What the code around an expression does to its value, or `part` of it: `changes`, `may change`, or nothing."""
+        """What the code around an expression does to its value (or part): `changes`, `may change`, or nothing."""
         parents, seen = self._names.parents, set() if seen is None else seen
         parent = parents.get(node, node)
         if (node, part) in seen or (is_stored(node) and not isinstance(parent, ast.AugAssign)):
