@@ -1,14 +1,22 @@
-"""The Python files of a project: a name is followed to its `def` through aliases, re-exports and imports."""
+"""Following a name to its `def` through the project's own files, and these files as one namespace."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from handlergen.errors import Problem
-from handlergen.inspection.source_module import Binding, Function, SourceModule, parse_source
+from handlergen.inspection.source_module import (
+    Binding,
+    Function,
+    SourceModule,
+    dotted,
+    parse_source,
+    statements_at_import,
+)
 from handlergen.project.settings import shown
 
 
@@ -56,6 +64,26 @@ class SourceTree:
                 base = base.parent
             return _module_file(base, parts)
         return self.importable(parts, beside=module.path.parent if not module.is_package else None)
+
+    def imported(self, module: SourceModule, node: ast.Import | ast.ImportFrom) -> Iterator[tuple[Path, str]]:
+        """The project's files that a statement imports, each with the name that it binds to the file, or none."""
+        if isinstance(node, ast.Import):
+            beside = None if module.is_package else module.path.parent
+            for alias in node.names:
+                parts = tuple(alias.name.split("."))
+                for length in range(1, len(parts) + 1):
+                    path = self.importable(parts[:length], beside=beside)
+                    if path is not None:
+                        yield path, alias.asname or parts[0]
+            return
+        own = self.local_file(module, node)
+        if own is not None:
+            yield own, ""
+        for alias in node.names:
+            name = f"{node.module}.{alias.name}" if node.module else alias.name
+            path = self.local_file(module, ast.ImportFrom(name, [], node.level))
+            if path is not None:
+                yield path, alias.asname or alias.name
 
     def importable(self, parts: tuple[str, ...], *, beside: Path | None = None) -> Path | None:
         """Return the project's file for an absolute import of `a.b.c`, given as its parts; None if there is none."""
@@ -128,6 +156,137 @@ class SourceTree:
                 if found is not None:
                     return found
         return None
+
+
+class File:
+    """A file of the project, and what the names that it imports stand for.
+
+    Attributes:
+        libraries: Names of libraries, with their dotted name.
+        modules: Names of the project's files.
+        originals: What a name is called in the file that it is imported from.
+        imports: The files that an import statement reads.
+    """
+
+    def __init__(self, source: SourceModule) -> None:
+        self.source = source
+        self.libraries: dict[str, str] = {}
+        self.modules: set[str] = set()
+        self.originals: dict[str, str] = {}
+        self.imports: dict[ast.AST, list[File]] = defaultdict(list)
+
+
+class Namespace:
+    """A module and the project's files that it imports, as one namespace: what two of them call alike counts as one.
+
+    Attributes:
+        functions, classes, values: What a name is defined as where a file is imported; of values the expressions.
+        methods: Of any class, by their name.
+        made: All that is assigned to a name anywhere, local names included.
+        at_import: The files that an import of the module imports.
+        parents, file_of: Of every node of every syntax tree.
+    """
+
+    def __init__(self, tree: SourceTree, module: SourceModule) -> None:
+        self._tree = tree
+        self.files: dict[str, File] = {}
+        self.functions: dict[str, list[Function]] = defaultdict(list)
+        self.classes: dict[str, list[ast.ClassDef]] = defaultdict(list)
+        self.values: dict[str, list[ast.expr]] = defaultdict(list)
+        self.methods: dict[str, list[Function]] = defaultdict(list)
+        self.made: dict[str, list[ast.expr]] = defaultdict(list)
+        self.parents: dict[ast.AST, ast.AST] = {}
+        self.file_of: dict[ast.AST, File] = {}
+        self.at_import: list[File] = []
+        self.main = self._read(module)
+        self._import(self.main)
+
+    def _read(self, module: SourceModule) -> File:
+        if module.file in self.files:
+            return self.files[module.file]
+        file = self.files[module.file] = File(module)
+        for node in ast.walk(module.tree):
+            self.file_of[node] = file
+            self.parents.update(dict.fromkeys(ast.iter_child_nodes(node), node))
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                self._note_import(file, node)
+            elif isinstance(node, ast.ClassDef):
+                for method in node.body:
+                    if isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef):
+                        self.methods[method.name].append(method)
+            for name, value in assigned(node):
+                self.made[name].append(value)
+        for statement in statements_at_import(module.tree.body):
+            self._define(statement)
+        return file
+
+    def _define(self, statement: ast.stmt) -> None:
+        if isinstance(statement, ast.ClassDef):
+            self.classes[statement.name].append(statement)
+        elif isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+            self.functions[statement.name].append(statement)
+            for name in map(dotted, statement.decorator_list):
+                if name.endswith(".register"):  # a call of the function that it registers at may run it
+                    self.functions[name.removesuffix(".register")].append(statement)
+        for name, value in assigned(statement):
+            if isinstance(value, ast.Lambda):
+                self.functions[name].append(value)
+            else:
+                self.values[name].append(value)
+
+    def _note_import(self, file: File, node: ast.Import | ast.ImportFrom) -> None:
+        local = list(self._tree.imported(file.source, node))
+        file.modules |= {name for _, name in local if name}
+        for opened in (self._tree.open(path) for path, _ in local):
+            if isinstance(opened, SourceModule):
+                file.imports[node].append(self._read(opened))
+        for alias in node.names:
+            name, top = alias.asname or alias.name, alias.name.partition(".")[0]
+            if isinstance(node, ast.Import):
+                if (alias.asname or top) not in file.modules:
+                    file.libraries[alias.asname or top] = alias.name if alias.asname else top
+            elif not local:
+                file.libraries[name] = f"{node.module or ''}.{alias.name}".lstrip(".")
+            elif name not in file.modules:
+                file.originals[name] = alias.name
+
+    def _import(self, file: File) -> None:
+        self.at_import.append(file)
+        for statement in statements_at_import(file.source.tree.body):
+            for inner in file.imports.get(statement, ()):
+                if inner not in self.at_import:
+                    self._import(inner)
+
+
+def assigned(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
+    """The names that a statement or an expression assigns, each with what its value comes from."""
+    pairs: list[tuple[ast.expr | None, ast.expr | None]] = []
+    if isinstance(node, ast.Assign):
+        pairs = [(target, node.value) for target in node.targets]
+    elif isinstance(node, ast.AnnAssign | ast.AugAssign | ast.NamedExpr):
+        pairs = [(node.target, node.value)]
+    elif isinstance(node, ast.For | ast.AsyncFor | ast.comprehension):
+        pairs = [(node.target, node.iter)]
+    elif isinstance(node, ast.With | ast.AsyncWith):
+        pairs = [(item.optional_vars, item.context_expr) for item in node.items]
+    for target, value in pairs:
+        for part in ast.walk(target) if target is not None and value is not None else ():
+            if isinstance(part, ast.Name) and is_stored(part) and value is not None:
+                yield part.id, value
+
+
+def is_stored(node: ast.AST) -> bool:
+    """Whether an expression is the target of an assignment or of a `del`."""
+    return isinstance(getattr(node, "ctx", None), ast.Store | ast.Del)
+
+
+def parameters(node: ast.AST) -> list[str]:
+    """Names of a function's parameters, in order, those with stars last; none of what is no function."""
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        return []
+    args = node.args
+    stars = [star.arg for star in (args.vararg, args.kwarg) if star is not None]
+    return [*(argument.arg for argument in (*args.posonlyargs, *args.args, *args.kwonlyargs)), *stars]
 
 
 def _module_file(base: Path, parts: tuple[str, ...]) -> Path | None:

@@ -1,6 +1,7 @@
-"""What one function, class body or expression of a module mentions and does, read from its syntax tree alone.
+"""What the code of a hook mentions and does, followed by name through the project's files; nothing is imported.
 
-A local name stands for the module-level names that its value may be a part of, whatever line assigns it.
+Whatever function, class or module-level value of the project a hook mentions, it may use wholly. A value counts as
+changed unless all that is done to it is known to leave it as it is (`Code.harm`).
 """
 
 from __future__ import annotations
@@ -8,578 +9,442 @@ from __future__ import annotations
 import ast
 import builtins
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
 
-from handlergen.inspection.source_module import SourceModule, dotted
-from handlergen.inspection.stage_libraries import (
-    ASKS_ONLY,
-    HIDDEN,
-    REACHES_NAMES,
-    SHARES,
-    changes_arguments,
-    changes_object,
-    is_effect,
-    is_gpu_library,
-    is_standard,
-    sets_state,
-    sounds_like_change,
+from handlergen.inspection.findings import Source
+from handlergen.inspection.source_module import dotted, statements_at_import
+from handlergen.inspection.source_tree import Namespace, assigned, is_stored, parameters
+
+HOOKS = ("preprocess", "postprocess")
+MAKES = (
+    *("__init__", "setup_environment", "load", "warmup", "load_state_dict", "_load_from_state_dict"),
+    *("set_extra_state", "__setstate__", "to", "_apply", "eval", "train"),
+)
+PREDICTS = ("predict", "explain", "collate")
+_DEF = ast.FunctionDef | ast.AsyncFunctionDef
+_DISPLAY = (
+    ast.Tuple | ast.List | ast.Set | ast.Dict | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+)
+_HOLDS = _DISPLAY | ast.Starred | ast.IfExp | ast.BoolOp | ast.Await
+_MAKES_ANEW = ast.Compare | ast.BinOp | ast.UnaryOp | ast.FormattedValue | ast.Subscript | ast.Slice
+_LOOKS_ONLY = (
+    _MAKES_ANEW | ast.Expr | ast.If | ast.While | ast.Assert | ast.Raise | ast.withitem | ast.comprehension
 )
 
-if TYPE_CHECKING:
-    from handlergen.inspection.stage_names import NamedProject
 
-FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
-SELF, PARAMETER = "(self)", "(parameter)"
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
 
+
+# What is known of names that the project does not define. What stands nowhere here may change what it is given.
+_LOOKS = _words(
+    "len sum min max str int float bool dict frozenset range round abs any all print isinstance repr format join "
+    "strip lstrip rstrip lower upper title casefold startswith endswith replace encode decode find count index "
+    "copy keys split splitlines tokenize batch_decode convert_ids_to_tokens convert_tokens_to_ids transform "
+    "predict exists glob read_text read_bytes match search fullmatch findall finditer sub info debug warning "
+    "error exception critical log reshape detach numpy item tolist astype size dim numel union intersection "
+    "difference parameters state_dict argmax softmax mean model"
+)
+_LOOKS_IF_USED = _words("to cpu half float double long int bool read readlines")
+_HANDS_OUT = _words("get values items iter list tuple sorted reversed enumerate zip getattr")  # parts
+_CHANGES = _words(
+    "add append clear discard extend fill insert load move_to_end pop push put register remove reset reverse set "
+    "sort store subtract train update write del heap"
+)
+_IMMUTABLE = _words(
+    "int float str len max min bool tuple frozenset re.compile pathlib. logging.getLogger os.path. os.getenv "
+    "os.environ.get decimal.Decimal datetime. torch.device torch.cuda.is_available threading. typing. __file__ "
+    "__name__"
+)
+_MAKES_TEXT = _words(
+    "title strip lower upper casefold format join replace resolve joinpath read_text as_posix parent"
+)
+_DECORATORS = _words(  # that hand on what they are given
+    "property staticmethod classmethod functools.wraps functools.total_ordering functools.singledispatch "
+    "contextlib. dataclasses. abc. typing. enum. attr. attrs. pydantic. torch. numba. jax. tenacity. atexit."
+)
+_HIDES = _words(
+    "sys.modules sys._getframe inspect.currentframe inspect.getmodule inspect.stack gc.get_ importlib.import_module "
+    "importlib.reload importlib.util. builtins. __dict__ __globals__ __builtins__ __subclasses__ "
+    "__getattribute__ __code__ __closure__"
+)
 _ACCELERATOR = re.compile(r"(cuda|mps|xpu|hpu)(:\d+)?|(CUDA|Tensorrt|ROCM)ExecutionProvider")
-_MADE_ANEW = ast.Lambda | ast.BinOp | ast.Compare | ast.JoinedStr | ast.UnaryOp | ast.Constant
-_HANDS_OUT = (
-    "next",
-    "iter",
-    "reversed",
-    "enumerate",
-    "zip",
-    "map",
-    "filter",
-    "max",
-    "min",
-    "getattr",
-    "super",
-    "type",
+_GPU = _words("torch.cuda torch.mps cupy cudf cuml pycuda numba.cuda tensorrt nvidia")
+_GPU_ASKS = _words("torch.cuda.is_available torch.cuda.device_count torch.cuda.is_initialized")
+_NO_EFFECT = _words(  # calls whose effect no other call's result depends on
+    "logging. warnings. time.sleep gc. threading. atexit. signal. faulthandler. shutil. subprocess. "
+    "asyncio.sleep os.makedirs os.mkdir os.remove os.unlink os.rename os.replace os.nice sys.stdout. sys.stderr. "
+    "urllib. zipfile. tarfile. torch.set_num_ torch.cuda. torch.mps. torch.no_grad torch.set_grad_enabled "
+    "torch.inference_mode torch.save torch.multiprocessing. torch._assert json.dump pickle.dump "
+    "transformers.logging. transformers.utils.logging."
 )
-"""Builtins whose result may be, or hand out, a part of what they are given."""
+_SETS = _words("set seed register manual_seed install patch add_ configure enable disable use_")
+_CONVERTS = _words(  # of torch, what no seed changes
+    "torch.tensor torch.as_tensor torch.from_numpy torch.stack torch.cat torch.zeros torch.ones torch.arange "
+    "torch.full torch.Tensor torch.float torch.long torch.int torch.uint8 torch.nn.functional.pad "
+    "torch.nn.functional.softmax torch.softmax torch.argmax torch.topk torch.no_grad torch.inference_mode "
+    "torch.nn.Module"
+)
+_DRAWS = _words("torchvision torchaudio albumentations imgaug kornia transformers diffusers")
+_SEEDS_ALL = ("random", "numpy.random", "torch", "lightning", "pytorch_lightning", *_DRAWS)
+_AFFECTS = {  # what a library's effect reaches, where that is not the same library; `*`: whatever else is used
+    **dict.fromkeys(("pillow_heif", "pillow_avif", "pillow_jxl"), ("PIL", "pillow_heif")),
+    **dict.fromkeys(("locale", "os.chdir", "socket", "gevent", "sys.path"), ("*",)),
+    **dict.fromkeys(("os.environ", "os.putenv"), ("os.environ", "os.getenv")),
+    **{"time.tzset": ("time", "datetime"), "decimal": ("decimal",), "random": ("random", *_DRAWS)},
+    "numpy.random": ("numpy.random", "scipy", "sklearn", *_DRAWS),
+    **{"numpy": ("numpy", "pandas", "scipy", "sklearn", "skimage", "xarray"), "torch": ("torch", *_DRAWS)},
+    **dict.fromkeys(
+        ("transformers.set_seed", "accelerate.utils.set_seed", "lightning", "pytorch_lightning"), _SEEDS_ALL
+    ),
+    "transformers": ("transformers", "tokenizers"),
+}
 
 
-@dataclass(frozen=True)
-class Change:
-    """Something that code assigns or changes.
+def _within(name: str, *prefixes: str) -> bool:
+    return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
+
+
+def affects(effect: str, used: str) -> bool:
+    """Whether the effect of a library's function may change what another name of a library does."""
+    top, last = effect.partition(".")[0], effect.rpartition(".")[2]
+    if ("seed" in last or "cudnn" in effect) and used.startswith(_CONVERTS):
+        return False
+    reached = next((names for name, names in _AFFECTS.items() if _within(effect, name)), ())
+    if not reached and top in sys.stdlib_module_names:
+        reached = (effect.rpartition(".")[0] or effect,)
+    elif not reached and last.startswith(("register", "install", "patch", "enable")):  # into any library
+        return used.partition(".")[0] not in sys.stdlib_module_names
+    reached = reached or (top,)
+    return "*" in reached or any(_within(used, name) or _within(name, used) for name in reached)
+
+
+class Names(Namespace):
+    """The names of a project, with what is known of their values.
 
     Attributes:
-        names: Module-level names, `(self)` or `(parameter)`.
-        attributes: On the way from the names to what is changed.
-        verb: `assigns`, `changes` or `may change`.
-        callee: Only if this function or method of the project changes what it is given.
+        hooks: The functions and methods that a server calls, with their role.
+        served: The model's class and its bases.
     """
 
-    names: frozenset[str]
-    attributes: frozenset[str]
-    verb: str
-    line: int
-    callee: str = ""
+    def __init__(self, source: Source) -> None:
+        super().__init__(source.tree, source.module)
+        self.hooks: dict[ast.AST, str] = {}
+        self.served: list[ast.ClassDef] = []
+        self._codes: dict[ast.AST, Code] = {}
+
+    def code(self, node: ast.AST) -> Code:
+        if node not in self._codes:
+            self._codes[node] = Code(self, node)
+        return self._codes[node]
+
+    def codes(self, name: str) -> Iterator[Code]:
+        """What a mention of a name may run: functions, classes with their methods, a value's expressions, a file."""
+        kinds = self.classes.get(name, [])
+        yield from map(self.code, (*self.functions.get(name, ()), *self.values.get(name, ()), *kinds))
+        for method in (part for kind in kinds for part in kind.body if isinstance(part, _DEF)):
+            if self.hooks.get(method) not in HOOKS:
+                yield self.code(method)
+        file = self.files.get(name)
+        if file is not None and file not in self.at_import:
+            yield self.code(file.source.tree)
+
+    def is_constant(self, name: str, seen: frozenset[str] = frozenset()) -> bool:
+        """Whether a name stands for what obviously nothing can change: numbers, texts, patterns, paths."""
+        made = self.made.get(name, ())
+        seen, again = seen | {name}, name in seen
+        return bool(made) and not again and all(self._is_immutable(value, seen) for value in made)
+
+    def _is_immutable(self, value: ast.AST, seen: frozenset[str]) -> bool:
+        for node in ast.walk(value):
+            library = self.code(value).library(node.func if isinstance(node, ast.Call) else node)
+            if isinstance(node, ast.List | ast.Dict | ast.Set | ast.Lambda | ast.comprehension | ast.Await):
+                return False
+            if library and isinstance(node, ast.Call) and not library.startswith(_IMMUTABLE):
+                return False
+            func = node.func if isinstance(node, ast.Call) else None
+            method = isinstance(func, ast.Attribute) and (not library or isinstance(func.value, ast.Call))
+            if method and getattr(func, "attr", "") not in _MAKES_TEXT:
+                return False
+            name = node.id if isinstance(node, ast.Name) and not library else ""
+            if name and name not in _IMMUTABLE and not self.is_constant(name, seen):
+                return False
+        return True
+
+    def remembers(self, name: str) -> bool:
+        """Whether all calls share something: a cached result, a single instance, a list as a default."""
+        kinds = self.classes.get(name, ())
+        if any(kind.keywords or "__new__" in [getattr(p, "name", "") for p in kind.body] for kind in kinds):
+            return True
+        for node in (*self.functions.get(name, ()), *kinds):
+            shared = [] if isinstance(node, ast.ClassDef) else [*node.args.defaults, *node.args.kw_defaults]
+            if any(isinstance(default, ast.List | ast.Dict | ast.Set | ast.Call) for default in shared):
+                return True
+            for item in getattr(node, "decorator_list", ()):
+                called = self.code(node).library(getattr(item, "func", item)) or dotted(item)
+                if not called.startswith(_DECORATORS) and not called.endswith(".register"):
+                    return True
+        bases = {dotted(base) for kind in kinds for base in kind.bases} - {name}
+        return any(map(self.remembers, bases))
+
+    def harm_of(self, name: str, *, part: bool, seen: set[Any]) -> str:
+        """What functions, methods and constructors of a name do to what they are given, and to their object."""
+        kinds = self.classes.get(name, ())
+        made = [node for kind in kinds for node in kind.body if getattr(node, "name", "") == "__init__"]
+        functions = [*self.functions.get(name, ()), *self.methods.get(name, ()), *made]
+        if not functions or len(made) < len(kinds) or self.remembers(name):
+            return "may change"
+        given = [(self.code(node), set(parameters(node)[1 if node in made else 0 :])) for node in functions]
+        found = {code.harm_to(names, part=part, seen=seen) for code, names in given}
+        return "may change" if found - {""} else ""
+
+    @cached_property
+    def links(self) -> dict[str, set[str]]:
+        """What else changes with a name, as a statement at import has both: `Y = X`, `ALL.append(X)`."""
+        found: dict[str, set[str]] = defaultdict(set)
+        for statement in (n for file in self.at_import for n in statements_at_import(file.source.tree.body)):
+            if isinstance(statement, ast.Assign | ast.AnnAssign | ast.Expr | ast.ClassDef):
+                names = {name for name, _ in assigned(statement)} | {getattr(statement, "name", "")} - {""}
+                read = self.code(statement).found["reads"]
+                held = {name for name in read if name in self.values and not self.is_constant(name)}
+                for name in names or held:
+                    found[name] |= names | held
+        return found
 
 
-class Names:
-    """What the names of one file stand for: libraries' by their dotted name, and those of the project's files."""
-
-    def __init__(self, source: SourceModule) -> None:
-        self.source = source
-        self.libraries: dict[str, str] = {}
-        self.modules: set[str] = set()
-        self.originals: dict[str, str] = {}
-        self.inner: dict[int, set[str]] = {}  # files of the project that a line imports
-
-
-class Code(ast.NodeVisitor):
-    """What one function, class body or module-level expression mentions and does; everything with its line.
+class Code:
+    """A function, a class body or a file without its functions, or the expression of a value: what it does.
 
     Attributes:
-        reads: Module-level names; `context.x` for what is read of a context.
-        at_import: Names that a module-level expression itself calls: their bodies run in every process.
-        uses, effects: Dotted names of libraries; an effect is a call or an assignment that serves no result.
-        unknown, binds: What the source does not show, and what of it may bind names.
-        own: Attributes of the first parameter; "" for any other use of it.
+        found: By kind of fact, names with the line of their first mention. Of the module: `reads`, `assigns`,
+            `changes`, `may change`. Of libraries: `uses`, `effects`. Of the object: `own` ("": all of it), `sets`.
+            What only the predictor process has: `device`. What the source does not show: `unknown`.
     """
 
-    def __init__(
-        self, project: NamedProject, names: Names, node: ast.AST, *, name: str = "", method: bool = False
-    ) -> None:
-        self.project, self.names, self.name, self.node = project, names, name, node
-        self.file = names.source.file
-        self.reads, self.uses, self.effects, self.device, self.unknown, self.binds, self.own = (
-            dict[str, int]() for _ in range(7)
-        )
-        self.changes: list[Change] = []
-        self.at_import: set[str] = set()
-        self.shared_defaults: set[str] = set()
-        self._sources: dict[str, set[str]] = {}
-        self._holds: dict[str, set[str]] = {}
-        self._aliases: dict[str, str] = {}
-        self._scopes: list[set[str]] = []
-        self._globals: set[str] = set()
-        self._inner: dict[str, list[str]] = {}
-        arguments = parameters(node) if isinstance(node, FUNCTION) else []
-        self.first = arguments[0] if method and arguments and not decorated(node, "staticmethod") else ""
-        for argument in arguments:
-            if argument != "context":
-                self._sources[argument] = {SELF if argument == self.first else PARAMETER}
-        for _ in range(2):  # what the last line of a loop makes of a name counts in its first line
-            self.changes.clear()
-            self.visit(node)
+    def __init__(self, names: Names, node: ast.AST) -> None:
+        self._names, self.node, self.file = names, node, names.file_of[node]
+        self._parts = [node]
+        for part in self._parts:
+            inner = list(ast.iter_child_nodes(part))
+            if part is node and isinstance(part, ast.ClassDef | ast.Module):
+                inner = [child for child in inner if not isinstance(child, _DEF | ast.ClassDef)]
+            self._parts += inner
+        self._globals = {name for part in self._parts if isinstance(part, ast.Global) for name in part.names}
+        bound = {name for part in self._parts if part is not node for name in _bound(part)}
+        self._local = bound - self._globals
+        method = isinstance(node, _DEF) and isinstance(names.parents[node], ast.ClassDef)
+        self._first = next(iter(parameters(node)), "") if method else ""
+        self._runs = any(isinstance(part, _DEF | ast.Lambda | ast.Module) for part in self._parts)
 
-    # What an expression may be a part of.
+    @cached_property
+    def found(self) -> dict[str, dict[str, int]]:
+        found: dict[str, dict[str, int]] = defaultdict(dict)
+        for node in self._parts:
+            for kind, name in self._facts(node):
+                found[kind].setdefault(name, getattr(node, "lineno", 0))
+        return found
 
-    def _is_global(self, name: str) -> bool:
-        return not any(name in scope for scope in self._scopes)
+    def name(self, node: ast.AST) -> str:
+        """The module-level name that a node mentions, or `context.config`; empty for all else."""
+        names = self._names
+        if isinstance(node, ast.Attribute):
+            config = dotted(node) in ("context.config", "ctx.config")
+            return node.attr if self._is_file(node.value) else "context.config" if config else ""
+        if not isinstance(node, ast.Name) or node.id in self._local:
+            return ""
+        known = any(node.id in group for group in (names.made, names.functions, names.classes))
+        foreign = node.id in self.file.libraries or hasattr(builtins, node.id)
+        if node.id in self.file.modules or (foreign and not known):
+            return ""
+        return self.file.originals.get(node.id, node.id)
 
-    def is_unknown(self, name: str) -> bool:
-        """Whether a name is bound to nothing that the source shows: a function may bind it by `global`."""
-        elsewhere = (*self.names.libraries, *self.names.modules, *self.project.names)
-        return name not in elsewhere and not hasattr(builtins, name) and not name.startswith("context")
-
-    def roots(self, node: ast.AST | None) -> set[str]:  # noqa: PLR0911 - a kind of expression a branch
-        """The names whose values a value may be, or be a part of; none for what is made anew.
-
-        `f()` stands for what a function of the project may return.
-        """
-        if node is None or isinstance(node, _MADE_ANEW):
-            return set()
-        if isinstance(node, ast.Name):
-            if not self._is_global(node.id):
-                return self._sources.get(node.id, set()) | ({"context"} if node.id == "context" else set())
-            known = node.id in self.project.names or not hasattr(builtins, node.id)
-            foreign = node.id in self.names.libraries or node.id in self.names.modules
-            return {self.names.originals.get(node.id, node.id)} if known and not foreign else set()
-        if isinstance(node, ast.Call) and self._makes_anew(node.func):
-            return set()
-        found = set[str]().union(*(self.roots(child) for child in ast.iter_child_nodes(node)))
-        if isinstance(node, ast.Call) and dotted(node.func) == "super" and self.first:
-            return {SELF}
-        if isinstance(node, ast.Call):
-            return {f"{root}()" if root == self.function(node.func) else root for root in found}
-        if isinstance(node, ast.Subscript):
-            return found | self._methods("__getitem__")
-        if not isinstance(node, ast.Attribute):
-            return found
-        found |= self._methods(node.attr)
-        if "context" in found:
-            return {f"context.{node.attr}"} if node.attr not in ("store", "logger", "device") else set()
-        return found | ({node.attr} if self._module(node.value) else set())
-
-    def _methods(self, *names: str) -> set[str]:
-        """What methods of the project may hand out, if it has any of these names: `.m()` stands for that."""
-        return {f".{name}()" for name in names if name in self.project.methods}
-
-    def _held(self, node: ast.AST) -> set[str]:
-        """What an object of the project that is made here was given, and may hold."""
-        if isinstance(node, ast.Name):
-            return self._holds.get(node.id, set())
-        if isinstance(node, ast.Call) and self.function(node.func) in self.project.classes:
-            return set[str]().union(*(self.roots(a) for a in (*node.args, *(k.value for k in node.keywords))))
-        return set()
-
-    def _makes_anew(self, func: ast.AST) -> bool:
-        """Whether a call makes an object: of a library, of a class, of a builtin but for those that hand on."""
-        name = self.function(func)
-        if name in self.project.classes:
-            return not self.project.is_single(name)
-        foreign = name is not None and name not in self.project.names and hasattr(builtins, name)
-        return bool(self.library(func)) or (foreign and name not in _HANDS_OUT)
-
-    def function(self, func: ast.AST) -> str | None:
-        """The name of the project's function or class that is called; None for methods and all else."""
-        if isinstance(func, ast.Name) and self._is_global(func.id):
-            return self.names.originals.get(func.id, func.id)
-        known = (
-            isinstance(func, ast.Attribute) and func.attr in self.project.names and self._module(func.value)
-        )
-        return func.attr if isinstance(func, ast.Attribute) and known else None
-
-    def _module(self, node: ast.AST) -> bool:
-        """Whether an expression is a file of the project."""
-        while isinstance(node, ast.Attribute):
-            node = node.value
-        return isinstance(node, ast.Name) and node.id in self.names.modules
+    def _is_file(self, node: ast.AST) -> bool:
+        """Whether an expression is a file of the project: `helpers`, `pack.inner`."""
+        first = dotted(node).partition(".")[0] if isinstance(node, ast.Name | ast.Attribute) else ""
+        return first in self.file.modules and first not in self._local
 
     def library(self, node: ast.AST) -> str:
-        """The dotted name that an attribute has in a library; empty when it is none."""
-        path: list[str] = []
-        while isinstance(node, ast.Attribute | ast.Call):
-            if isinstance(node, ast.Call):
-                if not path or not isinstance(node.func, ast.Attribute | ast.Name) or not self._shares(node):
-                    return ""
-                node = node.func
-                continue
-            path.append(node.attr)
-            node = node.value
+        """The dotted name that an expression has in a library; empty when it has none."""
+        if isinstance(node, ast.Call):  # decimal.getcontext().prec
+            name = self.library(node.func)
+            return name if name.rpartition(".")[2].startswith(("get", "current")) else ""
+        if isinstance(node, ast.Attribute):
+            base = self.library(node.value)
+            return f"{base}.{node.attr}" if base else ""
         if not isinstance(node, ast.Name):
             return ""
-        first = self._aliases.get(node.id) or self.names.libraries.get(node.id)
-        for names, value in (
-            self.project.values.get(node.id, ()) if not first and self._is_global(node.id) else ()
-        ):
-            if isinstance(value, ast.Attribute):  # DRAWS = np.random
-                first = self.project.code(names, value).library(value)
-        return ".".join((first, *reversed(path))) if first else ""
+        for value in self._names.made.get(node.id, ()):
+            if isinstance(value, ast.Attribute) and dotted(value).partition(".")[0] != node.id:
+                return self._names.code(value).library(value)  # DRAWS = np.random
+        return self.file.libraries.get(node.id, "")
 
-    def _shares(self, node: ast.Call) -> bool:
-        """Whether a call hands out what the library keeps: `decimal.getcontext()`."""
-        return self.library(node.func).rpartition(".")[2].startswith(SHARES)
+    def _done(self, node: ast.AST, name: str) -> str:
+        """What a mention of a module-level name does to it: `assigns`, `changes`, `may change` or nothing."""
+        names = self._names
+        if is_stored(node):
+            return "assigns" if isinstance(node, ast.Attribute) or name in self._globals else ""
+        if names.remembers(name):
+            return "may change"
+        if name in names.functions or name in names.classes:
+            return "changes" if self.harm(node) == "changes" else ""
+        return "" if names.is_constant(name) else self.harm(node)
 
-    # What the source says, node by node.
+    def harm(self, node: ast.AST, *, part: bool = False, seen: set[Any] | None = None) -> str:
+        """What the code around an expression does to its value (or part): `changes`, `may change`, or nothing."""
+        parents, seen = self._names.parents, set() if seen is None else seen
+        parent = parents.get(node, node)
+        if (node, part) in seen or (is_stored(node) and not isinstance(parent, ast.AugAssign)):
+            return ""
+        seen.add((node, part))
+        call = parents[parent] if isinstance(parent, ast.keyword | ast.Attribute) else parent
+        if isinstance(call, ast.Call) and (not isinstance(parent, ast.Attribute) or call.func is parent):
+            part = part or (isinstance(parent, ast.keyword) and parent.arg is None)  # f(**CONFIG)
+            if call.func is node:
+                return self._called(node)
+            found = self._call(call, parent, part=part, seen=seen)
+            return self.harm(call, part=True, seen=seen) if found == "hands out" else found
+        if isinstance(parent, ast.Attribute) or (isinstance(parent, ast.Subscript) and parent.value is node):
+            return "changes" if is_stored(parent) else self.harm(parent, part=True, seen=seen)
+        if isinstance(parent, ast.Return | ast.Yield | ast.YieldFrom | ast.Lambda):
+            inner = isinstance(parent, ast.Lambda) or any(isinstance(node, _DEF) for node in self._parts[1:])
+            away = self._names.hooks.get(self.node, "load") not in MAKES  # to a worker, or to the client
+            return "" if part or (away and not inner) else "may change"
+        bound = "" if isinstance(parent, _HOLDS) else self._bind(node, parent, part=part, seen=seen)
+        passes = not bound and isinstance(parent, _HOLDS | ast.NamedExpr)
+        return self.harm(parent, part=part, seen=seen) if passes else bound
 
-    def visit(self, node: ast.AST) -> None:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            self._define(node)
-        elif isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
-            self._scopes.append({name for part in node.generators for name in stored(part.target)})
-            self._assigned(node)
-            self.generic_visit(node)
-            self._scopes.pop()
-        else:
-            self._assigned(node)
-            super().visit(node)
+    def _bind(self, node: ast.AST, parent: ast.AST, *, part: bool, seen: set[Any]) -> str:
+        """A value is bound to local names, which are followed, or to what may change it later, or it is looked at."""
+        targets = [target for target in _targets(parent) if is_stored(target) and target is not node]
+        names = {target.id for target in targets if isinstance(target, ast.Name)}
+        if not targets or node in getattr(parent, "ifs", ()):
+            return "" if isinstance(parent, _LOOKS_ONLY) else "may change"
+        if names - self._local or (len(names) < len(targets) and not part):
+            return "may change"
+        part = part or isinstance(parent, ast.For | ast.AsyncFor | ast.comprehension)
+        return self.harm_to(names, part=part, seen=seen)
 
-    def _assigned(self, node: ast.AST) -> None:
-        for target, value in assigned(node):
-            roots = self.roots(value)
-            if isinstance(node, ast.With | ast.AsyncWith):
-                roots |= self._methods("__enter__")
-            elif not isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.NamedExpr):
-                roots |= self._methods("__iter__", "__next__", "__getitem__")
-            if isinstance(target, ast.Name) and isinstance(value, ast.Attribute) and self.library(value):
-                self._aliases[target.id] = self.library(value)
-            if isinstance(target, ast.Name):
-                self._holds.setdefault(target.id, set()).update(self._held(value))
-            self._bind(target, roots, value)
-            if isinstance(value, ast.Call) and isinstance(target, ast.Name) and target.id == "_":
-                self._call(value, bare=True)
+    def harm_to(self, names: set[str], *, part: bool, seen: set[Any]) -> str:
+        """What is done to the values of a function's own names."""
+        uses = [other for other in self._parts if isinstance(other, ast.Name) and other.id in names]
+        found = [self.harm(use, part=part, seen=seen) for use in uses]
+        return max(found, key=("", "may change", "changes").index, default="")
 
-    def _define(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> None:
-        for part in (
-            *getattr(node, "decorator_list", ()),
-            *node.args.defaults,
-            *filter(None, node.args.kw_defaults),
-        ):
-            self.visit(part)
-        if node is not self.node and isinstance(node, FUNCTION):
-            self._inner[node.name] = parameters(node)
-            if node.name in self._globals:
-                self._change({node.name}, node, "assigns")
-        for argument, default in defaults(node):
-            if isinstance(default, ast.List | ast.Dict | ast.Set | ast.Call):  # one object for all calls
-                self._sources.setdefault(argument, set()).add(self.name)
-                self.shared_defaults.add(argument)
-            else:
-                self._sources.setdefault(argument, set()).update(self.roots(default))
-        self._scopes.append(own_names(node))
-        for part in [node.body] if isinstance(node, ast.Lambda) else node.body:
-            self.visit(part)
-        self._scopes.pop()
+    def _called(self, func: ast.AST) -> str:
+        """A value is called: no change where a library made it, but for `functools.partial`."""
+        made = [v for v in self._names.made.get(self.name(func), ()) if not isinstance(v, ast.Constant)]
+        found = [self._names.code(value).library(getattr(value, "func", value)) for value in made]
+        known = found and all(name and not name.startswith("functools.") for name in found)
+        return "" if known else "may change"
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        for part in (*node.decorator_list, *node.bases, *(keyword.value for keyword in node.keywords)):
-            self.visit(part)
-        for statement in node.body:
-            if node is not self.node or not isinstance(statement, FUNCTION):
-                self.visit(statement)
+    def _call(self, call: ast.Call, parent: ast.AST, *, part: bool, seen: set[Any]) -> str:
+        """What a call does to its function's object, if `parent` is its function, or else to one of its arguments."""
+        names, func, library = self._names, call.func, self.library(call.func)
+        last = func.attr if isinstance(func, ast.Attribute) else dotted(func)
+        around = names.parents[call]
+        bare = isinstance(names.parents[around] if isinstance(around, ast.Await) else around, ast.Expr)
+        known = last in _LOOKS or library.startswith(_NO_EFFECT) or (last in _LOOKS_IF_USED and not bare)
+        if not library and any(last in group for group in (names.functions, names.classes, names.methods)):
+            return names.harm_of(last, part=part, seen=seen)
+        if last in _HANDS_OUT or known or dotted(func) == "set":
+            return "" if known else "hands out"
+        if last.endswith("_") or last in ("setattr", "delattr") or getattr(parent, "arg", "") == "out":
+            return "changes"
+        if parent is func and isinstance(func, ast.Attribute):
+            return "changes" if last.startswith(_CHANGES) else "may change"
+        calls = any(isinstance(arg, ast.Lambda) or self.name(arg) in names.functions for arg in call.args)
+        looks = library or (isinstance(func, ast.Attribute) and not last.startswith(_CHANGES))
+        return "" if looks and not bare and not calls and not library.startswith("heapq.") else "may change"
 
-    def visit_AugAssign(self, node: ast.AugAssign) -> None:
-        if isinstance(node.target, ast.Name):
-            self.visit_Name(ast.Name(node.target.id, ast.Load(), lineno=node.lineno))
-            number = isinstance(node.value, ast.Constant)
-            found = self.roots(node.target) if not self._is_global(node.target.id) else set()
-            self._change({name for name in found if not (number and self.project.is_plain(name))}, node)
-        self.generic_visit(node)
+    def _facts(self, node: ast.AST) -> Iterator[tuple[str, str]]:  # noqa: PLR0912 - a kind of node a branch
+        """What a node mentions and does, as kinds and names of `found`."""
+        name, parent = self.name(node), self._names.parents.get(node, node)
+        alone = not isinstance(parent, ast.Attribute)
+        if name:
+            yield "reads", name
+            done = self._done(node, name) if self._runs else ""
+            yield done or "reads", name
+        if isinstance(node, ast.Name | ast.Attribute) and alone and self.library(node):
+            yield from self._library_facts(self.library(node), node, parent)
+        if isinstance(node, ast.Attribute):
+            if node.attr in _HIDES:
+                yield "unknown", node.attr
+            if self._is_file(node.value):
+                yield "reads", "__getattr__"  # of the file
+            if dotted(node) == "context.device":
+                yield "device", "context.device"
+            if node.attr in ("cuda", "pin_memory") and isinstance(parent, ast.Call):
+                yield "device", f".{node.attr}()"
+            if is_stored(node) or self.harm(node):
+                yield "sets", node.attr
+        elif isinstance(node, ast.Name) and self._first and node.id in (self._first, "super"):
+            around = parent if node.id == self._first else self._names.parents[parent]
+            yield "own", around.attr if isinstance(around, ast.Attribute) else ""
+        elif isinstance(node, ast.Name) and self._is_file(node) and alone:
+            yield "unknown", f"{node.id}, handed on as a whole"
+        elif isinstance(node, ast.Constant) and _ACCELERATOR.fullmatch(str(node.value)):
+            yield "device", repr(node.value)
+        elif isinstance(node, ast.Call):
+            yield from self._call_facts(node, dotted(node.func))
+        elif isinstance(node, ast.Import | ast.ImportFrom | _DEF) and node is not self.node and self._runs:
+            yield from self._import_facts(node)
 
-    def visit_Match(self, node: ast.Match) -> None:
-        for pattern in ast.walk(node):
-            if isinstance(pattern, ast.MatchAs | ast.MatchStar) and pattern.name:
-                self._sources.setdefault(pattern.name, set()).update(self.roots(node.subject))
-        self.generic_visit(node)
+    def _library_facts(self, library: str, node: ast.AST, parent: ast.AST) -> Iterator[tuple[str, str]]:
+        """A library is used; an effect is an assignment, a call whose result is not used, or what sounds like one."""
+        yield "uses", library
+        if library.startswith(_HIDES):
+            yield "unknown", library
+        if _within(library, *_GPU) and library not in _GPU_ASKS:
+            yield "device", library
+        last = library.rpartition(".")[2]
+        called = isinstance(parent, ast.Call) and parent.func is node
+        bare = called and isinstance(self._names.parents[parent], ast.Expr | ast.Await)
+        quiet = library.startswith(_NO_EFFECT) or last.endswith("_") or last in _LOOKS
+        stored = is_stored(node) if isinstance(node, ast.Attribute) else False
+        stored = stored or (isinstance(parent, ast.Subscript) and is_stored(parent))
+        if self._runs and (stored or (not quiet and (bare or last.startswith(_SETS)))):
+            yield "effects", library
 
-    def visit_Delete(self, node: ast.Delete) -> None:
-        for target in node.targets:
-            self._bind(target, set(), node)
-
-    def visit_Global(self, node: ast.Global) -> None:
-        self._globals |= set(node.names)
-
-    def visit_Import(self, node: ast.Import | ast.ImportFrom) -> None:
-        for alias in node.names if self._scopes else ():
-            name = alias.asname or alias.name.partition(".")[0]
-            library = self.names.libraries.get(name)
-            if library and not is_standard(library):
-                self.uses.setdefault("sys.path", node.lineno)
-            if library and not any(isinstance(n, ast.Name) and n.id == name for n in ast.walk(self.node)):
-                self.effects.setdefault(library, node.lineno)  # it is imported for what that does
-            if name in self._globals:
-                self._change({name}, node, "assigns")
-        for inner in self.names.inner.get(node.lineno, ()) if self._scopes else ():
-            self.reads.setdefault(inner, node.lineno)
-
-    visit_ImportFrom = visit_Import
-
-    def visit_Expr(self, node: ast.Expr) -> None:
-        inner = node.value.value if isinstance(node.value, ast.Await) else node.value
-        self._call(inner, bare=True) if isinstance(inner, ast.Call) else self.visit(inner)
-
-    def visit_Call(self, node: ast.Call) -> None:
-        self._call(node, bare=False)
-
-    def visit_Constant(self, node: ast.Constant) -> None:
-        if isinstance(node.value, str) and _ACCELERATOR.fullmatch(node.value):
-            self.device.setdefault(repr(node.value), node.lineno)
-
-    def visit_Name(self, node: ast.Name) -> None:
-        line = node.lineno
-        if node.id == self.first:
-            self.own.setdefault("", line)
-        if not self._is_global(node.id):
-            if node.id == "context":
-                self.reads.setdefault("context", line)
-            return
-        name = self.names.originals.get(node.id, node.id)
-        self.reads.setdefault(name, line)
-        if node.id in self.names.libraries:
-            self._use(self.names.libraries[node.id], line)
-        elif node.id in self.names.modules:
-            self._hide(f"{node.id}, handed on as a whole", line)
-
-    def visit_Attribute(self, node: ast.Attribute) -> None:
-        line, base = node.lineno, node.value
-        library = self.library(node)
-        if node.attr in HIDDEN and not library:
-            self._hide(node.attr, line)
-        if library:
-            self.reads.setdefault(library.partition(".")[0], line)
-            self._use(library, line)
-            while isinstance(base, ast.Attribute):
-                base = base.value
-            if isinstance(base, ast.Call):
-                self.visit(base)
-        elif self._module(base):
-            self.reads.setdefault(node.attr, line)
-            self.reads.setdefault("__getattr__", line)
-            while isinstance(base, ast.Attribute):
-                self.reads.setdefault(base.attr, line)
-                base = base.value
-        elif (isinstance(base, ast.Name) and base.id == self.first) or (
-            isinstance(base, ast.Call)
-            and isinstance(base.func, ast.Name)
-            and base.func.id == "super"
-            and self.first
-        ):
-            self.own.setdefault(node.attr, line)
-        elif isinstance(base, ast.Name) and base.id == "context" and not self._is_global("context"):
-            self.reads.setdefault(f"context.{node.attr}", line)
-            if node.attr == "device":
-                self.device.setdefault("context.device", line)
-        else:
-            self.visit(base)
-
-    def _use(self, name: str, line: int) -> None:
-        self.uses.setdefault(name, line)
-        if sets_state(
-            name
-        ):  # it may be called by another name: `for seed in (random.seed, torch.manual_seed)`
-            self.effects.setdefault(name, line)
-        if name.startswith(REACHES_NAMES):
-            self._hide(name, line)
-        if is_gpu_library(name) and name not in ASKS_ONLY:
-            self.device.setdefault(name, line)
-
-    def _hide(self, what: str, line: int) -> None:
-        self.unknown.setdefault(what, line)
-        self.binds.setdefault(what, line)
-
-    def _call(self, node: ast.Call, *, bare: bool) -> None:  # noqa: PLR0912 - a kind of callee a branch
-        func, line = node.func, node.lineno
-        arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
-        given = set[str]().union(*(self.roots(argument) for argument in arguments))
-        library, function = self.library(func), self.function(func)
-        if isinstance(func, ast.Name) and function not in self.project.names:
-            self._builtin(func.id, node, given)
-        if library:
-            if is_effect(library, bare=bare):
-                self.effects.setdefault(library, line)
-            out = set[str]().union(*(self.roots(k.value) for k in node.keywords if k.arg == "out"))
-            self._change(given if changes_arguments(library, bare=bare) else out, node)
-            if library == "torch.device" and not all(
-                isinstance(argument, ast.Constant) for argument in arguments
-            ):
-                self.device.setdefault("torch.device(...)", line)
-        elif function is not None:
-            self.at_import.add(function)
-            if function in self.project.functions or function in self.project.classes:
-                self._change(given, node, callee=function)
-            elif function in self.project.values and not self.project.is_made_by_library(function):
-                self._change({function} | given, node, "may change")
-        elif isinstance(func, ast.Attribute):
-            self._method(node, func, given, bare=bare)
-        elif isinstance(func, ast.Name):
-            for parameter, argument in zip(self._inner.get(func.id, ()), node.args, strict=False):
-                self._sources.setdefault(parameter, set()).update(self.roots(argument))
-        for argument in arguments:  # a function that is given is called with the rest
-            name = self.function(argument)
-            if name in self.project.functions:
-                self._change(given - {name}, node, callee=name)
-        self.visit(func)
-        for argument in arguments:
-            self.visit(argument)
-
-    def _method(self, node: ast.Call, func: ast.Attribute, given: set[str], *, bare: bool) -> None:
-        name, roots = func.attr, self.roots(func.value)
-        first = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
-        asks = isinstance(first, str) and first.lstrip().lower().startswith("select")  # a query of a database
-        if name in ("cuda", "pin_memory"):
-            self.device.setdefault(f".{name}()", func.lineno)
-        if (
-            isinstance(func.value, ast.Name)
-            and func.value.id in ("dict", "list", "set")
-            and self._is_global(func.value.id)
-        ):
-            self._change(given if changes_object(name, bare=bare, array=False) else set(), func)
-        elif name in self.project.methods:
-            self._change(roots | given | self._held(func.value), func, callee=f".{name}")
-        elif not asks and changes_object(
-            name, bare=bare, array=bool(roots) and all(map(self.project.is_array, roots))
-        ):
-            self._change_of(func.value, func, verb="changes" if sounds_like_change(name) else "may change")
-            for root in roots:
-                self.project.link(root, given)
-
-    def _builtin(self, name: str, node: ast.Call, given: set[str]) -> None:
-        line = node.lineno
-        written = node.args[1] if len(node.args) > 1 else None
-        if name in ("globals", "exec", "eval", "__import__", "breakpoint") or (
-            name == "vars" and (given or not node.args)
-        ):
-            self._hide(f"{name}()", line)
-        elif name in ("getattr", "setattr", "delattr") and node.args:
-            first = node.args[0]
-            if isinstance(written, ast.Constant) and isinstance(written.value, str):
-                attribute = ast.Attribute(first, written.value, ast.Load(), lineno=line)
-                self._bind(attribute, given, node) if name != "getattr" else self.visit(attribute)
-            elif self.roots(first) or self._module(first):
-                self.unknown.setdefault(f"{name} with a computed name", line)
-                if name != "getattr":
-                    self.binds.setdefault(f"{name} with a computed name", line)
+    def _call_facts(self, node: ast.Call, name: str) -> Iterator[tuple[str, str]]:
+        constant = [isinstance(argument, ast.Constant) for argument in node.args]
+        if name in ("globals", "exec", "eval", "__import__", "breakpoint", "vars"):
+            yield "unknown", f"{name}()"
+        elif name in ("getattr", "setattr", "delattr") and not all(constant[1:2]):
+            if self.name(node.args[0]) or self._is_file(node.args[0]):
+                yield "unknown", f"{name} with a computed name"
         elif name == "open":
-            self.uses.setdefault("open()", line)
-        elif name == "next":
-            self._change(given, node)
+            yield "uses", "open()"
+        elif self.library(node.func) == "torch.device" and not all(constant):
+            yield "device", "torch.device(...)"
 
-    # Changes.
-
-    def _bind(self, target: ast.AST, roots: set[str], node: ast.AST) -> None:
-        """`target = ...`, in whatever statement."""
-        if isinstance(target, ast.Tuple | ast.List):
-            for part in target.elts:
-                self._bind(part, roots, node)
-        elif isinstance(target, ast.Starred):
-            self._bind(target.value, set(), node)
-        elif isinstance(target, ast.Name):
-            if self._is_global(target.id) and (self._scopes or self.name == "(file)"):
-                self._change({target.id}, node, "assigns")
-                self.project.link(target.id, roots)
-            else:
-                self._sources.setdefault(target.id, set()).update(roots)
-                self.visit_Name(target)
-        elif isinstance(target, ast.Attribute | ast.Subscript):
-            self._change_of(target, node)
-            for root in self.roots(target.value):
-                self.project.link(root, roots)
-            if not self._module(target.value):
-                self.visit(target.value)
-            if isinstance(target, ast.Subscript):
-                self.visit(target.slice)
-
-    def _change_of(self, target: ast.AST, node: ast.AST, verb: str = "changes") -> None:
-        """What an expression stands for is changed."""
-        base, attributes = target, set[str]()
-        while isinstance(base, ast.Attribute | ast.Subscript | ast.Call):
-            if isinstance(base, ast.Attribute):
-                attributes.add(base.attr)
-            base = base.func if isinstance(base, ast.Call) else base.value
-        library = self.library(target.value if isinstance(target, ast.Subscript) else target)
-        if library:
-            self.effects.setdefault(library, getattr(node, "lineno", 0))
-            if library.startswith("builtins"):
-                self._hide(library, getattr(node, "lineno", 0))
-        if isinstance(target, ast.Attribute) and self._module(target.value):
-            self._change({target.attr}, node, "assigns")
-        inner = target.value if isinstance(target, ast.Attribute | ast.Subscript) else target
-        roots = (
-            self.roots(target) if isinstance(inner, ast.Name) and inner.id == "context" else self.roots(inner)
-        )
-        self._change(roots, node, verb, attributes=attributes)
-
-    def _change(
-        self,
-        names: set[str],
-        node: ast.AST,
-        verb: str = "changes",
-        *,
-        callee: str = "",
-        attributes: Iterable[str] = (),
-    ) -> None:
-        if names:
-            found = Change(frozenset(names), frozenset(attributes), verb, getattr(node, "lineno", 0), callee)
-            self.changes.append(found)
+    def _import_facts(self, node: ast.AST) -> Iterator[tuple[str, str]]:
+        """An import, or a definition, inside a function."""
+        imported = {alias.asname or alias.name.partition(".")[0] for alias in getattr(node, "names", ())}
+        used = {part.id for part in self._parts if isinstance(part, ast.Name)}
+        for name in sorted(imported | {getattr(node, "name", "")}):
+            if name in self._globals:
+                yield "assigns", name
+            if name in self.file.libraries and name not in used:  # it is imported for what that does
+                yield "effects", self.file.libraries[name]
+        for file in self.file.imports.get(node, ()):
+            yield "reads", file.source.file
 
 
-def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> list[str]:
-    """Names of a function's parameters, in order, those with stars last."""
-    args = node.args
-    stars = [star.arg for star in (args.vararg, args.kwarg) if star is not None]
-    return [*(argument.arg for argument in (*args.posonlyargs, *args.args, *args.kwonlyargs)), *stars]
+def _targets(node: ast.AST | None) -> Iterator[ast.AST]:
+    """What a statement, or a part of one, assigns."""
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return (part for target in targets if target is not None for part in ast.walk(target))
 
 
-def defaults(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> Iterator[tuple[str, ast.expr]]:
-    """Parameters that have a default, with it."""
-    args = node.args
-    plain = [argument.arg for argument in (*args.posonlyargs, *args.args)]
-    yield from zip(reversed(plain), reversed(args.defaults), strict=False)
-    for argument, default in zip(args.kwonlyargs, args.kw_defaults, strict=True):
-        if default is not None:
-            yield argument.arg, default
-
-
-def stored(target: ast.AST) -> Iterator[str]:
-    """The names that a target of an assignment binds."""
-    for node in ast.walk(target):
-        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-            yield node.id
-
-
-def assigned(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
-    """Targets that a statement or an expression assigns, each with what its value comes from."""
-    if isinstance(node, ast.Assign):
-        yield from ((target, node.value) for target in node.targets)
-    elif isinstance(node, ast.AnnAssign | ast.AugAssign | ast.NamedExpr) and node.value is not None:
-        yield node.target, node.value
-    elif isinstance(node, ast.For | ast.AsyncFor):
-        yield node.target, node.iter
-    elif isinstance(node, ast.With | ast.AsyncWith):
-        yield from ((item.optional_vars, item.context_expr) for item in node.items if item.optional_vars)
-    elif isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
-        yield from ((part.target, part.iter) for part in node.generators)
-
-
-def decorated(node: ast.AST, *names: str) -> bool:
-    """Whether a definition has one of these decorators."""
-    return any(dotted(item).rpartition(".")[2] in names for item in getattr(node, "decorator_list", ()))
-
-
-def own_names(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> set[str]:
-    """The names that a function binds itself; imports aside, which mean the same everywhere in a file."""
-    own, others = set(parameters(node)), set[str]()
-    waiting: list[ast.AST] = list(node.body) if isinstance(node.body, list) else [node.body]
-    while waiting:
-        current = waiting.pop()
-        if isinstance(current, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            own.add(current.name)
-            continue
-        if isinstance(current, ast.Global | ast.Nonlocal):
-            others |= set(current.names)
-        elif isinstance(current, ast.Name) and not isinstance(current.ctx, ast.Load):
-            own.add(current.id)
-        elif isinstance(current, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and current.name:
-            own.add(current.name)
-        if isinstance(current, ast.comprehension):
-            waiting += [current.iter, *current.ifs]
-        elif not isinstance(current, ast.Lambda):
-            waiting += ast.iter_child_nodes(current)
-    return own - others
+def _bound(node: ast.AST) -> Iterator[str]:
+    """The names that a node binds in a function."""
+    if isinstance(node, ast.arg):
+        yield node.arg
+    elif isinstance(node, ast.Name) and is_stored(node):
+        yield node.id
+    elif isinstance(node, _DEF | ast.ClassDef | ast.ExceptHandler | ast.MatchAs | ast.MatchStar):
+        yield node.name or ""

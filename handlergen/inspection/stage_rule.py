@@ -2,39 +2,31 @@
 
 1. A hook that asks for `model` or `device`, or names an accelerator, is tied.
 2. In a class, a hook that uses `self` for more than its own methods and class constants is tied.
-3. A hook is tied by what it reads and `load` or `predict` assigns or changes, and the other way round for `predict`.
+3. A hook that reads a name which `load` or `predict` assigns or changes is tied, or changes one that `predict` reads.
 4. `load` or `predict` calling a library for its effect ties the hooks that use what the call affects.
 5. What the source does not show (`globals()`, `exec`, `getattr` with a computed name, ...) ties.
 
-Hooks are followed by name: whatever function, class or module-level value of the project a hook mentions, it may use
-wholly. The files of a project are one namespace: what two of them call alike counts as one.
+Hooks are followed by name, as `stage_code` says.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Source
-from handlergen.inspection.source_module import dotted
-from handlergen.inspection.stage_code import FUNCTION, assigned, decorated, stored
-from handlergen.inspection.stage_libraries import affects
-from handlergen.inspection.stage_names import HOOKS, HookUse, Location, NamedProject
+from handlergen.inspection.source_module import dotted, statements_at_import
+from handlergen.inspection.source_tree import assigned
+from handlergen.inspection.stage_code import HOOKS, MAKES, PREDICTS, Code, Names, affects
 from handlergen.project.settings import Settings
 from handlergen.runtime.contract import Contract
 
-_BUILDS = (
-    *("__init__", "setup_environment", "load", "warmup", "load_state_dict", "_load_from_state_dict"),
-    *("set_extra_state", "__setstate__", "to", "_apply", "eval", "train"),
-)
-_PREDICTS = ("predict", "explain", "collate")
-_CLASS_ROLES = {
-    "model-class": ("__init__", "setup_environment", "load", "preprocess", "predict", "postprocess"),
-    "module": (*_BUILDS, *_PREDICTS, "preprocess", "postprocess"),
-}
+_DEF = ast.FunctionDef | ast.AsyncFunctionDef
+_VERBS = ("assigns", "changes", "may change")
 _FREE = "they use nothing that load builds"
 
 
@@ -48,7 +40,6 @@ class Reason:
         line: 1-based, of the use; 0 likewise.
         hook: The hook that uses it.
         name: What it uses, as the source writes it: `TOKENIZER`, `self.labels`, `model`.
-        through: The helpers by which the hook comes there, outermost first.
         what: The sentence, without place and without full stop.
         fix: How to free the stage: whole sentences.
     """
@@ -58,7 +49,6 @@ class Reason:
     line: int
     hook: str
     name: str
-    through: tuple[str, ...]
     what: str
     fix: str
 
@@ -174,6 +164,61 @@ def _flow(source: Source, settings: Settings) -> Placement:
     return Placement("worker", "worker", why=why, problems=(problem,))
 
 
+@dataclass(frozen=True)
+class Site:
+    """Where something happens: file for messages, line, and the functions by which a hook comes there."""
+
+    file: str
+    line: int
+    through: tuple[str, ...] = ()
+
+    @property
+    def helpers(self) -> str:
+        return f" (through {' and '.join(self.through)})" if self.through else ""
+
+    def seen_from(self, other: Site) -> str:
+        """`line 12`, with the file when it is another one, and with the helpers."""
+        return (f"line {self.line}" if self.file == other.file else f"{self.file}:{self.line}") + self.helpers
+
+
+class _Mentions:
+    """A hook and all that it mentions: by kind of fact, names with the first site of each."""
+
+    def __init__(self, names: Names, name: str, codes: Iterable[Code]) -> None:
+        self.name = name
+        self.found: dict[str, dict[str, Site]] = defaultdict(dict)
+        waiting: list[tuple[Code, tuple[str, ...]]] = [(code, ()) for code in codes]
+        seen: set[Code] = set()
+        for code, through in waiting:
+            if code in seen:
+                continue
+            seen.add(code)
+            served = names.parents.get(code.node) in names.served
+            for kind, lines in code.found.items():
+                for found, line in lines.items() if kind != "own" or served else ():
+                    self.found[kind].setdefault(found, Site(code.file.source.file, line, through))
+            inner = [inner for read in code.found["reads"] for inner in names.codes(read)]
+            methods = (
+                [part for kind in names.served for part in kind.body if isinstance(part, _DEF)]
+                if served
+                else []
+            )
+            inner += [names.code(part) for part in methods if part.name in code.found["own"]]
+            for other in inner:
+                helper = getattr(other.node, "name", "") if isinstance(other.node, _DEF) else ""
+                waiting.append((other, (*through, helper) if helper else through))
+        for verb in _VERBS:
+            for changed, site in list(self.found[verb].items()):
+                for linked in names.links.get(changed, ()):
+                    self.found["may change"].setdefault(linked, site)
+
+    def conflicts(self, reader: _Mentions) -> Iterator[tuple[str, str, Site, Site]]:
+        """Names that it assigns or changes and another hook reads: the verb, and where each of them does."""
+        for verb in _VERBS:
+            for name in sorted(self.found[verb].keys() & reader.found["reads"].keys()):
+                yield name, verb, self.found[verb][name], reader.found["reads"][name]
+
+
 def find_reasons(source: Source, contract: Contract) -> tuple[Reason, ...]:
     """What ties preprocess or postprocess to the process that has the model; empty when nothing does."""
     if not any(hook in contract.hooks for hook in HOOKS):
@@ -181,8 +226,9 @@ def find_reasons(source: Source, contract: Contract) -> tuple[Reason, ...]:
     try:
         found = list(_Rules(source, contract).reasons())
     except RecursionError:
-        what = "the source is nested too deeply to be followed"
-        return (Reason(5, source.module.file, 0, "", "", (), what, ""),)
+        return (
+            Reason(5, source.module.file, 0, "", "", "the source is nested too deeply to be followed", ""),
+        )
     first: dict[tuple[str, str], Reason] = {}
     for reason in found:
         first.setdefault((reason.hook, reason.name), reason)
@@ -193,219 +239,147 @@ class _Rules:
     """The five rules, for one module."""
 
     def __init__(self, source: Source, contract: Contract) -> None:
-        self.contract, self.file = contract, source.module.file
-        self.project = project = NamedProject(source)
-        self.ancestry = list(self._ancestry(contract.class_name)) if contract.class_name else []
-        project.served = frozenset(kind.name for kind in self.ancestry)
-        self.roles = {
-            role: self._role(role) for role in ("setup", *_BUILDS, *_PREDICTS, *HOOKS) if self._has(role)
-        }
-
-    def _ancestry(self, name: str, seen: frozenset[str] = frozenset()) -> Iterator[ast.ClassDef]:
-        """A class and its bases in the project, in the order in which Python looks."""
-        for _, kind in self.project.classes.get(name, ()):
-            yield kind
-            for base in kind.bases:
-                inner = dotted(base).rpartition(".")[2]
-                inner = self.project.main.originals.get(inner, inner)
-                if inner not in seen | {name}:
-                    yield from self._ancestry(inner, seen | {name})
-
-    def _of_class(self, role: str) -> bool:
-        form = self.contract.form
-        if role == "collate" and self.contract.details.get("collate") == "function":
-            return False
-        if form == "module" and role == "load":
-            return False
-        return role in _CLASS_ROLES.get(form, ())
-
-    def _has(self, role: str) -> bool:
-        return (
-            role in self.contract.hooks or role == "collate" or (self._of_class(role) and role not in HOOKS)
-        )
-
-    def _role(self, role: str) -> HookUse:
-        hook = self.contract.hooks.get(role)
-        name = hook.name if hook else role
-        project = self.project
-        if self._of_class(role):
-            written = [
-                part for kind in self.ancestry for part in kind.body if getattr(part, "name", "") == name
-            ]
-            codes = [
-                project.code(project.where[node], node, method=True, name=name)
-                for node in written
-                if node in project.where
-            ]
-        else:
-            codes = list(project.codes(project.main.originals.get(name, name)))
-        found = HookUse(project, name, codes, self.ancestry)
-        if hook and not codes:
-            found.unknown.setdefault(
-                f"{name}, which is no function that can be read", Location(self.file, hook.line)
+        self._contract, self._file, self._names = contract, source.module.file, Names(source)
+        if contract.class_name:
+            self._serve(contract.class_name)
+        of_class = ("model-class", "module")
+        written: dict[str, list[ast.AST]] = {}
+        for role in (*HOOKS, *PREDICTS, *MAKES, "setup"):
+            hook = contract.hooks.get(role)
+            name = hook.name if hook else role
+            method = contract.form in of_class and not (
+                role == "collate" and contract.details.get("collate") == "function"
             )
-        return found
+            if method and role != "setup" and (contract.form == "model-class" or role != "load"):
+                body = (part for kind in self._names.served for part in kind.body)
+                written[role] = [part for part in body if getattr(part, "name", "") == name]
+            elif hook or role == "collate":
+                name = self._names.main.originals.get(name, name)
+                written[role] = [code.node for code in self._names.codes(name)]
+            self._names.hooks.update(dict.fromkeys(written.get(role, ()), role))
+        self._roles = {
+            role: _Mentions(
+                self._names, getattr(contract.hooks.get(role), "name", role), map(self._names.code, nodes)
+            )
+            for role, nodes in written.items()
+            if nodes or role in contract.hooks
+        }
+        for role, found in self._roles.items():
+            if role in contract.hooks and not written[role]:
+                what = f"{found.name}, which is no function that can be read"
+                found.found["unknown"][what] = Site(self._file, contract.hooks[role].line)
+
+    def _serve(self, name: str) -> None:
+        """Note a class and its bases in the project, in the order in which Python looks."""
+        for kind in self._names.classes.get(name, ()):
+            if kind not in self._names.served:
+                self._names.served.append(kind)
+                for base in (dotted(base).rpartition(".")[2] for base in kind.bases):
+                    self._serve(self._names.main.originals.get(base, base))
 
     def reasons(self) -> Iterator[Reason]:
         """Every reason, hook by hook; several may name the same thing."""
-        for role in HOOKS:
-            hook = self.contract.hooks.get(role)
-            if hook is None:
-                continue
-            mine, location = self.roles[role], Location(self.file, hook.line)
-            if role == "preprocess" and hook.streams:
-                what = "{hook} yields, and a generator cannot go to another process"
-                yield self._reason(
-                    5, mine, "yield", location, what, "Return a list instead, and it runs in the workers."
-                )
-            asked = {parameter.source for parameter in hook.parameters}
-            if "model" in asked:
-                fix = "Do in predict what needs it, or make what this hook needs of it in setup(context)."
-                what = "{hook} asks for `model`, which only the predictor process has"
-                yield self._reason(1, mine, "model", location, what, fix)
-            yield from self._device(mine, {"device": location} if "device" in asked else {})
-            yield from self._self(mine)
-            for other in (*_BUILDS, *_PREDICTS):
-                if other in self.roles:
-                    yield from self._shared(role, mine, other, self.roles[other])
-                    yield from self._effects(mine, self.roles[other])
-            for name, where in mine.unknown.items():
-                what = "{hook} uses {name}{through}: what that reads, the source does not show"
+        setup = "pre_model_fn(model_dir)" if self._contract.form == "sagemaker" else "setup(context)"
+        there = f"in {setup}, which every worker runs, or where the module is imported."
+        if self._contract.form == "model-class":  # it has no setup
+            there = "where the module is imported."
+        for role in (role for role in HOOKS if role in self._roles):
+            mine = self._roles[role]
+            yield from self._device_and_self(role, mine)
+            for other in (other for other in (*MAKES, *PREDICTS) if other in self._roles):
+                yield from self._shared(mine, self._roles[other], there, predicts=other in PREDICTS)
+            for name, site in mine.found["unknown"].items():
+                what = f"{mine.name} uses {name}{site.helpers}: what that reads, the source does not show"
                 fix = "Write the names out, or say stages: worker if nothing of it comes from load."
-                yield self._reason(5, mine, name, where, what, fix)
-        yield from self._around()
+                yield Reason(5, site.file, site.line, mine.name, name, what, fix)
+        for theirs in (self._roles[role] for role in (*MAKES, *PREDICTS) if role in self._roles):
+            for name, site in theirs.found["unknown"].items():
+                what = f"{theirs.name} uses {name}{site.helpers}: what that assigns, the source does not show"
+                fix = "Write the names out, or say stages: worker if preprocess and postprocess use nothing of it."
+                yield Reason(5, site.file, site.line, theirs.name, name, what, fix)
+        if "setup" in self._roles:
+            yield from self._device("setup", self._roles["setup"])
+        for name, site in self._devices_at_import():
+            what = f"the module uses {name} when it is imported, and workers leave the device to the predictor process"
+            yield Reason(1, site.file, site.line, "import", name, what, "Do it in load.")
 
-    def _reason(  # noqa: PLR0917 - in the order of the sentence
-        self, rule: int, role: HookUse, name: str, location: Location, what: str, fix: str
-    ) -> Reason:
-        said = (
-            what.replace("{hook}", role.name).replace("{name}", name).replace("{through}", location.helpers)
-        )
-        return Reason(rule, location.file, location.line, role.name, name, location.through, said, fix)
-
-    def _device(self, role: HookUse, asked: dict[str, Location]) -> Iterator[Reason]:
+    def _device(self, role: str, mine: _Mentions) -> Iterator[Reason]:
+        hook = self._contract.hooks[role]
+        asked = {parameter.source for parameter in hook.parameters} & {"device"}
         fix = "Leave it out: inputs are on the device when predict gets them, outputs on the CPU when it has returned."
-        for name, location in {**asked, **role.device}.items():
-            what = "{hook} uses {name}{through}, and workers leave the device to the predictor process"
-            yield self._reason(1, role, name, location, what, fix)
+        sites = {**dict.fromkeys(asked, Site(self._file, hook.line)), **mine.found["device"]}
+        for name, site in sites.items():
+            what = f"{mine.name} uses {name}{site.helpers}, and workers leave the device to the predictor process"
+            yield Reason(1, site.file, site.line, mine.name, name, what, fix)
 
-    def _self(self, role: HookUse) -> Iterator[Reason]:
-        """A worker's instance is made without its constructor: it has its class's methods and constants."""
-        written = [part for kind in self.ancestry for part in kind.body if isinstance(part, FUNCTION)]
-        keep = ("cached_property", "cache", "lru_cache")  # each process would keep a result of its own
-        methods = {part.name for part in written if not decorated(part, *keep)}
-        constants = {
-            name
-            for kind in self.ancestry
-            for part in kind.body
-            if isinstance(part, ast.stmt)
-            for target, _ in assigned(part)
-            for name in stored(target)
-        }
-        if any(kind.decorator_list for kind in self.ancestry):
-            constants.clear()  # a decorator such as `dataclass` makes attributes of the instance of them
-        others = [other for name, other in self.roles.items() if name != "setup"]
-        for name, location in role.own.items():
-            set_by = next(
-                ((other, other.attributes[name]) for other in others if name in other.attributes), None
-            )
-            if (name in methods or name in constants) and set_by is None:
+    def _device_and_self(self, role: str, mine: _Mentions) -> Iterator[Reason]:
+        """Rules 1 and 2, and a preprocess that yields."""
+        hook = self._contract.hooks[role]
+        if role == "preprocess" and hook.streams:
+            what = f"{mine.name} yields, and a generator cannot go to another process"
+            fix = "Return a list instead, and it runs in the workers."
+            yield Reason(5, self._file, hook.line, mine.name, "yield", what, fix)
+        if any(parameter.source == "model" for parameter in hook.parameters):
+            what = f"{mine.name} asks for `model`, which only the predictor process has"
+            fix = "Do in predict what needs it, or make what this hook needs of it in setup(context)."
+            yield Reason(1, self._file, hook.line, mine.name, "model", what, fix)
+        yield from self._device(role, mine)
+        body = [part for kind in self._names.served for part in kind.body]
+        fields = any(
+            kind.decorator_list for kind in self._names.served
+        )  # a dataclass makes attributes of them
+        constants = {name for part in body for name, _ in assigned(part) if not fields}
+        methods = {part.name for part in body if isinstance(part, _DEF) and _is_plain(part)}
+        for name, site in mine.found["own"].items():
+            setters = [
+                each for key, each in self._roles.items() if key != "setup" and name in each.found["sets"]
+            ]
+            if name in methods or (name in constants and not setters):
                 continue
             shown = f"self.{name}" if name else "self"
-            said = ", not only for a method or a constant of its class"
-            if set_by is not None:
-                said = f", which {set_by[0].name} sets in {set_by[1].seen_from(location)}"
-            elif name:
-                said = f", which is neither a method nor a constant of class {self.contract.class_name}"
+            said = f", which is neither a method nor a constant of class {self._contract.class_name}"
+            if setters:
+                said = f", which {setters[0].name} sets in {setters[0].found['sets'][name].seen_from(site)}"
+            said = said if name else ", not only for a method or a constant of its class"
             fix = f"Make {name or 'what it needs'} a class attribute, or a constant of the module, and leave it so."
-            yield self._reason(2, role, shown, location, f"{{hook}} uses {{name}}{{through}}{said}", fix)
+            what = f"{mine.name} uses {shown}{site.helpers}{said}"
+            yield Reason(2, site.file, site.line, mine.name, shown, what, fix)
 
-    def _shared(self, role: str, mine: HookUse, other: str, theirs: HookUse) -> Iterator[Reason]:
-        setup = self._setup
-        for name, read, verb, written in _conflicts(mine, theirs):
-            fix = f"Make {name} in {setup}, which every worker runs, or where the module is imported."
-            if name.startswith("context."):
-                fix = f"Do that in {setup}, which every worker runs."
-            elif self.contract.form == "model-class":
-                fix = f"Make {name} where the module is imported, and leave it so."
-            if other in _PREDICTS:
-                fix = (
-                    _RETURN_IT["postprocess"]
-                    if role == "postprocess"
-                    else "Keep what predict changes to predict."
-                )
-            what = (
-                f"{{hook}} uses {{name}}{{through}}, which {theirs.name} {verb} in {written.seen_from(read)}"
+    def _shared(self, mine: _Mentions, theirs: _Mentions, there: str, *, predicts: bool) -> Iterator[Reason]:
+        """Rules 3 and 4, between a hook and one of those that load or predict."""
+        for name, verb, written, read in theirs.conflicts(mine):
+            fix = f"Make {name} {there}" if not predicts else "Let predict return it, or keep it to predict."
+            what = f"{mine.name} uses {name}{read.helpers}, which {theirs.name} {verb} in {written.seen_from(read)}"
+            yield Reason(3, read.file, read.line, mine.name, name, what, fix)
+        for name, verb, written, read in mine.conflicts(theirs) if predicts else ():
+            fix = "Let preprocess return what predict needs of it, and predict what postprocess needs."
+            what = f"{mine.name} {verb} {name}{written.helpers}, which {theirs.name} uses in {read.seen_from(written)}"
+            yield Reason(3, written.file, written.line, mine.name, name, what, fix)
+        for effect, written in theirs.found["effects"].items():
+            for used, site in [item for item in mine.found["uses"].items() if affects(effect, item[0])][:1]:
+                what = f"{mine.name} uses {used}{site.helpers}, which may depend on {effect}"
+                what = f"{what}, which {theirs.name} calls or sets in {written.seen_from(site)}"
+                yield Reason(4, site.file, site.line, mine.name, effect, what, f"Do that {there}")
+
+    def _devices_at_import(self) -> Iterator[tuple[str, Site]]:
+        """Calls that may make a context on an accelerator when the module is imported."""
+        for file in self._names.at_import:
+            statements = (
+                n
+                for n in statements_at_import(file.source.tree.body)
+                if not isinstance(n, _DEF | ast.ClassDef)
             )
-            yield self._reason(3, mine, name, read, what, fix)
-        for name, read, verb, written in _conflicts(theirs, mine) if other in _PREDICTS else ():
-            fix = _RETURN_IT["preprocess"] if role == "preprocess" else "Keep what predict uses to predict."
-            what = (
-                f"{{hook}} {verb} {{name}}{{through}}, which {theirs.name} uses in {read.seen_from(written)}"
-            )
-            yield self._reason(3, mine, name, written, what, fix)
-        prepared = self.roles["setup"].kept if "setup" in self.roles else {}
-        for name in mine.kept.keys() & theirs.kept.keys() - prepared.keys():
-            what = f"{{hook}} uses {{name}}(){{through}}, whose cached result {theirs.name} uses too"
-            fix = f"Each worker would make another. If that is meant, call {name}() in {setup} too."
-            yield self._reason(3, mine, name, mine.kept[name], what, fix)
-
-    @property
-    def _setup(self) -> str:
-        return "pre_model_fn(model_dir)" if self.contract.form == "sagemaker" else "setup(context)"
-
-    def _effects(self, mine: HookUse, theirs: HookUse) -> Iterator[Reason]:
-        fix = f"Do that in {self._setup}, which every worker runs, or where the module is imported."
-        if self.contract.form == "model-class":  # it has no setup
-            fix = "Do that where the module is imported."
-        for effect, written in theirs.effects.items():
-            used = next((name for name in mine.uses if affects(effect, name)), None)
-            if used is not None:
-                location = mine.uses[used]
-                sets = f"{theirs.name} calls or sets in {written.seen_from(location)}"
-                what = f"{{hook}} uses {used}{{through}}, which may depend on {{name}}, which {sets}"
-                yield self._reason(4, mine, effect, location, what, fix)
-
-    def _around(self) -> Iterator[Reason]:
-        """What load, predict, setup and the import do that a worker must not, or that cannot be followed."""
-        for other in (*_BUILDS, *_PREDICTS):
-            for name, location in self.roles[other].binds.items() if other in self.roles else ():
-                what = "{hook} uses {name}{through}: what that binds, the source does not show"
-                fix = "Write the names out, or say stages: worker if preprocess and postprocess use nothing of it."
-                yield self._reason(5, self.roles[other], name, location, what, fix)
-        if "setup" in self.roles:
-            hook = self.contract.hooks["setup"]
-            asks = any(parameter.source == "device" for parameter in hook.parameters)
-            yield from self._device(
-                self.roles["setup"], {"device": Location(self.file, hook.line)} if asks else {}
-            )
-        for name, location in self.project.devices_at_import():
-            what = "the module uses {name} when it is imported, and workers leave the device to the predictor process"
-            yield Reason(
-                1,
-                location.file,
-                location.line,
-                "import",
-                name,
-                (),
-                what.replace("{name}", name),
-                "Do it in load.",
-            )
-
-
-_RETURN_IT = {
-    "preprocess": "Let preprocess return it: predict receives what preprocess returns.",
-    "postprocess": "Let predict return it: postprocess receives what predict returns.",
-}
-
-
-def _conflicts(reader: HookUse, writer: HookUse) -> Iterator[tuple[str, Location, str, Location]]:
-    """Names that one role reads and another one changes."""
-    for name, (verb, written) in writer.changes.items():
-        for read, location in reader.reads.items():
-            if (
-                read == name
-                or (name == "context" and read.startswith("context."))
-                or (read == "context" and name.startswith("context."))
+            for call in (
+                node for statement in statements for node in ast.walk(statement) if isinstance(node, ast.Call)
             ):
-                yield read if read != "context" else name, location, verb, written
+                code = self._names.code(call)
+                if (
+                    _Mentions(self._names, "import", [code]).found["device"]
+                    and code.library(call.func) != "torch.device"
+                ):
+                    yield ast.unparse(call.func), Site(file.source.file, call.lineno)
+
+
+def _is_plain(method: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a method keeps no result of its own, as `cached_property` does in each process."""
+    return {dotted(item) for item in method.decorator_list} <= {"property", "staticmethod", "classmethod"}
