@@ -9,6 +9,7 @@ matter where their names come from, or whether they are text.
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -18,7 +19,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable
-from typing import Any, get_args, get_origin, is_typeddict
+from typing import Any, get_args, get_origin
 
 import torch
 
@@ -148,9 +149,19 @@ def _keys(predict: BoundHook) -> dict[str, tuple[Any, bool]]:
 
 def _is_record(annotation: Any) -> bool:
     """Does it name a pydantic model, dataclass or TypedDict, itself or inside a list, dict, tuple or union?"""
-    if isinstance(annotation, type) or is_typeddict(annotation):
-        return _is_pydantic(annotation) or dataclasses.is_dataclass(annotation) or is_typeddict(annotation)
+    record = get_origin(annotation) or annotation  # of a generic one
+    if (
+        _is_pydantic(record)
+        or _is_typed_dict(record)
+        or (isinstance(record, type) and dataclasses.is_dataclass(record))
+    ):
+        return True
     return any(_is_record(part) for part in get_args(annotation))
+
+
+def _is_typed_dict(annotation: Any) -> bool:
+    """Is it a TypedDict, of `typing` or of `typing_extensions`? (Each module's `is_typeddict` knows only its own.)"""
+    return isinstance(annotation, type) and issubclass(annotation, dict) and hasattr(annotation, "__total__")
 
 
 def _is_pydantic(annotation: Any) -> bool:
@@ -198,6 +209,9 @@ def _adapter(annotation: Any) -> Any:
     """Return pydantic's TypeAdapter: unknown keys are errors, but where a pydantic model says otherwise."""
     from pydantic import ConfigDict, TypeAdapter
 
+    if sys.version_info < (3, 12):
+        _accept_typed_dicts(annotation, set())
+
     def core_schema(_cls: Any, _source: Any, handler: Any) -> Any:
         return handler.generate_schema(annotation)
 
@@ -207,6 +221,54 @@ def _adapter(annotation: Any) -> Any:
     if not getattr(adapter, "pydantic_complete", True):  # a name that cannot be resolved
         adapter.rebuild(raise_errors=True)
     return adapter
+
+
+def _accept_typed_dicts(annotation: Any, seen: set[type]) -> None:
+    """Let pydantic read the `typing.TypedDict` classes in a type, and in the fields of its records.
+
+    Before Python 3.12 pydantic accepts only those of `typing_extensions`. It first asks each class for a schema of its
+    own, wherever the class stands: here, that of an equal TypedDict of `typing_extensions`.
+    """
+    for part in get_args(annotation):
+        _accept_typed_dicts(part, seen)
+    record: Any = get_origin(annotation) or annotation
+    if not isinstance(record, type) or record in seen:
+        return
+    seen.add(record)
+    if dataclasses.is_dataclass(record) or hasattr(record, "_fields") or _is_typed_dict(record):
+        with contextlib.suppress(NameError):  # pydantic's own message names the field
+            for part in typing.get_type_hints(record, include_extras=True).values():
+                _accept_typed_dicts(part, seen)
+    if _is_typed_dict(record) and type(record).__module__ == "typing":
+        accepted: Any = _typing_extensions_copy(record)
+
+        def core_schema(_cls: Any, source: Any, handler: Any) -> Any:
+            arguments = get_args(source)  # of a generic TypedDict
+            return handler.generate_schema(accepted[arguments] if arguments else accepted)
+
+        record.__get_pydantic_core_schema__ = classmethod(core_schema)  # type: ignore[attr-defined]
+
+
+def _typing_extensions_copy(typed_dict: Any) -> type:
+    """Return a TypedDict of `typing_extensions` with the same name, keys and configuration.
+
+    Raises:
+        NameError: The type of a key cannot be resolved.
+    """
+    from typing_extensions import NotRequired, Required, TypedDict
+
+    keys = {}
+    for name, hint in typing.get_type_hints(typed_dict, include_extras=True).items():
+        says_itself = get_origin(hint) in (Required, NotRequired)
+        keys[name] = hint if says_itself or name in typed_dict.__required_keys__ else NotRequired[hint]
+    body = {"__annotations__": keys}
+    for name in ("__module__", "__doc__", "__pydantic_config__"):
+        if hasattr(typed_dict, name):
+            body[name] = getattr(typed_dict, name)
+    bases: list[Any] = [TypedDict]
+    if getattr(typed_dict, "__parameters__", ()):
+        bases.append(typing.Generic[typed_dict.__parameters__])
+    return types.new_class(typed_dict.__name__, bases, exec_body=lambda space: space.update(body))
 
 
 def _with_arrays(schema: Any) -> Any:
