@@ -267,7 +267,7 @@ def _typing_extensions_copy(typed_dict: Any) -> type:
             body[name] = getattr(typed_dict, name)
     bases: list[Any] = [TypedDict]
     if getattr(typed_dict, "__parameters__", ()):
-        bases.append(typing.Generic[typed_dict.__parameters__])
+        bases.append(typing.Generic[typed_dict.__parameters__])  # type: ignore[index]
     return types.new_class(typed_dict.__name__, bases, exec_body=lambda space: space.update(body))
 
 
