@@ -97,9 +97,9 @@ class Worker:
         """
         self.local.observe(observed)
 
-    def wait_for_ever(self) -> None:
+    def disable_lock_timeout(self) -> None:
         """Let no request fail because the device is not free in time."""
-        self.local.wait_for_ever()
+        self.local.disable_lock_timeout()
 
     @classmethod
     def start(cls, context: Any) -> Worker:
@@ -140,7 +140,7 @@ class Worker:
             raise
         except BaseException as error:
             pass_interrupt(error)
-            if not getattr(error, "told_by_handlergen", False):
+            if not getattr(error, "logged_by_handlergen", False):
                 logging.getLogger("handlergen").error(
                     "handlergen: model %s could not be loaded\n%s",
                     context.model_name,
@@ -221,4 +221,4 @@ def backend_of(bundle: Bundle) -> BackendFactory:
 
 def _not_told_yet(record: logging.LogRecord) -> bool:
     """TorchServe logs a traceback of its own for what `raise_to_torchserve` raises; the user's stands there already."""
-    return not (record.exc_info and getattr(record.exc_info[1], "told_by_handlergen", False))
+    return not (record.exc_info and getattr(record.exc_info[1], "logged_by_handlergen", False))

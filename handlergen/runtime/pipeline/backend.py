@@ -10,7 +10,7 @@ from ..contract import Bundle
 from ..device.device import share_the_cores
 from ..server_process import server_of_this_process
 from ..telemetry.metrics import Metrics
-from .dispatch import Answering
+from .dispatch import Dispatcher
 from .hooks import BoundHook, Item
 from .model import LoadedModel, Model
 from .pipeline import Pipeline
@@ -81,7 +81,7 @@ class PipelineBackend:
         about: Callable[[], Mapping[str, Any]],
     ) -> None:
         self._model = model
-        self._answering = Answering(bundle, model, batch_size=batch_size, describe=describe)
+        self._dispatcher = Dispatcher(bundle, model, batch_size=batch_size, describe=describe)
         self._about = about
         self.is_healthy = model.is_healthy
 
@@ -91,19 +91,19 @@ class PipelineBackend:
 
     @property
     def pipeline(self) -> Pipeline:
-        return self._answering.pipeline
+        return self._dispatcher.pipeline
 
     def answer(self, items: Sequence[Item]) -> int:
-        return self._answering.answer(items)
+        return self._dispatcher.answer(items)
 
     def describe(self) -> dict[str, Any]:
-        return {"types": self._answering.types(), "predictor": self._about()["predictor"]}
+        return {"types": self._dispatcher.types(), "predictor": self._about()["predictor"]}
 
     def flush(self) -> None:
         self._model.recording.flush()
 
     def close(self) -> None:
-        self._answering.close()
+        self._dispatcher.close()
         self._model.close()
 
 
@@ -156,8 +156,8 @@ class LocalBackend(PipelineBackend):
 
     def observe(self, observed: Callable[[int, str, BoundHook], BoundHook]) -> None:
         """See `Worker.observe`."""
-        self.model.predictor.use(self._answering.observe(observed))
+        self.model.predictor.use(self._dispatcher.observe(observed))
 
-    def wait_for_ever(self) -> None:
-        """See `Worker.wait_for_ever`."""
-        self.model.predictor.wait_for_ever()
+    def disable_lock_timeout(self) -> None:
+        """See `Worker.disable_lock_timeout`."""
+        self.model.predictor.disable_lock_timeout()

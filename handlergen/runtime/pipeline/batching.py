@@ -15,7 +15,7 @@ import torch
 from .hooks import Item
 
 
-class Ready(Protocol):
+class RequestSource(Protocol):
     """What a predictor takes requests from."""
 
     @property
@@ -32,7 +32,7 @@ class Ready(Protocol):
         """Hand on a request that was predicted, or failed in it."""
 
 
-class Arrivals:
+class RequestQueue:
     """Between the stages that prepare requests and the predictor that takes them.
 
     Args:
@@ -57,11 +57,11 @@ class Arrivals:
         self._queue.put(item)
 
     def done(self, item: Item) -> None:
-        """As `Ready` says; a request that failed does not come back for a later stage.
+        """As `RequestSource` says; a request that failed does not come back for a later stage.
 
         From any thread: whoever waits in `next` for what does not come is woken.
         """
-        if item.failure is not None and item.stage != self._last_stage:
+        if item.failure is not None and item.model_index != self._last_stage:
             self._count()
             self._queue.put(None)
         self._finished(item)
@@ -93,7 +93,7 @@ class Arrivals:
             self._count()
             self._finished(item)
             return False
-        if item.stage == self._last_stage:
+        if item.model_index == self._last_stage:
             self._count()
         return True
 

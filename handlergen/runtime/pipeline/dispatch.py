@@ -10,7 +10,7 @@ from ..codec.encode import encode
 from ..codec.errors import Failure
 from ..codec.kserve import Opened, open_kserve
 from ..contract import Bundle
-from .hooks import BoundHook, Hooks, Item, Stage
+from .hooks import BoundHook, Hooks, Item, ModelHooks
 from .model import Model
 from .pipeline import Pipeline
 from .predictor import Predictor
@@ -74,7 +74,7 @@ class Dispatch:
                 continue
             explains = item.properties.get("explain") == "True"
             if explains and self._explanations is None:
-                item.failure = told(item, _NO_EXPLAIN)
+                item.failure = failure_for(item, _NO_EXPLAIN)
                 continue
             parts = [item]
             if _is_kserve(item):
@@ -119,11 +119,11 @@ class Dispatch:
         except BaseException as error:
             self._predictions.fail(item, error, "decode")
             if item.failure is not None:
-                item.failure = told(item, item.failure)
+                item.failure = failure_for(item, item.failure)
             return None
 
 
-def told(item: Item, failure: Failure) -> Failure:
+def failure_for(item: Item, failure: Failure) -> Failure:
     """A failure as a request's client reads it: one of KServe's reads `error`."""
     return replace(failure, for_kserve=True) if _is_kserve(item) else failure
 
@@ -151,7 +151,7 @@ def is_describe(item: Item) -> bool:
     )
 
 
-class Answering:
+class Dispatcher:
     """Answers requests in this process, wherever the model's predictions are made.
 
     Args:
@@ -171,7 +171,7 @@ class Answering:
         self._explanations: Pipeline | None = None
         explain = hooks[0].explain
         if explain is not None and model.explainer is not None:
-            stages = (Stage(hooks[0].preprocess, explain),)
+            stages = (ModelHooks(hooks[0].preprocess, explain),)
             self._explanations = self._pipeline(stages, model.explainer)
         self._dispatch = Dispatch(bundle, self.pipeline, self._explanations, describe, batch_size)
 
@@ -186,7 +186,7 @@ class Answering:
         except BaseException as error:
             for item in items:
                 if item.reply is None and item.failure is None:
-                    self._model.failing.fail(item, error, "handle")
+                    self._model.failures.fail(item, error, "handle")
             return len(items)
 
     def types(self) -> dict[str, Any]:
@@ -230,7 +230,7 @@ class Answering:
             streaming=self._model.streaming,
             recorder=self._model.recording.recorder,
             batch_size=self._batch_size,
-            fail=self._model.failing.fail,
+            fail=self._model.failures.fail,
         )
         pipeline.start(hooks, predictor, self._types.converter())
         return pipeline

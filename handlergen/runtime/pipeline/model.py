@@ -25,7 +25,7 @@ from ..forms.loading import open_user_module
 from ..telemetry.metrics import Metrics
 from ..telemetry.recording import Recorder, Recording
 from ..torchserve.streaming import Streaming
-from .batching import Ready, map_tensors
+from .batching import RequestSource, map_tensors
 from .hooks import BoundHook, Hooks, Item
 from .predictor import Lock, Predictor, WorkerPredictor, seconds_left
 
@@ -46,7 +46,7 @@ class Model(Protocol):
     """
 
     context: Context
-    failing: Failing
+    failures: FailureHandler
     streaming: Streaming
     recording: Recording
     explainer: Predictor | None
@@ -92,10 +92,10 @@ class LoadedModel:
         contract, settings = bundle.contract, bundle.settings
         self.device = Device(gpu_id)
         self.context = Context.open(settings, device=self.device.torch, model_dir=model_dir)
-        self.failing = Failing(contract.form, user_root=str(model_dir), logger=self.context.logger)
+        self.failures = FailureHandler(contract.form, user_root=str(model_dir), logger=self.context.logger)
         self.streaming = streaming_of(bundle)
         self.recording = Recording(settings, self.device.key, metrics=server is not None, write=write_metrics)
-        self.failing.count_lock_timeouts(self.recording.metrics)
+        self.failures.count_lock_timeouts(self.recording.metrics)
         lock = guard(_lock(settings.lock, settings.name, self.device.key))
         self._module = open_user_module(contract, settings, self.context)
         self._module.setup()
@@ -105,12 +105,12 @@ class LoadedModel:
             lock,
             batch=settings.batch,
             lock_timeout_s=settings.lock_timeout_s,
-            fail=self.failing.fail,
+            fail=self.failures.fail,
             streaming=self.streaming,
             recorder=self.recording.recorder,
         )
         self.predictor.load()
-        self.failing.name_stages(self.hooks)
+        self.failures.name_stages(self.hooks)
         self.explainer: Predictor | None = None
         explain = self.hooks[0].explain
         if explain is not None:
@@ -119,10 +119,10 @@ class LoadedModel:
                 self.device,
                 lock,
                 lock_timeout_s=settings.lock_timeout_s,
-                fail=self.failing.fail,
+                fail=self.failures.fail,
                 recorder=self.recording.recorder,
             )
-        self.is_healthy = self._module.optional("is_healthy")
+        self.is_healthy = self._module.is_healthy()
         if server is not None:
             self.recording.has_copy(settings, self.device, server)
             self.recording.start()
@@ -136,7 +136,7 @@ class LoadedModel:
         try:
             item.outputs = self.device.own(item.outputs)
         except BaseException as error:  # there is no more memory, say
-            self.failing.fail(item, error, "predict")
+            self.failures.fail(item, error, "predict")
 
     def close(self) -> None:
         self.predictor.close()
@@ -188,18 +188,18 @@ class Explainer:
     def load(self) -> None:
         """Nothing: the predictor has loaded the model."""
 
-    def predict(self, arrivals: Ready) -> None:
+    def predict(self, requests: RequestSource) -> None:
         """Explain each request when it is ready."""
-        item = arrivals.next()
+        item = requests.next()
         while item is not None:
             try:
                 item.outputs = self._explain(item)
-                if arrivals.more:  # as the predictor does
+                if requests.more:  # as the predictor does
                     item.outputs = self._device.own(item.outputs)
             except BaseException as error:
                 self._fail(item, error, "explain")
-            arrivals.done(item)
-            item = arrivals.next()
+            requests.done(item)
+            item = requests.next()
 
     def describe(self) -> dict[str, Any]:
         return {}
@@ -230,7 +230,7 @@ class Explainer:
                 self._recorder.record("explain", item.request.id, started, ended)
 
 
-class Failing:
+class FailureHandler:
     """Makes a request's failure of what was raised.
 
     Args:
@@ -268,11 +268,11 @@ class Failing:
         """
         pass_interrupt(error)
         request_id, role = item.request.id, hook
-        name = self._stages[item.stage]
+        name = self._stages[item.model_index]
         if name and hook in _HOOKS:
             # What comes into a later stage is the module's own doing: its ValueError is not the client's.
-            own = hook == "preprocess" and item.stage == 0
-            told, hook = hook if own else f"stage {item.stage + 1} ({hook})", f"{hook} of {name}"
+            own = hook == "preprocess" and item.model_index == 0
+            told, hook = hook if own else f"stage {item.model_index + 1} ({hook})", f"{hook} of {name}"
         else:
             told = hook
         item.failure = failure_of(error, hook=told, form=self._form, request_id=request_id)

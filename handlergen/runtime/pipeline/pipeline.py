@@ -21,7 +21,7 @@ from ..contract import RuntimeSettings
 from ..device.device import inference_mode
 from ..telemetry.recording import Recorder
 from ..torchserve.streaming import STREAMS, Streaming, drain, drain_async
-from .batching import Arrivals
+from .batching import RequestQueue
 from .hooks import BoundHook, EventLoopThread, Hooks, Item
 from .predictor import Predictor
 
@@ -108,15 +108,15 @@ class Pipeline:
         def predicted(item: Item) -> None:
             if item.failure is not None:
                 finished.release()
-            elif item.stage == last:
+            elif item.model_index == last:
                 threads.submit(self._surely, self._finish, item, answered)
             else:
-                threads.submit(self._surely, self._advance, item, arrivals.put)
+                threads.submit(self._surely, self._advance, item, requests.put)
 
-        arrivals = Arrivals(len(items), last, predicted)
+        requests = RequestQueue(len(items), last, predicted)
         for item in items:
-            threads.submit(self._surely, self._prepare, item, arrivals.put)
-        self._predictor.predict(arrivals)
+            threads.submit(self._surely, self._prepare, item, requests.put)
+        self._predictor.predict(requests)
         for _ in items:
             finished.acquire()
 
@@ -129,10 +129,10 @@ class Pipeline:
         for stage in range(len(self._hooks)):
             if stage:
                 self._each([item for item in items if item.failure is None], self._advance)
-            arrivals = Arrivals(len(items), stage, lambda _item: None)
+            requests = RequestQueue(len(items), stage, lambda _item: None)
             for item in items:
-                arrivals.put(item)
-            self._predictor.predict(arrivals)
+                requests.put(item)
+            self._predictor.predict(requests)
 
     def postprocess(self, items: Sequence[Item]) -> None:
         """Postprocess and encode what has not failed, in this thread, one after the other; async hooks side by side."""
@@ -184,17 +184,17 @@ class Pipeline:
             then(item)
 
         item.inputs = value
-        self._call(self._hooks[item.stage].preprocess, item, value, "preprocess", ready)
+        self._call(self._hooks[item.model_index].preprocess, item, value, "preprocess", ready)
 
     def _advance(self, item: Item, then: Callable[[Item], None]) -> None:
         """From one stage of the model to the next, outside the lock."""
 
         def answered(value: Any) -> None:
-            item.stage += 1
+            item.model_index += 1
             self._make_ready(item, value, then)
 
         with inference_mode():
-            self._call(self._hooks[item.stage].postprocess, item, item.outputs, "postprocess", answered)
+            self._call(self._hooks[item.model_index].postprocess, item, item.outputs, "postprocess", answered)
 
     def _finish(self, item: Item, then: Callable[[Item], None]) -> None:
         hook = self._hooks[-1].postprocess

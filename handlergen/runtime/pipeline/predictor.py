@@ -14,7 +14,7 @@ from ..device.device import Device, inference_mode
 from ..forms.loading import UserModule
 from ..telemetry.recording import Recorder
 from ..torchserve.streaming import STREAMS, StreamAnswerError, Streaming, drain, drain_async
-from .batching import BatchError, Ready, check_length, collate, split
+from .batching import BatchError, RequestSource, check_length, collate, split
 from .hooks import Hooks, Item
 
 
@@ -33,8 +33,8 @@ class Predictor(Protocol):
     def load(self) -> None:
         """Load the model; once."""
 
-    def predict(self, arrivals: Ready) -> None:
-        """Give every request of a batch its `outputs` or its `failure`, and hand each to `arrivals.done`."""
+    def predict(self, requests: RequestSource) -> None:
+        """Give every request of a batch its `outputs` or its `failure`, and hand each to `requests.done`."""
 
     def describe(self) -> dict[str, Any]:
         """Plain values about the model's copy: device, process, counts."""
@@ -102,7 +102,7 @@ class WorkerPredictor:
         """Tell this one how long each stage took, instead."""
         self._recorder = recorder
 
-    def wait_for_ever(self) -> None:
+    def disable_lock_timeout(self) -> None:
         """Let no request fail because the device is not free in time: an offline run has no client that waits."""
         self._lock_timeout_s = math.inf
 
@@ -118,24 +118,24 @@ class WorkerPredictor:
             self._lock.release()
         self._hooks = self._module.hooks()
 
-    def predict(self, arrivals: Ready) -> None:
-        item = arrivals.next()
+    def predict(self, requests: RequestSource) -> None:
+        item = requests.next()
         if self._predict_batch is not None:
             items = []
             while item is not None:
                 items.append(item)
-                item = arrivals.next()
+                item = requests.next()
             items.sort(key=lambda item: item.index)  # the same batch, whoever was ready first
-            self._predict_together(items, arrivals)
+            self._predict_together(items, requests)
             return
         while item is not None:
             # Entered before the wait: under the lock, nothing that could have been done earlier or later.
             with inference_mode():
                 if self._staged(item) and not self._late([item]):
-                    self._turn(item, arrivals)
+                    self._turn(item, requests)
                 else:
-                    arrivals.done(item)
-            item = arrivals.next()
+                    requests.done(item)
+            item = requests.next()
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -180,7 +180,7 @@ class WorkerPredictor:
             return items
         return []
 
-    def _turn(self, first: Item, arrivals: Ready) -> None:
+    def _turn(self, first: Item, requests: RequestSource) -> None:
         """Predict, one after the other, for the requests that are ready; the lock is held, and given back."""
         predicted = []
         item: Item | None = first
@@ -192,14 +192,14 @@ class WorkerPredictor:
                 )  # of this stage: `done` may begin the next
                 try:
                     item.outputs = self._call(self._hooks, item)
-                    if arrivals.more:  # it is answered while the next one is predicted
+                    if requests.more:  # it is answered while the next one is predicted
                         item.outputs = self._device.own(item.outputs)
                 except BaseException as error:
                     self._device.recover(error)
                     self._fail(item, error, "predict")
                 predicted.append((item.request.id, ready, started, time.monotonic_ns()))
-                arrivals.done(item)
-                item = arrivals.next_ready()
+                requests.done(item)
+                item = requests.next_ready()
         finally:
             self._lock.release()
         if self._recorder is not None:
@@ -207,7 +207,7 @@ class WorkerPredictor:
                 self._recorder.record("lock_wait", request_id, ready, started)
                 self._recorder.record("predict", request_id, started, ended)
 
-    def _predict_together(self, items: list[Item], arrivals: Ready) -> None:
+    def _predict_together(self, items: list[Item], requests: RequestSource) -> None:
         originals: dict[Item, Any] = {}
         while items:
             try:
@@ -223,10 +223,10 @@ class WorkerPredictor:
                     self._on_device_together(items, together, originals)
                     break
             for item in late:
-                arrivals.done(item)
+                requests.done(item)
             items = [item for item in items if item not in late]
         for item in items:
-            arrivals.done(item)
+            requests.done(item)
 
     def _on_device_together(
         self, items: list[Item], together: Item | None, originals: Mapping[Item, Any]
@@ -342,7 +342,7 @@ class DeviceCall:
         self.count += 1
         device = self._device
         item.inputs = device.put(item.inputs)
-        outputs = hooks[item.stage].predict.call(item)
+        outputs = hooks[item.model_index].predict.call(item)
         if type(outputs) is CoroutineType:
             outputs = self._await(outputs)
         if type(outputs) in STREAMS:
@@ -357,9 +357,9 @@ class DeviceCall:
 
     def _streamed(self, hooks: Hooks, item: Item, stream: Any) -> Any:
         """Iterate what `predict` returned, here, and send its chunks; what is left to be answered."""
-        if not self._streams or item.stage != len(hooks) - 1:
+        if not self._streams or item.model_index != len(hooks) - 1:
             raise StreamAnswerError("predict returned a generator, which only one request at a time can have")
-        if hooks[item.stage].postprocess is not None:
+        if hooks[item.model_index].postprocess is not None:
             raise StreamAnswerError(
                 "predict returned a generator, whose chunks go out as they are made, and there is a postprocess: "
                 "do its work inside predict, and remove it"
