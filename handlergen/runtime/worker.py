@@ -99,7 +99,7 @@ class Worker:
 
     def disable_lock_timeout(self) -> None:
         """Let no request fail because the device is not free in time."""
-        self.local.disable_lock_timeout()
+        self.local.model.predictor.disable_lock_timeout()
 
     @classmethod
     def start(cls, context: Any) -> Worker:

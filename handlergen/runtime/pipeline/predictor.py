@@ -28,19 +28,13 @@ class Lock(Protocol):
 
 
 class Predictor(Protocol):
-    """Where predictions happen. The pipeline does not know whether that is this process."""
-
-    def load(self) -> None:
-        """Load the model; once."""
+    """Predicts for the pipeline, in this process or through another one."""
 
     def predict(self, requests: RequestSource) -> None:
-        """Give every request of a batch its `outputs` or its `failure`, and hand each to `requests.done`."""
+        """Give every request of a batch its `outputs` or its `failure`, and pass each to `requests.done`."""
 
     def describe(self) -> dict[str, Any]:
-        """Plain values about the model's copy: device, process, counts."""
-
-    def close(self) -> None:
-        """Let go of what it holds."""
+        """Return plain values about the model's copy: device, process, counts."""
 
 
 def seconds_left(item: Item, lock_timeout_s: float) -> float:
@@ -86,21 +80,8 @@ class WorkerPredictor:
         self._fail = fail
         self._recorder = recorder
         self._predict_batch = {"each": None, "collate": self._collated, "list": self._listed}[batch]
-        self._hooks: Hooks
+        self.hooks: Hooks = ()
         self._load_s = 0.0
-
-    @property
-    def hooks(self) -> Hooks:
-        """The module's stages; after `load`."""
-        return self._hooks
-
-    def use(self, hooks: Hooks) -> None:
-        """Call these hooks instead, which observe the module's."""
-        self._hooks = hooks
-
-    def tell(self, recorder: Recorder) -> None:
-        """Tell this one how long each stage took, instead."""
-        self._recorder = recorder
 
     def disable_lock_timeout(self) -> None:
         """Let no request fail because the device is not free in time: an offline run has no client that waits."""
@@ -116,7 +97,7 @@ class WorkerPredictor:
             self._load_s = time.monotonic() - start
         finally:
             self._lock.release()
-        self._hooks = self._module.hooks()
+        self.hooks = self._module.hooks()
 
     def predict(self, requests: RequestSource) -> None:
         item = requests.next()
@@ -191,7 +172,7 @@ class WorkerPredictor:
                     item.ready_ns,
                 )  # of this stage: `done` may begin the next
                 try:
-                    item.outputs = self._call(self._hooks, item)
+                    item.outputs = self._call(self.hooks, item)
                     if requests.more:  # it is answered while the next one is predicted
                         item.outputs = self._device.own(item.outputs)
                 except BaseException as error:
@@ -269,7 +250,7 @@ class WorkerPredictor:
 
         Only where it sees the inputs themselves: torch's default collate makes tensors of its own.
         """
-        seen = self._predict_batch == self._listed or self._hooks[0].collate is not None
+        seen = self._predict_batch == self._listed or self.hooks[0].collate is not None
         if not seen or len(items) == 1:
             return {}
         return {item: self._device.own(item.inputs) for item in items}
@@ -284,7 +265,7 @@ class WorkerPredictor:
             return self._join(items)
         except BaseException as error:
             pass_interrupt(error)
-            hopeless = isinstance(error, BatchError) and not self._hooks[0].one_by_one
+            hopeless = isinstance(error, BatchError) and not self.hooks[0].one_by_one
             if hopeless or len(items) == 1:
                 raise
             return None
@@ -293,7 +274,7 @@ class WorkerPredictor:
         """One item that stands for several: what `predict` sees in the batch modes."""
         joined = Item(-1, {}, {}, [item.request for item in items])
         inputs = [item.inputs for item in items]
-        own = self._hooks[0].collate
+        own = self.hooks[0].collate
         together: Any = inputs
         if self._predict_batch == self._collated:
             together = collate(inputs) if own is None else own(inputs)
@@ -301,13 +282,13 @@ class WorkerPredictor:
         return joined
 
     def _collated(self, items: Sequence[Item], joined: Item) -> None:
-        outputs = split(self._call(self._hooks, joined), len(items), hook=self._hooks[0].predict.name)
+        outputs = split(self._call(self.hooks, joined), len(items), hook=self.hooks[0].predict.name)
         for item, output in zip(items, outputs, strict=True):
             item.outputs = output
 
     def _listed(self, items: Sequence[Item], joined: Item) -> None:
-        outputs = self._call(self._hooks, joined)
-        check_length(outputs, len(items), hook=self._hooks[0].predict.name)
+        outputs = self._call(self.hooks, joined)
+        check_length(outputs, len(items), hook=self.hooks[0].predict.name)
         for item, output in zip(items, outputs, strict=True):
             item.outputs = output
 

@@ -70,9 +70,7 @@ class PreparedBackend:
             recording=model.recording,
         )
         self._logger = model.context.logger
-        self._backend: Backend = PipelineBackend(
-            bundle, model, batch_size=batch_size, describe=describe, about=self._client.describe
-        )
+        self._backend: Backend = PipelineBackend(bundle, model, batch_size=batch_size, describe=describe)
         self._why = ""
         self._relays = False
         self.is_healthy = model.is_healthy
@@ -141,10 +139,10 @@ class _PreparedModel:
         module.load_without_model()
         client.open()
         self.recording = Recording(settings, client.device_key, metrics=True)
-        self.failures.count_lock_timeouts(self.recording.metrics)
+        self.failures.metrics = self.recording.metrics
         self.recording.start()
         self.hooks: Hooks = module.hooks()
-        self.failures.name_stages(self.hooks)
+        self.failures.hooks = self.hooks
         inputs = HookInputs.of(contract, ("predict", "explain"))
         remote = partial(
             RemotePredictor, client, inputs=inputs, fail=self.failures.fail, unsendable=unsendable
@@ -279,7 +277,7 @@ class RelayBackend:
         if client is None:
             self._client.open()
         self._recording = recording or Recording(bundle.settings, self._client.device_key, metrics=True)
-        self._failures.count_lock_timeouts(self._recording.metrics)
+        self._failures.metrics = self._recording.metrics
         if recording is None:
             self._recording.start()
         self.is_healthy: Callable[[Mapping[str, Any]], Any] | None = (

@@ -295,7 +295,7 @@ class Server:
         # Also with `stages: worker`: a worker sends whole requests once a value could not be sent.
         queued = _QueuedModel(model, self.queue, connections.current)
         self._dispatcher = Dispatcher(bundle, queued, batch_size=max(8, batch_size), describe=dict)
-        model.predictor.use(tuple(self._noting(stage) for stage in model.hooks))
+        model.predictor.hooks = tuple(self._noting(hooks) for hooks in model.hooks)
 
     def take(self, worker: WorkerConnection, message: Message) -> None:
         """Take what a worker sends; never wait."""
