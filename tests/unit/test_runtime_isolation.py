@@ -185,7 +185,7 @@ def item(number: int) -> Item:
 
 def test_who_waits_for_a_request_that_failed_in_an_earlier_stage_is_woken() -> None:
     """The predictor process hands requests back on another thread than the one that waits for the next."""
-    requests = RequestQueue(1, last_stage=1, finished=lambda _item: None)
+    requests = RequestQueue(1, last_model=1, finished=lambda _item: None)
     first = item(0)
     requests.put(first)
     assert requests.next() is first
@@ -222,7 +222,7 @@ def test_only_those_give_up_that_cannot_wait_any_longer(serve_project: Callable[
 
     predictor._lock = Busy()
     done: list[Item] = []
-    requests = RequestQueue(2, last_stage=0, finished=done.append)
+    requests = RequestQueue(2, last_model=0, finished=done.append)
     requests.put(old)
     requests.put(new)
     predictor.predict(requests)

@@ -1,4 +1,4 @@
-"""Who may predict when: under the device lock, in inference mode, one request after the other or a batch together."""
+"""Predictions: under the device lock, in inference mode, one request after the other or a batch together."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .hooks import Hooks, Item
 
 
 class Lock(Protocol):
-    """What serializes predictions (`device_lock`)."""
+    """What serializes predictions (`device.lock`)."""
 
     key: str
 
@@ -38,26 +38,29 @@ class Predictor(Protocol):
 
 
 def seconds_left(item: Item, lock_timeout_s: float) -> float:
-    """How long a request may still wait for the device, counted from when it was ready for it."""
+    """Return how long a request may still wait for the device, counted from when it was ready."""
     return max(0.0, lock_timeout_s - (time.monotonic_ns() - item.ready_ns) / 1e9)
 
 
 class WorkerPredictor:
-    """Predicts in this process, with its own copy of the model, taking turns with others by the device lock.
+    """Predicts in this process, with its own copy of the model, under the device lock.
 
-    A turn lasts while requests of the batch are ready: the device is not handed over between two predictions
-    whose inputs are both there, so batches of different workers follow each other whole, and one worker's
-    answers go out while the other one predicts.
+    The lock is held while further requests of the batch are ready: the device is not handed over between two
+    predictions whose inputs are both there, so batches of different workers follow each other whole, and one worker's
+    answers go out while another one predicts.
 
     Args:
         module: The user's module.
         device: Where its model is.
-        lock: Who has the device.
+        lock: The device lock.
         batch: `each`, `collate` or `list`.
         lock_timeout_s: How long a request may wait for the device, in seconds.
         fail: Called with an item, what was raised and the hook's name; sets the item's failure.
-        streaming: Where the chunks go of a predict that is a generator. It has the device until it ends.
-        recorder: Is told how long each stage took; None for nobody.
+        streaming: Where the chunks of a predict that is a generator go. It holds the lock until it ends.
+        recorder: Records how long each stage took; None where nothing is recorded.
+
+    Attributes:
+        hooks: The module's, after `load`; may be replaced while no request is being answered.
     """
 
     def __init__(
@@ -76,10 +79,10 @@ class WorkerPredictor:
         self._device = device
         self._call = DeviceCall(device, streaming, streams=batch == "each")
         self._lock = lock
+        self._batch = batch
         self._lock_timeout_s = lock_timeout_s
         self._fail = fail
         self._recorder = recorder
-        self._predict_batch = {"each": None, "collate": self._collated, "list": self._listed}[batch]
         self.hooks: Hooks = ()
         self._load_s = 0.0
 
@@ -100,23 +103,18 @@ class WorkerPredictor:
         self.hooks = self._module.hooks()
 
     def predict(self, requests: RequestSource) -> None:
-        item = requests.next()
-        if self._predict_batch is not None:
-            items = []
-            while item is not None:
-                items.append(item)
-                item = requests.next()
-            items.sort(key=lambda item: item.index)  # the same batch, whoever was ready first
+        if self._batch != "each":
+            items = list(iter(requests.next, None))
+            items.sort(key=lambda item: item.index)  # the same batch, whichever was ready first
             self._predict_together(items, requests)
             return
-        while item is not None:
+        while (item := requests.next()) is not None:
             # Entered before the wait: under the lock, nothing that could have been done earlier or later.
             with inference_mode():
-                if self._staged(item) and not self._late([item]):
-                    self._turn(item, requests)
+                if self._pinned(item) and not self._late([item]):
+                    self._predict_ready(item, requests)
                 else:
                     requests.done(item)
-            item = requests.next()
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -129,10 +127,11 @@ class WorkerPredictor:
         }
 
     def close(self) -> None:
+        """Close the event loop of async predicts."""
         self._call.close()
 
-    def _staged(self, item: Item) -> bool:
-        """Lay the inputs of a request out for the device, before the lock."""
+    def _pinned(self, item: Item) -> bool:
+        """Pin the memory of a request's inputs, before the lock."""
         try:
             item.inputs = self._device.stage(item.inputs)
         except BaseException as error:
@@ -141,39 +140,37 @@ class WorkerPredictor:
         return True
 
     def _late(self, items: list[Item]) -> list[Item]:
-        """Wait for the device, until the first of these requests cannot wait any longer.
+        """Acquire the lock, or wait for it until the first of these requests has waited too long.
 
         Returns:
-            Those that cannot: they have failed. None when the device is theirs.
+            Those that have waited too long: they have failed. None of them when the lock is held.
         """
         left = {item: seconds_left(item, self._lock_timeout_s) for item in items}
         soonest = min(left.values())
         try:
             self._lock.acquire(soonest)
-        except LockTimeout as error:
-            late = [item for item in items if left[item] == soonest]
+        except BaseException as error:
+            late = (
+                [item for item in items if left[item] == soonest] if isinstance(error, LockTimeout) else items
+            )
             for item in late:
                 self._fail(item, error, "predict")
             return late
-        except BaseException as error:
-            for item in items:
-                self._fail(item, error, "predict")
-            return items
         return []
 
-    def _turn(self, first: Item, requests: RequestSource) -> None:
-        """Predict, one after the other, for the requests that are ready; the lock is held, and given back."""
+    def _predict_ready(self, first: Item, requests: RequestSource) -> None:
+        """Predict, one after the other, the requests that are ready, under the lock, which is then released."""
         predicted = []
         item: Item | None = first
         try:
             while item is not None:
-                started, ready = (
-                    time.monotonic_ns(),
-                    item.ready_ns,
-                )  # of this stage: `done` may begin the next
+                # Read now: `done` may begin the request's next model.
+                started, ready = time.monotonic_ns(), item.ready_ns
                 try:
                     item.outputs = self._call(self.hooks, item)
-                    if requests.more:  # it is answered while the next one is predicted
+                    if (
+                        requests.more
+                    ):  # this answer is encoded during the next predict, which may overwrite its memory
                         item.outputs = self._device.own(item.outputs)
                 except BaseException as error:
                     self._device.recover(error)
@@ -189,11 +186,12 @@ class WorkerPredictor:
                 self._recorder.record("predict", request_id, started, ended)
 
     def _predict_together(self, items: list[Item], requests: RequestSource) -> None:
+        """Predict a batch; again without those that wait too long for the lock, until it is free or none is left."""
         originals: dict[Item, Any] = {}
         while items:
             try:
                 originals = originals or self._originals(items)
-                together = self._together(items)
+                joined = self._join_if_possible(items)
             except BaseException as error:
                 for item in items:
                     self._fail(item, error, "predict")
@@ -201,7 +199,7 @@ class WorkerPredictor:
             with inference_mode():
                 late = self._late(items)
                 if not late:
-                    self._on_device_together(items, together, originals)
+                    self._predict_locked(items, joined, originals)
                     break
             for item in late:
                 requests.done(item)
@@ -209,17 +207,14 @@ class WorkerPredictor:
         for item in items:
             requests.done(item)
 
-    def _on_device_together(
-        self, items: list[Item], together: Item | None, originals: Mapping[Item, Any]
-    ) -> None:
-        """The batch's turn on the device, which has begun."""
-        assert self._predict_batch is not None
+    def _predict_locked(self, items: list[Item], joined: Item | None, originals: Mapping[Item, Any]) -> None:
+        """Predict a batch under the lock, which is then released; one by one where it is not joined, or has failed."""
         started = time.monotonic_ns()
         try:
-            if together is None:
-                self._one_by_one(items, originals)
+            if joined is None:
+                self._predict_one_by_one(items, originals)
             else:
-                self._predict_batch(items, together)
+                self._predict_joined(items, joined)
         except BaseException as error:
             pass_interrupt(error)
             self._device.recover(error)
@@ -227,39 +222,49 @@ class WorkerPredictor:
                 for item in items:
                     self._fail(item, error, "predict")
             else:
-                self._one_by_one(items, originals)
+                self._predict_one_by_one(items, originals)
         finally:
             ended = time.monotonic_ns()
             self._lock.release()
         if self._recorder is not None:
-            self._record(items, started, ended)
+            for item in items:
+                self._recorder.record("lock_wait", item.request.id, item.ready_ns, started)
+            self._recorder.record("predict", ",".join(item.request.id for item in items), started, ended)
 
-    def _one_by_one(self, items: Sequence[Item], originals: Mapping[Item, Any]) -> None:
-        """After a failed batch: each request alone, so that only the culprit fails."""
-        assert self._predict_batch is not None
+    def _predict_one_by_one(self, items: Sequence[Item], originals: Mapping[Item, Any]) -> None:
+        """Predict each request of a batch alone, so that only the culprit fails."""
         for item in items:
             item.inputs = originals.get(item, item.inputs)
             try:
-                self._predict_batch([item], self._join([item]))
+                self._predict_joined([item], self._join([item]))
             except BaseException as error:
                 self._device.recover(error)
                 self._fail(item, error, "predict")
 
-    def _originals(self, items: Sequence[Item]) -> dict[Item, Any]:
-        """The inputs as they are before the batch's predict, which may change them in place, and then fail.
+    def _predict_joined(self, items: Sequence[Item], joined: Item) -> None:
+        """Predict several requests joined to one item, and give each its output."""
+        outputs, name = self._call(self.hooks, joined), self.hooks[0].predict.name
+        if self._batch == "collate":
+            outputs = split(outputs, len(items), hook=name)
+        else:
+            check_length(outputs, len(items), hook=name)
+        for item, output in zip(items, outputs, strict=True):
+            item.outputs = output
 
-        Only where it sees the inputs themselves: torch's default collate makes tensors of its own.
+    def _originals(self, items: Sequence[Item]) -> dict[Item, Any]:
+        """Return copies of the inputs, where predict gets these themselves, may change them in place, and then fail.
+
+        torch's default collate makes tensors of its own.
         """
-        seen = self._predict_batch == self._listed or self.hooks[0].collate is not None
-        if not seen or len(items) == 1:
+        if len(items) == 1 or (self._batch == "collate" and self.hooks[0].collate is None):
             return {}
         return {item: self._device.own(item.inputs) for item in items}
 
-    def _together(self, items: Sequence[Item]) -> Item | None:
-        """The requests joined to one batch; None when they are to be predicted one by one.
+    def _join_if_possible(self, items: Sequence[Item]) -> Item | None:
+        """Return the requests joined to one item; None when they are to be predicted one by one.
 
-        That is: an own collate failed (one by one only the culprit does), or the samples cannot be stacked and the
-        form allows it.
+        They are when a collate of the module's failed (one by one, only the culprit does), or when the samples cannot
+        be stacked and the form allows it.
         """
         try:
             return self._join(items)
@@ -271,40 +276,22 @@ class WorkerPredictor:
             return None
 
     def _join(self, items: Sequence[Item]) -> Item:
-        """One item that stands for several: what `predict` sees in the batch modes."""
+        """Return one item for several: what `predict` sees in the batch modes."""
         joined = Item(-1, {}, {}, [item.request for item in items])
-        inputs = [item.inputs for item in items]
-        own = self.hooks[0].collate
-        together: Any = inputs
-        if self._predict_batch == self._collated:
-            together = collate(inputs) if own is None else own(inputs)
+        together: Any = [item.inputs for item in items]
+        if self._batch == "collate":
+            own = self.hooks[0].collate
+            together = collate(together) if own is None else own(together)
         joined.inputs = self._device.stage(together)
         return joined
 
-    def _collated(self, items: Sequence[Item], joined: Item) -> None:
-        outputs = split(self._call(self.hooks, joined), len(items), hook=self.hooks[0].predict.name)
-        for item, output in zip(items, outputs, strict=True):
-            item.outputs = output
-
-    def _listed(self, items: Sequence[Item], joined: Item) -> None:
-        outputs = self._call(self.hooks, joined)
-        check_length(outputs, len(items), hook=self.hooks[0].predict.name)
-        for item, output in zip(items, outputs, strict=True):
-            item.outputs = output
-
-    def _record(self, items: Sequence[Item], started: int, ended: int) -> None:
-        assert self._recorder is not None
-        for item in items:
-            self._recorder.record("lock_wait", item.request.id, item.ready_ns, started)
-        self._recorder.record("predict", ",".join(item.request.id for item in items), started, ended)
-
 
 class DeviceCall:
-    """Calls `predict`, whatever it is: a function, a coroutine, a generator. The caller has the lock.
+    """Calls `predict`, whether function, coroutine or generator. The caller holds the lock.
 
     Args:
         device: Where the model is.
-        streaming: Where the chunks go of a predict that is a generator.
+        streaming: Where the chunks of a predict that is a generator go.
         streams: Whether it may be one: not when several requests are predicted together.
 
     Attributes:
@@ -319,7 +306,7 @@ class DeviceCall:
         self.count = 0
 
     def __call__(self, hooks: Hooks, item: Item) -> Any:
-        """Inputs to the device, `predict` of the item's stage, wait, outputs to the CPU; in inference mode."""
+        """Move inputs to the device, call `predict`, wait for the device, return outputs on the CPU."""
         self.count += 1
         device = self._device
         item.inputs = device.put(item.inputs)
@@ -332,12 +319,12 @@ class DeviceCall:
         return device.fetch(outputs)
 
     def close(self) -> None:
-        """Let go of what it holds."""
+        """Close the event loop."""
         if self._loop is not None:
             self._loop.close()
 
     def _streamed(self, hooks: Hooks, item: Item, stream: Any) -> Any:
-        """Iterate what `predict` returned, here, and send its chunks; what is left to be answered."""
+        """Send the chunks of the generator that `predict` returned; return what is left to encode."""
         if not self._streams or item.model_index != len(hooks) - 1:
             raise StreamAnswerError("predict returned a generator, which only one request at a time can have")
         if hooks[item.model_index].postprocess is not None:

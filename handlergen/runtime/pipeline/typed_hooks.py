@@ -42,7 +42,7 @@ class TypedHooks:
         form: The contract's form.
         hooks: The stages.
         batch: `each`, `collate` or `list`: a list-mode `predict` without preprocess is annotated with a list.
-        logger: Is told once of an annotation that cannot be read, or that gives no schema.
+        logger: Logs an annotation that cannot be read, or that gives no schema.
 
     Raises:
         AnnotationError: The input's annotation needs pydantic, which is not installed or cannot validate it.
@@ -65,9 +65,9 @@ class TypedHooks:
                 raise AnnotationError(_refusal(self._input, taking.name, error)) from error
 
     def converter(self) -> Callable[[Any], Any] | None:
-        """Return what turns a request's data into the input's type, None where the annotation names no such type.
+        """Return a function that converts a request's data to the input's type, or raises pydantic's ValidationError.
 
-        The function raises pydantic's ValidationError.
+        None where the annotation asks for no conversion.
         """
         return self._convert
 
@@ -116,7 +116,7 @@ class TypedHooks:
 def _hint(function: Any, name: str) -> Any:
     """Return the type that a parameter (or "return") is annotated with.
 
-    Only this one annotation is evaluated: another's unknown name is of no matter.
+    Only this annotation is evaluated: unknown names in others do not matter.
 
     Raises:
         Exception: It cannot be evaluated.
@@ -135,7 +135,7 @@ def _hint(function: Any, name: str) -> Any:
 
 
 def _keys(predict: BoundHook) -> dict[str, tuple[Any, bool]]:
-    """Return annotation and whether it is required, of each key that `call: keywords` passes."""
+    """Return the annotation of each key that `call: keywords` passes, and whether the key is required."""
     found = {}
     for parameter in predict.parameters:
         if parameter.source == "key":
@@ -272,9 +272,9 @@ def _typing_extensions_copy(typed_dict: Any) -> type:
 
 
 def _with_arrays(schema: Any) -> Any:
-    """Return a core schema of pydantic's in which numpy arrays and tensors are made of nested lists.
+    """Return a pydantic core schema that makes numpy arrays and tensors from nested lists.
 
-    pydantic knows neither and would only ask whether the value is one already.
+    pydantic supports neither: it would only check the value's type.
     """
     from pydantic_core import core_schema
 
@@ -319,7 +319,7 @@ def _json_schema(annotation: Any, *, output: bool) -> dict[str, Any] | None:
         def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> dict[str, Any]:
             return {}
 
-    # Answers are written with the fields' own names (`plain.py`).
+    # Answers are encoded with the fields' own names.
     return (
         _adapter(annotation).json_schema(
             by_alias=not output,
