@@ -16,7 +16,7 @@ from .contract import RuntimeSettings
 from .store import Store, open_store
 
 TRUSS_PREFIX = "TRUSS_SECRET_"
-"""A secret may stand in the variable `TRUSS_SECRET_NAME` too, as Truss has it (secrets_resolver.py)."""
+"""A secret's environment variable may have this prefix, as with Truss (secrets_resolver.py)."""
 
 
 _WITHOUT_SECRETS = WithoutSecrets()
@@ -32,9 +32,8 @@ class Secrets(Mapping[str, str]):
     They are never stored or printed; errors and logs have their names in their place (`redaction`).
 
     Args:
-        names: The secrets' names: those of the environment variables that hold them, perhaps behind the prefix
-            that Truss gives them.
-        environ: Where the values come from.
+        names: The names of the secrets, and of their environment variables, which may have Truss's prefix.
+        environ: The environment variables.
 
     Raises:
         MissingSecret: Secrets are not set; names them all.

@@ -63,7 +63,7 @@ class Hook:
 
 @dataclass(frozen=True)
 class Contract:
-    """What inspection found in a user's module; all the runtime needs to call it.
+    """What inspection found in a user's module: how the runtime calls it.
 
     Attributes:
         form: `functions`, `model-class`, `module`, `flow` or `sagemaker`.

@@ -121,9 +121,8 @@ def _reply(value: Any, accept: str, context: ToolkitContext) -> Reply:
 def received(item: Item) -> tuple[str | bytes | Any, str]:
     """Return the body as the toolkit passes it to input_fn, and its content type.
 
-    JSON that TorchServe has parsed becomes equivalent text. Where the client named no type (and
-    gRPC has none), or `curl -d` its form type, it is JSON if the bytes are. A form's fields and files (bytes) come as
-    a dict.
+    JSON that TorchServe has parsed becomes equivalent text. Without a content type (as over gRPC), or with the form
+    type of `curl -d`, the body counts as JSON if it is valid JSON. A form's fields and files (bytes) come as a dict.
 
     Returns:
         `str` for JSON and CSV, else bytes; the header as it was sent.

@@ -1,4 +1,4 @@
-"""Weights files: those that predict by themselves, and those that a class loads."""
+"""Weights files: executable programs (TorchScript, exported, ONNX), and weights that a class loads."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def call_torch(program: Callable[..., Any], inputs: Any, device: torch.device) -
     except (RuntimeError, AssertionError):  # AssertionError: a guard of an exported program
         if not _has_whole_numbers(inputs):
             raise
-        # JSON does not tell 1 from 1.0, so that the same client sends both; the network may want either.
+        # JSON does not distinguish 1 from 1.0, so one client sends both; the network may want either.
         try:
             return _called(program, inputs, device, whole=False)
         except (RuntimeError, AssertionError):
@@ -74,7 +74,7 @@ def _called(program: Callable[..., Any], inputs: Any, device: torch.device, *, w
 
 
 def _has_whole_numbers(inputs: Any) -> bool:
-    """Is any input a list (or number) that became a tensor of whole numbers?"""
+    """Return whether any input is a list (or number) that becomes a tensor of whole numbers."""
     several = tuple(inputs.values()) if isinstance(inputs, Mapping) else inputs
     return any(
         isinstance(value, list | int) and not torch.as_tensor(value).is_floating_point()
@@ -200,7 +200,7 @@ def _tensors(path: Path) -> Any:
 
 
 def _unpickled(path: Path, main: ModuleType) -> Any:
-    """A whole pickled object; a script that is its author's `__main__` pickles its classes under that name."""
+    """Load a pickled object; its classes may be those of a script, pickled under the name `__main__`."""
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:

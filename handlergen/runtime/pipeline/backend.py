@@ -117,19 +117,11 @@ class LocalBackend(PipelineBackend):
         super().__init__(bundle, self.model, batch_size=batch_size, describe=describe)
 
     @classmethod
-    def in_worker(
-        cls,
-        bundle: Bundle,
-        model_dir: Path,
-        *,
-        gpu_id: int | None,
-        batch_size: int,
-        describe: Callable[[], Any],
-    ) -> LocalBackend:
+    def in_worker(cls, *arguments: Any, **options: Any) -> LocalBackend:
         """Make the backend of one of several workers, which share the machine's cores."""
         share_the_cores()
         server, _started = server_of_this_process()
-        return cls(bundle, model_dir, gpu_id=gpu_id, batch_size=batch_size, describe=describe, server=server)
+        return cls(*arguments, **options, server=server)
 
     def observe(self, observed: Callable[[int, str, BoundHook], BoundHook]) -> None:
         """Replace each hook. See `Worker.observe`."""

@@ -211,7 +211,7 @@ def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
     def changed(part: Any) -> Any:
         return change(part) if isinstance(part, torch.Tensor) else part
 
-    return _mapped(value, changed, anew=False)
+    return _mapped(value, changed, copies=False)
 
 
 def own_copy(value: Any, *, tensors: bool = True) -> Any:
@@ -232,28 +232,28 @@ def own_copy(value: Any, *, tensors: bool = True) -> Any:
         numpy = sys.modules.get("numpy")
         return part.copy(order="K") if numpy is not None and isinstance(part, numpy.ndarray) else part
 
-    return _mapped(value, copied, anew=True)
+    return _mapped(value, copied, copies=True)
 
 
-def _mapped(value: Any, change: Callable[[Any], Any], *, anew: bool) -> Any:
-    """Apply `change` to each leaf; a container whose parts stay the same is returned itself, unless made `anew`."""
+def _mapped(value: Any, change: Callable[[Any], Any], *, copies: bool) -> Any:
+    """Apply `change` to each leaf; containers whose parts stay the same are returned themselves, or as `copies`."""
     kind = type(value)
     result = value
     if kind in _CONSTANT:
         pass
     elif isinstance(value, Mapping):
-        items = {key: _mapped(part, change, anew=anew) for key, part in value.items()}
-        if (anew and kind is dict) or any(items[key] is not value[key] for key in items):
+        items = {key: _mapped(part, change, copies=copies) for key, part in value.items()}
+        if (copies and kind is dict) or any(items[key] is not value[key] for key in items):
             result = items if kind is dict else mapping_like(value, items)
-    elif anew and kind is list and len(value) > _LONG and type(value[0]) in _CONSTANT:
+    elif copies and kind is list and len(value) > _LONG and type(value[0]) in _CONSTANT:
         result = value.copy()
     elif isinstance(value, list | tuple):
-        parts = [part if type(part) in _CONSTANT else _mapped(part, change, anew=anew) for part in value]
-        if (anew and kind is list) or any(new is not old for new, old in zip(parts, value, strict=True)):
+        parts = [part if type(part) in _CONSTANT else _mapped(part, change, copies=copies) for part in value]
+        if (copies and kind is list) or any(new is not old for new, old in zip(parts, value, strict=True)):
             result = parts if isinstance(value, list) else tuple_like(value, parts)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
-        moved = {name: _mapped(part, change, anew=anew) for name, part in fields.items()}
+        moved = {name: _mapped(part, change, copies=copies) for name, part in fields.items()}
         if any(moved[name] is not fields[name] for name in moved):
             result = dataclasses.replace(value, **moved)
     else:

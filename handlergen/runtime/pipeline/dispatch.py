@@ -80,7 +80,7 @@ class Dispatcher:
             self._bundle.settings,
             hooks,
             predictor,
-            convert=self._types.converter(),
+            convert=self._types.convert,
             streaming=self._model.streaming,
             recorder=self._model.recording.recorder,
             batch_size=self._batch_size,

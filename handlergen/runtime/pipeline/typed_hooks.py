@@ -44,6 +44,10 @@ class TypedHooks:
         batch: `each`, `collate` or `list`: a list-mode `predict` without preprocess is annotated with a list.
         logger: Logs an annotation that cannot be read, or that gives no schema.
 
+    Attributes:
+        convert: Converts a request's data to the input's type, or raises pydantic's ValidationError; None where the
+            annotation asks for no conversion.
+
     Raises:
         AnnotationError: The input's annotation needs pydantic, which is not installed or cannot validate it.
     """
@@ -57,24 +61,17 @@ class TypedHooks:
         name = next((each.name for each in taking.parameters if each.source == source), None)
         self._input = self._annotation(taking, name, batch if first is None else "each")
         self._output = self._annotation(giving, "return", batch if last is None else "each")
-        self._convert: Callable[[Any], Any] | None = None
+        self.convert: Callable[[Any], Any] | None = None
         if _is_record(self._input) if FORMS[form].converts_records else _is_pydantic(self._input):
             try:
-                self._convert = _converter(self._input)
+                self.convert = _converter(self._input)
             except Exception as error:
                 raise AnnotationError(_refusal(self._input, taking.name, error)) from error
-
-    def converter(self) -> Callable[[Any], Any] | None:
-        """Return a function that converts a request's data to the input's type, or raises pydantic's ValidationError.
-
-        None where the annotation asks for no conversion.
-        """
-        return self._convert
 
     def describe(self) -> dict[str, Any]:
         """Return the JSON Schemas of input and output, each None without pydantic or without an annotation."""
         given, answered = self._schemas
-        validated = self._convert is not None or bool(self._keys)
+        validated = self.convert is not None or bool(self._keys)
         return {"input": {"schema": given, "validated": validated}, "output": {"schema": answered}}
 
     @functools.cached_property
@@ -148,7 +145,7 @@ def _keys(predict: BoundHook) -> dict[str, tuple[Any, bool]]:
 
 
 def _is_record(annotation: Any) -> bool:
-    """Does it name a pydantic model, dataclass or TypedDict, itself or inside a list, dict, tuple or union?"""
+    """Return whether a type is a pydantic model, dataclass or TypedDict, or a list, dict, tuple or union of such."""
     record = get_origin(annotation) or annotation  # of a generic one
     if (
         _is_pydantic(record)
@@ -160,19 +157,19 @@ def _is_record(annotation: Any) -> bool:
 
 
 def _is_typed_dict(annotation: Any) -> bool:
-    """Is it a TypedDict, of `typing` or of `typing_extensions`? (Each module's `is_typeddict` knows only its own.)"""
+    """Return whether a type is a TypedDict of either module; the `is_typeddict` of each knows only its own."""
     return isinstance(annotation, type) and issubclass(annotation, dict) and hasattr(annotation, "__total__")
 
 
 def _is_pydantic(annotation: Any) -> bool:
-    """Is it a pydantic model, or one of pydantic's dataclasses?"""
+    """Return whether a type is a pydantic model, or one of pydantic's dataclasses."""
     return isinstance(annotation, type) and (
         hasattr(annotation, "__pydantic_validator__") or _is_v1(annotation)
     )
 
 
 def _is_v1(annotation: Any) -> bool:
-    """Is it a model of pydantic 1, which has no TypeAdapter, or of `pydantic.v1`?"""
+    """Return whether a type is a model of pydantic 1, which has no TypeAdapter, or of `pydantic.v1`."""
     return hasattr(annotation, "parse_obj") and not hasattr(annotation, "model_validate")
 
 
@@ -312,7 +309,7 @@ def _json_schema(annotation: Any, *, output: bool) -> dict[str, Any] | None:
     from pydantic.json_schema import GenerateJsonSchema
 
     class AnythingElse(GenerateJsonSchema):
-        """What has no JSON Schema (arrays, images) may be anything."""
+        """Allows anything for a type that has no JSON Schema (arrays, images)."""
 
         ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012
 
