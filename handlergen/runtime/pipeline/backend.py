@@ -80,10 +80,14 @@ class PipelineBackend:
         self._model = model
         self._dispatcher = Dispatcher(bundle, model, batch_size=batch_size, describe=describe)
         self.pipeline = self._dispatcher.pipeline
-        self.answer = self._dispatcher.answer
         self.metrics = model.recording.metrics
-        self.flush = model.recording.flush
         self.is_healthy = model.is_healthy
+
+    def answer(self, items: Sequence[Item]) -> int:
+        return self._dispatcher.answer(items)
+
+    def flush(self) -> None:
+        self._model.recording.flush()
 
     def describe(self) -> dict[str, Any]:
         return {"types": self._dispatcher.types(), "predictor": self._model.predictor.describe()}
