@@ -24,10 +24,10 @@ from ..context import Context
 from ..contract import Bundle
 from ..forms.loading import open_user_module
 from ..pipeline.backend import Backend, PipelineBackend
-from ..pipeline.batching import Ready
+from ..pipeline.batching import RequestSource
 from ..pipeline.dispatch import is_describe
 from ..pipeline.hooks import HookInputs, Hooks, Item, http_request
-from ..pipeline.model import Failing, streaming_of
+from ..pipeline.model import FailureHandler, streaming_of
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.predictor import Predictor
 from ..telemetry.metrics import Metrics
@@ -70,9 +70,7 @@ class PreparedBackend:
             recording=model.recording,
         )
         self._logger = model.context.logger
-        self._backend: Backend = PipelineBackend(
-            bundle, model, batch_size=batch_size, describe=describe, about=self._client.describe
-        )
+        self._backend: Backend = PipelineBackend(bundle, model, batch_size=batch_size, describe=describe)
         self._why = ""
         self._relays = False
         self.is_healthy = model.is_healthy
@@ -134,20 +132,20 @@ class _PreparedModel:
         contract, settings = bundle.contract, bundle.settings
         device = torch.device("cpu") if gpu_id is None else torch.device("cuda", gpu_id)
         self.context = Context.open(settings, device=device, model_dir=model_dir)
-        self.failing = Failing(contract.form, user_root=str(model_dir), logger=self.context.logger)
+        self.failures = FailureHandler(contract.form, user_root=str(model_dir), logger=self.context.logger)
         self.streaming = streaming_of(bundle)
         module = open_user_module(contract, settings, self.context)
         module.setup()
-        module.stand_in()
+        module.load_without_model()
         client.open()
         self.recording = Recording(settings, client.device_key, metrics=True)
-        self.failing.count_lock_timeouts(self.recording.metrics)
+        self.failures.metrics = self.recording.metrics
         self.recording.start()
         self.hooks: Hooks = module.hooks()
-        self.failing.name_stages(self.hooks)
+        self.failures.hooks = self.hooks
         inputs = HookInputs.of(contract, ("predict", "explain"))
         remote = partial(
-            RemotePredictor, client, inputs=inputs, fail=self.failing.fail, unsendable=unsendable
+            RemotePredictor, client, inputs=inputs, fail=self.failures.fail, unsendable=unsendable
         )
         self.predictor = remote(PREDICT)
         self.explainer: Predictor | None = remote(EXPLAIN) if self.hooks[0].explain is not None else None
@@ -190,14 +188,14 @@ class RemotePredictor:
     def load(self) -> None:
         """Do nothing: the predictor process loads the model."""
 
-    def predict(self, arrivals: Ready) -> None:
+    def predict(self, requests: RequestSource) -> None:
         """Send each request when it is ready; answers come in any order."""
-        item = arrivals.next()
-        if item is not None and not arrivals.more:
+        item = requests.next()
+        if item is not None and not requests.more:
             call = self._call(item)
             self._client.send(call)
             self._settle(item, call)
-            arrivals.done(item)
+            requests.done(item)
             return
         finished = threading.Semaphore(0)
         count = 0
@@ -206,13 +204,13 @@ class RemotePredictor:
 
             def answered(_future: object, item: Item = item, call: Call = call) -> None:
                 self._settle(item, call)
-                arrivals.done(item)
+                requests.done(item)
                 finished.release()
 
             count += 1
             call.add_done_callback(answered)
             self._client.send(call)
-            item = arrivals.next()
+            item = requests.next()
         for _ in range(count):
             finished.acquire()
 
@@ -225,7 +223,7 @@ class RemotePredictor:
     def _call(self, item: Item) -> Call:
         request = item.request
         prepared = Prepared(
-            item.stage,
+            item.model_index,
             item.inputs,
             item.ready_ns,
             request.id,
@@ -274,12 +272,12 @@ class RelayBackend:
     ) -> None:
         logger = logging.getLogger(f"handlergen.{bundle.settings.name}")
         self._describe = describe
-        self._failing = Failing(bundle.contract.form, user_root=str(model_dir), logger=logger)
+        self._failures = FailureHandler(bundle.contract.form, user_root=str(model_dir), logger=logger)
         self._client = client or _client(bundle, model_dir, gpu_id, batch_size)
         if client is None:
             self._client.open()
         self._recording = recording or Recording(bundle.settings, self._client.device_key, metrics=True)
-        self._failing.count_lock_timeouts(self._recording.metrics)
+        self._failures.metrics = self._recording.metrics
         if recording is None:
             self._recording.start()
         self.is_healthy: Callable[[Mapping[str, Any]], Any] | None = (
@@ -310,7 +308,7 @@ class RelayBackend:
             calls.append((item, call))
             self._client.send(call)
         for item, call in calls:
-            answer = _settle(item, call, RawAnswer, self._failing.fail)
+            answer = _settle(item, call, RawAnswer, self._failures.fail)
             if answer is not None:
                 item.reply = answer.reply
         return len(items) - described
@@ -329,7 +327,7 @@ class RelayBackend:
         try:
             item.reply = encode(self._describe())
         except BaseException as error:
-            self._failing.fail(item, error, "describe")
+            self._failures.fail(item, error, "describe")
 
 
 def _is_unsendable(failure: Failure | None) -> bool:

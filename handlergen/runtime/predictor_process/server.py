@@ -14,9 +14,9 @@ import torch
 from ..codec.content import STREAM_WISH
 from ..codec.errors import Failure, is_out_of_memory
 from ..contract import Bundle
-from ..pipeline.batching import Ready
-from ..pipeline.dispatch import Answering
-from ..pipeline.hooks import Item, Stage
+from ..pipeline.batching import RequestSource
+from ..pipeline.dispatch import Dispatcher
+from ..pipeline.hooks import Item, ModelHooks
 from ..pipeline.model import LoadedModel
 from ..pipeline.pipeline import open_items
 from ..pipeline.predictor import Lock, Predictor
@@ -92,7 +92,7 @@ class _PreparedEntry:
     def __init__(self, server: Server, slot: _Slot, sent: Prepared, *, explains: bool) -> None:
         entry = sent.entry or ({STREAM_WISH: sent.wish} if sent.wish is not None else {})
         item = Item(0, entry, sent.properties, Request(sent.properties, sent.request_id))
-        item.stage, item.inputs, item.ready_ns = sent.stage, sent.inputs, sent.ready_ns
+        item.model_index, item.inputs, item.ready_ns = sent.stage, sent.inputs, sent.ready_ns
         item.request._metadata = sent.metadata
         item.data, item.files, item.http = sent.data, sent.files, sent.http
         if sent.outlet:
@@ -163,7 +163,7 @@ class _QueuedModel:
     """The model for the pipelines of this process: predictions pass through the batch queue. See `Model`."""
 
     def __init__(self, model: LoadedModel, batch_queue: BatchQueue, slots: threading.local) -> None:
-        self.context, self.failing = model.context, model.failing
+        self.context, self.failures = model.context, model.failures
         self.streaming, self.recording = model.streaming, model.recording
         self.hooks = model.hooks
         self.is_healthy = model.is_healthy
@@ -195,23 +195,23 @@ class _QueuedPredictor:
     def load(self) -> None:
         """Do nothing: the model is loaded."""
 
-    def predict(self, arrivals: Ready) -> None:
+    def predict(self, requests: RequestSource) -> None:
         slot: _Slot | None = getattr(self._slots, "slot", None)
         finished = threading.Semaphore(0)
         count = 0
-        item = arrivals.next()
+        item = requests.next()
         while item is not None:
 
             def answer(item: Item = item) -> None:
                 self._own_outputs(item)
-                arrivals.done(item)
+                requests.done(item)
                 finished.release()
 
             count += 1
-            if slot is not None and count == 1 and not arrivals.more:
+            if slot is not None and count == 1 and not requests.more:
                 slot.leave()  # it waits for the device: not in the user's code
             self._queue.put(_RelayedEntry(item, slot, answer, explains=self._explains))
-            item = arrivals.next()
+            item = requests.next()
         for _ in range(count):
             finished.acquire()
         if slot is not None:
@@ -294,8 +294,8 @@ class Server:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="handlergen")
         # Also with `stages: worker`: a worker sends whole requests once a value could not be sent.
         queued = _QueuedModel(model, self.queue, connections.current)
-        self._answering = Answering(bundle, queued, batch_size=max(8, batch_size), describe=dict)
-        model.predictor.use(tuple(self._noting(stage) for stage in model.hooks))
+        self._dispatcher = Dispatcher(bundle, queued, batch_size=max(8, batch_size), describe=dict)
+        model.predictor.hooks = tuple(self._noting(hooks) for hooks in model.hooks)
 
     def take(self, worker: WorkerConnection, message: Message) -> None:
         """Take what a worker sends; never wait."""
@@ -350,7 +350,7 @@ class Server:
 
     def fail(self, item: Item, error: BaseException, hook: str) -> None:
         """Settle a failure."""
-        self._model.failing.fail(item, error, hook)
+        self._model.failures.fail(item, error, hook)
 
     def flush(self) -> None:
         """Write recorded spans."""
@@ -372,7 +372,7 @@ class Server:
             "largest_batch": seen.largest_batch,
             "memory_bytes": memory_of(self._model.device),
         }
-        return {"predictor": about, "types": self._answering.types()}
+        return {"predictor": about, "types": self._dispatcher.types()}
 
     def _health(self) -> Any:
         ask = self._model.is_healthy
@@ -400,7 +400,7 @@ class Server:
         slot = current.slot = _Slot(self.status, worker, number)
         slot.enter()
         try:
-            self._answering.answer([item])
+            self._dispatcher.answer([item])
             worker.send(ANSWER, number, tuple(RawAnswer(item.reply, item.failure, item.sent)))
         except BaseException as error:  # whatever it is: somebody waits for the answer
             self.fail(item, error, "handle")
@@ -408,7 +408,7 @@ class Server:
         finally:
             slot.leave()
 
-    def _noting(self, stage: Stage) -> Stage:
+    def _noting(self, stage: ModelHooks) -> ModelHooks:
         """Return a stage whose predict notes when it begins: a limit on its time counts from there."""
         status, call = self.status, stage.predict.call
 
