@@ -26,7 +26,7 @@ KINDS = ["mutex", "record"]
 BEGIN = """
 import gc, json, os, signal, sys, time
 from pathlib import Path
-from handlergen.runtime import device_lock
+from handlergen.runtime.device import lock as device_lock
 from handlergen.runtime.device.lock import RecordLockFile
 if sys.argv[1] == "record":
     device_lock._open = lambda path: RecordLockFile(path.with_suffix(".record"))
