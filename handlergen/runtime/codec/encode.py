@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .content import JSON, NO_HEADERS, OCTETS, TEXT, header_pairs, header_value, is_status, safe_headers
+from .content import JSON, NO_HEADERS, OCTETS, PNG, TEXT, header_pairs, header_value, is_status, safe_headers
 from .errors import EncodeError
 from .json import ARRAY_CONVERTERS, converter_of, dump
 
@@ -64,7 +64,7 @@ def _special(answer: Any, nan: str) -> Encoded:
         return Encoded(bytes(answer), OCTETS)
     images = sys.modules.get("PIL.Image")
     if images is not None and isinstance(answer, images.Image):
-        return Encoded(_png(answer), "image/png")
+        return Encoded(_png(answer), PNG)
     if not isinstance(answer, type) and _is_response(answer):
         return _response(answer, nan)
     return Encoded(dump(answer, nan), JSON)

@@ -21,9 +21,9 @@ from types import FrameType
 from typing import Any
 
 from ..pipeline.hooks import Item
-from ..request import BadRequest, Files
+from ..request import BadRequest, Files, Request
 from .content import JSON, json_bytes
-from .decode import decode, open_request
+from .decode import decode
 from .encode import Encoded
 from .errors import EncodeError, Failure
 from .json import dump, numpy_array
@@ -137,7 +137,7 @@ def _instances(item: Item, instances: list[Any], first_index: int) -> list[Item]
         raise BadRequest(f'"instances" has {len(instances)} entries; from 1 to {MAX_INSTANCES} are taken')
     parts = []
     for index, instance in enumerate(instances):
-        request = open_request(item.entry, item.properties, item.request.id)  # with metadata of its own
+        request = Request(item.properties, item.request.id)  # with metadata of its own
         part = Item(first_index + index, item.entry, item.properties, request)
         part.data, part.files = _binary(instance, index), Files()
         parts.append(part)

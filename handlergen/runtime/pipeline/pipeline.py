@@ -14,11 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from types import CoroutineType
 from typing import Any
 
-from ..codec.decode import decode, open_request
+from ..codec.decode import decode
 from ..codec.encode import encode
 from ..codec.errors import INPUT
 from ..contract import RuntimeSettings
 from ..device.device import inference_mode
+from ..request import Request
 from ..telemetry.recording import Recorder
 from ..torchserve.streaming import STREAMS, Streaming, drain, drain_async
 from .batching import Arrivals
@@ -83,7 +84,7 @@ class Pipeline:
         """The same stages for use in a process that was forked off this one, which threads do not cross."""
         own = copy.copy(self)
         own._threads, own._async, own._async_starts = None, None, threading.Lock()
-        own._recorder = self._recorder.forked() if self._recorder is not None else None
+        own._recorder = None  # its spans would never be written
         return own
 
     def run(self, items: Sequence[Item]) -> None:
@@ -291,6 +292,6 @@ def open_items(
         request_ids: The requests' ids.
     """
     return [
-        Item(index, entry, headers, open_request(entry, headers, request_id))
+        Item(index, entry, headers, Request(headers, request_id))
         for index, (entry, headers, request_id) in enumerate(zip(data, properties, request_ids, strict=True))
     ]

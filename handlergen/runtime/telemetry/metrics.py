@@ -129,9 +129,6 @@ class Metrics:
         if stage == "predict":
             self._batches.add(request_id.count(",") + 1)
 
-    def forked(self) -> None:
-        """Nobody counts in a process that was forked off this one."""
-
     def answered(self, status: int) -> None:
         """Count an answer."""
         self._answers.append(status)

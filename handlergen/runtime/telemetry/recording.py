@@ -45,18 +45,12 @@ class Spans:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         pid = os.getpid()
         path = directory / f"spans-{model}-{pid}.jsonl"
-        self._place = (directory, model, device)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         tail = {"pid": pid, "worker": worker or str(pid), "device": device, "model": model}
         self._tail = json.dumps(tail)[1:]
         self._kept: deque[tuple[str, str, int, int, int]] = deque()
         self._size = os.fstat(self._descriptor).st_size
         self._losing = False
-
-    def forked(self) -> Spans:
-        """A recorder for a process that was forked off this one."""
-        directory, model, device = self._place
-        return Spans(directory, model=model, device=device)
 
     def record(self, stage: str, request_id: str, start_ns: int, end_ns: int) -> None:
         """Keep one span; from any thread.
@@ -123,9 +117,6 @@ class Recorder(Protocol):
 
     def record(self, stage: str, request_id: str, start_ns: int, end_ns: int) -> None:
         """Take one; from any thread. See `Spans.record`."""
-
-    def forked(self) -> Recorder | None:
-        """Who is told in a process that was forked off this one."""
 
 
 class Recording:
@@ -215,9 +206,6 @@ class _Both:
     def record(self, stage: str, request_id: str, start_ns: int, end_ns: int) -> None:
         self._spans.record(stage, request_id, start_ns, end_ns)
         self._metrics.record(stage, request_id, start_ns, end_ns)
-
-    def forked(self) -> Recorder | None:
-        return self._spans.forked()
 
 
 def memory_of(device: Device) -> int:

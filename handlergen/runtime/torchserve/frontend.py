@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
-from ..codec.content import NO_HEADERS, STREAM_WISH, reason_phrase
+from ..codec.content import JSON, NO_HEADERS, STREAM_WISH, reason_phrase
 from ..descriptors import closed_in_children
 from ..pipeline.dispatch import is_describe
 from ..pipeline.hooks import Item
@@ -69,7 +69,7 @@ def answered(items: Sequence[Item], context: Any, counts: Counts) -> list[bytes]
         else:
             if len(items) == 1 and item.request.is_grpc:
                 raise_to_torchserve(failure)
-            context.set_response_content_type(index, "application/json")
+            context.set_response_content_type(index, JSON)
             context.set_response_status(failure.status, failure.phrase, index)
             headers = failure.headers
             bodies.append(failure.body(item.request.id))

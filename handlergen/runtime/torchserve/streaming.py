@@ -23,16 +23,13 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any, Protocol
 
-from ..codec.content import JSON, OCTETS, STREAM_WISH, TEXT
+from ..codec.content import EVENT_STREAM, JSON, NDJSON, OCTETS, STREAM_WISH, TEXT
 from ..codec.errors import Failure
 from ..codec.json import dump
 from ..pipeline.hooks import Item
 
 STREAMS = frozenset((GeneratorType, AsyncGeneratorType))
 """Types of what a hook returns when its answer is to be streamed."""
-
-NDJSON = "application/x-ndjson"
-SSE = "text/event-stream"
 
 _UNWANTED = frozenset((b"", b"false", b"0", b"no"))
 
@@ -182,8 +179,8 @@ class Chunks:
 
     def _encoded(self, chunk: Any) -> tuple[bytes, str]:
         if isinstance(chunk, str):
-            wants_events = SSE in self._item.request.headers.get("accept", "")
-            return chunk.encode("utf-8", "replace"), SSE if wants_events else TEXT
+            wants_events = EVENT_STREAM in self._item.request.headers.get("accept", "")
+            return chunk.encode("utf-8", "replace"), EVENT_STREAM if wants_events else TEXT
         if isinstance(chunk, bytes | bytearray | memoryview):
             return bytes(chunk), OCTETS
         return dump(chunk, self._nan) + b"\n", NDJSON
@@ -214,7 +211,7 @@ def wants_chunks(item: Item) -> bool:
             else bool(wish)
         )
     accepted = item.request.headers.get("accept", "").lower()
-    return JSON not in accepted or SSE in accepted
+    return JSON not in accepted or EVENT_STREAM in accepted
 
 
 def gathered(chunks: list[Any]) -> Any:
