@@ -19,7 +19,7 @@ from .pipeline.hooks import BoundHook, Item
 from .pipeline.pipeline import Pipeline
 from .telemetry.health import Counts, Health, description
 from .telemetry.metrics import switched_on
-from .torchserve.duplicate_requests import Unchecked, for_this_user
+from .torchserve.duplicate_requests import DuplicateRequests
 from .torchserve.frontend import answered, keep_from_children, leave_out_batch_lines, received
 from .torchserve.streaming import outlet_of
 
@@ -36,7 +36,7 @@ class Worker:
         batch_size: The most requests that come at once.
         metrics: TorchServe's `context.metrics`, if there is a TorchServe.
         backend: Makes what answers requests; `LocalBackend`, in this process, when left out.
-        given: Which requests may be answered.
+        duplicates: Refuses the requests that another worker has answered.
 
     Raises:
         Exception: What the user's module raises while it is imported, set up and loaded.
@@ -51,10 +51,10 @@ class Worker:
         batch_size: int,
         metrics: Any = None,
         backend: BackendFactory = LocalBackend,
-        given: Unchecked | None = None,
+        duplicates: DuplicateRequests | None = None,
     ) -> None:
         self.bundle = bundle
-        self._given = given or Unchecked()
+        self._duplicates = duplicates or DuplicateRequests()
         self._counts = Counts()
         self._asked_before = False
         self._backend: Backend = backend(
@@ -134,7 +134,7 @@ class Worker:
                 batch_size=int(properties.get("batch_size") or 1),
                 metrics=metrics,
                 backend=backend_of(bundle),
-                given=for_this_user(connection, logging.getLogger("handlergen")),
+                duplicates=DuplicateRequests.of_worker(connection, logging.getLogger("handlergen")),
             )
         except MemoryError:
             raise
@@ -166,18 +166,18 @@ class Worker:
             refuse_envelope(sys._getframe(1))
             self._asked_before = True
         items = received(data, context)
-        outlet = outlet_of(context, self._given.begin)
+        outlet = outlet_of(context, self._duplicates.note_stream)
         for item in items:
             item.outlet = outlet
-        self._counts.requests += self._backend.answer(self._given.new(items))
+        self._counts.requests += self._backend.answer(self._duplicates.unanswered(items))
         self._backend.flush()
-        self._given.end(items)
+        self._duplicates.note_answers(items)
         return answered(items, context, self._counts)
 
     def preprocess(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Item]:
         """The first stage alone, for subclasses of the generated handler: decode and preprocess."""
         items = received(data, context)
-        self.pipeline.preprocess(self._given.new(items))
+        self.pipeline.preprocess(self._duplicates.unanswered(items))
         self._backend.flush()
         return items
 
@@ -191,7 +191,7 @@ class Worker:
         """The third stage alone: postprocess and encode."""
         self.pipeline.postprocess(items)
         self._backend.flush()
-        self._given.end(items)
+        self._duplicates.note_answers(items)
         return answered(items, context, self._counts)
 
     def describe(self) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from typing import Protocol
 import torch
 
 from ..contract import RuntimeSettings
-from ..device.device import Copies, Device
+from ..device.device import Device
 from ..device.lock import lock_directory
-from ..server_process import started
+from ..server_process import ModelCopies, started
 from .metrics import COPIES, MEMORY, Metrics, switched_on
 
 _logger = logging.getLogger("handlergen")
@@ -147,7 +147,7 @@ class Recording:
             self.metrics = Metrics(
                 model=settings.name, version=settings.version, device=device_key, write=write
             )
-        self._copies: Copies | None = None
+        self._copies: ModelCopies | None = None
         self.recorder = self._recorder(self._spans)
 
     def start(self) -> None:
@@ -164,7 +164,7 @@ class Recording:
         if self.metrics is None:
             return
         try:
-            copies = Copies(
+            copies = ModelCopies(
                 lock_directory(),
                 server=f"{server} {started(server)}",
                 model=settings.name,

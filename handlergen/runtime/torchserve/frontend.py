@@ -1,4 +1,4 @@
-"""TorchServe as a worker sees it: batches in, answers out, its connection, its log lines, its process."""
+"""TorchServe as a worker sees it: batches in, answers out, the connection, the lines it prints for each batch."""
 
 from __future__ import annotations
 
@@ -20,27 +20,18 @@ from .streaming import raise_to_torchserve
 
 
 def received(data: Sequence[Mapping[str, Any]], context: Any) -> list[Item]:
-    """An item a request.
-
-    Args:
-        data: TorchServe's batch, a mapping a request.
-        context: TorchServe's context.
-    """
-    ids = context.request_ids
-    return open_items(
-        data,
-        [processor.get_request_properties() for processor in context.request_processor],
-        [ids[index] for index in range(len(data))],
-    )
+    """Return an item for each request of TorchServe's batch."""
+    headers = [processor.get_request_properties() for processor in context.request_processor]
+    return open_items(data, headers, [context.request_ids[index] for index in range(len(data))])
 
 
 def answered(items: Sequence[Item], context: Any, counts: Counts) -> list[bytes]:
-    """One body a request, in order; empty for one whose chunks have been sent.
+    """Return a body for each request, in order; empty for one whose chunks have been sent.
 
     Args:
         items: Each with its reply or failure.
-        context: TorchServe's; gets each request's status, content type and headers.
-        counts: Counts the answers, but no descriptions.
+        context: TorchServe's; status, content type and headers of each request are set there.
+        counts: Counts the answers, except descriptions.
 
     Raises:
         Exception: TorchServe's, for a failed single gRPC request, whose status it takes from an exception only, and
@@ -79,15 +70,15 @@ def answered(items: Sequence[Item], context: Any, counts: Counts) -> list[bytes]
 
 
 def keep_from_children() -> socket.socket | None:
-    """Close the connection in every process that is forked off this one; to be called below TorchServe's `load_model`.
+    """Close TorchServe's connection in every forked child of this process; call it below TorchServe's `load_model`.
 
-    TorchServe notices by the end of the connection that a worker has died. A child that has it, too, keeps the worker's
-    request waiting until `response_timeout_s`, and the next worker from being started. TorchServe hands the connection
-    out only when the model is loaded, and a pool of processes may be made before (ts/model_service_worker.py,
-    `handle_connection`, where it is the variable `cl_socket`).
+    TorchServe notices that a worker has died when the connection ends. A child that inherits the connection keeps the
+    worker's request waiting until `response_timeout_s`, and the next worker from being started. TorchServe passes the
+    connection on only when the model is loaded, and the model may fork a pool of processes before
+    (ts/model_service_worker.py, `handle_connection`, where it is the variable `cl_socket`).
 
     Returns:
-        The connection. None, and a warning in the log, where it is not found: in an unknown version of TorchServe.
+        The connection. None, and a warning in the log, in an unknown version of TorchServe that keeps it elsewhere.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -98,8 +89,8 @@ def keep_from_children() -> socket.socket | None:
         frame = frame.f_back
     logging.getLogger("handlergen").warning(
         "TorchServe's connection to this worker was not found: this version of TorchServe keeps it elsewhere. A child "
-        "process that a hook forks can keep a dead worker's requests waiting, and a request that TorchServe gives to "
-        "two workers can be answered twice"
+        "process that a hook forks can keep a dead worker's requests waiting, and a request that TorchServe re-queues "
+        "while stopping a worker can be answered twice"
     )
     return None
 
@@ -111,18 +102,16 @@ _EVERY_S = 1.0
 
 
 def leave_out_batch_lines(metrics: Any) -> None:
-    """Stop the lines that TorchServe's worker prints for each batch; all others pass.
+    """Drop the log line that TorchServe's worker prints for each batch, and print its gauges once a second.
 
-    Each line is written, read by the frontend, matched and logged: a tenth of what a request costs that does
-    nothing else. Dropping it in the frontend's log configuration saves only the last part of that. A gauge of the last
-    batch is as good when it is printed once a second; nobody asks for it more often.
-
-    A TorchServe that words the line or names the gauges otherwise prints them.
+    Each line is written, read by the frontend, matched and logged: a tenth of the cost of a request to a model that
+    does nothing. The frontend's log configuration would save only the logging. Versions of TorchServe with another
+    line or other gauges print them.
 
     Args:
         metrics: TorchServe's `context.metrics`; None if there is none.
     """
-    logging.getLogger().addFilter(_is_no_batch_line)  # twice is once
+    logging.getLogger().addFilter(_is_no_batch_line)  # adding it again has no effect
     if metrics is not None and not isinstance(metrics.add_time, OnceASecond):
         metrics.add_time = OnceASecond(metrics.add_time)
 
@@ -132,11 +121,7 @@ def _is_no_batch_line(record: logging.LogRecord) -> bool:
 
 
 class OnceASecond:
-    """`context.metrics.add_time`, but TorchServe's gauges of the last batch pass once a second.
-
-    Args:
-        add_time: Gets all that passes.
-    """
+    """`context.metrics.add_time`, except that TorchServe's gauges of the last batch pass once a second."""
 
     def __init__(self, add_time: Callable[..., object]) -> None:
         self._add_time = add_time
