@@ -88,12 +88,12 @@ def test_a_histogram_counts_up_to_each_bound() -> None:
     histogram = Histogram((1.0, 2.5), unit=1000)
     for value in (0, 1000, 1001, 2500, 2501, 9_000_000):
         histogram.add(value)
-    assert histogram.taken() == ([("1", 2), ("2.5", 4), ("+Inf", 6)], 9007.002, 6)
-    assert histogram.taken() == ([("1", 0), ("2.5", 0), ("+Inf", 0)], 0, 0)
+    assert histogram.collect() == ([("1", 2), ("2.5", 4), ("+Inf", 6)], 9007.002, 6)
+    assert histogram.collect() == ([("1", 0), ("2.5", 0), ("+Inf", 0)], 0, 0)
 
 
 def test_bounds_are_read_back_as_they_are() -> None:
-    buckets, _, _ = Histogram(SECONDS, unit=10**9).taken()
+    buckets, _, _ = Histogram(SECONDS, unit=10**9).collect()
     assert [float(name) for name, _ in buckets] == [*SECONDS, float("inf")]
     assert not any("e" in name for name, _ in buckets)
 
