@@ -76,11 +76,6 @@ def reserve(descriptor: int, size: int) -> None:
         os.pwrite(descriptor, bytes(missing), size - missing)
 
 
-def is_at(path: Path, descriptor: int) -> bool:
-    """Return whether a path still names an open file."""
-    return has_name(os.fstat(descriptor), path)
-
-
 def has_name(file: os.stat_result, path: Path) -> bool:
     """Return whether a path still names the file of an earlier `os.fstat`."""
     try:

@@ -1,9 +1,9 @@
 """Decoding: from a request as TorchServe delivers it to a hook's `data` and `files` (contract, section 4).
 
-TorchServe parses on the way: a body or part whose type is exactly `application/json` arrives as its value,
-one whose type starts with `text` as `str`, everything else (and what it failed to parse) as a bytearray
-(otf_message_handler.py:276-315). With TS_DECODE_INPUT_REQUEST=false in the worker's environment it hands
-over bytes only; both are understood here.
+By default TorchServe parses first: a body or part whose type is exactly `application/json` arrives as its value, one
+whose type starts with `text` as `str`, everything else (and invalid JSON) as a bytearray
+(otf_message_handler.py:276-315). With TS_DECODE_INPUT_REQUEST=false in the worker's environment it delivers bytes only.
+Both are supported.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 def _lost_body() -> BadRequest:
     """Return the error for a body that TorchServe's form decoder dropped or changed."""
     return BadRequest(
-        "The body was labelled a form (curl -d does so by itself) but is none, so TorchServe lost or changed "
-        "parts of it. Send it with its own type, for JSON: Content-Type: application/json"
+        "The body is not a form although its Content-Type says so (the default of curl -d), so TorchServe lost or "
+        "changed parts of it. Send it with its own type, for JSON: Content-Type: application/json"
     )
 
 

@@ -37,7 +37,7 @@ class Encoded:
 
 
 def encode(answer: Any, *, nan: str = "null", limit: int | None = None) -> Encoded:
-    """Encode what a hook returned.
+    """Encode a hook's answer.
 
     Args:
         answer: JSON-like data (dataclasses, pydantic models, arrays, tensors and so on at any depth), bytes, a
@@ -46,7 +46,7 @@ def encode(answer: Any, *, nan: str = "null", limit: int | None = None) -> Encod
         limit: The most bytes that the server can send.
 
     Raises:
-        EncodeError: It cannot be sent; names the type and the place inside the answer, or the sizes.
+        EncodeError: The answer cannot be sent; names the type and its place in the answer, or the sizes.
     """
     if type(answer) in _PLAIN or converter_of(answer) in ARRAY_CONVERTERS:
         encoded = Encoded(dump(answer, nan), JSON)

@@ -215,11 +215,8 @@ class _V2Answer:
 def _wanted_outputs(outputs: Any) -> list[str]:
     if outputs is None:
         return []
-    names = (
-        [each.get("name") for each in outputs if isinstance(each, Mapping)]
-        if isinstance(outputs, list)
-        else [None]
-    )
+    objects = outputs if isinstance(outputs, list) else [{}]
+    names = [each.get("name") for each in objects if isinstance(each, Mapping)]
     if not all(isinstance(name, str) for name in names):
         raise BadRequest('"outputs" is a list of objects with a "name"')
     return [str(name) for name in names]
@@ -261,13 +258,13 @@ def read_tensor(given: Any, place: str) -> tuple[str, Any]:
     if not isinstance(shape, list) or not all(type(size) is int and size >= -1 for size in shape):
         raise BadRequest(f'{place}: "shape" is a list of whole numbers')
     if shape.count(-1) > 1:
-        raise BadRequest(f'{place}: "shape" leaves two sizes open')
+        raise BadRequest(f'{place}: "shape" has more than one -1')
     if "data" not in given:
         raise BadRequest(f'{place} has no "data"; binary tensors after the JSON are not supported')
     if datatype == "BYTES":
         return given["name"], _texts(data, shape, place)
     if datatype not in _TYPES:
-        raise BadRequest(f"{place}: datatype {str(datatype)[:40]!r} is none of {', '.join(_TYPES)}, BYTES")
+        raise BadRequest(f"{place}: datatype {str(datatype)[:40]!r} is not one of {', '.join(_TYPES)}, BYTES")
     return given["name"], _numbers(data, shape, datatype, place)
 
 
@@ -308,7 +305,7 @@ def _shaped(array: Any, shape: list[int], place: str) -> Any:
             return array.reshape(shape)
         except (ValueError, OverflowError):  # more dimensions than numpy has
             pass
-    raise BadRequest(f'{place}: "data" has {array.size} elements, which shape {shape[:8]} does not hold')
+    raise BadRequest(f'{place}: "data" has {array.size} elements, which do not fit shape {shape[:8]}')
 
 
 def _flat(data: Any) -> list[Any]:

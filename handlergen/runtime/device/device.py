@@ -46,7 +46,7 @@ class Device:
         self.is_cpu = self.torch.type == "cpu"
         self.broken = False
 
-    def stage(self, value: Any) -> Any:
+    def pin(self, value: Any) -> Any:
         """Return `value` with its large tensors in pinned memory, which the device reads itself.
 
         Called before the lock is taken: the transfer under the lock then neither copies nor waits for the CPU.

@@ -153,7 +153,7 @@ class WorkerPredictor:
     def _staged(self, item: Item) -> bool:
         """Lay the inputs of a request out for the device, before the lock."""
         try:
-            item.inputs = self._device.stage(item.inputs)
+            item.inputs = self._device.pin(item.inputs)
         except BaseException as error:
             self._fail(item, error, "predict")
             return False
@@ -297,7 +297,7 @@ class WorkerPredictor:
         together: Any = inputs
         if self._predict_batch == self._collated:
             together = collate(inputs) if own is None else own(inputs)
-        joined.inputs = self._device.stage(together)
+        joined.inputs = self._device.pin(together)
         return joined
 
     def _collated(self, items: Sequence[Item], joined: Item) -> None:

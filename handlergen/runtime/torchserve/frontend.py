@@ -112,27 +112,25 @@ def leave_out_batch_lines(metrics: Any) -> None:
         metrics: TorchServe's `context.metrics`; None if there is none.
     """
     logging.getLogger().addFilter(_is_no_batch_line)  # adding it again has no effect
-    if metrics is not None and not isinstance(metrics.add_time, OnceASecond):
-        metrics.add_time = OnceASecond(metrics.add_time)
+    if metrics is not None and not hasattr(metrics.add_time, "once_a_second"):
+        metrics.add_time = _once_a_second(metrics.add_time)
 
 
 def _is_no_batch_line(record: logging.LogRecord) -> bool:
     return record.msg != _BATCH_LINE or record.module != "otf_message_handler"
 
 
-class OnceASecond:
-    """`context.metrics.add_time`, except that TorchServe's gauges of the last batch pass once a second."""
+def _once_a_second(add_time: Callable[..., object]) -> Callable[..., None]:
+    """Wrap `context.metrics.add_time`: TorchServe's gauges of the last batch pass once a second, others always."""
+    next_at = dict.fromkeys(_GAUGES, 0.0)
 
-    def __init__(self, add_time: Callable[..., object]) -> None:
-        self._add_time = add_time
-        self._next = dict.fromkeys(_GAUGES, 0.0)
-
-    def __call__(self, name: str, *arguments: Any, **options: Any) -> None:
-        """As the method."""
-        due = self._next.get(name)
-        if due is not None:
+    def limited(name: str, *arguments: Any, **options: Any) -> None:
+        if name in next_at:
             now = time.monotonic()
-            if now < due:
+            if now < next_at[name]:
                 return
-            self._next[name] = now + _EVERY_S
-        self._add_time(name, *arguments, **options)
+            next_at[name] = now + _EVERY_S
+        add_time(name, *arguments, **options)
+
+    limited.once_a_second = True  # type: ignore[attr-defined]
+    return limited

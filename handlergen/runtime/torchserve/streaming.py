@@ -8,10 +8,10 @@ How TorchServe 0.12 streams (read in its jar and in ts/handler_utils/utils.py, a
   message in which no request has `true` (BatchAggregator.sendResponse): the end of a stream therefore travels
   with the answers of its whole batch.
 - `responseTimeout` counts from message to message: a stream may last longer, a chunk may not.
-- Nothing tells a worker that a client has gone; the frontend drops what it can no longer send.
-- Nothing tells a worker whether a gRPC request came by Predictions or by StreamPredictions, and a second message
-  for the former throws in the frontend, which then ends the worker. So a gRPC request streams only if its input
-  has the entry `ts_stream_next`; otherwise it gets the chunks together, in one message, by either call.
+- A worker is not informed that a client has gone; the frontend drops chunks that it can no longer send.
+- A worker cannot see whether a gRPC request came by Predictions or by StreamPredictions, and a second message for
+  the former throws in the frontend, which then ends the worker. So a gRPC request streams only if its input has the
+  entry `ts_stream_next`; otherwise it gets all chunks in one message, by either call.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from dataclasses import dataclass
-from types import AsyncGeneratorType, GeneratorType
+from types import AsyncGeneratorType, GeneratorType, SimpleNamespace
 from typing import Any, Protocol
 
 from ..codec.content import EVENT_STREAM, JSON, NDJSON, OCTETS, STREAM_WISH, TEXT
@@ -170,7 +170,8 @@ class Chunks:
         """Return the value to encode after the last chunk."""
         if self._outlet is None:
             return gathered(self._kept)
-        return Sent(self._content_type)
+        # Everything has been sent: an empty response.
+        return SimpleNamespace(status_code=200, body=b"", media_type=self._content_type)
 
     def _encoded(self, chunk: Any) -> tuple[bytes, str]:
         if isinstance(chunk, str):
@@ -179,16 +180,6 @@ class Chunks:
         if isinstance(chunk, bytes | bytearray | memoryview):
             return bytes(chunk), OCTETS
         return dump(chunk, self._nan) + b"\n", NDJSON
-
-
-class Sent:
-    """An answer whose chunks have all been sent; `encode` reads it as an empty response."""
-
-    status_code = 200
-    body = b""
-
-    def __init__(self, media_type: str) -> None:
-        self.media_type = media_type
 
 
 def wants_chunks(item: Item) -> bool:
