@@ -83,13 +83,13 @@ def pinned(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     return found
 
 
-def test_large_tensors_are_staged_in_page_locked_memory(pinned: list[torch.Tensor]) -> None:
+def test_large_tensors_are_pinned(pinned: list[torch.Tensor]) -> None:
     value = {"image": torch.ones(65537, dtype=torch.uint8), "label": torch.ones(65536, dtype=torch.uint8)}
-    pinned = NotAGpu().pin(value)
+    moved = NotAGpu().pin(value)
     assert pinned == [value["image"]]
-    assert pinned["image"] is not value["image"]
-    assert pinned["label"] is value["label"]
-    assert torch.equal(pinned["image"], value["image"])
+    assert moved["image"] is not value["image"]
+    assert moved["label"] is value["label"]
+    assert torch.equal(moved["image"], value["image"])
 
 
 def test_what_cannot_be_page_locked_stays(
