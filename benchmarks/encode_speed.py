@@ -4,7 +4,7 @@
 
 Prints, for each kind of answer, the time of `encode` with orjson over orjson's own time (to stay under 1.5 for
 arrays) and without orjson over the standard library's (to stay at 1), and what the do-nothing path costs:
-decode + open_request + encode of a small JSON object (to stay under 10 microseconds). Best of the repeats.
+decode + Request + encode of a small JSON object (to stay under 10 microseconds). Best of the repeats.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import orjson
 import torch
 
 from handlergen.runtime.codec import json as json_answer
-from handlergen.runtime.codec.decode import decode, open_request
+from handlergen.runtime.codec.decode import decode
 from handlergen.runtime.codec.encode import encode
+from handlergen.runtime.request import Request
 
 
 def milliseconds(calls: Sequence[Callable[[], object]], repeat: int) -> list[float]:
@@ -103,7 +104,7 @@ def main() -> None:
     answer = {"label": 3, "probability": 0.93, "scores": [0.93, 0.05, 0.02]}
 
     def nothing() -> None:
-        open_request(entry, properties, "id")
+        Request(properties, "id")
         decode(entry, properties)
         encode(answer, limit=6_553_500)
 

@@ -15,6 +15,7 @@ from handlergen.cli.options import config_option, connected, json_option, key_fi
 from handlergen.cli.printing import named, print_json, writable
 from handlergen.cli.requests import advised, field_of, headers_of, instead_of, refuse_file_name
 from handlergen.errors import RequestFailed
+from handlergen.runtime.codec.content import JSON
 
 if TYPE_CHECKING:
     from handlergen.client import Answer, Client
@@ -153,7 +154,7 @@ def _ask(client: Client, name: str, over_grpc: bool, version: str | None, body: 
 def _rest_body(data: str | None, file: Path | None, fields: tuple[str, ...]) -> dict[str, Any]:
     if data is not None:
         # Send the text as it was typed: the model decides whether it is valid JSON.
-        return {"content": os.fsencode(data), "content_type": "application/json"}
+        return {"content": os.fsencode(data), "content_type": JSON}
     if file is not None:
         return {"file": file}
     return {"fields": dict(field_of(text) for text in fields)}

@@ -13,6 +13,7 @@ from handlergen.cli.options import gpu_option, setting_options
 from handlergen.cli.printing import failures_kept, named, stdout_of_its_own, writable
 from handlergen.cli.requests import HOW_TO_QUOTE, field_of, headers_of, refuse_file_name
 from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed
+from handlergen.runtime.codec.content import JSON
 
 if TYPE_CHECKING:
     from handlergen.local.model import Answer, LocalModel
@@ -119,7 +120,7 @@ def _inputs(
             for text in data:
                 refuse_file_name(text)
         texts = [sys.stdin.buffer.read() if text == "-" else os.fsencode(text) for text in data]
-        return texts, content_type or "application/json"
+        return texts, content_type or JSON
     found: list[Any] = []
     for path in files:
         if str(path) == "-":
@@ -148,7 +149,7 @@ def _one(
             with named(output):
                 output.write_bytes(answer.body)
         else:
-            ending = b"\n" if answer.content_type.startswith(("application/json", "text/")) else b""
+            ending = b"\n" if answer.content_type.startswith((JSON, "text/")) else b""
             write(answer.body + ending)
     return answer
 

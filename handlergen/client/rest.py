@@ -15,6 +15,7 @@ from urllib.parse import quote
 from handlergen.client.connection import HttpConnection
 from handlergen.client.results import Answer, ModelStatus
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
+from handlergen.runtime.codec.content import JSON, OCTETS
 from handlergen.runtime.codec.errors import error_text
 
 FieldValue = str | bytes | Path
@@ -128,11 +129,11 @@ def payload(
     if fields is not None:
         return {}, {"files": [(name, _part(value)) for name, value in fields.items()]}
     if json is not UNSET:
-        body, guessed = json_module.dumps(json, ensure_ascii=False).encode(), "application/json"
+        body, guessed = json_module.dumps(json, ensure_ascii=False).encode(), JSON
     elif file is not None:
         body, guessed = file.read_bytes(), _content_type_of(file)
     else:
-        body, guessed = content or b"", "application/octet-stream"
+        body, guessed = content or b"", OCTETS
     return {"Content-Type": content_type or guessed}, {"content": body}
 
 
@@ -145,7 +146,7 @@ def _part(value: FieldValue) -> tuple[str | None, bytes] | tuple[str, bytes, str
 
 
 def _content_type_of(path: Path) -> str:
-    return mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    return mimetypes.guess_type(path.name)[0] or OCTETS
 
 
 class ManagementApi:

@@ -22,6 +22,7 @@ from handlergen.local.identity import identity_of_archive, identity_of_project
 from handlergen.local.requests import RequestParts, body_of, body_request, form_request
 from handlergen.local.user_place import importable, working_directory
 from handlergen.project.settings import to_runtime
+from handlergen.runtime.codec.content import JSON
 from handlergen.runtime.codec.errors import without_server
 from handlergen.runtime.contract import Bundle
 from handlergen.runtime.torchserve.streaming import ConsumerGone
@@ -58,7 +59,7 @@ class Answer:
     @property
     def value(self) -> Any:
         """The decoded answer: a JSON value, or the bytes when it is no JSON."""
-        return json.loads(self.body) if self.content_type.startswith("application/json") else self.body
+        return json.loads(self.body) if self.content_type.startswith(JSON) else self.body
 
 
 class LocalModel:

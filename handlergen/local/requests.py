@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from handlergen.errors import HandlergenError
-
-OCTETS = "application/octet-stream"
-JSON = "application/json"
+from handlergen.runtime.codec.content import JSON, MULTIPART, NPY, OCTETS
 
 RequestParts = tuple[dict[str, Any], dict[str, Any]]
 """The request's parts by name, and its headers with its parts' content types."""
@@ -46,7 +44,7 @@ def form_request(fields: Mapping[str, Any]) -> RequestParts:
             body, kind = text.encode("utf-8", "surrogateescape"), ""
         entry[name] = bytearray(body)
         types[name] = {"content-type": kind}
-    return entry, {**types, "content-type": "multipart/form-data"}
+    return entry, {**types, "content-type": MULTIPART}
 
 
 def body_of(data: Any, content_type: str | None = None) -> tuple[bytes, str]:
@@ -64,7 +62,7 @@ def body_of(data: Any, content_type: str | None = None) -> tuple[bytes, str]:
     if isinstance(data, bytes | bytearray | memoryview):
         return bytes(data), content_type or OCTETS
     if type(data).__module__ == "numpy" and hasattr(data, "dtype") and hasattr(data, "shape"):
-        return npy_bytes(data), content_type or "application/x-npy"
+        return npy_bytes(data), content_type or NPY
     try:
         return json.dumps(data, ensure_ascii=False).encode("utf-8", "backslashreplace"), content_type or JSON
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Descriptors and files: closed in forked children, removed or replaced by other processes."""
+"""Descriptors: closed in forked children; hung-up connections; files with reserved space, replaced files."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ _GONE = select.POLLHUP | getattr(select, "POLLRDHUP", 0)
 
 _sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 _descriptors: dict[int, tuple[int, int]] = {}
-"""Descriptor -> device and inode of its file. A descriptor that was closed otherwise than by `close` soon names
-another file, which a child may need."""
+"""Descriptor -> device and inode of its file. A descriptor that was not closed by `close` may name another file by now,
+which a child may need."""
 
 
 def hung_up(descriptor: int) -> bool:
-    """Return whether the other end of a connection has closed it."""
+    """Return whether the peer has closed a connection."""
     poll = select.poll()
     poll.register(descriptor, _GONE)
     return bool(poll.poll(0))
 
 
 def closed_in_children(connection: socket.socket) -> None:
-    """Close a socket in every process that is forked off this one."""
+    """Close a socket in every forked child of this process."""
     _sockets.add(connection)
 
 
 def descriptor_closed_in_children(descriptor: int) -> None:
-    """Close a descriptor in every process that is forked off this one; until `close`."""
+    """Close a descriptor in every forked child of this process, until `close`."""
     _descriptors[descriptor] = _file(descriptor)
 
 
 def close(descriptor: int) -> None:
-    """Close a descriptor that `descriptor_closed_in_children` has registered."""
-    _descriptors.pop(descriptor, None)
-    os.close(descriptor)
+    """Close a descriptor that `descriptor_closed_in_children` has registered; a no-op in a forked child."""
+    if _descriptors.pop(descriptor, None) is not None:
+        os.close(descriptor)
 
 
 def _file(descriptor: int) -> tuple[int, int]:
@@ -63,12 +63,12 @@ os.register_at_fork(after_in_child=_close_all)
 
 
 def reserve(descriptor: int, size: int) -> None:
-    """Give a file that is to be mapped its size in bytes, and the room; what it has is kept.
+    """Extend a file that is to be mapped to a size in bytes, and allocate its blocks; its content is kept.
 
-    Where a mapped file has no block of its own yet and the disk is full, writing there kills the process (SIGBUS).
+    Writing to a mapped block that is not allocated kills the process when the disk is full (SIGBUS).
 
     Raises:
-        OSError: There is no room.
+        OSError: The disk is full.
     """
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)
@@ -76,21 +76,8 @@ def reserve(descriptor: int, size: int) -> None:
         os.pwrite(descriptor, bytes(missing), size - missing)
 
 
-def is_at(path: Path, descriptor: int) -> bool:
-    """Whether an open file is still the one of that name.
-
-    Raises:
-        OSError: That cannot be seen.
-    """
-    return has_name(os.fstat(descriptor), path)
-
-
 def has_name(file: os.stat_result, path: Path) -> bool:
-    """The same, of a file that was looked at while it was open.
-
-    Raises:
-        OSError: That cannot be seen.
-    """
+    """Return whether a path still names the file of an earlier `os.fstat`."""
     try:
         return os.path.samestat(path.stat(), file)
     except FileNotFoundError:

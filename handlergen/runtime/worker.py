@@ -19,7 +19,7 @@ from .pipeline.hooks import BoundHook, Item
 from .pipeline.pipeline import Pipeline
 from .telemetry.health import Counts, Health, description
 from .telemetry.metrics import switched_on
-from .torchserve.duplicate_requests import Unchecked, for_this_user
+from .torchserve.duplicate_requests import DuplicateRequests
 from .torchserve.frontend import answered, keep_from_children, leave_out_batch_lines, received
 from .torchserve.streaming import outlet_of
 
@@ -51,10 +51,10 @@ class Worker:
         batch_size: int,
         metrics: Any = None,
         backend: BackendFactory = LocalBackend,
-        duplicates: Unchecked | None = None,
+        duplicates: DuplicateRequests | None = None,
     ) -> None:
         self.bundle = bundle
-        self._duplicates = duplicates or Unchecked()
+        self._duplicates = duplicates or DuplicateRequests()
         self._counts = Counts()
         self._envelope_checked = False
         self._backend: Backend = backend(
@@ -135,7 +135,7 @@ class Worker:
                 batch_size=int(properties.get("batch_size") or 1),
                 metrics=metrics,
                 backend=backend_of(bundle),
-                duplicates=for_this_user(connection, logging.getLogger("handlergen")),
+                duplicates=DuplicateRequests.of_worker(connection, logging.getLogger("handlergen")),
             )
         except MemoryError:
             raise
@@ -169,18 +169,18 @@ class Worker:
             refuse_envelope(sys._getframe(1))
             self._envelope_checked = True
         items = received(data, context)
-        outlet = outlet_of(context, self._duplicates.begin)
+        outlet = outlet_of(context, self._duplicates.note_stream)
         for item in items:
             item.outlet = outlet
-        self._counts.requests += self._backend.answer(self._duplicates.new(items))
+        self._counts.requests += self._backend.answer(self._duplicates.unanswered(items))
         self._backend.flush()
-        self._duplicates.end(items)
+        self._duplicates.note_answers(items)
         return answered(items, context, self._counts)
 
     def preprocess(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Item]:
         """Decode and preprocess, for subclasses of the generated handler."""
         items = received(data, context)
-        self.pipeline.preprocess(self._duplicates.new(items))
+        self.pipeline.preprocess(self._duplicates.unanswered(items))
         self._backend.flush()
         return items
 
@@ -194,7 +194,7 @@ class Worker:
         """Postprocess and encode, for subclasses of the generated handler."""
         self.pipeline.postprocess(items)
         self._backend.flush()
-        self._duplicates.end(items)
+        self._duplicates.note_answers(items)
         return answered(items, context, self._counts)
 
     def describe(self) -> dict[str, Any]:

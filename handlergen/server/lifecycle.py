@@ -18,9 +18,9 @@ from handlergen.client import Client, ModelStatus
 from handlergen.client.connection import KEY_FILE
 from handlergen.errors import HandlergenError, ModuleFailed, ServerError
 from handlergen.project.settings import shown
-from handlergen.runtime.device.device import remove_left_behind
 from handlergen.runtime.device.lock import STATE_DIR_VARIABLE, lock_directory
 from handlergen.runtime.predictor_process.run_directory import remove_orphans
+from handlergen.runtime.server_process import remove_left_behind
 from handlergen.server import ports
 from handlergen.server.configuration import archive_command, handlergen_command
 from handlergen.server.java import find_java

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import pytest
 import ts
 
-from handlergen.runtime.torchserve.duplicate_requests import ANSWERED, STREAMED, Answered
+from handlergen.runtime.torchserve.duplicate_requests import ANSWERED, STREAMED, AnsweredRequests
 from tests.archives import make_archive
 from tests.histories import until
 
@@ -205,7 +205,7 @@ def test_what_one_worker_has_answered_another_refuses(workers: tuple[Frontend, F
     status, (refused, answered, again) = second.receive()
     assert status == 200
     assert (refused.request_id, refused.status) == (twice, 503)
-    assert json.loads(refused.body)["type"] == "GivenTwice"
+    assert json.loads(refused.body)["type"] == "DuplicateRequest"
     assert json.loads(answered.body)["n"] == 2
     assert (
         json.loads(again.body)["n"] == 3
@@ -254,7 +254,7 @@ def test_what_nobody_could_take_any_more_is_answered(home: Path, workers: tuple[
 def test_ids_are_told_apart_and_outlive_their_process(tmp_path: Path) -> None:
     ids = [new_id() for _ in range(1000)]
     hows = [(ANSWERED, STREAMED)[number % 2] for number in range(1000)]
-    one, other = Answered(lambda: tmp_path), Answered(lambda: tmp_path)
+    one, other = AnsweredRequests(lambda: tmp_path), AnsweredRequests(lambda: tmp_path)
     for each, how in zip(ids, hows, strict=True):
         one.note(each, how)
     right = sum(other.find(each) == how for each, how in zip(ids, hows, strict=True))
@@ -269,11 +269,11 @@ def test_a_deleted_directory_is_made_again_and_found_by_those_that_start_later(t
         directory.mkdir(exist_ok=True)
         return directory
 
-    running = Answered(made)
+    running = AnsweredRequests(made)
     running.note("before", ANSWERED)
     running.follow()
     assert running.find("before") == ANSWERED
     shutil.rmtree(directory)
     running.follow()
     running.note("after", ANSWERED)
-    assert Answered(made).find("after") == ANSWERED
+    assert AnsweredRequests(made).find("after") == ANSWERED

@@ -17,19 +17,19 @@ import pytest
 
 from handlergen.runtime.codec.errors import LockTimeout
 from handlergen.runtime.device import lock as device_lock
-from handlergen.runtime.device.lock import DeviceLock, RecordLockFile, lock_directory
+from handlergen.runtime.device.lock import DeviceLock, PolledLockFile, lock_directory
 from handlergen.runtime.device.mutex import RobustMutexFile
 
-KINDS = ["mutex", "record"]
+KINDS = ["mutex", "flock"]
 
 # How each process below begins: with a lock of the kind and in the directory that it is told.
 BEGIN = """
 import gc, json, os, signal, sys, time
 from pathlib import Path
-from handlergen.runtime import device_lock
-from handlergen.runtime.device.lock import RecordLockFile
-if sys.argv[1] == "record":
-    device_lock._open = lambda path: RecordLockFile(path.with_suffix(".record"))
+from handlergen.runtime.device import lock as device_lock
+from handlergen.runtime.device.lock import PolledLockFile
+if sys.argv[1] == "flock":
+    device_lock._open = lambda path: PolledLockFile(path.with_suffix(".flock"))
 lock = device_lock.DeviceLock("card", Path(sys.argv[2]))
 """
 
@@ -67,8 +67,8 @@ time.sleep(60)
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "record":
-        monkeypatch.setattr(device_lock, "_open", lambda path: RecordLockFile(path.with_suffix(".record")))
+    if request.param == "flock":
+        monkeypatch.setattr(device_lock, "_open", lambda path: PolledLockFile(path.with_suffix(".flock")))
     return str(request.param)
 
 

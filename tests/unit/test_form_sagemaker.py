@@ -16,9 +16,10 @@ from torch import nn
 
 from handlergen.errors import ContractError
 from handlergen.inspection.project import open_project
-from handlergen.runtime.codec.decode import decode, open_request
+from handlergen.runtime.codec.decode import decode
 from handlergen.runtime.forms.sagemaker import UnsupportedType, default_input, default_output, received
 from handlergen.runtime.pipeline.hooks import Item
+from handlergen.runtime.request import Request
 
 # TorchScript is deprecated since torch 2.13, and what the toolkit's default loads.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -136,7 +137,7 @@ def test_the_body_and_its_type(
     ],
 )
 def test_bodies_without_a_type_of_their_own(entry: Any, headers: dict[str, str], seen: Any) -> None:
-    item = Item(0, entry, headers, open_request(entry, headers, "r0"))
+    item = Item(0, entry, headers, Request(headers, "r0"))
     decoded = decode(entry, headers)
     item.data, item.files = decoded.data, decoded.files
     assert received(item) == seen

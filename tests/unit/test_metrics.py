@@ -21,8 +21,7 @@ import pytest
 import yaml
 
 from handlergen.project.templates import template_dir
-from handlergen.runtime.descriptors import is_at
-from handlergen.runtime.device.device import Copies
+from handlergen.runtime.server_process import ModelCopies, remove_left_behind
 from handlergen.runtime.telemetry import metrics, recording
 from handlergen.runtime.telemetry.metrics import SECONDS, Histogram, Metrics
 from handlergen.runtime.telemetry.stages import STAGE_NAMES
@@ -89,12 +88,12 @@ def test_a_histogram_counts_up_to_each_bound() -> None:
     histogram = Histogram((1.0, 2.5), unit=1000)
     for value in (0, 1000, 1001, 2500, 2501, 9_000_000):
         histogram.add(value)
-    assert histogram.taken() == ([("1", 2), ("2.5", 4), ("+Inf", 6)], 9007.002, 6)
-    assert histogram.taken() == ([("1", 0), ("2.5", 0), ("+Inf", 0)], 0, 0)
+    assert histogram.collect() == ([("1", 2), ("2.5", 4), ("+Inf", 6)], 9007.002, 6)
+    assert histogram.collect() == ([("1", 0), ("2.5", 0), ("+Inf", 0)], 0, 0)
 
 
 def test_bounds_are_read_back_as_they_are() -> None:
-    buckets, _, _ = Histogram(SECONDS, unit=10**9).taken()
+    buckets, _, _ = Histogram(SECONDS, unit=10**9).collect()
     assert [float(name) for name, _ in buckets] == [*SECONDS, float("inf")]
     assert not any("e" in name for name, _ in buckets)
 
@@ -259,9 +258,9 @@ def test_a_server_that_does_not_know_them_gets_none(monkeypatch: pytest.MonkeyPa
 COPY = """
 import os, sys, time
 from pathlib import Path
-from handlergen.runtime.device.device import Copies
+from handlergen.runtime.server_process import ModelCopies
 
-copies = Copies(Path(sys.argv[1]), server="1 2", model=sys.argv[2], version="1.0", device="cpu")
+copies = ModelCopies(Path(sys.argv[1]), server="1 2", model=sys.argv[2], version="1.0", device="cpu")
 copies.add()
 if len(sys.argv) > 3 and not os.fork():
     time.sleep(60)
@@ -271,8 +270,8 @@ copies.close()
 """
 
 
-def the_copies(directory: Path, model: str = "digits") -> Copies:
-    return Copies(directory, server="1 2", model=model, version="1.0", device="cpu")
+def the_copies(directory: Path, model: str = "digits") -> ModelCopies:
+    return ModelCopies(directory, server="1 2", model=model, version="1.0", device="cpu")
 
 
 @pytest.fixture
@@ -331,17 +330,16 @@ def test_a_forked_child_is_no_copy(start: Start, tmp_path: Path) -> None:
     assert the_copies(tmp_path).count() == 0
 
 
-def test_a_file_with_the_number_of_a_dead_process_does_not_matter(tmp_path: Path) -> None:
+def test_a_file_of_another_process_with_the_same_number_does_not_matter(tmp_path: Path) -> None:
     here = the_copies(tmp_path)
     here.add()
-    (directory,) = tmp_path.iterdir()
-    (directory / "4000000").touch()
+    (own,) = tmp_path.iterdir()
+    start = own.name.rpartition("-")[0]
+    (tmp_path / f"{start}-17").touch()
+    (tmp_path / f"{start.rpartition('-')[0]}-4000000-17").touch()
     assert here.count() == 1
-    here._held = None  # as if it had died
-    (directory / str(os.getpid())).write_text("")
-    again = the_copies(tmp_path)
-    again.add()
-    assert again.count() == 1
+    remove_left_behind(tmp_path)
+    assert list(tmp_path.iterdir()) == [own]
 
 
 def test_what_killed_servers_left_behind_is_removed(start: Start, tmp_path: Path) -> None:
@@ -354,16 +352,15 @@ def test_what_killed_servers_left_behind_is_removed(start: Start, tmp_path: Path
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_copy_that_another_one_just_looks_at_is_counted(tmp_path: Path) -> None:
-    """Looking takes the lock for a moment, and removes what nobody holds: a new copy must not get lost by that."""
+def test_a_copy_that_others_count_and_tidy_up_is_not_lost(tmp_path: Path) -> None:
     looking = subprocess.Popen(
         [
             sys.executable,
             "-c",
-            "import sys; from pathlib import Path; from handlergen.runtime.device.device import Copies\n"
-            "c = Copies(Path(sys.argv[1]), server='1 2', model='digits', version='1.0', device='cpu')\n"
+            "import sys; from pathlib import Path\n"
+            "from handlergen.runtime.server_process import remove_left_behind\n"
             "print('on', flush=True)\n"
-            "while True: c.count()",
+            "while True: remove_left_behind(Path(sys.argv[1]))",
             str(tmp_path),
         ],
         stdout=subprocess.PIPE,
@@ -375,8 +372,7 @@ def test_a_copy_that_another_one_just_looks_at_is_counted(tmp_path: Path) -> Non
         for _ in range(200):
             here = the_copies(tmp_path)
             here.add()
-            path = here._directory / str(os.getpid())
-            assert is_at(path, here._held or -1)
+            assert here.count() == 1
             here.close()
     finally:
         looking.kill()

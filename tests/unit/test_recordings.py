@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def span(
 
 
 def test_reads_what_the_runtime_writes(tmp_path: Path) -> None:
-    recorder = Spans(tmp_path, model="digits", device="cpu", worker="9000")
+    recorder = Spans(tmp_path, model="digits", device="cpu")
     recorder.record("predict", "one,two", 20, 30)
     recorder.record("preprocess", "one", 5, 10)
     recorder.flush()
@@ -46,7 +47,7 @@ def test_reads_what_the_runtime_writes(tmp_path: Path) -> None:
         ("preprocess", "one", 5, 10),
         ("predict", "one,two", 20, 30),
     ]
-    assert {(s.model, s.device, s.worker) for s in read} == {("digits", "cpu", "9000")}
+    assert {(s.model, s.device, s.worker) for s in read} == {("digits", "cpu", str(os.getpid()))}
     assert read_spans(tmp_path, model="other") == []
 
 

@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handlergen.runtime.codec.decode import Decoded, decode, open_request
-from handlergen.runtime.request import BadRequest, Files, Headers, UploadedFile
+from handlergen.runtime.codec.decode import Decoded, decode
+from handlergen.runtime.request import BadRequest, Files, Headers, Request, UploadedFile
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", ResourceWarning)  # ts/version.py leaves a file open
@@ -312,11 +312,11 @@ class TestGrpc:
 
 class TestRequest:
     def test_over_rest(self) -> None:
-        entry, properties = received(
+        _, properties = received(
             {"body": ("application/json", b"1")},
             {**CURL, "content-TYPE": "application/json; charset=utf-8", "url_path": "a/b", "X-Key": "1"},
         )
-        request = open_request(entry, properties, "id-1")
+        request = Request(properties, "id-1")
         assert request.id == "id-1"
         assert request.content_type == "application/json; charset=utf-8"
         assert request.headers["x-kEY"] == "1"
@@ -327,7 +327,7 @@ class TestRequest:
         assert "body" not in request.headers
 
     def test_over_grpc(self) -> None:
-        request = open_request(*received({"data": ("", b"1")}, {}), "id-2")
+        request = Request(received({"data": ("", b"1")}, {})[1], "id-2")
         assert request.is_grpc
         assert request.content_type is None
         assert request.path == ""

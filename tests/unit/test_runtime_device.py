@@ -83,13 +83,13 @@ def pinned(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     return found
 
 
-def test_large_tensors_are_staged_in_page_locked_memory(pinned: list[torch.Tensor]) -> None:
+def test_large_tensors_are_pinned(pinned: list[torch.Tensor]) -> None:
     value = {"image": torch.ones(65537, dtype=torch.uint8), "label": torch.ones(65536, dtype=torch.uint8)}
-    staged = NotAGpu().stage(value)
+    moved = NotAGpu().pin(value)
     assert pinned == [value["image"]]
-    assert staged["image"] is not value["image"]
-    assert staged["label"] is value["label"]
-    assert torch.equal(staged["image"], value["image"])
+    assert moved["image"] is not value["image"]
+    assert moved["label"] is value["label"]
+    assert torch.equal(moved["image"], value["image"])
 
 
 def test_what_cannot_be_page_locked_stays(
@@ -98,7 +98,7 @@ def test_what_cannot_be_page_locked_stays(
     sparse = torch.ones(300, 300).to_sparse()
     elsewhere = torch.ones(1 << 17, device="meta")
     for value in (sparse, elsewhere):
-        assert NotAGpu().stage(value) is value
+        assert NotAGpu().pin(value) is value
     assert not pinned
 
     def refused(_tensor: torch.Tensor) -> torch.Tensor:
@@ -106,12 +106,12 @@ def test_what_cannot_be_page_locked_stays(
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", refused)
     large = torch.ones(1 << 17)
-    assert NotAGpu().stage(large) is large
+    assert NotAGpu().pin(large) is large
 
 
-def test_on_the_cpu_nothing_is_staged() -> None:
+def test_on_the_cpu_nothing_is_pinned() -> None:
     value = [torch.ones(1 << 17)]
-    assert Device(None).stage(value) is value
+    assert Device(None).pin(value) is value
 
 
 CORES = len(os.sched_getaffinity(0))

@@ -27,8 +27,8 @@ from handlergen.runtime.codec.errors import (
     LockTimeout,
     failure_of,
     is_out_of_memory,
-    user_traceback,
 )
+from handlergen.runtime.codec.redaction import user_traceback
 
 SECRET = "/srv/models/hunter2"
 

@@ -25,7 +25,6 @@ from handlergen.archives.sbom import sbom
 from handlergen.archives.signing import (
     read_private_key,
     read_public_key,
-    require_signatures,
     sign,
     signature_path,
     verify,
@@ -33,6 +32,7 @@ from handlergen.archives.signing import (
 from handlergen.cli import main
 from handlergen.errors import HandlergenError, ServerError
 from handlergen.server.properties import ServerSettings
+from handlergen.server.signed_store import require_signatures
 
 pytest.importorskip("cryptography", reason="the extra handlergen[signing] is not installed")
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from handlergen.runtime.codec.content import JSON
 from handlergen.runtime.codec.errors import body_without_server, without_server
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def result_of(row_id: RowId, item: Item) -> Result:
     failure = item.failure
     if failure is not None:
         body = body_without_server(failure.body(str(row_id)))
-        return Result(row_id, failure.status, "application/json", body)
+        return Result(row_id, failure.status, JSON, body)
     reply = item.reply
     return Result(row_id, reply.status, reply.content_type, reply.body)
 
@@ -155,7 +156,7 @@ def _is_failed(item: Item) -> bool:
 
 
 def _is_json(content_type: str) -> bool:
-    return content_type.startswith("application/json")
+    return content_type.startswith(JSON)
 
 
 def _id_bytes(row_id: RowId) -> bytes:

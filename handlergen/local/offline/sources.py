@@ -16,7 +16,8 @@ from typing import IO, Any
 from handlergen.errors import HandlergenError
 from handlergen.local.offline.output import numpy_for
 from handlergen.local.offline.rows import Row, RowId
-from handlergen.local.requests import JSON, content_type_of, npy_bytes
+from handlergen.local.requests import content_type_of, npy_bytes
+from handlergen.runtime.codec.content import JSON, NPY
 
 _BY_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".npy": "npy"}
 _TSV = {".tsv": "csv"}
@@ -130,7 +131,7 @@ class RowSource:
             raise HandlergenError(f"{self.path} has no rows: it is a single number")
         for number in range(len(array)):
             self._read[0] = (number + 1) / len(array)
-            yield Row(number, npy_bytes(array[number]), "application/x-npy")
+            yield Row(number, npy_bytes(array[number]), NPY)
 
     def _files(self) -> Iterator[Row]:
         if self.pattern is not None:

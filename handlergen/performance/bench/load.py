@@ -19,6 +19,7 @@ from typing import Any
 
 from handlergen.errors import ServerError
 from handlergen.performance.bench.traffic import RIGHT, Closed, Load, Open, Pace, TimedAnswer
+from handlergen.runtime.codec.content import JSON
 
 CLOSED = "connection closed"
 _HEAD_END = b"\r\n\r\n"
@@ -178,7 +179,7 @@ class Exchange:
     @classmethod
     def of_json(cls, path: str, body: Any, answer: Any = _UNCHECKED) -> Exchange:
         """A JSON value and the JSON value that must come back."""
-        return cls(path, json.dumps(body).encode(), "application/json", answer=answer)
+        return cls(path, json.dumps(body).encode(), JSON, answer=answer)
 
     def is_right(self, content: bytes) -> bool:
         """Is this the answer? The same bytes are only parsed once."""

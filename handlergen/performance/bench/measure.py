@@ -15,11 +15,12 @@ from handlergen.client import Client, ModelStatus
 from handlergen.client.rest import FieldValue
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
 from handlergen.local.offline.sources import open_source
-from handlergen.local.requests import JSON, content_type_of, read_file
+from handlergen.local.requests import content_type_of, read_file
 from handlergen.performance.bench.bottleneck import CpuMeter, CpuUse, Readings, Verdict, judge
 from handlergen.performance.bench.load import LONGEST_ANSWER_S, Exchange, run_load
 from handlergen.performance.bench.traffic import RIGHT, Figures, Load, Pace
 from handlergen.performance.recordings import Recorded, Span, read_spans, recorded_so_far, summarize
+from handlergen.runtime.codec.content import JSON
 from handlergen.runtime.telemetry.recording import TRACE_DIR_VARIABLE
 from handlergen.server.launching import MARKER, marked
 

@@ -1,4 +1,4 @@
-"""From a hook's answer to bytes, content type, status and headers (contract, section 5)."""
+"""Encoding: from a hook's answer to bytes, content type, status and headers (contract, section 5)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .content import JSON, NO_HEADERS, OCTETS, TEXT, header_pairs, header_value, is_status, safe_headers
+from .content import JSON, NO_HEADERS, OCTETS, PNG, TEXT, header_pairs, header_value, is_status, safe_headers
 from .errors import EncodeError
 from .json import ARRAY_CONVERTERS, converter_of, dump
 
@@ -19,14 +19,14 @@ _BODILESS = frozenset((204, 205, 304))
 
 @dataclass(slots=True)
 class Encoded:
-    """An answer, fit to be handed to TorchServe.
+    """An encoded answer.
 
     Attributes:
         body: The bytes to send.
         content_type: ASCII.
         status: HTTP status, 200 to 599.
         headers: ASCII, without the content type.
-        verbatim: The body is a hook's own: it may not be what the content type says.
+        verbatim: The hook made the body itself, which may not match the content type.
     """
 
     body: bytes
@@ -37,16 +37,16 @@ class Encoded:
 
 
 def encode(answer: Any, *, nan: str = "null", limit: int | None = None) -> Encoded:
-    """Encode what a hook returned.
+    """Encode a hook's answer.
 
     Args:
         answer: JSON-like data (dataclasses, pydantic models, arrays, tensors and so on at any depth), bytes, a
             PIL image, or an object with `status_code` and `body`.
-        nan: What a NaN or infinity becomes: `null`, or `error` to refuse it.
+        nan: Encode a NaN or infinity as `null`, or refuse it (`error`).
         limit: The most bytes that the server can send.
 
     Raises:
-        EncodeError: It cannot be sent; names the type and the place inside the answer, or the sizes.
+        EncodeError: The answer cannot be sent; names the type and its place in the answer, or the sizes.
     """
     if type(answer) in _PLAIN or converter_of(answer) in ARRAY_CONVERTERS:
         encoded = Encoded(dump(answer, nan), JSON)
@@ -64,7 +64,7 @@ def _special(answer: Any, nan: str) -> Encoded:
         return Encoded(bytes(answer), OCTETS)
     images = sys.modules.get("PIL.Image")
     if images is not None and isinstance(answer, images.Image):
-        return Encoded(_png(answer), "image/png")
+        return Encoded(_png(answer), PNG)
     if not isinstance(answer, type) and _is_response(answer):
         return _response(answer, nan)
     return Encoded(dump(answer, nan), JSON)
@@ -82,16 +82,12 @@ def _png(image: Any) -> bytes:
 
 def _is_response(answer: Any) -> bool:
     status = getattr(answer, "status_code", None)
-    return (
-        isinstance(status, int)
-        and not isinstance(status, bool)
-        and hasattr(answer, "body")
-        and not callable(answer.body)
-    )
+    is_number = isinstance(status, int) and not isinstance(status, bool)
+    return is_number and hasattr(answer, "body") and not callable(answer.body)
 
 
 def _response(answer: Any, nan: str) -> Encoded:
-    """An answer that brings its own status and headers, as Starlette's responses do."""
+    """Encode an answer that has a status and headers of its own, as Starlette's responses do."""
     if not is_status(answer.status_code):
         raise EncodeError(f"The answer's status {int(answer.status_code)} is not one of 200 to 599")
     status = int(answer.status_code)
@@ -102,7 +98,9 @@ def _response(answer: Any, nan: str) -> Encoded:
             (value for name, value in header_pairs(headers) if name.lower() == "content-type"), None
         )
     except (TypeError, ValueError) as error:
-        raise EncodeError(f"The headers of {type(answer).__name__} are no mapping of str to str") from error
+        raise EncodeError(
+            f"The headers of {type(answer).__name__} are not a mapping of str to str"
+        ) from error
     body = answer.body
     if body is None or status in _BODILESS:
         content, usual = b"", TEXT

@@ -1,4 +1,4 @@
-"""Errors: what a client is told when a request fails (contract, section 6), and what the log holds."""
+"""The answer to a failed request (contract, section 6): from an exception to a status and a body, and back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .content import NO_HEADERS, is_status, json_bytes, reason_phrase, safe_head
 from .redaction import without_secrets
 
 START = b'{"code":'
-"""What the body begins with, unless it is for a KServe client."""
+"""The first bytes of an error body, unless it is for a KServe client."""
 _KEYS = frozenset(("code", "type", "message", "request_id"))
 
 
@@ -26,9 +26,9 @@ class Failure:
 
     Attributes:
         status: HTTP status, 300 to 599.
-        type: One word for programs: the exception's name for what the client did, else what failed here.
+        type: One word for programs: the exception's class for an error of the client, else what failed.
         message: For people.
-        headers: ASCII, fit to be sent.
+        headers: ASCII.
         for_kserve: The body also has the key `error`, which KServe's clients read.
     """
 
@@ -45,20 +45,13 @@ class Failure:
 
     def body(self, request_id: str) -> bytes:
         """Return the JSON body."""
-        first = {"error": self.message} if self.for_kserve else {}
-        return json_bytes(
-            {
-                **first,
-                "code": self.status,
-                "type": self.type,
-                "message": self.message,
-                "request_id": request_id,
-            }
-        )
+        body = {"error": self.message} if self.for_kserve else {}
+        fields = {"code": self.status, "type": self.type, "message": self.message, "request_id": request_id}
+        return json_bytes(body | fields)
 
 
 def in_the_log(request_id: str) -> str:
-    """Return the end of a message that tells a client nothing of the inside."""
+    """Return the end of a message that hides the cause from the client."""
     return f"; the server's log says why, under request id {request_id}"
 
 
@@ -69,10 +62,10 @@ def logged_request_id(message: str) -> str | None:
 
 
 def error_of(body: bytes) -> dict[str, Any] | None:
-    """Return what is wrong, if these bytes are the body of a failed request of a model that handlergen packed.
+    """Return the error, if these bytes are the error body of a model that handlergen packed; else None.
 
-    Over gRPC that is the only sign of it where several requests came in one batch: TorchServe has one status for
-    all of them. It is a JSON object with exactly the keys code, type, message and request_id.
+    The body is a JSON object with exactly the keys code, type, message and request_id. Over gRPC only the body shows
+    that one request of a batch has failed: TorchServe has one status for all of them.
     """
     if not body.startswith(START):
         return None
@@ -95,12 +88,12 @@ def error_text(body: bytes) -> tuple[str, str]:
 
 
 def without_server(message: str, request_id: str) -> str:
-    """Return a failure's message without the sentence that sends a client to the server's log."""
+    """Return a failure's message without the sentence that refers a client to the server's log."""
     return message.removesuffix(in_the_log(request_id))
 
 
 def body_without_server(body: bytes) -> bytes:
-    """Return the body of a failed request, its message as `without_server` has it; any other body as it is."""
+    """Return an error body with its message passed through `without_server`; any other body unchanged."""
     try:
         error = json.loads(body)
         error["message"] = without_server(error["message"], error["request_id"])
@@ -110,11 +103,11 @@ def body_without_server(body: bytes) -> bytes:
 
 
 INPUT = "input"
-"""The `hook` to name when handlergen itself converts data to the type that a hook's parameter asks for."""
+"""The name of the `hook` where handlergen itself converts data to the type of a hook's parameter."""
 
 _MESSAGE_CHARACTERS = 4000
 _FIELD_ERRORS = 20
-"""How many field errors of one request a message names."""
+"""The most field errors of one request that a message names."""
 
 # RuntimeErrors that mean "out of memory" without being torch.OutOfMemoryError: raised by cuBLAS and cuDNN, by
 # CPU allocation (c10/core/impl/alloc_cpu.cpp), by MPS, by onnxruntime.
@@ -129,8 +122,8 @@ class LockTimeout(Exception):
     """The device lock was not obtained in time.
 
     Args:
-        message: For the log: who holds the lock, for how long.
-        retry_after_s: What the client is told to wait, in whole seconds.
+        message: For the log: which process holds the lock, for how long.
+        retry_after_s: The `Retry-After` for the client, in whole seconds.
     """
 
     def __init__(self, message: str = "", *, retry_after_s: int = 1) -> None:
@@ -143,16 +136,15 @@ class EncodeError(Exception):
 
 
 def failure_of(error: BaseException, *, hook: str, form: str, request_id: str) -> Failure:
-    """What the client is told of `error`.
+    """Return the failure that the client gets for an exception.
+
+    Nothing is raised: where the exception's own code fails (a property `status_code`, say), the cause is hidden.
 
     Args:
-        error: As it came out of the hook.
+        error: As the hook raised it.
         hook: The hook's role (`preprocess`, `predict`, ...), `INPUT`, `decode` or `encode`.
         form: The contract's form.
-        request_id: Named in opaque messages, so that a client's report finds the log's traceback.
-
-    Returns:
-        Always something: an exception whose own code raises (a `status_code` that is a property, say) is opaque.
+        request_id: Named in messages that hide the cause, to find the traceback in the log.
     """
     try:
         return _failure_of(error, hook, form, request_id)
@@ -162,9 +154,9 @@ def failure_of(error: BaseException, *, hook: str, form: str, request_id: str) -
 
 def _failure_of(error: BaseException, hook: str, form: str, request_id: str) -> Failure:
     error = _single(error)
-    told = _chosen(error) or _known(error, request_id)
-    if told is not None:
-        return told
+    known = _chosen(error) or _known(error, request_id)
+    if known is not None:
+        return known
     own_input = hook in (INPUT, "preprocess")
     if own_input and (fields := _field_errors(error)) is not None:
         return Failure(400, "ValidationError", fields)
@@ -185,34 +177,30 @@ def pass_interrupt(error: BaseException) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Is it a lack of memory, on the host or the device? Looks through `raise ... from`. Nothing is raised."""
+    """Return whether memory ran out, on the host or the device. Follows `raise ... from`; nothing is raised."""
+    seen: set[int] = set()
     try:
-        return _is_out_of_memory(error)
+        current: BaseException | None = _single(error)
+        while current is not None and id(current) not in seen:
+            seen.add(id(current))
+            if isinstance(current, MemoryError) or _named(current, "OutOfMemoryError"):
+                return True
+            if (
+                isinstance(current, OSError) and current.errno == errno.ENOMEM
+            ):  # mmap(2), ftruncate(2), fork(2)
+                return True
+            # torch's errors are RuntimeErrors, onnxruntime's are not.
+            library = isinstance(current, RuntimeError) or type(current).__module__.startswith("onnxruntime")
+            if library and _OUT_OF_MEMORY.search(_text(current)):
+                return True
+            current = current.__cause__
     except Exception:  # the exception's own code
         return False
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    seen: set[int] = set()
-    current: BaseException | None = _single(error)
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        if isinstance(current, MemoryError) or _named(current, "OutOfMemoryError"):
-            return True
-        if (
-            isinstance(current, OSError) and current.errno == errno.ENOMEM
-        ):  # of mmap(2), ftruncate(2), fork(2)
-            return True
-        # torch's errors are RuntimeErrors, onnxruntime's are not.
-        library = isinstance(current, RuntimeError) or type(current).__module__.startswith("onnxruntime")
-        if library and _OUT_OF_MEMORY.search(_text(current)):
-            return True
-        current = current.__cause__
     return False
 
 
 def _chosen(error: BaseException) -> Failure | None:
-    """An exception that says itself what the client gets."""
+    """Return the failure of an exception that has a status of its own."""
     status: Any = getattr(error, "status_code", None)
     if is_status(status) and status >= 300:
         # Without a `detail` the text may not have been written for a client; a 5xx must not show it.
@@ -231,7 +219,7 @@ def _chosen(error: BaseException) -> Failure | None:
 
 
 def _known(error: BaseException, request_id: str) -> Failure | None:
-    """The failures that handlergen has a status for."""
+    """Return the failure of an exception that handlergen has a status for."""
     if isinstance(error, BadRequest):
         return Failure(400, "BadRequest", _cut(_text(error)))
     if isinstance(error, LockTimeout):
@@ -249,7 +237,7 @@ def _opaque(status: int, kind: str, what: str, request_id: str) -> Failure:
 
 
 def _single(error: BaseException) -> BaseException:
-    """The one exception inside a group of one (what an async task group raises for one failed task)."""
+    """Return the exception inside a group of one, which an async task group raises for one failed task."""
     for _ in range(16):
         inner = getattr(error, "exceptions", None)
         if not (isinstance(inner, tuple) and len(inner) == 1 and isinstance(inner[0], BaseException)):
@@ -259,12 +247,12 @@ def _single(error: BaseException) -> BaseException:
 
 
 def _named(error: BaseException, name: str) -> bool:
-    """Is one of its classes called that? So that neither torch, ts nor pydantic is imported to ask."""
+    """Return whether one of its classes has this name: neither torch nor ts is imported to ask."""
     return any(kind.__name__ == name for kind in type(error).__mro__)
 
 
 def _field_errors(error: BaseException) -> str | None:
-    """Return a pydantic ValidationError as text, `field.name: what is wrong; ...`; None if it is none.
+    """Return a pydantic ValidationError as text, `field.name: problem; ...`; None for another exception.
 
     The values that were sent are left out (they may be large, or secret).
     """
@@ -292,7 +280,7 @@ def _headers_of(error: BaseException) -> Mapping[str, str]:
 
 
 def _message(detail: Any) -> str:
-    """A `detail` as text: FastAPI allows any JSON value there."""
+    """Return a `detail` as text: FastAPI allows any JSON value there."""
     if detail is None or isinstance(detail, str):
         return detail or ""
     try:

@@ -1,4 +1,4 @@
-"""Answers as compact JSON, and what the values that hooks return mean in it."""
+"""Answers as compact JSON, and the conversion of the values that hooks return."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from array import array as c_array
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
+from operator import methodcaller
 from pathlib import PurePath
 from typing import Any
 
@@ -29,8 +30,8 @@ _OPTIONS: int = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETI
 MAX_DEPTH = 250
 """Levels of nesting that an answer may have in any case (orjson stops at 254)."""
 
-_PLACE = b"\0"  # where an array's text goes; JSON text never has this byte
-_SMALL = 64  # elements; below, orjson's call for a single array costs more than its list
+_SMALL = 64
+"""Elements. For fewer, a list is faster than a call of orjson for the array alone."""
 
 _HINTS = {
     "bytes": "encode it as text (base64), or return bytes alone",
@@ -42,10 +43,10 @@ _HINTS = {
 
 
 def dump(value: Any, nan: str) -> bytes:
-    """`value` as compact UTF-8 JSON.
+    """Encode a value as compact UTF-8 JSON.
 
     Args:
-        value: Anything with a JSON meaning, see `plain.converter_of`.
+        value: Plain data, or what `converter_of` has a conversion for, at any depth.
         nan: `null`, or `error`: then a NaN or infinity is refused.
 
     Raises:
@@ -67,36 +68,25 @@ def dump(value: Any, nan: str) -> bytes:
 
 
 def _by_orjson(value: Any) -> bytes:
-    """Large arrays are encoded apart and put in their places at the end, which copies their text only once."""
-    arrays: list[bytes] = []
+    body: bytes = orjson.dumps(value, _orjson_default, _OPTIONS)
+    return body
 
-    def default(item: Any) -> Any:
-        convert = converter_of(item)
-        if convert in ARRAY_CONVERTERS and (text := _array_text(item)) is not None:
-            arrays.append(text)
-            return orjson.Fragment(_PLACE)
-        return _plain(item)
 
-    body: bytes = orjson.dumps(value, default, _OPTIONS)
-    if not arrays:
-        return body
-    if body == _PLACE:
-        return arrays[0]
-    pieces = body.split(_PLACE)
-    whole = [b""] * (len(pieces) + len(arrays))
-    whole[::2], whole[1::2] = pieces, arrays
-    return b"".join(whole)
+def _orjson_default(item: Any) -> Any:
+    if converter_of(item) in ARRAY_CONVERTERS and (text := _array_text(item)) is not None:
+        return orjson.Fragment(text)
+    return _plain(item)
 
 
 def _array_text(value: Any) -> bytes | None:
-    """The JSON of an array or tensor; None if it is small, or of a type that orjson does not write."""
-    if element_count(value) < _SMALL:
+    """Return the JSON of an array or tensor; None if it is small, or of a type that orjson does not support."""
+    if (value.numel() if hasattr(value, "numel") else value.size) < _SMALL:
         return None
     array = numpy_array(value)
     if array is None:
         return None
     if array.dtype.kind == "f":
-        # float32 too as the double that it is: what `tolist` gives, and what the other encoder writes.
+        # As doubles, like `tolist`: both encoders write the same text.
         array = array.astype("=f8", order="C", copy=False)
     elif array.dtype.kind in "iub":
         array = array.astype(array.dtype.newbyteorder("="), order="C", copy=False)
@@ -107,7 +97,7 @@ def _array_text(value: Any) -> bytes | None:
 
 
 def _plain(value: Any) -> Any:
-    """One step towards plain data, for the encoders' `default`.
+    """Convert a value one step towards plain data, for the encoders' `default`.
 
     Raises:
         TypeError: It has no JSON meaning, or its own conversion failed.
@@ -122,26 +112,24 @@ def _plain(value: Any) -> Any:
 
 
 def _finite(value: Any) -> Any:
-    """For the standard library's encoder, which refuses NaN: arrays with their NaN as None."""
+    """Like `_plain`, with NaN and infinities in arrays as None: the standard library's encoder refuses them."""
     array = numpy_array(value) if converter_of(value) in ARRAY_CONVERTERS else None
-    return finite_list(array) if array is not None and array.dtype.kind == "f" else _plain(value)
+    if array is None or array.dtype.kind != "f":
+        return _plain(value)
+    numpy = sys.modules["numpy"]
+    doubles = array.astype("=f8", copy=False)
+    finite = numpy.isfinite(doubles)
+    return (doubles if finite.all() else numpy.where(finite, doubles, None)).tolist()
 
 
-def _encoders() -> dict[str, Callable[[Any], str]]:
-    kinds = {"null": _finite, "error": _plain}
-    return {
-        nan: json.JSONEncoder(
-            ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=default
-        ).encode
-        for nan, default in kinds.items()
-    }
-
-
-_ENCODERS = _encoders()
+_ENCODERS: dict[str, Callable[[Any], str]] = {
+    nan: json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=default).encode
+    for nan, default in (("null", _finite), ("error", _plain))
+}
 
 
 class _Walk:
-    """Makes an answer plain, element by element, knowing where it is.
+    """Converts an answer to plain data element by element, and names the place of what cannot be encoded.
 
     Args:
         nan: As for `dump`.
@@ -249,18 +237,16 @@ def _no_meaning(value: Any) -> tuple[str, str]:
 
 
 def _short(key: Any) -> str:
-    """A key as it stands in the path: text is cut, and of other things only the type is named."""
+    """Return a key as the path shows it: long text is cut, and of an object only the type is named."""
     if isinstance(key, str):
         return repr(key if len(key) <= 40 else key[:37] + "...")
     return repr(key) if isinstance(key, int) and abs(key) < 10**18 else f"<{type(key).__name__}>"
 
 
 def converter_of(value: Any) -> Callable[[Any], Any] | None:
-    """What turns this object into something nearer to JSON: in one step, not in its depth.
+    """Return the function that converts this object one step towards JSON.
 
-    Returns:
-        A function of the object; None if its type has no JSON meaning (bytes, images, generators, complex
-        numbers and whatever is not known).
+    None if its type has no JSON meaning: bytes, images, generators, complex numbers, and unknown types.
     """
     kind: Any = type(value)
     return _converter(kind)
@@ -278,8 +264,8 @@ def _converter(kind: type) -> Callable[[Any], Any] | None:  # noqa: PLR0911
         return _array_list
     if hasattr(kind, "model_dump"):
         return _pydantic
-    if hasattr(kind, "parse_obj") and hasattr(kind, "__fields__"):
-        return _pydantic_1
+    if hasattr(kind, "parse_obj") and hasattr(kind, "__fields__"):  # pydantic 1
+        return methodcaller("dict")
     if issubclass(kind, Mapping):  # before dataclasses: a Hugging Face ModelOutput is both
         return dict
     if dataclasses.is_dataclass(kind):
@@ -292,39 +278,25 @@ def _converter(kind: type) -> Callable[[Any], Any] | None:  # noqa: PLR0911
 
 
 def numpy_array(value: Any) -> Any:
-    """An array or tensor as a numpy array on the host; None for anything else, or without numpy."""
+    """Return an array or tensor as a numpy array on the host; None for anything else, or without numpy."""
     numpy = sys.modules.get("numpy")
     if numpy is None:
         return None
     if isinstance(value, numpy.ndarray):
-        return None if hasattr(value, "mask") else value  # what is masked shows only in a masked array's list
+        return (
+            None if hasattr(value, "mask") else value
+        )  # only `tolist` of a masked array leaves out what is masked
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(value, torch.Tensor):
         return None
     try:
-        return host(value).numpy()
+        return _host(value).numpy()
     except (RuntimeError, TypeError):  # a torch built without numpy, a type that numpy lacks
         return None
 
 
-def element_count(array: Any) -> int:
-    """How many numbers an array or tensor has."""
-    count: int = array.numel() if hasattr(array, "numel") else array.size
-    return count
-
-
-def finite_list(array: Any) -> Any:
-    """A floating-point numpy array as nested lists (a scalar: as a number), NaN and infinities as None."""
-    numpy = sys.modules["numpy"]
-    doubles = array.astype("=f8", copy=False)
-    finite = numpy.isfinite(doubles)
-    if finite.all():
-        return doubles.tolist()
-    return numpy.where(finite, doubles, None).tolist()
-
-
-def host(tensor: Any) -> Any:
-    """A tensor as a dense one on the CPU, of a type that numpy has, apart from any graph."""
+def _host(tensor: Any) -> Any:
+    """Return a tensor as a dense, detached one on the CPU, of a type that numpy has."""
     import torch
 
     plain = tensor.detach()
@@ -339,27 +311,16 @@ def host(tensor: Any) -> Any:
 
 
 def _tensor_list(tensor: Any) -> Any:
-    torch = sys.modules["torch"]
     if tensor.is_nested:
         return list(tensor.unbind())
-    if type(tensor) is torch.Tensor and tensor.dtype in _listed(torch) and tensor.layout is torch.strided:
-        return (
-            tensor.tolist()
-        )  # from any device, graph or lazy negation; `host` would say the same in nine calls
-    plain = host(tensor)
+    plain = _host(tensor)
     if plain.is_complex():
         raise TypeError("complex numbers have no JSON meaning")
     return plain.tolist()
 
 
-@lru_cache(maxsize=1)
-def _listed(torch: Any) -> frozenset[Any]:
-    """The types whose `tolist` is that of `host`."""
-    return frozenset((torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.bool))
-
-
 def _array_list(array: Any) -> Any:
-    """Arrays and scalars of numpy."""
+    """Convert arrays and scalars of numpy."""
     if array.dtype.kind in "mM":
         numpy = sys.modules["numpy"]
         if array.dtype.kind == "m":
@@ -382,16 +343,12 @@ def _pydantic(model: Any) -> Any:
         return model.model_dump()  # fields of foreign types (arrays), which are converted here
 
 
-def _pydantic_1(model: Any) -> Any:
-    return model.dict()
-
-
 def _fields(instance: Any) -> dict[str, Any]:
     return {each.name: getattr(instance, each.name) for each in dataclasses.fields(instance)}
 
 
 def _ordered(values: Any) -> list[Any]:
-    """A set as a list: sorted where its elements can be, so that equal sets give equal answers."""
+    """Return a set as a list, sorted where its elements can be, so that equal sets give equal answers."""
     try:
         return sorted(values)
     except TypeError:
@@ -399,21 +356,16 @@ def _ordered(values: Any) -> list[Any]:
 
 
 def _decimal(number: decimal.Decimal) -> int | float:
-    """A number in JSON: whole ones exact, others as the nearest double."""
+    """Return whole numbers exactly, others as the nearest double."""
     if number.is_finite() and number == number.to_integral_value() and number.adjusted() < 400:
         return int(number)
     return float(number)
 
 
-def _iso(value: Any) -> str:
-    text: str = value.isoformat()
-    return text
-
-
 _KNOWN: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
     (enum.Enum, lambda member: member.value),
     (datetime.timedelta, datetime.timedelta.total_seconds),
-    ((datetime.date, datetime.time), _iso),
+    ((datetime.date, datetime.time), methodcaller("isoformat")),
     ((uuid.UUID, PurePath), str),
     (decimal.Decimal, _decimal),
     # Subclasses of plain types, which orjson does not take for them.
@@ -423,4 +375,4 @@ _KNOWN: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
 )
 
 ARRAY_CONVERTERS = (_array_list, _tensor_list)
-"""What `converter_of` returns for arrays (and numpy's scalars) and tensors."""
+"""The results of `converter_of` for numpy's arrays and scalars, and for tensors."""

@@ -1,12 +1,11 @@
-"""KServe's inference protocols, v1 and v2, read and answered here.
+"""KServe's inference protocols, v1 and v2.
 
-TorchServe takes them at addresses of their own, `/v1/models/NAME:predict` and `/v2/models/NAME/infer` (and `:explain`,
-`/explain`), which is how they are recognised: by the header `explain` that it sets there and the header `url_path`
-that it sets only under `/predictions` (InferenceRequestHandler). A body that looks like KServe's but comes to
-`/predictions` is the module's own.
+TorchServe receives them under `/v1/models/NAME:predict` and `/v2/models/NAME/infer` (and `:explain`, `/explain`), where
+it sets the header `explain`, but not the header `url_path` as under `/predictions` (InferenceRequestHandler): that is
+how they are recognised. A body that looks like KServe's under `/predictions` is the module's own.
 
-TorchServe's `service_envelope` is not used: it is server-wide, reads only the first request of a batch, wants
-answers that its own JSON encoder takes, and gives the whole batch one error.
+TorchServe's `service_envelope` is not used: it is server-wide, reads only the first request of a batch, wants answers
+for its own JSON encoder, and gives the whole batch one error.
 """
 
 from __future__ import annotations
@@ -16,44 +15,44 @@ import binascii
 import importlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
 from ..pipeline.hooks import Item
-from ..request import BadRequest, Files
+from ..request import BadRequest, Files, Request
 from .content import JSON, json_bytes
-from .decode import decode, open_request
+from .decode import decode
 from .encode import Encoded
-from .errors import EncodeError, Failure
+from .errors import EncodeError
 from .json import dump, numpy_array
 
 MAX_INSTANCES = 10_000
-"""How many instances one v1 request may have."""
-
-_Fail = Callable[[Item, BaseException, str], None]
+"""The most instances of a v1 request."""
 
 
+@dataclass
 class Opened:
     """One KServe request.
 
     Attributes:
-        item: As TorchServe handed it over.
-        parts: What goes through the pipeline: the item itself (v2), or an item an instance (v1).
+        item: The request as TorchServe delivered it.
+        parts: The items for the pipeline: the item itself (v2), or one for each instance (v1).
+        answer_key: v1's key for the answers; None for v2.
+        limit: The most bytes that the server sends.
     """
 
-    def __init__(self, item: Item, parts: list[Item], *, answer_key: str | None, limit: int) -> None:
-        self.item = item
-        self.parts = parts
-        self._answer_key = answer_key
-        self._limit = limit
+    item: Item
+    parts: list[Item]
+    answer_key: str | None
+    limit: int
 
-    def close(self, fail: _Fail) -> None:
-        """Make the answer out of those of the parts."""
+    def close(self, fail: Callable[[Item, BaseException, str], None]) -> None:
+        """Make the request's answer from the answers of its parts."""
         item = self.item
-        if self._answer_key is not None:
+        if self.answer_key is not None:
             try:
-                self._join(self._answer_key)
+                self._join(self.answer_key)
             except EncodeError as error:
                 fail(item, error, "encode")
         if item.failure is not None:
@@ -63,30 +62,29 @@ class Opened:
         for index, part in enumerate(self.parts):
             failure = part.failure
             if failure is not None:
-                told = f"instances[{index}]: {failure.message}"
-                self.item.failure = Failure(failure.status, failure.type, told, failure.headers)
+                self.item.failure = replace(failure, message=f"instances[{index}]: {failure.message}")
                 return
-            if part.reply.status != 200:  # the module's own response: the request as a whole gets it
+            if part.reply.status != 200:  # the module's own response answers the whole request
                 self.item.reply = part.reply
                 return
         bodies = b",".join(_as_json(part.reply) for part in self.parts)
         body = b'{"%s":[%s]}' % (key.encode(), bodies)
-        if len(body) > self._limit:
+        if len(body) > self.limit:
             raise EncodeError(
-                f"The answers have {len(body)} bytes together; the server sends at most {self._limit} "
+                f"The answers have {len(body)} bytes together; the server sends at most {self.limit} "
                 "(max_response_size)"
             )
         self.item.reply = Encoded(body, JSON)
 
 
 def refuse_envelope(caller: FrameType | None) -> None:
-    """See that no envelope of TorchServe's stands between the server and the handler.
+    """Refuse to work below one of TorchServe's service envelopes.
 
     Args:
         caller: The frame of the handler's `handle`.
 
     Raises:
-        PredictionException: One does. Its class, because the envelope could send nothing else.
+        PredictionException: An envelope called the handler. It can send no other exception.
     """
     frame = caller.f_back if caller is not None else None
     if frame is None or "request_envelope" not in frame.f_code.co_filename:
@@ -106,15 +104,15 @@ def open_kserve(
     """Read a KServe request.
 
     Args:
-        item: A request that came to one of KServe's addresses.
+        item: A request under one of KServe's paths.
         name, version: The model's, for v2's answers.
         nan: As for `encode`.
         limit: The most bytes that the server sends.
         first_index: The first unused `Item.index` of the batch.
-        keywords: The module takes an object's keys: a single v2 input is passed by name too.
+        keywords: The module takes an object's keys as arguments: a single v2 input is also passed by name.
 
     Raises:
-        BadRequest: The body is neither protocol's.
+        BadRequest: The body follows neither protocol.
     """
     body = decode(item.entry, item.properties).data
     explains = item.properties.get("explain") == "True"
@@ -123,7 +121,7 @@ def open_kserve(
         return Opened(item, parts, answer_key="explanations" if explains else "predictions", limit=limit)
     if isinstance(body, Mapping) and isinstance(body.get("inputs"), list):
         item.data, item.files = _inputs(body["inputs"], keywords=keywords), Files()
-        item.outlet = None  # its chunks, if it has some, come as one answer
+        item.outlet = None  # a streamed answer is sent in one piece
         item.wrap = _V2Answer(body, item.request.id, name, version, nan)
         return Opened(item, [item], answer_key=None, limit=limit)
     raise BadRequest(
@@ -134,10 +132,10 @@ def open_kserve(
 
 def _instances(item: Item, instances: list[Any], first_index: int) -> list[Item]:
     if not 0 < len(instances) <= MAX_INSTANCES:
-        raise BadRequest(f'"instances" has {len(instances)} entries; from 1 to {MAX_INSTANCES} are taken')
+        raise BadRequest(f'"instances" has {len(instances)} entries; it must have from 1 to {MAX_INSTANCES}')
     parts = []
     for index, instance in enumerate(instances):
-        request = open_request(item.entry, item.properties, item.request.id)  # with metadata of its own
+        request = Request(item.properties, item.request.id)  # with metadata of its own
         part = Item(first_index + index, item.entry, item.properties, request)
         part.data, part.files = _binary(instance, index), Files()
         parts.append(part)
@@ -163,7 +161,7 @@ def _as_json(reply: Encoded) -> bytes:
 
 
 def _inputs(inputs: list[Any], *, keywords: bool) -> Any:
-    """One input: its tensor; several: the tensors by name."""
+    """Return the tensor of a single input, or the tensors by name."""
     if not inputs:
         raise BadRequest('"inputs" is empty')
     tensors: dict[str, Any] = {}
@@ -178,7 +176,7 @@ def _inputs(inputs: list[Any], *, keywords: bool) -> Any:
 
 
 class _V2Answer:
-    """Turns a hook's answer into v2's; called with it, before it is encoded."""
+    """Converts a hook's answer to v2's, before it is encoded."""
 
     def __init__(self, body: Mapping[str, Any], request_id: str, name: str, version: str, nan: str) -> None:
         given = body.get("id")
@@ -190,13 +188,14 @@ class _V2Answer:
         self._nan = nan
 
     def __call__(self, answer: Any) -> Any:
-        """
+        """Return the answer as a v2 response.
+
         Raises:
-            EncodeError: It has no meaning in v2.
+            EncodeError: The answer has no meaning in v2.
             BadRequest: The client wants an output that the model does not have.
         """
         if hasattr(answer, "status_code") and hasattr(answer, "body"):
-            return answer  # a response of the module's own is sent as it is
+            return answer  # the module's own response is sent unchanged
         usual = self._wanted[0] if len(self._wanted) == 1 else self._first_input
         outputs = named_tensors(answer, usual, lambda value: dump(value, self._nan))
         if self._wanted:
@@ -216,19 +215,16 @@ class _V2Answer:
 def _wanted_outputs(outputs: Any) -> list[str]:
     if outputs is None:
         return []
-    names = (
-        [each.get("name") for each in outputs if isinstance(each, Mapping)]
-        if isinstance(outputs, list)
-        else [None]
-    )
+    objects = outputs if isinstance(outputs, list) else [{}]
+    names = [each.get("name") for each in objects if isinstance(each, Mapping)]
     if not all(isinstance(name, str) for name in names):
         raise BadRequest('"outputs" is a list of objects with a "name"')
     return [str(name) for name in names]
 
 
-# What a datatype is in numpy, and the kinds of numpy's own reading that mean it without loss.
+# Each datatype's name in numpy, and the kinds of a parsed array that convert to it without loss.
 _TYPES: dict[str, tuple[str, str]] = {
-    "BOOL": ("?", "b"),
+    "BOOL": ("bool", "b"),
     **{
         f"{sign}INT{bits}": (f"{sign.lower()}int{bits}", "iu")
         for sign in ("", "U")
@@ -238,9 +234,7 @@ _TYPES: dict[str, tuple[str, str]] = {
     "FP32": ("float32", "iuf"),
     "FP64": ("float64", "iuf"),
 }
-_NAMES = {"bool": "BOOL", "float16": "FP16", "float32": "FP32", "float64": "FP64"} | {
-    numpy_name: name for name, (numpy_name, _) in _TYPES.items() if "int" in numpy_name
-}
+_NAMES = {numpy_name: name for name, (numpy_name, _) in _TYPES.items()}
 
 
 class _NoNumpy(Exception):
@@ -249,14 +243,14 @@ class _NoNumpy(Exception):
 
 
 def read_tensor(given: Any, place: str) -> tuple[str, Any]:
-    """Name and value of an entry of `inputs`: a numpy array; for BYTES nested lists of text.
+    """Return name and value of an entry of `inputs`: a numpy array; for BYTES nested lists of text.
 
     Args:
         given: The entry.
-        place: Where it stands, for messages: `inputs[0]`.
+        place: Its place for messages: `inputs[0]`.
 
     Raises:
-        BadRequest: It is no tensor, or not the one it says it is.
+        BadRequest: The entry is no tensor, or does not match its shape or datatype.
     """
     if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
         raise BadRequest(f'{place} has no "name"')
@@ -264,13 +258,13 @@ def read_tensor(given: Any, place: str) -> tuple[str, Any]:
     if not isinstance(shape, list) or not all(type(size) is int and size >= -1 for size in shape):
         raise BadRequest(f'{place}: "shape" is a list of whole numbers')
     if shape.count(-1) > 1:
-        raise BadRequest(f'{place}: "shape" leaves two sizes open')
+        raise BadRequest(f'{place}: "shape" has more than one -1')
     if "data" not in given:
-        raise BadRequest(f'{place} has no "data"; tensors as binary data after the JSON are not read')
+        raise BadRequest(f'{place} has no "data"; binary tensors after the JSON are not supported')
     if datatype == "BYTES":
         return given["name"], _texts(data, shape, place)
     if datatype not in _TYPES:
-        raise BadRequest(f"{place}: datatype {str(datatype)[:40]!r} is none of {', '.join(_TYPES)}, BYTES")
+        raise BadRequest(f"{place}: datatype {str(datatype)[:40]!r} is not one of {', '.join(_TYPES)}, BYTES")
     return given["name"], _numbers(data, shape, datatype, place)
 
 
@@ -304,14 +298,14 @@ def _texts(data: Any, shape: list[int], place: str) -> Any:
 
 
 def _shaped(array: Any, shape: list[int], place: str) -> Any:
-    """In the shape that was sent; one -1 in it is what the others leave, as in TorchServe's examples of BYTES."""
+    """Return the array in the given shape; one size may be -1, as in TorchServe's examples of BYTES."""
     known = math.prod(size for size in shape if size >= 0)
     if known == array.size or (-1 in shape and known and array.size % known == 0):
         try:
             return array.reshape(shape)
         except (ValueError, OverflowError):  # more dimensions than numpy has
             pass
-    raise BadRequest(f'{place}: "data" has {array.size} elements, which shape {shape[:8]} does not hold')
+    raise BadRequest(f'{place}: "data" has {array.size} elements, which do not fit shape {shape[:8]}')
 
 
 def _flat(data: Any) -> list[Any]:
@@ -326,14 +320,14 @@ def _flat(data: Any) -> list[Any]:
 
 
 def named_tensors(answer: Any, usual_name: str, to_json: Callable[[Any], bytes]) -> list[dict[str, Any]]:
-    """An answer as v2's `outputs`: an object's keys are outputs, anything else is one.
+    """Return an answer as v2's `outputs`: one for each key of an object, else a single one.
 
     Args:
-        usual_name: The name of an output that the module gives none.
-        to_json: For what is no tensor: it is sent as text, a BYTES element a value.
+        usual_name: The name of an output without a name of its own.
+        to_json: Encodes a value that is no tensor, which is sent as text: one BYTES element.
 
     Raises:
-        EncodeError: It has no JSON meaning either.
+        EncodeError: A value has no JSON meaning.
     """
     if isinstance(answer, Mapping) and answer and all(isinstance(name, str) for name in answer):
         return [{"name": name, **_tensor(value, to_json)} for name, value in answer.items()]
@@ -354,7 +348,7 @@ def _tensor(value: Any, to_json: Callable[[Any], bytes]) -> dict[str, Any]:
 
 
 def _as_array(value: Any) -> Any:
-    """A numpy array of a type that v2 names, if the value is one or a (nested) list of numbers; else None."""
+    """Return an array or a (nested) list of numbers as a numpy array of one of v2's types; None for another value."""
     if value is None or isinstance(value, str | bytes | bytearray | Mapping):
         return None
     array = numpy_array(value)

@@ -1,4 +1,4 @@
-"""What the log and clients may see: tracebacks cut to the user's frames, secrets left out."""
+"""Redaction for the log and clients: secrets are replaced, tracebacks cut to the user's frames."""
 
 from __future__ import annotations
 
@@ -11,26 +11,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
-SHORTEST = 6
-"""Characters; a shorter value is no secret anybody could keep, and may be part of any word."""
+_SHORTEST = 6
+"""Characters. A shorter value is no secret, and may be part of any word."""
 
-# One table a process, as the environment that the values come from is one.
 _names: dict[str, str] = {}
+"""Secret -> name; one table for the process, like the environment that has the values."""
 _pattern: re.Pattern[str] | None = None
 
 
 def hide(secrets: Mapping[str, str]) -> None:
-    """Write `[secret NAME]` in place of these values from now on, however they are quoted.
-
-    Args:
-        secrets: Values by name.
-    """
+    """Replace these values, given by name, with `[secret NAME]` from now on, however they are quoted."""
     global _pattern  # noqa: PLW0603
     for name, value in secrets.items():
         lines = [value, *value.splitlines()] if "\n" in value else [value]  # a traceback indents each line
         for text in lines:
             for written in (text, quote(text, safe=""), quote(text), quote_plus(text), repr(text)[1:-1]):
-                if len(text.strip()) >= SHORTEST:
+                if len(text.strip()) >= _SHORTEST:
                     _names.setdefault(written, name)
                     _names.setdefault(json.dumps(text)[1:-1], name)
     longest_first = sorted(_names, key=len, reverse=True)
@@ -38,14 +34,14 @@ def hide(secrets: Mapping[str, str]) -> None:
 
 
 def without_secrets(text: str) -> str:
-    """`text` with every hidden value replaced by its name."""
+    """Return a text with every secret replaced by its name."""
     if _pattern is None:
         return text
     return _pattern.sub(lambda found: f"[secret {_names[found[0]]}]", text)
 
 
 class WithoutSecrets(logging.Filter):
-    """Takes secrets out of a logger's records, their tracebacks included."""
+    """Removes secrets from a logger's records, including tracebacks."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if _pattern is not None:
@@ -64,16 +60,14 @@ _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}"
 
 
 def user_traceback(error: BaseException, *, user_root: str) -> str:
-    """The traceback of `error`, its causes and contexts, each cut to the frames of the user's files.
+    """Return the traceback of an exception, its causes and contexts, each cut to the frames of the user's files.
+
+    If no frame of the whole chain is the user's, nothing is cut: all frames are needed to find the fault. Secrets are
+    replaced. The text ends in a line break.
 
     Args:
-        error: The exception; may have any chain of causes, be an exception group or a SyntaxError.
-        user_root: The directory that the user's files are under: the model directory, or the project's root.
-
-    Returns:
-        Text that ends in a line break, without the values of secrets.
-        If no frame of the whole chain is the user's, nothing is cut: the
-        fault then lies elsewhere, and the frames are needed to find it.
+        error: Any exception, also an exception group or a SyntaxError.
+        user_root: The directory of the user's files: the model directory, or the project's root.
     """
     try:
         report = traceback.TracebackException.from_exception(error, compact=True)
@@ -83,9 +77,8 @@ def user_traceback(error: BaseException, *, user_root: str) -> str:
             for each, frames in zip(every, own, strict=True):
                 each.stack = traceback.StackSummary.from_list(frames)
         elif len(every) == 1 and type(error).__module__.partition(".")[0] == _PACKAGE:
-            return without_secrets(
-                "".join(report.format_exception_only())
-            )  # the runtime's own verdict; its message says all
+            # The runtime's own error: its message is enough.
+            return without_secrets("".join(report.format_exception_only()))
         return without_secrets("".join(report.format()))
     except Exception as trouble:
         # An exception class may make its own formatting fail; the log line must still appear.
@@ -105,10 +98,8 @@ def _chain(report: traceback.TracebackException) -> Iterator[traceback.Traceback
 
 
 def _is_own(filename: str, user_root: str) -> bool:
-    """Is it the user's: under the root, and not the runtime, the handler or an installed package?"""
-    if filename.startswith(
-        "<"
-    ):  # no file: `<frozen importlib._bootstrap>` would be one in the working directory
+    """Return whether a file is the user's: under the root, and neither runtime, handler nor installed package."""
+    if filename.startswith("<"):  # no file: `<frozen importlib._bootstrap>`
         return False
     root = os.path.realpath(user_root) + os.sep
     real = os.path.realpath(filename)

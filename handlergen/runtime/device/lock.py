@@ -1,4 +1,4 @@
-"""One predict at a time per device, across threads, workers, models and TorchServe instances of this user."""
+"""The device lock: one predict at a time per device, across threads, workers, models and servers of this user."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ import math
 import os
 import re
 import stat
-import threading
 import time
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 from ..codec.errors import LockTimeout
+from ..descriptors import close, descriptor_closed_in_children
 
 STATE_DIR_VARIABLE = "HANDLERGEN_STATE_DIR"
 _NO_MUTEX = (errno.ENOTSUP, errno.ENODEV)
-"""Neither this C library nor this file system (mmap(2)) may have what a mutex in a file needs."""
+"""Errors of a C library without robust mutexes, and of a file system without mmap(2)."""
 _LONGEST_WAIT_S = 10 * 365 * 24 * 3600.0
 
 
 class LockFile(Protocol):
-    """What a lock's mechanism offers; one implementation a kind of system."""
+    """A lock in a file."""
 
     def acquire(self, deadline: float) -> bool: ...
     def release(self) -> None: ...
@@ -32,14 +33,14 @@ class LockFile(Protocol):
 
 
 class DeviceLock:
-    """A lock named after a device; whoever asks for the same name in the same directory takes turns.
+    """A lock with a name, for which threads and processes take turns.
 
     Args:
-        key: What is locked: a GPU's UUID, `cpu`, or a model's own name with `lock: model`.
-        directory: Where the lock file lives; `lock_directory()` unless a test says otherwise.
+        key: The name: a GPU's UUID, `cpu`, or a model's name with `lock: model`.
+        directory: The lock file's, from `lock_directory()`.
 
     Raises:
-        OSError: The lock file cannot be made, or its file system has no locks; says which directory, and what to do.
+        OSError: The lock file cannot be made, or its file system has no locks; names the directory and the remedy.
     """
 
     def __init__(self, key: str, directory: Path) -> None:
@@ -54,13 +55,10 @@ class DeviceLock:
             ) from error
 
     def acquire(self, timeout_s: float) -> None:
-        """Wait for the turn.
-
-        Args:
-            timeout_s: Seconds to wait at most; `math.inf` waits for ever.
+        """Wait for the lock, at most `timeout_s` seconds (may be `math.inf`).
 
         Raises:
-            LockTimeout: The deadline passed; says who holds the lock and for how long.
+            LockTimeout: Time is up; names the process that holds the lock and for how long.
         """
         deadline = time.monotonic() + min(timeout_s, _LONGEST_WAIT_S)
         if not self._file.acquire(deadline):
@@ -71,7 +69,7 @@ class DeviceLock:
             )
 
     def release(self) -> None:
-        """Let the next one have the device; only by the thread that acquired."""
+        """Release the lock; only in the thread that acquired it."""
         self._file.release()
 
 
@@ -81,21 +79,21 @@ class NoLock:
     key = "none"
 
     def acquire(self, timeout_s: float) -> None:
-        """Never waits."""
+        """Return at once."""
 
     def release(self) -> None:
-        """Nothing to give back."""
+        """Do nothing."""
 
 
 def lock_directory(environ: Mapping[str, str] = os.environ) -> Path:
-    """The directory that holds this user's lock files: private (0700), the same for every process of the user.
+    """Return the directory of this user's lock files: private (0700), the same for every process of the user.
 
-    `HANDLERGEN_STATE_DIR` names it; else a directory with the user's id in /dev/shm (empty after a reboot, as the
-    locks must be) or /tmp. Neither `TMPDIR` nor `XDG_RUNTIME_DIR` is asked: two servers of one user may differ in
-    those, and would then not see each other's locks.
+    `HANDLERGEN_STATE_DIR` names it; the default is a directory with the user's id in /dev/shm (which a reboot empties,
+    as locks require) or /tmp. `TMPDIR` and `XDG_RUNTIME_DIR` do not count: they may differ between two servers of one
+    user, which would then not share locks.
 
     Raises:
-        PermissionError: The directory belongs to somebody else, is a link, or is open to others.
+        PermissionError: The directory belongs to another user, is a link, or is open to other users.
     """
     named = environ.get(STATE_DIR_VARIABLE)
     if named:
@@ -118,7 +116,7 @@ def lock_directory(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def _file_name(key: str) -> str:
-    """A file name for a key: readable, and different for different keys and boots of the machine."""
+    """Return a readable file name, different for each key and each boot of the machine."""
     readable = re.sub(r"[^A-Za-z0-9._-]", "_", key)[:80]
     digest = hashlib.sha256(f"{key}\0{_boot_id()}".encode()).hexdigest()[:16]
     return f"{readable}-{digest}.lock"
@@ -139,42 +137,16 @@ def _open(path: Path) -> LockFile:
     except OSError as error:
         if error.errno not in _NO_MUTEX:
             raise
-    # Another name: a process that can use mutexes must not mistake this file for one.
-    return RecordLockFile(path.with_suffix(".record"))
+    # Another name: a process with mutexes must not take this file for one.
+    return PolledLockFile(path.with_suffix(".flock"))
 
 
 _POLL_MIN_S = 0.0002
 _POLL_MAX_S = 0.005
 
 
-class _Shared:
-    """The one descriptor and thread lock of a path in this process."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            self._try()
-        except OSError:
-            os.close(self.descriptor)
-            raise
-        self.threads = threading.Lock()
-
-    def _try(self) -> None:
-        """Raises OSError where the file system has no locks: now, and not in the middle of the first request."""
-        try:
-            fcntl.lockf(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # another process has it: there are locks
-            return
-        fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
-
-
-_shared: dict[tuple[int, str], _Shared] = {}
-_shared_lock = threading.Lock()
-
-
-class RecordLockFile:
-    """The same interface as `RobustMutexFile`, by polling a record lock.
+class PolledLockFile:
+    """A file lock (flock(2)), polled because a file lock has no time-out; for systems without robust mutexes.
 
     Args:
         path: The lock file; made if it does not exist.
@@ -184,48 +156,40 @@ class RecordLockFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        # The pid is part of the key: a forked child must open its own, not use a thread lock that its parent held.
-        with _shared_lock:
-            key = (os.getpid(), str(path))
-            if key not in _shared:
-                _shared[key] = _Shared(path)
-            self._shared = _shared[key]
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        # A forked child that kept it open would keep the lock of a dead parent.
+        descriptor_closed_in_children(self._descriptor)
+        weakref.finalize(self, close, self._descriptor).atexit = False
+        if self._try():  # a file system without locks fails here, not in the first request
+            self.release()
 
     def acquire(self, deadline: float) -> bool:
         """Take the lock; False when `deadline` (a `time.monotonic()` value) has passed."""
-        if not self._shared.threads.acquire(
-            timeout=max(0.0, min(deadline - time.monotonic(), threading.TIMEOUT_MAX))
-        ):
-            return False
         pause = _POLL_MIN_S
-        while True:
-            try:
-                fcntl.lockf(self._shared.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, by system
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    self._shared.threads.release()
-                    return False
-                time.sleep(min(pause, left))
-                pause = min(pause * 1.5, _POLL_MAX_S)
-            except BaseException:
-                self._shared.threads.release()
-                raise
-            else:
-                os.pwrite(
-                    self._shared.descriptor, f"{os.getpid()} {time.monotonic_ns()}\n".encode().ljust(48), 0
-                )
-                return True
+        while not self._try():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            time.sleep(min(pause, left))
+            pause = min(pause * 1.5, _POLL_MAX_S)
+        os.pwrite(self._descriptor, f"{os.getpid()} {time.monotonic_ns()}\n".encode().ljust(48), 0)
+        return True
 
     def release(self) -> None:
-        """Give the lock back."""
-        fcntl.lockf(self._shared.descriptor, fcntl.LOCK_UN)
-        self._shared.threads.release()
+        """Release the lock."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
     def owner(self) -> tuple[int, float]:
-        """The pid that took the lock last and how long ago, in seconds."""
-        fields = os.pread(self._shared.descriptor, 48, 0).split()
+        """Return the process that took the lock last, and how long ago, in seconds."""
+        fields = os.pread(self._descriptor, 48, 0).split()
         if len(fields) != 2:
             return 0, 0.0
         return int(fields[0]), (time.monotonic_ns() - int(fields[1])) / 1e9
+
+    def _try(self) -> bool:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True

@@ -1,11 +1,11 @@
 """A mutex in a memory-mapped file that the kernel releases when its holder dies (Linux).
 
-POSIX robust, process-shared mutexes give what a file lock cannot: a wait with a deadline in the waiting thread
-itself, no system call when nobody contends, no inheritance by forked children, and a wake-up of one waiter
-instead of all (pthread_mutexattr_setrobust(3), pthread_mutex_clocklock(3), Linux robust-futexes documentation).
+A POSIX robust, process-shared mutex has what a file lock lacks: a time-out, no system call without contention, no
+inheritance by forked children, and a wake-up of one waiter instead of all (pthread_mutexattr_setrobust(3),
+pthread_mutex_clocklock(3), Linux robust-futexes documentation).
 
-The words in the file are only meaningful to the running kernel, so the file's name carries the boot id: a mutex
-that a power cut left locked is never looked at again.
+A mutex means nothing to another run of the kernel, so the file's name contains the boot id: a mutex that a power cut
+left locked is never used again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Timespec(ctypes.Structure):
 
 
 class _Mapped(NamedTuple):
-    """A lock file in this process's memory."""
+    """A lock file mapped into this process's memory."""
 
     memory: mmap.mmap
     descriptor: int
@@ -51,10 +51,10 @@ class _Mapped(NamedTuple):
 
 
 def _pin(memory: mmap.mmap) -> None:
-    """Keep the mapping until `_unpin`, even when nothing refers to it any more, even while the interpreter ends.
+    """Keep a mapping until `_unpin`, even while the interpreter ends and drops its objects.
 
-    The kernel finds the mutexes that a dying thread holds by reading the process's memory: one whose mapping is
-    gone by then stays locked for ever. An interpreter that ends drops its objects, so a reference does not do.
+    The kernel finds the mutexes of a dying thread by reading the process's memory: a mutex whose mapping is gone by
+    then stays locked for ever.
     """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(memory))
 
@@ -66,8 +66,8 @@ def _unpin(memory: mmap.mmap) -> None:
 class RobustMutexFile:
     """One mutex in one file, shared by every thread and process that opens the same path.
 
-    Two mutexes stand in the file: whoever wants the device first passes the gate and waits for the device while
-    holding it, so a holder that releases and asks again queues behind a waiter instead of overtaking it.
+    The file has two mutexes, a gate and the device's. A thread takes the gate first and holds it while it waits for the
+    device: a thread that releases the device and wants it again queues behind the waiter instead of overtaking it.
 
     Args:
         path: The file; made if it does not exist. Its directory must exist.
@@ -78,7 +78,7 @@ class RobustMutexFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # A thread may still wait in a mapping that another one has replaced: none is ever unmapped.
+        # A thread may still wait in a mapping that another thread has replaced: no mapping is ever removed.
         self._mapped: list[_Mapped] = []
         self._held: _Mapped | None = None
         try:
@@ -94,14 +94,7 @@ class RobustMutexFile:
         self._open()
 
     def acquire(self, deadline: float) -> bool:
-        """Take the mutex.
-
-        Args:
-            deadline: `time.monotonic()` value after which to give up.
-
-        Returns:
-            True when taken, False at the deadline.
-        """
+        """Take the mutex; False when `deadline` (a `time.monotonic()` value) has passed."""
         mapped = self._mapped[-1]
         while True:
             _pin(mapped.memory)
@@ -119,27 +112,27 @@ class RobustMutexFile:
                 _OWNER.pack_into(mapped.memory, _OWNER_OFFSET, os.getpid(), time.monotonic_ns())
                 self._held = mapped
                 return True
-            # Somebody deleted or replaced the file, before the wait or during it: others may meet at a new one.
+            # The file was deleted or replaced before or during the wait: other processes may share a new one.
             self._unlock(mapped.device)
             _unpin(mapped.memory)
             mapped = self._open()
 
     def release(self) -> None:
-        """Give the mutex back; only by the thread that took it."""
+        """Release the mutex; only in the thread that took it."""
         mapped = self._held
-        # The gate is taken while somebody waits for the device. Read past the C library, it is a hint and no more.
+        # A thread that waits for the device holds the gate. Read without the C library, this is only a hint.
         awaited = mapped is not None and mapped.memory[_GATE_WORD] != _FREE
         result = errno.EPERM if mapped is None else self._unlock(mapped.device)
         if mapped is None or result:
             raise OSError(result, f"cannot release {self._path.name}: {os.strerror(result)}")
         _unpin(mapped.memory)
         if awaited:
-            # The kernel may have woken the next one on this core, where it would wait until this process pauses,
-            # and the device with it: 0.1 ms and more, against a few microseconds for stepping aside.
+            # The kernel may wake the waiter on this core, where it waits until this process pauses, and the device
+            # with it: 0.1 ms and more, against a few microseconds for yielding.
             os.sched_yield()
 
     def owner(self) -> tuple[int, float]:
-        """The pid that took the mutex last and how long ago, in seconds."""
+        """Return the process that took the mutex last, and how long ago, in seconds."""
         pid, since = _OWNER.unpack_from(self._mapped[-1].memory, _OWNER_OFFSET)
         return pid, (time.monotonic_ns() - since) / 1e9
 
@@ -156,7 +149,7 @@ class RobustMutexFile:
             result = self._clocklock(mutex, time.CLOCK_MONOTONIC, ctypes.byref(limit))
         if (
             result == errno.EOWNERDEAD
-        ):  # its holder was killed; the mutex is ours, and nothing else was shared
+        ):  # its holder was killed; this thread has it, and there is no state to repair
             result = self._consistent(mutex)
         if result:
             raise OSError(result, f"cannot take {self._path.name}: {os.strerror(result)}")
@@ -170,11 +163,9 @@ class RobustMutexFile:
             except FileNotFoundError:
                 self._create()
         try:
-            if os.fstat(descriptor).st_size != _SIZE:
+            if os.fstat(descriptor).st_size != _SIZE or os.pread(descriptor, len(_MAGIC), 0) != _MAGIC:
                 raise OSError(errno.EINVAL, f"{self._path} is not a lock file of handlergen")
             memory = mmap.mmap(descriptor, _SIZE)
-            if memory[: len(_MAGIC)] != _MAGIC:
-                raise OSError(errno.EINVAL, f"{self._path} is not a lock file of handlergen")
         except BaseException:
             os.close(descriptor)
             raise
@@ -191,7 +182,7 @@ class RobustMutexFile:
         return mapped
 
     def _create(self) -> None:
-        """Make a complete file under another name, then link it into place: nobody sees half of one."""
+        """Make a complete file under another name, then link it into place: no process sees an incomplete file."""
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = self._path.with_name(f".{self._path.name}.{os.getpid()}.{secrets.token_hex(4)}")
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

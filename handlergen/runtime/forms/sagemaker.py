@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from ..codec.content import CSV, FORM, JSON, NPY, OCTETS
 from ..context import Context
 from ..contract import Contract, RuntimeSettings
 from ..pipeline.hooks import BoundHook, Hooks, Item, ModelHooks
@@ -28,7 +29,6 @@ from .loading import UserModule
 _DEFAULT_ACCEPT = "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT"
 """The toolkit's environment variable for the answer's type when the client names none."""
 
-JSON, CSV, NPY = "application/json", "text/csv", "application/x-npy"
 _TYPES = (JSON, CSV, NPY)
 
 
@@ -129,9 +129,9 @@ def received(item: Item) -> tuple[str | bytes | Any, str]:
     """
     sent = item.request.content_type or ""
     kind = sent.partition(";")[0].strip().lower()
-    if kind in ("", "application/x-www-form-urlencoded"):
+    if kind in ("", FORM):
         if isinstance(item.data, bytes):
-            return item.data, "application/octet-stream"
+            return item.data, OCTETS
         return json.dumps(item.data, ensure_ascii=False), JSON
     if kind.startswith("multipart/"):
         return _form(item), sent

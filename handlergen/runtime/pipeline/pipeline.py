@@ -14,11 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from types import CoroutineType
 from typing import Any
 
-from ..codec.decode import decode, open_request
+from ..codec.decode import decode
 from ..codec.encode import encode
 from ..codec.errors import INPUT
 from ..contract import RuntimeSettings
 from ..device.device import inference_mode
+from ..request import Request
 from ..telemetry.recording import Recorder
 from ..torchserve.streaming import STREAMS, Streaming, drain, drain_async
 from .batching import RequestQueue
@@ -82,7 +83,7 @@ class Pipeline:
         """Return a copy for a process forked from this one: threads do not survive a fork."""
         own = copy.copy(self)
         own._threads, own._async, own._async_starts = None, None, threading.Lock()
-        own._recorder = self._recorder.forked() if self._recorder is not None else None
+        own._recorder = None  # its spans would never be written
         return own
 
     def run(self, items: Sequence[Item]) -> None:
@@ -285,6 +286,6 @@ def open_items(
         request_ids: The requests' ids.
     """
     return [
-        Item(index, entry, headers, open_request(entry, headers, request_id))
+        Item(index, entry, headers, Request(headers, request_id))
         for index, (entry, headers, request_id) in enumerate(zip(data, properties, request_ids, strict=True))
     ]

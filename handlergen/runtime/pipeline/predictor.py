@@ -133,7 +133,7 @@ class WorkerPredictor:
     def _pinned(self, item: Item) -> bool:
         """Pin the memory of a request's inputs, before the lock."""
         try:
-            item.inputs = self._device.stage(item.inputs)
+            item.inputs = self._device.pin(item.inputs)
         except BaseException as error:
             self._fail(item, error, "predict")
             return False
@@ -282,7 +282,7 @@ class WorkerPredictor:
         if self._batch == "collate":
             own = self.hooks[0].collate
             together = collate(together) if own is None else own(together)
-        joined.inputs = self._device.stage(together)
+        joined.inputs = self._device.pin(together)
         return joined
 
 

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..descriptors import close, closed_in_children, descriptor_closed_in_children, is_at
+from ..descriptors import close, closed_in_children, descriptor_closed_in_children, has_name
 from ..device.lock import STATE_DIR_VARIABLE, lock_directory
 from ..server_process import started
 
@@ -235,7 +235,7 @@ class RunDirectory:
             owner: What `own` returned.
         """
         try:
-            return is_at(self.path / "owner.lock", owner)
+            return has_name(os.fstat(owner), self.path / "owner.lock")
         except OSError:
             return False
 

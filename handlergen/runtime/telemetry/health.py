@@ -1,4 +1,4 @@
-"""How a model is: what `is_healthy` says, and what `GET /models/NAME?customized=true` answers."""
+"""A model's health by its `is_healthy` hook, and its description for `GET /models/NAME?customized=true`."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ METRIC = "ModelHealthy"
 """A gauge, 1 or 0, with the dimensions ModelName, WorkerName and Level; declared in handlergen's metrics.yaml."""
 
 PERIOD_S = 15.0
-"""How often the hook is asked for the metric's sake. TorchServe tells a worker nothing of time."""
+"""How often the hook is called for the metric."""
 
 _LEVEL = "Model"
 
 
 class Health:
-    """Asks the module's `is_healthy`, at each describe and every `PERIOD_S` seconds, beside predictions.
+    """Calls the module's `is_healthy`, at each describe and every `PERIOD_S` seconds, beside predictions.
 
     Args:
-        ask: The hook; takes values for parameters that only a request has: none.
+        ask: The hook; gets values for its parameters.
         metrics: TorchServe's `context.metrics` (ts/metrics/metric_cache_yaml_impl.py); None outside it.
         model, version: For the metric's dimensions.
-        logger: Gets the traceback of a hook that fails, once until it succeeds.
+        logger: Gets the traceback of a failing hook, once until it succeeds.
         user_root: Directory of the user's code; tracebacks are cut to it.
     """
 
@@ -53,43 +53,43 @@ class Health:
         self._dimensions = [model, f"W-{_worker_port(sys.argv)}-{model}_{version}", _LEVEL]
         self._logger = logger
         self._user_root = user_root
-        self._told = False
+        self._logged = False
         self._ended = threading.Event()
         self._one_at_a_time = threading.Lock()
         if metrics is not None:
             threading.Thread(target=self._run, name="handlergen-health", daemon=True).start()
 
     def check(self) -> dict[str, Any]:
-        """Ask now.
+        """Call the hook.
 
         Returns:
-            `healthy`: whether the hook's answer is true. `answer`: the answer, if it is more than that and JSON.
-            `error`: the name of the exception, if the hook failed.
+            `healthy`: whether the hook's answer is true. `answer`: the answer, if it is neither a bool nor None, and
+            JSON. `error`: the name of the exception, if the hook failed.
         """
         with self._one_at_a_time:
-            result = self._asked()
+            result = self._result()
         self._emit(1 if result["healthy"] else 0)
         return result
 
     def close(self) -> None:
-        """Ask no more."""
+        """Stop calling the hook."""
         self._ended.set()
 
-    def _asked(self) -> dict[str, Any]:
+    def _result(self) -> dict[str, Any]:
         try:
             answer = self._ask({})
             result: dict[str, Any] = {"healthy": bool(answer)}
         except (Exception, SystemExit) as error:
-            if not self._told:
+            if not self._logged:
                 trace = user_traceback(error, user_root=self._user_root)
                 self._logger.error("is_healthy failed\n%s", trace)
-            self._told = True
+            self._logged = True
             return {"healthy": False, "error": type(error).__name__}
-        self._told = False
+        self._logged = False
         if answer is not None and not isinstance(answer, bool):
             try:
                 dump(answer, "null")
-            except Exception:  # no JSON: only whether it is true is told
+            except Exception:  # no JSON
                 return result
             result["answer"] = answer
         return result
@@ -106,7 +106,7 @@ class Health:
         try:
             self._gauge().add_or_update(value, self._dimensions)
         except Exception as error:
-            # Whatever another TorchServe's metrics raise: describe still answers, and the model serves.
+            # Another version of TorchServe: describe and predictions still work.
             self._logger.debug("the metric %s was not written: %s", METRIC, error)
 
     def _gauge(self) -> Any:
@@ -115,13 +115,13 @@ class Health:
 
         try:
             return self._metrics.get_metric(METRIC, MetricTypes.GAUGE)
-        except MetricsCacheKeyError:  # a server with a metrics file of its own, which does not declare it
+        except MetricsCacheKeyError:  # a metrics file of the user's that does not declare it
             names = ["ModelName", "WorkerName", "Level"]
             return self._metrics.add_metric_to_cache(METRIC, "count", names, MetricTypes.GAUGE)
 
 
 def _worker_port(arguments: Sequence[str]) -> str:
-    """What TorchServe numbers a worker by: its port or the end of its socket's name (ts/model_service_worker.py)."""
+    """Return TorchServe's number of a worker: its port or the end of its socket's name (ts/model_service_worker.py)."""
     for name, value in itertools.pairwise(arguments):
         if name in ("--sock-name", "--port"):
             found = re.search(r"(\d+)$", value)
@@ -131,12 +131,12 @@ def _worker_port(arguments: Sequence[str]) -> str:
 
 @dataclass
 class Counts:
-    """What one worker has answered since it started.
+    """The numbers of requests that one worker has answered.
 
     Attributes:
-        requests: Predictions and explanations; a KServe request is one, however many instances it has.
-        failures: How many of them failed, by status.
-        metrics: Counts too.
+        requests: Predictions and explanations; a KServe request counts once, however many instances it has.
+        failures: Failed requests by status.
+        metrics: Also counts the answers.
     """
 
     requests: int = 0
@@ -159,12 +159,12 @@ def description(
     types: dict[str, Any],
     health: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """The description as JSON values.
+    """Return the description as JSON values.
 
     Args:
-        predictor: The predictor's own: device, process, number of predictions.
-        types: Of input and answer (`TypedHooks.describe`).
-        health: What `is_healthy` says now; None without such a hook.
+        predictor: The predictor's part: device, process, number of predictions.
+        types: Types of input and answer (`TypedHooks.describe`).
+        health: The result of `Health.check`; None without the hook.
     """
     contract, settings = bundle.contract, bundle.settings
     return {
@@ -184,7 +184,7 @@ def description(
         },
         **types,
         "predictor": predictor,
-        # TorchServe asks one worker, and not always the same.
+        # TorchServe asks one worker, not always the same one.
         "worker": {
             "pid": os.getpid(),
             "requests": counts.requests,

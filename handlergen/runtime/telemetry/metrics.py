@@ -1,13 +1,13 @@
-"""What a model's requests took, as counters in TorchServe's `/metrics`.
+"""Metrics: the times of a model's requests as counters in TorchServe's `/metrics`.
 
-TorchServe's own histogram takes one printed line an observation, which the frontend parses: six a request, more than a
-small model's predict costs; and its buckets begin at 5 (of whatever unit). So the buckets are kept here, and once a
-second each process prints by how much they have grown. In Prometheus they are counters with the label `le`, as a
-histogram's are: `histogram_quantile(0.99, sum by (le) (rate(handlergen_stage_seconds_bucket[5m])))`. Counters add
-up over workers, and those of a worker that died stay.
+TorchServe's own histogram needs a printed line for each observation, which the frontend parses: six for each request,
+at a higher cost than a small model's predict; and its buckets begin at 5 (of any unit). So the buckets are kept here,
+and once a second each process prints their growth. In Prometheus they are counters with the label `le`, like a
+histogram's: `histogram_quantile(0.99, sum by (le) (rate(handlergen_stage_seconds_bucket[5m])))`. Counters add up over
+workers, and those of a worker that died remain.
 
-The format of a line is read in ts/metrics/caching_metric.py and the frontend's Metric.parse, which drops a dimension
-with a second colon and refuses a metric that is short of one.
+The format of a line: ts/metrics/caching_metric.py and the frontend's Metric.parse, which drops a dimension with a
+second colon and rejects a metric that lacks one.
 """
 
 from __future__ import annotations
@@ -41,17 +41,18 @@ STAGE, BATCH = "handlergen_stage_seconds", "handlergen_batch_size"
 ANSWERS, LOCK_TIMEOUTS = "handlergen_answers_total", "handlergen_lock_timeouts_total"
 COPIES, MEMORY = "handlergen_model_copies", "handlergen_model_memory_bytes"
 
+_Kept = TypeVar("_Kept")
 _SEPARATORS = re.compile(r"[^A-Za-z0-9_./+-]")
 
 
 def switched_on(declared: Any = None) -> bool:
-    """Whether a server serves these metrics; says so to the processes that this one starts, too.
+    """Return whether the server serves these metrics; child processes inherit the answer.
 
-    A server that does not know a metric logs each of its lines and drops it (WorkerLifeCycle.ReaderThread): on one
-    with a metrics file of its own, all of this would be for nothing. `HANDLERGEN_METRICS=off` switches them off.
+    A server logs and drops each line of a metric that its metrics file does not declare (WorkerLifeCycle.ReaderThread).
+    `HANDLERGEN_METRICS=off` switches the metrics off.
 
     Args:
-        declared: TorchServe's `context.metrics`, which has read the file; None when nobody knows.
+        declared: TorchServe's `context.metrics`, which has read the metrics file; None if unknown.
     """
     cache = getattr(declared, "cache", None)
     if isinstance(cache, Mapping) and not any(ANSWERS in metrics for metrics in cache.values()):
@@ -60,11 +61,11 @@ def switched_on(declared: Any = None) -> bool:
 
 
 class Histogram:
-    """Values since they were last taken, to be counted by bucket.
+    """Values since the last `collect`, counted by bucket.
 
     Args:
-        bounds: Upper bounds, ascending; one more bucket holds all that is larger.
-        unit: How many of the values' units make one of the bounds'.
+        bounds: Upper bounds, ascending; one more bucket has all larger values.
+        unit: The values' units in one of the bounds' units.
     """
 
     def __init__(self, bounds: Sequence[float], *, unit: int = 1) -> None:
@@ -72,10 +73,10 @@ class Histogram:
         self._unit = unit
         self._values: deque[int] = deque()
         self.add = self._values.append
-        """Count a value; from any thread."""
+        """Count a value; called in any thread."""
 
-    def taken(self) -> tuple[list[tuple[str, int]], float, int]:
-        """`(le, growth)` of each bucket, cumulated as Prometheus has them; the sum; the number. Then zero."""
+    def collect(self) -> tuple[list[tuple[str, int]], float, int]:
+        """Return `(le, growth)` of each bucket, cumulative as in Prometheus; the sum; the number. Start from zero."""
         values = sorted(_drained(self._values))
         buckets = [(name, bisect_right(values, limit)) for name, limit in self._limits]
         return [*buckets, ("+Inf", len(values))], sum(values) / self._unit, len(values)
@@ -84,11 +85,11 @@ class Histogram:
 class Metrics:
     """The counters of one process.
 
-    Whoever counts only appends to a queue, without a lock: what is counted stands between two predictions.
+    Counting only appends to a queue, without a lock: it happens between two predictions.
 
     Args:
         model, version, device: Labels of every metric.
-        write: Takes the lines; standard output, which TorchServe reads, when left out.
+        write: Writes the lines; by default to standard output, which TorchServe reads.
     """
 
     def __init__(
@@ -109,10 +110,9 @@ class Metrics:
         self._host = socket.gethostname()
 
     def start(self) -> None:
-        """Write from now on, once a second, what has been counted.
+        """Write once a second from now on.
 
-        What an alert watches is there from the start, as zero: from a counter that first appears as 1, Prometheus sees
-        no increase.
+        Counters for alerts start as zero: Prometheus sees no increase in a counter that first appears as 1.
         """
         self._write(
             self._line(ANSWERS, "Count", 0, {"status": "200"}) + self._line(LOCK_TIMEOUTS, "Count", 0, {})
@@ -120,7 +120,7 @@ class Metrics:
         threading.Thread(target=self._run, name="handlergen-metrics", daemon=True).start()
 
     def watch(self, gauges: Callable[[], Mapping[str, float]]) -> None:
-        """Ask for gauges too, by name, whenever something is written; without them when it raises OSError."""
+        """Also write gauges, by name; none when `gauges` raises OSError."""
         self._gauges = gauges
 
     def record(self, stage: str, request_id: str, start_ns: int, end_ns: int) -> None:
@@ -128,9 +128,6 @@ class Metrics:
         self._add_time[stage](end_ns - start_ns)
         if stage == "predict":
             self._batches.add(request_id.count(",") + 1)
-
-    def forked(self) -> None:
-        """Nobody counts in a process that was forked off this one."""
 
     def answered(self, status: int) -> None:
         """Count an answer."""
@@ -141,15 +138,15 @@ class Metrics:
         self._timeouts.append(None)
 
     def close(self) -> None:
-        """Write the last, and no more."""
+        """Write the last growth, and stop."""
         self._ended.set()
         self.emit()
 
     def emit(self) -> None:
-        """Write by how much everything has grown.
+        """Write the growth of every counter.
 
-        Gauges come first: a hook may just have printed half a line, to which the first of these is then added and
-        lost. The next second brings another gauge; what a counter has grown by is told only once.
+        Gauges come first: a hook may have printed half a line, which spoils the first line written. A gauge is written
+        again a second later, a counter's growth only once.
         """
         with self._writing:
             lines = [*self._measured(), *self._grown()]
@@ -172,10 +169,10 @@ class Metrics:
         return lines
 
     def _histogram(self, name: str, unit: str, histogram: Histogram, labels: dict[str, str]) -> list[str]:
-        buckets, total, count = histogram.taken()
+        buckets, total, count = histogram.collect()
         if not count:
             return []
-        # All buckets once, then those that grow: where a lower one is missing, a quantile is interpolated from zero.
+        # All buckets once, then those that grow: a quantile is interpolated from zero where a lower bucket is missing.
         series = "".join((name, *labels.values()))
         first = series not in self._seen
         self._seen.add(series)
@@ -206,7 +203,7 @@ class Metrics:
 
 
 def printer() -> Callable[[str], None]:
-    """Return what writes to this process's standard output, which TorchServe reads of a worker."""
+    """Return a function that writes to this process's standard output, which TorchServe reads."""
     stream = sys.stdout  # now: a hook may redirect it for a while
 
     def write(text: str) -> None:
@@ -217,11 +214,8 @@ def printer() -> Callable[[str], None]:
 
 
 def _number(value: float) -> str:
-    """Without an exponent: the frontend's pattern has no plus sign."""
+    """Format a number without an exponent: the frontend's pattern has no plus sign."""
     return str(value) if isinstance(value, int) else f"{value:.9f}".rstrip("0").rstrip(".")
-
-
-_Kept = TypeVar("_Kept")
 
 
 def _drained(kept: deque[_Kept]) -> list[_Kept]:

@@ -1,4 +1,4 @@
-"""When each stage of each request ran: spans, as JSON lines of monotonic times, and who else is told."""
+"""Recording of a model's requests: spans as JSON lines of monotonic times, and metrics."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Protocol
 import torch
 
 from ..contract import RuntimeSettings
-from ..device.device import Copies, Device
+from ..device.device import Device
 from ..device.lock import lock_directory
-from ..server_process import started
+from ..server_process import ModelCopies, started
 from .metrics import COPIES, MEMORY, Metrics, switched_on
 
 _logger = logging.getLogger("handlergen")
@@ -25,52 +25,44 @@ TRACE_DIR_VARIABLE = "HANDLERGEN_TRACE_DIR"
 
 
 class Spans:
-    """Writes spans of one worker to `spans-MODEL-PID.jsonl`, one line a span.
+    """Writes a process's spans to `spans-MODEL-PID.jsonl`, one line per span.
 
-    They are kept until `flush`, which writes them at once: between two predictions every microsecond counts, and
-    a write costs tens of them. A worker that is killed takes the spans of the batch under way with it. What cannot be
-    written (disk full) is lost and told of once: requests are answered all the same.
+    `flush` writes them in one piece, after a batch: a write between two predictions would cost tens of microseconds. A
+    worker that is killed loses the spans of its current batch. Spans that cannot be written (disk full) are lost with
+    one warning: requests are answered nevertheless.
 
     Args:
-        directory: Where the file goes; made if missing, private to the user.
+        directory: The file's; made if missing, private to the user.
         model: The model's name, in every line.
         device: The device's key, in every line.
-        worker: What TorchServe calls the worker, if known.
 
     Raises:
         OSError: The directory cannot be made or written.
     """
 
-    def __init__(self, directory: Path, *, model: str, device: str, worker: str = "") -> None:
+    def __init__(self, directory: Path, *, model: str, device: str) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         pid = os.getpid()
         path = directory / f"spans-{model}-{pid}.jsonl"
-        self._place = (directory, model, device)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        tail = {"pid": pid, "worker": worker or str(pid), "device": device, "model": model}
+        tail = {"pid": pid, "worker": str(pid), "device": device, "model": model}
         self._tail = json.dumps(tail)[1:]
         self._kept: deque[tuple[str, str, int, int, int]] = deque()
         self._size = os.fstat(self._descriptor).st_size
         self._losing = False
 
-    def forked(self) -> Spans:
-        """A recorder for a process that was forked off this one."""
-        directory, model, device = self._place
-        return Spans(directory, model=model, device=device)
-
     def record(self, stage: str, request_id: str, start_ns: int, end_ns: int) -> None:
-        """Keep one span; from any thread.
+        """Keep one span; called in any thread.
 
         Args:
             stage: A name of `stages.py`.
-            request_id: The request's id; several, joined by commas, for one predict over a batch.
-            start_ns: `time.monotonic_ns()` at its start.
-            end_ns: The same at its end.
+            request_id: The request's id; several, joined by commas, for one predict of a batch.
+            start_ns, end_ns: `time.monotonic_ns()` at its start and end.
         """
         self._kept.append((stage, request_id, start_ns, end_ns, threading.get_ident()))
 
     def flush(self) -> None:
-        """Write what was kept, in one piece: lines of several threads never mix."""
+        """Write the kept spans in one piece: lines of several threads never mix."""
         lines = []
         while self._kept:
             stage, request_id, start_ns, end_ns, thread = self._kept.popleft()
@@ -88,58 +80,53 @@ class Spans:
             self._losing = False
 
     def _write(self, text: bytes) -> None:
-        """All of it or nothing: half a line would make the file unreadable."""
+        """Write all of the text or nothing: half a line would make the file unreadable."""
         written = os.write(self._descriptor, text)
         if written == len(text):
             self._size += written
             return
         try:
-            os.write(self._descriptor, text[written:])  # says why
+            os.write(self._descriptor, text[written:])  # raises the error
             self._size += len(text)
         except OSError:
             os.ftruncate(self._descriptor, self._size)
             raise
 
 
-def spans_from_environment(
-    model: str, device: str, *, worker: str = "", environ: Mapping[str, str] = os.environ
-) -> Spans | None:
-    """A recorder when `HANDLERGEN_TRACE_DIR` is set, else None; the pipeline then takes no times at all.
+def spans_from_environment(model: str, device: str, environ: Mapping[str, str] = os.environ) -> Spans | None:
+    """Return `Spans` when `HANDLERGEN_TRACE_DIR` is set, else None; the pipeline then takes no times.
 
-    None, and a line in the log, when nothing can be written there: that is no reason not to predict.
+    None, with a warning, when the directory cannot be written: that is no reason not to predict.
     """
     directory = environ.get(TRACE_DIR_VARIABLE)
     if not directory:
         return None
     try:
-        return Spans(Path(directory), model=model, device=device, worker=worker)
+        return Spans(Path(directory), model=model, device=device)
     except OSError as error:
         _logger.warning("no spans are recorded: %s", error)
         return None
 
 
 class Recorder(Protocol):
-    """Takes the times of stages."""
+    """A receiver of the times of stages."""
 
     def record(self, stage: str, request_id: str, start_ns: int, end_ns: int) -> None:
-        """Take one; from any thread. See `Spans.record`."""
-
-    def forked(self) -> Recorder | None:
-        """Who is told in a process that was forked off this one."""
+        """Record one; called in any thread. See `Spans.record`."""
 
 
 class Recording:
-    """What one process records of a model.
+    """Everything that one process records of a model.
 
     Args:
         settings: The model's.
-        device_key: Where it predicts.
-        metrics: Count for TorchServe's `/metrics` too, unless that is switched off.
-        write: Takes the lines of metrics; standard output when left out.
+        device_key: The key of the device that predicts.
+        metrics: Also count for TorchServe's `/metrics`, unless that is switched off.
+        write: Writes the lines of metrics; standard output by default.
 
     Attributes:
-        recorder: Who takes times; None when nobody wants them, and none are taken.
         metrics: The counters, if there are any.
+        recorder: Receives times; None: no times are taken.
     """
 
     def __init__(
@@ -156,8 +143,10 @@ class Recording:
             self.metrics = Metrics(
                 model=settings.name, version=settings.version, device=device_key, write=write
             )
-        self._copies: Copies | None = None
-        self.recorder = self._recorder(self._spans)
+        self._copies: ModelCopies | None = None
+        self.recorder: Recorder | None = self._spans or self.metrics
+        if self._spans is not None and self.metrics is not None:
+            self.recorder = _Both(self._spans, self.metrics)
 
     def start(self) -> None:
         """Write metrics from now on."""
@@ -165,15 +154,15 @@ class Recording:
             self.metrics.start()
 
     def has_copy(self, settings: RuntimeSettings, device: Device, server: int) -> None:
-        """This process has a copy of the model: count it, and measure its memory.
+        """Count this process's copy of the model, and measure its memory.
 
         Args:
-            server: TorchServe's process.
+            server: The process id of TorchServe's frontend.
         """
         if self.metrics is None:
             return
         try:
-            copies = Copies(
+            copies = ModelCopies(
                 lock_directory(),
                 server=f"{server} {started(server)}",
                 model=settings.name,
@@ -182,7 +171,7 @@ class Recording:
             )
             copies.add()
         except OSError as error:  # no reason not to predict
-            logging.getLogger("handlergen").warning("copies of the model are not counted: %s", error)
+            _logger.warning("copies of the model are not counted: %s", error)
             self.metrics.watch(lambda: {MEMORY: memory_of(device)})
             return
         self._copies = copies
@@ -194,17 +183,12 @@ class Recording:
             self._spans.flush()
 
     def close(self) -> None:
-        """Write the last."""
+        """Write the last spans and metrics."""
         self.flush()
         if self.metrics is not None:
             self.metrics.close()
         if self._copies is not None:
             self._copies.close()
-
-    def _recorder(self, spans: Spans | None) -> Recorder | None:
-        if self.metrics is None:
-            return spans
-        return self.metrics if spans is None else _Both(spans, self.metrics)
 
 
 class _Both:
@@ -216,12 +200,9 @@ class _Both:
         self._spans.record(stage, request_id, start_ns, end_ns)
         self._metrics.record(stage, request_id, start_ns, end_ns)
 
-    def forked(self) -> Recorder | None:
-        return self._spans.forked()
-
 
 def memory_of(device: Device) -> int:
-    """Bytes that this process holds on the device: what torch reserved of a GPU, else its resident memory."""
+    """Return the bytes that this process holds on the device: torch's reserved GPU memory, else the resident memory."""
     if not device.is_cpu:
         return int(torch.cuda.memory_reserved(device.torch))
     try:

@@ -1,4 +1,4 @@
-"""The stages of a request, in order: one table, which spans, metrics, reports and traces read."""
+"""The table of a request's stages, in order: for spans, metrics, reports and traces."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class RequestStage:
     Attributes:
         name: In spans, and the label `stage` of the histogram `handlergen_stage_seconds`.
         label: For people.
-        light, dark: Colours in charts on a light and on a dark page, `#rrggbb`.
+        light, dark: Colours in charts in light and dark mode, `#rrggbb`.
         symbol: One character, in a timeline of text.
-        description: What happens in it, in a few words.
-        on_device: It has the device to itself; a request passes one of these.
-        by_predictor: It is recorded by the process that predicts, which need not be the worker.
+        description: A few words.
+        on_device: The request has the device to itself; each request has one such stage.
+        by_predictor: Recorded by the process that predicts, which need not be the worker.
     """
 
     name: str
@@ -34,34 +34,10 @@ STAGES = (
     RequestStage("decode", "decode", "#9a8418", "#d2bc55", "p", "read what was sent"),
     RequestStage("preprocess", "preprocess", "#3c83c5", "#5aa2e6", "p", _HOOK),
     RequestStage(
-        "lock_wait",
-        "lock wait",
-        "#7f8c98",
-        "#6e7b87",
-        ".",
-        "ready, waiting for the device",
-        by_predictor=True,
+        "lock_wait", "lock wait", "#7f8c98", "#6e7b87", ".", "ready, waiting for the device", False, True
     ),
-    RequestStage(
-        "predict",
-        "predict",
-        "#d96c0a",
-        "#f0913a",
-        "#",
-        "on the device, one at a time",
-        on_device=True,
-        by_predictor=True,
-    ),
-    RequestStage(
-        "explain",
-        "explain",
-        "#8e63b8",
-        "#b58be0",
-        "#",
-        "on the device, too",
-        on_device=True,
-        by_predictor=True,
-    ),
+    RequestStage("predict", "predict", "#d96c0a", "#f0913a", "#", "on the device, one at a time", True, True),
+    RequestStage("explain", "explain", "#8e63b8", "#b58be0", "#", "on the device, too", True, True),
     RequestStage("postprocess", "postprocess", "#1c6b48", "#5fd6a3", "a", _HOOK),
     RequestStage("encode", "encode", "#3f9470", "#3d8a68", "a", "write the answer"),
 )
@@ -74,5 +50,5 @@ FIRST, LAST = STAGE_NAMES[0], STAGE_NAMES[-1]
 
 
 def label_of(name: str) -> str:
-    """A stage's label; of a stage that only a newer or older recording has, its name in words."""
+    """Return a stage's label; the name in words for a stage of another version's recording."""
     return STAGE[name].label if name in STAGE else name.replace("_", " ")

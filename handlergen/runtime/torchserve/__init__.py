@@ -1,1 +1,1 @@
-"""All that knows TorchServe: batches, streamed answers, requests that it delivers twice."""
+"""Everything that knows TorchServe: batches, streamed answers, duplicate requests."""

@@ -1,18 +1,17 @@
-"""Requests that TorchServe gives to a second worker although the first has answered them.
+"""Duplicate requests: TorchServe gives a request to a second worker although the first has answered it.
 
-Scaling down and unregistering end a worker in the thread of the management request: it puts what the worker has in
-hand back into the queue, for another one (TorchServe 0.12: WorkerThread.shutdown, BatchAggregator.sendError). It does
-not see whether the worker's own thread is just passing the answer on (BatchAggregator.sendResponse, which forgets a
-request only afterwards). The second answer then goes out too, on the same connection, where its client takes it for
-the answer to its next request, and so on until one of them closes the connection. A stream is given out again as a
-whole, whatever its client has of it already.
+Scaling down and unregistering stop a worker in the thread of the management request, which re-queues the worker's
+requests for another one (TorchServe 0.12: WorkerThread.shutdown, BatchAggregator.sendError). It does not see whether
+the worker's own thread is just passing an answer on (BatchAggregator.sendResponse, which forgets a request only
+afterwards). The second answer then goes out too, on the same connection, where the client takes it for the answer to
+its next request, and so on until one of them closes the connection. A stream is repeated from its start.
 
-So the workers note in a file that they share what they have answered, and refuse what stands there. An error closes the
+So the workers note in a shared file which requests they have answered, and refuse those. An error closes the
 connection (NettyUtils.sendHttpResponse): no client gets an answer that is not its own.
 
-What TorchServe has passed on it had received before it interrupted the worker's thread, and only then it gives the
-request out again: that stands in the file by then. Of an answer that it received just before, nobody can see whether
-it was passed on; such a request is refused too.
+TorchServe passes on only what it has received before it interrupts the worker's thread, and re-queues the request only
+then: by that time the request is noted. Whether an answer that TorchServe received just before was passed on cannot be
+seen; such a request is refused too.
 """
 
 from __future__ import annotations
@@ -35,29 +34,30 @@ from ..pipeline.dispatch import failure_for
 from ..pipeline.hooks import Item
 from .streaming import raise_to_torchserve
 
+_logger = logging.getLogger("handlergen")
 _FILE = "answered-1"
-"""The number is that of the layout: running workers of another version may have theirs."""
+"""The number is the layout's: workers of another version may be running."""
 _SLOTS = 1 << 15
-"""A slot is overwritten after so many answers of all of this user's models, on average. A request is given out again
+"""A slot is overwritten after so many answers of all of this user's models, on average. TorchServe re-queues a request
 within milliseconds."""
 _SLOT_BYTES = 16
-_LOOK_EVERY_S = 1.0
-"""Whether the file is still there; a look costs 3 µs."""
+_CHECK_EVERY_S = 1.0
+"""How often a worker checks that the file still exists; a check costs 3 µs."""
 ANSWERED, STREAMED = b"\1", b"\2"
 
 _REFUSED = Failure(
     503,
-    "GivenTwice",
-    "TorchServe gave this request to a second worker while it ended the first, which had answered it; send it again",
+    "DuplicateRequest",
+    "TorchServe re-queued this request while stopping a worker, which had answered it. Retry the request.",
     {"Retry-After": "1"},
 )
 
 
-class Answered:
-    """The ids of the requests that were answered last, in a mapped file.
+class AnsweredRequests:
+    """The ids of the most recently answered requests, in a mapped file.
 
     Args:
-        directory: Makes it if it is not there, and names it: private to this user.
+        directory: Returns the file's directory, which is private to this user; makes it if necessary.
 
     Raises:
         OSError: The file cannot be made.
@@ -78,118 +78,106 @@ class Answered:
             os.close(descriptor)
 
     def follow(self) -> None:
-        """Go on with a new file where somebody has deleted this one, so that workers that start later see the same.
+        """Open a new file if this one was deleted, so that workers that start later share it.
 
         Raises:
-            OSError: It cannot be made; the old one serves on.
+            OSError: The new file cannot be made; the old one remains in use.
         """
         if not has_name(self._file, self._path):
             self._open()
 
     def note(self, request_id: str, how: bytes) -> None:
-        """A request is answered, or its stream begun; before TorchServe has it."""
+        """Note that a request is answered, or its stream begun; before TorchServe receives it."""
         place, name = _slot(request_id)
         self._memory[place : place + _SLOT_BYTES] = name + how
 
     def find(self, request_id: str) -> bytes:
-        """How a request was noted; empty when it was not, or too many were since."""
+        """Return `ANSWERED` or `STREAMED`; empty if the request was not noted, or too many were since."""
         place, name = _slot(request_id)
         found = self._memory[place : place + _SLOT_BYTES]
         return found[-1:] if found.startswith(name) else b""
 
 
-class Unchecked:
-    """Answers whatever comes: without a TorchServe nothing is given out twice."""
-
-    def new(self, items: Sequence[Item]) -> Sequence[Item]:
-        """All of them."""
-        return items
-
-    def begin(self, item: Item) -> None:
-        """Nothing is noted."""
-
-    def end(self, items: Sequence[Item]) -> None:
-        """Nothing is noted."""
-
-
-class AnsweredOnce(Unchecked):
-    """Sees that no request is answered by two workers.
+class DuplicateRequests:
+    """Refuses requests that another worker has answered.
 
     Args:
-        answered: What all workers have answered.
-        closed: Whether TorchServe has closed its connection to this worker, which does not answer anything any more.
-        logger: Told of each that is refused.
+        answered: The requests that all workers have answered; None: nothing is noted or refused.
+        closed: Returns whether TorchServe has closed its connection to this worker, whose answers are then lost.
+        logger: Logs each refused request.
     """
 
-    def __init__(self, answered: Answered, closed: Callable[[], bool], logger: logging.Logger) -> None:
+    def __init__(
+        self,
+        answered: AnsweredRequests | None = None,
+        closed: Callable[[], bool] = bool,
+        logger: logging.Logger = _logger,
+    ) -> None:
         self._answered = answered
         self._closed = closed
         self._logger = logger
-        self._look_at = 0.0
+        self._check_at = 0.0
 
-    def new(self, items: Sequence[Item]) -> list[Item]:
-        """Those that nobody has answered; the others have their failure afterwards.
+    @classmethod
+    def of_worker(cls, connection: socket.socket | None, logger: logging.Logger) -> DuplicateRequests:
+        """Share the file with this user's other workers.
+
+        Where the file cannot be made, a warning is logged and nothing is refused: a full disk must not stop the model.
+
+        Args:
+            connection: TorchServe's; without one there are no duplicates.
+            logger: Logs each refused request.
+        """
+        if connection is None:
+            return cls()
+        try:
+            return cls(AnsweredRequests(), partial(hung_up, connection.fileno()), logger)
+        except OSError as error:
+            logger.warning("duplicate requests of TorchServe cannot be recognised: %s", error)
+            return cls()
+
+    def unanswered(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Return the items that nobody has answered; the others get their failure.
 
         Raises:
-            Exception: TorchServe's, which fails the batch, when one was answered by a stream. Only that closes the
-                connection of a stream, wherever it is (RestJob.responseInference): its neighbours may come again.
+            Exception: TorchServe's, which fails the batch, when a stream has answered one of the requests. Only that
+                closes the stream's connection (RestJob.responseInference); the other requests of the batch fail too.
         """
-        self._follow()
+        if self._answered is None:
+            return items
+        self._follow(self._answered)
         new, streamed = [], False
         for item in items:
             how = self._answered.find(item.request.id)
             if how:
                 item.failure = failure_for(item, _REFUSED)
                 streamed |= how == STREAMED
-                self._logger.warning(
-                    "request %s had been answered by another worker already", item.request.id
-                )
+                self._logger.warning("request %s was already answered by another worker", item.request.id)
             else:
                 new.append(item)
         if streamed:
             raise_to_torchserve(_REFUSED)
         return new
 
-    def begin(self, item: Item) -> None:
-        """The first chunk of an answer is about to be sent."""
-        if not self._closed():
+    def note_stream(self, item: Item) -> None:
+        """Note that the first chunk of an answer is about to be sent."""
+        if self._answered is not None and not self._closed():
             self._answered.note(item.request.id, STREAMED)
 
-    def end(self, items: Sequence[Item]) -> None:
-        """These are about to be answered.
-
-        A failure is not noted: it closes the client's connection anyway.
-        """
-        if self._closed():
+    def note_answers(self, items: Sequence[Item]) -> None:
+        """Note which items are about to be answered. A failure is not noted: it closes the client's connection."""
+        if self._answered is None or self._closed():
             return
         for item in items:
             if item.failure is None and item.reply.status < 400 and not item.sent:
                 self._answered.note(item.request.id, ANSWERED)
 
-    def _follow(self) -> None:
+    def _follow(self, answered: AnsweredRequests) -> None:
         now = time.monotonic()
-        if now >= self._look_at:
-            self._look_at = now + _LOOK_EVERY_S
+        if now >= self._check_at:
+            self._check_at = now + _CHECK_EVERY_S
             with contextlib.suppress(OSError):  # a full disk
-                self._answered.follow()
-
-
-def for_this_user(connection: socket.socket | None, logger: logging.Logger) -> Unchecked:
-    """What a worker has.
-
-    Where the file cannot be made, the log is told, and nothing is checked: a full disk is no reason not to serve.
-
-    Args:
-        connection: TorchServe's; without one nothing needs to be checked.
-        logger: Told of each request that is refused.
-    """
-    if connection is None:
-        return Unchecked()
-    try:
-        return AnsweredOnce(Answered(), partial(hung_up, connection.fileno()), logger)
-    except OSError as error:
-        logger.warning("requests that TorchServe gives to two workers cannot be noticed: %s", error)
-        return Unchecked()
+                answered.follow()
 
 
 def _slot(request_id: str) -> tuple[int, bytes]:

@@ -1,4 +1,4 @@
-"""TorchServe as a worker sees it: batches in, answers out, its connection, its log lines, its process."""
+"""TorchServe as a worker sees it: batches in, answers out, the connection, the lines it prints for each batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
-from ..codec.content import NO_HEADERS, STREAM_WISH, reason_phrase
+from ..codec.content import JSON, NO_HEADERS, STREAM_WISH, reason_phrase
 from ..descriptors import closed_in_children
 from ..pipeline.dispatch import is_describe
 from ..pipeline.hooks import Item
@@ -20,27 +20,18 @@ from .streaming import raise_to_torchserve
 
 
 def received(data: Sequence[Mapping[str, Any]], context: Any) -> list[Item]:
-    """An item a request.
-
-    Args:
-        data: TorchServe's batch, a mapping a request.
-        context: TorchServe's context.
-    """
-    ids = context.request_ids
-    return open_items(
-        data,
-        [processor.get_request_properties() for processor in context.request_processor],
-        [ids[index] for index in range(len(data))],
-    )
+    """Return an item for each request of TorchServe's batch."""
+    headers = [processor.get_request_properties() for processor in context.request_processor]
+    return open_items(data, headers, [context.request_ids[index] for index in range(len(data))])
 
 
 def answered(items: Sequence[Item], context: Any, counts: Counts) -> list[bytes]:
-    """One body a request, in order; empty for one whose chunks have been sent.
+    """Return a body for each request, in order; empty for one whose chunks have been sent.
 
     Args:
         items: Each with its reply or failure.
-        context: TorchServe's; gets each request's status, content type and headers.
-        counts: Counts the answers, but no descriptions.
+        context: TorchServe's; status, content type and headers of each request are set there.
+        counts: Counts the answers, except descriptions.
 
     Raises:
         Exception: TorchServe's, for a failed single gRPC request, whose status it takes from an exception only, and
@@ -69,7 +60,7 @@ def answered(items: Sequence[Item], context: Any, counts: Counts) -> list[bytes]
         else:
             if len(items) == 1 and item.request.is_grpc:
                 raise_to_torchserve(failure)
-            context.set_response_content_type(index, "application/json")
+            context.set_response_content_type(index, JSON)
             context.set_response_status(failure.status, failure.phrase, index)
             headers = failure.headers
             bodies.append(failure.body(item.request.id))
@@ -79,15 +70,15 @@ def answered(items: Sequence[Item], context: Any, counts: Counts) -> list[bytes]
 
 
 def keep_from_children() -> socket.socket | None:
-    """Close the connection in every process that is forked off this one; to be called below TorchServe's `load_model`.
+    """Close TorchServe's connection in every forked child of this process; call it below TorchServe's `load_model`.
 
-    TorchServe notices by the end of the connection that a worker has died. A child that has it, too, keeps the worker's
-    request waiting until `response_timeout_s`, and the next worker from being started. TorchServe hands the connection
-    out only when the model is loaded, and a pool of processes may be made before (ts/model_service_worker.py,
-    `handle_connection`, where it is the variable `cl_socket`).
+    TorchServe notices that a worker has died when the connection ends. A child that inherits the connection keeps the
+    worker's request waiting until `response_timeout_s`, and the next worker from being started. TorchServe passes the
+    connection on only when the model is loaded, and the model may fork a pool of processes before
+    (ts/model_service_worker.py, `handle_connection`, where it is the variable `cl_socket`).
 
     Returns:
-        The connection. None, and a warning in the log, where it is not found: in an unknown version of TorchServe.
+        The connection. None, and a warning in the log, in an unknown version of TorchServe that keeps it elsewhere.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -98,8 +89,8 @@ def keep_from_children() -> socket.socket | None:
         frame = frame.f_back
     logging.getLogger("handlergen").warning(
         "TorchServe's connection to this worker was not found: this version of TorchServe keeps it elsewhere. A child "
-        "process that a hook forks can keep a dead worker's requests waiting, and a request that TorchServe gives to "
-        "two workers can be answered twice"
+        "process that a hook forks can keep a dead worker's requests waiting, and a request that TorchServe re-queues "
+        "while stopping a worker can be answered twice"
     )
     return None
 
@@ -111,43 +102,35 @@ _EVERY_S = 1.0
 
 
 def leave_out_batch_lines(metrics: Any) -> None:
-    """Stop the lines that TorchServe's worker prints for each batch; all others pass.
+    """Drop the log line that TorchServe's worker prints for each batch, and print its gauges once a second.
 
-    Each line is written, read by the frontend, matched and logged: a tenth of what a request costs that does
-    nothing else. Dropping it in the frontend's log configuration saves only the last part of that. A gauge of the last
-    batch is as good when it is printed once a second; nobody asks for it more often.
-
-    A TorchServe that words the line or names the gauges otherwise prints them.
+    Each line is written, read by the frontend, matched and logged: a tenth of the cost of a request to a model that
+    does nothing. The frontend's log configuration would save only the logging. Versions of TorchServe with another
+    line or other gauges print them.
 
     Args:
         metrics: TorchServe's `context.metrics`; None if there is none.
     """
-    logging.getLogger().addFilter(_is_no_batch_line)  # twice is once
-    if metrics is not None and not isinstance(metrics.add_time, OnceASecond):
-        metrics.add_time = OnceASecond(metrics.add_time)
+    logging.getLogger().addFilter(_is_no_batch_line)  # adding it again has no effect
+    if metrics is not None and not hasattr(metrics.add_time, "once_a_second"):
+        metrics.add_time = _once_a_second(metrics.add_time)
 
 
 def _is_no_batch_line(record: logging.LogRecord) -> bool:
     return record.msg != _BATCH_LINE or record.module != "otf_message_handler"
 
 
-class OnceASecond:
-    """`context.metrics.add_time`, but TorchServe's gauges of the last batch pass once a second.
+def _once_a_second(add_time: Callable[..., object]) -> Callable[..., None]:
+    """Wrap `context.metrics.add_time`: TorchServe's gauges of the last batch pass once a second, others always."""
+    next_at = dict.fromkeys(_GAUGES, 0.0)
 
-    Args:
-        add_time: Gets all that passes.
-    """
-
-    def __init__(self, add_time: Callable[..., object]) -> None:
-        self._add_time = add_time
-        self._next = dict.fromkeys(_GAUGES, 0.0)
-
-    def __call__(self, name: str, *arguments: Any, **options: Any) -> None:
-        """As the method."""
-        due = self._next.get(name)
-        if due is not None:
+    def limited(name: str, *arguments: Any, **options: Any) -> None:
+        if name in next_at:
             now = time.monotonic()
-            if now < due:
+            if now < next_at[name]:
                 return
-            self._next[name] = now + _EVERY_S
-        self._add_time(name, *arguments, **options)
+            next_at[name] = now + _EVERY_S
+        add_time(name, *arguments, **options)
+
+    limited.once_a_second = True  # type: ignore[attr-defined]
+    return limited

@@ -1,4 +1,4 @@
-"""Answers that are sent chunk by chunk while they are made.
+"""Streaming: answers sent chunk by chunk while they are made.
 
 How TorchServe 0.12 streams (read in its jar and in ts/handler_utils/utils.py, and seen to happen):
 
@@ -8,10 +8,10 @@ How TorchServe 0.12 streams (read in its jar and in ts/handler_utils/utils.py, a
   message in which no request has `true` (BatchAggregator.sendResponse): the end of a stream therefore travels
   with the answers of its whole batch.
 - `responseTimeout` counts from message to message: a stream may last longer, a chunk may not.
-- Nothing tells a worker that a client has gone; the frontend drops what it can no longer send.
-- Nothing tells a worker whether a gRPC request came by Predictions or by StreamPredictions, and a second message
-  for the former throws in the frontend, which then ends the worker. So a gRPC request streams only if its input
-  has the entry `ts_stream_next`; otherwise it gets the chunks together, in one message, by either call.
+- A worker is not informed that a client has gone; the frontend drops chunks that it can no longer send.
+- A worker cannot see whether a gRPC request came by Predictions or by StreamPredictions, and a second message for
+  the former throws in the frontend, which then ends the worker. So a gRPC request streams only if its input has the
+  entry `ts_stream_next`; otherwise it gets all chunks in one message, by either call.
 """
 
 from __future__ import annotations
@@ -20,19 +20,17 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
-from types import AsyncGeneratorType, GeneratorType
+from dataclasses import dataclass
+from types import AsyncGeneratorType, GeneratorType, SimpleNamespace
 from typing import Any, Protocol
 
-from ..codec.content import JSON, OCTETS, STREAM_WISH, TEXT
+from ..codec.content import EVENT_STREAM, JSON, NDJSON, OCTETS, STREAM_WISH, TEXT
 from ..codec.errors import Failure
 from ..codec.json import dump
 from ..pipeline.hooks import Item
 
 STREAMS = frozenset((GeneratorType, AsyncGeneratorType))
-"""Types of what a hook returns when its answer is to be streamed."""
-
-NDJSON = "application/x-ndjson"
-SSE = "text/event-stream"
+"""The types of an answer that is streamed."""
 
 _UNWANTED = frozenset((b"", b"false", b"0", b"no"))
 
@@ -48,7 +46,7 @@ class StreamTimeout(Exception):
 
 
 class ConsumerGone(Exception):
-    """Nobody takes the chunks any more; whatever makes them is closed. No failure of the model's: not logged."""
+    """Nobody receives the chunks any more; their generator is closed. Not an error of the model: not logged."""
 
     status_code = 499
     detail = "The client has gone"
@@ -65,14 +63,14 @@ class Outlet(Protocol):
         """Send one chunk of one request's answer; from any thread.
 
         Raises:
-            ConsumerGone: Nobody takes it.
+            ConsumerGone: Nobody receives the chunk.
         """
 
     def break_off(self, failure: Failure) -> None:
         """End the answer of a batch's only request midway.
 
         Raises:
-            Exception: What TorchServe takes for a failed prediction.
+            Exception: TorchServe's PredictionException.
         """
 
 
@@ -110,12 +108,7 @@ class TorchServeOutlet:
 
 
 def outlet_of(context: Any, begin: Callable[[Item], None]) -> Outlet | None:
-    """Where chunks go: the context's own `outlet`, else TorchServe's connection, else nowhere.
-
-    Args:
-        context: Of this batch.
-        begin: As for `TorchServeOutlet`.
-    """
+    """Return where chunks go: the context's own `outlet`, else TorchServe's connection, else None."""
     if hasattr(context, "outlet"):
         own: Outlet | None = context.outlet
         return own
@@ -126,7 +119,7 @@ def raise_to_torchserve(failure: Failure) -> None:
     """Fail a batch of one as a whole.
 
     Raises:
-        Exception: TorchServe's PredictionException; its log entry is left out, the user's traceback stands there.
+        Exception: TorchServe's PredictionException. TorchServe does not log it: the log has the user's traceback.
     """
     try:
         from ts.utils.util import PredictionException
@@ -138,13 +131,12 @@ def raise_to_torchserve(failure: Failure) -> None:
 
 
 class Chunks:
-    """Takes one request's chunks: sends each, or keeps them for one answer.
+    """Sends one request's chunks, or collects them for one answer.
 
-    What a chunk is sent as: text as UTF-8, bytes as they are, anything else as a line of JSON.
+    Text is sent as UTF-8, bytes as they are, anything else as a line of JSON.
 
     Args:
-        item: The request. Its outlet is where chunks go; without one, or when its client wants one value, they
-            are kept.
+        item: The request, whose outlet sends chunks; they are collected without one, or if the client wants one value.
         nan: As for `encode`.
         limit: The most bytes that the server sends in one message; longer chunks are sent in pieces.
     """
@@ -162,7 +154,7 @@ class Chunks:
 
         Raises:
             EncodeError: It cannot be sent.
-            ConsumerGone: Nobody takes it.
+            ConsumerGone: Nobody receives the chunk.
         """
         if self._outlet is None:
             self._kept.append(chunk)
@@ -175,50 +167,39 @@ class Chunks:
             self._item.sent = True
 
     def answer(self) -> Any:
-        """What is left to be answered after the last chunk, for `encode`."""
+        """Return the value to encode after the last chunk."""
         if self._outlet is None:
             return gathered(self._kept)
-        return Sent(self._content_type)
+        # Everything has been sent: an empty response.
+        return SimpleNamespace(status_code=200, body=b"", media_type=self._content_type)
 
     def _encoded(self, chunk: Any) -> tuple[bytes, str]:
         if isinstance(chunk, str):
-            wants_events = SSE in self._item.request.headers.get("accept", "")
-            return chunk.encode("utf-8", "replace"), SSE if wants_events else TEXT
+            wants_events = EVENT_STREAM in self._item.request.headers.get("accept", "")
+            return chunk.encode("utf-8", "replace"), EVENT_STREAM if wants_events else TEXT
         if isinstance(chunk, bytes | bytearray | memoryview):
             return bytes(chunk), OCTETS
         return dump(chunk, self._nan) + b"\n", NDJSON
 
 
-class Sent:
-    """Stands for an answer whose chunks have all gone out; `encode` reads it as an empty response."""
-
-    status_code = 200
-    body = b""
-
-    def __init__(self, media_type: str) -> None:
-        self.media_type = media_type
-
-
 def wants_chunks(item: Item) -> bool:
-    """Does its client take chunks, or one value?
+    """Return whether a request's client wants chunks, or one value.
 
-    Over REST one value is what `Accept: application/json` asks for; over gRPC it is the default, see above.
+    Over REST `Accept: application/json` asks for one value; over gRPC that is the default, see above.
     """
     if item.outlet is None:
         return False
     if item.request.is_grpc:
-        wish = item.entry.get(STREAM_WISH, b"")
-        return (
-            bytes(wish).strip().lower() not in _UNWANTED
-            if isinstance(wish, bytes | bytearray)
-            else bool(wish)
-        )
+        value = item.entry.get(STREAM_WISH, b"")
+        if isinstance(value, bytes | bytearray):
+            return bytes(value).strip().lower() not in _UNWANTED
+        return bool(value)
     accepted = item.request.headers.get("accept", "").lower()
-    return JSON not in accepted or SSE in accepted
+    return JSON not in accepted or EVENT_STREAM in accepted
 
 
 def gathered(chunks: list[Any]) -> Any:
-    """The chunks as one value: texts (or bytes) joined, others as a list.
+    """Return the chunks as one value: text or bytes joined, other chunks as a list.
 
     Bytes that are UTF-8 become text, which JSON can hold.
     """
@@ -234,17 +215,15 @@ def gathered(chunks: list[Any]) -> Any:
 
 
 def drain(stream: Generator[Any, None, None], put: Callable[[Any], None], limit_s: float | None) -> None:
-    """Take a generator's chunks to its end, in this thread; it is closed however this ends.
+    """Pass each chunk of a generator to `put`, in this thread; the generator is closed in any case.
 
     Args:
-        stream: The hook's.
-        put: Gets each chunk.
-        limit_s: How long a chunk may take. A thread cannot be interrupted in the hook's own code, so this ends
-            the stream when the late chunk is there; one that never comes ends with TorchServe's response timeout.
+        limit_s: How long a chunk may take. A thread cannot be interrupted in the hook's own code, so the stream ends
+            when the late chunk arrives; without one, TorchServe's response timeout ends it.
 
     Raises:
         StreamTimeout: A chunk took too long.
-        Exception: What the generator or `put` raises.
+        Exception: As the generator or `put` raises.
     """
     try:
         began = time.monotonic()
@@ -262,12 +241,10 @@ async def drain_async(
 ) -> None:
     """`drain` for an async generator; a chunk that takes too long is cancelled.
 
-    All of it runs in one task, as a generator needs that opens a timeout, task group or HTTP stream around its
-    `yield` (`asyncio.wait_for` would make a task a chunk).
+    The generator runs in one task: it may have opened a timeout, task group or HTTP stream around its `yield`
+    (`asyncio.wait_for` would make a task for each chunk).
     """
-    task = asyncio.current_task()
-    assert task is not None
-    clock = _Deadline(task, limit_s)
+    clock = _Deadline(limit_s)
     try:
         while True:
             clock.start()
@@ -287,10 +264,10 @@ async def drain_async(
 
 
 class _Deadline:
-    """Cancels a task that takes too long between `start` and `stop`."""
+    """Cancels the current task if it takes too long between `start` and `stop`."""
 
-    def __init__(self, task: asyncio.Task[Any], limit_s: float | None) -> None:
-        self._task = task
+    def __init__(self, limit_s: float | None) -> None:
+        self._task = asyncio.current_task()
         self._limit_s = limit_s
         self._timer: asyncio.TimerHandle | None = None
         self.expired = False
@@ -305,22 +282,23 @@ class _Deadline:
 
     def _expire(self) -> None:
         self.expired = True
+        assert self._task is not None
         self._task.cancel()
 
 
+@dataclass(frozen=True)
 class Streaming:
     """How a model's answers are streamed.
 
-    Args:
+    Attributes:
         nan, limit: As for `Chunks`.
         limit_s: How long a chunk may take, in seconds; None for as long as TorchServe waits.
     """
 
-    def __init__(self, *, nan: str, limit: int, limit_s: float | None) -> None:
-        self._nan = nan
-        self._limit = limit
-        self.limit_s = limit_s
+    nan: str
+    limit: int
+    limit_s: float | None
 
     def chunks(self, item: Item) -> Chunks:
-        """Where the chunks of this request's answer go."""
-        return Chunks(item, nan=self._nan, limit=self._limit)
+        """Return the receiver of the chunks of a request's answer."""
+        return Chunks(item, nan=self.nan, limit=self.limit)
