@@ -118,11 +118,10 @@ def _serve_and_report(
 def _configure(config: Path) -> None:
     """Write the configuration if it does not exist; warn about problems in it and in the model store."""
     from handlergen.server.configuration import (
-        configuration_warnings,
         exposures,
-        store_has_requirements,
         write_configuration,
     )
+    from handlergen.server.model_store import configuration_warnings, store_has_requirements
     from handlergen.server.properties import ServerSettings, read_properties, unknown_keys
 
     if not config.exists():
