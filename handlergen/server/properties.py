@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -444,9 +444,8 @@ def _typed(entry: Entry, kind: type) -> Any:
         if value.lower() not in ("true", "false"):
             raise ValueError(f"{value!r} is neither true nor false")
         return value.lower() == "true"
-    readers: dict[type, Callable[[str], Any]] = {int: int, float: float}
     try:
-        return readers.get(kind, str)(value)
+        return kind(value)
     except ValueError:
         raise ValueError(f"{value!r} is not a number") from None
 
