@@ -153,7 +153,7 @@ def _failure(error: HandlergenError) -> dict[str, Any]:
 
 
 def _warn_of_exposure(opened: Sequence[Exposure], config: Path) -> None:
-    """Warn prominently, because these settings may be old or somebody else's."""
+    """Warn prominently, because another person may have made these settings long ago."""
     if not opened:
         return
     click.secho(f"WARNING: {config} exposes this server to others.", err=True, fg="red", bold=True)

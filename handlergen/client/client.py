@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from handlergen.client.connection import KEY_FILE, HttpConnection, KeyFile, Tokens
+from handlergen.client.connection import KEY_FILE, ApiConnection, KeyFile, Tokens
 from handlergen.client.rest import UNSET, ManagementApi, PredictionApi
 from handlergen.client.results import Answer
 from handlergen.errors import RequestFailed
@@ -50,8 +50,8 @@ class Client(PredictionApi, ManagementApi):
         self._timeout = timeout
         keys = KeyFile(key_file or Path(KEY_FILE)) if settings.token_authorization else None
         self._tokens = Tokens(keys, self.renew_token)
-        self._inference = HttpConnection(self._http, settings.inference_address, "inference", self._tokens)
-        self._management = HttpConnection(self._http, settings.management_address, "management", self._tokens)
+        self._inference = ApiConnection(self._http, settings.inference_address, "inference", self._tokens)
+        self._management = ApiConnection(self._http, settings.management_address, "management", self._tokens)
 
     @classmethod
     def from_config(

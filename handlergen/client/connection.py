@@ -114,7 +114,7 @@ class Tokens:
         )
 
 
-class HttpConnection:
+class ApiConnection:
     """Requests to one address, with the token for one kind of API (`inference` or `management`)."""
 
     def __init__(self, http: httpx.Client, base_url: str, kind: str, tokens: Tokens) -> None:

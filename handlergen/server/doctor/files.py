@@ -23,7 +23,7 @@ _PID_FILE = ".model_server.pid"
 
 
 def key_file(situation: Situation) -> Iterator[Finding]:
-    """Check the file with the tokens: it exists while the server runs, and nobody else can read it."""
+    """Check the file with the tokens: it exists while the server runs, and no other user can read it."""
     path = situation.directory / KEY_FILE
     if not situation.settings.token_authorization:
         return

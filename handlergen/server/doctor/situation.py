@@ -18,7 +18,7 @@ from handlergen.server.model_store import StoredArchive, readable_archives
 from handlergen.server.properties import ServerSettings, parse_properties
 from handlergen.server.property_text import (
     LAUNCHER_KEYS,
-    Entry,
+    Property,
     format_entry,
     parse_entries,
     read_text,
@@ -91,7 +91,7 @@ class Situation:
         return self.config.parent
 
     @cached_property
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[Property]:
         """The file's entries as TorchServe reads them; the valid ones of a file that it refuses."""
         text = self.text or ""
         try:
@@ -193,7 +193,7 @@ def look_around(config: Path, environ: Mapping[str, str] | None = None) -> Situa
     return Situation(config, text, environ, tuple(path for path in temp_dirs if path.is_dir()))
 
 
-def has_trailing_whitespace(entry: Entry) -> bool:
+def has_trailing_whitespace(entry: Property) -> bool:
     """Return whether Java reads whitespace at the end of this line as part of the value."""
     return entry.key not in LAUNCHER_KEYS and entry.value != entry.value.rstrip()
 
