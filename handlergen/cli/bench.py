@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from handlergen.cli.options import config_option, connected, json_option, key_file_option, timeout_option
-from handlergen.cli.printing import writable
+from handlergen.cli.options import (
+    config_option,
+    connected,
+    json_option,
+    key_file_option,
+    multipart_options,
+    timeout_option,
+    version_option,
+)
+from handlergen.cli.printing import print_json, writable
 from handlergen.cli.requests import field_of, headers_of
 
 if TYPE_CHECKING:
@@ -18,68 +25,68 @@ if TYPE_CHECKING:
 
 @click.command("bench")
 @click.argument("name")
-@click.option("--data", multiple=True, metavar="JSON", help="A request as JSON; repeated ones take turns.")
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="JSON",
+    help="A request as JSON. May be repeated: requests take turns.",
+)
 @click.option(
     "--file",
     "files",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     multiple=True,
-    help="A request as a file's bytes; repeated ones take turns.",
+    help="A request as a file. May be repeated: requests take turns.",
 )
 @click.option(
     "--inputs",
     metavar="PATH",
-    help="Many requests: JSONL, CSV, .npy, a directory or a glob, as `map` takes them; rows take turns.",
+    help="Many requests, sent in turn: JSONL, CSV, .npy, a directory or a glob, as for `map`.",
 )
-@click.option(
-    "--field",
-    "fields",
-    multiple=True,
-    metavar="NAME=VALUE|NAME=@PATH",
-    help="A field or a file of a form, all of them one request.",
-)
-@click.option("--content-type", default=None, help="In place of the one that a file's name tells.")
-@click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="May be repeated. REST only.")
+@multipart_options
 @click.option(
     "--clients",
     type=click.IntRange(min=1, max=4096),
-    default=None,
-    help="Closed loop: so many clients, each asking again when it is answered.  [default: 16]",
+    help="Closed loop: this many clients; each sends its next request after an answer.  [default: 16]",
 )
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="Open loop: so many requests a second, whether or not earlier ones are answered.",
+    help="Open loop: this many requests a second, whether or not earlier ones were answered.",
 )
 @click.option(
     "--arrivals",
     type=click.Choice(["random", "even"]),
     default="random",
     show_default=True,
-    help="With --rate: gaps as of many independent users, or all alike.",
+    help="With --rate: random intervals, as with independent users, or even ones.",
 )
 @click.option(
     "--duration",
     type=click.FloatRange(min=0, min_open=True),
     default=10.0,
     show_default=True,
-    help="Seconds that count.",
+    help="Seconds to measure.",
 )
 @click.option(
-    "--warmup", type=click.FloatRange(min=0), default=2.0, show_default=True, help="Seconds before that."
+    "--warmup",
+    type=click.FloatRange(min=0),
+    default=2.0,
+    show_default=True,
+    help="Seconds of load before that.",
 )
-@timeout_option(30.0, "Seconds after which a request is given up, and counted as failed.")
-@click.option("--grpc", "over_grpc", is_flag=True, help="Over gRPC instead of REST.")
-@click.option("--version", default=None, help="A version of the model other than the default one.")
+@timeout_option(30.0, "Seconds after which a request counts as failed.")
+@click.option("--grpc", "over_grpc", is_flag=True, help="Use gRPC instead of REST.")
+@version_option
 @click.option(
     "--trace",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Where the server records spans; found by itself for a server on this machine.",
+    help="The server's span directory.  [default: found for a server on this machine]",
 )
 @click.option(
     "--report",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write a page with the distributions and the timeline: one HTML file.",
+    help="Write an HTML file with the distributions and the timeline.",
 )
 @config_option
 @key_file_option
@@ -107,11 +114,11 @@ def command(
     key_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Load model NAME of a running server; show how fast it is, and what keeps it from being faster.
+    """Load-test model NAME of a running server: show its throughput, its latency and what limits them.
 
-    With a server that was started with `serve --trace DIR`, the report has the device's share, the waits for it
-    and what the model could do at most. A closed loop (--clients) shows what the server can do; an open one
-    (--rate) how long users wait who come at that rate, counted from when their request was due.
+    For a server that was started with `serve --trace DIR`, the report adds the device's utilization, the waiting
+    times for the device and the highest possible throughput. A closed loop (--clients) measures what the server can
+    do; an open loop (--rate) measures how long users wait at that rate, from the time their request was due.
 
     \b
     Examples:
@@ -121,11 +128,11 @@ def command(
       handlergen bench digits --file three.png --rate 50 --duration 60 --json
     """
     if clients is not None and rate is not None:
-        raise click.UsageError("--clients asks for a closed loop, --rate for an open one: give one of them")
+        raise click.UsageError("--clients (closed loop) and --rate (open loop) cannot be combined")
     if sum(map(bool, (data, files, inputs, fields))) != 1:
-        raise click.UsageError("give one kind of --data, --file, --inputs and --field")
+        raise click.UsageError("give exactly one of --data, --file, --inputs and --field")
     if over_grpc and (headers or content_type):
-        raise click.UsageError("--header and --content-type mean nothing over gRPC, which carries no headers")
+        raise click.UsageError("--header and --content-type have no effect over gRPC, which has no headers")
     if report is not None:
         writable(report)
     from handlergen.performance.bench.measure import LoadPlan, measure
@@ -144,14 +151,14 @@ def command(
     )
     with connected(config, key_file) as client:
         if not as_json:
-            click.echo(f"loading {name} for {warmup + duration:g} s ...", err=True)
+            click.echo(f"sending load to {name} for {warmup + duration:g} s ...", err=True)
         measurement = measure(client, name, samples, plan, trace_dir=trace)
     if report is not None:
         from handlergen.performance.bench.report import page
 
         report.write_text(page(measurement), encoding="utf-8")
     if as_json:
-        click.echo(json.dumps(plain(measurement), indent=2))
+        print_json(plain(measurement))
         return
     for line in lines(measurement):
         click.echo(line)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from handlergen.cli.options import setting_options
+from handlergen.cli.options import gpu_option, setting_options
 from handlergen.cli.printing import counted, print_json, stdout_of_its_own, warn
 from handlergen.errors import ContractError, HandlergenError, ModuleFailed, Problem, RequestFailed
 from handlergen.inspection.project import Project, open_project
@@ -43,7 +43,7 @@ _WHEN = {
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Also send this file as a request in a separate process, and show what each stage receives and returns.",
 )
-@click.option("--gpu", type=int, help="Use this GPU for the sample instead of the CPU.")
+@gpu_option
 @setting_options()
 @click.pass_context
 def command(

@@ -93,12 +93,11 @@ def command(
       handlergen config --show
     """
     from handlergen.server.configuration import (
-        configuration_warnings,
         exposures,
         relative_to_config,
-        store_has_requirements,
         write_configuration,
     )
+    from handlergen.server.model_store import configuration_warnings, store_has_requirements
     from handlergen.server.properties import explain, read_properties, server_settings, unknown_keys
 
     if install_requirements is None:

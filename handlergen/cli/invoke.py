@@ -11,14 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from handlergen.cli.options import config_option, connected, json_option, key_file_option, timeout_option
+from handlergen.cli.options import (
+    config_option,
+    connected,
+    json_option,
+    key_file_option,
+    multipart_options,
+    timeout_option,
+    version_option,
+)
 from handlergen.cli.printing import named, print_json, writable
 from handlergen.cli.requests import advised, field_of, headers_of, instead_of, refuse_file_name
 from handlergen.errors import RequestFailed
 from handlergen.runtime.codec.content import JSON
 
 if TYPE_CHECKING:
-    from handlergen.client import Answer, Client
+    from handlergen.client import Answer
 
 
 @click.command("invoke")
@@ -31,24 +39,10 @@ if TYPE_CHECKING:
     default=None,
     help="The request as a file; its name determines the content type.",
 )
-@click.option(
-    "--field",
-    "fields",
-    multiple=True,
-    metavar="NAME=VALUE|NAME=@PATH",
-    help="A field or a file of a multipart form. May be repeated.",
-)
-@click.option("--content-type", default=None, help="Overrides the type guessed from the file name.")
-@click.option(
-    "--header",
-    "headers",
-    multiple=True,
-    metavar="NAME:VALUE",
-    help="An HTTP header. May be repeated. REST only.",
-)
+@multipart_options
 @click.option("--grpc", "over_grpc", is_flag=True, help="Use gRPC instead of REST.")
 @click.option("--stream", is_flag=True, help="Print the parts of the answer as they arrive.")
-@click.option("--version", default=None, help="The model's version.  [default: the default version]")
+@version_option
 @timeout_option(300.0, "Seconds to wait.")
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the answer to a file."
@@ -84,14 +78,14 @@ def command(
       handlergen invoke digits --file three.png --grpc
       handlergen invoke digits --field image=@three.png --field top=3
     """
-    _refuse_contradictions(
-        surplus,
-        data=data,
-        file=file,
-        fields=fields,
-        options=bool(headers or content_type),
-        over_grpc=over_grpc,
-    )
+    if surplus:
+        raise click.UsageError(
+            f"Got unexpected extra argument ({surplus[0]}). Did you mean {instead_of(surplus[0])} ?"
+        )
+    if sum((data is not None, file is not None, bool(fields))) != 1:
+        raise click.UsageError("give exactly one of --data, --file and --field")
+    if over_grpc and (headers or content_type):
+        raise click.UsageError("--header and --content-type have no effect over gRPC, which has no headers")
     if stream and as_json:
         raise click.UsageError("--stream and --json cannot be combined: JSON needs the whole answer")
     if data is not None and content_type is None:
@@ -100,9 +94,8 @@ def command(
     if over_grpc:
         body = {"inputs": _grpc_inputs(data, file, fields)}
     else:
-        body = {**_rest_body(data, file, fields), "headers": headers_of(headers)}
-        if content_type:
-            body["content_type"] = content_type
+        overridden = {"content_type": content_type} if content_type else {}
+        body = {**_rest_body(data, file, fields), "headers": headers_of(headers), **overridden}
     if output is not None:
         writable(output)
     with connected(config, key_file, timeout=timeout) as client:
@@ -113,7 +106,8 @@ def command(
                     _write(call(name, version=version, **body), output)
                 return
             with advised(client, config, name, data=data):
-                answer = _ask(client, name, over_grpc, version, body)
+                predict = client.predict_grpc if over_grpc else client.predict
+                answer: Answer = predict(name, version=version, **body)
         except RequestFailed as error:
             if as_json:
                 print_json({"status": error.status, "body": _readable(error.body)})
@@ -123,32 +117,6 @@ def command(
         print_json(report, ensure_ascii=False)
         return
     _write([answer.body], output)
-
-
-def _refuse_contradictions(
-    surplus: tuple[str, ...],
-    *,
-    data: str | None,
-    file: Path | None,
-    fields: tuple[str, ...],
-    options: bool,
-    over_grpc: bool,
-) -> None:
-    """Raise click.UsageError unless the options describe exactly one request."""
-    if surplus:
-        raise click.UsageError(
-            f"Got unexpected extra argument ({surplus[0]}). Did you mean {instead_of(surplus[0])} ?"
-        )
-    if sum((data is not None, file is not None, bool(fields))) != 1:
-        raise click.UsageError("give exactly one of --data, --file and --field")
-    if over_grpc and options:
-        raise click.UsageError("--header and --content-type have no effect over gRPC, which has no headers")
-
-
-def _ask(client: Client, name: str, over_grpc: bool, version: str | None, body: dict[str, Any]) -> Answer:
-    if over_grpc:
-        return client.predict_grpc(name, version=version, **body)
-    return client.predict(name, version=version, **body)
 
 
 def _rest_body(data: str | None, file: Path | None, fields: tuple[str, ...]) -> dict[str, Any]:

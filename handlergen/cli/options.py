@@ -60,6 +60,32 @@ def timeout_option(default: float, help: str, *, zero: bool = False) -> Callable
     return click.option("--timeout", type=seconds, default=default, show_default=True, help=help)
 
 
+def multipart_options(function: Function) -> Function:
+    """Add `--field`, `--content-type` and `--header`, which describe a request body that is not plain JSON."""
+    for option in (
+        click.option(
+            "--header",
+            "headers",
+            multiple=True,
+            metavar="NAME:VALUE",
+            help="An HTTP header. May be repeated. Not over gRPC.",
+        ),
+        click.option("--content-type", help="Overrides the type guessed from the file name."),
+        click.option(
+            "--field",
+            "fields",
+            multiple=True,
+            metavar="NAME=VALUE|NAME=@PATH",
+            help="A field or a file of a multipart form. May be repeated.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+version_option = click.option("--version", help="The model's version.  [default: the default version]")
+
+
 @contextmanager
 def connected(config: Path, key_file: Path | None, *, timeout: float = 300.0) -> Iterator[Client]:
     """Open a client for the server on this configuration; without the default file, for TorchServe's addresses.

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from handlergen.cli.options import gpu_option, setting_options
+from handlergen.cli.options import gpu_option, multipart_options, setting_options
 from handlergen.cli.printing import failures_kept, named, stdout_of_its_own, writable
 from handlergen.cli.requests import HOW_TO_QUOTE, field_of, headers_of, refuse_file_name
 from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed
@@ -34,17 +34,7 @@ _ENCODING = "EncodeError: "
     multiple=True,
     help="Send a file; - is standard input. May be repeated.",
 )
-@click.option(
-    "--field",
-    "fields",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="A field of a multipart form; NAME=@PATH sends a file. May be repeated.",
-)
-@click.option("--content-type", help="Overrides the type guessed from the file name.")
-@click.option(
-    "--header", "headers", multiple=True, metavar="NAME:VALUE", help="An HTTP header. May be repeated."
-)
+@multipart_options
 @gpu_option
 @click.option(
     "-o",
@@ -132,18 +122,12 @@ def _inputs(
     return found, content_type
 
 
-def _one(
-    model: LocalModel,
-    body: dict[str, Any],
-    output: Path | None,
-    stdout: IO[bytes],
-) -> Answer:
+def _one(model: LocalModel, body: dict[str, Any], output: Path | None, stdout: IO[bytes]) -> Answer:
     def write(chunk: bytes, _content_type: str = "") -> None:
         stdout.write(chunk)
         stdout.flush()
 
-    on_chunk = None if output is not None else write
-    answer = model.request(**body, on_chunk=on_chunk)
+    answer = model.request(**body, on_chunk=write if output is None else None)
     if answer.status < 400:
         if output is not None:
             with named(output):

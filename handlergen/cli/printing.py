@@ -35,9 +35,9 @@ def warn(*warnings: str) -> None:
         click.echo(f"Warning: {warning}", err=True)
 
 
-def counted(number: int, noun: str) -> str:
-    """Return `1 worker` or `2 workers`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return `1 worker` or `2,000 workers`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def per_device(placement: dict[str, int]) -> str:

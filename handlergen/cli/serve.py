@@ -7,9 +7,9 @@ import shlex
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from handlergen.client import ModelStatus
     from handlergen.server.configuration import Exposure
     from handlergen.server.lifecycle import RunningServer
+    from handlergen.server.readiness import Progress
 
 
 @click.command("serve")
@@ -75,26 +76,35 @@ def command(
       handlergen invoke digits --file three.png
     """
     try:
-        start = partial(_serve, config, timeout=timeout, keep=keep, trace=trace, require_signature=public_key)
-        _serve_and_report(config, start, foreground=foreground, as_json=as_json)
+        _serve(
+            config,
+            foreground=foreground,
+            as_json=as_json,
+            trace=trace,
+            timeout=timeout,
+            keep=keep,
+            require_signature=public_key,
+        )
     except HandlergenError as error:
         if as_json:
             print_json(_failure(error))
         raise
 
 
-def _serve_and_report(
-    config: Path, start: Callable[..., RunningServer], *, foreground: bool, as_json: bool
-) -> None:
-    from handlergen.server.lifecycle import running_server
+def _serve(config: Path, *, foreground: bool, as_json: bool, trace: Path | None, **options: Any) -> None:
+    """Start the server and report it; `options` are further arguments of `serve`."""
+    from handlergen.runtime.telemetry.recording import TRACE_DIR_VARIABLE
+    from handlergen.server.lifecycle import running_server, serve
 
     _configure(config)
+    environ = {**os.environ, **({TRACE_DIR_VARIABLE: str(trace.absolute())} if trace else {})}
     # A closed terminal or a supervisor must leave no more behind than Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     before = running_server(config)
     try:
-        running = start(console=foreground, quiet=as_json)
+        with _reported(quiet=as_json) as progress:
+            running = serve(config, environ=environ, console=foreground, progress=progress, **options)
         if as_json:
             print_json(_report(running))
         else:
@@ -118,11 +128,10 @@ def _serve_and_report(
 def _configure(config: Path) -> None:
     """Write the configuration if it does not exist; warn about problems in it and in the model store."""
     from handlergen.server.configuration import (
-        configuration_warnings,
         exposures,
-        store_has_requirements,
         write_configuration,
     )
+    from handlergen.server.model_store import configuration_warnings, store_has_requirements
     from handlergen.server.properties import ServerSettings, read_properties, unknown_keys
 
     if not config.exists():
@@ -144,7 +153,7 @@ def _failure(error: HandlergenError) -> dict[str, Any]:
 
 
 def _warn_of_exposure(opened: Sequence[Exposure], config: Path) -> None:
-    """Warn prominently, because these settings may be old or somebody else's."""
+    """Warn prominently, because another person may have made these settings long ago."""
     if not opened:
         return
     click.secho(f"WARNING: {config} exposes this server to others.", err=True, fg="red", bold=True)
@@ -154,54 +163,23 @@ def _warn_of_exposure(opened: Sequence[Exposure], config: Path) -> None:
         click.echo(f"    To change that: {one.fix}", err=True)
 
 
-def _serve(
-    config: Path,
-    *,
-    timeout: float,
-    console: bool,
-    keep: bool,
-    quiet: bool,
-    trace: Path | None,
-    require_signature: Path | None,
-) -> RunningServer:
-    from handlergen.runtime.telemetry.recording import TRACE_DIR_VARIABLE
-    from handlergen.server.lifecycle import serve
+@contextmanager
+def _reported(*, quiet: bool) -> Iterator[Progress]:
+    """Yield a function that prints the progress: on a terminal one changing line, elsewhere a line per change."""
+    terminal = sys.stderr.isatty()
+    last = ""
 
-    reporter = _Reporter(quiet=quiet)
-    environ = dict(os.environ)
-    if trace is not None:
-        environ[TRACE_DIR_VARIABLE] = str(trace.absolute())
-    try:
-        return serve(
-            config,
-            timeout=timeout,
-            progress=reporter,
-            environ=environ,
-            console=console,
-            keep=keep,
-            require_signature=require_signature,
-        )
-    finally:
-        reporter.end()
-
-
-class _Reporter:
-    """Prints the progress: on a terminal one line that is rewritten, elsewhere a line for each change."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
-        self._terminal = sys.stderr.isatty()
-        self._last = ""
-
-    def __call__(self, models: Sequence[ModelStatus]) -> None:
+    def progress(models: Sequence[ModelStatus]) -> None:
+        nonlocal last
         text = ", ".join(f"{m.name}: {m.ready_workers}/{m.min_workers} workers READY" for m in models)
-        if self._quiet or text == self._last:
-            return
-        self._last = text
-        click.echo(f"\r\x1b[K{text}" if self._terminal else text, err=True, nl=not self._terminal)
+        if not quiet and text != last:
+            last = text
+            click.echo(f"\r\x1b[K{text}" if terminal else text, err=True, nl=not terminal)
 
-    def end(self) -> None:
-        if self._last and self._terminal:
+    try:
+        yield progress
+    finally:
+        if last and terminal:
             click.echo(err=True)
 
 
@@ -230,7 +208,7 @@ def _print(running: RunningServer) -> None:
 
     settings = running.settings
     config = Path(running.state.config)
-    addresses = settings.addresses()
+    addresses = {key: f"{host}:{port}" for key, (host, port) in settings.addresses().items()}
     for model in running.models:
         workers = counted(model.ready_workers, "worker")
         devices = per_device(model.placement) or "none"
@@ -242,8 +220,8 @@ def _print(running: RunningServer) -> None:
         again = (handlergen_command(verb, config) for verb in ("stop", "serve"))
         click.echo(f"  {' && '.join(again)}")
     click.echo()
-    click.echo(f"predictions  {settings.inference_address}   gRPC {_joined(addresses['gRPC inference'])}")
-    click.echo(f"management   {settings.management_address}   gRPC {_joined(addresses['gRPC management'])}")
+    click.echo(f"predictions  {settings.inference_address}   gRPC {addresses['gRPC inference']}")
+    click.echo(f"management   {settings.management_address}   gRPC {addresses['gRPC management']}")
     click.echo(f"metrics      {settings.metrics_address}/metrics")
     click.echo(f"logs         {running.log_directory}")
     if running.key_file:
@@ -268,10 +246,6 @@ def _curl(running: RunningServer, name: str) -> str:
         f"curl {token}-H 'Content-Type: application/json' -d 'JSON' "
         f"{running.settings.inference_address}/predictions/{name}"
     )
-
-
-def _joined(address: tuple[str, int]) -> str:
-    return f"{address[0]}:{address[1]}"
 
 
 @click.command("stop")

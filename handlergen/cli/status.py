@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from handlergen.cli.options import config_option, connected, json_option, key_file_option, timeout_option
+from handlergen.cli.options import (
+    config_option,
+    connected,
+    json_option,
+    key_file_option,
+    timeout_option,
+    version_option,
+)
 from handlergen.cli.printing import counted, per_device, print_json, warn
 from handlergen.cli.requests import advised
 from handlergen.server.configuration import handlergen_command
@@ -78,9 +85,9 @@ def command(*, config: Path, key_file: Path | None, as_json: bool) -> None:
                 f"  predictor     {each.state:<10} pid {each.pid:<8} {each.device:<6} "
                 f"{each.memory_bytes / 2**20:>8.0f} MB  {counted(each.predictions, 'prediction')}{batches}{restarts}"
             )
-            click.echo(f"    prints to {each.log}")
+            click.echo(f"    output in {each.log}")
             if each.stages_because:
-                click.echo(f"    takes whole requests (stages: predictor): {each.stages_because}")
+                click.echo(f"    runs whole requests (stages: predictor): {each.stages_because}")
         if _key(model) in why:
             click.echo(
                 "  a worker could not load the model:\n" + textwrap.indent(why[_key(model)].rstrip(), "    ")
@@ -164,7 +171,7 @@ def _memory(worker: WorkerStatus) -> int:
 @click.command("scale")
 @click.argument("name")
 @click.option("--workers", type=click.IntRange(min=0), required=True, help="Number of workers.")
-@click.option("--version", default=None, help="The model's version.  [default: the default version]")
+@version_option
 @timeout_option(300.0, "Seconds to wait for READY.")
 @config_option
 @key_file_option

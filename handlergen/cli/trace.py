@@ -1,8 +1,7 @@
-"""`handlergen trace`: recorded spans to a file that Perfetto opens."""
+"""`handlergen trace`: convert recorded spans to a file for Perfetto."""
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from handlergen.cli.options import json_option
-from handlergen.cli.printing import named, writable
+from handlergen.cli.printing import counted, named, print_json, writable
 
 if TYPE_CHECKING:
     from handlergen.performance.trace import TraceSummary
@@ -32,7 +31,7 @@ _STDOUT = Path("-")
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("trace.json"),
     show_default=True,
-    help="The file to write, packed when its name ends in .gz; - is stdout.",
+    help="The file to write, compressed if its name ends in .gz; - is stdout.",
 )
 @click.option("--model", metavar="NAME", help="Only this model's spans.")
 @click.option(
@@ -40,17 +39,17 @@ _STDOUT = Path("-")
     "last_s",
     type=click.FloatRange(0, min_open=True),
     metavar="SECONDS",
-    help="Only the last so many seconds.",
+    help="Only this many seconds at the end.",
 )
 @click.option(
     "--from",
     "from_s",
     type=float,
     metavar="SECOND",
-    help="Only what runs after this second of the recording.",
+    help="Only spans after this second of the recording.",
 )
 @click.option(
-    "--to", "to_s", type=float, metavar="SECOND", help="Only what runs before this second of the recording."
+    "--to", "to_s", type=float, metavar="SECOND", help="Only spans before this second of the recording."
 )
 @json_option
 def command(
@@ -63,11 +62,11 @@ def command(
     to_s: float | None,
     as_json: bool,
 ) -> None:
-    """Turn recorded spans into a trace for https://ui.perfetto.dev.
+    """Convert recorded spans to a trace for https://ui.perfetto.dev.
 
-    A server that was started with HANDLERGEN_TRACE_DIR=DIR writes down when each stage of each request ran. The
-    trace has a row for each worker and stage, and one for each device with its predictions; arrows lead each
-    request from its preprocess to its predict to its postprocess. DIR defaults to HANDLERGEN_TRACE_DIR.
+    A server that was started with HANDLERGEN_TRACE_DIR=DIR records when each stage of each request ran. The trace has
+    a row per worker and stage, and a row per device with its predictions; arrows connect the preprocess, predict and
+    postprocess of each request. DIR defaults to HANDLERGEN_TRACE_DIR.
 
     \b
     Example:
@@ -79,13 +78,13 @@ def command(
     from handlergen.performance.trace import Trace, open_output, write_trace
 
     if directory is None:
-        raise click.UsageError("Say in which directory the spans are: handlergen trace DIR")
+        raise click.UsageError("name the directory of the spans: handlergen trace DIR")
     if last_s is not None and (from_s is not None or to_s is not None):
         raise click.UsageError("--last cannot be used together with --from or --to.")
     if from_s is not None and to_s is not None and to_s <= from_s:
         raise click.UsageError("--to must be later than --from.")
     if as_json and output == _STDOUT:
-        raise click.UsageError("With -o - stdout is the trace; --json needs a file.")
+        raise click.UsageError("--json and -o - cannot be combined: both write to stdout")
     trace = Trace(directory, model, last_s, from_s, to_s)
     if output == _STDOUT:
         summary = write_trace(trace, sys.stdout.buffer)
@@ -94,38 +93,34 @@ def command(
         with named(output), open_output(writable(output)) as file:
             summary = write_trace(trace, file)
     if as_json:
-        click.echo(json.dumps(_as_json(summary, output), indent=2))
+        print_json(_as_json(summary, output))
     else:
         _report(summary, output)
 
 
 def _report(summary: TraceSummary, output: Path) -> None:
-    """On stderr, where it is in nobody's way when the trace goes to stdout."""
+    """Print the summary on stderr, because the trace may go to stdout."""
     name = "trace" if output == _STDOUT else f"{output} ({output.stat().st_size:,} bytes)"
     lines = [
-        f"{name}: {_counted(summary.requests, 'request')} answered by "
-        f"{_counted(len(summary.pids), 'process', 'processes')} in {summary.seconds:.3f} s"
+        f"{name}: {counted(summary.requests, 'request')} answered by "
+        f"{counted(len(summary.pids), 'process', 'processes')} in {summary.seconds:.3f} s"
     ]
     for device, use in sorted(summary.devices.items()):
         mean_ms = use.total_ns / use.predicts / 1e6
         lines.append(
-            f"{device}: {_counted(use.predicts, 'predict')}, {_counted(use.overlaps, 'overlap')}, "
+            f"{device}: {counted(use.predicts, 'predict')}, {counted(use.overlaps, 'overlap')}, "
             f"busy {100 * summary.busy_share(device):.1f} % of the time, {mean_ms:.3g} ms each"
         )
         if use.overlaps:
-            lines.append("  they can overlap with the settings `lock: model` and `lock: none` only")
+            lines.append("  predictions overlap only with the settings `lock: model` and `lock: none`")
     if summary.torn:
-        lines.append(f"left out: {_counted(summary.torn, 'last line')} that a killed worker did not finish")
+        lines.append(f"left out: {counted(summary.torn, 'incomplete line')} of killed workers")
     if summary.backwards:
-        lines.append(f"left out: {_counted(summary.backwards, 'span')} that end before they start")
+        lines.append(f"left out: {counted(summary.backwards, 'span')} that end before they start")
     if output != _STDOUT:
         lines.append("open it at https://ui.perfetto.dev (nothing is uploaded)")
     for line in lines:
         click.echo(line, err=True)
-
-
-def _counted(number: int, one: str, many: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def _as_json(summary: TraceSummary, output: Path) -> dict[str, Any]:

@@ -1,15 +1,15 @@
-"""`handlergen tune`: which settings a model wants."""
+"""`handlergen tune`: measure which settings suit a model."""
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 from typing import Any
 
 import click
 
-from handlergen.cli.options import json_option, setting_options
+from handlergen.cli.options import gpu_option, json_option, setting_options
+from handlergen.cli.printing import print_json
 
 
 @click.command("tune")
@@ -18,22 +18,22 @@ from handlergen.cli.options import json_option, setting_options
     "--sample",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     required=True,
-    help="A typical request: a file that is posted as a client would.",
+    help="A file with a typical request; it is sent as `invoke --file` sends it.",
 )
 @click.option(
     "--target-p99-ms",
     type=click.FloatRange(min=0, min_open=True),
-    help="Keep 99 of 100 requests below this when they come at random; else as many requests/s as possible.",
+    help="Keep the 99th percentile of the latency below this.  [default: maximise the throughput]",
 )
-@click.option("--gpu", type=int, help="Predict on this GPU instead of the CPU.")
+@gpu_option
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0.1),
     default=3.0,
     show_default=True,
-    help="Length of each load.",
+    help="Length of each measurement.",
 )
-@click.option("--apply", "applies", is_flag=True, help="Write the settings into handlergen.yaml.")
+@click.option("--apply", "applies", is_flag=True, help="Write the settings to handlergen.yaml.")
 @json_option
 @setting_options("name", "form", "call", "weights", "weights_format", "batch", "config")
 def command(
@@ -47,11 +47,11 @@ def command(
     as_json: bool,
     **overrides: Any,
 ) -> None:
-    """Measure SOURCE on a server of its own and recommend workers and batch size, saying why.
+    """Measure SOURCE on a temporary server; recommend workers and batch size, with reasons.
 
-    Starts TorchServe on free ports, loads it as `bench` does with one candidate after the other (workers, batch size),
-    keeps the better half, measures that again, and so on. Takes a few minutes. Measure on the machine that will serve,
-    while it is quiet.
+    tune starts TorchServe on free ports and loads it as `bench` does, with each candidate (workers, batch size) in
+    turn; it measures the better half again until one is left. This takes a few minutes. Run it on the machine that
+    will serve the model, while nothing else runs there.
 
     \b
     Example:
@@ -61,7 +61,7 @@ def command(
     from handlergen.performance.tune.apply import apply
     from handlergen.performance.tune.measuring import Subject, lines, plain, tune
 
-    # A terminal that closes or a supervisor that says stop must leave no server behind either.
+    # A closed terminal or a supervisor must leave no more behind than Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     given = {name: value for name, value in overrides.items() if value is not None}
@@ -73,8 +73,8 @@ def command(
     file = apply(source, tuned.found.settings) if applies else None
     if as_json:
         applied = str(file) if file is not None else None
-        click.echo(json.dumps({**plain(tuned), "applied": applied}, indent=2))
+        print_json({**plain(tuned), "applied": applied})
         return
     for line in lines(tuned):
         click.echo(line)
-    click.echo(f"Wrote {file}" if file is not None else "Write it into handlergen.yaml with --apply.")
+    click.echo(f"Wrote {file}" if file is not None else "--apply writes the settings to handlergen.yaml.")

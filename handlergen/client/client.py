@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json as json_module
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from handlergen.client.connection import KEY_FILE, HttpConnection, KeyFile, Tokens
+from handlergen.client.connection import KEY_FILE, ApiConnection, KeyFile, Tokens
 from handlergen.client.rest import UNSET, ManagementApi, PredictionApi
 from handlergen.client.results import Answer
 from handlergen.errors import RequestFailed
@@ -36,6 +38,7 @@ class Client(PredictionApi, ManagementApi):
         self, settings: ServerSettings, *, key_file: Path | None = None, timeout: float = _DEFAULT_TIMEOUT_S
     ) -> None:
         self.settings = settings
+        self._connections = ExitStack()
         self._http = httpx.Client(
             timeout=httpx.Timeout(timeout, connect=10.0),
             # The server is on this machine or named explicitly: a proxy from the environment would break the
@@ -43,13 +46,12 @@ class Client(PredictionApi, ManagementApi):
             trust_env=False,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
         )
+        self._connections.callback(self._http.close)
         self._timeout = timeout
         keys = KeyFile(key_file or Path(KEY_FILE)) if settings.token_authorization else None
         self._tokens = Tokens(keys, self.renew_token)
-        self._inference = HttpConnection(self._http, settings.inference_address, "inference", self._tokens)
-        self._management = HttpConnection(self._http, settings.management_address, "management", self._tokens)
-        self._grpc_inference: GrpcInference | None = None
-        self._grpc_management: GrpcManagement | None = None
+        self._inference = ApiConnection(self._http, settings.inference_address, "inference", self._tokens)
+        self._management = ApiConnection(self._http, settings.management_address, "management", self._tokens)
 
     @classmethod
     def from_config(
@@ -83,7 +85,7 @@ class Client(PredictionApi, ManagementApi):
 
         Raises:
             RequestFailed: The call failed; `.status` is the HTTP status for the gRPC code. Or the response is an
-                error body, as TorchServe returns for one failed request of a batch (`error_body.error_of`).
+                error body, as TorchServe returns for one failed request of a batch (`results.error_of`).
             ServerError: No server is listening.
         """
         body = self.grpc.predict(name, _grpc_inputs(json, inputs), version=version, timeout=self._timeout)
@@ -113,30 +115,27 @@ class Client(PredictionApi, ManagementApi):
         """Return the Authorization header for predictions sent by other means; empty without tokens."""
         return self._tokens.header("inference")
 
-    @property
+    @cached_property
     def grpc(self) -> GrpcInference:
         """The inference service over gRPC; connected on first use."""
-        if self._grpc_inference is None:
-            from handlergen.client.grpc import GrpcInference
+        from handlergen.client.grpc import GrpcInference
 
-            self._grpc_inference = GrpcInference(*self._grpc_address("gRPC inference"))
-        return self._grpc_inference
+        service = GrpcInference(*self._grpc_address("gRPC inference"))
+        self._connections.callback(service.close)
+        return service
 
-    @property
+    @cached_property
     def grpc_management(self) -> GrpcManagement:
         """The management service over gRPC; connected on first use."""
-        if self._grpc_management is None:
-            from handlergen.client.grpc import GrpcManagement
+        from handlergen.client.grpc import GrpcManagement
 
-            self._grpc_management = GrpcManagement(*self._grpc_address("gRPC management"))
-        return self._grpc_management
+        service = GrpcManagement(*self._grpc_address("gRPC management"))
+        self._connections.callback(service.close)
+        return service
 
     def close(self) -> None:
         """Close every connection."""
-        self._http.close()
-        for service in (self._grpc_inference, self._grpc_management):
-            if service is not None:
-                service.close()
+        self._connections.close()
 
     def __enter__(self) -> Client:
         return self

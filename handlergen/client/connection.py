@@ -9,6 +9,7 @@ writes the file again (TokenAuthorization.java).
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -41,13 +42,12 @@ class KeyFile:
         """
         return str(self._entry(kind)["key"])
 
-    def expired(self, kind: str, *, now: Callable[[], float] | None = None) -> bool:
+    def expired(self, kind: str) -> bool:
         """Return whether the key has expired, or expires within a second."""
         text = self._entry(kind).get("expiration time")
         if text is None:
             return False
-        seconds = now() if now else datetime.now(timezone.utc).timestamp()
-        return _instant(str(text)) - EXPIRY_MARGIN_S <= seconds
+        return _instant(str(text)) - EXPIRY_MARGIN_S <= time.time()
 
     def _entry(self, kind: str) -> dict[str, Any]:
         try:
@@ -114,7 +114,7 @@ class Tokens:
         )
 
 
-class HttpConnection:
+class ApiConnection:
     """Requests to one address, with the token for one kind of API (`inference` or `management`)."""
 
     def __init__(self, http: httpx.Client, base_url: str, kind: str, tokens: Tokens) -> None:

@@ -11,7 +11,7 @@ import json as json_module
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, empty_pb2, message_factory
@@ -117,31 +117,33 @@ _JAVA_CLASS = re.compile(r"\n(?:\w+\.)*\w+Exception(?:\.\(\))?$")
 class GrpcService:
     """One gRPC service at one address; `call` and `stream` take a method's name."""
 
-    def __init__(
-        self, address: str, tokens: Tokens, max_message: int, *, package: str, service: str, kind: str
-    ) -> None:
+    package: ClassVar[str]
+    service: ClassVar[str]
+    kind: ClassVar[str]
+    """Of the token: `inference` or `management`."""
+
+    def __init__(self, address: str, tokens: Tokens, max_message: int) -> None:
         self._address = address
-        self._package = package
-        self._kind = kind
         self._tokens = tokens
+        package, service = self.package, f"{self.package}.{self.service}"
         limits = [
             ("grpc.max_receive_message_length", max_message),
             ("grpc.max_send_message_length", max_message),
         ]
         self._channel = grpc.insecure_channel(address, options=limits)
         self._stubs: dict[str, Any] = {}
-        for method, (request, response) in METHODS[f"{package}.{service}"].items():
+        for method, (request, response) in METHODS[service].items():
             streams = response.startswith("stream ")
             make = self._channel.unary_stream if streams else self._channel.unary_unary
             self._stubs[method] = make(
-                f"/{package}.{service}/{method}",
+                f"/{service}/{method}",
                 request_serializer=message_class(package, request).SerializeToString,
                 response_deserializer=message_class(package, response.removeprefix("stream ")).FromString,
             )
 
     def message(self, name: str, **values: Any) -> Any:
         """Return a request message of this service's package."""
-        return message_class(self._package, name)(**values)
+        return message_class(self.package, name)(**values)
 
     def call(self, method: str, request: Any, *, timeout: float | None = None) -> Any:
         """Call a method with one response. Raises NoServer or RequestFailed."""
@@ -162,7 +164,7 @@ class GrpcService:
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         # GRPCInterceptor.java reads the metadata key `authorization`, "Bearer TOKEN".
-        return tuple((name.lower(), value) for name, value in self._tokens.header(self._kind).items())
+        return tuple((name.lower(), value) for name, value in self._tokens.header(self.kind).items())
 
     def _translated(self, error: grpc.RpcError) -> Exception:
         code, details = error.code(), error.details() or ""
@@ -170,26 +172,20 @@ class GrpcService:
             return NoServer(
                 f"no server answers at {self._address} (gRPC)", hint="start one with `handlergen serve`"
             )
-        hint = None
-        if "Token Authorization failed" in details:
-            hint = self._tokens.advice()
         # An unknown model arrives as INTERNAL, with the name of the Java exception on a second line.
         unknown = re.search(r"\n\S+\.Model(Version)?NotFoundException$", details)
         return RequestFailed(
             f"{code.name}: {_JAVA_CLASS.sub('', details)}",
             status=404 if unknown else _HTTP_STATUS.get(code, 500),
             body=details.encode(),
-            hint=hint,
+            hint=self._tokens.advice() if "Token Authorization failed" in details else None,
         )
 
 
 class GrpcInference(GrpcService):
     """Predictions over gRPC. A response has neither headers nor a status of its own."""
 
-    def __init__(self, address: str, tokens: Tokens, max_message: int) -> None:
-        super().__init__(
-            address, tokens, max_message, package=INFERENCE, service="InferenceAPIsService", kind="inference"
-        )
+    package, service, kind = INFERENCE, "InferenceAPIsService", "inference"
 
     def predict(
         self,
@@ -199,9 +195,7 @@ class GrpcInference(GrpcService):
         version: str | None = None,
         timeout: float | None = None,
     ) -> bytes:
-        request = self.message(
-            "PredictionsRequest", model_name=name, model_version=version or "", input=dict(inputs)
-        )
+        request = self._request(name, version, inputs)
         return bytes(self.call("Predictions", request, timeout=timeout).prediction)
 
     def predict_stream(
@@ -214,16 +208,15 @@ class GrpcInference(GrpcService):
     ) -> Iterator[bytes]:
         """Yield the parts of the answer as they arrive, without the empty part that ends a stream."""
         # A worker cannot tell StreamPredictions from Predictions: the extra entry requests a stream.
-        request_stream = {STREAM_WISH: b"true"}
-        request = self.message(
-            "PredictionsRequest",
-            model_name=name,
-            model_version=version or "",
-            input={**inputs, **request_stream},
-        )
+        request = self._request(name, version, {**inputs, STREAM_WISH: b"true"})
         for part in self.stream("StreamPredictions", request, timeout=timeout):
             if part.prediction:
                 yield bytes(part.prediction)
+
+    def _request(self, name: str, version: str | None, inputs: Mapping[str, bytes]) -> Any:
+        return self.message(
+            "PredictionsRequest", model_name=name, model_version=version or "", input=dict(inputs)
+        )
 
     def ping(self) -> str:
         health = self.call("Ping", message_class(INFERENCE, "google.protobuf.Empty")(), timeout=10).health
@@ -236,15 +229,7 @@ class GrpcInference(GrpcService):
 class GrpcManagement(GrpcService):
     """Management over gRPC; each response is the REST API's JSON in a string."""
 
-    def __init__(self, address: str, tokens: Tokens, max_message: int) -> None:
-        super().__init__(
-            address,
-            tokens,
-            max_message,
-            package=MANAGEMENT,
-            service="ManagementAPIsService",
-            kind="management",
-        )
+    package, service, kind = MANAGEMENT, "ManagementAPIsService", "management"
 
     def describe(self, name: str, *, version: str | None = None) -> ModelStatus:
         request = self.message("DescribeModelRequest", model_name=name, model_version=version or "")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from handlergen.client.connection import HttpConnection
+from handlergen.client.connection import ApiConnection
 from handlergen.client.results import Answer, ModelStatus
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
 from handlergen.runtime.codec.content import JSON, OCTETS
@@ -44,7 +44,7 @@ UNSET: Any = _Unset()
 class PredictionApi:
     """Predictions and health over REST (`POST /predictions/NAME[/VERSION]`)."""
 
-    _inference: HttpConnection
+    _inference: ApiConnection
 
     def predict(
         self,
@@ -152,7 +152,7 @@ def _content_type_of(path: Path) -> str:
 class ManagementApi:
     """Models and workers over REST: list, describe, scale, register, unregister."""
 
-    _management: HttpConnection
+    _management: ApiConnection
 
     def models(self) -> list[str]:
         """Return the names of the registered models, sorted."""

@@ -1,15 +1,13 @@
-"""Configuration files of a server: written, checked against the archives, and what they expose to others."""
+"""Write a server's configuration files, and report the settings that expose the server to others."""
 
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
 import re
 import shlex
 import shutil
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,6 @@ from handlergen.server.properties import (
     NO_URL,
     ServerSettings,
     host_and_port,
-    read_properties,
     render_properties,
 )
 from handlergen.server.property_text import read_text
@@ -105,60 +102,6 @@ def relative_to_config(store: Path, config: Path) -> str:
     if store.is_absolute():
         return str(store)
     return Path(os.path.relpath(store, config.resolve().parent)).as_posix()
-
-
-def configuration_warnings(config: Path, settings: ServerSettings | None = None) -> list[str]:
-    """Return warnings about archives in the model store that do not fit the configuration.
-
-    Args:
-        settings: The configuration's contents; None to read them.
-
-    Raises:
-        HandlergenError: The configuration cannot be read.
-    """
-    settings = settings or read_properties(config)
-    warnings = []
-    envelope = dict(settings.other).get("service_envelope")
-    for archive in sorted((config.resolve().parent / settings.model_store).glob("*.mar")):
-        found = _archive_facts(archive)
-        if found.get("requirements") and not settings.install_requirements:
-            warnings.append(
-                f"{archive.name} contains {found['requirements']}, which TorchServe does not install: "
-                "install_py_dep_per_model is not true (`handlergen config --install-requirements`)"
-            )
-        if envelope and found.get("handlergen"):
-            warnings.append(
-                f"service_envelope={envelope} makes {archive.name} answer every request with 501: remove the line. The "
-                "archive supports KServe's protocols itself, and unlike the envelope at batch sizes over 1 too."
-            )
-        largest = found.get("max_response_bytes")
-        if isinstance(largest, int) and largest > settings.max_response_size:
-            warnings.append(
-                f"{archive.name} allows responses of {largest} bytes, the server {settings.max_response_size}: "
-                "TorchServe kills a worker that sends more (`handlergen config --max-response-size`)"
-            )
-    return warnings
-
-
-def store_has_requirements(store: Path) -> bool:
-    """Return whether any archive in this directory contains a requirements file."""
-    return any(_archive_facts(archive).get("requirements") for archive in sorted(store.glob("*.mar")))
-
-
-def _archive_facts(archive: Path) -> Mapping[str, object]:
-    """Return the facts about an archive that matter here; none for an archive that cannot be read."""
-    try:
-        with zipfile.ZipFile(archive) as mar:
-            facts = {
-                "requirements": json.loads(mar.read("MAR-INF/MANIFEST.json"))["model"].get("requirementsFile")
-            }
-            if "handlergen.json" in mar.namelist():
-                settings = json.loads(mar.read("handlergen.json"))["settings"]
-                facts["handlergen"] = True
-                facts["max_response_bytes"] = settings.get("max_response_bytes")
-            return facts
-    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ import psutil
 
 from handlergen.errors import ServerError
 from handlergen.runtime.device.lock import STATE_DIR_VARIABLE
-from handlergen.runtime.telemetry.recording import TRACE_DIR_VARIABLE
 
 STATE_DIR = ".handlergen"
 MARKER = "HANDLERGEN_SERVER"
@@ -121,6 +120,8 @@ def environment(
 
     Directories are made absolute, because each process works in a directory of its own.
     """
+    from handlergen.runtime.telemetry.recording import TRACE_DIR_VARIABLE  # imports torch
+
     names = (TRACE_DIR_VARIABLE, STATE_DIR_VARIABLE)
     directories = {
         name: str(Path(environ[name]).expanduser().resolve()) for name in names if environ.get(name)

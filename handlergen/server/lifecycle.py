@@ -37,10 +37,10 @@ from handlergen.server.launching import (
     temp_directory,
     write_state,
 )
+from handlergen.server.model_store import expected_models, require_signatures
 from handlergen.server.properties import ServerSettings, read_properties
 from handlergen.server.property_text import line_not_utf8
-from handlergen.server.readiness import Progress, ServerLogs, expected_models, wait_until_ready
-from handlergen.server.signed_store import require_signatures
+from handlergen.server.readiness import Progress, ServerLogs, wait_until_ready
 
 DEFAULT_TIMEOUT_S = 600.0
 _POLL_S = 0.25
@@ -258,7 +258,7 @@ def _refuse_conflicts(config: Path, settings: ServerSettings) -> None:
             f"there is no model store at {shown(store)}",
             hint=f"`{archive_command(store)}` creates it; model_store in {shown(config)} sets the directory",
         )
-    problems = ports.taken(settings.addresses())
+    problems = ports.unavailable(settings.addresses())
     if problems:
         raise ServerError(
             "\n".join(problems),

@@ -14,7 +14,7 @@ import psutil
 _FIRST_PORT = 10_000  # lower ports belong to well-known services and TorchServe's workers
 
 
-def taken(addresses: Mapping[str, tuple[str, int]]) -> list[str]:
+def unavailable(addresses: Mapping[str, tuple[str, int]]) -> list[str]:
     """Return one line for each address that is unavailable: its port, its purpose, and the process that uses it."""
     problems = []
     for purpose, (host, port) in addresses.items():

@@ -1,4 +1,4 @@
-"""The predictor processes of this user on this machine, read from what they write down; nobody is asked."""
+"""Find this user's predictor processes on this machine, from the files that they write."""
 
 from __future__ import annotations
 
@@ -17,18 +17,15 @@ class PredictorStatus:
     """A process that has the only copy of a model on a device.
 
     Attributes:
-        server: Process id of the TorchServe that it belongs to.
-        model, version: What it serves.
+        server: Process id of its TorchServe.
         device: `cpu` or `gpu` with its index.
-        pid: Its process id.
         state: `loading`, `idle`, `predicting` or `ending`.
-        since_s: How long it has been in it, in seconds.
+        since_s: Seconds in this state.
         predictions: Calls of predict.
-        mean_batch, largest_batch: Requests that one call was for.
-        restarts: How often it has been started again.
+        mean_batch, largest_batch: Requests per call.
         memory_bytes: Resident memory.
-        log: The file that it prints to.
-        stages_because: Why it runs preprocess and postprocess for a worker although the settings put them into the
+        log: The file with the process's output.
+        stages_because: Why the process runs preprocess and postprocess although the settings put them into the
             workers; empty when it does not.
     """
 
@@ -49,19 +46,19 @@ class PredictorStatus:
 
 
 def running_predictors() -> list[PredictorStatus]:
-    """All of them, by server, model and device."""
-    found = []
+    """Return all predictor processes, sorted by server, model and device."""
     try:
         base = lock_directory()
     except OSError:
         return []
+    found = []
     for path in run_directories(base):
         try:
             directory = RunDirectory.at(path)
             seen = StatusFile.open(directory.status_file).look()
             memory = psutil.Process(seen.pid).memory_info().rss
             log = str(directory.arguments().get("log", ""))
-        except (OSError, ValueError, TypeError, psutil.Error):  # it has just ended, or has been killed
+        except (OSError, ValueError, TypeError, psutil.Error):  # it has just ended
             continue
         identity = directory.identity
         found.append(
@@ -86,7 +83,7 @@ def running_predictors() -> list[PredictorStatus]:
 
 
 def servers_of(workers: Iterable[int]) -> set[int]:
-    """The processes above workers: the servers that they may belong to."""
+    """Return the process ids of the workers' ancestors, which include their servers."""
     found: set[int] = set()
     for pid in workers:
         try:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from handlergen.errors import HandlergenError
-from handlergen.server.property_text import Entry, format_entry, parse_entries, read_text
+from handlergen.server.property_text import Property, format_entry, parse_entries, read_text
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 _LOG_OPTION = "-Dlog4j.configurationFile="
@@ -262,7 +262,7 @@ def check(settings: ServerSettings) -> None:
         HandlergenError: Names every problem, one a line.
     """
     wrong = []
-    taken: dict[int, str] = {}
+    purposes: dict[int, str] = {}
     try:
         addresses = settings.addresses()
     except ValueError as error:
@@ -270,9 +270,9 @@ def check(settings: ServerSettings) -> None:
     for purpose, (_host, port) in addresses.items():
         if not 0 < port < 65536:
             wrong.append(f"{purpose}: {port} is not a valid port (1 to 65535)")
-        elif port in taken:
-            wrong.append(f"{purpose} and {taken[port]} share port {port}")
-        taken.setdefault(port, purpose)
+        elif port in purposes:
+            wrong.append(f"{purpose} and {purposes[port]} share port {port}")
+        purposes.setdefault(port, purpose)
     if any(blank in settings.log_config for blank in " \t"):
         # TorchServe's launcher splits vmargs at whitespace, quoted or not.
         wrong.append(
@@ -431,7 +431,7 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _typed(entry: Entry, kind: type) -> Any:
+def _typed(entry: Property, kind: type) -> Any:
     """Convert an entry's value. Raises ValueError where TorchServe would abort or misread it."""
     value = entry.value
     # The launcher strips the values that it reads; Java keeps trailing whitespace and aborts on "=1 ".
@@ -444,9 +444,8 @@ def _typed(entry: Entry, kind: type) -> Any:
         if value.lower() not in ("true", "false"):
             raise ValueError(f"{value!r} is neither true nor false")
         return value.lower() == "true"
-    readers: dict[type, Callable[[str], Any]] = {int: int, float: float}
     try:
-        return readers.get(kind, str)(value)
+        return kind(value)
     except ValueError:
         raise ValueError(f"{value!r} is not a number") from None
 

@@ -19,7 +19,7 @@ _ESCAPES = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
 
 
 @dataclass(frozen=True)
-class Entry:
+class Property:
     """One `key=value` of the file.
 
     Attributes:
@@ -60,7 +60,7 @@ def line_not_utf8(path: Path) -> int:
     return 0
 
 
-def parse_entries(text: str) -> list[Entry]:
+def parse_entries(text: str) -> list[Property]:
     """Return the entries of a properties text, in order, without comments (`#`, `!`) and blank lines.
 
     Raises:
@@ -70,9 +70,9 @@ def parse_entries(text: str) -> list[Entry]:
     for number, logical in _logical_lines(text):
         key, value = _split(logical)
         if (name := _unescape(key)) in LAUNCHER_KEYS:
-            entries.append(Entry(name, value, number))
+            entries.append(Property(name, value, number))
         else:
-            entries.append(Entry(name, _unescape(value), number))
+            entries.append(Property(name, _unescape(value), number))
     return entries
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from handlergen.client.connection import KEY_FILE
 from handlergen.errors import HandlergenError, ModuleFailed, ServerError
 from handlergen.project.settings import shown
 from handlergen.server.launching import ServerState
+from handlergen.server.model_store import ModelVersion
 from handlergen.server.properties import ServerSettings
 from handlergen.server.worker_log import load_failures, registration_failures, silent_deaths
 
@@ -22,7 +21,6 @@ _LAST_LINES = 30
 _DEATHS = 3
 
 Progress = Callable[[Sequence[ModelStatus]], None]
-ModelVersion = tuple[str, str]
 
 
 class ServerLogs:
@@ -94,46 +92,6 @@ def wait_until_ready(
                     hint=f"worker output: {shown(logs.model_log)}; --timeout sets how long to wait",
                 )
             time.sleep(_POLL_S)
-
-
-def expected_models(store: Path, load_models: str) -> dict[ModelVersion, str]:
-    """Return the models that TorchServe will load at start: (model name, version) -> archive file.
-
-    Name and version come from the manifest (ModelManager.java), not from the file's name.
-
-    Raises:
-        ServerError: A file is not an archive (TorchServe would register a model for it all the same, and its
-            workers would die), or two archives contain the same model.
-    """
-    if load_models.lower() == "all":
-        files = [("", path.name) for path in sorted(store.glob("*.mar"))]
-    else:
-        parts = [part.strip().rpartition("=") for part in load_models.split(",") if part.strip()]
-        files = [(name.strip(), file.strip()) for name, _, file in parts]
-    expected: dict[ModelVersion, str] = {}
-    for name, file in files:
-        own_name, version = _manifest(store / file)
-        model = (name or own_name, version)
-        if model in expected:
-            raise ServerError(
-                f"{file} and {expected[model]} are both model {model[0]} {model[1]}",
-                hint="remove one of the two from the model store",
-            )
-        expected[model] = file
-    return expected
-
-
-def _manifest(archive: Path) -> ModelVersion:
-    """Return name and version from an archive's manifest. Raises ServerError without a valid manifest."""
-    try:
-        with zipfile.ZipFile(archive) as mar:
-            model = json.loads(mar.read("MAR-INF/MANIFEST.json"))["model"]
-            return str(model["modelName"]), str(model.get("modelVersion", "1.0"))
-    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ServerError(
-            f"{shown(archive)} is not a model archive ({type(error).__name__}: {error})",
-            hint="archive the model again with `handlergen archive`, or remove the file from the store",
-        ) from error
 
 
 def _check_registered(

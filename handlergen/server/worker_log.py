@@ -1,6 +1,6 @@
-"""Why a worker did not come up, read from what TorchServe logged. Pure functions on text.
+"""Find in TorchServe's logs why a worker did not start.
 
-TorchServe itself only says "worker died". The cause is in what the worker printed: `model_service_worker.py`
+TorchServe itself only says "worker died". The cause is in the worker's output: `model_service_worker.py`
 logs the exception of `initialize`, then dies with a second one that says nothing ("500 - Unknown exception").
 """
 
@@ -43,7 +43,7 @@ class WorkerFailure:
 
 
 def load_failures(log: str) -> list[WorkerFailure]:
-    """The workers' deaths by an exception that a model log tells of, in the order in which they began."""
+    """Return the workers that died of an exception according to a model log, in the order of their starts."""
     lives: list[tuple[str, str, list[str]]] = []
     current: dict[tuple[str, str], list[str]] = {}
     for line in log.splitlines():
@@ -59,21 +59,21 @@ def load_failures(log: str) -> list[WorkerFailure]:
     for model, worker, life in lives:
         end = next((number for number, text in enumerate(life) if text.startswith(_DIED)), None)
         if end is not None:
-            # A RuntimeError was logged before this line, and what follows only repeats that something failed;
-            # any other exception follows.
+            # A RuntimeError is logged before this line, and a second traceback after it only repeats the failure;
+            # any other exception is logged after it.
             traceback = user_traceback(life[:end]) or user_traceback(life[end:])
             first, again, _rest = traceback.partition("\nFailed to load model ")
             if again and _TRACEBACK in first:
                 traceback = first.rstrip() + "\n"
             failures.append(WorkerFailure(model, worker, traceback))
         elif _TRACEBACK in life and "Torch worker started." not in life:
-            # It died before TorchServe's own code could report it: an import of TorchServe's failed.
+            # The worker died before TorchServe's code could report it: an import of TorchServe failed.
             failures.append(WorkerFailure(model, worker, user_traceback(life)))
     return failures
 
 
 def silent_deaths(log: str) -> dict[str, list[str]]:
-    """Model name -> what ts_log.log says each time a worker ended while it was loading the model."""
+    """Return model name -> the reason in ts_log.log for each worker that ended while loading the model."""
     deaths: dict[str, list[str]] = {}
     for found in re.finditer(r"BatchAggregator - Load model failed: (\S+), error: (.*)", log):
         deaths.setdefault(found[1], []).append(found[2].strip())
@@ -81,7 +81,7 @@ def silent_deaths(log: str) -> dict[str, list[str]]:
 
 
 def user_traceback(lines: list[str]) -> str:
-    """The first traceback in these lines, chained causes included: the user's frames, paths in the archive."""
+    """Return the first traceback in these lines, with chained causes: the user's frames, and paths in the archive."""
     start = next((number for number, text in enumerate(lines) if text == _TRACEBACK), None)
     if start is None:
         return ""
@@ -92,7 +92,7 @@ def user_traceback(lines: list[str]) -> str:
 
 
 def _cut(lines: list[str]) -> list[str]:
-    """Without the frames that are not the user's: a `File` line and the deeper lines below it."""
+    """Remove the frames that are not the user's: a `File` line and the deeper lines below it."""
     out = []
     dropping = False
     for line in lines:
@@ -106,10 +106,10 @@ def _cut(lines: list[str]) -> list[str]:
 
 
 def registration_failures(log: str) -> dict[str, str]:
-    """Archives that TorchServe refused to load: file name -> what it logged about it (from ts_log.log).
+    """Return the archives that TorchServe refused to load: file name -> what ts_log.log says about it.
 
-    TorchServe goes on without them; the last lines of pip's output are among the text when the archive's
-    requirements could not be installed.
+    TorchServe continues without them. The text includes the last lines of pip's output if the requirements could not
+    be installed.
     """
     refused: dict[str, str] = {}
     event: list[str] = []

@@ -184,7 +184,7 @@ def test_values_that_cannot_be_sent_are_no_failure_and_told_in_the_log_and_by_st
             patch.setenv("HANDLERGEN_STATE_DIR", str(site.state))
             with pytest.raises(SystemExit, match="0"):
                 main(["status", "-c", str(site.server.config)])
-        assert "takes whole requests (stages: predictor): what preprocess returned" in output.getvalue()
+        assert "runs whole requests (stages: predictor): what preprocess returned" in output.getvalue()
     finally:
         site.client.unregister("unsendable")
     until(lambda: "unsendable 1.0" not in predictors(site.state).values(), within_s=15)

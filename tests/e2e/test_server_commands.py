@@ -177,10 +177,10 @@ def test_a_wrong_key_file_is_told_from_none(run: Run, tmp_path: Path):
 
 
 def test_elsewhere_it_is_said_that_the_configuration_is_missing(tmp_path: Path):
-    from handlergen.server.ports import taken
+    from handlergen.server.ports import unavailable
     from handlergen.server.properties import ServerSettings
 
-    if taken(ServerSettings().addresses()):
+    if unavailable(ServerSettings().addresses()):
         pytest.skip("a server listens on TorchServe's own ports")
     for verb in (("status",), ("invoke", "echo", "--data", "1"), ("stop",)):
         done = subprocess.run([HANDLERGEN, *verb], cwd=tmp_path, capture_output=True, check=False)

@@ -422,10 +422,10 @@ def test_rows_of_many_kinds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "one kind of --data"),
-        (["--data", "1", "--inputs", "x"], "one kind of --data"),
+        ([], "exactly one of --data"),
+        (["--data", "1", "--inputs", "x"], "exactly one of --data"),
         (["--data", "1", "--clients", "2", "--rate", "3"], "closed loop"),
-        (["--data", "1", "--grpc", "--header", "a: b"], "nothing over gRPC"),
+        (["--data", "1", "--grpc", "--header", "a: b"], "no effect over gRPC"),
         (["--data", "1", "--duration", "0"], "0"),
     ],
 )

@@ -12,8 +12,9 @@ import yaml
 
 from handlergen.errors import HandlergenError
 from handlergen.project.templates import template_dir
-from handlergen.server.configuration import configuration_warnings, relative_to_config, write_configuration
+from handlergen.server.configuration import relative_to_config, write_configuration
 from handlergen.server.lifecycle import serve
+from handlergen.server.model_store import configuration_warnings
 from handlergen.server.properties import ServerSettings, read_properties, server_settings
 
 

@@ -130,7 +130,7 @@ def test_trailing_blanks(project: Project) -> None:
     project.change("job_queue_size", "job_queue_size=100 ")
     found = project.only()
     assert found.severity is Severity.ERROR
-    assert "job_queue_size ends in blanks: '100 '" in found.what
+    assert "job_queue_size has trailing whitespace: '100 '" in found.what
     assert found.fix == "job_queue_size=100"
 
 
@@ -158,7 +158,7 @@ def test_a_malformed_escape(project: Project) -> None:
 def test_a_key_that_stands_there_twice(project: Project) -> None:
     project.add("job_queue_size=7")
     found = project.only()
-    assert "job_queue_size stands there 2 times" in found.what
+    assert "job_queue_size is set 2 times" in found.what
     assert "'7'" in found.why
 
 
@@ -201,7 +201,7 @@ def test_settings_of_models_that_are_not_json(project: Project, text: str) -> No
 def test_settings_of_models_that_their_archive_overrules(project: Project) -> None:
     project.add('models={"digits": {"1.0": {"minWorkers": 4, "maxBatchDelay": 0}}}')
     found = project.only()
-    assert "digits 1.0 sets minWorkers and maxBatchDelay in vain" in found.what
+    assert "minWorkers and maxBatchDelay of digits 1.0 have no effect" in found.what
     assert "(minWorkers: 1, maxBatchDelay: 1)" in found.why
     assert found.fix.startswith(f"handlergen scale -c {project.config} digits")
 
@@ -219,7 +219,7 @@ def test_a_delay_of_zero_without_batches_is_only_noted(project: Project) -> None
 def test_a_file_that_is_named_and_missing(project: Project, file: str, key: str, severity: Severity) -> None:
     (project.directory / file).unlink()
     found = project.only()
-    assert (found.severity, found.what) == (severity, f"{key} names {file}, which is not there")
+    assert (found.severity, found.what) == (severity, f"{key} names {file}, which does not exist")
 
 
 def test_a_metrics_file_that_lacks_metrics(project: Project) -> None:
@@ -358,7 +358,7 @@ def test_config_warns_of_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_java_home_that_holds_none(project: Project) -> None:
     project.environ["JAVA_HOME"] = str(project.directory)
     found = project.only()
-    assert "holds no Java that runs" in found.what
+    assert "contains no working Java" in found.what
     assert found.fix.startswith("export JAVA_HOME=")
 
 
@@ -546,7 +546,7 @@ def test_processes_that_a_killed_server_left(project: Project, ended: int) -> No
     try:
         state(project, ended, marker)
         found = project.only()
-        assert f"processes of it are left: {worker.pid}" in found.what
+        assert f"some of its processes are still running: {worker.pid}" in found.what
         assert found.fix == handlergen_command("stop", project.config)
     finally:
         worker.communicate()
@@ -577,19 +577,19 @@ def test_stale_sockets(project: Project, monkeypatch: pytest.MonkeyPatch) -> Non
             pytest.skip("the temporary directory's path is too long for a socket")
         used.bind(path)
         used.listen()
-        assert [one for one in project.findings() if "nobody listens" in one.what] == []
-    found = project.noted("1 socket that nobody listens on (.ts.sock.9000")
+        assert [one for one in project.findings() if "without a listener" in one.what] == []
+    found = project.noted("1 socket without a listener (.ts.sock.9000")
     assert found.fix == f"rm {project.temp}/.ts.sock.*"
 
 
 def test_pid_files_of_torchserve(project: Project, ended: int) -> None:
     file = project.temp / ".model_server.pid"
     file.write_text(str(ended))
-    assert project.noted("names a process that is no TorchServe").fix == f"rm {file}"
+    assert project.noted("names a process that is not TorchServe").fix == f"rm {file}"
     file.write_text(str(os.getpid()))
-    assert project.noted("names a process that is no TorchServe").fix == f"rm {file}"
+    assert project.noted("names a process that is not TorchServe").fix == f"rm {file}"
     file.write_text("")
-    assert "holds no process id" in project.only().what
+    assert "does not contain a process id" in project.only().what
 
 
 def test_the_temp_directory_of_a_killed_server(project: Project, ended: int) -> None:
@@ -623,7 +623,7 @@ def test_nobody_owns_a_file_system_that_is_mounted_read_only(
         return SimpleNamespace(**{**fields, "f_flag": os.ST_RDONLY})
 
     monkeypatch.setattr("os.statvfs", read_only)
-    assert "mount this one so that it can be written" in project.only().fix
+    assert "mount this one read-write" in project.only().fix
 
 
 def test_locks_that_others_could_tamper_with(project: Project) -> None:
@@ -662,7 +662,7 @@ def test_a_full_disk(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_more_workers_than_the_machine_can_hold(project: Project) -> None:
     project.archive("crowd", minWorkers=100_000, maxWorkers=100_000, maxBatchDelay=1)
     found = project.only()
-    assert found.what.startswith("100001 workers want ")
+    assert found.what.startswith("100001 workers need ")
     assert project.noted("100001 workers on ")
 
 
@@ -675,10 +675,10 @@ def test_workers_that_share_a_model_want_memory_for_one_copy(
     memory = psutil.virtual_memory()._replace(total=5 * (250 << 20) + (200 << 20))
     monkeypatch.setattr(environment.psutil, "virtual_memory", lambda: memory)
     (project.directory / "model-store" / "digits.mar").unlink()
-    assert "4 workers want " in project.only().what
+    assert "4 workers need " in project.only().what
     with zipfile.ZipFile(path, "a") as mar:
         mar.writestr("handlergen.json", json.dumps({"settings": {"predictor": "process"}}))
-    assert "4 workers want " not in " ".join(one.what for one in project.findings())
+    assert "4 workers need " not in " ".join(one.what for one in project.findings())
 
 
 def test_a_check_that_fails_does_not_hide_the_others(
@@ -772,7 +772,7 @@ def test_a_byte_that_is_not_utf8_is_a_finding_among_others(project: Project) -> 
     project.config.write_bytes(project.config.read_bytes() + b"# caf\xe9\n")
     lines = project.config.read_bytes().count(b"\n")
     (found,) = [found for found in project.findings() if "not UTF-8" in found.what]
-    assert (found.severity, found.fix) == (Severity.ERROR, "write letters outside ASCII as \\uXXXX")
+    assert (found.severity, found.fix) == (Severity.ERROR, "write characters outside ASCII as \\uXXXX")
     assert found.what.startswith(f"config.properties:{lines}: ")
     ran = CliRunner().invoke(cli, ["doctor", "--config", str(project.config), "--json"], env=project.environ)
     assert any("not UTF-8" in finding["what"] for finding in json.loads(ran.stdout)["findings"])

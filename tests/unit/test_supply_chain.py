@@ -31,6 +31,7 @@ from handlergen.archives.signing import (
 )
 from handlergen.cli import main
 from handlergen.errors import HandlergenError, ServerError
+from handlergen.server.model_store import require_signatures
 from handlergen.server.properties import ServerSettings
 from handlergen.server.signed_store import require_signatures
 
@@ -187,7 +188,7 @@ def test_the_store_of_a_server_that_requires_signatures(source: Path, keys: tupl
     with pytest.raises(ServerError, match="model_api is on"):
         require_signatures(store, ["add.mar"], ServerSettings(model_api=True), keys[1])
     (store / "unpacked").mkdir()
-    with pytest.raises(ServerError, match="unpacked is no archive that could be signed"):
+    with pytest.raises(ServerError, match="unpacked cannot be signed"):
         require_signatures(store, ["add.mar"], ServerSettings(), keys[1])
 
 

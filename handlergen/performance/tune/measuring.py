@@ -36,9 +36,10 @@ from handlergen.performance.tune.search import (
 )
 from handlergen.runtime.device.lock import STATE_DIR_VARIABLE
 from handlergen.runtime.telemetry.recording import TRACE_DIR_VARIABLE
-from handlergen.server.configuration import store_has_requirements, write_configuration
+from handlergen.server.configuration import write_configuration
 from handlergen.server.launching import end_marked
 from handlergen.server.lifecycle import RunningServer, serve
+from handlergen.server.model_store import store_has_requirements
 from handlergen.server.ports import free_port_settings
 from handlergen.server.properties import ServerSettings, server_settings
 

@@ -1,10 +1,10 @@
-"""config.properties: what TorchServe misreads, ignores or stumbles over; who can use the server; its ports."""
+"""Checks of config.properties: misread values, ignored keys, access from other machines, and ports."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 
 from handlergen.errors import HandlergenError
@@ -12,19 +12,28 @@ from handlergen.project.settings import shown
 from handlergen.project.templates import template_dir
 from handlergen.server.configuration import exposures
 from handlergen.server.doctor.files import is_plain_server
-from handlergen.server.doctor.situation import Finding, Situation, error, note, ok, trailing_blanks, warning
-from handlergen.server.ports import command_of, listeners, taken
+from handlergen.server.doctor.situation import (
+    Finding,
+    Situation,
+    error,
+    has_trailing_whitespace,
+    note,
+    ok,
+    warning,
+)
+from handlergen.server.ports import command_of, listeners, unavailable
 from handlergen.server.properties import check, unknown_keys
 
 _FREE_A_PORT = "stop that program, or choose another port: handlergen config --help"
+_WRITE_ANOTHER = "handlergen config -o NEW/config.properties   # writes one beside it, to copy from"
 
 
 def file(situation: Situation) -> Iterator[Finding]:
-    """Whether there is a configuration at all."""
+    """Check that the configuration exists."""
     if situation.text is None:
         yield note(
             f"there is no {situation.config.name} in {situation.directory}",
-            "What follows is checked against handlergen's defaults, which `serve` writes.",
+            "The other checks use handlergen's defaults, which `serve` writes.",
             f"handlergen config -o {shlex.quote(shown(situation.config))}",
         )
     else:
@@ -32,85 +41,81 @@ def file(situation: Situation) -> Iterator[Finding]:
 
 
 def syntax(situation: Situation) -> Iterator[Finding]:
-    """Lines that mean something else than they seem to."""
+    """Check for lines that do not mean what they seem to."""
     name = situation.config.name
     if situation.problem:
         yield error(
             situation.problem,
-            "TorchServe does not start on it, or takes it for something else. The other checks leave the line out.",
-            "handlergen config --help   # the settings, and what they may be",
+            "TorchServe does not start with this line, or misreads it. The other checks leave it out.",
+            "handlergen config --help   # lists the settings and their values",
         )
-    if situation.foreign_line:
+    if situation.line_not_utf8:
         yield error(
-            f"{name}:{situation.foreign_line}: there is a byte that is not UTF-8",
-            "TorchServe's launcher ends with a traceback; Java would take the file for ISO-8859-1.",
-            "write letters outside ASCII as \\uXXXX",
+            f"{name}:{situation.line_not_utf8}: a byte that is not UTF-8",
+            "TorchServe's launcher fails with a traceback; Java would read the file as ISO-8859-1.",
+            "write characters outside ASCII as \\uXXXX",
         )
+    by_key = defaultdict(list)
     for entry in situation.entries:
-        shown = f"{entry.key}={entry.value.rstrip()}"
-        if trailing_blanks(entry):
+        by_key[entry.key].append(entry)
+        if has_trailing_whitespace(entry):
             yield error(
-                f"{name}:{entry.line}: the value of {entry.key} ends in blanks: {entry.value!r}",
-                "Java takes them as part of the value: a number aborts the start, true is read as false.",
-                shown,
+                f"{name}:{entry.line}: the value of {entry.key} has trailing whitespace: {entry.value!r}",
+                "Java reads it as part of the value: a number aborts the start, true is read as false.",
+                f"{entry.key}={entry.value.rstrip()}",
             )
         if " #" in entry.value or "\t#" in entry.value:
             yield warning(
                 f"{name}:{entry.line}: what looks like a comment is part of the value: {entry.value!r}",
-                "Comments stand on lines of their own.",
+                "A comment needs a line of its own.",
                 f"{entry.key}={entry.value.partition('#')[0].rstrip()}",
             )
-    for key, times in Counter(entry.key for entry in situation.entries).items():
-        if times > 1:
-            lines = [str(entry.line) for entry in situation.entries if entry.key == key]
-            last = [entry.value for entry in situation.entries if entry.key == key][-1]
+    for key, entries in by_key.items():
+        if len(entries) > 1:
             yield warning(
-                f"{name}: {key} stands there {times} times, in lines {', '.join(lines)}",
-                f"Only the last one counts: {last.rstrip()!r}.",
+                f"{name}: {key} is set {len(entries)} times, in lines {', '.join(str(e.line) for e in entries)}",
+                f"Only the last value counts: {entries[-1].value.rstrip()!r}.",
                 f"keep one line {key}=…",
             )
 
 
 def unknown(situation: Situation) -> Iterator[Finding]:
-    """Keys that nobody reads."""
+    """Check for keys that TorchServe does not know."""
     for message in unknown_keys(situation.settings):
-        yield warning(
-            message, "A line that does nothing was meant to do something.", "correct or remove the line"
-        )
+        yield warning(message, "The line has no effect.", "correct or remove the line")
 
 
 def values(situation: Situation) -> Iterator[Finding]:
-    """Values that can be read and still cannot work: ports twice, sizes out of range."""
+    """Check for settings that TorchServe cannot start with: a port used twice, sizes out of range."""
     try:
         check(situation.settings)
     except HandlergenError as wrong:
         for line in wrong.message.splitlines():
-            yield error(line, "TorchServe does not start on it.", "handlergen config --help")
+            yield error(line, "TorchServe does not start with it.", "handlergen config --help")
 
 
 def named_files(situation: Situation) -> Iterator[Finding]:
-    """Files that the configuration names; what happens without them was tried with TorchServe 0.12.0."""
+    """Check that the files named in the configuration exist (consequences tried with TorchServe 0.12.0)."""
     if situation.text is None:
         return
-    write = "handlergen config -o NEW/config.properties   # writes one beside it, to copy"
     logs = situation.settings.log_config.removeprefix("file://")
     if logs and not (situation.directory / logs).is_file():
         yield warning(
-            f"vmargs names {logs}, which is not there",
-            "TorchServe logs as it does by default: several lines per request, which cost up to half the throughput.",
-            write,
+            f"vmargs names {logs}, which does not exist",
+            "TorchServe then logs several lines per request, which costs up to half the throughput.",
+            _WRITE_ANOTHER,
         )
     metrics = situation.settings.metrics_config
     if metrics and not (situation.directory / metrics).is_file():
         yield error(
-            f"metrics_config names {metrics}, which is not there",
+            f"metrics_config names {metrics}, which does not exist",
             "Every worker dies when it starts.",
-            write,
+            _WRITE_ANOTHER,
         )
 
 
 def undeclared_metrics(situation: Situation) -> Iterator[Finding]:
-    """A metrics file that was written before handlergen had these metrics, or by somebody else."""
+    """Check that the metrics file declares every metric of handlergen; an old one may not."""
     named = situation.settings.metrics_config
     if situation.text is None or not named:
         return
@@ -123,76 +128,72 @@ def undeclared_metrics(situation: Situation) -> Iterator[Finding]:
     if missing:
         yield note(
             f"{named} does not declare {', '.join(missing)}",
-            "TorchServe drops metrics that are not declared: GET /metrics is without them.",
-            "handlergen config -o NEW/config.properties   # writes one beside it, to copy the lines from",
+            "TorchServe drops undeclared metrics: GET /metrics lacks them.",
+            _WRITE_ANOTHER,
         )
 
 
 def environment(situation: Situation) -> Iterator[Finding]:
-    """Variables that take the place of what the file says."""
+    """Check for environment variables that override the file."""
     named = situation.environ.get("TS_CONFIG_FILE")
     if named and (situation.directory / named).resolve() != situation.config:
         yield warning(
             f"TS_CONFIG_FILE={named}",
-            f"Plain `torchserve` reads that file instead of {situation.config.name}, whatever --ts-config says; "
+            f"`torchserve` reads that file instead of {situation.config.name}, even with --ts-config; "
             "`handlergen serve` does not.",
             "unset TS_CONFIG_FILE",
         )
-    other = dict(situation.settings.other)
-    if other.get("enable_envvars_config", "").lower() == "true":
-        set_now = sorted(
+    if dict(situation.settings.other).get("enable_envvars_config", "").lower() == "true":
+        names = sorted(
             name for name in situation.environ if name.startswith("TS_") and name != "TS_CONFIG_FILE"
         )
         yield note(
-            "enable_envvars_config=true: variables TS_… win over this file"
-            + (f"; set now: {', '.join(set_now)}" if set_now else ""),
-            "handlergen reads the file alone: it may look for the server elsewhere.",
+            "enable_envvars_config=true: TS_… variables override this file"
+            + (f"; set now: {', '.join(names)}" if names else ""),
+            "handlergen reads only the file, and may look for the server at the wrong address.",
             "enable_envvars_config=false",
         )
 
 
-def opened(situation: Situation) -> Iterator[Finding]:
-    """What `serve` warns of, too."""
+def exposed(situation: Situation) -> Iterator[Finding]:
+    """Check for settings that expose the server; `serve` gives the same warnings."""
     found = exposures(situation.settings)
     for one in found:
         yield (error if one.severe else warning)(one.what, one.why, one.fix)
     if not found:
-        yield ok(
-            "only this machine reaches the server, with tokens, and only the store's archives are loaded"
-        )
+        yield ok("only this machine can connect, with tokens, and only archives of the store are loaded")
 
 
 def ports(situation: Situation) -> Iterator[Finding]:
-    """Each address, against who listens."""
+    """Check each port: free, or held by the server itself."""
     held = listeners()
     running = situation.running
-    addresses = situation.settings.addresses()
-    free, own, stock = [], [], set()
-    for purpose, (host, port) in addresses.items():
-        problem = taken({purpose: (host, port)})
+    free, own, plain_servers = [], [], set()
+    for purpose, (host, port) in situation.settings.addresses().items():
+        problem = unavailable({purpose: (host, port)})
         holder = held.get(port)
         if running is not None and holder == running.pid:
             own.append(port)
         elif running is not None:
             yield warning(
                 f"the running server (pid {running.pid}) does not listen on port {port} ({purpose})",
-                "The configuration was changed after it had been started, or somebody else holds the port.",
+                "The configuration changed after the start, or another program holds the port.",
                 situation.restart,
             )
         elif holder is not None and is_plain_server(holder, situation.directory):
-            stock.add(holder)
+            plain_servers.add(holder)
         elif problem:
-            who = f", by {command_of(holder)}" if holder is not None and port in held else ""
+            who = f", by {command_of(holder)}" if holder is not None else ""
             text = problem[0] if "in use" not in problem[0] else f"port {port} ({purpose}) is in use{who}"
             yield error(text, "The server cannot start.", _FREE_A_PORT)
         else:
             free.append(port)
     if own and running is not None:
         yield ok(f"ports {_listed(own)}: the running server (pid {running.pid})")
-    for pid in sorted(stock):
+    for pid in sorted(plain_servers):
         yield note(
             f"a TorchServe that `handlergen serve` did not start (pid {pid}) runs here and holds these ports",
-            "`handlergen status`, `invoke` and `scale` work with it; `serve` is refused, `stop` does not know it.",
+            "`handlergen status`, `invoke` and `scale` work with it; `serve` refuses to start, `stop` cannot stop it.",
             "torchserve --stop",
         )
     if free:
@@ -200,4 +201,4 @@ def ports(situation: Situation) -> Iterator[Finding]:
 
 
 def _listed(numbers: list[int]) -> str:
-    return ", ".join(str(number) for number in numbers)
+    return ", ".join(map(str, numbers))

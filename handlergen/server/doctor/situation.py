@@ -1,4 +1,4 @@
-"""What the checks look at, a situation, and what they return, findings."""
+"""`Situation`, the input of a check, and `Finding`, its output."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from pathlib import Path
 from handlergen.errors import HandlergenError
 from handlergen.server.configuration import handlergen_command
 from handlergen.server.launching import ServerState, read_state
+from handlergen.server.model_store import StoredArchive, readable_archives
 from handlergen.server.properties import ServerSettings, parse_properties
 from handlergen.server.property_text import (
     LAUNCHER_KEYS,
-    Entry,
+    Property,
     format_entry,
-    line_not_utf8,
     parse_entries,
     read_text,
+)
+from handlergen.server.property_text import (
+    line_not_utf8 as first_line_not_utf8,
 )
 
 
 class Severity(IntEnum):
-    """How bad it is: `note` needs nothing done, `warning` may hurt, `error` keeps the server from working."""
+    """How bad a finding is: a note needs no action, an error keeps the server from working."""
 
     OK = 0
     NOTE = 1
@@ -36,12 +39,12 @@ class Severity(IntEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One result of a check.
 
     Attributes:
-        what: What is so.
-        why: Why it matters; empty when all is well.
-        fix: A command, or a line of a file; empty when nothing need be done.
+        what: What was found.
+        why: Why it matters; empty when nothing is wrong.
+        fix: A command, or a line of a file; empty when no action is needed.
     """
 
     severity: Severity
@@ -68,13 +71,13 @@ def error(what: str, why: str, fix: str = "") -> Finding:
 
 @dataclass(frozen=True)
 class Situation:
-    """Where a server runs, or shall run.
+    """The place where a server runs or would run.
 
     Attributes:
-        config: Its config.properties, absolute.
-        text: What the file says; None when there is none.
-        environ: The environment it would be started in.
-        temp_dirs: Where TorchServe leaves sockets and its pid file when it is started without handlergen.
+        config: Absolute path of config.properties.
+        text: The file's contents; None without the file.
+        environ: The environment that the server would be started in.
+        temp_dirs: Directories in which TorchServe leaves sockets and its pid file without handlergen.
     """
 
     config: Path
@@ -84,12 +87,12 @@ class Situation:
 
     @property
     def directory(self) -> Path:
-        """What the configuration's paths are relative to."""
+        """The directory that the configuration's paths are relative to."""
         return self.config.parent
 
     @cached_property
-    def entries(self) -> list[Entry]:
-        """The file's lines as TorchServe reads them; where it refuses the file, those that are sound by themselves."""
+    def entries(self) -> list[Property]:
+        """The file's entries as TorchServe reads them; the valid ones of a file that it refuses."""
         text = self.text or ""
         try:
             return parse_entries(text)
@@ -102,7 +105,7 @@ class Situation:
 
     @cached_property
     def problem(self) -> str:
-        """Why the file means nothing to TorchServe, trailing blanks apart; empty when it does."""
+        """Why TorchServe cannot read the file, apart from trailing whitespace; empty when it can."""
         try:
             self._parsed()
         except HandlergenError as found:
@@ -110,17 +113,22 @@ class Situation:
         return ""
 
     @cached_property
-    def foreign_line(self) -> int:
+    def line_not_utf8(self) -> int:
         """The first line with a byte that is not UTF-8; 0 when there is none."""
-        return line_not_utf8(self.config) if self.text is not None else 0
+        return first_line_not_utf8(self.config) if self.text is not None else 0
 
     @cached_property
     def settings(self) -> ServerSettings:
-        """What the file means, without trailing blanks and lines that mean nothing; without a file the defaults."""
+        """The settings in the file, without trailing whitespace and invalid lines; the defaults without a file."""
         try:
             return self._parsed()
         except HandlergenError:
-            return parse_properties("\n".join(self._sound_lines()))
+            return parse_properties("\n".join(self._valid_lines()))
+
+    @cached_property
+    def archives(self) -> list[StoredArchive]:
+        """The readable archives in the store."""
+        return readable_archives(self.store) if self.settings.model_store else []
 
     @property
     def store(self) -> Path:
@@ -129,29 +137,30 @@ class Situation:
 
     @property
     def logs(self) -> Path:
-        """Where TorchServe logs (ConfigManager.java)."""
+        """TorchServe's log directory (ConfigManager.java)."""
         return self.directory / self.environ.get("LOG_LOCATION", "logs")
 
     @cached_property
     def state(self) -> ServerState | None:
-        """What `serve` wrote down about the server on this configuration."""
+        """The state that `serve` recorded for this configuration."""
         return read_state(self.config)
 
     @property
     def running(self) -> ServerState | None:
-        """The server that `serve` started on this configuration, if it runs."""
+        """The server that `serve` started on this configuration, if it is running."""
         return self.state if self.state is not None and self.state.running() else None
 
     def command(self, verb: str) -> str:
-        """`handlergen VERB` for this configuration, as it must be typed here."""
+        """Return the command `handlergen VERB` for this configuration."""
         return handlergen_command(verb, self.config)
 
     @property
     def restart(self) -> str:
+        """The command that restarts the server."""
         return f"{self.command('stop')} && {self.command('serve')}"
 
-    def _sound_lines(self) -> Iterator[str]:
-        """The entries that can be read each by itself, without trailing blanks."""
+    def _valid_lines(self) -> Iterator[str]:
+        """Yield the valid entries without trailing whitespace."""
         for entry in self.entries:
             try:
                 line = format_entry(entry.key, entry.value.rstrip())
@@ -168,10 +177,10 @@ class Situation:
 
 
 def look_around(config: Path, environ: Mapping[str, str] | None = None) -> Situation:
-    """The situation of a configuration that may or may not exist.
+    """Return the situation of a configuration, which need not exist.
 
     Raises:
-        HandlergenError: The file is there and cannot be read.
+        HandlergenError: The file exists and cannot be read.
     """
     environ = os.environ if environ is None else environ
     config = config.resolve()
@@ -179,11 +188,16 @@ def look_around(config: Path, environ: Mapping[str, str] | None = None) -> Situa
         text = read_text(config) if config.exists() else None
     except OSError as error:
         raise HandlergenError(f"{config} cannot be read: {error}") from error
-    named = [tempfile.gettempdir(), environ.get("TEMP"), "/tmp"]  # noqa: S108 - only looked at
+    named = [tempfile.gettempdir(), environ.get("TEMP"), "/tmp"]  # noqa: S108 - only read
     temp_dirs = dict.fromkeys(Path(name).resolve() for name in named if name)
     return Situation(config, text, environ, tuple(path for path in temp_dirs if path.is_dir()))
 
 
-def trailing_blanks(entry: Entry) -> bool:
-    """Whether Java takes blanks at the end of this line for a part of the value."""
+def has_trailing_whitespace(entry: Property) -> bool:
+    """Return whether Java reads whitespace at the end of this line as part of the value."""
     return entry.key not in LAUNCHER_KEYS and entry.value != entry.value.rstrip()
+
+
+def counted(number: int, noun: str) -> str:
+    """Return `1 worker` or `2 workers`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,181 @@
+"""The model store: what TorchServe loads from it, and archives that do not fit the server or are not signed."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from handlergen.archives.signing import read_public_key, verify
+from handlergen.errors import HandlergenError, ServerError
+from handlergen.project.names import MANIFEST_FILE, MODEL_CONFIG_FILE
+from handlergen.project.settings import shown
+from handlergen.runtime.contract import CONTRACT_FILE
+from handlergen.server.properties import ServerSettings, read_properties
+
+ModelVersion = tuple[str, str]
+"""A model's name and version."""
+
+
+@dataclass(frozen=True)
+class StoredArchive:
+    """The facts about an archive that matter to a server.
+
+    Attributes:
+        size: Bytes of the unpacked files.
+        requirements: Name of the requirements file; None without one.
+        config_file: Name of the model configuration, which the archive need not contain.
+        settings: handlergen's settings; None for an archive that handlergen did not write.
+    """
+
+    path: Path
+    name: str
+    version: str
+    size: int
+    requirements: str | None
+    config_file: str
+    settings: Mapping[str, Any] | None
+
+
+def read_archive(path: Path) -> StoredArchive:
+    """Return the facts about an archive; nothing is unpacked.
+
+    Raises:
+        ServerError: The file is not a model archive.
+    """
+    try:
+        with zipfile.ZipFile(path) as mar:
+            model = json.loads(mar.read(MANIFEST_FILE))["model"]
+            ours = CONTRACT_FILE in mar.namelist()
+            return StoredArchive(
+                path,
+                str(model["modelName"]),
+                str(model.get("modelVersion", "1.0")),
+                sum(info.file_size for info in mar.infolist()),
+                model.get("requirementsFile"),
+                str(model.get("configFile") or MODEL_CONFIG_FILE),
+                dict(json.loads(mar.read(CONTRACT_FILE))["settings"]) if ours else None,
+            )
+    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ServerError(
+            f"{shown(path)} is not a model archive ({type(error).__name__}: {error})",
+            hint="archive the model again with `handlergen archive`, or remove the file from the store",
+        ) from error
+
+
+def readable_archives(store: Path) -> list[StoredArchive]:
+    """Return the archives in a directory, without files that are not archives."""
+    found = []
+    for path in sorted(store.glob("*.mar")):
+        with suppress(ServerError):
+            found.append(read_archive(path))
+    return found
+
+
+def store_has_requirements(store: Path) -> bool:
+    """Return whether any archive in this directory contains a requirements file."""
+    return any(archive.requirements for archive in readable_archives(store))
+
+
+def expected_models(store: Path, load_models: str) -> dict[ModelVersion, str]:
+    """Return the models that TorchServe will load at start: (model name, version) -> archive file.
+
+    Name and version come from the manifest (ModelManager.java), not from the file's name.
+
+    Raises:
+        ServerError: A file is not an archive (TorchServe would register a model for it all the same, and its
+            workers would die), or two archives contain the same model.
+    """
+    if load_models.lower() == "all":
+        files = [("", path.name) for path in sorted(store.glob("*.mar"))]
+    else:
+        parts = [part.strip().rpartition("=") for part in load_models.split(",") if part.strip()]
+        files = [(name.strip(), file.strip()) for name, _, file in parts]
+    expected: dict[ModelVersion, str] = {}
+    for name, file in files:
+        archive = read_archive(store / file)
+        model = (name or archive.name, archive.version)
+        if model in expected:
+            raise ServerError(
+                f"{file} and {expected[model]} are both model {model[0]} {model[1]}",
+                hint="remove one of the two from the model store",
+            )
+        expected[model] = file
+    return expected
+
+
+def configuration_warnings(config: Path, settings: ServerSettings | None = None) -> list[str]:
+    """Return warnings about archives in the model store that do not fit the configuration.
+
+    Args:
+        settings: The configuration's contents; None to read them.
+
+    Raises:
+        HandlergenError: The configuration cannot be read.
+    """
+    settings = settings or read_properties(config)
+    warnings = []
+    envelope = dict(settings.other).get("service_envelope")
+    for archive in readable_archives(config.resolve().parent / settings.model_store):
+        file = archive.path.name
+        if archive.requirements and not settings.install_requirements:
+            warnings.append(
+                f"{file} contains {archive.requirements}, which TorchServe does not install: "
+                "install_py_dep_per_model is not true (`handlergen config --install-requirements`)"
+            )
+        if archive.settings is None:
+            continue
+        if envelope:
+            warnings.append(
+                f"service_envelope={envelope} makes {file} answer every request with 501: remove the line. The "
+                "archive supports KServe's protocols itself, and unlike the envelope at batch sizes over 1 too."
+            )
+        largest = archive.settings.get("max_response_bytes")
+        if isinstance(largest, int) and largest > settings.max_response_size:
+            warnings.append(
+                f"{file} allows responses of {largest} bytes, the server {settings.max_response_size}: "
+                "TorchServe kills a worker that sends more (`handlergen config --max-response-size`)"
+            )
+    return warnings
+
+
+def require_signatures(
+    store: Path, archives: Iterable[str], settings: ServerSettings, public_key: Path
+) -> None:
+    """Refuse to start a server unless everything it would load is signed.
+
+    The check does not notice files that are replaced later: whoever can write to the store is trusted.
+
+    Args:
+        archives: Files in the store that TorchServe will load; see `expected_models`.
+        public_key: The Ed25519 key that every archive must be signed with.
+
+    Raises:
+        ServerError: Names each archive that is not signed with the key, and each other way to load unsigned code.
+        HandlergenError: The key cannot be read.
+    """
+    key = read_public_key(public_key)
+    problems = []
+    for name in archives:
+        try:
+            verify(store / name, key)
+        except HandlergenError as error:
+            problems.append(error.message)
+    if settings.load_models.lower() == "all":
+        # ModelServer.initModelStore loads these as models, too.
+        problems += [
+            f"{path} cannot be signed, because it is not an archive, and TorchServe would load it"
+            for path in sorted(store.iterdir())
+            if not path.name.startswith(".") and (path.is_dir() or path.suffix == ".model")
+        ]
+    if settings.model_api:
+        problems.append("model_api is on: clients could register unsigned models")
+    if problems:
+        raise ServerError(
+            "\n".join(problems),
+            hint="`handlergen archive SOURCE --sign KEY --force` signs an archive; no server was started",
+        )
