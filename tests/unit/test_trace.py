@@ -21,7 +21,7 @@ from handlergen.cli import cli, main
 from handlergen.errors import HandlergenError
 from handlergen.performance.recordings import Span
 from handlergen.performance.trace import Trace, TraceSummary, write_trace
-from handlergen.performance.trace.convert import in_order, survey
+from handlergen.performance.trace.convert import survey, wanted_spans
 
 MS = 1_000_000
 STAGES = ("decode", "preprocess", "lock_wait", "predict", "postprocess", "encode")
@@ -261,7 +261,7 @@ def test_a_worker_that_writes_on_does_not_disturb(tmp_path: Path) -> None:
     spans = record(tmp_path / "spans", request_of("a", 0))
     recording = survey(spans)
     record(spans, request_of("b", 20))
-    assert {one.request_id for one in in_order(recording)} == {"a"}
+    assert {one.request_id for one in wanted_spans(Trace(spans), recording, TraceSummary())} == {"a"}
 
 
 def test_a_span_that_ends_before_it_starts_is_left_out(tmp_path: Path) -> None:
@@ -325,7 +325,8 @@ def test_any_recording_becomes_a_valid_trace(
 def test_a_file_in_disorder_comes_in_order(tmp_path: Path) -> None:
     starts = [(7 * number) % 1000 for number in range(1000)]
     directory = record(tmp_path / "spans", [span("predict", one, one + 1) for one in starts])
-    assert [one.start_ns for one in in_order(survey(directory))] == [number * MS for number in range(1000)]
+    spans = wanted_spans(Trace(directory), survey(directory), TraceSummary())
+    assert [one.start_ns for one in spans] == [number * MS for number in range(1000)]
 
 
 def test_the_command_writes_a_file_and_says_what_is_in_it(tmp_path: Path) -> None:
