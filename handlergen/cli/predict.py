@@ -15,7 +15,7 @@ from handlergen.cli.requests import HOW_TO_QUOTE, field_of, headers_of, refuse_f
 from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed
 
 if TYPE_CHECKING:
-    from handlergen.local.model import Answer, LocalModel
+    from handlergen.local.model import LocalAnswer, LocalModel
 
 _ENCODING = "EncodeError: "
 
@@ -88,8 +88,7 @@ def command(
     inputs, kind = _inputs(data, files, content_type)
     form = dict(map(field_of, fields))
     named = headers_of(headers)
-    from handlergen.local.model import load
-    from handlergen.local.user_place import working_directory
+    from handlergen.local.model import load, working_directory
 
     settings = {name: value for name, value in overrides.items() if value is not None}
     tracebacks: list[str] = []
@@ -136,7 +135,7 @@ def _one(
     body: dict[str, Any],
     output: Path | None,
     stdout: IO[bytes],
-) -> Answer:
+) -> LocalAnswer:
     def write(chunk: bytes, _content_type: str = "") -> None:
         stdout.write(chunk)
         stdout.flush()
@@ -153,7 +152,7 @@ def _one(
     return answer
 
 
-def _write_lines(answers: list[Answer], output: Path | None, stdout: IO[bytes]) -> None:
+def _write_lines(answers: list[LocalAnswer], output: Path | None, stdout: IO[bytes]) -> None:
     from handlergen.runtime.codec.errors import body_without_server
 
     bodies = [body_without_server(a.body) if a.status >= 400 else a.body for a in answers]
@@ -165,7 +164,7 @@ def _write_lines(answers: list[Answer], output: Path | None, stdout: IO[bytes]) 
         stdout.write(lines)
 
 
-def _check(answers: list[Answer], tracebacks: list[str], *, raises: bool, last_hook: str) -> None:
+def _check(answers: list[LocalAnswer], tracebacks: list[str], *, raises: bool, last_hook: str) -> None:
     """Raise an error if any request failed."""
     from handlergen.local.model import error_message
 

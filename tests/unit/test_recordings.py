@@ -11,14 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handlergen.errors import HandlergenError
-from handlergen.performance.recordings import (
-    Span,
-    beside,
-    busy_share,
-    of_stage,
-    overlapping,
-    read_spans,
-)
+from handlergen.performance.recordings import Span, beside, busy_share, of_stage, overlapping, read_spans
 from handlergen.runtime.telemetry.recording import Spans
 
 
@@ -87,10 +80,7 @@ def test_overlaps_are_found_exactly_when_two_spans_share_a_moment(drawn: list[tu
     assert bool(overlapping(spans)) == (len(moments) != len(set(moments)))
 
 
-@given(
-    st.lists(st.integers(1, 9), min_size=1, max_size=8),
-    st.tuples(st.integers(0, 40), st.integers(1, 20)),
-)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.tuples(st.integers(0, 40), st.integers(1, 20)))
 def test_beside_agrees_with_comparing_every_pair(lengths: list[int], one: tuple[int, int]) -> None:
     others, moment = [], 0
     for number, length in enumerate(lengths):

@@ -11,14 +11,15 @@ import gzip
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO
 
 from handlergen.errors import HandlergenError
-from handlergen.performance.recordings import Span, read_file, span_files
+from handlergen.performance.recordings import Span, busy_share, of_stage, overlapping, read_file, span_files
 from handlergen.performance.trace.events import events_of
 from handlergen.runtime.telemetry.stages import BY_PREDICTOR, LAST, ON_DEVICE
 
@@ -97,70 +98,43 @@ def _torn(file: Path, size: int) -> bool:
         return lines.read(1) not in (b"\n", b"")
 
 
-@dataclass
+@dataclass(frozen=True)
 class DeviceTotals:
     """How one device was used.
 
     Attributes:
         predicts: Number of predict calls.
         total_ns: Sum of their durations.
-        busy_ns: Time during which at least one ran; equals `total_ns` when none overlap.
+        busy: Share of the trace's time, 0..1, during which at least one ran.
         overlaps: How often one started while another ran: never, with `lock: device`.
     """
 
-    predicts: int = 0
-    total_ns: int = 0
-    busy_ns: int = 0
-    overlaps: int = 0
-    _until_ns: int = field(default=0, repr=False)
-
-    def add(self, span: Span) -> None:
-        """Add a predict. Spans must be added ordered by start."""
-        self.predicts += 1
-        self.total_ns += span.end_ns - span.start_ns
-        self.overlaps += span.start_ns < self._until_ns
-        self.busy_ns += max(0, span.end_ns - max(span.start_ns, self._until_ns))
-        self._until_ns = max(self._until_ns, span.end_ns)
+    predicts: int
+    total_ns: int
+    busy: float
+    overlaps: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class TraceSummary:
     """The figures of a trace.
 
     Attributes:
         requests: Answered requests (whose `encode` is in the trace).
         spans: Slices in the workers' rows.
-        start_ns, end_ns: First start and last end, `time.monotonic_ns()`.
+        seconds: From the first start to the last end.
+        pids: The processes that recorded spans.
         torn: Unfinished lines of killed workers; left out.
         backwards: Spans that end before they start; left out.
     """
 
-    requests: int = 0
-    spans: int = 0
-    start_ns: int = 0
-    end_ns: int = 0
-    pids: set[int] = field(default_factory=set)
-    devices: dict[str, DeviceTotals] = field(default_factory=dict)
-    torn: int = 0
-    backwards: int = 0
-
-    @property
-    def seconds(self) -> float:
-        return (self.end_ns - self.start_ns) / 1e9
-
-    def busy_share(self, device: str) -> float:
-        """Return the share of the time, 0..1, during which the device predicted."""
-        return self.devices[device].busy_ns / max(1, self.end_ns - self.start_ns)
-
-    def add(self, span: Span) -> None:
-        """Add a span. Spans must be added ordered by start."""
-        self.start_ns = min(self.start_ns, span.start_ns) if self.spans else span.start_ns
-        self.end_ns = max(self.end_ns, span.end_ns)
-        self.spans += 1
-        self.pids.add(span.pid)
-        self.requests += span.stage == LAST
-        if span.stage in ON_DEVICE:
-            self.devices.setdefault(span.device, DeviceTotals()).add(span)
+    requests: int
+    spans: int
+    seconds: float
+    pids: frozenset[int]
+    devices: dict[str, DeviceTotals]
+    torn: int
+    backwards: int
 
 
 @dataclass(frozen=True)
@@ -204,15 +178,13 @@ def write_trace(trace: Trace, output: BinaryIO) -> TraceSummary:
             f"the recording has no spans of the model {trace.model}",
             hint=f"it has those of {', '.join(recording.models)}",
         )
-    summary = TraceSummary(torn=recording.torn)
-    spans = wanted_spans(trace, recording, summary)
+    found = wanted_spans(trace, recording)
+    spans = [span for span in found if span.end_ns >= span.start_ns]
     if not spans:
         length = (recording.end_ns - recording.start_ns) / 1e9
         raise HandlergenError(
             "no span is in that time range", hint=f"the recording covers second 0 to second {length:.3f}"
         )
-    for span in spans:
-        summary.add(span)
     events = events_of(
         spans,
         groups={pid: process.name for pid, process in recording.processes.items()},
@@ -225,7 +197,7 @@ def write_trace(trace: Trace, output: BinaryIO) -> TraceSummary:
         output.write(f"{',' if number else ' '}{event}\n".encode())
     other = {"recorded_with": "handlergen", "start_monotonic_ns": str(recording.start_ns)}
     output.write(b'],"otherData":' + json.dumps(other).encode() + b"}\n")
-    return summary
+    return _summarize(spans, torn=recording.torn, backwards=len(found) - len(spans))
 
 
 @contextlib.contextmanager
@@ -254,16 +226,37 @@ def open_output(path: Path) -> Iterator[BinaryIO]:
             target.unlink(missing_ok=True)
 
 
-def wanted_spans(trace: Trace, recording: Survey, summary: TraceSummary) -> list[Span]:
-    """Return the spans to convert, ordered by start; count those that end before they start."""
+def wanted_spans(trace: Trace, recording: Survey) -> list[Span]:
+    """Return the spans of the model and the time range, ordered by start."""
     start, end = trace.window(recording)
-    found = []
-    for file, size in recording.files.items():
-        for span in read_file(file, size=size):
-            if trace.model not in (None, span.model) or span.end_ns < start or span.start_ns > end:
-                continue
-            if span.end_ns < span.start_ns:
-                summary.backwards += 1
-            else:
-                found.append(span)
+    found = [
+        span
+        for file, size in recording.files.items()
+        for span in read_file(file, size=size)
+        if trace.model in (None, span.model) and span.end_ns >= start and span.start_ns <= end
+    ]
     return sorted(found, key=attrgetter("start_ns", "end_ns"))
+
+
+def _summarize(spans: Sequence[Span], *, torn: int, backwards: int) -> TraceSummary:
+    start_ns, end_ns = spans[0].start_ns, max(span.end_ns for span in spans)
+    on_device: dict[str, list[Span]] = defaultdict(list)
+    for span in of_stage(spans, *ON_DEVICE):
+        on_device[span.device].append(span)
+    return TraceSummary(
+        requests=len(of_stage(spans, LAST)),
+        spans=len(spans),
+        seconds=(end_ns - start_ns) / 1e9,
+        pids=frozenset(span.pid for span in spans),
+        devices={
+            device: DeviceTotals(
+                predicts=len(own),
+                total_ns=sum(span.end_ns - span.start_ns for span in own),
+                busy=busy_share(own, start_ns, max(end_ns, start_ns + 1)),
+                overlaps=len(overlapping(own)),
+            )
+            for device, own in on_device.items()
+        },
+        torn=torn,
+        backwards=backwards,
+    )
