@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -118,17 +119,9 @@ def map_to_file(
     """
     if batch_size < 1:
         raise HandlergenError("the batch size must be at least 1")
+    answer = partial(_answer_chunks, engine, ordered=ordered, max_errors=max_errors, progress=progress)
     if not isinstance(output, Path):
-        return _answer_chunks(
-            engine,
-            source,
-            in_chunks(source.rows(), batch_size),
-            LineStream(output),
-            None,
-            ordered=ordered,
-            max_errors=max_errors,
-            progress=progress,
-        )
+        return answer(source, in_chunks(source.rows(), batch_size), LineStream(output), None)
     check_installed(output)
     files = OutputFiles(output)
     if source.path is not None:
@@ -141,17 +134,8 @@ def map_to_file(
     pending = PendingOutputs(files.pending)
     complete = False
     try:
-        summary = _answer_chunks(
-            engine,
-            source,
-            _unanswered(in_chunks(source.rows(), batch_size), dict(journal.done), output),
-            journal,
-            output,
-            pending=pending,
-            ordered=ordered,
-            max_errors=max_errors,
-            progress=progress,
-        )
+        chunks = _unanswered(in_chunks(source.rows(), batch_size), dict(journal.done), output)
+        summary = answer(source, chunks, journal, output, pending=pending)
         if files.converted:
             with explained_write_errors(output):
                 CONVERTERS[output.suffix.lower()](files.lines, files.partial)
@@ -184,7 +168,7 @@ def _answer_chunks(
         _check_errors(writer, max_errors, output)
         for _ in running:
             seconds = time.monotonic() - started
-            progress(Progress(writer.rows, writer.failed, writer.rows - before, seconds, source.fraction()))
+            progress(Progress(writer.rows, writer.failed, writer.rows - before, seconds, source.fraction))
             _check_errors(writer, max_errors, output)
     return Summary(output, writer.rows, writer.failed, before, time.monotonic() - started)
 

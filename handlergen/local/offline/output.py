@@ -67,15 +67,11 @@ class OutputFiles:
 
     def contains(self, path: Path) -> bool:
         """Return whether a path is one of these files, which need not exist at the moment."""
-        return (path.name in self._names or path.is_symlink()) and path.resolve() in self._places
+        return path.resolve() in self._places
 
     @cached_property
     def _places(self) -> frozenset[Path]:
         return frozenset(path.resolve() for path in self._all())
-
-    @cached_property
-    def _names(self) -> frozenset[str]:
-        return frozenset(path.name for path in (*self._all(), *self._places))
 
     def _all(self) -> Iterator[Path]:
         yield from (self.output, self.lines, self.journal, self.pending, self.partial)

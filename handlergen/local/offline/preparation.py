@@ -49,9 +49,6 @@ this much (rows of eight numbers)."""
 _NICENESS = 5
 """Of a preparing process: the predicting process, which the device waits for, has priority."""
 
-_SMALL = 1 << 14
-"""Buffers of fewer bytes are sent within the message, larger ones after it."""
-
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 Prepared = tuple[Chunk, list[Item]]
@@ -294,11 +291,7 @@ class _PreparingProcess:
             answer = self._connection.recv()
             if isinstance(answer, str):
                 raise _NotInAFork(answer)
-            pickled, parts = answer
-            buffers = [bytearray(part) for part in parts]
-            for part, buffer in zip(parts, buffers, strict=True):
-                if isinstance(part, int):
-                    self._connection.recv_bytes_into(buffer)
+            pickled, buffers = answer
         except (EOFError, OSError):
             self._process.join(1)
             raise HandlergenError(
@@ -358,13 +351,7 @@ def _prepare_until_closed(connection: Connection, pipeline: _ForkedPipeline, hoo
             except Exception as error:  # the pickling of the user's own types raises anything
                 connection.send(f"the result of preprocess cannot be sent to another process ({error})")
                 continue
-            # Large buffers follow the message one by one, which saves a copy into the pickle: 0.4 ms for the 600 KB of
-            # an image (benchmarks/map_speed.py).
-            large = [buffer for buffer in buffers if buffer.nbytes > _SMALL]
-            parts = [buffer.nbytes if buffer.nbytes > _SMALL else bytes(buffer) for buffer in buffers]
-            connection.send((pickled, parts))
-            for buffer in large:
-                connection.send_bytes(buffer)
+            connection.send((pickled, [bytearray(buffer) for buffer in buffers]))
 
 
 class _ForkedPipeline:

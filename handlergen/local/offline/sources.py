@@ -39,6 +39,7 @@ class RowSource:
         directory: `pattern` is relative to it.
         leave_out: Whether to skip a file that was found, such as the run's own output.
         warn: Gets warnings for the user.
+        fraction: Share of the input that has been read, 0..1; None if its size is unknown.
     """
 
     format: str
@@ -50,7 +51,7 @@ class RowSource:
     directory: Path = field(default_factory=Path.cwd)
     leave_out: Callable[[Path], bool] = lambda _path: False
     warn: Callable[[str], None] = lambda _message: None
-    _read: list[float] = field(default_factory=lambda: [0.0])
+    fraction: float | None = field(default=None, init=False)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -76,10 +77,6 @@ class RowSource:
         except OSError as error:
             raise HandlergenError(f"cannot read {error.filename or self._name}: {error.strerror}") from error
 
-    def fraction(self) -> float | None:
-        """Return the share of the input that has been read, 0..1; None if its size is unknown. Thread-safe."""
-        return self._read[0] or None
-
     @property
     def _name(self) -> str:
         return str(self.path or self.pattern or "standard input")
@@ -101,7 +98,7 @@ class RowSource:
                 if not body:
                     continue
                 if size:
-                    self._read[0] = done / size
+                    self.fraction = done / size
                 yield Row(self._id(number, body) if own_id else number, body, JSON)
                 number += 1
 
@@ -111,7 +108,7 @@ class RowSource:
             delimiter = "\t" if self.path is not None and self.path.suffix.lower() in _TSV else ","
             for number, row in enumerate(_csv_rows(file, delimiter=delimiter, name=self._name)):
                 if size:
-                    self._read[0] = min(1.0, file.tell() / size)
+                    self.fraction = min(1.0, file.tell() / size)
                 body = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogateescape")
                 yield Row(self._id(number, row), body, JSON)
 
@@ -126,7 +123,7 @@ class RowSource:
         if array.ndim == 0:
             raise HandlergenError(f"{self.path} has no rows: it is a single number")
         for number in range(len(array)):
-            self._read[0] = (number + 1) / len(array)
+            self.fraction = (number + 1) / len(array)
             yield Row(number, npy_bytes(array[number]), "application/x-npy")
 
     def _files(self) -> Iterator[Row]:
@@ -137,7 +134,7 @@ class RowSource:
             if not found:
                 raise HandlergenError(f"no file matches {self.pattern}")
             for number, name in enumerate(found):
-                self._read[0] = (number + 1) / len(found)
+                self.fraction = (number + 1) / len(found)
                 yield self._file(name, self.directory / name)
             return
         assert self.path is not None
@@ -153,7 +150,7 @@ class RowSource:
             raise HandlergenError(f"there are no files in {self.path}")
         inputs = (path for path in _walk(root, []) if self._is_input(path))
         for number, path in enumerate(inputs):
-            self._read[0] = min(1.0, (number + 1) / total)
+            self.fraction = min(1.0, (number + 1) / total)
             yield self._file(path.relative_to(root).as_posix(), path)
 
     def _is_input(self, path: Path) -> bool:
