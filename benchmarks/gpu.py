@@ -128,8 +128,7 @@ def measure(directory: Path, placement: str, arguments: argparse.Namespace) -> s
 
 def work(directory: Path, arguments: argparse.Namespace) -> int:
     """A worker: answers requests, one after the other, for some seconds."""
-    from handlergen.local.model import LocalContext
-    from handlergen.local.requests import body_request
+    from handlergen.local.requests import LocalContext, body_request
     from handlergen.runtime.contract import Bundle
     from handlergen.runtime.worker import Worker, backend_of
 

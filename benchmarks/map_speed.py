@@ -133,7 +133,7 @@ def in_turns(works: dict[str, Callable[[], float]], repeat: int) -> dict[str, li
 
 def mapped(model: handlergen.LocalModel, source: Path, target: Path, batch: int) -> float:
     """Seconds that map takes, from the first row read to the last one written."""
-    engine = LocalEngine(model, workers=None, threads=False, tell=print)
+    engine = LocalEngine(model, workers=None, threads=False, warn=print)
     summary = map_to_file(engine, open_source(str(source)), target, batch_size=batch, overwrite=True)
     assert summary.failed == 0
     return summary.seconds

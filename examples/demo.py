@@ -17,9 +17,11 @@ import sys
 import threading
 import time
 import uuid
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from types import FrameType
 
@@ -30,12 +32,11 @@ from handlergen.errors import HandlergenError, RequestFailed, ServerError
 from handlergen.performance.recordings import (
     Span,
     beside,
-    busiest_window,
     of_stage,
     overlapping,
     read_spans,
-    timeline,
 )
+from handlergen.runtime.telemetry.stages import FIRST, STAGE
 from handlergen.server.lifecycle import stop
 from handlergen.server.ports import free_port_settings, taken
 from handlergen.server.properties import ServerSettings
@@ -258,6 +259,38 @@ def _why(misread: set[Path], images: Sequence[Path]) -> str:
     return f": the network misreads {len(misread)} of the {len(images)} images, which come again and again"
 
 
+def busiest_window(spans: Sequence[Span], length_ns: int) -> int:
+    """Return the start, in ns, of the window of this length that contains most spans (which do not overlap)."""
+    ends = sorted(span.end_ns for span in spans)
+    starts = sorted(span.start_ns for span in spans)
+    counts = [(bisect_left(ends, start + length_ns) - number, start) for number, start in enumerate(starts)]
+    most = max(count for count, _ in counts)
+    best = [start for count, start in counts if count == most]
+    return best[len(best) // 2]
+
+
+def timeline(spans: Iterable[Span], start_ns: int, end_ns: int) -> dict[str, str]:
+    """Return worker -> one line of `COLUMNS` characters: what it was doing in the middle of each column.
+
+    `p` preprocessing, `.` waiting for the device, `#` predicting, `a` preparing the answer, blank: idle. Two workers
+    show `#` in one column only if their predictions overlapped. What a predictor process does for a request is shown
+    in the row of the request's worker.
+    """
+    width = (end_ns - start_ns) / COLUMNS
+    ordered = sorted(spans, key=attrgetter("start_ns"))
+    workers = {span.request_id: span.worker for span in ordered if span.stage == FIRST}
+    rows: dict[str, list[str]] = {}
+    for span in ordered:
+        if span.end_ns <= start_ns or span.start_ns >= end_ns:
+            continue
+        worker = workers.get(span.request_id.partition(",")[0], span.worker)
+        row = rows.setdefault(worker, [" "] * COLUMNS)
+        for column in range(COLUMNS):
+            if span.start_ns <= start_ns + (column + 0.5) * width < span.end_ns:
+                row[column] = STAGE[span.stage].symbol
+    return {worker: "".join(rows[worker]) for worker in sorted(rows)}
+
+
 def prove(spans: Sequence[Span], start: int, end: int) -> None:
     """What the spans, recorded by the workers themselves, say."""
     predictions = of_stage(spans, "predict")
@@ -279,7 +312,7 @@ def prove(spans: Sequence[Span], start: int, end: int) -> None:
     say(
         f"{PICTURE_NS // 1_000_000} ms with four workers, a line each:  # predict   p preprocess   a answer   . waits"
     )
-    for row in timeline(spans, left, left + PICTURE_NS, columns=COLUMNS).values():
+    for row in timeline(spans, left, left + PICTURE_NS).values():
         say(f"|{row}|")
     if together:
         raise SystemExit("two predictions overlapped: this must never happen")

@@ -109,7 +109,7 @@ def command(
     """
     from handlergen.local.offline.job import as_json as plain
     from handlergen.local.offline.job import map_to_file
-    from handlergen.local.offline.output import left_by
+    from handlergen.local.offline.output import can_resume
     from handlergen.local.offline.sources import open_source
 
     rows = open_source(
@@ -118,7 +118,7 @@ def command(
         id_field=id_field,
         content_type=content_type,
         stdin=sys.stdin.buffer,
-        tell=warn,
+        warn=warn,
     )
     if as_json and output == "-":
         raise click.UsageError("--json and -o - cannot be combined: both write to stdout")
@@ -143,7 +143,7 @@ def command(
                 progress=bar.show if bar is not None else lambda _progress: None,
             )
     except KeyboardInterrupt:
-        if output != "-" and left_by(path):
+        if output != "-" and can_resume(path):
             click.echo(f"\nThe finished rows are in {output}; repeat the command to resume.", err=True)
         raise
     finally:
@@ -185,12 +185,11 @@ def _opened(
 
 @contextlib.contextmanager
 def _local(source: Path, *, gpu: int | None, workers: int | None, threads: bool) -> Iterator[Engine]:
-    from handlergen.local.model import load
+    from handlergen.local.model import load, working_directory
     from handlergen.local.offline.engine import LocalEngine
-    from handlergen.local.user_place import working_directory
 
     with load(source, gpu=gpu) as model, working_directory(model.root):
-        yield LocalEngine(model, workers=workers, threads=threads, tell=warn)
+        yield LocalEngine(model, workers=workers, threads=threads, warn=warn)
 
 
 def _sentence(summary: Summary, output: str) -> str:

@@ -16,7 +16,7 @@ from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed
 from handlergen.runtime.codec.content import JSON
 
 if TYPE_CHECKING:
-    from handlergen.local.model import Answer, LocalModel
+    from handlergen.local.model import LocalAnswer, LocalModel
 
 _ENCODING = "EncodeError: "
 
@@ -79,8 +79,7 @@ def command(
     inputs, kind = _inputs(data, files, content_type)
     form = dict(map(field_of, fields))
     named = headers_of(headers)
-    from handlergen.local.model import load
-    from handlergen.local.user_place import working_directory
+    from handlergen.local.model import load, working_directory
 
     settings = {name: value for name, value in overrides.items() if value is not None}
     tracebacks: list[str] = []
@@ -122,7 +121,7 @@ def _inputs(
     return found, content_type
 
 
-def _one(model: LocalModel, body: dict[str, Any], output: Path | None, stdout: IO[bytes]) -> Answer:
+def _one(model: LocalModel, body: dict[str, Any], output: Path | None, stdout: IO[bytes]) -> LocalAnswer:
     def write(chunk: bytes, _content_type: str = "") -> None:
         stdout.write(chunk)
         stdout.flush()
@@ -138,7 +137,7 @@ def _one(model: LocalModel, body: dict[str, Any], output: Path | None, stdout: I
     return answer
 
 
-def _write_lines(answers: list[Answer], output: Path | None, stdout: IO[bytes]) -> None:
+def _write_lines(answers: list[LocalAnswer], output: Path | None, stdout: IO[bytes]) -> None:
     from handlergen.runtime.codec.errors import body_without_server
 
     bodies = [body_without_server(a.body) if a.status >= 400 else a.body for a in answers]
@@ -150,7 +149,7 @@ def _write_lines(answers: list[Answer], output: Path | None, stdout: IO[bytes]) 
         stdout.write(lines)
 
 
-def _check(answers: list[Answer], tracebacks: list[str], *, raises: bool, last_hook: str) -> None:
+def _check(answers: list[LocalAnswer], tracebacks: list[str], *, raises: bool, last_hook: str) -> None:
     """Raise an error if any request failed."""
     from handlergen.local.model import error_message
 

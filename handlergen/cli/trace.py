@@ -12,7 +12,7 @@ from handlergen.cli.options import json_option
 from handlergen.cli.printing import counted, named, print_json, writable
 
 if TYPE_CHECKING:
-    from handlergen.performance.trace import TraceSummary
+    from handlergen.performance.trace.convert import TraceSummary
 
 _STDOUT = Path("-")
 
@@ -75,7 +75,7 @@ def command(
       handlergen trace spans
       handlergen trace spans --last 5 -o trace.json.gz
     """
-    from handlergen.performance.trace import Trace, open_output, write_trace
+    from handlergen.performance.trace.convert import Trace, open_output, write_trace
 
     if directory is None:
         raise click.UsageError("name the directory of the spans: handlergen trace DIR")
@@ -109,7 +109,7 @@ def _report(summary: TraceSummary, output: Path) -> None:
         mean_ms = use.total_ns / use.predicts / 1e6
         lines.append(
             f"{device}: {counted(use.predicts, 'predict')}, {counted(use.overlaps, 'overlap')}, "
-            f"busy {100 * summary.busy_share(device):.1f} % of the time, {mean_ms:.3g} ms each"
+            f"busy {100 * use.busy:.1f} % of the time, {mean_ms:.3g} ms each"
         )
         if use.overlaps:
             lines.append("  predictions overlap only with the settings `lock: model` and `lock: none`")
@@ -134,8 +134,8 @@ def _as_json(summary: TraceSummary, output: Path) -> dict[str, Any]:
             device: {
                 "predicts": use.predicts,
                 "overlaps": use.overlaps,
-                "busy_s": use.busy_ns / 1e9,
-                "busy_share": summary.busy_share(device),
+                "busy_s": use.busy * summary.seconds,
+                "busy_share": use.busy,
             }
             for device, use in sorted(summary.devices.items())
         },

@@ -1,26 +1,37 @@
-"""The same pipeline in this process: no server, no Java. A breakpoint in a hook works."""
+"""Predictions in this process, by the same pipeline as in a server. Breakpoints in hooks work."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import json
+import os
 import queue
+import sys
 import tempfile
 import threading
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from handlergen import __version__
 from handlergen.archives.mar import read_mar, unpack
 from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed
-from handlergen.inspection.project import open_project
-from handlergen.local.identity import identity_of_archive, identity_of_project
-from handlergen.local.requests import RequestParts, body_of, body_request, form_request
-from handlergen.local.user_place import importable, working_directory
+from handlergen.inspection.project import Project, open_project
+from handlergen.local.requests import (
+    LocalContext,
+    LocalOutlet,
+    RequestParts,
+    body_of,
+    body_request,
+    form_request,
+)
 from handlergen.project.settings import to_runtime
 from handlergen.runtime.codec.content import JSON
 from handlergen.runtime.codec.errors import without_server
@@ -29,47 +40,47 @@ from handlergen.runtime.torchserve.streaming import ConsumerGone
 
 if TYPE_CHECKING:
     from handlergen.local.offline.rows import Result
-    from handlergen.runtime.codec.errors import Failure
-    from handlergen.runtime.pipeline.hooks import Item
     from handlergen.runtime.worker import Worker
 
 _NO_EXIT = (
     "a module must not end the process: raise an error, or guard a script with if __name__ == '__main__'"
 )
+_MOST_HASHED = 1 << 20
+"""Larger files, in bytes, are identified by size and modification time instead of content."""
+
 _THREADS = 8
-"""That prepare and answer the requests of a batch side by side."""
+"""Threads that preprocess and postprocess the requests of a batch."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a client of the served model would have got.
-
-    Attributes:
-        status: HTTP status.
-        content_type: As in the header.
-        body: The bytes.
-        headers: Further headers that the module set.
-    """
+class LocalAnswer:
+    """The HTTP response that a client of the served model would get."""
 
     status: int
     content_type: str
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
+    """Further headers that the module set."""
 
     @property
     def value(self) -> Any:
-        """The decoded answer: a JSON value, or the bytes when it is no JSON."""
+        """The decoded body: a JSON value, or the bytes if it is not JSON."""
         return json.loads(self.body) if self.content_type.startswith(JSON) else self.body
 
 
 class LocalModel:
-    """A model that is loaded in this process; made by `load`. Use it as a context manager, or call `close`."""
+    """A model that is loaded in this process; made by `load`. Use it as a context manager, or call `close`.
+
+    Attributes:
+        worker: Runs the pipeline.
+        root: The model's directory, in which hooks expect to run.
+    """
 
     def __init__(
         self, worker: Worker, root: Path, identity: Callable[[], str], cleanup: contextlib.ExitStack
     ) -> None:
-        self._worker = worker
-        self._root = root
+        self.worker = worker
+        self.root = root
         self._identity = identity
         self._cleanup = cleanup
         self._numbers = itertools.count(1)
@@ -78,29 +89,29 @@ class LocalModel:
         """Predict for one input.
 
         Args:
-            data: `bytes` or a `Path` to a file as a client would post it; anything else as a JSON value.
+            data: `bytes` or a `Path` to a file, as a client would post it; anything else is sent as JSON.
 
         Returns:
             The answer: a JSON value, or bytes.
 
         Raises:
-            RequestFailed: The request failed; the message and status are those a client gets.
+            RequestFailed: The request failed; has the message and status that a client would get.
         """
         return _succeeded(self.request(data)).value
 
     def stream(self, data: Any) -> Iterator[bytes]:
-        """Predict for one input; yield the parts of the answer as they are made.
+        """Predict for one input; yield the chunks of the answer as the model produces them.
 
-        A model that does not stream yields its whole answer. The parts are made in another thread, which holds the
-        device until the model has made the last one, not until it is taken. Closing the iterator ends the stream.
+        A model that does not stream yields its whole answer. Another thread produces the chunks and holds the device
+        until the last one is produced, however slow the consumer is. Closing the iterator ends the stream.
 
         Args:
             data: As in `predict`.
 
         Raises:
-            RequestFailed: The request failed, perhaps midway.
+            RequestFailed: The request failed, perhaps after some chunks.
         """
-        return _streamed(lambda take: _succeeded(self.request(data, on_chunk=take)).body)
+        return _streamed(lambda on_chunk: _succeeded(self.request(data, on_chunk=on_chunk)).body)
 
     def request(
         self,
@@ -110,20 +121,20 @@ class LocalModel:
         fields: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         on_chunk: Callable[[bytes, str], None] | None = None,
-    ) -> Answer:
-        """One request as it would arrive over REST; errors come back as an answer, not as an exception.
+    ) -> LocalAnswer:
+        """Answer one request as it would arrive over REST. Errors are returned as an answer, not raised.
 
         Args:
             data: As in `predict`; not together with `fields`.
             content_type: Of `data`; guessed for a file, else `application/json` or `application/octet-stream`.
-            fields: A multipart form: by name a `Path` (a file), bytes, or a value that becomes text.
+            fields: A multipart form: name -> a `Path` (a file), bytes, text, or a JSON value.
             headers: The request's headers.
-            on_chunk: Called with each chunk of a streamed answer and the answer's content type, as soon as it is
-                made; the body is then empty. Without it, the chunks are gathered in the body.
+            on_chunk: Called with each chunk of a streamed answer and the content type; the body is then empty. Without
+                it, the body has all chunks.
 
         Raises:
             HandlergenError: A file cannot be read.
-            RequestFailed: A streamed answer failed midway.
+            RequestFailed: A streamed answer failed after its first chunk.
         """
         parts = form_request(fields) if fields is not None else body_request(*body_of(data, content_type))
         outlet = LocalOutlet(on_chunk) if on_chunk else None
@@ -138,17 +149,17 @@ class LocalModel:
         *,
         content_type: str | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> list[Answer]:
-        """Several requests that arrive together, as in one batch of a server.
+    ) -> list[LocalAnswer]:
+        """Answer several requests as one batch of a server.
 
-        They are prepared and answered side by side; what `predict` sees, the setting `batch` says.
+        Preprocess and postprocess run in threads; the setting `batch` decides what `predict` gets.
 
         Args:
             inputs: Each as in `request`.
-            content_type, headers: Of every one of them.
+            content_type, headers: For all of them.
 
         Returns:
-            An answer each, errors included, in the order of the inputs.
+            One answer per input, in their order; errors are answers too.
 
         Raises:
             HandlergenError: A file cannot be read.
@@ -158,12 +169,12 @@ class LocalModel:
 
     def _answer(
         self, requests: Sequence[RequestParts], headers: Mapping[str, str], outlet: LocalOutlet | None
-    ) -> list[Answer]:
+    ) -> list[LocalAnswer]:
         ids = [f"local-{next(self._numbers)}" for _ in requests]
         context = LocalContext(ids, [{**properties, **headers} for _, properties in requests], outlet)
-        bodies = self._worker.handle([entry for entry, _ in requests], context)
+        bodies = self.worker.handle([entry for entry, _ in requests], context)
         return [
-            Answer(status, sent.pop("content-type", ""), body, sent)
+            LocalAnswer(status, sent.pop("content-type", ""), body, sent)
             for status, sent, body in zip(context.statuses, context.headers, bodies, strict=True)
         ]
 
@@ -176,59 +187,42 @@ class LocalModel:
         threads: bool = False,
         ordered: bool = True,
     ) -> Iterator[Result]:
-        """Answer many inputs: preparation in parallel, batches predicted, postprocessing beside the next batch.
+        """Answer many inputs: preprocess in parallel, predict in batches, postprocess during the next batch.
 
         Nothing else may use the model until the iterator has ended or is closed.
 
         Args:
             inputs: Each as in `predict`, or a numpy array; read as they are needed. The id of a result is the
                 number of its input, from 0.
-            batch_size: How many rows go to `predict` together, as the setting `batch` says.
-            workers: Processes that decode and preprocess; 0 does it in this thread. By default one a core if there
-                is a `preprocess`, else 0.
-            threads: Threads instead of processes; for programs that must not fork.
+            batch_size: Number of rows per batch; the setting `batch` decides what `predict` gets.
+            workers: Processes that decode and preprocess; 0: this thread does. By default one per core if there is a
+                `preprocess` that is worth it, else 0.
+            threads: Use threads instead of processes; for programs that must not fork.
             ordered: Keep the order of the inputs.
 
         Yields:
-            A result for each input; an error is a result too.
+            A result per input; errors are results too.
 
         Raises:
             HandlergenError: An input cannot be sent, or a preparing process died.
         """
-        from handlergen.local.offline.engine import results
+        from handlergen.local.offline.engine import LocalEngine
 
-        return results(
-            self._worker,
-            self._root,
-            inputs,
-            batch_size=batch_size,
-            workers=workers,
-            threads=threads,
-            ordered=ordered,
-        )
-
-    @property
-    def worker(self) -> Worker:
-        """What answers, for `handlergen.local.offline`."""
-        return self._worker
-
-    @property
-    def root(self) -> Path:
-        """The model's directory, where its hooks expect to run."""
-        return self._root
+        engine = LocalEngine(self, workers=workers, threads=threads)
+        return engine.results(inputs, batch_size=batch_size, ordered=ordered)
 
     @property
     def identity(self) -> str:
-        """Changes with the model: its code, its files, its settings."""
+        """A text that changes with the model's code, files and settings."""
         return self._identity()
 
     def describe(self) -> dict[str, Any]:
-        """Contract, settings, device and counts, as a server's `describe` shows them."""
-        return self._worker.describe()
+        """Return contract, settings, device and counts, like a server's `describe`."""
+        return self.worker.describe()
 
     def close(self) -> None:
-        """Release the model; forget the user's module and the unpacked archive."""
-        self._worker.close()
+        """Release the model, the user's modules and the unpacked archive."""
+        self.worker.close()
         self._cleanup.close()
 
     def __enter__(self) -> LocalModel:
@@ -239,16 +233,16 @@ class LocalModel:
 
 
 def load(source: str | Path, *, gpu: int | None = None, **settings: Any) -> LocalModel:
-    """Load a model here, from its source or its archive.
+    """Load a model in this process, from its source or its archive.
 
     Args:
-        source: What `handlergen archive` takes, or a `.mar`.
+        source: A source as for `handlergen archive`, or a `.mar`.
         gpu: Index of the GPU to use; the CPU by default.
-        settings: Settings that override `handlergen.yaml`; not for a `.mar`.
+        settings: Override those of `handlergen.yaml`; not for a `.mar`.
 
     Raises:
         ContractError: The source does not meet the contract.
-        ModuleFailed: The module raised while it was imported or loaded; has the user's own traceback.
+        ModuleFailed: The module raised while it was imported or loaded; has the traceback of the user's code.
         HandlergenError: The archive cannot be read.
     """
     path = Path(source)
@@ -277,7 +271,7 @@ def _unpack(path: Path, cleanup: contextlib.ExitStack) -> tuple[Bundle, Path]:
     if bundle is None:
         raise HandlergenError(
             f"{path} was not made by handlergen",
-            hint="load its source, or archive that with `handlergen archive`",
+            hint="load its source, or create an archive from it with `handlergen archive`",
         )
     root = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="handlergen-")))
     unpack(path, root)
@@ -287,11 +281,7 @@ def _unpack(path: Path, cleanup: contextlib.ExitStack) -> tuple[Bundle, Path]:
 def _open_worker(
     bundle: Bundle, roots: Sequence[Path], gpu: int | None, cleanup: contextlib.ExitStack
 ) -> Worker:
-    """Import and load.
-
-    Args:
-        roots: The model's directory, then those that hold its `packages` where they have not been packed yet.
-    """
+    """Import and load the module; `roots` are the model's directory and the parents of its `packages`."""
     from handlergen.runtime.codec.redaction import user_traceback
     from handlergen.runtime.worker import Worker
 
@@ -300,15 +290,15 @@ def _open_worker(
 
         if not 0 <= gpu < torch.cuda.device_count():
             raise HandlergenError(
-                f"there is no GPU {gpu} here ({torch.cuda.device_count()} visible to torch)",
-                hint="name none, and the CPU predicts",
+                f"there is no GPU {gpu} on this machine ({torch.cuda.device_count()} visible to torch)",
+                hint="name another GPU, or none to use the CPU",
             )
     root = roots[0]
     cleanup.enter_context(importable(roots, bundle.contract.module))
     try:
         with working_directory(root):
             return Worker(bundle, root, gpu_id=gpu, batch_size=_THREADS)
-    except (Exception, SystemExit) as error:  # the latter: a script's sys.exit, which would end this process
+    except (Exception, SystemExit) as error:  # a script's sys.exit would end this process
         raise ModuleFailed(
             f"{bundle.contract.module} could not be loaded: {type(error).__name__}: {error}",
             traceback=user_traceback(error, user_root=str(root)),
@@ -316,101 +306,43 @@ def _open_worker(
         ) from error
 
 
-def _succeeded(answer: Answer) -> Answer:
+def _succeeded(answer: LocalAnswer) -> LocalAnswer:
     if answer.status >= 400:
         raise RequestFailed(error_message(answer), status=answer.status, body=answer.body)
     return answer
 
 
-def error_message(answer: Answer) -> str:
-    """What a failed answer says, for somebody who has no server."""
+def error_message(answer: LocalAnswer) -> str:
+    """Return the message of a failed answer, without advice that only concerns servers."""
     value = answer.value
     if not isinstance(value, dict):
         return repr(value)
     return without_server(str(value.get("message", value)), str(value.get("request_id")))
 
 
-class LocalOutlet:
-    """Hands each chunk of a streamed answer to a function, in the thread that predicts.
-
-    Args:
-        take: Gets each chunk's bytes and the answer's content type. It may raise `ConsumerGone` to end the stream.
-    """
-
-    def __init__(self, take: Callable[[bytes, str], None]) -> None:
-        self._take = take
-        self.failure: Failure | None = None
-
-    def send(self, _item: Item, body: bytes, content_type: str) -> None:
-        self._take(body, content_type)
-
-    def break_off(self, failure: Failure) -> None:
-        """Keep why the stream ended before its end; there is no response to break off."""
-        self.failure = failure
-
-
-class LocalContext:
-    """One batch: the part of TorchServe's context that the runtime uses (ts/context.py).
-
-    Args:
-        request_ids: Of its requests.
-        properties: Of each, as TorchServe gives them.
-        outlet: Where chunks go; None keeps them for the body.
-
-    Attributes:
-        statuses, headers: Of the answers.
-    """
-
-    def __init__(
-        self, request_ids: Sequence[str], properties: Sequence[dict[str, Any]], outlet: LocalOutlet | None
-    ) -> None:
-        self.request_ids = dict(enumerate(request_ids))
-        self.request_processor = [_RequestProcessor(each) for each in properties]
-        self.outlet = outlet
-        self.statuses = [200] * len(properties)
-        self.headers: list[dict[str, str]] = [{} for _ in properties]
-
-    def set_response_content_type(self, index: int, value: str) -> None:
-        self.headers[index]["content-type"] = value
-
-    def set_response_status(self, code: int, _phrase: str, index: int) -> None:
-        self.statuses[index] = code
-
-    def set_response_header(self, index: int, name: str, value: str) -> None:
-        self.headers[index][name] = value
-
-
-class _RequestProcessor:
-    def __init__(self, properties: dict[str, Any]) -> None:
-        self._properties = properties
-
-    def get_request_properties(self) -> dict[str, Any]:
-        return self._properties
-
-
 def _streamed(make: Callable[[Callable[[bytes, str], None]], bytes]) -> Iterator[bytes]:
-    """The chunks of an answer as they come.
+    """Yield the chunks of an answer as they come.
 
-    They are made in a thread of their own and kept until they are taken, so that a slow or absent consumer keeps
-    nobody from the device; when the iterator is closed or forgotten, the next chunk ends the stream.
+    A thread of its own produces and queues them, so that a slow consumer does not hold the device; closing the
+    iterator ends the stream at the next chunk.
 
     Args:
-        make: Makes the answer, hands its chunks to the function it is given, and returns what is left of it.
+        make: Passes the chunks to its argument and returns the rest of the answer.
 
     Raises:
-        Exception: What `make` raises, after the chunks that came before.
+        Exception: What `make` raises, after the chunks before it.
     """
     chunks: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-    gone = threading.Event()
+    closed = threading.Event()
 
-    def take(body: bytes, _content_type: str) -> None:
-        if gone.is_set():
+    def put(body: bytes, _content_type: str) -> None:
+        if closed.is_set():
             raise ConsumerGone
         chunks.put(("chunk", body))
 
     def run() -> None:
         try:
-            chunks.put(("end", make(take)))
+            chunks.put(("end", make(put)))
         except BaseException as error:
             chunks.put(("error", error))
 
@@ -426,5 +358,87 @@ def _streamed(make: Callable[[Callable[[bytes, str], None]], bytes]) -> Iterator
             if kind == "end":
                 return
     finally:
-        gone.set()
+        closed.set()
         thread.join()
+
+
+@contextlib.contextmanager
+def working_directory(path: Path) -> Iterator[None]:
+    """Change the working directory, to that of hooks in a worker, and back."""
+    before = Path.cwd()
+    os.chdir(path)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextlib.contextmanager
+def importable(roots: Sequence[Path], module: str) -> Iterator[None]:
+    """Put directories first on the module path; afterwards remove them and all modules imported from them."""
+    top = module.partition(".")[0]
+    stale = [name for name in sys.modules if name == top or name.startswith(f"{top}.")]
+    for name in stale:
+        del sys.modules[name]
+    sys.path[:0] = [str(root) for root in roots]
+    importlib.invalidate_caches()
+    before = set(sys.modules)
+    try:
+        yield
+    finally:
+        if sys.modules is not None and sys.path is not None:  # both are None when the interpreter exits
+            _forget(roots, before)
+
+
+def _forget(roots: Sequence[Path], before: set[str]) -> None:
+    for root in roots:
+        if str(root) in sys.path:
+            sys.path.remove(str(root))
+    for name in set(sys.modules) - before:
+        file = _place_of(sys.modules[name])
+        if file and any(file.is_relative_to(root) for root in roots) and "site-packages" not in str(file):
+            del sys.modules[name]
+
+
+def _place_of(module: ModuleType) -> Path | None:
+    """Return a module's file, or the directory of a package without `__init__.py`."""
+    file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
+    return Path(file) if file else None
+
+
+def identity_of_archive(path: Path) -> str:
+    """Return a text that changes with the names, sizes and checksums of the files in a .mar."""
+    with zipfile.ZipFile(path) as archive:
+        entries = sorted(
+            (info.filename, info.file_size, info.CRC)
+            for info in archive.infolist()
+            if _is_of_model(info.filename)
+        )
+    return f"mar-{zlib.crc32(repr(entries).encode()):08x}"
+
+
+def identity_of_project(project: Project, bundle: Bundle) -> str:
+    """Return a text that changes with the files that an archive of the project would have, and with its settings.
+
+    Raises:
+        HandlergenError: The project cannot be archived.
+    """
+    from handlergen.archives.staging import make_plan
+
+    value = zlib.crc32(bundle.to_json().encode())
+    for staged in make_plan(project).files:
+        if not _is_of_model(str(staged.archive_path)):
+            continue
+        value = zlib.crc32(str(staged.archive_path).encode(), value)
+        if isinstance(staged.origin, Path):
+            status = staged.origin.stat()
+            if status.st_size > _MOST_HASHED:
+                value = zlib.crc32(f"{status.st_size} {status.st_mtime_ns}".encode(), value)
+            else:
+                value = zlib.crc32(staged.origin.read_bytes(), value)
+    return f"source-{value:08x}"
+
+
+def _is_of_model(name: str) -> bool:
+    """Return whether a file is part of the model: handlergen's runtime may be upgraded between two runs."""
+    return not name.startswith(("handlergen_runtime/", "MAR-INF/"))

@@ -1,32 +1,36 @@
-"""Requests as TorchServe hands them to a worker (ts/service.py:57-100), and error messages, where no server is."""
+"""Requests as TorchServe passes them to a worker (ts/service.py:57-100), without a server."""
 
 from __future__ import annotations
 
 import json
 import mimetypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from handlergen.errors import HandlergenError
 from handlergen.runtime.codec.content import JSON, MULTIPART, NPY, OCTETS
 
+if TYPE_CHECKING:
+    from handlergen.runtime.codec.errors import Failure
+    from handlergen.runtime.pipeline.hooks import Item
+
 RequestParts = tuple[dict[str, Any], dict[str, Any]]
-"""The request's parts by name, and its headers with its parts' content types."""
+"""A request's parts by name, and its headers including its parts' content types."""
 
 
 def content_type_of(path: str | Path) -> str:
-    """What a file's name says about its content; octets when it says nothing."""
+    """Guess a content type from a file name; the default is `application/octet-stream`."""
     return mimetypes.guess_type(str(path))[0] or OCTETS
 
 
 def body_request(body: bytes, content_type: str) -> RequestParts:
-    """A request that is nothing but a body."""
+    """Return a request that consists of a body."""
     return {"body": bytearray(body)}, {"body": {"content-type": content_type}, "content-type": content_type}
 
 
 def form_request(fields: Mapping[str, Any]) -> RequestParts:
-    """A multipart form: by name a `Path` (a file), bytes, text, or a value that becomes JSON text.
+    """Return a multipart form: name -> a `Path` (a file), bytes, text, or a JSON value.
 
     Raises:
         HandlergenError: A file cannot be read.
@@ -39,7 +43,7 @@ def form_request(fields: Mapping[str, Any]) -> RequestParts:
         elif isinstance(value, bytes | bytearray):
             body, kind = bytes(value), OCTETS
         else:
-            # What was no UTF-8 on the command line goes out as it was typed (PEP 383).
+            # Bytes of the command line that are not UTF-8 are sent unchanged (PEP 383).
             text = value if isinstance(value, str) else json.dumps(value)
             body, kind = text.encode("utf-8", "surrogateescape"), ""
         entry[name] = bytearray(body)
@@ -48,14 +52,14 @@ def form_request(fields: Mapping[str, Any]) -> RequestParts:
 
 
 def body_of(data: Any, content_type: str | None = None) -> tuple[bytes, str]:
-    """The bytes of one input and their type.
+    """Return the bytes of one input and their content type.
 
     Args:
         data: A `Path` to a file, bytes, a numpy array (sent as `.npy`), or any JSON value.
-        content_type: In place of the usual one.
+        content_type: Overrides the default.
 
     Raises:
-        HandlergenError: The file cannot be read, or the value is no JSON.
+        HandlergenError: The file cannot be read, or the value is not JSON.
     """
     if isinstance(data, Path):
         return read_file(data), content_type or content_type_of(data)
@@ -73,7 +77,7 @@ def body_of(data: Any, content_type: str | None = None) -> tuple[bytes, str]:
 
 
 def npy_bytes(array: Any) -> bytes:
-    """A numpy array as the bytes of a .npy file."""
+    """Return a numpy array as the bytes of a .npy file."""
     import io
 
     import numpy
@@ -84,12 +88,71 @@ def npy_bytes(array: Any) -> bytes:
 
 
 def read_file(path: Path) -> bytes:
-    """A file's bytes.
+    """Return a file's bytes.
 
     Raises:
-        HandlergenError: It cannot be read; says why.
+        HandlergenError: The file cannot be read.
     """
     try:
         return path.read_bytes()
     except OSError as error:
         raise HandlergenError(f"cannot read {path}: {error.strerror}") from error
+
+
+class LocalOutlet:
+    """Passes the chunks of a streamed answer to a function, in the thread that predicts.
+
+    Args:
+        on_chunk: Gets a chunk's bytes and the answer's content type. May raise `ConsumerGone` to end the stream.
+
+    Attributes:
+        failure: Why the stream ended early; None if it did not.
+    """
+
+    def __init__(self, on_chunk: Callable[[bytes, str], None]) -> None:
+        self._on_chunk = on_chunk
+        self.failure: Failure | None = None
+
+    def send(self, _item: Item, body: bytes, content_type: str) -> None:
+        self._on_chunk(body, content_type)
+
+    def break_off(self, failure: Failure) -> None:
+        self.failure = failure
+
+
+class LocalContext:
+    """The part of TorchServe's context of a batch that the runtime uses (ts/context.py).
+
+    Args:
+        request_ids, properties: One per request; properties are its headers, as TorchServe passes them.
+        outlet: Gets the chunks of a streamed answer; None: the body gets them.
+
+    Attributes:
+        statuses, headers: Of the answers.
+    """
+
+    def __init__(
+        self, request_ids: Sequence[str], properties: Sequence[dict[str, Any]], outlet: LocalOutlet | None
+    ) -> None:
+        self.request_ids = dict(enumerate(request_ids))
+        self.request_processor = [_RequestProcessor(each) for each in properties]
+        self.outlet = outlet
+        self.statuses = [200] * len(properties)
+        self.headers: list[dict[str, str]] = [{} for _ in properties]
+
+    def set_response_content_type(self, index: int, value: str) -> None:
+        self.headers[index]["content-type"] = value
+
+    def set_response_status(self, code: int, _phrase: str, index: int) -> None:
+        self.statuses[index] = code
+
+    def set_response_header(self, index: int, name: str, value: str) -> None:
+        self.headers[index][name] = value
+
+
+class _RequestProcessor:
+    def __init__(self, properties: dict[str, Any]) -> None:
+        self._properties = properties
+
+    def get_request_properties(self) -> dict[str, Any]:
+        return self._properties

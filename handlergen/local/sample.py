@@ -1,4 +1,4 @@
-"""One request through a module, in a clean process, with a look at what passes from stage to stage."""
+"""Answer one sample request in a clean process, and report what each hook received and returned."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from handlergen.errors import HandlergenError, ModuleFailed
 
 @dataclass(frozen=True)
 class StageRun:
-    """One hook's call.
+    """One call of a hook.
 
     Attributes:
-        name: The hook, as the user calls it.
+        name: The hook's name in the user's source.
         role: `preprocess`, `predict` or `postprocess`.
         received, returned: Types and shapes: `bytes (1832)`, `tensor(1, 8, 8) float32`.
-        milliseconds: That it took; of predict with the wait for the device to finish.
-        failed: It raised.
+        milliseconds: Duration; of predict, including the wait for the device to finish.
+        failed: Whether the hook raised.
     """
 
     name: str
@@ -37,15 +37,15 @@ class StageRun:
 
 @dataclass(frozen=True)
 class SampleRun:
-    """What became of the sample.
+    """The result of a sample request.
 
     Attributes:
-        load_s: How long importing and loading took, in seconds.
-        device: Where predict ran.
-        stages: In the order in which they ran.
-        findings: What works here but will not elsewhere, or is hardly meant.
-        status, content_type, body: The answer; the body is cut when it is long, and base64 when it is no text.
-        traceback: The user's own, when a hook failed.
+        load_s: Duration of import and load.
+        device: The device that predict ran on.
+        stages: The hooks' calls, in order.
+        findings: Problems that would show elsewhere, and likely mistakes.
+        status, content_type, body: The answer; the body is truncated if it is long, and base64 if it is not text.
+        traceback: Of the user's code, if a hook failed.
     """
 
     load_s: float
@@ -61,12 +61,12 @@ class SampleRun:
 def run_sample(
     source: Path, sample: Path, *, gpu: int | None = None, overrides: Mapping[str, Any] | None = None
 ) -> SampleRun:
-    """Answer one request in a process of its own.
+    """Answer one request in a separate process.
 
     Args:
-        source: What `handlergen archive` takes, or a .mar.
-        sample: A file that is posted as a client would.
-        gpu: Predict there instead of on the CPU.
+        source: A source as for `handlergen archive`, or a .mar.
+        sample: A file with the request's body.
+        gpu: Index of the GPU; None: the CPU.
         overrides: Settings.
 
     Raises:
@@ -87,7 +87,7 @@ def run_sample(
             process = subprocess.Popen(
                 [sys.executable, "-m", "handlergen.local.sample_child", json.dumps(given), str(writer)],
                 pass_fds=[writer],
-                stdout=sys.__stderr__,  # what hooks print: standard output has the report
+                stdout=sys.__stderr__,  # hooks may print; standard output is for the report
             )
         finally:
             os.close(writer)
@@ -99,9 +99,9 @@ def run_sample(
             process.wait()
     if status < 0:
         name = signal.Signals(-status).name
-        raise ModuleFailed(f"the module's process was ended by {name} while it answered the sample")
+        raise ModuleFailed(f"the module's process was terminated by {name} while it answered the sample")
     if not report:
-        raise ModuleFailed(f"the module's process ended with status {status} and no answer")
+        raise ModuleFailed(f"the module's process exited with status {status} without an answer")
     found = json.loads(report)
     if "error" in found:
         raise ModuleFailed(found["error"], traceback=found.get("traceback", ""), hint=found.get("hint"))

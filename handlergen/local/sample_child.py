@@ -1,4 +1,4 @@
-"""The other side of `sample_run`: loads the module, answers the sample, writes what it saw as JSON to a descriptor."""
+"""The process of `run_sample`: loads the module, answers the sample, writes a JSON report to a descriptor."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from handlergen.errors import HandlergenError, ModuleFailed
-from handlergen.local.model import load
-from handlergen.local.user_place import working_directory
+from handlergen.local.model import load, working_directory
 from handlergen.runtime.pipeline.hooks import BoundHook, Item
 from handlergen.runtime.predictor_process.transport import round_trip
 from handlergen.runtime.worker import Worker
 
-_LONGEST_BODY = 4000
-_DEEPEST = 4
-_MOST_SHOWN = 6
-_MOST_LOOKED_AT = 1000
+_MAX_BODY = 4000
+_MAX_DEPTH = 4
+_MAX_SHOWN = 6
+_MAX_INSPECTED = 1000
 
 
 def main() -> None:
-    """`python -m handlergen.local.sample_child ARGUMENTS DESCRIPTOR`, started by `run_sample`."""
+    """Run `python -m handlergen.local.sample_child ARGUMENTS DESCRIPTOR`."""
     given = json.loads(sys.argv[1])
     try:
         report = _answer(given)
@@ -63,13 +62,13 @@ def _answer(given: Mapping[str, Any]) -> dict[str, Any]:
             "findings": list(dict.fromkeys(seen.findings)),
             "status": answer.status,
             "content_type": answer.content_type,
-            "body": body if len(body) <= _LONGEST_BODY else f"{body[:_LONGEST_BODY]}…",
+            "body": body if len(body) <= _MAX_BODY else f"{body[:_MAX_BODY]}…",
             "traceback": "\n".join(log.texts),
         }
 
 
 class _Log(logging.Handler):
-    """Keeps what the pipeline logs: the user's traceback."""
+    """Keeps the tracebacks that the pipeline logs."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -80,18 +79,13 @@ class _Log(logging.Handler):
 
 
 class Observer:
-    """Sees each hook's input, output and time.
-
-    Attributes:
-        stages: A `StageRun` as a dict for each call.
-        findings: For the user.
-    """
+    """Records each hook's input, output and duration: a `StageRun` as a dict per call, and findings for the user."""
 
     def __init__(self, worker: Worker) -> None:
         self.stages: list[dict[str, Any]] = []
         self.findings: list[str] = []
         self._device = worker.local.model.device
-        with _Touches(set()):  # the mode's own first use imports for a second
+        with _DeviceUse(set()):  # the first use of the mode imports modules, which takes a second
             torch.ones(1).add(1)
         worker.observe(self._observed)
 
@@ -114,15 +108,15 @@ class Observer:
             return value
 
     def look(self, role: str, name: str, value: Any, touched: set[str]) -> None:
-        """Find what only running finds."""
+        """Check what a hook returned."""
         own = str(self._device.torch)
         found = self.findings
         if value is None:
             found.append(f"{name} returns nothing (None): is a return statement missing?")
         if role == "preprocess" and touched:
             found.append(
-                f"{name} works on {', '.join(sorted(touched))}: it runs beside predictions of others, which own the "
-                "device; leave that to predict, which gets its inputs there"
+                f"{name} works on {', '.join(sorted(touched))}: it runs during predictions of other requests, "
+                "which have the device to themselves; leave this to predict, whose inputs are moved to the device"
             )
         elsewhere = _devices(value) - {"cpu"}
         if role == "predict":
@@ -137,18 +131,18 @@ class Observer:
             self._try_to_send(name, value)
 
     def _try_to_send(self, name: str, value: Any) -> None:
-        """Send a value as a worker and the predictor process would."""
+        """Send a value as between a worker and the predictor process."""
         try:
             round_trip(value)
         except Exception as error:  # the pickling of the user's own types raises anything
             self.findings.append(
-                f"what {name} returns cannot be sent to another process ({error}): write `stages: predictor`, and use "
-                "--threads with `map`"
+                f"the result of {name} cannot be sent to another process ({error}): set `stages: predictor`, and "
+                "use --threads with `map`"
             )
 
 
 class _Call:
-    """One call of a hook, from its start to its end; entered once more when the hook is async."""
+    """One call of a hook; entered a second time to await an async hook."""
 
     def __init__(self, observer: Observer, role: str, name: str, item: Item) -> None:
         self._observer = observer
@@ -163,7 +157,7 @@ class _Call:
     def __enter__(self) -> None:
         self._began = self._began or time.monotonic_ns()
         if self._role == "preprocess":
-            self._modes.enter_context(_Touches(self._touched))
+            self._modes.enter_context(_DeviceUse(self._touched))
 
     def __exit__(self, _kind: Any, error: BaseException | None, _traceback: Any) -> None:
         self._modes.close()
@@ -171,7 +165,7 @@ class _Call:
             self._end(f"raised {type(error).__name__}", failed=True)
 
     def returned(self, value: Any) -> None:
-        """Take what the hook returned."""
+        """Record the hook's result."""
         self._modes.close()
         if self._role == "predict":
             self._observer._device.wait()
@@ -192,8 +186,8 @@ class _Call:
         )
 
 
-class _Touches(TorchDispatchMode):
-    """Notes the devices, other than the CPU, that torch works on in this thread."""
+class _DeviceUse(TorchDispatchMode):
+    """Collects the devices, other than the CPU, that torch uses in this thread."""
 
     def __init__(self, touched: set[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -206,7 +200,7 @@ class _Touches(TorchDispatchMode):
 
 
 def describe(value: Any, depth: int = 0) -> str:
-    """Type and shape of a value, nested ones included, cut where it gets long.
+    """Return the type and shape of a value and of the values in it, truncated if long.
 
     >>> describe({"ids": torch.zeros(2, 7), "names": ["a", "b"]})
     'dict {ids: tensor(2, 7) float32, names: list (2) of str}'
@@ -215,20 +209,20 @@ def describe(value: Any, depth: int = 0) -> str:
     if known is not None:
         return known
     kind = type(value).__name__
-    if depth >= _DEEPEST or not isinstance(value, Mapping | list | tuple):
+    if depth >= _MAX_DEPTH or not isinstance(value, Mapping | list | tuple):
         return kind
     if isinstance(value, Mapping):
-        parts = [f"{key}: {describe(item, depth + 1)}" for key, item in list(value.items())[:_MOST_SHOWN]]
-        return f"{kind} {{{', '.join(parts)}{', …' if len(value) > _MOST_SHOWN else ''}}}"
-    if isinstance(value, tuple) and len(value) <= _MOST_SHOWN:
+        parts = [f"{key}: {describe(item, depth + 1)}" for key, item in list(value.items())[:_MAX_SHOWN]]
+        return f"{kind} {{{', '.join(parts)}{', …' if len(value) > _MAX_SHOWN else ''}}}"
+    if isinstance(value, tuple) and len(value) <= _MAX_SHOWN:
         return f"{kind} ({', '.join(describe(item, depth + 1) for item in value)})"
-    kinds = {_inner(item, depth) for item in value[:_MOST_LOOKED_AT]}
+    kinds = {_inner(item, depth) for item in value[:_MAX_INSPECTED]}
     inner = f" of {kinds.pop()}" if len(kinds) == 1 else " of different things" if kinds else ""
     return f"{kind} ({len(value)}){inner}"
 
 
 def _leaf(value: Any) -> str | None:
-    """A value that has no others inside; None for one that may."""
+    """Describe a value that contains no others; return None for a container."""
     kind = type(value).__name__
     if isinstance(value, torch.Tensor):
         where = "" if value.device.type == "cpu" else f" on {value.device}"

@@ -1,8 +1,7 @@
-"""Recorded spans: reading them, asking them single questions, and what they say of one load.
+"""Recorded spans: read them, query them, and summarize a load test.
 
-`runtime/telemetry/recording.py` writes them, one JSON line a span, when `HANDLERGEN_TRACE_DIR` is set. The
-spans of one request may come from several processes (a worker, and the predictor process of its device); they belong
-together by the request's id.
+`runtime/telemetry/recording.py` writes them, one JSON line per span, when `HANDLERGEN_TRACE_DIR` is set. The spans of
+one request may come from several processes (a worker and a predictor process); the request's id connects them.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ from pathlib import Path
 from statistics import fmean
 
 from handlergen.errors import HandlergenError
-from handlergen.runtime.telemetry.stages import BY_PREDICTOR, FIRST, ON_DEVICE, STAGE, STAGE_NAMES
+from handlergen.runtime.telemetry.stages import BY_PREDICTOR, ON_DEVICE, STAGE_NAMES
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Span:
-    """One stage of one request, or one predict over several.
+    """One stage of one request, or one predict call for several requests.
 
     Attributes:
         stage: A name of `runtime/telemetry/stages.py`.
         start_ns, end_ns: `time.monotonic_ns()`, comparable between all processes of a machine.
-        worker: TorchServe's name for the worker, else its pid.
+        worker: TorchServe's name for the worker, or its pid.
         device: Key of the physical device.
-        request_id: As TorchServe gave it; several joined by commas for a predict over a batch.
+        request_id: TorchServe's; for a predict over a batch, all ids joined by commas.
     """
 
     stage: str
@@ -48,18 +47,18 @@ _KINDS = {each.name: int if each.type in ("int", int) else str for each in field
 
 
 def recorded_so_far(directory: Path | str) -> dict[Path, int]:
-    """The files of a recording and their sizes in bytes, for `read_spans` to leave out."""
+    """Return the files of a recording and their sizes in bytes, for `read_spans(after=...)`."""
     return {file: file.stat().st_size for file in Path(directory).glob("spans-*.jsonl")}
 
 
 def read_spans(
     directory: Path | str, *, model: str | None = None, after: Mapping[Path, int] | None = None
 ) -> list[Span]:
-    """All spans recorded in a directory, by start.
+    """Return the spans recorded in a directory, ordered by start.
 
     Args:
-        model: Only this model's.
-        after: Only what was recorded since (`recorded_so_far`).
+        model: Return only this model's spans.
+        after: Skip what `recorded_so_far` found.
 
     Raises:
         HandlergenError: There is no recording, or a line is not a span.
@@ -72,13 +71,11 @@ def read_spans(
 
 
 def read_file(file: Path, *, start: int = 0, size: int | None = None) -> Iterator[Span]:
-    """The spans of one file, as they were written.
-
-    A worker killed in the middle of a write (scaling down) leaves a last line without its end; it is left out.
+    """Yield the spans of one file, in file order, without an unfinished last line (of a worker killed mid-write).
 
     Args:
-        start: Leave out so many bytes, which end with a line.
-        size: Read no more than so many bytes; whoever writes the file may be at it still.
+        start: Offset in bytes to start at; the start of a line.
+        size: Read at most this many bytes; a worker may still be appending.
 
     Raises:
         HandlergenError: A line is not a span, or the file cannot be read.
@@ -100,7 +97,7 @@ def read_file(file: Path, *, start: int = 0, size: int | None = None) -> Iterato
 
 
 def _span(line: bytes) -> Span:
-    """Raises ValueError or TypeError."""
+    """Parse a line. Raises ValueError or TypeError."""
     span = Span(**json.loads(line))
     if type(span.start_ns) is not int or type(span.end_ns) is not int:
         raise ValueError("its times are not whole numbers")
@@ -111,10 +108,10 @@ def _span(line: bytes) -> Span:
 
 
 def span_files(directory: Path | str) -> list[Path]:
-    """The files of a recording.
+    """Return the files of a recording.
 
     Raises:
-        HandlergenError: There is none.
+        HandlergenError: The directory has none.
     """
     files = sorted(Path(directory).glob("spans-*.jsonl"))
     if not files:
@@ -127,15 +124,14 @@ def span_files(directory: Path | str) -> list[Path]:
 
 
 def of_stage(spans: Iterable[Span], *stages: str) -> list[Span]:
-    """The spans of these stages, in the same order."""
+    """Return the spans of these stages, in the given order."""
     return [span for span in spans if span.stage in stages]
 
 
 def overlapping(spans: Iterable[Span]) -> list[tuple[Span, Span]]:
-    """Pairs of spans that ran at the same time on one device; one ending as the other starts is none.
+    """Return pairs of spans that ran at the same time on one device. Touching spans do not overlap.
 
-    Each span is paired with one earlier one at most, the longest: enough to tell whether there is
-    any, and which.
+    Each span is paired with at most one earlier span, the one that ends last.
     """
     found = []
     last: dict[str, Span] = {}
@@ -149,7 +145,7 @@ def overlapping(spans: Iterable[Span]) -> list[tuple[Span, Span]]:
 
 
 def beside(spans: Iterable[Span], others: Iterable[Span]) -> list[Span]:
-    """Those of `spans` during which one of `others`, of another request, ran at least in part.
+    """Return the spans that overlap one of `others` that belongs to another request.
 
     `others` must not overlap each other (predictions of one device do not).
     """
@@ -168,7 +164,7 @@ def beside(spans: Iterable[Span], others: Iterable[Span]) -> list[Span]:
 
 
 def busy_share(spans: Iterable[Span], start_ns: int, end_ns: int) -> float:
-    """The part of the window, 0..1, that the spans fill.
+    """Return the part of the window, 0..1, that the spans cover.
 
     Raises:
         ValueError: The window is empty.
@@ -178,57 +174,12 @@ def busy_share(spans: Iterable[Span], start_ns: int, end_ns: int) -> float:
     return covered(((span.start_ns, span.end_ns) for span in spans), (start_ns, end_ns))
 
 
-def busiest_window(spans: Sequence[Span], length_ns: int) -> int:
-    """Start, in ns, of a window of this length in which most of the spans lie whole; ties to the middle one.
-
-    The spans must not overlap each other.
-
-    Raises:
-        ValueError: No spans.
-    """
-    if not spans:
-        raise ValueError("no spans")
-    ends = sorted(span.end_ns for span in spans)
-    starts = sorted(span.start_ns for span in spans)
-    counts = [(bisect_left(ends, start + length_ns) - number, start) for number, start in enumerate(starts)]
-    most = max(count for count, _ in counts)
-    best = [start for count, start in counts if count == most]
-    return best[len(best) // 2]
-
-
-def timeline(spans: Iterable[Span], start_ns: int, end_ns: int, *, columns: int = 100) -> dict[str, str]:
-    """Worker -> one line of `columns` characters: what it was doing in the middle of each column.
-
-    `p` preprocessing, `.` waiting for the device, `#` predicting, `a` preparing the answer, blank: idle.
-    Looking at one moment a column, two workers show `#` in the same column only when their predictions
-    overlapped. What a predictor process does for a request stands in the row of the request's worker.
-    """
-    width = (end_ns - start_ns) / columns
-    ordered = sorted(spans, key=attrgetter("start_ns"))
-    workers = {span.request_id: span.worker for span in ordered if span.stage == FIRST}
-    rows: dict[str, list[str]] = {}
-    for span in ordered:
-        if span.end_ns <= start_ns or span.start_ns >= end_ns:
-            continue
-        worker = workers.get(span.request_id.partition(",")[0], span.worker)
-        row = rows.setdefault(worker, [" "] * columns)
-        for column in range(columns):
-            if span.start_ns <= start_ns + (column + 0.5) * width < span.end_ns:
-                row[column] = STAGE[span.stage].symbol
-    return {worker: "".join(rows[worker]) for worker in sorted(rows)}
-
-
 _MS = 1e6
 
 
 @dataclass(frozen=True)
 class StageTimes:
-    """One stage, per call, in ms.
-
-    Attributes:
-        calls: How many there were.
-        per_request_ms: All of it together, by the number of requests.
-    """
+    """Durations of one stage: per call, and the total divided by the number of requests."""
 
     stage: str
     calls: int
@@ -240,17 +191,15 @@ class StageTimes:
 
 @dataclass(frozen=True)
 class DeviceUse:
-    """One device within the window.
+    """How one device was used within the window. Shares are 0..1.
 
     Attributes:
-        device: Its key.
-        busy: The part of the time, 0..1, in which a predict or an explanation ran on it, of whichever model.
-        busy_with_others: The part that other models took, or explanations.
-        predictions: Calls of the model's predict.
-        predict_ms: Their mean length.
-        requests_each: How many requests one call answers, by the mean.
-        limit_per_s: Requests a second if it did nothing but predict for this model, back to back.
-        overlaps: Pairs of them, of any models, that ran at the same time.
+        busy: Share of the time in which a predict or an explanation of any model ran.
+        busy_with_others: Share taken by other models and by explanations.
+        predictions: Calls of this model's predict.
+        requests_each: Mean number of requests per call.
+        limit_per_s: Requests/s if the device only predicted for this model, without gaps.
+        overlaps: Pairs of spans, of any models, that ran at the same time.
     """
 
     device: str
@@ -265,14 +214,14 @@ class DeviceUse:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What was recorded within the window.
+    """A summary of one model's spans within a window.
 
     Attributes:
-        requests: That ended within it.
-        stages: In the order of a request; those that did not happen are left out.
-        devices: That the model predicted on.
-        occupied: Worker (its name or pid) -> the part of the time, 0..1, in which it had a request.
-        in_workers_ms: From a request's decode to the end of its encode, by the mean.
+        requests: Requests that ended within the window.
+        stages: In pipeline order, without stages that did not run.
+        devices: The devices that the model predicted on.
+        occupied: Worker -> share of the time, 0..1, in which it had a request.
+        in_workers_ms: Mean time from the start of decode to the end of encode.
     """
 
     requests: int
@@ -283,12 +232,12 @@ class Recorded:
 
     @property
     def limit_per_s(self) -> float:
-        """Requests a second if every device did nothing but predict, back to back."""
+        """Requests/s if every device only predicted, without gaps."""
         return sum(device.limit_per_s for device in self.devices)
 
     @property
     def busy(self) -> float:
-        """Of all devices, by the mean; 0..1."""
+        """Mean over all devices, 0..1."""
         return fmean(device.busy for device in self.devices) if self.devices else 0.0
 
     @property
@@ -297,16 +246,16 @@ class Recorded:
 
     @property
     def mean_occupied(self) -> float:
-        """Of all workers; 0..1."""
+        """Mean over all workers, 0..1."""
         return fmean(self.occupied.values()) if self.occupied else 0.0
 
     def stage(self, name: str) -> StageTimes | None:
-        """One stage, None when it did not happen."""
+        """Return one stage, or None if it did not run."""
         return next((stage for stage in self.stages if stage.stage == name), None)
 
 
 def summarize(spans: Sequence[Span], model: str, window: tuple[int, int]) -> Recorded | None:
-    """What spans of all models say of one model's window, in ns; None when none of its lie in it."""
+    """Summarize one model within a window in ns; None if it has no spans there. `spans` are those of all models."""
     start_ns, end_ns = window
     inside = [span for span in spans if span.end_ns > start_ns and span.start_ns < end_ns]
     own = [span for span in inside if span.model == model]
@@ -332,7 +281,7 @@ def summarize(spans: Sequence[Span], model: str, window: tuple[int, int]) -> Rec
 
 
 def covered(intervals: Iterable[tuple[int, int]], window: tuple[int, int]) -> float:
-    """The part of a window, 0..1, that lies in at least one of the intervals."""
+    """Return the part of a window, 0..1, that lies in at least one of the intervals."""
     start_ns, end_ns = window
     filled, reached = 0, start_ns
     for start, end in sorted(intervals):
@@ -344,12 +293,12 @@ def covered(intervals: Iterable[tuple[int, int]], window: tuple[int, int]) -> fl
 
 
 def only_predicts(spans: Iterable[Span]) -> bool:
-    """Are these the spans of a process that predicts for workers, and is none itself?"""
+    """Return whether these are the spans of a predictor process."""
     return all(span.stage in BY_PREDICTOR for span in spans)
 
 
 def by_request(spans: Iterable[Span]) -> dict[str, tuple[int, int]]:
-    """Request id -> its first start and last end, whichever process they are from."""
+    """Return request id -> its first start and last end, in any process."""
     found: dict[str, tuple[int, int]] = {}
     for span in spans:
         for name in span.request_id.split(","):
@@ -400,7 +349,7 @@ def _device(device: str, held: Sequence[Span], model: str, window: tuple[int, in
 
 
 def _occupied(spans: Sequence[Span], window: tuple[int, int]) -> dict[str, float]:
-    """By worker: the time between a request's first and last span there. A mere predictor is no worker."""
+    """Return for each worker the share of the time it had a request. Predictor processes are not workers."""
     there: dict[str, list[Span]] = defaultdict(list)
     for span in spans:
         there[span.worker].append(span)
@@ -412,7 +361,7 @@ def _occupied(spans: Sequence[Span], window: tuple[int, int]) -> dict[str, float
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest value that at least `percent` % of the values do not exceed (nearest rank).
+    """Return the smallest value that at least `percent` % of the values do not exceed (nearest rank).
 
     Raises:
         ValueError: No values, or `percent` is not in 0..100.
@@ -423,5 +372,5 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def nearest_rank(ascending: Sequence[float], percent: float) -> float:
-    """`percentile` of values that are in order and at least one."""
+    """Return `percentile` of non-empty, sorted values."""
     return ascending[max(0, math.ceil(len(ascending) * percent / 100) - 1)]

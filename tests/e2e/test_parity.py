@@ -233,11 +233,11 @@ for name, (sources, requests) in json.load(open(sys.argv[1])).items():
                 for request in requests:
                     # A row of a map has a content type and nothing else, like a file of that name.
                     from handlergen.local.offline.rows import Row, in_chunks, result_of
-                    from handlergen.local.offline.engine import run_chunks
+                    from handlergen.local.offline.engine import LocalEngine
                     row = Row("row-0", base64.b64decode(request["body"]), request["type"])
                     finish = lambda chunk, items: result_of("row-0", items[0])
                     chunks = in_chunks([row], 1)
-                    (result,) = run_chunks(model.worker, model.root, chunks, finish, workers=workers)
+                    (result,) = LocalEngine(model, workers=workers).answer(chunks, finish)
                     rows.append(plain(result))
 json.dump(found, sys.stdout)
 """

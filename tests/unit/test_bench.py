@@ -143,13 +143,13 @@ SHARED = replace(BUSY_DEVICE, devices=(replace(BUSY_DEVICE.devices[0], busy_with
     [
         (
             "device",
-            "busy 100.0% of the time, 50% of it with other models",
+            "busy 100.0% of the time, 50% of the time with other models",
             Closed(16),
             figures(50),
             SHARED,
             use(),
         ),
-        ("device", "runs on it 100.0% of the time", Closed(16), figures(98), BUSY_DEVICE, use()),
+        ("device", "It runs predict 100.0% of the time", Closed(16), figures(98), BUSY_DEVICE, use()),
         ("workers", "All 3 have a request 97% of the time", Closed(16), figures(60), OCCUPIED, use()),
         ("workers", "about 4: the other stages take 13.0 ms", Closed(16), figures(60), OCCUPIED, use()),
         (
@@ -178,7 +178,14 @@ SHARED = replace(BUSY_DEVICE, devices=(replace(BUSY_DEVICE.devices[0], busy_with
         ("none", "keeps up with 50 requests/s, its device busy 40%", Open(50), figures(49.0), IDLE, use()),
         ("workers", "All 3", Open(90), figures(60, due=90), OCCUPIED, use()),
         ("unknown", "Without spans", Closed(16), figures(60), None, None),
-        ("errors", "Not one", Closed(16), figures(0, due=60, outcomes={"status 500": 9}), IDLE, use()),
+        (
+            "errors",
+            "No request was answered",
+            Closed(16),
+            figures(0, due=60, outcomes={"status 500": 9}),
+            IDLE,
+            use(),
+        ),
     ],
 )
 def test_the_bottleneck_is_named(

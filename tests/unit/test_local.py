@@ -162,7 +162,7 @@ def test_an_answer_that_cannot_be_sent_names_the_hook_that_returned_it(tmp_path:
         status, _, told = predict(str(tmp_path / "odd.py"), "1", *flags)
         assert status == expected
         assert "is of type object" in told
-        assert "what predict (line 1) returned" in told
+        assert "predict (line 1) returned" in told
         assert "--raise shows" not in told
 
 

@@ -12,16 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handlergen.errors import HandlergenError
-from handlergen.performance.recordings import (
-    Span,
-    beside,
-    busiest_window,
-    busy_share,
-    of_stage,
-    overlapping,
-    read_spans,
-    timeline,
-)
+from handlergen.performance.recordings import Span, beside, busy_share, of_stage, overlapping, read_spans
 from handlergen.runtime.telemetry.recording import Spans
 
 
@@ -90,10 +81,7 @@ def test_overlaps_are_found_exactly_when_two_spans_share_a_moment(drawn: list[tu
     assert bool(overlapping(spans)) == (len(moments) != len(set(moments)))
 
 
-@given(
-    st.lists(st.integers(1, 9), min_size=1, max_size=8),
-    st.tuples(st.integers(0, 40), st.integers(1, 20)),
-)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.tuples(st.integers(0, 40), st.integers(1, 20)))
 def test_beside_agrees_with_comparing_every_pair(lengths: list[int], one: tuple[int, int]) -> None:
     others, moment = [], 0
     for number, length in enumerate(lengths):
@@ -115,34 +103,6 @@ def test_busy_share_counts_only_the_window() -> None:
     assert busy_share([span(0, 10), span(20, 40)], 5, 25) == pytest.approx(0.5)
     with pytest.raises(ValueError, match="window"):
         busy_share([], 5, 5)
-
-
-def test_the_busiest_window_holds_most_spans() -> None:
-    crowd = [span(100 + 2 * n, 101 + 2 * n) for n in range(5)]
-    assert busiest_window([span(0, 1), *crowd, span(500, 501)], 10) == 100
-
-
-def test_the_timeline_shows_one_moment_a_column() -> None:
-    spans = [
-        span(0, 40, stage="preprocess", worker="1"),
-        span(40, 60, stage="predict", worker="1"),
-        span(60, 70, stage="encode", worker="1"),
-        span(30, 60, stage="lock_wait", worker="2", request="b"),
-        span(60, 100, stage="predict", worker="2", request="b"),
-    ]
-    assert timeline(spans, 0, 100, columns=10) == {"1": "pppp##a   ", "2": "   ...####"}
-
-
-def test_what_a_predictor_process_does_stands_in_the_row_of_the_requests_worker() -> None:
-    spans = [
-        span(0, 10, stage="decode", worker="1"),
-        span(10, 20, stage="decode", worker="2", request="b"),
-        span(20, 50, stage="predict", worker="9"),
-        span(20, 50, stage="lock_wait", worker="9", request="b"),
-        span(50, 80, stage="predict", worker="9", request="b"),
-    ]
-    rows = timeline(spans, 0, 100, columns=10)
-    assert rows == {"1": "p ###     ", "2": " p...###  "}
 
 
 def test_stages_are_picked_in_order() -> None:

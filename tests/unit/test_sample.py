@@ -94,7 +94,7 @@ def postprocess(outputs):
     warnings = [line for line in done.stderr.splitlines() if line.startswith("Warning: ")]
     assert [" ".join(line.split()[1:4]) for line in warnings] == [
         "preprocess works on",
-        "what preprocess returns",
+        "the result of",
         "predict leaves a",
         "postprocess returns nothing",
     ]
@@ -108,7 +108,7 @@ def postprocess(outputs):
         ("def predict(inputs):\n    return inputs['y']\n", 4, "KeyError: 'y'"),
         ("def preprocess(data):\n    raise ValueError('no')\ndef predict(inputs):\n    return 1\n", 6, ""),
         ("import nowhere\ndef predict(inputs):\n    return 1\n", 4, "No module named 'nowhere'"),
-        ("import os\ndef predict(inputs):\n    os.abort()\n", 4, "ended by SIGABRT"),
+        ("import os\ndef predict(inputs):\n    os.abort()\n", 4, "terminated by SIGABRT"),
     ],
     ids=["predict", "preprocess", "import", "crash"],
 )

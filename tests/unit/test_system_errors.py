@@ -60,7 +60,7 @@ def test_a_limit_on_the_size_of_files_is_told_and_the_run_goes_on(source: Path) 
     limited = shell(f"ulimit -f 8; {command}")
     assert limited.returncode == 1
     assert "answers.jsonl cannot be written: File too large" in limited.stderr
-    assert "the same command goes on" in limited.stderr
+    assert "repeat the command to resume" in limited.stderr
     went_on = shell(command)
     assert went_on.returncode == 0, went_on.stderr
     assert (source.parent / "answers.jsonl").read_bytes().count(b"\n") == 3000

@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 from handlergen.cli import cli, main
 from handlergen.errors import HandlergenError
 from handlergen.performance.recordings import Span
-from handlergen.performance.trace import Trace, TraceSummary, write_trace
-from handlergen.performance.trace.convert import in_order, survey
+from handlergen.performance.trace.convert import Trace, TraceSummary, survey, wanted_spans, write_trace
 
 MS = 1_000_000
 STAGES = ("decode", "preprocess", "lock_wait", "predict", "postprocess", "encode")
@@ -165,7 +164,7 @@ def test_a_row_a_worker_and_stage_and_one_a_device(tmp_path: Path) -> None:
     assert {e["pid"] for e in trace["traceEvents"] if e["name"] == "process_name"} >= {100, 200}
     assert arrows_of(trace) == [["preprocess", "predict m", "postprocess"]] * 2
     assert (summary.requests, summary.devices["cpu"].overlaps) == (2, 0)
-    assert summary.busy_share("cpu") == pytest.approx(4 / 13)
+    assert summary.devices["cpu"].busy == pytest.approx(4 / 13)
 
 
 def test_times_are_microseconds_since_the_start_to_the_nanosecond(tmp_path: Path) -> None:
@@ -218,7 +217,7 @@ def test_predictions_that_overlap_are_seen_and_counted(tmp_path: Path) -> None:
     trace, summary = convert(record(tmp_path / "spans", spans))
     assert rows_of(trace)["device cpu"] == {"predict": ["predict m"], "predict 2": ["predict m"]}
     assert {device: use.overlaps for device, use in summary.devices.items()} == {"cpu": 1, "GPU-1": 0}
-    assert summary.busy_share("cpu") == pytest.approx(1)
+    assert summary.devices["cpu"].busy == pytest.approx(1)
     assert summary.devices["cpu"].total_ns == 8 * MS
 
 
@@ -261,7 +260,7 @@ def test_a_worker_that_writes_on_does_not_disturb(tmp_path: Path) -> None:
     spans = record(tmp_path / "spans", request_of("a", 0))
     recording = survey(spans)
     record(spans, request_of("b", 20))
-    assert {one.request_id for one in in_order(recording)} == {"a"}
+    assert {one.request_id for one in wanted_spans(Trace(spans), recording)} == {"a"}
 
 
 def test_a_span_that_ends_before_it_starts_is_left_out(tmp_path: Path) -> None:
@@ -325,7 +324,8 @@ def test_any_recording_becomes_a_valid_trace(
 def test_a_file_in_disorder_comes_in_order(tmp_path: Path) -> None:
     starts = [(7 * number) % 1000 for number in range(1000)]
     directory = record(tmp_path / "spans", [span("predict", one, one + 1) for one in starts])
-    assert [one.start_ns for one in in_order(survey(directory))] == [number * MS for number in range(1000)]
+    spans = wanted_spans(Trace(directory), survey(directory))
+    assert [one.start_ns for one in spans] == [number * MS for number in range(1000)]
 
 
 def test_the_command_writes_a_file_and_says_what_is_in_it(tmp_path: Path) -> None:
@@ -357,12 +357,7 @@ def test_json_for_programs(tmp_path: Path) -> None:
     output = tmp_path / "trace.json"
     result = CliRunner().invoke(cli, ["trace", str(directory), "-o", str(output), "--json"])
     report = json.loads(result.stdout)
-    assert report["devices"]["cpu"] == {
-        "predicts": 1,
-        "overlaps": 0,
-        "busy_s": 0.002,
-        "busy_share": 0.2,
-    }
+    assert report["devices"]["cpu"] == {"predicts": 1, "overlaps": 0, "busy_s": 0.002, "busy_share": 0.2}
     assert (report["requests"], report["processes"], report["torn_lines"]) == (1, [100], 0)
 
 

@@ -155,9 +155,7 @@ def test_copies_of_the_model_must_fit() -> None:
     found = search(candidates("list"), server, copies_bytes=800 << 20)
     assert {one.workers for one, _ in server.loads} == {1, 2}
     assert found.chosen.candidate.workers == 2
-    assert found.limits == (
-        "No more than 2 workers fit: each takes 300 MiB of the 800 MiB of memory that may be filled.",
-    )
+    assert found.limits == ("At most 2 workers fit into memory: each takes 300 MiB of 800 MiB.",)
     assert found.limits[0] in text_of(found)
     tiny = search(candidates("each"), FakeServer(up_to_100), copies_bytes=0)
     assert tiny.chosen.candidate.workers == 1
@@ -213,11 +211,9 @@ def test_the_reasons_have_the_measured_figures() -> None:
     assert "the device is busy 100% of the time, on 2 cores" in said
     assert "Bottleneck: device. A predict runs on it" in said
     assert "batch: each" in said
-    assert "quiet" not in said
+    assert "Other programs" not in said
     busy = text_of(search(candidates("each"), FakeServer(up_to_100, other_cores=1.2)))
-    assert (
-        "Other programs used up to 1.2 of 2 cores meanwhile: measure again when the machine is quiet." in busy
-    )
+    assert "Other programs used up to 1.2 of 2 cores: measure again when the machine is idle." in busy
     goal = text_of(search(candidates("each"), FakeServer(up_to_100), target_p99_ms=40))
     assert (
         "Goal: 99 of 100 requests within 40 ms. 4 workers kept it up to 75.0 requests/s (p99 40.0 ms)" in goal
@@ -278,11 +274,11 @@ def test_a_file_is_made_for_a_module_and_taken_back_where_it_would_not_count(
     assert file.read_text().startswith("source: model.py\nworkers_per_device: 3\n")
     before = file.read_text()
     monkeypatch.setenv("HANDLERGEN_BATCH_SIZE", "2")
-    with pytest.raises(HandlergenError, match="does not decide on batch_size"):
+    with pytest.raises(HandlergenError, match="does not determine batch_size"):
         apply(module, {**SETTINGS, "batch_size": 4})
     assert file.read_text() == before
     file.unlink()
-    with pytest.raises(HandlergenError, match="does not decide"):
+    with pytest.raises(HandlergenError, match="does not determine"):
         apply(module, SETTINGS)
     assert not file.exists()
 

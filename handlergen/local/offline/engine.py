@@ -1,4 +1,4 @@
-"""Chunks of rows through the stages: prepared ahead, predicted here, postprocessed beside the next prediction."""
+"""Answer chunks of rows: prepared ahead, predicted in this thread, postprocessed during the next prediction."""
 
 from __future__ import annotations
 
@@ -23,29 +23,28 @@ if TYPE_CHECKING:
     from handlergen.local.offline.journal import PendingOutputs
     from handlergen.runtime.pipeline.hooks import Item
     from handlergen.runtime.pipeline.pipeline import Pipeline
-    from handlergen.runtime.worker import Worker
 
 _WORTH_A_THREAD_S = 1e-3
-"""What can be saved on a chunk, below which another thread costs more: it takes the interpreter from this one."""
+"""Seconds per chunk that must be saved for a second thread, which competes for the interpreter lock."""
 
 _WAITS_S = 5e-3
-"""Of a chunk's postprocessing spent waiting (for a disk, a network), above which several threads do it."""
+"""Seconds per chunk that postprocessing must wait (for a disk, a network) to be spread over several threads."""
 
 _THREADS = 8
-"""The most that wait at once: as many as postprocess a batch of `LocalModel.batch`."""
+"""The most threads that postprocess one chunk; as many as for `LocalModel.batch`."""
 
 _MEASURED = 4
-"""Chunks whose times count. The least of them does: the first calls of a hook may import and compile."""
+"""Number of recent chunks whose shortest time counts: the first calls of a hook may import and compile."""
 
 _Finished = TypeVar("_Finished")
 
 
 class Engine(Protocol):
-    """Answers chunks: in this process, or on a cluster."""
+    """Answers chunks, in this process or on a cluster."""
 
     @property
     def identity(self) -> str:
-        """A text that changes with the model."""
+        """Return a text that changes with the model."""
 
     def run(
         self,
@@ -55,13 +54,13 @@ class Engine(Protocol):
         ordered: bool,
         pending: PendingOutputs | None,
     ) -> Generator[None, None, None]:
-        """Hand each chunk's lines to `write` as soon as they are there; yield after each.
+        """Call `write` with each chunk's lines as soon as they are there; yield after each.
 
         Args:
             chunks: Read as they are needed.
             write: One call at a time.
-            ordered: Keep their order.
-            pending: Where outputs are kept that are not written yet; None: nowhere.
+            ordered: Keep the order of the chunks.
+            pending: Stores outputs that are not written yet; None: they are not stored.
         """
 
 
@@ -69,18 +68,24 @@ class LocalEngine:
     """Answers with a model in this process.
 
     Args:
-        model: Loaded; nobody else uses it meanwhile.
-        workers, threads: As for `run_chunks`.
-        tell: Gets warnings for the user.
+        model: A loaded model, which nobody else uses meanwhile.
+        workers: Number of processes (or threads) that prepare rows; 0: none; None: one per core if that is faster.
+        threads: Use threads instead of processes.
+        warn: Gets warnings for the user.
     """
 
     def __init__(
-        self, model: LocalModel, *, workers: int | None, threads: bool, tell: Callable[[str], None]
+        self,
+        model: LocalModel,
+        *,
+        workers: int | None,
+        threads: bool = False,
+        warn: Callable[[str], None] = lambda _message: None,
     ) -> None:
         self._model = model
         self._workers = workers
         self._threads = threads
-        self._tell = tell
+        self._warn = warn
 
     @property
     def identity(self) -> str:
@@ -94,47 +99,68 @@ class LocalEngine:
         ordered: bool,
         pending: PendingOutputs | None,
     ) -> Generator[None, None, None]:
-        keep_freed_memory()  # a batch's inputs are laid together for predict, and then free
-        # What is there now stays to the end: the collector need not look at it again, nor copy it in forked processes.
+        keep_freed_memory()  # the copy of a batch's inputs that predict gets is freed after each batch
+        # The objects that exist now live to the end: the garbage collector need not visit them, nor forks copy them.
         gc.freeze()
         try:
-            yield from run_chunks(
-                self._model.worker,
-                self._model.root,
-                chunks,
-                lambda chunk, items: write(Lines.of(chunk, items)),
-                workers=self._workers,
-                threads=self._threads,
-                ordered=ordered,
-                tell=self._tell,
-                pending=pending,
+            yield from self.answer(
+                chunks, lambda chunk, items: write(Lines.of(chunk, items)), ordered=ordered, pending=pending
             )
         finally:
             gc.unfreeze()
 
+    def results(
+        self, inputs: Iterable[Any], *, batch_size: int, ordered: bool
+    ) -> Generator[Result, None, None]:
+        """Answer any inputs; see `LocalModel.map`."""
+        if batch_size < 1:
+            raise HandlergenError("the batch size must be at least 1")
 
-def results(
-    worker: Worker,
-    root: Path,
-    inputs: Iterable[Any],
-    *,
-    batch_size: int,
-    workers: int | None,
-    threads: bool,
-    ordered: bool,
-) -> Generator[Result, None, None]:
-    """Answer any inputs; see `LocalModel.map`."""
-    if batch_size < 1:
-        raise HandlergenError("the batch size must be at least 1")
+        def finish(chunk: Chunk, items: list[Item]) -> list[Result]:
+            return [result_of(row.id, item) for row, item in zip(chunk.rows, items, strict=True)]
 
-    def finish(chunk: Chunk, items: list[Item]) -> list[Result]:
-        return [result_of(row.id, item) for row, item in zip(chunk.rows, items, strict=True)]
+        chunks = in_chunks((_row(number, value) for number, value in enumerate(inputs)), batch_size)
+        with contextlib.closing(self.answer(chunks, finish, ordered=ordered)) as batches:
+            for batch in batches:
+                yield from batch
 
-    chunks = in_chunks((_row(number, value) for number, value in enumerate(inputs)), batch_size)
-    batches = run_chunks(worker, root, chunks, finish, workers=workers, threads=threads, ordered=ordered)
-    with contextlib.closing(batches):
-        for batch in batches:
-            yield from batch
+    def answer(
+        self,
+        chunks: Iterable[Chunk],
+        finish: Callable[[Chunk, list[Item]], _Finished],
+        *,
+        ordered: bool = True,
+        pending: PendingOutputs | None = None,
+    ) -> Generator[_Finished, None, None]:
+        """Answer chunks: one in predict, one in postprocess and a few in preparation at a time.
+
+        Args:
+            chunks: Read as they are needed.
+            finish: Called with each chunk and its items, which have their reply or failure; one at a time, in order.
+            ordered: Keep the order of the chunks.
+            pending: Stores the outputs of the chunk that is predicted and not finished; None: they are not stored.
+
+        Yields:
+            What `finish` returns.
+
+        Raises:
+            Exception: What `chunks` or `finish` raises, and HandlergenError when a preparing process died.
+        """
+        self._model.worker.disable_lock_timeout()
+        pipeline = self._model.worker.pipeline
+        preparation = Preparation(
+            self._model, workers=self._workers, threads=self._threads, ordered=ordered, warn=self._warn
+        )
+        with (
+            contextlib.closing(preparation.run(chunks)) as prepared,
+            contextlib.closing(_Postprocessing(pipeline, finish, pending)) as postprocessing,
+        ):
+            for chunk, items in prepared:  # processes are forked before this process starts a second thread
+                started = time.perf_counter()
+                if pending is None or not pending.restore(chunk, items):
+                    pipeline.predict(items)
+                yield from postprocessing.add(chunk, items, time.perf_counter() - started)
+            yield from postprocessing.rest()
 
 
 def _row(number: int, value: Any) -> Row:
@@ -143,70 +169,15 @@ def _row(number: int, value: Any) -> Row:
     return Row(number, *body_of(value))
 
 
-def run_chunks(
-    worker: Worker,
-    directory: Path,
-    chunks: Iterable[Chunk],
-    finish: Callable[[Chunk, list[Item]], _Finished],
-    *,
-    workers: int | None,
-    threads: bool = False,
-    ordered: bool = True,
-    tell: Callable[[str], None] = lambda _message: None,
-    pending: PendingOutputs | None = None,
-) -> Generator[_Finished, None, None]:
-    """Answer chunks of rows, with one in predict, one in postprocess and a few in preparation at a time.
-
-    Args:
-        worker: The loaded model. Nobody else uses it meanwhile.
-        directory: Where its hooks expect to run.
-        chunks: Read as they are needed.
-        finish: Called with each chunk and its items, which have their reply or failure; one at a time, in order.
-        workers: Processes (or threads) that prepare; 0 for none; None for one a core where that is worth it.
-        threads: Threads instead of processes.
-        ordered: Keep the order of the chunks.
-        tell: Gets warnings for the user.
-        pending: Where the outputs of the chunk are kept that was predicted and is not finished; None: nowhere.
-
-    Yields:
-        What `finish` returns.
-
-    Raises:
-        Exception: What `chunks` or `finish` raises, and HandlergenError when a preparing process died.
-    """
-    pipeline = worker.pipeline
-    worker.disable_lock_timeout()
-    preparation = Preparation(
-        pipeline,
-        worker.bundle.contract,
-        directory,
-        workers=workers,
-        threads=threads,
-        ordered=ordered,
-        tell=tell,
-    )
-    with (
-        contextlib.closing(preparation.run(chunks)) as prepared,
-        contextlib.closing(_Postprocessing(pipeline, finish, pending)) as postprocessing,
-    ):
-        for chunk, items in prepared:  # processes are forked before this process has a second thread
-            started = time.perf_counter()
-            if pending is None or not pending.restore(chunk, items):
-                pipeline.predict(items)
-            yield from postprocessing.take(chunk, items, time.perf_counter() - started)
-        yield from postprocessing.rest()
-
-
 class _Postprocessing(Generic[_Finished]):
-    """Postprocesses chunks and hands them to `finish`, in the order in which they come.
+    """Postprocesses chunks and passes them to `finish`, in order.
 
-    It does so in the predicting thread, beside the next prediction, or in several threads, by the time that it takes.
+    By the measured times, it does so in the predicting thread, in one thread during the next prediction, or in several.
 
     Args:
-        pipeline: Of the loaded model.
         finish: Called with each chunk and its items, which have their reply or failure; one at a time.
-        pending: Keeps a chunk's outputs, so that a run that is killed in the next prediction does not lose them. What
-            it cannot keep is finished before the next prediction.
+        pending: Stores a chunk's outputs, so that a run that is killed during the next prediction does not lose them.
+            A chunk whose outputs cannot be stored is finished before the next prediction.
     """
 
     def __init__(
@@ -218,18 +189,18 @@ class _Postprocessing(Generic[_Finished]):
         self._pipeline = pipeline
         self._finish = finish
         self._pending = pending
-        self._beside: ThreadPoolExecutor | None = None
-        self._waiters: ThreadPoolExecutor | None = None
-        self._under_way: Future[_Finished] | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._in_progress: Future[_Finished] | None = None
         self._predicted_s: deque[float] = deque(maxlen=_MEASURED)
         self._answered_s: deque[float] = deque(maxlen=_MEASURED)
         self._waited_s: deque[float] = deque(maxlen=_MEASURED)
 
-    def take(self, chunk: Chunk, items: list[Item], predict_s: float) -> Iterator[_Finished]:
-        """Answer a chunk whose prediction took so many seconds, or begin to.
+    def add(self, chunk: Chunk, items: list[Item], predict_s: float) -> Iterator[_Finished]:
+        """Answer a chunk whose prediction took `predict_s`, or start to.
 
         Yields:
-            What `finish` returned for the chunks that are done: at most the one before, and this one.
+            What `finish` returned for the chunks that are done: the previous one, this one, both or neither.
         """
         yield from self.rest()
         self._predicted_s.append(predict_s)
@@ -237,31 +208,31 @@ class _Postprocessing(Generic[_Finished]):
         if saved_s < _WORTH_A_THREAD_S or not (self._pending is None or self._pending.keep(chunk, items)):
             yield self._answer(chunk, items)
             return
-        for item in items:  # they are answered beside the next predict, which may write to the same memory
+        for item in items:  # the next predict may reuse the memory
             item.outputs = own_copy(item.outputs)
-        if self._beside is None:
-            self._beside = ThreadPoolExecutor(1, thread_name_prefix="handlergen-answer")
-        self._under_way = self._beside.submit(self._answer, chunk, items)
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="handlergen-answer")
+        self._in_progress = self._thread.submit(self._answer, chunk, items)
 
     def rest(self) -> Iterator[_Finished]:
-        """Wait for the chunk that is under way, if one is."""
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
-            yield under_way.result()
+        """Wait for the chunk in progress, if there is one."""
+        in_progress, self._in_progress = self._in_progress, None
+        if in_progress is not None:
+            yield in_progress.result()
 
     def close(self) -> None:
         """End the threads."""
-        for pool in (self._beside, self._waiters):
+        for pool in (self._thread, self._pool):
             if pool is not None:
                 pool.shutdown()
 
     def _answer(self, chunk: Chunk, items: list[Item]) -> _Finished:
         started = time.perf_counter()
         if _least(self._waited_s) > _WAITS_S and len(items) > 1:
-            if self._waiters is None:
-                self._waiters = ThreadPoolExecutor(_THREADS, thread_name_prefix="handlergen-postprocess")
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="handlergen-postprocess")
             parts = [items[start::_THREADS] for start in range(min(_THREADS, len(items)))]
-            self._waited_s.append(sum(self._waiters.map(self._postprocess, parts)))
+            self._waited_s.append(sum(self._pool.map(self._postprocess, parts)))
         else:
             self._waited_s.append(self._postprocess(items))
         finished = self._finish(chunk, items)
@@ -269,12 +240,11 @@ class _Postprocessing(Generic[_Finished]):
         return finished
 
     def _postprocess(self, items: Sequence[Item]) -> float:
-        """Postprocess; return the seconds of it in which this thread did not work."""
+        """Postprocess; return the seconds that this thread spent waiting."""
         started, worked = time.perf_counter(), time.thread_time()
         self._pipeline.postprocess(items)
         return time.perf_counter() - started - (time.thread_time() - worked)
 
 
 def _least(times: deque[float]) -> float:
-    """The least of some seconds; 0 before anything was measured."""
     return min(times, default=0.0)

@@ -1,4 +1,4 @@
-"""From an input to an output file, as often interrupted as it may be."""
+"""Map an input to an output file; an interrupted run resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from handlergen.errors import HandlergenError, TooManyErrors
 from handlergen.local.offline.engine import Engine
-from handlergen.local.offline.journal import PendingOutputs, open_journal, write_errors_told
+from handlergen.local.offline.journal import PendingOutputs, explained_write_errors, open_journal
 from handlergen.local.offline.output import CONVERTERS, OutputFiles, check_installed
 from handlergen.local.offline.rows import Chunk, Lines, in_chunks
 from handlergen.local.offline.sources import RowSource
@@ -24,11 +25,11 @@ class Progress:
     """How far a run is.
 
     Attributes:
-        rows: In the output, with those of the runs before.
-        failed: How many of them are errors.
-        new_rows: Of this run.
-        seconds: That this run has taken so far.
-        fraction: Of the input that has been read; None when its size is not known.
+        rows: Rows in the output, including those of earlier runs.
+        failed: Rows that are errors.
+        new_rows: Rows that this run has added.
+        seconds: Time since this run started.
+        fraction: Share of the input that has been read; None when its size is unknown.
     """
 
     rows: int
@@ -40,14 +41,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Summary:
-    """A run that reached the end of its input.
+    """A completed run.
 
     Attributes:
-        output: Where the answers are; None for standard output.
-        rows: In the output.
-        failed: How many of them are errors.
-        resumed_rows: How many of them were there when it began.
-        seconds: That it took, without loading the model.
+        output: The output file; None for standard output.
+        rows: Rows in the output.
+        failed: Rows that are errors.
+        resumed_rows: Rows that earlier runs had written.
+        seconds: Duration, without loading the model.
     """
 
     output: Path | None
@@ -61,11 +62,11 @@ class Summary:
         return (self.rows - self.resumed_rows) / self.seconds if self.seconds > 0 else 0.0
 
 
-class _LineWriter(Protocol):
-    """An output of lines: a `Journal`'s, or a stream.
+class LineWriter(Protocol):
+    """An output of lines: a `Journal` or a `LineStream`.
 
     Attributes:
-        rows, failed: How many rows are in it, and how many of them are errors.
+        rows, failed: Number of rows written, and how many of them are errors.
     """
 
     rows: int
@@ -74,8 +75,8 @@ class _LineWriter(Protocol):
     def write(self, lines: Lines) -> None: ...
 
 
-class _LineStream:
-    """An output that cannot be read again, and so not be resumed."""
+class LineStream:
+    """An output that cannot be read again, so a run that writes to it cannot be resumed."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -100,45 +101,48 @@ def map_to_file(
     overwrite: bool = False,
     progress: Callable[[Progress], None] = lambda _progress: None,
 ) -> Summary:
-    """Answer every row of an input; go on with what another run of the same has left.
+    """Answer every row of an input. Resumes an earlier run with the same input, model and batch size.
 
     Args:
-        engine: What answers.
+        engine: Answers the rows.
         source: The input.
         output: A path that ends in `.jsonl`, `.npy` or `.parquet`, or a stream for lines, which cannot be resumed.
         batch_size: Rows that are predicted, written and recorded together.
         ordered: Keep the order of the input.
-        max_errors: Stop when more rows than this have failed; None for never.
-        overwrite: Begin anew, whatever is there.
-        progress: Told after every chunk.
+        max_errors: Stop when more rows than this have failed; None: never.
+        overwrite: Start over, whatever exists.
+        progress: Called after every chunk.
 
     Raises:
-        TooManyErrors: See `max_errors`; what is done is kept, and a run with a greater one goes on.
-        HandlergenError: The input or the output is not what it should be.
+        TooManyErrors: See `max_errors`; the output so far is kept, and a run with a higher limit resumes it.
+        HandlergenError: The input cannot be read, or the output cannot be written or belongs to another run.
     """
     if batch_size < 1:
         raise HandlergenError("the batch size must be at least 1")
+    answer = partial(_answer_chunks, engine, ordered=ordered, max_errors=max_errors, progress=progress)
     if not isinstance(output, Path):
-        run = _Run(engine, source, batch_size, ordered, max_errors, progress)
-        return run.go(_LineStream(output), None, {}, None)
+        return answer(source, in_chunks(source.rows(), batch_size), LineStream(output), None)
     check_installed(output)
     files = OutputFiles(output)
     if source.path is not None:
         files.refuse_as_input(source.path)
-    run = _Run(engine, replace(source, leave_out=files.own), batch_size, ordered, max_errors, progress)
+    source = replace(source, leave_out=files.contains)
     if files.converted and output.exists() and not overwrite:
-        raise HandlergenError(f"{output} is there already", hint="--overwrite makes it anew")
-    same = {**source.identity, "model": engine.identity, "batch_size": batch_size}
-    journal = open_journal(files.lines, same, restart=overwrite)
+        raise HandlergenError(f"{output} already exists", hint="use --overwrite to replace it")
+    run = {**source.identity, "model": engine.identity, "batch_size": batch_size}
+    journal = open_journal(files.lines, run, restart=overwrite)
     pending = PendingOutputs(files.pending)
     complete = False
     try:
-        summary = run.go(journal, output, dict(journal.done), pending)
+        chunks = _unanswered(in_chunks(source.rows(), batch_size), dict(journal.done), output)
+        summary = answer(source, chunks, journal, output, pending=pending)
         if files.converted:
-            _convert(files)
+            with explained_write_errors(output):
+                CONVERTERS[output.suffix.lower()](files.lines, files.partial)
+                files.partial.replace(output)
         complete = True
     finally:
-        with write_errors_told(output):
+        with explained_write_errors(output):
             pending.close(complete=complete)
             journal.close(complete=complete)
     if files.converted:
@@ -146,74 +150,64 @@ def map_to_file(
     return summary
 
 
-def _convert(files: OutputFiles) -> None:
-    """Make the output of its lines, in one step."""
-    with write_errors_told(files.output):
-        CONVERTERS[files.output.suffix.lower()](files.lines, files.partial)
-        files.partial.replace(files.output)
+def _answer_chunks(
+    engine: Engine,
+    source: RowSource,
+    chunks: Iterator[Chunk],
+    writer: LineWriter,
+    output: Path | None,
+    *,
+    pending: PendingOutputs | None = None,
+    ordered: bool,
+    max_errors: int | None,
+    progress: Callable[[Progress], None],
+) -> Summary:
+    started, before = time.monotonic(), writer.rows
+    running = engine.run(chunks, writer.write, ordered=ordered, pending=pending)
+    with contextlib.closing(running):
+        _check_errors(writer, max_errors, output)
+        for _ in running:
+            seconds = time.monotonic() - started
+            progress(Progress(writer.rows, writer.failed, writer.rows - before, seconds, source.fraction))
+            _check_errors(writer, max_errors, output)
+    return Summary(output, writer.rows, writer.failed, before, time.monotonic() - started)
 
 
-@dataclass(frozen=True)
-class _Run:
-    engine: Engine
-    source: RowSource
-    batch_size: int
-    ordered: bool
-    max_errors: int | None
-    progress: Callable[[Progress], None]
-
-    def go(
-        self, writer: _LineWriter, output: Path | None, done: dict[int, int], pending: PendingOutputs | None
-    ) -> Summary:
-        """Answer what is not in `done`."""
-        started, before = time.monotonic(), writer.rows
-        chunks = _left(in_chunks(self.source.rows(), self.batch_size), done, output)
-        running = self.engine.run(chunks, writer.write, ordered=self.ordered, pending=pending)
-        with contextlib.closing(running):
-            _check_errors(writer, self.max_errors, output)
-            for _ in running:
-                seconds = time.monotonic() - started
-                fraction = self.source.fraction()
-                self.progress(Progress(writer.rows, writer.failed, writer.rows - before, seconds, fraction))
-                _check_errors(writer, self.max_errors, output)
-        return Summary(output, writer.rows, writer.failed, before, time.monotonic() - started)
-
-
-def _check_errors(writer: _LineWriter, max_errors: int | None, output: Path | None) -> None:
+def _check_errors(writer: LineWriter, max_errors: int | None, output: Path | None) -> None:
     if max_errors is None or writer.failed <= max_errors:
         return
     kept = f"; {writer.rows} rows are in {output}" if output is not None else ""
     raise TooManyErrors(
         f"{writer.failed} row{'s' if writer.failed > 1 else ''} failed, more than the {max_errors} allowed{kept}",
-        hint="the same command with a greater --max-errors goes on",
+        hint="repeat the command with a higher --max-errors to resume",
     )
 
 
-def _left(chunks: Iterator[Chunk], done: dict[int, int], output: Path | None) -> Iterator[Chunk]:
-    """The chunks that no earlier run wrote.
+def _unanswered(chunks: Iterator[Chunk], done: dict[int, int], output: Path) -> Iterator[Chunk]:
+    """Yield the chunks that no earlier run wrote; `done` has the checksums of those that one did.
 
     Raises:
-        HandlergenError: What an earlier run wrote was the answer to something else.
+        HandlergenError: An earlier run answered another input.
     """
+
+    def changed(why: str) -> HandlergenError:
+        return HandlergenError(
+            f"the input is not the one that {output} was started with: {why}",
+            hint="give the same input to resume, or --overwrite to start over",
+        )
+
     for chunk in chunks:
         expected = done.pop(chunk.number, None)
         if expected is None:
             yield chunk
         elif expected != chunk.checksum():
-            raise _another_input(output, f"rows from {chunk.rows[0].id} on are others")
+            raise changed(f"the rows from {chunk.rows[0].id} on differ")
     if done:
-        raise _another_input(output, "it has fewer rows")
-
-
-def _another_input(output: Path | None, why: str) -> HandlergenError:
-    return HandlergenError(
-        f"the input is not the one that {output} was begun with: {why}",
-        hint="give the same input to go on, or --overwrite to begin anew",
-    )
+        raise changed("it has fewer rows")
 
 
 def as_json(summary: Summary) -> dict[str, Any]:
-    """A summary as plain values."""
+    """Return a summary as JSON values."""
     return {
         "output": str(summary.output) if summary.output is not None else None,
         "rows": summary.rows,

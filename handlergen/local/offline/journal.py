@@ -1,17 +1,14 @@
-"""The record of a run, with which another run goes on where this one ended, whatever ended it.
+"""The journal of a run, from which a later run resumes, whatever ended the earlier one.
 
-**The journal.** Beside the output lies OUTPUT.journal: a line that describes the run, then one line a chunk, written
-after the chunk's lines are in the output: `[number, rows, failed, size of the output, CRC-32 of its lines, CRC-32 of
-its input]`. What a process wrote survives its SIGKILL; so that it survives the machine too, both files are synced in a
-thread of its own, a few times a second.
+**The journal.** OUTPUT.journal has a line that describes the run, then one line per chunk, written after the chunk's
+lines are in the output: `[number, rows, failed, size of the output, CRC-32 of its lines, CRC-32 of its input]`. What a
+process has written survives its SIGKILL; to survive a crash of the machine, a thread syncs both files a few times a
+second. A resumed run trusts the longest prefix of the journal whose last chunk is in the output as it was written,
+truncates the output there, and skips these chunks.
 
-A resumed run believes the longest prefix of the journal whose last chunk stands in the output as it was written, cuts
-the output there, and leaves out these chunks.
-
-**Pending outputs.** While one chunk is postprocessed, the next one is predicted: a run that is killed then has two
-chunks under way. So that another run predicts only one of them again, the outputs of the first are in OUTPUT.predicted
-before the second prediction begins. As with the journal, what a process wrote survives its SIGKILL. After a crash of
-the machine the file may be torn; then both chunks are predicted again.
+**Pending outputs.** While one chunk is postprocessed, the next one is predicted, so a killed run may lose two chunks.
+To predict only one of them again, OUTPUT.predicted stores the outputs of the first before the second prediction starts.
+After a crash of the machine that file may be torn; then both chunks are predicted again.
 """
 
 from __future__ import annotations
@@ -26,9 +23,8 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from handlergen.errors import HandlergenError
 from handlergen.local.offline.rows import Chunk, Lines
@@ -41,15 +37,14 @@ PENDING_SUFFIX = ".predicted"
 _SYNC_EVERY_S = 0.25
 
 _MOST_PENDING = 32 << 20
-"""Bytes of outputs above which writing them costs more than the overlap of two stages gives."""
+"""Outputs of more bytes take longer to write than the overlap of two stages saves."""
 
 _PENDING_HEAD = struct.Struct("<QI")
 """Size and CRC-32 of the pickle that follows."""
 
 
-@dataclass(frozen=True)
-class JournalEntry:
-    """One chunk that is done."""
+class JournalEntry(NamedTuple):
+    """One chunk that is in the output."""
 
     number: int
     rows: int
@@ -59,43 +54,32 @@ class JournalEntry:
     input_crc: int
 
     def line(self) -> bytes:
-        return b"[%d,%d,%d,%d,%d,%d]\n" % (
-            self.number,
-            self.rows,
-            self.failed,
-            self.size,
-            self.lines_crc,
-            self.input_crc,
-        )
+        return b"[%d,%d,%d,%d,%d,%d]\n" % self
 
 
 def journal_path(output: Path) -> Path:
-    """Where the journal of an output lies while it is not complete."""
+    """Return the path of an unfinished output's journal."""
     return output.with_name(output.name + SUFFIX)
 
 
 @contextlib.contextmanager
-def write_errors_told(file: Path) -> Iterator[None]:
-    """Make an error of the system while a run's file is written one that says how the run goes on.
-
-    Raises:
-        HandlergenError: The disk is full, say.
-    """
+def explained_write_errors(file: Path) -> Iterator[None]:
+    """Turn an OSError while a run's file is written into a HandlergenError that says how to resume."""
     try:
         yield
     except OSError as error:
         raise HandlergenError(
             f"{file} cannot be written: {error.strerror or error}",
-            hint="what is done is kept; when that is mended, the same command goes on",
+            hint="the output so far is kept; fix the cause and repeat the command to resume",
         ) from error
 
 
 class Journal:
-    """An output of lines and the record of what is in it; made by `open_journal`.
+    """An output of lines and its journal; made by `open_journal`.
 
     Attributes:
-        done: Input CRC by number of the chunks that an earlier run wrote.
-        rows, failed: How many rows are in the output, and how many of them are errors.
+        done: Chunks that an earlier run wrote: number -> CRC-32 of the input.
+        rows, failed: Number of rows in the output, and how many of them are errors.
     """
 
     def __init__(self, output: Path, files: tuple[int, int], entries: list[JournalEntry]) -> None:
@@ -107,18 +91,18 @@ class Journal:
         self._size = entries[-1].size if entries else 0
         self._dirty = threading.Event()
         self._ending = threading.Event()
-        self._trouble: OSError | None = None
+        self._sync_error: OSError | None = None
         self._syncer: threading.Thread | None = None
 
     def write(self, lines: Lines) -> None:
-        """Add a chunk's lines; when this returns, a resumed run does not repeat them.
+        """Append a chunk's lines and journal entry.
 
         Raises:
-            HandlergenError: The disk is full, say.
+            HandlergenError: A file cannot be written.
         """
-        with write_errors_told(self.output):
-            if self._trouble is not None:
-                raise self._trouble
+        with explained_write_errors(self.output):
+            if self._sync_error is not None:
+                raise self._sync_error
             chunk, text = lines.chunk, lines.text
             _write_all(self._output, text)
             self._size += len(text)
@@ -129,23 +113,23 @@ class Journal:
         self.rows += entry.rows
         self.failed += entry.failed
         self._dirty.set()
-        if self._syncer is None:  # not before: preparing processes are forked first
+        if self._syncer is None:  # the first chunk comes after preparing processes have been forked
             self._syncer = threading.Thread(target=self._sync, name="handlergen-sync", daemon=True)
             self._syncer.start()
 
     def close(self, *, complete: bool) -> None:
-        """Sync and close; the journal of a complete output is removed.
+        """Sync and close; remove the journal of a complete output.
 
         Raises:
-            OSError: What was written may not have reached the disk.
+            OSError: The output may not have reached the disk.
         """
         self._ending.set()
         self._dirty.set()
         if self._syncer is not None:
             self._syncer.join()
         try:
-            if self._trouble is not None:
-                raise self._trouble
+            if self._sync_error is not None:
+                raise self._sync_error
             os.fsync(self._output)
             if not complete:
                 os.fsync(self._journal)
@@ -163,21 +147,19 @@ class Journal:
                 os.fdatasync(self._output)
                 os.fdatasync(self._journal)
             except OSError as error:
-                self._trouble = error
+                self._sync_error = error
                 return
 
 
 def open_journal(output: Path, run: dict[str, Any], *, restart: bool) -> Journal:
-    """Begin an output, or go on with one that another run left.
+    """Start an output of lines, or resume an unfinished one.
 
     Args:
-        output: Of lines.
-        run: What makes this run the same as another one; plain JSON values.
-        restart: Begin anew whatever is there.
+        run: JSON values that must be the same to resume a run.
+        restart: Start over, whatever exists.
 
     Raises:
-        HandlergenError: There is a complete output, another run's, or one that is being written now; or it cannot be
-            written.
+        HandlergenError: The output is complete, is another run's, is being written now, or cannot be written.
     """
     try:
         return _opened(output, run, restart=restart)
@@ -190,7 +172,7 @@ def open_journal(output: Path, run: dict[str, Any], *, restart: bool) -> Journal
 def _opened(output: Path, run: dict[str, Any], *, restart: bool) -> Journal:
     path = journal_path(output)
     if output.exists() and not path.exists() and not restart:
-        raise HandlergenError(f"{output} is there already", hint="--overwrite makes it anew")
+        raise HandlergenError(f"{output} already exists", hint="use --overwrite to replace it")
     output.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as opened:
         journal = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -198,28 +180,28 @@ def _opened(output: Path, run: dict[str, Any], *, restart: bool) -> Journal:
         _claim(journal, output)
         lines = os.open(output, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         opened.callback(os.close, lines)
-        described, entries = _read(journal)
+        described, found = _read(journal)
         if restart or described is None:
-            described, entries = None, []
+            described, found = None, []
         else:
             _check_same(described, run, output)
-        while entries and not _stands(lines, entries):
-            entries.pop()
-        os.ftruncate(lines, entries[-1].size if entries else 0)
+        while found and not _is_intact(lines, found):
+            found.pop()
+        os.ftruncate(lines, found[-1].size if found else 0)
         os.lseek(lines, 0, os.SEEK_END)
         head = _head(described or run)
         if described is None:
             os.ftruncate(journal, 0)
             os.lseek(journal, 0, os.SEEK_SET)
             _write_all(journal, head)
-        os.ftruncate(journal, len(head) + sum(len(entry.line()) for entry in entries))
+        os.ftruncate(journal, len(head) + sum(len(entry.line()) for entry in found))
         os.lseek(journal, 0, os.SEEK_END)
         opened.pop_all()
-    return Journal(output, (lines, journal), entries)
+    return Journal(output, (lines, journal), found)
 
 
 def _claim(journal: int, output: Path) -> None:
-    """Only one run at a time. A record lock: forked preparing processes do not inherit it (fcntl(2))."""
+    """Allow one run at a time. Forked processes do not inherit a record lock (fcntl(2))."""
     try:
         fcntl.lockf(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -227,8 +209,8 @@ def _claim(journal: int, output: Path) -> None:
 
 
 def _read(journal: int) -> tuple[dict[str, Any] | None, list[JournalEntry]]:
-    """The run's description and its entries; a torn last line is as if it had not been begun."""
-    # Not through another descriptor: closing it would drop the record lock (fcntl(2)).
+    """Return the run's description and its entries, without a torn last line."""
+    # Closing another descriptor of the file would drop the record lock (fcntl(2)).
     lines = _pread(journal, 0, os.fstat(journal).st_size).split(b"\n")[:-1]
     try:
         described: dict[str, Any] = json.loads(lines[0])["run"]
@@ -248,8 +230,8 @@ def _read(journal: int) -> tuple[dict[str, Any] | None, list[JournalEntry]]:
     return described, entries
 
 
-def _stands(output: int, entries: list[JournalEntry]) -> bool:
-    """Is the last entry's chunk in the output as it was written? (After a crash of the machine it may not be.)"""
+def _is_intact(output: int, entries: list[JournalEntry]) -> bool:
+    """Return whether the last entry's chunk is in the output as it was written; after a crash it may not be."""
     last = entries[-1]
     start = entries[-2].size if len(entries) > 1 else 0
     return zlib.crc32(_pread(output, start, last.size - start)) == last.lines_crc
@@ -260,8 +242,8 @@ def _check_same(described: dict[str, Any], run: dict[str, Any], output: Path) ->
     if different:
         what = "; ".join(f"{key} was {described.get(key)}, is {run[key]}" for key in different)
         raise HandlergenError(
-            f"{output} was begun by another run: {what}",
-            hint="give what that run was given to go on with it, or --overwrite to begin anew",
+            f"{output} was started by another run: {what}",
+            hint="repeat that run's command to resume it, or use --overwrite to start over",
         )
 
 
@@ -287,32 +269,28 @@ def _write_all(file: int, content: bytes) -> None:
 
 
 class PendingOutputs:
-    """The file with the outputs of the chunk that was predicted last.
-
-    Args:
-        path: Where it is, if an earlier run left it; it is made when it is needed.
-    """
+    """The file with the outputs of the chunk that was predicted last; created when it is first needed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: int | None = None
         self._given_up = False
-        self._left = _pending_of(path)
+        self._left = _read_pending(path)
 
     def keep(self, chunk: Chunk, items: Sequence[Item]) -> bool:
-        """Write down what the postprocessing of a chunk needs of its prediction; replaces the chunk before it.
+        """Store the outputs of a chunk, replacing those of the previous chunk.
 
         Returns:
-            False when that cannot be: it is too much, or cannot be pickled. No later chunk is tried then.
+            False if they are too large or cannot be pickled. Later chunks are not stored then.
 
         Raises:
-            HandlergenError: The disk is full, say.
+            HandlergenError: The file cannot be written.
         """
         content = None if self._given_up else _pickled(chunk, items)
         if content is None:
             self._given_up = True
             return False
-        with write_errors_told(self._path):
+        with explained_write_errors(self._path):
             if self._file is None:
                 self._path.unlink(missing_ok=True)
                 self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -321,10 +299,10 @@ class PendingOutputs:
         return True
 
     def restore(self, chunk: Chunk, items: Sequence[Item]) -> bool:
-        """Give prepared items the outputs that an earlier run has predicted for them.
+        """Give prepared items the outputs that an earlier run predicted.
 
         Returns:
-            False when this is not the chunk that it left.
+            False if the stored outputs are not this chunk's.
         """
         if self._left is None or self._left[:2] != (chunk.number, chunk.checksum()):
             return False
@@ -332,7 +310,7 @@ class PendingOutputs:
         self._left = None
         try:
             outputs = serialization.unpack(pickled, map(bytearray, buffers))
-        except Exception:  # made by another version of what the module imports
+        except Exception:  # pickled with another version of a package
             return False
         for item, (failure, stage, output, metadata) in zip(items, outputs, strict=True):
             if failure is not None:
@@ -343,7 +321,7 @@ class PendingOutputs:
         return True
 
     def close(self, *, complete: bool) -> None:
-        """Close the file; that of a complete run is removed."""
+        """Close the file; remove it if the run is complete."""
         if self._file is not None:
             os.close(self._file)
         if complete:
@@ -353,7 +331,7 @@ class PendingOutputs:
 def _pickled(chunk: Chunk, items: Sequence[Item]) -> bytes | None:
     outputs = []
     for item in items:
-        if item.http is not None:  # an object of the hooks' own, on which predict may have left anything
+        if item.http is not None:  # a request object of the hooks, whose state predict may have changed
             return None
         outputs.append((item.failure, item.model_index, item.outputs, item.request._metadata or {}))
     try:
@@ -365,8 +343,8 @@ def _pickled(chunk: Chunk, items: Sequence[Item]) -> bytes | None:
     return pickle.dumps((chunk.number, chunk.checksum(), pickled, list(map(bytes, buffers))))
 
 
-def _pending_of(path: Path) -> tuple[int, int, bytes, list[bytes]] | None:
-    """Chunk, its input's CRC and its outputs of a whole file that nobody else could have written; else None."""
+def _read_pending(path: Path) -> tuple[int, int, bytes, list[bytes]] | None:
+    """Return chunk number, input CRC and outputs, if the file is complete and only this user can write to it."""
     with contextlib.suppress(OSError, struct.error):
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         with os.fdopen(file, "rb") as opened:

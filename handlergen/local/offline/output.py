@@ -1,4 +1,4 @@
-"""The files of an output: which they are, and how the lines of a finished run become one .npy or Parquet file."""
+"""The files of an output, and the conversion of a finished run's lines to .npy or Parquet."""
 
 from __future__ import annotations
 
@@ -19,22 +19,18 @@ _PARTIAL = ".partial"
 
 _ROWS_AT_ONCE = 4096
 _JSON = "json"
-"""In place of a column's type: JSON text, because its values have no type in common."""
+"""Instead of a column's type: its values have no type in common, and are written as JSON text."""
 
 
 @dataclass(frozen=True)
 class OutputFiles:
-    """The files of one output, whether they are there or not.
-
-    Attributes:
-        output: What the user named.
-    """
+    """The files of one output, whether they exist or not; `output` is the one that the user named."""
 
     output: Path
 
     @property
     def converted(self) -> bool:
-        """Is the output made of the lines in the end, because it is not lines itself?"""
+        """Whether the output is converted from lines at the end of the run."""
         return self.output.suffix.lower() in CONVERTERS
 
     @property
@@ -52,34 +48,30 @@ class OutputFiles:
 
     @property
     def partial(self) -> Path:
-        """What a converted output is called until it is complete."""
+        """The name of a converted output until it is complete."""
         return self.output.with_name(self.output.name + _PARTIAL)
 
     def refuse_as_input(self, path: Path) -> None:
-        """See that an input is none of them, under whatever name: it would be lost before it is read.
+        """Check that an input is not one of these files, which the run would overwrite.
 
         Raises:
-            HandlergenError: It is.
+            HandlergenError: It is one of them, perhaps under another name.
         """
         for own in self._all():
             if _same_file(own, path):
                 same = "" if own == path else f": {own} is the same file"
                 raise HandlergenError(
-                    f"{path} is the input, and the run would write over it{same}",
+                    f"{path} is the input, and the run would overwrite it{same}",
                     hint="name another output with -o",
                 )
 
-    def own(self, path: Path) -> bool:
-        """Is this file one of them? They come and go while a run works, so what counts is where they would be."""
-        return (path.name in self._names or path.is_symlink()) and path.resolve() in self._places
+    def contains(self, path: Path) -> bool:
+        """Return whether a path is one of these files, which need not exist at the moment."""
+        return path.resolve() in self._places
 
     @cached_property
     def _places(self) -> frozenset[Path]:
         return frozenset(path.resolve() for path in self._all())
-
-    @cached_property
-    def _names(self) -> frozenset[str]:
-        return frozenset(path.name for path in (*self._all(), *self._places))
 
     def _all(self) -> Iterator[Path]:
         yield from (self.output, self.lines, self.journal, self.pending, self.partial)
@@ -88,22 +80,20 @@ class OutputFiles:
 def _same_file(one: Path, other: Path) -> bool:
     try:
         return one.is_file() and one.samefile(other)
-    except OSError:  # too long for a name, say, which is told when it is opened
+    except OSError:  # such as a name that is too long; opening it reports the error
         return False
 
 
-def left_by(output: Path) -> bool:
-    """Has a run left something to go on with?"""
+def can_resume(output: Path) -> bool:
+    """Return whether there is an unfinished run to resume."""
     return OutputFiles(output).journal.exists()
 
 
 def to_npy(lines: Path, target: Path) -> None:
-    """Answers that are numbers, or arrays of one shape, as one float64 array; row i is row i of the output.
-
-    A failed row is NaN throughout.
+    """Write answers that are numbers, or arrays of one shape, as one float64 array; failed rows are NaN.
 
     Raises:
-        HandlergenError: The answers do not fit into one array; names the first that does not. The lines are kept.
+        HandlergenError: The answers do not fit into one array. The lines are kept.
     """
     numpy = numpy_for("a .npy output")
     shape, count = None, 0
@@ -123,7 +113,7 @@ def to_npy(lines: Path, target: Path) -> None:
 
 
 def to_parquet(lines: Path, target: Path) -> None:
-    """Columns `id`, `status`, `answer`, `error`; answers of one type keep it, others become JSON text.
+    """Write columns `id`, `status`, `answer`, `error`. Answers of one type keep it, others become JSON text.
 
     Raises:
         HandlergenError: pyarrow is not installed.
@@ -139,19 +129,19 @@ def to_parquet(lines: Path, target: Path) -> None:
     try:
         _write(lines, target, types)
     except pyarrow.ArrowException:
-        # A whole number of one batch is too large to be a float like those of another.
+        # An integer of one batch is too large for the floats of another.
         _write(lines, target, {**types, "answer": _JSON, "error": _JSON})
 
 
 CONVERTERS: Mapping[str, Callable[[Path, Path], None]] = {".npy": to_npy, ".parquet": to_parquet}
-"""By the output's suffix; any other output is JSONL."""
+"""By the output's suffix; other outputs are JSONL."""
 
 
 def check_installed(output: Path) -> None:
-    """Check that what writes this kind of output is installed, before the first row is answered.
+    """Check that the package that writes this kind of output is installed.
 
     Raises:
-        HandlergenError: It is not; says what to install.
+        HandlergenError: It is not.
     """
     if output.suffix.lower() == ".parquet":
         _pyarrow()
@@ -160,13 +150,10 @@ def check_installed(output: Path) -> None:
 
 
 def numpy_for(what: str) -> Any:
-    """Return numpy.
-
-    Args:
-        what: What needs it, for the message.
+    """Return numpy; `what` needs it.
 
     Raises:
-        HandlergenError: numpy is not installed; says what to do.
+        HandlergenError: numpy is not installed.
     """
     try:
         import numpy
@@ -207,20 +194,20 @@ def _write(lines: Path, target: Path, types: Mapping[str, Any]) -> None:
 
 
 def _merged(pyarrow: Any, known: Any, values: list[Any]) -> Any:
-    """The type that holds these values and those of the batches before; `_JSON` when there is none."""
+    """Return the type that holds these values and those of earlier batches; `_JSON` if there is none."""
     try:
         found = pyarrow.array(values).type
         if known is not None and not pyarrow.types.is_null(known):
             schemas = [pyarrow.schema([("v", kind)]) for kind in (known, found)]
             found = pyarrow.unify_schemas(schemas, promote_options="permissive").field("v").type
             pyarrow.array(values, found)
-    except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError):  # the last: half a surrogate pair
+    except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError):  # the last: an unpaired surrogate
         return _JSON
     return _JSON if _has_empty_struct(pyarrow, found) else found
 
 
 def _has_empty_struct(pyarrow: Any, kind: Any) -> bool:
-    """Is a `{}` in it, which Parquet cannot hold?"""
+    """Return whether a type contains an empty struct (`{}`), which Parquet does not support."""
     if pyarrow.types.is_struct(kind):
         return kind.num_fields == 0 or any(_has_empty_struct(pyarrow, field.type) for field in kind)
     return bool(pyarrow.types.is_list(kind)) and _has_empty_struct(pyarrow, kind.value_type)
@@ -238,7 +225,7 @@ def _json_text(row: dict[str, Any], name: str) -> str | None:
     if value is None and not (name == "answer" and name in row):
         return None
     text = value if name == "id" and isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    # Half a surrogate pair, which no UTF-8 text can hold, becomes the escape that it is in the lines.
+    # An unpaired surrogate, which UTF-8 cannot encode, becomes the escape that it is in the lines.
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -249,13 +236,13 @@ def _numbers(row: dict[str, Any]) -> Any:
     try:
         array = numpy.asarray(row["answer"], dtype=numpy.float64)
     except (TypeError, ValueError):
-        raise _unfit(row, "is no array of numbers") from None
+        raise _unfit(row, "is not an array of numbers") from None
     return array
 
 
 def _unfit(row: dict[str, Any], why: str) -> HandlergenError:
     return HandlergenError(
-        f"the answers do not fit into one .npy array: that of row {row['id']} {why}",
+        f"the answers do not fit into one .npy array: the answer of row {row['id']} {why}",
         hint="the answers are kept as lines beside the output; write to a .jsonl or .parquet file instead",
     )
 

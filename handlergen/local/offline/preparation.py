@@ -1,4 +1,4 @@
-"""Decoding and preprocessing of many rows beside the predictions: in forked processes, in threads, or in between."""
+"""Decode and preprocess rows while others are predicted: in forked processes, in threads, or in the same thread."""
 
 from __future__ import annotations
 
@@ -34,24 +34,20 @@ from handlergen.runtime.predictor_process import serialization
 from handlergen.runtime.request import BadRequest
 
 if TYPE_CHECKING:
-    from handlergen.runtime.contract import Contract
+    from handlergen.local.model import LocalModel
 
 _CHUNKS_AHEAD = 2
-"""Chunks that are read ahead, for each worker."""
+"""Chunks read ahead per worker."""
 
 _SMALLEST_PIECE = 4
-"""Rows that are worth a message to a process."""
+"""The fewest rows to send to a process at once."""
 
 _WORTH_A_PROCESS_S = 80e-6
-"""A row whose preparation takes less is prepared in the predicting thread: on two cores, two processes begin to save
-time at about this much (rows of eight numbers)."""
+"""Rows that take less are prepared in the predicting thread: on two cores, two processes begin to save time at about
+this much (rows of eight numbers)."""
 
 _NICENESS = 5
-"""Of a preparing process. The predicting process, for which the device waits, goes first: it needs a core for some
-milliseconds a batch."""
-
-_SMALL = 1 << 14
-"""Bytes of a tensor or array, below which it travels in the message with the others."""
+"""Of a preparing process: the predicting process, which the device waits for, has priority."""
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -59,7 +55,7 @@ Prepared = tuple[Chunk, list[Item]]
 
 
 def prepare(pipeline: Pipeline, rows: Sequence[Row]) -> list[Item]:
-    """Make requests of rows, decode and preprocess them in this thread. A row whose file cannot be read has failed."""
+    """Decode and preprocess rows in this thread. A row whose file cannot be read becomes a failed item."""
     bodies, unreadable = [], {}
     for index, row in enumerate(rows):
         body = row.body if isinstance(row.body, bytes) else b""
@@ -77,7 +73,7 @@ def prepare(pipeline: Pipeline, rows: Sequence[Row]) -> list[Item]:
 
 
 def _items_of(rows: Sequence[Row], bodies: Sequence[dict[str, Any]]) -> list[Item]:
-    # Headers are only read: rows of one content type share theirs.
+    # Headers are read-only, so rows of one content type share them.
     headers = {kind: body_request(b"", kind)[1] for kind in {row.content_type for row in rows}}
     return open_items(bodies, [headers[row.content_type] for row in rows], [str(row.id) for row in rows])
 
@@ -86,37 +82,33 @@ class Preparation:
     """Prepares chunks ahead of the predictions.
 
     Args:
-        pipeline: Of the loaded model.
-        contract: Its hooks.
-        directory: Where hooks expect to run.
-        workers: How many processes or threads; 0 prepares in the predicting thread; None: one a core where that is
-            faster. For files it always is; of other rows the first chunk tells.
-        threads: Threads instead of processes.
-        ordered: Yield chunks in the order of the input; else as they are ready.
-        tell: Is told, once, that preparation cannot run in processes.
+        model: The loaded model.
+        workers: Number of processes or threads; 0: prepare in the predicting thread; None: one per core if that is
+            faster, which it always is for files, and which the first chunk shows for other rows.
+        threads: Use threads instead of processes.
+        ordered: Yield chunks in the order of the input, not as they are ready.
+        warn: Called once if rows cannot be prepared in processes.
     """
 
     def __init__(
         self,
-        pipeline: Pipeline,
-        contract: Contract,
-        directory: Path,
+        model: LocalModel,
         *,
         workers: int | None,
         threads: bool,
         ordered: bool,
-        tell: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> None:
-        self._pipeline = pipeline
-        self._contract = contract
-        self._directory = directory
+        self._pipeline = model.worker.pipeline
+        self._contract = model.worker.bundle.contract
+        self._directory = model.root
         self._workers = workers
         self._threads = threads
         self._ordered = ordered
-        self._tell: Callable[[str], None] | None = tell
+        self._warn: Callable[[str], None] | None = warn
 
     def run(self, chunks: Iterable[Chunk]) -> Generator[Prepared, None, None]:
-        """Prepare each chunk; reads `_CHUNKS_AHEAD` chunks a worker ahead, and no further.
+        """Prepare each chunk, reading at most `_CHUNKS_AHEAD` chunks per worker ahead.
 
         Raises:
             HandlergenError: A preparing process died.
@@ -135,15 +127,17 @@ class Preparation:
                 yield chunk, prepare(self._pipeline, chunk.rows)
         elif self._threads:
             yield from measured
-            yield from self._beside(chunks, workers, lambda rows: prepare(self._pipeline, rows), lambda: None)
+            yield from self._in_parallel(
+                chunks, workers, lambda rows: prepare(self._pipeline, rows), lambda: None
+            )
         else:
-            # Forked first: what predicts the measured chunk starts threads, which a fork must not see.
+            # Fork before the measured chunk is predicted, which starts threads: a fork does not copy them.
             with self._processes(workers) as (prepare_in_process, kill):
                 yield from measured
-                yield from self._beside(chunks, workers, prepare_in_process, kill)
+                yield from self._in_parallel(chunks, workers, prepare_in_process, kill)
 
     def _is_cheap(self, first: Chunk, measured: list[Prepared]) -> bool:
-        """Would a process cost more than it saves? Prepares the first chunk to find out, unless it is of files."""
+        """Return whether a process costs more than it saves; measures the first chunk unless its rows are files."""
         if "preprocess" not in self._contract.hooks and not FORMS[self._contract.form].several_models:
             return True
         if isinstance(first.rows[0].body, Path):
@@ -156,14 +150,14 @@ class Preparation:
         measured.append((first, _numbered(items)))
         return took_s < _WORTH_A_PROCESS_S * (len(first.rows) - half)
 
-    def _beside(
+    def _in_parallel(
         self,
         chunks: Iterable[Chunk],
         workers: int,
         prepare_piece: Callable[[Sequence[Row]], list[Item]],
         abort: Callable[[], None],
     ) -> Iterator[Prepared]:
-        """Prepare each chunk in pieces, one for each worker. At the end, `abort` what is under way and wait for it."""
+        """Prepare each chunk in pieces, one per worker. At the end, `abort` pieces in progress and wait for them."""
         waiting: deque[tuple[Chunk, list[Future[list[Item]]]]] = deque()
         pool = ThreadPoolExecutor(workers, thread_name_prefix="handlergen-prepare")
         try:
@@ -189,19 +183,21 @@ class Preparation:
         try:
             return chunk, _numbered([item for piece in pieces for item in piece.result()])
         except _NotInAFork as why:
-            if self._tell is not None:
-                self._tell(f"{why}: rows are prepared in the predicting process; --threads does it beside")
-                self._tell = None
+            if self._warn is not None:
+                self._warn(
+                    f"{why}: rows are prepared in the predicting process; use --threads to do so in parallel"
+                )
+                self._warn = None
             return chunk, prepare(self._pipeline, chunk.rows)
 
     @contextlib.contextmanager
     def _processes(
         self, count: int
     ) -> Iterator[tuple[Callable[[Sequence[Row]], list[Item]], Callable[[], None]]]:
-        """Fork preparing processes, which have ended afterwards.
+        """Fork preparing processes; kill them at the end.
 
         Yields:
-            What prepares rows in a process that is idle, and what kills all processes.
+            A function that prepares rows in an idle process, and one that kills all processes.
         """
         hook_inputs = HookInputs.of(self._contract, ("predict", "postprocess"))
         processes: list[_PreparingProcess] = []
@@ -248,14 +244,14 @@ class _NotInAFork(Exception):
 class _PreparingProcess:
     """A forked process that prepares rows for one thread at a time.
 
-    Forked: the model's hooks are there, whatever they hold, without being pickled or loaded again. It is safe because
-    nothing runs beside: threads of this process start after the fork.
+    A fork has the model's hooks and their state without pickling or loading them. It is safe because this process
+    starts its threads afterwards.
 
     Args:
-        number: Which it is, from 0.
-        pipeline: Of the loaded model.
+        number: From 0.
+        pipeline: The loaded model's pipeline.
         hook_inputs: The parts of a request that the later stages read.
-        directory: Where hooks expect to run.
+        directory: The working directory of hooks.
         earlier: The processes that were forked before.
     """
 
@@ -271,7 +267,7 @@ class _PreparingProcess:
         self._connection, theirs = context.Pipe()
 
         def run() -> None:
-            # Held open here, they would hide from this process and from its sisters that the parent has ended.
+            # Open copies here would hide from the preparing processes that the parent has ended.
             for each in [*(process._connection for process in earlier), self._connection]:
                 each.close()
             _set_up(number, directory)
@@ -284,10 +280,10 @@ class _PreparingProcess:
         theirs.close()
 
     def prepare(self, rows: Sequence[Row]) -> list[Item]:
-        """Prepare rows there.
+        """Prepare rows in the process.
 
         Raises:
-            _NotInAFork: They must be prepared in this process.
+            _NotInAFork: The rows must be prepared in this process.
             HandlergenError: The process died.
         """
         try:
@@ -295,16 +291,12 @@ class _PreparingProcess:
             answer = self._connection.recv()
             if isinstance(answer, str):
                 raise _NotInAFork(answer)
-            pickled, parts = answer
-            buffers = [bytearray(part) for part in parts]
-            for part, buffer in zip(parts, buffers, strict=True):
-                if isinstance(part, int):
-                    self._connection.recv_bytes_into(buffer)
+            pickled, buffers = answer
         except (EOFError, OSError):
             self._process.join(1)
             raise HandlergenError(
                 f"a process that prepares rows died ({_how_it_ended(self._process.exitcode)})",
-                hint="what is written stays; fewer --workers, or a smaller --batch-size, need less memory",
+                hint="the output so far is kept; fewer --workers or a smaller --batch-size need less memory",
             ) from None
         items = _items_of(rows, [{} for _ in rows])
         for item, value in zip(items, serialization.unpack(pickled, buffers), strict=True):
@@ -312,11 +304,11 @@ class _PreparingProcess:
         return items
 
     def kill(self) -> None:
-        """End the process, whatever it does: what waits for its answer is told that it died."""
+        """Kill the process; a `prepare` in progress raises."""
         self._process.kill()
 
     def close(self) -> None:
-        """Forget the process, which has been killed."""
+        """Wait for the killed process and release it."""
         self._process.join()
         self._process.close()
         self._connection.close()
@@ -329,18 +321,16 @@ def _how_it_ended(status: int | None) -> str:
 
 
 def _set_up(number: int, directory: Path) -> None:
-    """Make a freshly forked process one that prepares."""
-    # The parent ends this process, when it has seen to what is under way; a terminal's Ctrl-C goes to both.
+    """Set up a freshly forked process."""
+    # A terminal's Ctrl-C goes to both processes; the parent ends this one once it has cleaned up.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":  # even a SIGKILL of the parent's thread that forked it ends this process
+    if sys.platform == "linux":  # ends this process with the thread that forked it, SIGKILL included
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.nice(_NICENESS)
     keep_freed_memory()
     os.chdir(directory)
-    torch.set_num_threads(
-        1
-    )  # the processes themselves are as many as the cores; and OpenMP's threads are not forked
-    seed = (torch.initial_seed() + number + 1) % 2**63  # else all of them would draw the same random numbers
+    torch.set_num_threads(1)  # there is a process per core, and a fork has none of OpenMP's threads
+    seed = (torch.initial_seed() + number + 1) % 2**63  # or all processes would draw the same random numbers
     torch.manual_seed(seed)
     random.seed(seed)
     if "numpy" in sys.modules:
@@ -348,59 +338,52 @@ def _set_up(number: int, directory: Path) -> None:
 
 
 def _prepare_until_closed(connection: Connection, pipeline: _ForkedPipeline, hook_inputs: HookInputs) -> None:
-    """Answer each list of rows that arrives, until the parent has closed the connection or ended."""
+    """Answer lists of rows until the parent closes the connection or ends."""
     with contextlib.suppress(EOFError, OSError):
         while True:
             rows = connection.recv()
-            items = prepare(pipeline.stages, rows) if not pipeline.refused else []
+            items = prepare(pipeline.pipeline, rows) if not pipeline.refused else []
             if pipeline.refused:
                 connection.send(pipeline.refused)
                 continue
             try:
-                pickled, buffers = serialization.pack([_taken(item, hook_inputs) for item in items])
+                pickled, buffers = serialization.pack([_plain_values(item, hook_inputs) for item in items])
             except Exception as error:  # the pickling of the user's own types raises anything
-                connection.send(f"what preprocess returned cannot cross to another process ({error})")
+                connection.send(f"the result of preprocess cannot be sent to another process ({error})")
                 continue
-            # Large buffers follow the message one by one, by their sizes: without being copied into a pickle, they cost
-            # 0.4 ms for the 600 KB of an image, 2 % of what decoding it costs (benchmarks/map_speed.py).
-            large = [buffer for buffer in buffers if buffer.nbytes > _SMALL]
-            parts = [buffer.nbytes if buffer.nbytes > _SMALL else bytes(buffer) for buffer in buffers]
-            connection.send((pickled, parts))
-            for buffer in large:
-                connection.send_bytes(buffer)
+            connection.send((pickled, [bytearray(buffer) for buffer in buffers]))
 
 
 class _ForkedPipeline:
-    """The pipeline in a preparing process. What fails because of the fork alone fails without a word.
+    """The pipeline in a preparing process. A failure that only the fork causes is not logged.
 
     Attributes:
-        stages: The pipeline.
-        refused: Why rows must be prepared in the parent; "" when they need not.
+        refused: Why rows must be prepared in the parent, or "".
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
-        self.stages = pipeline.forked()
+        self.pipeline = pipeline.forked()
         self.refused = ""
         self._fail = pipeline.fail
-        self.stages.fail = self._failed
+        self.pipeline.fail = self._failed
 
     def _failed(self, item: Item, error: BaseException, hook: str) -> None:
         if isinstance(error, RuntimeError) and "forked subprocess" in str(error):
-            self.refused = "preprocess uses the GPU, which a forked process cannot"
+            self.refused = "preprocess uses the GPU, which a forked process cannot do"
             item.failure = Failure(500, type(error).__name__, str(error))
         else:
             self._fail(item, error, hook)
 
 
-def _taken(item: Item, hook_inputs: HookInputs) -> tuple[Any, ...]:
-    """A prepared item as plain values: its failure, or what the later stages read."""
+def _plain_values(item: Item, hook_inputs: HookInputs) -> tuple[Any, ...]:
+    """Return a prepared item as plain values: its failure, or what the later stages read."""
     if item.failure is not None:
         return (item.failure,)
     return (None, item.inputs, item.request._metadata, *hook_inputs.of_item(item))
 
 
 def _restore(item: Item, value: tuple[Any, ...]) -> None:
-    """Give an item of the predicting process what `_taken` took."""
+    """Apply `_plain_values` to an item in the predicting process."""
     item.failure = value[0]
     if item.failure is None:
         _, item.inputs, metadata, item.data, item.files, entry, item.http = value

@@ -1,7 +1,7 @@
-"""The same job on a Ray cluster: chunks go to actors, each of which holds one model on one device.
+"""Map on a Ray cluster: chunks go to actors, each of which has one copy of the model on one device.
 
-The actors get the archive's bytes, load it as `handlergen.load` does and run the same pipeline; every node needs
-handlergen and what the model imports, and nothing else. Rows are read here, and files' bytes too.
+The actors get the archive's bytes, load it like `handlergen.load` and run the same pipeline. Every node needs
+handlergen and the packages that the model imports. Rows, and the files they name, are read on this machine.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
     from handlergen.local.offline.journal import PendingOutputs
 
 _CALLS_AT_ONCE = 2
-"""In each actor: one chunk's preprocess and postprocess run beside another's predict."""
+"""Per actor: one chunk's preprocess and postprocess run during another's predict."""
 
 _CALLS_AHEAD = 2
-"""That wait for each actor, so that it never waits for its next chunk."""
+"""Calls that wait per actor, so that it never waits for its next chunk."""
 
 
 @contextlib.contextmanager
 def open_ray_engine(source: Path, *, actors: int | None) -> Iterator[Engine]:
-    """Pack the model if it is not, and connect to the cluster.
+    """Archive the model if necessary, and connect to the cluster.
 
     The cluster is the one that this process is connected to, that RAY_ADDRESS names or that runs on this machine; if
-    there is none, one is started here for the run.
+    there is none, one is started on this machine for the run.
 
     Args:
         source: What `handlergen archive` takes, or a .mar.
-        actors: How many copies of the model; by default one a GPU of the cluster, or one a node without GPUs.
+        actors: Number of copies of the model; by default one per GPU of the cluster, or one per node without GPUs.
 
     Raises:
-        HandlergenError: Ray is not installed, or the source cannot be packed.
+        HandlergenError: Ray is not installed, or the source cannot be archived.
     """
     try:
         import ray
@@ -69,17 +69,12 @@ def open_ray_engine(source: Path, *, actors: int | None) -> Iterator[Engine]:
 
 
 class RayEngine:
-    """Answers on the cluster that this process is connected to.
-
-    Args:
-        archive: The .mar.
-        actors: As for `open_ray_engine`.
-    """
+    """Answers on the cluster that this process is connected to; `actors` is as for `open_ray_engine`."""
 
     def __init__(self, archive: Path, actors: int | None) -> None:
         import ray
 
-        from handlergen.local.identity import identity_of_archive
+        from handlergen.local.model import identity_of_archive
 
         self.identity = identity_of_archive(archive)
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -87,7 +82,7 @@ class RayEngine:
         nodes = len([node for node in ray.nodes() if node["Alive"]])  # type: ignore[no-untyped-call]
         self._actors = actors or gpus or nodes
         self._archive = ray.put(archive.read_bytes())
-        # Ray starts a lost actor again, on another node if need be, and repeats the calls that it had not answered.
+        # Ray restarts a lost actor, on another node if necessary, and repeats its unanswered calls.
         self._actor_class = ray.remote(_ModelActor).options(
             num_gpus=1 if gpus else 0,
             num_cpus=0 if gpus else 1,
@@ -108,27 +103,23 @@ class RayEngine:
         import ray
 
         actors: list[Any] = [self._actor_class.remote(self._archive) for _ in range(self._actors)]
-        calls = _Calls(chunks, actors, ordered=ordered)
-        calls.start()
+        feeder = _ChunkFeeder(chunks, actors, ordered=ordered)
+        feeder.start()
         try:
-            for chunk, future in calls.answered():
+            for chunk, future in feeder.answered():
                 text, failed = future.result()
                 write(Lines(chunk, text, failed))
                 yield
         finally:
-            calls.stop()
+            feeder.stop()
             for actor in actors:
                 ray.kill(actor)
 
 
-class _Calls(threading.Thread):
-    """Reads chunks and gives each to the actor that has the fewest.
+class _ChunkFeeder(threading.Thread):
+    """Reads chunks and gives each to the actor with the fewest calls.
 
-    In a thread: an input that waits (`tail -f`) keeps no answer back.
-
-    Args:
-        chunks: Read no further than the actors need.
-        ordered: Keep the order of the chunks.
+    A thread of its own, so that an input that waits (`tail -f`) does not delay answers.
     """
 
     def __init__(self, chunks: Iterable[Chunk], actors: list[Any], *, ordered: bool) -> None:
@@ -139,7 +130,7 @@ class _Calls(threading.Thread):
         for _ in range(_CALLS_AT_ONCE + _CALLS_AHEAD):
             for actor in actors:
                 self._idle.put(actor)
-        # As many as are under way may also wait to be written.
+        # As many chunks as are in progress may also wait to be written.
         self._unwritten = threading.Semaphore(2 * self._idle.qsize())
         self._made: queue.SimpleQueue[tuple[Chunk, Future[Any]] | int] = queue.SimpleQueue()
         self._stopped = False
@@ -176,7 +167,7 @@ class _Calls(threading.Thread):
         """Yield each chunk with the future of its answer.
 
         Raises:
-            Exception: What reading the input raised, after the chunks that came before.
+            Exception: What reading the input raised, after the chunks before it.
         """
         count, total = 0, -1
         while count != total:
@@ -191,14 +182,14 @@ class _Calls(threading.Thread):
             raise self._error
 
     def stop(self) -> None:
-        """Read no further."""
+        """Stop reading."""
         self._stopped = True
         self._unwritten.release()
         self._idle.put(None)
 
 
 def _with_content(row: Row) -> Row:
-    """A file's bytes in place of its path, which means nothing on another node; an unreadable one fails there."""
+    """Replace a file's path, unknown to other nodes, by its bytes. An unreadable file fails in the actor."""
     if isinstance(row.body, Path):
         with contextlib.suppress(OSError):
             return row._replace(body=row.body.read_bytes())
@@ -206,11 +197,7 @@ def _with_content(row: Row) -> Row:
 
 
 class _ModelActor:
-    """The loaded model, on one node.
-
-    Args:
-        archive: The .mar's bytes.
-    """
+    """The loaded model on one node; `archive` is the .mar's bytes."""
 
     def __init__(self, archive: bytes) -> None:
         import ray
@@ -220,13 +207,13 @@ class _ModelActor:
         with tempfile.TemporaryDirectory(prefix="handlergen-") as directory:
             path = Path(directory) / "model.mar"
             path.write_bytes(archive)
-            # Ray shows an actor its own GPUs only, so the first is the one it was given.
+            # Ray shows an actor its own GPUs only, so the first is its GPU.
             self._model: LocalModel = load(path, gpu=0 if ray.get_gpu_ids() else None)
         os.chdir(self._model.root)
         self._model.worker.disable_lock_timeout()
 
     def answer(self, number: int, rows: list[Row]) -> tuple[bytes, int]:
-        """Return the lines of a chunk, and how many of them are errors."""
+        """Return the lines of a chunk, and how many of its rows failed."""
         pipeline = self._model.worker.pipeline
         items = prepare(pipeline, rows)
         pipeline.predict(items)

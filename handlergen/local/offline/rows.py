@@ -1,4 +1,4 @@
-"""What goes in, row by row, and what comes out for each."""
+"""The rows of an input, and the result and output line of each."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Row(NamedTuple):
     """One input, as a client would post it.
 
     Attributes:
-        id: What its answer is found by: the row's number from 0, a file's relative path, or a field of the row.
+        id: Identifies its result: the row's number from 0, a file's relative path, or a field of the row.
         body: The bytes, or the file that has them, which is read where the row is prepared.
-        content_type: As in the request's header.
-        version: Of a file: its size and when it was changed, before it is read.
+        content_type: The request's header.
+        version: Of a file: size and modification time when the file was listed.
     """
 
     id: RowId
@@ -36,31 +36,25 @@ class Row(NamedTuple):
     content_type: str
     version: str = ""
 
-    def told_apart_by(self) -> bytes:
-        """What another row hardly has in common with this one."""
-        return self.body if isinstance(self.body, bytes) else os.fsencode(self.body) + self.version.encode()
-
 
 class Chunk(NamedTuple):
-    """Rows that are prepared, predicted, answered and recorded together.
-
-    Attributes:
-        number: From 0, in the order of the input.
-    """
+    """Rows that are prepared, predicted, written and recorded together; numbered from 0."""
 
     number: int
     rows: list[Row]
 
     def checksum(self) -> int:
-        """CRC-32 of the rows' bodies (of a file: its path and version), to recognise the same input again."""
+        """Return the CRC-32 of the rows' bodies (of a file: its path and version), to recognize the same input."""
         value = 0
         for row in self.rows:
-            value = zlib.crc32(row.told_apart_by(), value)
+            body = row.body
+            key = body if isinstance(body, bytes) else os.fsencode(body) + row.version.encode()
+            value = zlib.crc32(key, value)
         return value
 
 
 def in_chunks(rows: Iterable[Row], size: int) -> Iterator[Chunk]:
-    """Rows in chunks of `size`; the last may be shorter. Never reads ahead of the chunk that is asked for."""
+    """Yield chunks of `size` rows; the last may be shorter. Never reads ahead."""
     waiting = iter(rows)
     for number in itertools.count():
         chunk = list(itertools.islice(waiting, size))
@@ -74,9 +68,8 @@ class Result:
     """The answer to one row.
 
     Attributes:
-        id: The row's.
-        status: HTTP status that a client would have got.
-        content_type: Of `body`.
+        id: The row's id.
+        status: The HTTP status that a client would get.
         body: The answer's bytes; for a failed row the error body.
     """
 
@@ -87,17 +80,17 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        """Is it an answer, not an error?"""
+        """Whether the row was answered without an error."""
         return self.status < 400
 
     @property
     def value(self) -> Any:
-        """The decoded body: a JSON value, or the bytes when it is no JSON."""
+        """The decoded body: a JSON value, or the bytes if it is not JSON."""
         return json.loads(self.body) if _is_json(self.content_type) else self.body
 
 
 def result_of(row_id: RowId, item: Item) -> Result:
-    """What became of a row; `item` has its reply or its failure."""
+    """Return the result of a row; `item` has its reply or its failure."""
     failure = item.failure
     if failure is not None:
         body = body_without_server(failure.body(str(row_id)))
@@ -108,12 +101,7 @@ def result_of(row_id: RowId, item: Item) -> Result:
 
 @dataclass(frozen=True)
 class Lines:
-    """A chunk's part of an output of lines.
-
-    Attributes:
-        text: A line of JSON for each row.
-        failed: How many rows are errors.
-    """
+    """A chunk's lines of output: one JSON line per row, and how many rows failed."""
 
     chunk: Chunk
     text: bytes
@@ -121,15 +109,15 @@ class Lines:
 
     @classmethod
     def of(cls, chunk: Chunk, items: list[Item]) -> Lines:
-        """Make the lines of a chunk; its items have their reply or failure."""
+        """Return the lines of a chunk, whose items have their reply or failure."""
         text = b"".join(line_of(row.id, item) for row, item in zip(chunk.rows, items, strict=True))
         return cls(chunk, text, sum(map(_is_failed, items)))
 
 
 def line_of(row_id: RowId, item: Item) -> bytes:
-    """A row's line of JSONL: `{"id", "status", "answer"}`, or `{"id", "status", "error"}`.
+    """Return a row's line of JSONL: `{"id", "status", "answer"}`, or `{"id", "status", "error"}`.
 
-    An answer that is no JSON stands there as text (`text/*`), else as base64; `content_type` then says of what.
+    An answer that is not JSON is written as text (`text/*`) or base64, with its `content_type`.
     """
     failure = item.failure
     start = b'{"id":%s,"status":%d,' % (_id_bytes(row_id), failure.status if failure else item.reply.status)
@@ -151,7 +139,6 @@ def line_of(row_id: RowId, item: Item) -> bytes:
 
 
 def _is_failed(item: Item) -> bool:
-    """Has the row an error instead of an answer?"""
     return item.failure is not None or item.reply.status >= 400
 
 
@@ -164,7 +151,7 @@ def _id_bytes(row_id: RowId) -> bytes:
 
 
 def _one_line(body: bytes) -> bytes | None:
-    """A hook's own JSON text without line breaks; None when it is no JSON after all."""
+    """Return a hook's own JSON text without line breaks; None if it is not JSON."""
     try:
         return _json(json.loads(body))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Where rows come from: JSONL, CSV, .npy, a directory or glob of files, standard input."""
+"""Read rows from JSONL, CSV, .npy, a directory or glob of files, or standard input."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ _LARGEST_FIELD = 1 << 30
 
 @dataclass
 class RowSource:
-    """An input that can be read from its beginning, once.
+    """An input that can be read once, from its start.
 
     Attributes:
         format: `jsonl`, `csv`, `npy` or `files`.
         path: The file or directory; None for standard input and for a glob.
         pattern: A glob that the files match; of a single file its name.
-        id_field: The field of a row that is its id; None: its number.
-        content_type: In place of the one that a file's name suggests.
-        stream: What to read in place of `path`.
-        directory: What `pattern` is relative to.
-        leave_out: Whether a file that is found is no input after all: the run's own output, say.
-        tell: Gets warnings for the user.
+        id_field: The field of a row that is its id; None: use its number.
+        content_type: Overrides the type guessed from the file name.
+        stream: Read instead of `path`.
+        directory: `pattern` is relative to it.
+        leave_out: Whether to skip a file that was found, such as the run's own output.
+        warn: Gets warnings for the user.
+        fraction: Share of the input that has been read, 0..1; None if its size is unknown.
     """
 
     format: str
@@ -50,12 +51,12 @@ class RowSource:
     stream: IO[bytes] | None = None
     directory: Path = field(default_factory=Path.cwd)
     leave_out: Callable[[Path], bool] = lambda _path: False
-    tell: Callable[[str], None] = lambda _message: None
-    _read: list[float] = field(default_factory=lambda: [0.0])
+    warn: Callable[[str], None] = lambda _message: None
+    fraction: float | None = field(default=None, init=False)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells this input from another one, for a run that is resumed."""
+        """Return what identifies this input, for a run that is resumed."""
         found = self.path if self.path is not None and not _is_pipe(self.path) else None
         return {
             "format": self.format,
@@ -65,24 +66,17 @@ class RowSource:
         }
 
     def rows(self) -> Iterator[Row]:
-        """The rows, read as they are asked for.
+        """Yield the rows, read as they are needed.
 
         Raises:
-            HandlergenError: The input cannot be read, or a row of it has no such field as `id_field`.
+            HandlergenError: The input cannot be read.
         """
         try:
-            yield from {
-                "jsonl": self._jsonl,
-                "csv": self._csv,
-                "npy": self._npy,
-                "files": self._files,
-            }[self.format]()
+            yield from {"jsonl": self._jsonl, "csv": self._csv, "npy": self._npy, "files": self._files}[
+                self.format
+            ]()
         except OSError as error:
             raise HandlergenError(f"cannot read {error.filename or self._name}: {error.strerror}") from error
-
-    def fraction(self) -> float | None:
-        """How much of the input has been read, 0 to 1; None when its size is not known. From any thread."""
-        return self._read[0] or None
 
     @property
     def _name(self) -> str:
@@ -105,7 +99,7 @@ class RowSource:
                 if not body:
                     continue
                 if size:
-                    self._read[0] = done / size
+                    self.fraction = done / size
                 yield Row(self._id(number, body) if own_id else number, body, JSON)
                 number += 1
 
@@ -115,33 +109,33 @@ class RowSource:
             delimiter = "\t" if self.path is not None and self.path.suffix.lower() in _TSV else ","
             for number, row in enumerate(_csv_rows(file, delimiter=delimiter, name=self._name)):
                 if size:
-                    self._read[0] = min(1.0, file.tell() / size)
+                    self.fraction = min(1.0, file.tell() / size)
                 body = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogateescape")
                 yield Row(self._id(number, row), body, JSON)
 
     def _npy(self) -> Iterator[Row]:
         numpy = numpy_for("a .npy input")
         if self.path is None or _is_pipe(self.path):
-            raise HandlergenError(f"a .npy input must be a file: {self._name} can be read only once")
+            raise HandlergenError(f"a .npy input must be a file: {self._name} can only be read once")
         try:
             array = numpy.load(self.path, mmap_mode="r", allow_pickle=False)
         except ValueError as error:
-            raise HandlergenError(f"{self.path} is no .npy file of numbers: {error}") from error
+            raise HandlergenError(f"{self.path} is not a .npy file of numbers: {error}") from error
         if array.ndim == 0:
             raise HandlergenError(f"{self.path} has no rows: it is a single number")
         for number in range(len(array)):
-            self._read[0] = (number + 1) / len(array)
+            self.fraction = (number + 1) / len(array)
             yield Row(number, npy_bytes(array[number]), NPY)
 
     def _files(self) -> Iterator[Row]:
         if self.pattern is not None:
-            # Path.glob takes no absolute pattern and gives back another spelling than the user's.
+            # Path.glob rejects absolute patterns, and normalizes the paths.
             names = glob.glob(self.pattern, root_dir=self.directory, recursive=True)  # noqa: PTH207
             found = sorted(name for name in names if self._is_input(self.directory / name))
             if not found:
                 raise HandlergenError(f"no file matches {self.pattern}")
             for number, name in enumerate(found):
-                self._read[0] = (number + 1) / len(found)
+                self.fraction = (number + 1) / len(found)
                 yield self._file(name, self.directory / name)
             return
         assert self.path is not None
@@ -149,15 +143,15 @@ class RowSource:
         skipped: list[Path] = []
         total = sum(self._is_input(path) for path in _walk(root, skipped))
         if skipped:
-            self.tell(
-                f"left out what lies behind {len(skipped)} link{'s' if len(skipped) > 1 else ''} to directories in "
+            self.warn(
+                f"skipped {len(skipped)} symbolic link{'s' if len(skipped) > 1 else ''} to directories in "
                 f"{self.path} ({skipped[0].relative_to(root)}): give such a directory as an input of its own"
             )
         if total == 0:
             raise HandlergenError(f"there are no files in {self.path}")
         inputs = (path for path in _walk(root, []) if self._is_input(path))
         for number, path in enumerate(inputs):
-            self._read[0] = min(1.0, (number + 1) / total)
+            self.fraction = min(1.0, (number + 1) / total)
             yield self._file(path.relative_to(root).as_posix(), path)
 
     def _is_input(self, path: Path) -> bool:
@@ -172,7 +166,7 @@ class RowSource:
         try:
             value = (json.loads(row) if isinstance(row, bytes) else row)[self.id_field]
         except (ValueError, KeyError, TypeError, IndexError):
-            return number  # the row's own fault, which it is told when it is decoded
+            return number  # decoding the row reports the error
         return value if isinstance(value, int | str) and not isinstance(value, bool) else json.dumps(value)
 
 
@@ -183,29 +177,27 @@ def open_source(
     id_field: str | None = None,
     content_type: str | None = None,
     stdin: IO[bytes] | None = None,
-    tell: Callable[[str], None] = lambda _message: None,
+    warn: Callable[[str], None] = lambda _message: None,
 ) -> RowSource:
-    """Find out what an input is.
+    """Determine the format of an input.
 
     Args:
         given: A file (JSONL, CSV with a header, .npy), a directory, a glob, or `-` for JSONL (CSV) on `stdin`. A pipe
-            or a device is read as `-` is.
-        format: In place of what the file's suffix says.
-        id_field: As for `RowSource`.
-        content_type: As for `RowSource`; for files only.
+            or a device is read like `-`.
+        format: Overrides the format that the file's suffix suggests.
+        id_field, content_type, warn: As for `RowSource`; `content_type` is for files only.
         stdin: Where `-` reads.
-        tell: Gets warnings for the user.
 
     Raises:
-        HandlergenError: There is no such input, or its format cannot be told.
+        HandlergenError: The input does not exist, or its format is unknown.
     """
     path = Path(given).absolute()
     if id_field is not None and format not in (None, "jsonl", "csv"):
-        raise HandlergenError("only rows of JSONL or CSV have a field to take the id from")
+        raise HandlergenError("only rows of JSONL or CSV have fields to take the id from")
     if given == "-":
         return RowSource(format or "jsonl", id_field=id_field, stream=stdin)
     if path.is_dir():
-        return RowSource("files", path, content_type=content_type, tell=tell)
+        return RowSource("files", path, content_type=content_type, warn=warn)
     if path.exists():
         by_name = {**_BY_SUFFIX, **_TSV}.get(path.suffix.lower())
         found = format or by_name or ("jsonl" if _is_pipe(path) else "files")
@@ -213,7 +205,7 @@ def open_source(
             return RowSource(found, path, id_field=id_field, content_type=content_type)
         if _is_pipe(path):
             raise HandlergenError(
-                f"{given} is a pipe or a device, no file", hint="--format jsonl reads lines of it"
+                f"{given} is a pipe or a device, not a file", hint="read lines from it with --format jsonl"
             )
         return RowSource("files", path, glob.escape(given), content_type=content_type)
     if glob.has_magic(given):
@@ -224,17 +216,12 @@ def open_source(
 
 
 def _csv_rows(file: IO[bytes], *, delimiter: str, name: str) -> Iterator[dict[str, str]]:
-    """The rows after the header, as they are read.
+    """Yield the rows after the header, as they are read.
 
-    A byte that is not UTF-8 is kept as a surrogate (PEP 383), so that it is its row alone that fails.
-
-    Args:
-        file: At its beginning.
-        delimiter: Between two fields.
-        name: Of the file, for messages.
+    A byte that is not UTF-8 is kept as a surrogate (PEP 383), so that only its row fails. `name` is for messages.
 
     Raises:
-        HandlergenError: The header cannot be told apart or read, a row is not as wide as it, or quotes do not close.
+        HandlergenError: The header has duplicate or undecodable names, a row has another width, or quotes do not close.
     """
     csv.field_size_limit(max(csv.field_size_limit(), _LARGEST_FIELD))
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -247,14 +234,14 @@ def _csv_rows(file: IO[bytes], *, delimiter: str, name: str) -> Iterator[dict[st
     except csv.Error as error:
         raise HandlergenError(f"{name}, line {reader.reader.line_num}: {error}") from error
     finally:
-        text.detach()  # the file is the caller's to close
+        text.detach()  # the caller closes the file
 
 
 def _check_header(names: Any, file: str) -> None:
     twice = [field for field, count in Counter(names).items() if count > 1]
     if twice:
         raise HandlergenError(
-            f"{file}, line 1: the header has {', '.join(map(repr, twice))} twice, and a row keeps one value for a name",
+            f"{file}, line 1: the header has {', '.join(map(repr, twice))} twice, and a row has one value per name",
             hint="rename one of the columns",
         )
     try:
@@ -273,23 +260,21 @@ def _check_width(row: dict[Any, Any], file: str, line: int) -> None:
 
 
 def _is_pipe(path: Path) -> bool:
-    """Is it there to be read once: a pipe (`<(command)`), a device?"""
+    """Return whether the path can only be read once: a pipe (`<(command)`) or a device."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _version(path: Path) -> str:
     try:
         found = path.stat()
-    except OSError:  # which its row is told when it is read
+    except OSError:  # reading the row reports the error
         return ""
     return f" {found.st_size} {found.st_mtime_ns}"
 
 
 def _walk(directory: Path, skipped: list[Path]) -> Iterator[Path]:
-    """Files below a directory in the order of their names; hidden ones are left out. One directory at a time.
-
-    Args:
-        skipped: Gets the links to directories, which are not followed: they may lead round in a circle.
+    """Yield the files below a directory by name, without hidden ones. Links to directories, which may form a cycle, are
+    not followed but added to `skipped`.
     """
     with os.scandir(directory) as found:
         entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda e: e.name)

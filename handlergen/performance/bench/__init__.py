@@ -1,1 +1,1 @@
-"""Load tests of a running model: a load generator, what was recorded meanwhile, and where the time goes."""
+"""Load tests of a running model: a load generator, the spans recorded during a load, and the bottleneck."""

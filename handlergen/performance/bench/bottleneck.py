@@ -1,4 +1,4 @@
-"""What keeps a server from answering more: whose CPU time it was, and the bottleneck in a word and a sentence."""
+"""The bottleneck of a load test: CPU use by process group, and a verdict in a word and a sentence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from handlergen.performance.bench.traffic import RIGHT, Closed, Figures, Open, P
 from handlergen.performance.recordings import Recorded
 
 BUSY = 0.93
-"""A device or a CPU that is busy for such a part of the time is what limits."""
+"""A device or a CPU with this share of busy time is the bottleneck."""
 
 _NEARLY = 0.8
 _NEARLY_FULL = 0.85
@@ -25,18 +25,18 @@ _COMPUTES = 0.25
 _WAIT_SHARE = 0.25
 _KEPT_UP = 0.97
 _ONE_THREAD = 0.9
-_EARLY = 0.9  # of a load, after which its end may be read
+_EARLY = 0.9  # share of a load after which the second reading may be taken
 
 
 @dataclass(frozen=True)
 class CpuUse:
-    """CPU time within a window, as a number of cores: 1.0 is one core all the time.
+    """CPU use within a window, in cores: 1.0 is one core all the time.
 
     Attributes:
-        cores: That this machine has (for this process).
-        workers, frontend: The server's; None when it does not run on this machine.
-        client: This process: the load generator.
-        others: The rest of the machine; None where that cannot be told from outside it.
+        cores: Cores that this process may use.
+        client: This process, the load generator.
+        workers, frontend: The server's processes; None if it runs on another machine.
+        others: The rest of the machine; None if unknown, in a container.
     """
 
     cores: int
@@ -47,15 +47,15 @@ class CpuUse:
 
     @property
     def full(self) -> float:
-        """The part of all cores that was in use, 0..1."""
+        """Share of all cores that was in use, 0..1."""
         return sum(filter(None, (self.client, self.workers, self.frontend, self.others))) / self.cores
 
 
 class CpuMeter:
-    """Takes readings of groups of processes.
+    """Reads the CPU time of groups of processes.
 
     Args:
-        groups: Name (`workers`, `frontend`) -> pids; a worker's children count as the worker.
+        groups: Name (`workers`, `frontend`) -> pids; a worker's children are added.
     """
 
     def __init__(self, groups: Mapping[str, Iterable[int]]) -> None:
@@ -72,7 +72,7 @@ class CpuMeter:
         self.cores = cores()
 
     def read(self) -> dict[str, float]:
-        """Name -> CPU seconds so far; `machine` for all, `at` for the time on the clock."""
+        """Return name -> CPU seconds so far; also of the `machine`, and the clock (`at`)."""
         every = psutil.cpu_times()
         reading = {
             "at": time.monotonic(),
@@ -86,11 +86,11 @@ class CpuMeter:
         return reading
 
     def use(self, before: Mapping[str, float], after: Mapping[str, float]) -> CpuUse:
-        """What was used between two readings."""
+        """Return the CPU use between two readings."""
         spent = {name: after[name] - before[name] for name in before}
         seconds = max(spent.pop("at"), 1e-9)
         known = {name: max(0.0, spent[name]) / seconds for name in spent if name != "machine"}
-        # In a container the machine's times are those of the host, which may have more cores than we may use.
+        # In a container, psutil reports the host's CPU time, which may include more cores than this process may use.
         whole = self.cores == (os.cpu_count() or 1)
         others = max(0.0, spent["machine"] / seconds - sum(known.values())) if whole else None
         return CpuUse(
@@ -103,14 +103,11 @@ class CpuMeter:
 
 
 class Readings:
-    """Readings at two moments, taken by a thread beside a load.
-
-    The second is due when the load ends, and is taken when that is a little earlier.
-    """
+    """CPU readings at two times during a load, taken by a thread; the second at the load's end if that is early."""
 
     def __init__(self, meter: CpuMeter, first_s: float, second_s: float) -> None:
         self._meter = meter
-        self._taken: list[dict[str, float]] = []
+        self._readings: list[dict[str, float]] = []
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._take, args=(first_s, second_s), daemon=True)
 
@@ -123,21 +120,21 @@ class Readings:
         self._thread.join()
 
     def use(self) -> CpuUse | None:
-        """What was used between them; None when the load ended early."""
-        return self._meter.use(*self._taken) if len(self._taken) == 2 else None
+        """Return the CPU use between the readings; None if the load ended too early."""
+        return self._meter.use(*self._readings) if len(self._readings) == 2 else None
 
     def _take(self, first_s: float, second_s: float) -> None:
         began = time.monotonic()
         for at in (first_s, second_s):
             ended = self._stopped.wait(max(0.0, began + at - time.monotonic()))
             nearly = first_s + _EARLY * (second_s - first_s)
-            if ended and (not self._taken or time.monotonic() - began < nearly):
+            if ended and (not self._readings or time.monotonic() - began < nearly):
                 return
-            self._taken.append(self._meter.read())
+            self._readings.append(self._meter.read())
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Return the number of cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
@@ -154,11 +151,11 @@ def _cpu_s(process: psutil.Process) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The bottleneck.
+    """The bottleneck and an explanation.
 
     Attributes:
-        bottleneck: `device`, `preprocessing CPU`, `workers`, `server`, `load generator`, `other processes`,
-            `clients` (there are too few to tell), `none` (an open loop that is kept up with), `errors` or `unknown`.
+        bottleneck: `device`, `preprocessing CPU`, `workers`, `server`, `load generator`, `other processes`, `clients`
+            (too few to tell), `none` (the server keeps up with an open loop), `errors` or `unknown`.
         sentence: Why, and what would help.
     """
 
@@ -169,11 +166,11 @@ class Verdict:
 def judge(
     pace: Pace, figures: Figures, recorded: Recorded | None, cpu: CpuUse | None, batch_size: int = 1
 ) -> Verdict:
-    """Name the bottleneck of a load.
+    """Return the bottleneck of a load.
 
     Args:
-        recorded: What the spans say; None without any.
-        cpu: Whose CPU time it was; None when it was not measured.
+        recorded: The summary of the spans; None without spans.
+        cpu: CPU use; None if it was not measured.
         batch_size: The most requests that a worker gets at once.
     """
     return (
@@ -190,13 +187,13 @@ def judge(
 
 def _load_itself(figures: Figures, cpu: CpuUse | None) -> Verdict | None:
     if not figures.outcomes.get(RIGHT):
-        return Verdict("errors", "Not one request was answered: the figures say nothing about speed.")
+        return Verdict("errors", "No request was answered: the figures say nothing about speed.")
     if cpu is None or cpu.client < _ONE_THREAD:
         return None
     return Verdict(
         "load generator",
-        f"It used {cpu.client:.0%} of a core, all that one thread can: the server may be able to do more. "
-        "Load it from several processes, or over REST instead of gRPC.",
+        f"It used {cpu.client:.0%} of a core, the most that one thread can: the server may be able to do more. "
+        "Use several load generators, or REST instead of gRPC.",
     )
 
 
@@ -209,24 +206,24 @@ def _device(recorded: Recorded | None, cpu: CpuUse | None) -> Verdict | None:
     if share > 0.2:
         return Verdict(
             "device",
-            f"It is busy {recorded.busy:.1%} of the time, {share:.0%} of it with other models: this one gets what "
-            "they leave.",
+            f"It is busy {recorded.busy:.1%} of the time, {share:.0%} of the time with other models: this one gets the "
+            "rest.",
         )
     more = "a faster predict or another device"
     if max(device.requests_each for device in recorded.devices) < 1.5:
         more = "a faster predict, batches (batch: collate or list, with batch_size) or another device"
     rest = ""
     if recorded.busy < BUSY and cpu is not None and cpu.full >= _NEARLY:
-        rest = f" It is kept waiting at times by the CPU, {cpu.full:.0%} of which is in use."
+        rest = f" At times it waits for the CPU, {cpu.full:.0%} of which is in use."
     waits = " and requests wait for it" if _waits_for_the_device(recorded) else ""
     return Verdict(
         "device",
-        f"A predict runs on it {recorded.busy:.1%} of the time{waits}. Only {more} gives more.{rest}",
+        f"It runs predict {recorded.busy:.1%} of the time{waits}. Only {more} would increase throughput.{rest}",
     )
 
 
 def _waits_for_the_device(recorded: Recorded) -> bool:
-    """Do requests stand before the device, so that it has always something to do?"""
+    """Return whether requests queue for the device."""
     wait, predict = recorded.stage("lock_wait"), recorded.stage("predict")
     return (
         wait is not None
@@ -269,38 +266,38 @@ def _cpu(figures: Figures, recorded: Recorded | None, cpu: CpuUse | None, full: 
     if most == "workers":
         return _workers_cpu(figures, recorded, parts[most], used, busy)
     by, advice = {
-        "server": ("TorchServe's frontend", "Larger batches make its share smaller."),
+        "server": ("TorchServe's frontend", "Larger batches reduce its share."),
         "load generator": ("the load generator", "Run it on another machine."),
-        "other processes": ("other processes of this machine", "Measure when it is quiet."),
+        "other processes": ("other processes of this machine", "Measure when the machine is idle."),
     }[most]
     return Verdict(most, f"{used} by {by}.{busy} {advice}")
 
 
 def _workers_cpu(figures: Figures, recorded: Recorded | None, cores: float, used: str, busy: str) -> Verdict:
-    """Are the workers' cores spent in the stages, or on requests that come and answers that go?"""
+    """Tell CPU use of the stages from that of passing requests and answers."""
     stages = _stages_cores(figures, recorded)
     if stages is not None and stages < _OWN_SHARE * cores:
         return Verdict(
             "server",
-            f"{used} by the workers, but the stages take {stages:.2f} at most: the rest goes into passing requests to "
-            f"them and answers back.{busy} Larger batches, or more work per request, make that share smaller.",
+            f"{used} by the workers, but the stages take {stages:.2f} at most: the rest is spent on passing requests "
+            f"and answers.{busy} Larger batches, or more work per request, reduce that share.",
         )
     return Verdict(
         "preprocessing CPU",
         f"{used} by the workers, for preprocessing and postprocessing{_and_predict(recorded)}.{busy} More cores, or "
-        "cheaper stages, give more; more workers do not.",
+        "cheaper stages, would increase throughput; more workers would not.",
     )
 
 
 def _only_wait(recorded: Recorded | None, cpu: CpuUse) -> bool:
-    """Do the workers' requests keep them without needing the CPU that others have?"""
+    """Return whether the workers are occupied without using the CPU, so that its load by others does not matter."""
     if recorded is None or cpu.workers is None:
         return False
     return recorded.mean_occupied >= _NEARLY and cpu.workers < _COMPUTES * sum(recorded.occupied.values())
 
 
 def _stages_cores(figures: Figures, recorded: Recorded | None) -> float | None:
-    """The most that the stages can have computed, in cores: as if they did not wait for anything but the device."""
+    """Return the most CPU that the stages can have used, in cores: as if they waited for nothing but the device."""
     if recorded is None:
         return None
     on_cpu = _and_predict(recorded) != ""
@@ -310,7 +307,7 @@ def _stages_cores(figures: Figures, recorded: Recorded | None) -> float | None:
 
 
 def _and_predict(recorded: Recorded | None) -> str:
-    """Where the device is the CPU, predict needs cores, too."""
+    """Return a phrase if predict runs on the CPU, too."""
     on_cpu = recorded is not None and any(device.device == "cpu" for device in recorded.devices)
     return ", and for predict, since the device is the CPU" if on_cpu else ""
 
@@ -345,19 +342,19 @@ def _clients(pace: Pace, recorded: Recorded | None, batch_size: int) -> Verdict 
     some = f"{pace.clients} client{'s' * (pace.clients != 1)} at a time"
     return Verdict(
         "clients",
-        f"There are too few: {some} cannot keep the workers at it, which have a request "
+        f"There are too few: {some} cannot keep the workers busy, which have a request "
         f"{recorded.mean_occupied:.0%} of the time. Try more --clients.",
     )
 
 
 def _server(figures: Figures, recorded: Recorded | None) -> Verdict:
     if recorded is None:
-        return Verdict("unknown", "Without spans there is no telling where requests spend their time.")
+        return Verdict("unknown", "Without spans it is unknown where requests spend their time.")
     typical = figures.latency_ms[50]
     outside = max(0.0, typical - recorded.in_workers_ms)
     return Verdict(
         "server",
-        f"It is what happens between the workers' requests: they have one only {recorded.mean_occupied:.0%} of the "
-        f"time, the device is busy {recorded.busy:.0%}, and a request spends {outside:.1f} ms of its {typical:.1f} ms "
-        "outside of both. Larger batches, or more work per request, make that share smaller.",
+        f"Time is lost between the workers' requests: they have one only {recorded.mean_occupied:.0%} of the time, the "
+        f"device is busy {recorded.busy:.0%}, and a request spends {outside:.1f} ms of its {typical:.1f} ms outside "
+        "the workers. Larger batches, or more work per request, reduce that share.",
     )

@@ -1,4 +1,4 @@
-"""Load over gRPC. Python's grpc takes some 200 µs of CPU a request, ten times what `load` takes over REST."""
+"""Load over gRPC. Python's grpc takes about 200 µs of CPU per request, several times as much as `load` over REST."""
 
 from __future__ import annotations
 
@@ -26,13 +26,10 @@ def run_grpc_load(
     metadata: Mapping[str, str],
     longest_answer_s: float = LONGEST_ANSWER_S,
 ) -> Load:
-    """Like `load.run_load`, with messages made by `prediction_request`.
+    """Like `load.run_load`, with messages made by `prediction_request`. All calls share one connection.
 
-    Outcomes: `right`, `status 400` (a failed request's own body) or `gRPC RESOURCE_EXHAUSTED`. All calls share one
-    connection.
-
-    Args:
-        metadata: Sent with each call, such as an authorization.
+    Outcomes: `right`, `status 400` (the body of a failed request) or `gRPC RESOURCE_EXHAUSTED`. `metadata` is sent with
+    each call.
     """
     with grpc.insecure_channel(
         "{}:{}".format(*address), options=[("grpc.max_receive_message_length", -1)]
@@ -42,7 +39,7 @@ def run_grpc_load(
 
 
 def prediction_request(name: str, inputs: Mapping[str, bytes], *, version: str | None = None) -> bytes:
-    """A serialized PredictionsRequest."""
+    """Return a serialized PredictionsRequest."""
     kind = message_class(INFERENCE, "PredictionsRequest")
     message = kind(model_name=name, model_version=version or "", input=dict(inputs))
     return bytes(message.SerializeToString())
@@ -57,7 +54,7 @@ class _GrpcLoop:
         self._metadata = tuple((name.lower(), value) for name, value in metadata.items())
         self._longest_s = longest_answer_s
         self._response = message_class(INFERENCE, "PredictionResponse")
-        self._under_way = 0
+        self._outstanding = 0
         self._turn = 0
         self._changed = threading.Condition()
 
@@ -78,13 +75,13 @@ class _GrpcLoop:
                 load.late_ns.append(time.monotonic_ns() - due_ns)
                 self._send(due_ns)
         with self._changed:
-            self._changed.wait_for(lambda: self._under_way == 0)
+            self._changed.wait_for(lambda: self._outstanding == 0)
         load.client_cpu_s = time.process_time() - cpu_before
         return load
 
     def _send(self, started_ns: int) -> None:
         with self._changed:
-            self._under_way += 1
+            self._outstanding += 1
             request = self._requests[self._turn % len(self._requests)]
             self._turn += 1
         future = self._call.future(request, timeout=self._longest_s, metadata=self._metadata)
@@ -96,8 +93,8 @@ class _GrpcLoop:
         if not self._load.open_loop and now < self._load.ended_ns:
             self._send(now)
         with self._changed:
-            self._under_way -= 1
-            if not self._under_way:
+            self._outstanding -= 1
+            if not self._outstanding:
                 self._changed.notify()
 
     def _outcome(self, call: Any) -> str:
@@ -107,7 +104,7 @@ class _GrpcLoop:
         if code is not grpc.StatusCode.OK:
             return f"gRPC {code.name}"
         content = bytes(call.result())
-        # An error's body inside the message, without parsing the others.
+        # Only messages that may contain an error body are parsed.
         if START not in content[:32]:
             return RIGHT
         error = error_of(bytes(self._response.FromString(content).prediction))

@@ -1,4 +1,4 @@
-"""One load test: what is sent, where the server runs, the load itself, and what was recorded meanwhile."""
+"""One load test: the requests, the server's processes, the load, and the spans recorded meanwhile."""
 
 from __future__ import annotations
 
@@ -31,13 +31,7 @@ TURN_ON = "start the server with `handlergen serve --trace DIR` (or with HANDLER
 
 @dataclass(frozen=True)
 class Sample:
-    """One request.
-
-    Attributes:
-        content: The body over REST.
-        content_type: Its type.
-        fields: Over gRPC the entries of the request; a body is the entry `data`.
-    """
+    """One request: the body and its type over REST; over gRPC the entries (a plain body is the entry `data`)."""
 
     content: bytes
     content_type: str
@@ -45,26 +39,26 @@ class Sample:
 
 
 def of_body(content: bytes, content_type: str) -> Sample:
-    """A request that is nothing but a body."""
+    """Return a request that consists of a body."""
     return Sample(content, content_type, {"data": content})
 
 
 def of_json_text(text: str) -> Sample:
-    """JSON as somebody wrote it; the model, not this function, is its judge."""
+    """Return a request with JSON text, which is not validated."""
     return of_body(text.encode("utf-8", "surrogateescape"), JSON)
 
 
 def of_file(path: Path, content_type: str | None = None) -> Sample:
-    """A file's bytes, with the type that its name tells.
+    """Return a request with a file's bytes; the type is guessed from the file name.
 
     Raises:
-        HandlergenError: It cannot be read.
+        HandlergenError: The file cannot be read.
     """
     return of_body(read_file(path), content_type or content_type_of(path))
 
 
 def of_fields(fields: Mapping[str, FieldValue]) -> Sample:
-    """A multipart form.
+    """Return a request with a multipart form.
 
     Raises:
         HandlergenError: A file cannot be read.
@@ -85,10 +79,10 @@ def of_fields(fields: Mapping[str, FieldValue]) -> Sample:
 
 
 def of_input(given: str, *, content_type: str | None = None) -> list[Sample]:
-    """The rows of what `map` takes: JSONL, CSV, .npy, a directory of files, a glob; the first 10 000 of them.
+    """Return the first 10,000 rows (or 1 GiB) of an input as for `map`: JSONL, CSV, .npy, a directory, a glob.
 
     Raises:
-        HandlergenError: It cannot be read, has no rows, or they are too large to be kept.
+        HandlergenError: The input cannot be read, or has no rows.
     """
     kept: list[Sample] = []
     size = 0
@@ -99,19 +93,19 @@ def of_input(given: str, *, content_type: str | None = None) -> list[Sample]:
             break
         kept.append(of_body(content, row.content_type))
     if not kept:
-        raise HandlergenError(f"there is no row in {given}", hint="give at least one request to send")
+        raise HandlergenError(f"{given} has no rows", hint="give at least one request to send")
     return kept
 
 
 @dataclass(frozen=True)
 class ServerProcesses:
-    """A model's server.
+    """The processes of a model's server.
 
     Attributes:
-        workers: Processes of its workers, and what else serves models beside them.
-        frontend: TorchServe's own process, as a list of one or none.
-        trace_dir: Where they record spans; None: nowhere, or it cannot be told.
-        missing: Why there is none.
+        workers: Pids of the model's workers and predictor processes.
+        frontend: TorchServe's own pid, as a list of one or none.
+        trace_dir: Where they record spans; None if they do not, or it is unknown.
+        missing: Why `trace_dir` is None.
     """
 
     workers: Sequence[int] = ()
@@ -121,12 +115,10 @@ class ServerProcesses:
 
 
 def find_processes(status: ModelStatus) -> ServerProcesses:
-    """Look at the processes that the server names as the model's workers."""
+    """Find the processes of a model's server."""
     workers = [process for worker in status.workers if (process := _worker(worker.pid)) is not None]
     if not workers:
-        return ServerProcesses(
-            missing="the server's processes are not on this machine, and its spans neither"
-        )
+        return ServerProcesses(missing="the server's processes and spans are not on this machine")
     first = workers[0]
     try:
         environ, parent = first.environ(), first.ppid()
@@ -134,7 +126,7 @@ def find_processes(status: ModelStatus) -> ServerProcesses:
         return ServerProcesses(missing="the workers belong to another user: their spans cannot be found")
     pids = {process.pid for process in workers}
     if marker := environ.get(MARKER):
-        # A process that predicts for several workers is no child of any of them.
+        # A predictor process is not a child of its workers.
         pids |= {process.pid for process in marked(marker)}
     pids.discard(parent)
     named = environ.get(TRACE_DIR_VARIABLE)
@@ -148,7 +140,7 @@ def find_processes(status: ModelStatus) -> ServerProcesses:
 
 
 def _worker(pid: int) -> psutil.Process | None:
-    """The process, if it is a worker of a TorchServe here: on another machine its number means nothing."""
+    """Return the process if it is a TorchServe worker; the pid may be of another machine."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
         if any("model_service_worker" in part for part in process.cmdline()):
@@ -158,16 +150,14 @@ def _worker(pid: int) -> psutil.Process | None:
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """What is asked for.
+    """A load test's options.
 
     Attributes:
-        pace: A closed loop of clients, or an open one.
-        seconds: Length of what counts.
-        warmup_s: Length of what comes before and does not.
-        over_grpc: gRPC instead of REST.
-        version: Of the model; None: the default one.
+        seconds: Length of the measured window.
+        warmup_s: Time before the window.
+        version: Of the model; None: the default version.
         headers: Sent with every request. REST only.
-        longest_answer_s: What takes longer is given up.
+        longest_answer_s: Timeout of a response.
     """
 
     pace: Pace
@@ -181,17 +171,18 @@ class LoadPlan:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What came of it.
+    """The result of a load test.
 
     Attributes:
-        rows: How many different requests were sent.
-        workers: READY workers of the model; `batch_size`: the most requests that one gets at once.
-        load: Every answer, those of the warm-up included.
-        window: What counts, in ns of the monotonic clock.
-        spans: Of all models, since before the load; empty without a recording.
-        recorded: What they say; None without any.
-        missing: Why there is no recording.
-        cpu: Whose CPU time it was; None when that could not be measured.
+        rows: Number of different requests.
+        workers: READY workers of the model.
+        batch_size: The most requests that a worker gets at once.
+        load: All answers, including those of the warm-up.
+        window: The measured window, in ns of the monotonic clock.
+        spans: Spans of all models, since before the load; empty without a recording.
+        recorded: Their summary; None without spans.
+        missing: Why there are no spans.
+        cpu: CPU use by process group; None if it could not be measured.
     """
 
     model: str
@@ -211,7 +202,7 @@ class Measurement:
 
     @property
     def errors(self) -> dict[str, int]:
-        """How many requests failed, by what they got: `503`, `connection closed`."""
+        """Number of failed requests by outcome: `503`, `connection closed`."""
         return {
             outcome.removeprefix("status "): count
             for outcome, count in sorted(self.figures.outcomes.items())
@@ -220,47 +211,41 @@ class Measurement:
 
     @property
     def share_of_limit(self) -> float | None:
-        """Requests a second by what the devices could predict; None without spans."""
+        """Requests/s divided by the devices' limit; None without spans."""
         if self.recorded is None or not self.recorded.limit_per_s:
             return None
         return self.figures.requests_per_s / self.recorded.limit_per_s
 
 
 def measure(
-    client: Client,
-    name: str,
-    samples: Sequence[Sample],
-    plan: LoadPlan,
-    *,
-    trace_dir: Path | None = None,
+    client: Client, name: str, samples: Sequence[Sample], plan: LoadPlan, *, trace_dir: Path | None = None
 ) -> Measurement:
-    """Load a running model and say what limits it.
+    """Run a load test on a running model, and name its bottleneck.
 
-    The first sample is sent once before, so that a request the model refuses is told as what it is.
+    The first sample is sent once before the load, so that a model that rejects it is reported as such.
 
     Args:
-        client: For the server.
-        samples: Sent in turn, again and again.
-        trace_dir: Where the server records spans, if that cannot be seen from its processes.
+        samples: Sent in turn.
+        trace_dir: Where the server records spans, if its processes do not show it.
 
     Raises:
-        RequestFailed: There is no such model, or it refuses the first sample.
-        ServerError: No server answers (any more).
+        RequestFailed: There is no such model, or it rejects the first sample.
+        ServerError: The server cannot be reached.
     """
     status = client.describe(name, version=plan.version)
     if not status.ready_workers:
         raise ServerError(f"{name} has no READY worker", hint="see `handlergen status`")
     _try_one(client, name, samples[0], plan)
-    place = find_processes(status)
+    processes = find_processes(status)
     if trace_dir is not None:
-        place = replace(place, trace_dir=trace_dir, missing="")
-    before = recorded_so_far(place.trace_dir) if place.trace_dir else {}
-    meter = CpuMeter({"workers": place.workers, "frontend": place.frontend})
+        processes = replace(processes, trace_dir=trace_dir, missing="")
+    before = recorded_so_far(processes.trace_dir) if processes.trace_dir else {}
+    meter = CpuMeter({"workers": processes.workers, "frontend": processes.frontend})
     with Readings(meter, plan.warmup_s, plan.warmup_s + plan.seconds) as readings:
         load = _run(client, name, samples, plan)
     window = load.steady(skip_first_s=plan.warmup_s)
     figures = load.figures(window)
-    spans, missing = _spans(place, name, before)
+    spans, missing = _spans(processes, name, before)
     recorded = summarize(spans, name, window) if spans else None
     cpu = readings.use()
     verdict = judge(plan.pace, figures, recorded, cpu, status.batch_size)
@@ -319,7 +304,7 @@ def _run(client: Client, name: str, samples: Sequence[Sample], plan: LoadPlan) -
         )
     if client.settings.inference_address.startswith("https:"):
         raise HandlergenError(
-            "the load generator speaks no TLS, and the server's inference_address is https",
+            "the load generator does not support TLS, and the server's inference_address is https",
             hint="measure over gRPC (--grpc), or on an http address",
         )
     path = f"/predictions/{quote(name, safe='')}" + (
@@ -335,15 +320,15 @@ def _run(client: Client, name: str, samples: Sequence[Sample], plan: LoadPlan) -
     )
 
 
-def _spans(place: ServerProcesses, name: str, before: dict[Path, int]) -> tuple[list[Span], str]:
-    """What was recorded since, and why there is nothing."""
-    if place.trace_dir is None:
-        return [], place.missing
+def _spans(processes: ServerProcesses, name: str, before: dict[Path, int]) -> tuple[list[Span], str]:
+    """Return the spans recorded since, or why there are none."""
+    if processes.trace_dir is None:
+        return [], processes.missing
     try:
-        found = read_spans(place.trace_dir, after=before)
+        found = read_spans(processes.trace_dir, after=before)
     except HandlergenError as error:
         return [], error.message
     if not any(span.model == name for span in found):
         why = "only archives of handlergen record spans"
-        return [], f"nothing was recorded for {name} in {place.trace_dir}: {why}"
+        return [], f"nothing was recorded for {name} in {processes.trace_dir}: {why}"
     return found, ""

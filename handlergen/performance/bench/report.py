@@ -1,4 +1,4 @@
-"""A measurement as JSON values, as lines for a terminal, and as one HTML page that needs nothing else."""
+"""Report a measurement as JSON values, as lines for a terminal, and as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHOWN = {50: "p50", 90: "p90", 95: "p95", 99: "p99", 100: "max"}
 
 
 def plain(measurement: Measurement) -> dict[str, Any]:
-    """JSON values: every figure, without the single answers and spans. Shares are 0..1, CPU is in cores."""
+    """Return all figures as JSON values, without single answers and spans. Shares are 0..1, CPU is in cores."""
     figures, recorded, plan = measurement.figures, measurement.recorded, measurement.plan
     return {
         "model": measurement.model,
@@ -50,7 +50,7 @@ def plain(measurement: Measurement) -> dict[str, Any]:
 
 
 def lines(measurement: Measurement) -> Iterator[str]:
-    """The report for a terminal."""
+    """Yield the report for a terminal."""
     figures, recorded, plan = measurement.figures, measurement.recorded, measurement.plan
     yield (
         f"{measurement.model} {measurement.version}: {load_of(measurement)}; {plan.seconds:g} s after "
@@ -75,7 +75,7 @@ def lines(measurement: Measurement) -> Iterator[str]:
     late = late_ms(measurement)
     if late is not None and late > 1.0:
         yield _row(
-            "sent late, ms", f"p99 {number(late)}: the load generator was held up, which counts as latency"
+            "sent late, ms", f"p99 {number(late)}: the load generator was delayed, which counts as latency"
         )
     yield ""
     if measurement.missing:
@@ -84,7 +84,7 @@ def lines(measurement: Measurement) -> Iterator[str]:
 
 
 def load_of(measurement: Measurement) -> str:
-    """`16 clients over REST`."""
+    """Return the load in words: `16 clients over REST`."""
     pace = measurement.plan.pace
     over = "gRPC" if measurement.plan.over_grpc else "REST"
     if isinstance(pace, Closed):
@@ -93,13 +93,13 @@ def load_of(measurement: Measurement) -> str:
 
 
 def late_ms(measurement: Measurement) -> float | None:
-    """Open loop: the 99th percentile of how late requests were sent; None for a closed one."""
+    """Return the 99th percentile of how late an open loop sent requests; None for a closed loop."""
     late = measurement.load.late_ns
     return percentile(late, 99) / 1e6 if late else None
 
 
 def number(value: float) -> str:
-    """With about three digits."""
+    """Format a number with about three digits."""
     if value >= 1000:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 1 else f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
@@ -117,7 +117,7 @@ def _recorded(measurement: Measurement, recorded: Recorded) -> Iterator[str]:
     if measurement.share_of_limit is not None:
         yield _row(
             "limit",
-            f"{number(recorded.limit_per_s)} requests/s if devices did nothing but predict; "
+            f"{number(recorded.limit_per_s)} requests/s if devices only predicted; "
             f"{measurement.share_of_limit:.1%} reached",
         )
     stages = (f"{label_of(stage.stage)} {number(stage.per_request_ms)}" for stage in recorded.stages)
@@ -152,15 +152,15 @@ _SECOND_NS = 1_000_000_000
 
 
 def timeline_of(spans: Sequence[Span], model: str, window: tuple[int, int]) -> dict[str, Any]:
-    """The spans of a window as a chart needs them.
+    """Return the data of the timeline chart.
 
-    A device's row has the predictions of all models; the rows of workers have this model's. When there are too
-    many spans for a page, only the first part of each second is kept.
+    A device's row has the predictions of all models; a worker's row has this model's spans. If there are too many spans
+    for a page, only the first part of each second is kept.
 
     Returns:
-        `rows`: `{"label", "lanes"}` each; `stages`: their names; `spans`: [row, lane, stage, start in µs from the
-        window's start, length in µs, number of the request, how many requests]; `length_s`; `slice_ms`: how
-        much of each second is there, 1000 for all.
+        `rows`: `{"label", "lanes"}` each; `stages`: names; `spans`: [row, lane, stage, start in µs since the window's
+        start, length in µs, number of the request, number of requests]; `length_s`; `slice_ms`: the part of each
+        second that is kept, 1000 for all.
     """
     start_ns, end_ns = window
     inside = [span for span in spans if span.end_ns > start_ns and span.start_ns < end_ns]
@@ -211,7 +211,7 @@ def timeline_of(spans: Sequence[Span], model: str, window: tuple[int, int]) -> d
 
 
 def _lanes(spans: Sequence[Span]) -> dict[str, int]:
-    """Request id -> a lane in which no other request lies at the same time."""
+    """Return request id -> a lane in which it overlaps no other request."""
     lanes: dict[str, int] = {}
     free_from: list[int] = []
     for name, (start, end) in sorted(by_request(spans).items(), key=lambda item: item[1]):
@@ -230,13 +230,13 @@ _LOGARITHMIC_FROM = 12.0
 
 
 def page(measurement: Measurement) -> str:
-    """The text of the page: figures and tables as HTML, charts drawn by its script from data inside it."""
+    """Return the HTML page, whose script draws the charts from embedded data."""
     charts = {
         "latency": latency_bars(measurement),
         "time": over_time(measurement),
         "timeline": timeline_of(measurement.spans, measurement.model, measurement.window),
     }
-    # Inside <script>, only "<" could end it.
+    # Only "<" could end a <script> element.
     data = json.dumps(charts, separators=(",", ":")).replace("<", "\\u003c")
     return render(
         "bench-report.html.j2",
@@ -253,10 +253,10 @@ def page(measurement: Measurement) -> str:
 
 
 def latency_bars(measurement: Measurement) -> dict[str, Any]:
-    """Counts of right answers by latency.
+    """Return a histogram of the latency of right answers.
 
     Returns:
-        `edges` in ms (one more than `counts`), `log`: whether they grow by factors, `marks`: percentiles.
+        `edges` in ms (one more than `counts`), `log`: whether they are logarithmic, `marks`: percentiles.
     """
     right = [_ms(answer) for answer in measurement.load.inside(measurement.window) if answer.outcome == RIGHT]
     if not right:
@@ -285,11 +285,11 @@ def latency_bars(measurement: Measurement) -> dict[str, Any]:
 
 
 def over_time(measurement: Measurement) -> dict[str, Any]:
-    """Answers by when they came, from the load's start on, the warm-up included.
+    """Return answers over time, including the warm-up.
 
     Returns:
-        `step_s`; `right` and `failed`: answers a second in each step; `p50` and `p99` in ms, None without any;
-        `from_s`: where the window starts.
+        `step_s`; `right` and `failed`: answers/s in each step; `p50` and `p99` in ms, None without answers; `from_s`:
+        the start of the window.
     """
     load, (start_ns, end_ns) = measurement.load, measurement.window
     length_s = (end_ns - load.started_ns) / 1e9
@@ -319,7 +319,7 @@ def _ms(answer: TimedAnswer) -> float:
 
 
 def _tiles(measurement: Measurement) -> list[tuple[str, str, str]]:
-    """(name, value, note) of the figures at the top."""
+    """Return (name, value, note) of the figures at the top."""
     figures, recorded = measurement.figures, measurement.recorded
     failed = sum(measurement.errors.values())
     answered = figures.outcomes.get(RIGHT, 0)
@@ -338,18 +338,16 @@ def _tiles(measurement: Measurement) -> list[tuple[str, str, str]]:
         tiles += [
             ("device busy", f"{recorded.busy:.1%}", f"{recorded.overlaps} predictions overlapped"),
             (
-                "of what is possible",
+                "of the limit",
                 f"{measurement.share_of_limit or 0:.1%}",
-                f"{number(recorded.limit_per_s)} requests/s if it only predicted",
+                f"{number(recorded.limit_per_s)} requests/s if devices only predicted",
             ),
         ]
         if wait is not None:
             tiles.append(
                 ("wait for the device", f"{number(wait.p50_ms)} ms", f"p99 {number(wait.p99_ms)} ms")
             )
-        tiles.append(
-            ("workers occupied", f"{recorded.mean_occupied:.0%}", f"{measurement.workers} of them"),
-        )
+        tiles.append(("workers occupied", f"{recorded.mean_occupied:.0%}", f"{measurement.workers} of them"))
     return tiles
 
 
@@ -370,7 +368,7 @@ def _stage_rows(measurement: Measurement) -> list[dict[str, str]]:
 
 
 def _cpu_rows(measurement: Measurement) -> list[tuple[str, str]]:
-    """(who, cores) of the CPU that was used, without what could not be measured."""
+    """Return (process group, cores) of the CPU use that was measured."""
     names = {
         "workers": "workers",
         "frontend": "TorchServe",

@@ -1,4 +1,4 @@
-"""When a load test sends requests, and what came back: answers with their times, and the figures of a window."""
+"""When a load test sends requests, and the answers it got: their times, and the figures of a window."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from handlergen.performance.recordings import nearest_rank
 class Closed:
     """A closed loop: each client sends its next request when it has its answer.
 
-    How many are under way is fixed, and a slow server is asked less often: it measures what a server can do, not
-    how long somebody waits who comes whenever he likes.
+    The number of outstanding requests is fixed, so a slow server gets fewer requests: this measures throughput, not the
+    latency of independent users.
     """
 
     clients: int
@@ -25,24 +25,23 @@ class Closed:
 
 @dataclass(frozen=True)
 class Open:
-    """An open loop: requests are due at times of their own, whether or not earlier ones have been answered.
+    """An open loop: requests are due at given times, whether or not earlier ones have been answered.
 
-    Latency counts from when a request was due. A client that waits for a slow server before it sends the next
-    request leaves out the waits that it caused ("coordinated omission").
+    Latency counts from the time a request was due: a client that waits for a slow server before it sends the next
+    request would leave out the waits that the server caused ("coordinated omission").
 
     Attributes:
-        rate: Requests a second.
-        even: Evenly spaced; else at random (exponentially distributed gaps: as of many independent users), the
-            same times in each run.
+        rate: Requests/s.
+        even: Evenly spaced; else with exponentially distributed gaps (independent users), the same in each run.
     """
 
     rate: float
     even: bool = False
 
     def due_ns(self) -> Iterator[int]:
-        """Times from the start, in ns, without end."""
+        """Yield times since the start, in ns, without end."""
         gap = 1e9 / self.rate
-        chance = random.Random(0)  # noqa: S311 - arrival times, no secret
+        chance = random.Random(0)  # noqa: S311 - arrival times, not secrets
         at = 0.0
         while True:
             yield int(at)
@@ -60,9 +59,9 @@ class TimedAnswer(NamedTuple):
     """One answered (or failed) request.
 
     Attributes:
-        started_ns: `time.monotonic_ns()` when it was sent; in an open loop when it was due, whenever it was sent.
-        ended_ns: The same when the answer was complete.
-        outcome: `right`, `wrong`, `status 503`, or what broke.
+        started_ns: `time.monotonic_ns()` when it was sent; in an open loop when it was due.
+        ended_ns: `time.monotonic_ns()` when the answer was complete.
+        outcome: `right`, `wrong`, `status 503`, or what failed.
     """
 
     started_ns: int
@@ -72,13 +71,13 @@ class TimedAnswer(NamedTuple):
 
 @dataclass(frozen=True)
 class Figures:
-    """What the answers within a window say.
+    """The figures of the answers within a window.
 
     Attributes:
         requests_per_s: Right answers per second.
-        latency_ms: Percentile (`PERCENTILES`, 100 for the longest) -> ms, of the right answers; empty without any.
-        outcomes: How many of each kind.
-        due_per_s: All of them, per second; in an open loop what was asked for.
+        latency_ms: Percentile (`PERCENTILES`; 100: the maximum) -> ms, of the right answers; empty without any.
+        outcomes: Number of answers by outcome.
+        due_per_s: All answers per second; in an open loop, the requested rate.
     """
 
     requests_per_s: float
@@ -89,11 +88,10 @@ class Figures:
 
 @dataclass
 class Load:
-    """The answers of one load, and what the client itself cost.
+    """The answers of one load.
 
     Attributes:
         started_ns, ended_ns: From the first request to the moment when no more were sent.
-        open_loop: Requests were sent at times of their own, whether or not earlier ones had been answered.
         client_cpu_s: CPU time of this process meanwhile.
         late_ns: Open loop: how long after it was due each request was sent.
     """
@@ -106,7 +104,7 @@ class Load:
     late_ns: array[int] = field(default_factory=lambda: array("q"))
 
     def steady(self, *, skip_first_s: float, skip_last_s: float = 0.0) -> tuple[int, int]:
-        """The window, in ns, without the start (batches and queues fill up) and the end (clients stop one by one).
+        """Return the window, in ns, without the start (queues fill up) and the end (clients stop one by one).
 
         Raises:
             ValueError: Nothing is left.
@@ -117,10 +115,9 @@ class Load:
         return window
 
     def inside(self, window: tuple[int, int]) -> list[TimedAnswer]:
-        """The answers that came within a window; of an open loop those of the requests that were due in it.
+        """Return the answers within a window: in a closed loop by their end, in an open loop by when they were due.
 
-        In a closed loop both are alike. In an open loop that the server does not keep up with, the answers that
-        come within a window leave out the slowest ones of its requests.
+        An open loop's answers that end within a window would leave out the slowest requests of an overloaded server.
         """
         start_ns, end_ns = window
         if self.open_loop:
@@ -128,7 +125,7 @@ class Load:
         return [answer for answer in self.answers if start_ns <= answer.ended_ns < end_ns]
 
     def figures(self, window: tuple[int, int]) -> Figures:
-        """The figures of the answers within a window (`inside`); the rate counts those that came within it."""
+        """Return the figures of the answers `inside` a window; the rate counts answers that ended within it."""
         start_ns, end_ns = window
         inside = self.inside(window)
         took = sorted(answer.ended_ns - answer.started_ns for answer in inside if answer.outcome == RIGHT)

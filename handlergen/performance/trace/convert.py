@@ -1,42 +1,32 @@
-"""A recording to a trace file: read twice, once to survey it, once in order; an event a line.
+"""Convert a recording to a trace file in the Trace Event Format.
 
-Recordings may be larger than memory: nothing is kept that is not under way.
+The recording is read twice: once for its processes, devices and time range, once for the spans that are wanted, which
+are held in memory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gzip
-import heapq
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO
 
 from handlergen.errors import HandlergenError
-from handlergen.performance.recordings import Span, read_file, span_files
+from handlergen.performance.recordings import Span, busy_share, of_stage, overlapping, read_file, span_files
 from handlergen.performance.trace.events import events_of
 from handlergen.runtime.telemetry.stages import BY_PREDICTOR, LAST, ON_DEVICE
 
-_CHUNK = 512  # events a write
-_DISORDER = 2048
-"""Spans of one file that are held back to put them in order. A worker writes them batch after batch; within a batch
-they stand as they ended."""
-
 
 @dataclass
-class Process:
-    """One process that recorded: a worker, or whoever predicts for several of them.
-
-    Attributes:
-        worker: TorchServe's name for it, else its pid.
-        models: Whose spans it recorded.
-        stages: Which ones.
-    """
+class RecordingProcess:
+    """One process that recorded spans; `worker` is TorchServe's name for it, or its pid."""
 
     pid: int
     worker: str
@@ -45,7 +35,7 @@ class Process:
 
     @property
     def name(self) -> str:
-        """`digits worker`; Perfetto adds the pid. One that does nothing but predict for others is a predictor."""
+        """`digits worker 9000`, or `digits predictor` for a process that only predicts; Perfetto adds the pid."""
         role = "predictor" if self.stages <= set(BY_PREDICTOR) else "worker"
         own = "" if self.worker == str(self.pid) else f" {self.worker}"
         return f"{', '.join(sorted(self.models))} {role}{own}"
@@ -53,20 +43,20 @@ class Process:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a directory held when it was surveyed.
+    """What a recording contained when it was surveyed.
 
     Attributes:
-        files: With the bytes each had then.
-        start_ns, end_ns: First start and last end of all models' spans, `time.monotonic_ns()`.
+        files: Each with its size in bytes at that time.
+        start_ns, end_ns: First start and last end of all spans, `time.monotonic_ns()`.
         processes: By pid.
         devices: Keys of the devices predicted on.
-        torn: Last lines that a killed worker left unfinished.
+        torn: Number of last lines that a killed worker left unfinished.
     """
 
     files: Mapping[Path, int]
     start_ns: int
     end_ns: int
-    processes: Mapping[int, Process]
+    processes: Mapping[int, RecordingProcess]
     devices: tuple[str, ...]
     torn: int
 
@@ -76,54 +66,30 @@ class Survey:
 
 
 def survey(directory: Path | str) -> Survey:
-    """Read a recording through.
+    """Read a recording once.
 
     Raises:
-        HandlergenError: There is none, it is empty, or a line in it is not a span.
+        HandlergenError: There is no recording, it is empty, or a line in it is not a span.
     """
     files = {file: file.stat().st_size for file in span_files(directory)}
-    processes: dict[int, Process] = {}
+    processes: dict[int, RecordingProcess] = {}
     devices: set[str] = set()
-    start = end = None
+    start, end = math.inf, -math.inf
     for file, size in files.items():
         for span in read_file(file, size=size):
-            start = span.start_ns if start is None else min(start, span.start_ns)
-            end = span.end_ns if end is None else max(end, span.end_ns)
-            process = processes.get(span.pid)
-            if process is None:
-                process = processes[span.pid] = Process(span.pid, span.worker)
+            start, end = min(start, span.start_ns), max(end, span.end_ns)
+            process = processes.setdefault(span.pid, RecordingProcess(span.pid, span.worker))
             process.models.add(span.model)
             process.stages.add(span.stage)
             if span.stage in ON_DEVICE:
                 devices.add(span.device)
-    if start is None or end is None:
+    if not processes:
         raise HandlergenError(
             f"the recording in {directory} is empty",
-            hint="spans are written when a request is answered: send some",
+            hint="spans are written when a request is answered: send some requests",
         )
     torn = sum(_torn(file, size) for file, size in files.items())
-    return Survey(files, start, end, processes, tuple(sorted(devices)), torn)
-
-
-def in_order(recording: Survey) -> Iterator[Span]:
-    """Every span of the recording, by its start.
-
-    Should a file be in greater disorder than it can be, a span comes late; none is lost.
-    """
-    return heapq.merge(
-        *(_sorted(file, size) for file, size in recording.files.items()), key=attrgetter("start_ns", "end_ns")
-    )
-
-
-def _sorted(file: Path, size: int) -> Iterator[Span]:
-    held: list[tuple[int, int, int, Span]] = []  # the third keeps equal times in the order of the file
-    for number, span in enumerate(read_file(file, size=size)):
-        entry = (span.start_ns, span.end_ns, number, span)
-        if len(held) < _DISORDER:
-            heapq.heappush(held, entry)
-        else:
-            yield heapq.heappushpop(held, entry)[-1]
-    yield from (heapq.heappop(held)[-1] for _ in range(len(held)))
+    return Survey(files, int(start), int(end), processes, tuple(sorted(devices)), torn)
 
 
 def _torn(file: Path, size: int) -> bool:
@@ -132,83 +98,54 @@ def _torn(file: Path, size: int) -> bool:
         return lines.read(1) not in (b"\n", b"")
 
 
-@dataclass
+@dataclass(frozen=True)
 class DeviceTotals:
-    """How a device was used. Spans must come by their start.
+    """How one device was used.
 
     Attributes:
-        predicts: How often predict ran.
-        total_ns: The time they took together.
-        busy_ns: Time during which at least one ran; as much as `total_ns` when none overlap.
-        overlaps: How often one started while another one ran: never, with `lock: device`.
+        predicts: Number of predict calls.
+        total_ns: Sum of their durations.
+        busy: Share of the trace's time, 0..1, during which at least one ran.
+        overlaps: How often one started while another ran: never, with `lock: device`.
     """
 
-    predicts: int = 0
-    total_ns: int = 0
-    busy_ns: int = 0
-    overlaps: int = 0
-    _until_ns: int = field(default=0, repr=False)
-
-    def add(self, span: Span) -> None:
-        """One more predict."""
-        self.predicts += 1
-        self.total_ns += span.end_ns - span.start_ns
-        self.overlaps += span.start_ns < self._until_ns
-        self.busy_ns += max(0, span.end_ns - max(span.start_ns, self._until_ns))
-        self._until_ns = max(self._until_ns, span.end_ns)
+    predicts: int
+    total_ns: int
+    busy: float
+    overlaps: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class TraceSummary:
-    """What a trace shows.
+    """The figures of a trace.
 
     Attributes:
-        requests: Answered requests (whose `encode` is in it).
-        spans: All slices of the workers' rows.
-        start_ns, end_ns: First start and last end, `time.monotonic_ns()`.
-        pids: Of the processes.
-        devices: By key.
-        torn: Lines that killed workers left unfinished; left out.
+        requests: Answered requests (whose `encode` is in the trace).
+        spans: Slices in the workers' rows.
+        seconds: From the first start to the last end.
+        pids: The processes that recorded spans.
+        torn: Unfinished lines of killed workers; left out.
         backwards: Spans that end before they start; left out.
     """
 
-    requests: int = 0
-    spans: int = 0
-    start_ns: int = 0
-    end_ns: int = 0
-    pids: set[int] = field(default_factory=set)
-    devices: dict[str, DeviceTotals] = field(default_factory=dict)
-    torn: int = 0
-    backwards: int = 0
-
-    @property
-    def seconds(self) -> float:
-        return (self.end_ns - self.start_ns) / 1e9
-
-    def busy_share(self, device: str) -> float:
-        """The part of the time, 0..1, during which the device predicted."""
-        return self.devices[device].busy_ns / max(1, self.end_ns - self.start_ns)
-
-    def add(self, span: Span) -> None:
-        """One more span."""
-        self.start_ns = min(self.start_ns, span.start_ns) if self.spans else span.start_ns
-        self.end_ns = max(self.end_ns, span.end_ns)
-        self.spans += 1
-        self.pids.add(span.pid)
-        self.requests += span.stage == LAST
-        if span.stage in ON_DEVICE:
-            self.devices.setdefault(span.device, DeviceTotals()).add(span)
+    requests: int
+    spans: int
+    seconds: float
+    pids: frozenset[int]
+    devices: dict[str, DeviceTotals]
+    torn: int
+    backwards: int
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Which spans of a recording are wanted.
+    """Which spans of a recording to convert.
 
     Attributes:
         directory: Where the spans were recorded.
-        model: Only this model's.
+        model: Only this model's spans.
         last_s: Only the last so many seconds.
-        from_s, to_s: Only what runs between these times, in seconds since the recording's start; None is open.
+        from_s, to_s: Only spans that run between these times, in seconds since the recording's start; None: no limit.
     """
 
     directory: Path
@@ -218,7 +155,7 @@ class Trace:
     to_s: float | None = None
 
     def window(self, recording: Survey) -> tuple[float, float]:
-        """Start and end of what is wanted, as `time.monotonic_ns()`."""
+        """Return the start and end of the time range, as `time.monotonic_ns()`."""
         if self.last_s is not None:
             return recording.end_ns - self.last_s * 1e9, recording.end_ns
         start = recording.start_ns if self.from_s is None else recording.start_ns + self.from_s * 1e9
@@ -227,15 +164,12 @@ class Trace:
 
 
 def write_trace(trace: Trace, output: BinaryIO) -> TraceSummary:
-    """Write the trace as JSON.
+    """Write the trace as JSON, one event per line.
 
-    A span that reaches into the window is shown whole. Times are microseconds since the recording's start.
-
-    Args:
-        output: Gets UTF-8; an event a line.
+    A span that reaches into the time range is shown whole. Times are microseconds since the recording's start.
 
     Raises:
-        HandlergenError: There is no recording, a line in it is not a span, or nothing in it is wanted.
+        HandlergenError: There is no recording, a line in it is not a span, or no span is in the time range.
         OSError: `output` cannot be written.
     """
     recording = survey(trace.directory)
@@ -244,36 +178,36 @@ def write_trace(trace: Trace, output: BinaryIO) -> TraceSummary:
             f"the recording has no spans of the model {trace.model}",
             hint=f"it has those of {', '.join(recording.models)}",
         )
-    summary = TraceSummary(torn=recording.torn)
-    wanted = _wanted(trace, recording, summary)
-    first = next(wanted, None)
-    if first is None:
+    found = wanted_spans(trace, recording)
+    spans = [span for span in found if span.end_ns >= span.start_ns]
+    if not spans:
         length = (recording.end_ns - recording.start_ns) / 1e9
         raise HandlergenError(
-            "no span lies in that time", hint=f"the recording goes from second 0 to second {length:.3f}"
+            "no span is in that time range", hint=f"the recording covers second 0 to second {length:.3f}"
         )
     events = events_of(
-        chain([first], wanted),
+        spans,
         groups={pid: process.name for pid, process in recording.processes.items()},
         devices=recording.devices,
         start_ns=recording.start_ns,
     )
     # Perfetto reads no key that the format does not name before `traceEvents`.
     output.write(b'{"displayTimeUnit":"ms","traceEvents":[\n')
-    _write_lines(output, events)
+    for number, event in enumerate(events):
+        output.write(f"{',' if number else ' '}{event}\n".encode())
     other = {"recorded_with": "handlergen", "start_monotonic_ns": str(recording.start_ns)}
-    output.write(b'\n],"otherData":' + json.dumps(other).encode() + b"}\n")
-    return summary
+    output.write(b'],"otherData":' + json.dumps(other).encode() + b"}\n")
+    return _summarize(spans, torn=recording.torn, backwards=len(found) - len(spans))
 
 
 @contextlib.contextmanager
 def open_output(path: Path) -> Iterator[BinaryIO]:
-    """A file to write a trace to, packed when its name ends in .gz; it appears when all is written.
+    """Open a file for a trace, compressed if its name ends in .gz. The file appears when it is complete.
 
     Raises:
-        HandlergenError: It cannot be written.
+        HandlergenError: The file cannot be written.
     """
-    # What is no regular file (/dev/stdout, a pipe) is written to, not replaced.
+    # A device or a pipe (/dev/stdout) is written to, not replaced.
     replaced = path.is_file() or not path.exists()
     target = path.with_name(f".{path.name}.{os.getpid()}.part") if replaced else path
     try:
@@ -292,26 +226,37 @@ def open_output(path: Path) -> Iterator[BinaryIO]:
             target.unlink(missing_ok=True)
 
 
-def _wanted(trace: Trace, recording: Survey, summary: TraceSummary) -> Iterator[Span]:
+def wanted_spans(trace: Trace, recording: Survey) -> list[Span]:
+    """Return the spans of the model and the time range, ordered by start."""
     start, end = trace.window(recording)
-    for span in in_order(recording):
-        if trace.model not in (None, span.model) or span.end_ns < start or span.start_ns > end:
-            continue
-        if span.end_ns < span.start_ns:
-            summary.backwards += 1
-            continue
-        summary.add(span)
-        yield span
+    found = [
+        span
+        for file, size in recording.files.items()
+        for span in read_file(file, size=size)
+        if trace.model in (None, span.model) and span.end_ns >= start and span.start_ns <= end
+    ]
+    return sorted(found, key=attrgetter("start_ns", "end_ns"))
 
 
-def _write_lines(output: BinaryIO, lines: Iterable[str]) -> None:
-    pending: list[str] = []
-    separator = ""
-    for line in lines:
-        pending.append(line)
-        if len(pending) == _CHUNK:
-            output.write((separator + ",\n".join(pending)).encode())
-            pending.clear()
-            separator = ",\n"
-    if pending:
-        output.write((separator + ",\n".join(pending)).encode())
+def _summarize(spans: Sequence[Span], *, torn: int, backwards: int) -> TraceSummary:
+    start_ns, end_ns = spans[0].start_ns, max(span.end_ns for span in spans)
+    on_device: dict[str, list[Span]] = defaultdict(list)
+    for span in of_stage(spans, *ON_DEVICE):
+        on_device[span.device].append(span)
+    return TraceSummary(
+        requests=len(of_stage(spans, LAST)),
+        spans=len(spans),
+        seconds=(end_ns - start_ns) / 1e9,
+        pids=frozenset(span.pid for span in spans),
+        devices={
+            device: DeviceTotals(
+                predicts=len(own),
+                total_ns=sum(span.end_ns - span.start_ns for span in own),
+                busy=busy_share(own, start_ns, max(end_ns, start_ns + 1)),
+                overlaps=len(overlapping(own)),
+            )
+            for device, own in on_device.items()
+        },
+        torn=torn,
+        backwards=backwards,
+    )

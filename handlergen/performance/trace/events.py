@@ -1,8 +1,8 @@
-"""Spans as events of the Trace Event Format: slices in rows, and the arrows of each request.
+"""Spans as events of the Trace Event Format: slices in rows, and arrows that connect the slices of a request.
 
-The format: "Trace Event Format", docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU. What
-Perfetto makes of it was read in its src/trace_processor/importers/json: arrows of one request share name, category
-and number; rows are looked up by `tid` alone.
+The format: "Trace Event Format", docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU. How
+Perfetto reads it: src/trace_processor/importers/json. Arrows of one request share name, category and id; rows are
+looked up by `tid` alone.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from handlergen.runtime.telemetry.stages import FIRST, LAST, ON_DEVICE, STAGE_NA
 
 
 class TraceRow(NamedTuple):
-    """A row: `pid` is the group it stands in, `tid` the row itself. No two rows share a tid."""
+    """A row: `pid` is its group, `tid` the row itself. No two rows share a tid."""
 
     pid: int
     tid: int
 
 
 def events_of(
-    spans: Iterator[Span], *, groups: Mapping[int, str], devices: Sequence[str], start_ns: int
+    spans: Sequence[Span], *, groups: Mapping[int, str], devices: Sequence[str], start_ns: int
 ) -> Iterator[str]:
-    """One JSON object an event; a name comes before the first slice of its group or row.
+    """Yield the events as JSON objects. The name of a group or row precedes its first slice.
 
     Args:
-        spans: By their start.
-        groups: What each process is called, by pid.
+        spans: Ordered by start.
+        groups: Name of each process, by pid.
         devices: Keys of the devices predicted on.
-        start_ns: What the times count from.
+        start_ns: The origin of the times.
     """
     rows, flows = _Rows(groups, devices), _Flows(start_ns)
     for span in spans:
@@ -41,7 +41,7 @@ def events_of(
         args = f'"request":{json.dumps(span.request_id)},"model":{json.dumps(span.model)}'
         slices = [_slice(span, row, start_ns, name=label_of(span.stage), category="worker", args=args)]
         if span.stage in ON_DEVICE:
-            # The worker's own row shows it, too; the arrows go to the device's.
+            # Also shown in the worker's own row; the arrows go to the device's row.
             row = rows.of_device(span)
             args += f',"requests":{span.request_id.count(",") + 1},"pid":{span.pid}'
             name = f"{span.stage} {span.model}"
@@ -53,11 +53,11 @@ def events_of(
 
 
 class _Rows:
-    """Hands out rows, and says what they are called as they come into use.
+    """Assigns rows to spans, and names the rows when they are first used.
 
-    A row a worker and stage, and one a device. What runs side by side in one worker (a batch's requests) gets rows of
-    its own: slices of one row must not overlap. Workers keep their process ids; devices and rows get the numbers from
-    1 that no worker has.
+    There is one row per worker and stage, and one per device. Spans that overlap within a worker (the requests of a
+    batch) get further rows, because slices of one row must not overlap. Workers keep their pids; devices and rows get
+    the numbers from 1 that are no worker's pid.
     """
 
     def __init__(self, groups: Mapping[int, str], devices: Sequence[str]) -> None:
@@ -69,14 +69,14 @@ class _Rows:
         self._seen: set[int] = set()
 
     def of_worker(self, span: Span) -> TraceRow:
-        """The row of the span's process and stage."""
+        """Return the row of the span's process and stage."""
         if span.pid not in self._seen:
             self._seen.add(span.pid)
             self._name("process", f'"pid":{span.pid}', self._groups[span.pid], len(self._devices) + span.pid)
         return self._lane(span.pid, span.stage, span)
 
     def of_device(self, span: Span) -> TraceRow:
-        """The row of the device that a predict, or an explanation, ran on."""
+        """Return the row of the device that a predict or an explanation ran on."""
         pid = self._devices[span.device]
         if pid not in self._seen:
             self._seen.add(pid)
@@ -84,7 +84,7 @@ class _Rows:
         return self._lane(pid, "predict", span)
 
     def new_names(self) -> list[str]:
-        """Events that name the groups and rows that came into use since it was asked last."""
+        """Return events that name the groups and rows that are new since the last call."""
         names, self._names = self._names, []
         return names
 
@@ -110,72 +110,71 @@ class _Rows:
 
 
 @dataclass
-class _Way:
-    """The last slice that a request's arrow reached; `started` when an arrow led there."""
+class _LastSlice:
+    """The last slice of a request so far; `started` if an arrow leads to it."""
 
     number: int
-    stage: str
+    span: Span
     row: TraceRow
-    start_ns: int
-    end_ns: int
     started: bool = False
 
 
 class _Flows:
-    """The arrows of requests, from preprocess to predict to postprocess. Holds only requests that are under way.
+    """The arrows of requests, from preprocess to predict to postprocess.
 
-    A point is known only when the next one is: what has no next one ends there, and what has none but itself gets
-    no arrow. So every `s` (start) has its `f` (end), with `t` (step) in between.
+    An arrow's event is written when the next slice of its request is known: the last slice ends the arrow, and a
+    request with a single slice gets none. So every `s` (start) has its `f` (end), with `t` (step) in between.
     """
 
     def __init__(self, zero_ns: int) -> None:
         self._zero_ns = zero_ns
-        self._ways: dict[str, _Way] = {}
+        self._requests: dict[str, _LastSlice] = {}
         self._count = 0
 
     def add(self, span: Span, row: TraceRow) -> Iterator[str]:
-        """The next span of one request or, for a predict, of several."""
+        """Add the next span of one request or, for a predict, of several."""
         if span.stage == "lock_wait":
             return
         for request_id in span.request_id.split(","):
             yield from self._step(request_id, span, row)
 
     def end(self) -> Iterator[str]:
-        """The last points of requests whose answer was not seen: cut off by the window, or their worker killed."""
-        for way in self._ways.values():
-            yield from self._finish(way)
+        """End the arrows of requests without an `encode`: cut off by the time range, or their worker was killed."""
+        for last in self._requests.values():
+            yield from self._finish(last)
 
     def _step(self, request_id: str, span: Span, row: TraceRow) -> Iterator[str]:
-        way = self._ways.get(request_id)
-        if way is None:
+        last = self._requests.get(request_id)
+        if last is None:
             self._count += 1
-            way = self._ways[request_id] = _Way(self._count, span.stage, row, span.start_ns, span.end_ns)
-        elif span.stage != LAST or way.stage != "postprocess":
-            # Without a preprocess the arrow starts at decode, without a postprocess it ends at encode.
-            if way.stage != FIRST or span.stage != "preprocess":
-                yield self._leave(way, span.start_ns)
-                way.started = True
-            way.stage, way.row, way.start_ns, way.end_ns = span.stage, row, span.start_ns, span.end_ns
+            last = self._requests[request_id] = _LastSlice(self._count, span, row)
+        elif span.stage != LAST or last.span.stage != "postprocess":
+            # The arrow starts at decode if there is no preprocess, and ends at encode if there is no postprocess.
+            if last.span.stage != FIRST or span.stage != "preprocess":
+                yield self._leave(last, span.start_ns)
+                last.started = True
+            last.span, last.row = span, row
         if span.stage == LAST:
-            yield from self._finish(way)
-            del self._ways[request_id]
+            yield from self._finish(last)
+            del self._requests[request_id]
 
-    def _leave(self, way: _Way, next_ns: int) -> str:
-        if way.started:
-            return self._arrow("t", way, way.start_ns)
-        # Near the slice's end, but inside; and an arrow must not go back in time.
-        near_end = way.end_ns - min((way.end_ns - way.start_ns) // 2, 1000)
-        return self._arrow("s", way, max(way.start_ns, min(near_end, next_ns)))
+    def _leave(self, last: _LastSlice, next_ns: int) -> str:
+        if last.started:
+            return self._arrow("t", last, last.span.start_ns)
+        # Just before the slice's end; an arrow must not go back in time.
+        start_ns, end_ns = last.span.start_ns, last.span.end_ns
+        near_end = end_ns - min((end_ns - start_ns) // 2, 1000)
+        return self._arrow("s", last, max(start_ns, min(near_end, next_ns)))
 
-    def _finish(self, way: _Way) -> Iterator[str]:
-        if way.started:
-            yield self._arrow("f", way, way.start_ns)
+    def _finish(self, last: _LastSlice) -> Iterator[str]:
+        if last.started:
+            yield self._arrow("f", last, last.span.start_ns)
 
-    def _arrow(self, phase: str, way: _Way, ns: int) -> str:
-        # `bp` e: it belongs to the slice around it, not to the next one.
+    def _arrow(self, phase: str, last: _LastSlice, ns: int) -> str:
+        # `bp` e binds the arrow to the enclosing slice, not to the next one.
         return (
-            f'{{"ph":"{phase}","ts":{_us(ns - self._zero_ns)},"pid":{way.row.pid},"tid":{way.row.tid},'
-            f'"name":"request","cat":"request","id":{way.number},"bp":"e"}}'
+            f'{{"ph":"{phase}","ts":{_us(ns - self._zero_ns)},"pid":{last.row.pid},"tid":{last.row.tid},'
+            f'"name":"request","cat":"request","id":{last.number},"bp":"e"}}'
         )
 
 
@@ -187,5 +186,5 @@ def _slice(span: Span, row: TraceRow, zero: int, *, name: str, category: str, ar
 
 
 def _us(ns: int) -> str:
-    """Microseconds, the format's unit, exactly."""
+    """Return exact microseconds, the format's unit."""
     return f"{ns // 1000}.{ns % 1000:03d}"

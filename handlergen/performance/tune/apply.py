@@ -1,4 +1,4 @@
-"""Settings written into a `handlergen.yaml` that somebody else keeps: their comments and their order stay."""
+"""Write settings into a `handlergen.yaml`, keeping its comments and order."""
 
 from __future__ import annotations
 
@@ -15,17 +15,10 @@ from handlergen.server.configuration import replace_content
 
 
 def apply(source: Path, settings: Mapping[str, int]) -> Path:
-    """Write settings into the file that goes with a source; made if there is none.
-
-    Args:
-        source: What `handlergen archive` takes.
-        settings: Whole numbers by name.
-
-    Returns:
-        The file.
+    """Write settings into the settings file of a source, which is created if necessary; return its path.
 
     Raises:
-        HandlergenError: It cannot be written, or would not count for this source; it is left as it was.
+        HandlergenError: The file cannot be written, or does not decide these settings; it is left unchanged.
     """
     file = settings_file(source)
     before = file.read_bytes() if file.exists() else None
@@ -37,11 +30,11 @@ def apply(source: Path, settings: Mapping[str, int]) -> Path:
         found = open_project(source).settings
         differs = [name for name, value in settings.items() if getattr(found, name) != value]
         if differs:
-            problem = f"{file} does not decide on {', '.join(differs)} of {source}"
+            problem = f"{file} does not determine {', '.join(differs)} of {source}"
     except OSError as error:
         raise HandlergenError(f"{file} cannot be written: {error.strerror}") from error
     except HandlergenError as error:
-        problem = f"{file} could not be read any more with the settings in it: {error.message}"
+        problem = f"{file} could not be read with the new settings: {error.message}"
     if problem:
         if before is None:
             file.unlink(missing_ok=True)
@@ -49,13 +42,13 @@ def apply(source: Path, settings: Mapping[str, int]) -> Path:
             replace_content(file, before)
         raise HandlergenError(
             problem,
-            hint="an environment variable may win over it, or its `source:` be another one; write the settings by hand",
+            hint="an environment variable may override it, or it has another `source:`; write the settings by hand",
         )
     return file
 
 
 def settings_file(source: Path) -> Path:
-    """Where the settings of a source stand, or would."""
+    """Return the path of a source's settings file, which need not exist."""
     path = source.absolute()
     if path.name == SETTINGS_FILE:
         return path
@@ -65,13 +58,13 @@ def settings_file(source: Path) -> Path:
 
 
 def with_settings(text: str, settings: Mapping[str, int]) -> str:
-    """A YAML mapping with these values at the top level.
+    """Return a YAML mapping with these values at the top level.
 
-    A line that sets one is changed, what stands behind its value stays; a line that shows one as a comment (`#
-    batch_size: 1`, as `handlergen init` writes) is made the setting; what is not there at all is added at the end.
+    A line that sets a value is changed, and keeps its comment; a setting that is commented out (`# batch_size: 1`, as
+    `handlergen init` writes) is replaced; a missing setting is appended.
 
     Raises:
-        HandlergenError: A value stands in a way that is not one line.
+        HandlergenError: A value is not written on one line.
     """
     ending = "\r\n" if "\r\n" in text else "\n"
     for name, value in settings.items():
@@ -88,23 +81,19 @@ def with_settings(text: str, settings: Mapping[str, int]) -> str:
             changed = 1
         if not changed:
             raise HandlergenError(
-                f"the setting {name} stands in {SETTINGS_FILE} in a way that this command does not change",
-                hint=f"write it as a line of its own: {line}",
+                f"the setting {name} is written in {SETTINGS_FILE} in a way that this command cannot change",
+                hint=f"write it on one line: {line}",
             )
     return text
 
 
 def _sets(text: str, name: str) -> bool:
-    """Does the text set this already?"""
+    """Return whether the text has this setting."""
     return re.search(rf"""^["']?{name}["']?[ \t]*:""", text, flags=re.MULTILINE) is not None
 
 
 def _text(file: Path, raw: bytes) -> tuple[bytes, str]:
-    """A file's byte order mark, if it has one, and its text with the line ends that it has.
-
-    Raises:
-        HandlergenError: It is no UTF-8.
-    """
+    """Return a file's byte order mark and its text with unchanged line ends; raise HandlergenError if not UTF-8."""
     mark = codecs.BOM_UTF8 if raw.startswith(codecs.BOM_UTF8) else b""
     try:
         return mark, raw.removeprefix(mark).decode("utf-8")

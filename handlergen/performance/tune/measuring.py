@@ -1,11 +1,11 @@
-"""A candidate's settings on a real TorchServe, under `bench`'s load; and what came of it, as a report."""
+"""Measure candidates on a real TorchServe with `bench`, and report the recommendation."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -45,18 +45,18 @@ from handlergen.server.properties import ServerSettings, server_settings
 
 WARM_UP_S = 1.0
 _SHARE_OF_MEMORY = 0.8
-_CHANGE_S = 6.0  # a guess, for the plan: workers that start, and a server when the batch size changes
+_CHANGE_S = 6.0  # estimate of the time to scale workers, or to restart the server for another batch size
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is tuned.
+    """What to tune.
 
     Attributes:
-        source: What `handlergen archive` takes.
-        sample: A file that is posted as a client would.
-        gpu: Predict there instead of on the CPU.
-        overrides: Settings that win over file and environment.
+        source: A source as for `handlergen archive`.
+        sample: A file with a request body.
+        gpu: Index of the GPU; None: the CPU.
+        overrides: Settings that override file and environment.
         seconds: Length of each load.
     """
 
@@ -67,7 +67,7 @@ class Subject:
     seconds: float
 
     def project(self, batch_size: int = 1) -> Project:
-        """The project with the settings of a measurement. Raises what `open_project` raises."""
+        """Return the project with the settings of a measurement. Raises what `open_project` raises."""
         tried = {
             "devices": "cpu" if self.gpu is None else (self.gpu,),
             "workers_per_device": 1,  # the server is scaled
@@ -80,7 +80,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A recommendation, and the model that it is for."""
+    """A recommendation for a project."""
 
     project: Project
     found: Recommendation
@@ -93,16 +93,16 @@ def tune(
     target_p99_ms: float | None = None,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Tuned:
-    """Measure candidates on a server of their own, which is always stopped.
+    """Search for the best settings on a private server, which is always stopped.
 
     Args:
-        target_p99_ms: The most that 99 of 100 requests may take, when they come at random.
-        progress: Called with a line of text: the plan, then each candidate with its figures.
+        target_p99_ms: The goal: 99 % of the requests, at random times, are answered within it.
+        progress: Called with lines of text: the plan, then each candidate's figures.
 
     Raises:
         ModuleFailed: The model cannot be loaded.
         ServerError: TorchServe cannot be started.
-        HandlergenError: The sample is answered with an error, or the goal cannot be reached.
+        HandlergenError: The sample is answered with an error, or no candidate meets the goal.
     """
     project = subject.project()
     field = candidates(project.settings.batch)
@@ -115,7 +115,7 @@ def tune(
     free_bytes = psutil.virtual_memory().available
     own_copies = project.settings.predictor == "worker"
 
-    with _candidate_server(subject) as server:
+    with private_directory() as directory, closing(CandidateServer(subject, directory)) as server:
 
         def measured(candidate: Candidate, rate: float | None) -> Turn:
             turn = server.measure(candidate, rate)
@@ -134,21 +134,11 @@ def tune(
     return Tuned(project, found, subject.seconds)
 
 
-@contextmanager
-def _candidate_server(subject: Subject) -> Iterator[CandidateServer]:
-    with private_directory() as directory:
-        server = CandidateServer(subject, directory)
-        try:
-            yield server
-        finally:
-            server.stop()
-
-
 class CandidateServer:
     """A TorchServe in a private directory, with one model whose workers and batch size can be changed.
 
-    Another batch size needs another archive and a new start; the workers are scaled. The server has device locks of
-    its own, so that it does not take turns with other servers of this machine, and records spans.
+    Workers are scaled; another batch size needs another archive and a restart. The server records spans, and has its
+    own device locks, so that it does not wait for other servers of this machine.
     """
 
     def __init__(self, subject: Subject, directory: Path) -> None:
@@ -160,10 +150,10 @@ class CandidateServer:
         self._now: Candidate | None = None
 
     def measure(self, candidate: Candidate, rate: float | None) -> Turn:
-        """Give the server a candidate's settings, load it, and say what it did."""
+        """Apply a candidate's settings, run a load, and return its result."""
         running = self._running
         if running is None or self._now is None or candidate.batch_size != self._now.batch_size:
-            self.stop()
+            self.close()
             running = self._running = self._start(candidate.batch_size)
             self._now = Candidate(candidate.batch_size, 1)
         plan = LoadPlan(
@@ -175,7 +165,7 @@ class CandidateServer:
             if candidate != self._now:
                 self._scale(client, candidate.workers)
                 self._now = candidate
-            self._refuse_other_device(client)
+            self._check_device(client)
             try:
                 measurement = measure(client, self._name, [self._sample], plan)
             except RequestFailed as error:
@@ -185,14 +175,14 @@ class CandidateServer:
                 ) from error
             return turn_of(measurement, rate, worker_bytes=_own_memory(client, self._name))
 
-    def stop(self) -> None:
-        """End the server and all of its processes."""
+    def close(self) -> None:
+        """Stop the server and all of its processes."""
         running, self._running = self._running, None
         if running is None:
             return
         try:
             running.stop()
-        finally:  # a second Ctrl-C, while the server stops, leaves nothing behind either
+        finally:  # even after a second Ctrl-C while the server stops
             end_marked(running.state.marker, grace=1.0)
 
     def _start(self, batch_size: int) -> RunningServer:
@@ -219,12 +209,12 @@ class CandidateServer:
             client.scale(self._name, workers)
         except ServerError as error:
             error.hint = (
-                f"its log is gone with it; `handlergen serve` with workers_per_device: {workers} keeps one"
+                f"`tune` keeps no log; `handlergen serve` with workers_per_device: {workers} writes one"
             )
             raise
 
-    def _refuse_other_device(self, client: Client) -> None:
-        """TorchServe ignores a GPU that is not there."""
+    def _check_device(self, client: Client) -> None:
+        """Raise HandlergenError if the model is on the CPU: TorchServe ignores a GPU that does not exist."""
         gpu = self._subject.gpu
         if gpu is not None and "cpu" in client.describe(self._name).placement:
             raise HandlergenError(
@@ -234,7 +224,7 @@ class CandidateServer:
 
 
 def turn_of(measurement: Measurement, rate: float | None, *, worker_bytes: int) -> Turn:
-    """What of a measurement a search needs."""
+    """Return the figures of a measurement that a search needs."""
     figures, recorded = measurement.figures, measurement.recorded
     failed = sum(count for outcome, count in figures.outcomes.items() if outcome != RIGHT)
     return Turn(
@@ -254,7 +244,7 @@ def turn_of(measurement: Measurement, rate: float | None, *, worker_bytes: int) 
 
 
 def plain(tuned: Tuned) -> dict[str, Any]:
-    """JSON values: times in ms, shares 0..1."""
+    """Return the report as JSON values: times in ms, shares 0..1."""
     settings, found = tuned.project.settings, tuned.found
     turn = found.chosen.shown
     return {
@@ -276,7 +266,7 @@ def plain(tuned: Tuned) -> dict[str, Any]:
 
 
 def lines(tuned: Tuned) -> Iterator[str]:
-    """The report for a terminal."""
+    """Yield the report for a terminal."""
     settings, found = tuned.project.settings, tuned.found
     yield f"{settings.name}: " + ", ".join(f"{name} {value}" for name, value in found.settings.items())
     yield ""
@@ -323,7 +313,7 @@ def _plain_candidate(one: Measured) -> dict[str, Any]:
 
 
 def _own_memory(client: Client, name: str) -> int:
-    """Bytes that one more worker takes: what it does not share with others, by the mean."""
+    """Return the mean memory, in bytes, that a worker does not share with others."""
     own = []
     for worker in client.describe(name).workers:
         try:

@@ -1,7 +1,4 @@
-"""The search for workers and batch size: candidates are measured in rounds, and each round keeps the better half.
-
-Nothing here starts a process: whoever calls `search` brings the function that measures a candidate.
-"""
+"""Search for the best workers and batch size: candidates are measured in rounds, and each keeps the better half."""
 
 from __future__ import annotations
 
@@ -15,28 +12,28 @@ from handlergen.performance.bench.report import number
 WORKERS = (1, 2, 3, 4, 6, 8, 12, 16)
 BATCH_SIZES = (1, 4, 16, 32)
 BATCH_WORKERS = (1, 2, 4, 8)
-"""With batches, fewer: each worker holds many requests."""
+"""Numbers of workers to try with batches."""
 
 MAX_BATCH_DELAY_MS = 1
-"""A busy device fills batches by itself, an idle one gains nothing by waiting."""
+"""A busy device fills batches without a delay, and an idle one gains nothing by waiting."""
 
 MOST_CLIENTS = 96
-_AS_GOOD = 0.97  # a smaller difference is taken for noise
+_AS_GOOD = 0.97  # smaller differences are noise
 _MOST_ERRORS = 0.01
-_QUIET = 0.1  # of the cores, which other programs may use without a warning
-_LATENCY_ROUNDS = 3  # to halve, as often, the rates among which the highest possible one lies
+_QUIET = 0.1  # share of the cores that other programs may use without a warning
+_LATENCY_ROUNDS = 3  # each halves the interval that contains the highest possible rate
 
 
 @dataclass(frozen=True, order=True)
 class Candidate:
-    """Settings to try. They sort by batch size, then by workers: the order in which changing them costs least."""
+    """Settings to try. Sorted by batch size, then workers: the order in which changing the server costs least."""
 
     batch_size: int
     workers: int
 
     @property
     def clients(self) -> int:
-        """Clients of a closed loop: twice what the workers hold, 16 at least, and no more than may wait."""
+        """Clients of a closed loop: twice what the workers can hold, within 16 and `MOST_CLIENTS`."""
         return max(16, min(2 * self.workers * self.batch_size, MOST_CLIENTS))
 
     def __str__(self) -> str:
@@ -45,19 +42,18 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one candidate did in one load.
+    """The result of one load on one candidate.
 
     Attributes:
-        rate: Requests a second that were sent at random times; None for a closed loop.
-        errors: The share of requests that failed, 0..1.
-        p50_ms, p99_ms: Latency; infinite when nothing was answered.
-        device: Key of the device; "" without recorded spans.
-        device_busy: The part of the time in which predict ran, 0..1; None without recorded spans.
-        stages_ms: Stage -> ms of one request.
+        rate: Requests/s sent at random times; None for a closed loop.
+        errors: Share of requests that failed, 0..1.
+        p50_ms, p99_ms: Latency; infinite if no request was answered.
+        device: Key of the device; "" without spans.
+        device_busy: Share of the time in which predict ran, 0..1; None without spans.
+        stages_ms: Stage -> ms per request.
         worker_bytes: Memory that a worker does not share with others.
-        other_cores: Cores that programs used which have nothing to do with the load; 0 where that is not known.
-        bottleneck: What kept the server from answering more, in a word (`bench`).
-        why: The same in a sentence.
+        other_cores: Cores used by unrelated programs; 0 if unknown.
+        bottleneck, why: The verdict of `bench`.
     """
 
     rate: float | None
@@ -75,17 +71,16 @@ class Turn:
 
 
 Measure = Callable[[Candidate, float | None], Turn]
-"""Load a server that has a candidate's settings: with clients (None), or at a rate in requests a second."""
+"""Load a server with a candidate's settings: in a closed loop (None), or at a rate in requests/s."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A candidate and its turns so far.
+    """A candidate and its loads so far.
 
     Attributes:
-        capacity: The closed loop's requests a second, the mean of its turns.
-        kept: With a latency goal, the turn with the highest rate at which the goal was kept; None so far.
-        missed: The lowest rate at which it was not; infinite so far.
+        kept: The load with the highest rate that met the latency goal; None so far.
+        missed: The lowest rate that did not meet it; infinite so far.
     """
 
     candidate: Candidate
@@ -95,34 +90,35 @@ class Measured:
 
     @property
     def capacity(self) -> float:
+        """Mean requests/s of the closed loops."""
         closed = [turn.requests_per_s for turn in self.turns if turn.rate is None]
         return sum(closed) / len(closed) if closed else 0.0
 
     @property
-    def failing(self) -> bool:
-        """Did a closed loop get errors?"""
+    def fails(self) -> bool:
+        """Whether more than 1 % of the requests of a closed loop failed."""
         return any(turn.rate is None and turn.errors > _MOST_ERRORS for turn in self.turns)
 
     @property
     def shown(self) -> Turn:
-        """The turn to report: the highest rate that kept the goal, else the last closed loop."""
+        """The load to report: the highest rate that met the goal, else the last closed loop."""
         return self.kept or next((t for t in reversed(self.turns) if t.rate is None), self.turns[-1])
 
     def next_rate(self) -> float:
-        """Half way between what was kept and what was missed, or between nothing and all that the server can do."""
+        """Return the middle between the rates that met and missed the goal (at first 0 and the capacity)."""
         low = self.kept.rate or 0.0 if self.kept else 0.0
         return (low + min(self.missed, self.capacity)) / 2
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to set, and why.
+    """The result of a search.
 
     Attributes:
-        target_p99_ms: The goal; None: as many requests a second as possible.
+        target_p99_ms: The goal; None: as many requests/s as possible.
         chosen: The recommended candidate.
-        measured: Every candidate that was measured, as often as it was.
-        limits: What kept further candidates out, a sentence each.
+        measured: All candidates that were measured.
+        limits: Sentences on why further candidates were excluded.
     """
 
     target_p99_ms: float | None
@@ -132,7 +128,7 @@ class Recommendation:
 
     @property
     def settings(self) -> dict[str, int]:
-        """For `handlergen.yaml`."""
+        """The settings to write into `handlergen.yaml`."""
         return {
             "workers_per_device": self.chosen.candidate.workers,
             "batch_size": self.chosen.candidate.batch_size,
@@ -141,7 +137,7 @@ class Recommendation:
 
 
 def candidates(batch: str) -> list[Candidate]:
-    """The field for a batch mode; with `each`, requests of one batch would only wait for each other."""
+    """Return the candidates for a batch mode; with `each`, requests of one batch would only wait for each other."""
     single, *larger = BATCH_SIZES
     field = [Candidate(single, workers) for workers in WORKERS]
     if batch == "each":
@@ -150,7 +146,7 @@ def candidates(batch: str) -> list[Candidate]:
 
 
 def most_turns(field_size: int, target_p99_ms: float | None) -> int:
-    """How many loads a search takes when no candidate is left out early."""
+    """Return how many loads a search takes if no candidate is excluded early."""
     turns, left = (field_size if target_p99_ms is not None else 0), field_size
     for _ in range(_rounds(field_size, target_p99_ms)):
         turns += left
@@ -165,16 +161,16 @@ def search(
     target_p99_ms: float | None = None,
     copies_bytes: int | None = None,
 ) -> Recommendation:
-    """Measure the field, keep the better half, and so on until one candidate is left.
+    """Measure the candidates and keep the better half, until one is left.
 
-    The first round leaves out candidates that cannot win: more workers when two steps in a row gained nothing, larger
-    batches when the last size gained nothing.
+    The first round skips candidates that cannot win: more workers after two steps without a gain, larger batches after
+    one.
 
     Args:
-        copies_bytes: The memory that workers may fill with their copies of the model; None where they have none.
+        copies_bytes: Memory for the workers' copies of the model; None if they share one.
 
     Raises:
-        HandlergenError: The goal cannot be kept, or no candidate answers without errors.
+        HandlergenError: No candidate meets the goal, or none answers without errors.
     """
     found, limits = _first_round(field, measure, copies_bytes)
     remaining = list(found)
@@ -188,7 +184,7 @@ def search(
         ordered = _ordered([found[candidate] for candidate in remaining], target_p99_ms)
         remaining = [result.candidate for result in ordered[: math.ceil(len(ordered) / 2)]]
     best = found[remaining[0]]
-    _refuse_useless(best, list(found.values()), target_p99_ms)
+    _check_useful(best, list(found.values()), target_p99_ms)
     return Recommendation(target_p99_ms, best, tuple(found[one] for one in sorted(found)), limits)
 
 
@@ -214,11 +210,11 @@ def _first_round(
                 most_workers = max(1, copies_bytes // max(1, turn.worker_bytes))
                 if most_workers < max(one.workers for one in field):
                     limits.append(
-                        f"No more than {_counted(most_workers)} fit: each takes {_mib(turn.worker_bytes)} of the "
-                        f"{_mib(copies_bytes)} of memory that may be filled."
+                        f"At most {_counted(most_workers)} fit into memory: each takes {_mib(turn.worker_bytes)} of "
+                        f"{_mib(copies_bytes)}."
                     )
             found[candidate] = Measured(candidate, (turn,))
-            rate = 0.0 if found[candidate].failing else turn.requests_per_s
+            rate = 0.0 if found[candidate].fails else turn.requests_per_s
             without_gain = 0 if rate * _AS_GOOD > best else without_gain + 1
             best = max(best, rate)
         if best * _AS_GOOD <= best_before:
@@ -228,8 +224,8 @@ def _first_round(
 
 
 def _with_rate(result: Measured, measure: Measure, target_p99_ms: float) -> Measured:
-    """One more turn of a candidate, at a rate that halves what is not known yet."""
-    if result.failing or not result.capacity:
+    """Load a candidate at the middle of the rates that are not decided yet."""
+    if result.fails or not result.capacity:
         return result
     turn = measure(result.candidate, result.next_rate())
     assert turn.rate is not None
@@ -240,7 +236,7 @@ def _with_rate(result: Measured, measure: Measure, target_p99_ms: float) -> Meas
 
 
 def _worth(result: Measured, target_p99_ms: float | None) -> float:
-    if result.failing:
+    if result.fails:
         return 0.0
     if target_p99_ms is None:
         return result.capacity
@@ -248,7 +244,7 @@ def _worth(result: Measured, target_p99_ms: float | None) -> float:
 
 
 def _ordered(results: Sequence[Measured], target_p99_ms: float | None) -> list[Measured]:
-    """The best first; among those that are as good as it (within 3 %), fewer workers, then smaller batches first."""
+    """Sort best first; among candidates within 3 % of the best, by fewer workers, then by smaller batches."""
     best = max(_worth(result, target_p99_ms) for result in results)
     enough = best * _AS_GOOD
 
@@ -256,15 +252,15 @@ def _ordered(results: Sequence[Measured], target_p99_ms: float | None) -> list[M
         worth = _worth(result, target_p99_ms)
         if worth and worth >= enough:
             return (0, result.candidate.workers, result.candidate.batch_size)
-        return (1, -worth, -_promise(result, target_p99_ms), result.candidate.workers)
+        return (1, -worth, -_expected_rate(result, target_p99_ms), result.candidate.workers)
 
     return sorted(results, key=key)
 
 
-def _promise(result: Measured, target_p99_ms: float | None) -> float:
-    """Order candidates that have kept no rate yet: the rate that a queue would keep, or how far even that is away.
+def _expected_rate(result: Measured, target_p99_ms: float | None) -> float:
+    """Estimate the rate at which a candidate that has met the goal at no rate yet would, to order such candidates.
 
-    A queue's waits grow as 1 / (1 - load), which tells the latency of an idle server from that of a loaded one.
+    A queue's waits grow as 1 / (1 - load), from which the latency at other loads follows. Negative: not even when idle.
     """
     turn = result.turns[-1]
     if target_p99_ms is None or turn.rate is None or math.isinf(turn.p99_ms):
@@ -273,24 +269,24 @@ def _promise(result: Measured, target_p99_ms: float | None) -> float:
     return room * result.capacity if room > 0 else room
 
 
-def _refuse_useless(best: Measured, found: Sequence[Measured], target_p99_ms: float | None) -> None:
-    if all(result.failing or not result.capacity for result in found):
+def _check_useful(best: Measured, found: Sequence[Measured], target_p99_ms: float | None) -> None:
+    if all(result.fails or not result.capacity for result in found):
         errors = best.turns[-1].errors
         raise HandlergenError(
             f"no setting answers the sample reliably: {errors:.0%} of the requests failed with {best.candidate}",
-            hint="`handlergen bench` shows what they got, on a server started with `handlergen serve`",
+            hint="`handlergen bench` shows the errors, on a server started with `handlergen serve`",
         )
     if target_p99_ms is not None and best.kept is None:
         turn = min((t for r in found for t in r.turns if t.rate is not None), key=lambda t: t.p99_ms)
         raise HandlergenError(
             f"no setting reaches {target_p99_ms:g} ms: the lowest p99 that was measured is {turn.p99_ms:.1f} ms, at "
             f"{number(turn.rate or 0.0)} requests/s",
-            hint="make the stages themselves faster; the table of `tune` without a target shows them",
+            hint="make the stages faster; `tune` without a target shows their times",
         )
 
 
 def reasons(found: Recommendation, *, batch: str, cores: int) -> Iterator[str]:
-    """Why these settings, a sentence each, with what was measured."""
+    """Yield sentences that explain the recommendation with the measured figures."""
     chosen, target = found.chosen, found.target_p99_ms
     size, workers = chosen.candidate.batch_size, chosen.candidate.workers
     of_size = [one for one in found.measured if one.candidate.batch_size == size]
@@ -320,20 +316,19 @@ def reasons(found: Recommendation, *, batch: str, cores: int) -> Iterator[str]:
         yield f"Bottleneck: {turn.bottleneck}. {turn.why}"
     other_sizes = [one for one in found.measured if one.candidate.batch_size != size]
     if batch == "each":
-        yield "Batch size 1: predict sees one request at a time (batch: each); in a batch, requests would only wait."
+        yield "Batch size 1: predict gets one request at a time (batch: each); in a batch, requests would only wait."
     elif other_sizes:
         best = max(other_sizes, key=lambda one: _worth(one, target))
         yield (
             f"With another batch size, {best.candidate.batch_size} and {_counted(best.candidate.workers)} at best: "
             f"{_rate(best, target)}."
         )
-    yield "max_batch_delay_ms 1: a busy device fills batches by itself, an idle one gains nothing by waiting."
+    yield "max_batch_delay_ms 1: a busy device fills batches without a delay, an idle one gains nothing by waiting."
     yield from found.limits
     others = max(load.other_cores for one in found.measured for load in one.turns)
     if others > _QUIET * cores:
         yield (
-            f"Other programs used up to {others:.1f} of {cores} cores meanwhile: measure again when the machine is "
-            "quiet."
+            f"Other programs used up to {others:.1f} of {cores} cores: measure again when the machine is idle."
         )
 
 
@@ -347,5 +342,5 @@ def _counted(workers: int) -> str:
 
 def _rate(result: Measured, target_p99_ms: float | None) -> str:
     if target_p99_ms is not None and result.kept is None:
-        return "missed the goal at every rate that was tried"
+        return "missed the goal at every tested rate"
     return f"{number(_worth(result, target_p99_ms))} requests/s"

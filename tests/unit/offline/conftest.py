@@ -58,9 +58,9 @@ def write_rows(path: Path, values: list[Any]) -> Path:
 
 def run(module: Path, source: str | Path, output: Path, **options: Any) -> Summary:
     how = {"workers": options.pop("workers", 0), "threads": options.pop("threads", False)}
-    tell = options.pop("tell", pytest.fail)
+    warn = options.pop("warn", pytest.fail)
     with handlergen.load(module) as model:
-        return map_to_file(LocalEngine(model, tell=tell, **how), open_source(str(source)), output, **options)
+        return map_to_file(LocalEngine(model, warn=warn, **how), open_source(str(source)), output, **options)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

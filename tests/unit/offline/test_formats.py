@@ -75,7 +75,7 @@ def test_a_row_keeps_its_own_id(module: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"x": 1, "key": "a"}\n\n{"x": 2, "key": 7}\nno json\n')
     with handlergen.load(module) as model:
         map_to_file(
-            LocalEngine(model, workers=0, threads=False, tell=pytest.fail),
+            LocalEngine(model, workers=0, threads=False, warn=pytest.fail),
             open_source(str(tmp_path / "rows.jsonl"), id_field="key"),
             tmp_path / "out.jsonl",
         )
@@ -114,7 +114,7 @@ def test_an_array_output(module: Path, tmp_path: Path) -> None:
     )
     left = {path.name for path in tmp_path.iterdir()}
     assert not {name for name in left if name.startswith("out.npy.")}
-    with pytest.raises(HandlergenError, match="row 0 is no array"):
+    with pytest.raises(HandlergenError, match="row 0 is not an array"):
         run(module, write_rows(tmp_path / "rows.jsonl", [1, 2]), tmp_path / "dicts.npy")
     assert len(lines(tmp_path / "dicts.npy.rows.jsonl")) == 2
 

@@ -88,10 +88,10 @@ def test_links_to_directories_are_left_out_and_told(module: Path, tmp_path: Path
         (tmp_path / name / "a.bin").write_bytes(b"1")
     (tmp_path / "scans" / "more").symlink_to(tmp_path / "elsewhere")
     told: list[str] = []
-    source = open_source(str(tmp_path / "scans"), tell=told.append)
+    source = open_source(str(tmp_path / "scans"), warn=told.append)
     assert [row.id for row in source.rows()] == ["a.bin"]
     (message,) = told
-    assert "1 link to directories in" in message
+    assert "1 symbolic link to directories in" in message
     assert "(more)" in message
 
 
@@ -104,7 +104,7 @@ def test_rows_out_of_a_pipe(echo: Path, tmp_path: Path) -> None:
         ["bash", "-c", f"{command} --format files"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert refused.returncode == 1
-    assert "is a pipe or a device, no file" in refused.stderr
+    assert "is a pipe or a device, not a file" in refused.stderr
 
 
 @pytest.mark.parametrize("name", ["OUT.PARQUET", "out.NPY"])

@@ -50,7 +50,7 @@ def test_an_output_that_is_the_input_is_refused_and_left_alone(
     (source,) = {path for path in tmp_path.iterdir() if path.stat().st_ino == inode and path != output} or {
         rows
     }
-    with pytest.raises(HandlergenError, match="is the input, and the run would write over it"):
+    with pytest.raises(HandlergenError, match="is the input, and the run would overwrite it"):
         run(module, source, output, overwrite=overwrite)
     assert source.read_bytes() == content
 
@@ -101,7 +101,7 @@ def test_what_the_system_refuses_is_told_with_what_is_kept(
         with pytest.raises(HandlergenError, match=r"out\.jsonl cannot be written: No space left") as caught:
             run(module, rows, output, batch_size=2)
     assert caught.value.hint is not None
-    assert "the same command goes on" in caught.value.hint
+    assert "repeat the command to resume" in caught.value.hint
     assert run(module, rows, output, batch_size=2).resumed_rows == 2
     assert [row["id"] for row in lines(output)] == list(range(10))
 

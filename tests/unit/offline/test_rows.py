@@ -21,14 +21,7 @@ from tests.unit.offline.conftest import lines, run, write_rows
 
 
 @pytest.mark.parametrize(
-    "how",
-    [
-        {"workers": 0},
-        {"workers": None},
-        {"workers": 2},
-        {"workers": 2, "threads": True},
-    ],
-    ids=str,
+    "how", [{"workers": 0}, {"workers": None}, {"workers": 2}, {"workers": 2, "threads": True}], ids=str
 )
 def test_every_row_is_answered_in_order_and_a_bad_one_fails_alone(
     module: Path, tmp_path: Path, how: dict[str, Any]
@@ -115,7 +108,7 @@ def test_what_cannot_cross_processes_is_prepared_here_and_said_so(tmp_path: Path
         tmp_path / "out.jsonl",
         workers=2,
         batch_size=1,
-        tell=told.append,
+        warn=told.append,
     )
     assert [row["answer"] for row in lines(tmp_path / "out.jsonl")] == [2, 3, 4]
     assert len(told) == 1
@@ -300,7 +293,7 @@ def test_what_fails_in_a_fork_only_is_prepared_here_and_said_so(tmp_path: Path) 
     (tmp_path / "rows.jsonl").write_text("".join(f"{number}\n" for number in range(20)))
     told: list[str] = []
     rows = tmp_path / "rows.jsonl"
-    run(tmp_path / "on_gpu.py", rows, tmp_path / "out.jsonl", workers=2, batch_size=4, tell=told.append)
+    run(tmp_path / "on_gpu.py", rows, tmp_path / "out.jsonl", workers=2, batch_size=4, warn=told.append)
     assert [row.get("answer") for row in lines(tmp_path / "out.jsonl")] == list(range(20))
     assert len(told) == 1
     assert "preprocess uses the GPU" in told[0]
