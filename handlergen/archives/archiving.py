@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from handlergen.archives.model_config import gpus_for, placement
-from handlergen.archives.packing import Progress, filled_later, pack, private_directory, publish
+from handlergen.archives.packing import Progress, manifest, publish
 from handlergen.archives.signing import Signature, read_private_key, signature_path
 from handlergen.archives.signing import sign as sign_archive
 from handlergen.archives.staging import StagedFile, make_plan
@@ -117,18 +117,15 @@ def archive_project(
     gpus = gpus_for(project.settings, count_gpus)
     plan = make_plan(project, gpus=gpus, model_store=Path(model_store))
     try:
-        with private_directory() as private:
-            packed = pack(plan, project.settings, private)
-            sha256 = publish(
-                packed,
-                target,
-                plan=plan,
-                filled=filled_later(plan),
-                deflated=project.settings.compression == "deflated",
-                force=force,
-                verify=verify,
-                progress=progress,
-            )
+        sha256 = publish(
+            plan,
+            target,
+            manifest=manifest(plan, project.settings),
+            deflated=project.settings.compression == "deflated",
+            force=force,
+            verify=verify,
+            progress=progress,
+        )
         signature = sign_archive(target, key, sha256=sha256) if key is not None else None
     except FileExistsError as error:
         raise _exists(target) from error

@@ -39,7 +39,6 @@ def source(tmp_path: Path) -> Path:
     (root / "mylib" / "__init__.py").write_text("")
     (root / "mylib" / "deep" / "core.py").write_text("X = 1\n")
     (root / "data" / "labels.txt").write_text("a\nb\n")
-    # Large enough to be filled in by the last step, not by torch-model-archiver.
     (root / "weights.bin").write_bytes(bytes(range(256)) * (3 << 12))
     return root / "digits.py"
 

@@ -18,14 +18,13 @@ from typing import Any
 import pytest
 
 from handlergen import __version__
-from handlergen.archives import normalise, packing
+from handlergen.archives import deterministic_zip
 from handlergen.archives.archiving import archive
 from handlergen.archives.mar import read_mar
 from handlergen.archives.sbom import sbom
 from handlergen.archives.signing import (
     read_private_key,
     read_public_key,
-    require_signatures,
     sign,
     signature_path,
     verify,
@@ -33,6 +32,7 @@ from handlergen.archives.signing import (
 from handlergen.cli import main
 from handlergen.errors import HandlergenError, ServerError
 from handlergen.server.properties import ServerSettings
+from handlergen.server.signed_store import require_signatures
 
 pytest.importorskip("cryptography", reason="the extra handlergen[signing] is not installed")
 
@@ -275,27 +275,27 @@ def test_the_commands_say_what_they_did(
     assert run(["inspect", mar, "--json", "--sbom"], capsys)[0] == 2
 
 
-def test_verifying_notices_what_is_not_the_normal_form(
+def test_verifying_notices_what_is_not_reproducible(
     source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    genuine = normalise.normalise
+    genuine = deterministic_zip.write_zip
     path = made(source, verify=True).path
-    assert normalise.abnormal(path) is None
+    assert deterministic_zip.irregularity(path) is None
 
     def careless(*args: Any, **named: Any) -> None:
-        monkeypatch.setattr(normalise, "_MODE", 0o100755)
+        monkeypatch.setattr(deterministic_zip, "_MODE", 0o100755)
         genuine(*args, **named)
-        monkeypatch.setattr(normalise, "_MODE", 0o100644)
+        monkeypatch.setattr(deterministic_zip, "_MODE", 0o100644)
 
-    monkeypatch.setattr(packing.normalise, "normalise", careless)
-    with pytest.raises(HandlergenError, match=r"not in its normal form: .* has attributes"):
+    monkeypatch.setattr(deterministic_zip, "write_zip", careless)
+    with pytest.raises(HandlergenError, match=r"not reproducible: .* has attributes"):
         made(source, verify=True, force=True)
-    assert normalise.abnormal(path) is None  # what was there stands
+    assert deterministic_zip.irregularity(path) is None  # the archive that was there before
     other = tmp_path / "other.zip"
     with zipfile.ZipFile(other, "w") as opened:
         opened.writestr("b", "")
         opened.writestr("a", "")
-    assert normalise.abnormal(other) == "its entries are not sorted"
+    assert deterministic_zip.irregularity(other) == "its entries are not sorted"
 
 
 REQUIREMENTS = """
