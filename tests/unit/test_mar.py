@@ -42,10 +42,10 @@ def crafted(
     [
         (lambda path: path, "does not exist"),
         (lambda path: path.mkdir() or path, "is a directory"),
-        (lambda path: path.write_bytes(b"PK not at all") and path, "no archive"),
+        (lambda path: path.write_bytes(b"PK not at all") and path, "not an archive"),
         (lambda path: crafted(path, manifest="not json"), "not JSON"),
-        (lambda path: crafted(path, manifest="[1]"), "holds no mapping"),
-        (lambda path: crafted(path, manifest='{"model": 3}'), "no manifest"),
+        (lambda path: crafted(path, manifest="[1]"), "is not a JSON object"),
+        (lambda path: crafted(path, manifest='{"model": 3}'), "not a manifest"),
         (lambda path: crafted(path, ("handlergen.json", "{}")), "archive the model again"),
         (lambda path: crafted(path, ("model-config.yaml", "{a: ")), "not YAML"),
     ],

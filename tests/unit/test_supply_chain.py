@@ -125,7 +125,7 @@ def test_openssh_reads_our_signatures_and_we_read_its(
     assert verify(result.path, read_public_key("ssh.pub")).fingerprint == result.signature.fingerprint
     subprocess.run(["ssh-keygen", "-q", "-Y", "sign", "-n", "git", "-f", "ssh", "add.py"], check=True)
     shutil.copy("add.py.sig", signature_path(result.path))
-    with pytest.raises(HandlergenError, match="not made for archives: its namespace is 'git'"):
+    with pytest.raises(HandlergenError, match="not made for handlergen's archives: its namespace is 'git'"):
         verify(result.path, read_public_key("ssh.pub"))
 
 
@@ -152,9 +152,9 @@ TAMPERED: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "signature": (changed_signature, "is not a signature of"),
     "another key": (other_key, "was made with another key"),
     "none": (lambda path, _: signature_path(path).unlink(), "is not signed: there is no add.mar.sig"),
-    "empty": (lambda path, _: signature_path(path).write_text(""), "is no signature"),
-    "garbage": (lambda path, _: signature_path(path).write_bytes(bytes(range(256))), "is no signature"),
-    "cut": (lambda p, _: signature_path(p).write_text(signature_path(p).read_text()[:200]), "no signature"),
+    "empty": (lambda path, _: signature_path(path).write_text(""), "is not a signature, or"),
+    "garbage": (lambda path, _: signature_path(path).write_bytes(bytes(range(256))), "is not a signature, or"),
+    "cut": (lambda p, _: signature_path(p).write_text(signature_path(p).read_text()[:200]), "not a signature, or"),
     "large": (lambda path, _: signature_path(path).write_text("-" * 100_000), "too large for a signature"),
     "a lie about lengths": (
         lambda path, _: signature_path(path).write_text(
@@ -162,7 +162,7 @@ TAMPERED: dict[str, tuple[Callable[[Path, Path], object], str]] = {
             + base64.b64encode(b"SSHSIG\0\0\0\1\xff\xff\xff\xff").decode()
             + "\n-----END SSH SIGNATURE-----\n"
         ),
-        "is no signature",
+        "is not a signature, or",
     ),
 }  # fmt: skip
 
@@ -210,12 +210,12 @@ def garbage(home: Path) -> Path:
     [
         (lambda home: home / "nowhere", "cannot be read: No such file", "cannot be read: No such file"),
         (lambda home: home, "cannot be read: Is a directory", "cannot be read: Is a directory"),
-        (garbage, "no private key that can be read", "no public key that can be read"),
-        (encrypted, "is encrypted", "holds a private key"),
+        (garbage, "is not a private key", "is not a public key"),
+        (encrypted, "is encrypted", "is a private key"),
         (lambda home: write_keys(home, "k")[1], "a public key, which cannot sign", None),
-        (lambda home: write_keys(home, "k")[0], None, "holds a private key"),
-        (lambda home: write_keys(home, "k", ec.generate_private_key(ec.SECP256R1()))[0], "another kind", None),
-        (lambda home: write_keys(home, "k", ec.generate_private_key(ec.SECP256R1()))[1], None, "another kind"),
+        (lambda home: write_keys(home, "k")[0], None, "is a private key"),
+        (lambda home: write_keys(home, "k", ec.generate_private_key(ec.SECP256R1()))[0], "only Ed25519 keys", None),
+        (lambda home: write_keys(home, "k", ec.generate_private_key(ec.SECP256R1()))[1], None, "only Ed25519 keys"),
     ],
 )  # fmt: skip
 def test_keys_that_are_none(
@@ -244,7 +244,7 @@ def test_an_old_signature_beside_a_new_archive_is_warned_of(source: Path, keys: 
     made(source, sign=keys[0])
     source.write_text(SOURCE.replace("+", "-"))
     result = made(source, force=True)
-    assert any("add.mar.sig was there before" in warning for warning in result.warnings)
+    assert any("add.mar.sig is older than" in warning for warning in result.warnings)
     with pytest.raises(HandlergenError, match="is not a signature of"):
         verify(result.path, read_public_key(keys[1]))
 
