@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from handlergen.project.names import MODEL_STORE, is_of_a_store
+from handlergen.project.names import MODEL_STORE, is_store_file
 from handlergen.project.settings import SETTINGS_FILE, shown
 
 #: Left out of directories silently; other hidden files and directories are left out with a warning.
@@ -134,7 +134,7 @@ class Collector:
 
     def _leaves_out_archive(self, path: Path) -> bool:
         """Return whether it is an archive in a model store; packed, each archive would contain the one before."""
-        if not is_of_a_store(path.name) or path.is_dir():
+        if not is_store_file(path.name) or path.is_dir():
             return False
         found = path.parent.name == MODEL_STORE or path.parent.resolve() == self._model_store
         if found:

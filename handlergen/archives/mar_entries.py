@@ -24,8 +24,8 @@ MOST_ENTRIES = 200_000
 """Maximum number of entries; an environment with several hundred packages has about 50,000 files."""
 
 _LONGEST_PART, _LONGEST_NAME, _MOST_PARTS = 255, 800, 64
-"""Maximum number of bytes in UTF-8 of one part of a name (the limit of common file systems) and of the whole name (macOS
-allows 1024 for a path, and the directory that the archive is unpacked into needs some), and of parts."""
+"""Maximum bytes in UTF-8 of one part of a name (the limit of common file systems) and of the whole name (macOS allows
+1024 for a path, and the directory that the archive is unpacked into needs some), and maximum number of parts."""
 
 _BOMB_SIZE, _BOMB_RATIO = 1 << 30, 100
 """An archive is refused if the entries that are compressed more than 100 times would unpack to more bytes than this.

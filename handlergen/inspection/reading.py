@@ -63,7 +63,7 @@ def read_source(
     if truss:
         name = ".".join(entry.relative_to(root).with_suffix("").parts)
         source = replace(source, name=name, class_name=truss.class_name, details=truss.details)
-    findings = _inspect(source, form or settings.form or (truss.form if truss else None))
+    findings = _inspect(source, form or settings.form or ("model-class" if truss else None))
     findings.warnings += _imports_left_out(source, path)
     if findings.contract is not None:
         findings.warnings += replaced_hooks(source, findings.contract)

@@ -35,11 +35,8 @@ def project(tmp_path: Path) -> Callable[..., Project]:
 
 def places(project: Project) -> list[str]:
     """Archive paths without handlergen's runtime."""
-    return [
-        file.archive_path
-        for file in make_plan(project).files
-        if not file.archive_path.startswith("handlergen_runtime/")
-    ]
+    places = [file.archive_path for file in make_plan(project).files]
+    return [place for place in places if not place.startswith("handlergen_runtime/")]
 
 
 def refusal(project: Project) -> str:
@@ -195,7 +192,7 @@ def test_links_that_lead_nowhere_or_in_circles_are_refused(project: Callable[...
     (made.root / "data" / "circle").symlink_to(".")
     message = refusal(made)
     assert "is a broken link" in message
-    assert "directory that holds it" in message
+    assert "directory that contains it" in message
 
 
 def test_a_pipe_is_no_file(project: Callable[..., Project]) -> None:
