@@ -108,7 +108,7 @@ def open_project(
         settings = dataclasses.replace(settings, name=where.default_name)
         problems += _name_problems(where)
     problems += _file_problems(where, settings, set(given))
-    findings = read_source(where.source, form=None, settings=settings, root=where.root, truss=where.truss)
+    findings = read_source(where.source, settings=settings, root=where.root, truss=where.truss)
     problems += findings.problems
     if problems or findings.contract is None:
         raise ContractError(sorted(dict.fromkeys(problems)))

@@ -18,6 +18,7 @@ from handlergen.project.settings import shown
 from handlergen.project.yaml_source import YamlSource, read_yaml
 
 CONFIG_FILE = "config.yaml"
+TRUSS_FORM = "model-class"
 
 HONOURED: tuple[str, ...] = (
     "bundled_packages_dir",

@@ -13,8 +13,9 @@ from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
 from handlergen.inspection.forms import functions
 from handlergen.inspection.forms.form import Form, yields
+from handlergen.inspection.forms.module import is_module
 from handlergen.inspection.hook_signatures import Role, read_signature
-from handlergen.inspection.source_module import Function, SourceModule, base_names, call_kind, first_yield
+from handlergen.inspection.source_module import Function, SourceModule, call_kind, first_yield
 from handlergen.project.settings import archive_path
 from handlergen.project.weights_file import pickled_class, weights_format
 from handlergen.runtime.contract import Contract, Hook
@@ -221,11 +222,7 @@ class _Stage:
     def _networks(self) -> list[str]:
         """Return the nn.Module classes of the file that are not a base of another one."""
         module = self._source.module
-        found = [
-            node
-            for node in module.classes()
-            if any(name.startswith(("torch.nn.", "nn.")) for name in base_names(module, node))
-        ]
+        found = [node for node in module.classes() if is_module(module, node)]
         bases = {base.id for node in found for base in node.bases if isinstance(base, ast.Name)}
         return [node.name for node in found if node.name not in bases]
 

@@ -91,8 +91,7 @@ def _hook(source: Source, name: str, order: tuple[str, ...], found: Found, findi
         Parameter(parameter.name, what, required=parameter.required)
         for parameter, what in zip(parameters, (*order, "context"), strict=False)
     )
-    line = node.lineno if found.module is source.module else 0
-    return Hook(name, line, call_kind(node), passed)
+    return Hook(name, source.line_of(found), call_kind(node), passed)
 
 
 def _reads_files(source: Source) -> bool:
