@@ -14,14 +14,14 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from handlergen.archives.mar_entries import contents_of, entry_problems, sha256_of
-from handlergen.archives.mar_texts import (
+from handlergen.archives.metadata import (
     LARGEST_TEXT,
     bundle_of,
     manifest_of,
     model_config_of,
     requirements_of,
 )
+from handlergen.archives.zip_safety import contents_of, entry_problems, sha256_of
 from handlergen.errors import HandlergenError
 from handlergen.project.names import MANIFEST_FILE, MODEL_CONFIG_FILE, REQUIREMENTS_FILE
 from handlergen.runtime.contract import CONTRACT_FILE, Bundle

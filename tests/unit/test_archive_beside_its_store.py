@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from handlergen.archives.archiving import archive
+from handlergen.archives.build import archive
 
 MODULE = "def predict(inputs):\n    return inputs\n"
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from handlergen.archives.archiving import archive
+from handlergen.archives.build import archive
 from handlergen.archives.mar import unpack
 from handlergen.cli import main
 from handlergen.errors import HandlergenError

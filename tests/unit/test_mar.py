@@ -16,10 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from handlergen.archives.archiving import archive
+from handlergen.archives.build import archive
 from handlergen.archives.deterministic_zip import write_zip
 from handlergen.archives.mar import read_mar, unpack
-from handlergen.archives.mar_entries import entry_problems
+from handlergen.archives.zip_safety import entry_problems
 from handlergen.errors import HandlergenError
 
 MANIFEST = json.dumps(
@@ -186,9 +186,9 @@ class Sparse(io.RawIOBase):
         self._file.close()
 
 
-@pytest.mark.parametrize("size", [(2 << 30) - 1, (4 << 30) + 5])
-def test_more_than_a_plain_zip_can_hold(tmp_path: Path, size: int) -> None:
+def test_more_than_a_plain_zip_can_hold(tmp_path: Path) -> None:
     path = tmp_path / "large.zip"
+    size = (4 << 30) + 5
     with (tmp_path / "zeros").open("wb") as zeros:
         zeros.truncate(size)
     output = Sparse(path)

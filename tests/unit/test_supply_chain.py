@@ -19,7 +19,7 @@ import pytest
 
 from handlergen import __version__
 from handlergen.archives import deterministic_zip
-from handlergen.archives.archiving import archive
+from handlergen.archives.build import archive
 from handlergen.archives.mar import read_mar
 from handlergen.archives.sbom import sbom
 from handlergen.archives.signing import (

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from handlergen.archives.mar_entries import name_problem
+from handlergen.archives.zip_safety import name_problem
 from handlergen.errors import HandlergenError
 from handlergen.project import setting_kinds as kinds
 from handlergen.project.names import MANIFEST_FILE, check_model_name, check_version
