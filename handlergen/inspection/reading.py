@@ -36,9 +36,9 @@ def read_source(path: Path, *, settings: Settings, root: Path, truss: Truss | No
     if isinstance(module, Problem):
         return Findings(problems=[module])
     weights = root / settings.weights if settings.weights else None
-    held = settings.weights_format or (weights_format(weights) if weights else None)
+    detected = settings.weights_format or (weights_format(weights) if weights else None)
     name = path.name if path.is_dir() else path.stem
-    source = Source(module, name, tree, settings, root, held)
+    source = Source(module, name, tree, settings, root, detected)
     if truss:
         name = ".".join(entry.relative_to(root).with_suffix("").parts)
         source = replace(source, name=name, class_name=truss.class_name, details=truss.details)

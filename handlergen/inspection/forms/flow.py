@@ -65,7 +65,8 @@ def inspect(source: Source) -> Findings:
     """Return the contract of the flow, or every problem of every stage."""
     findings = Findings()
     stages = [
-        _Stage(source, number, node, findings) for number, node in enumerate(_elements(source, findings), 1)
+        _FlowElement(source, number, node, findings)
+        for number, node in enumerate(_elements(source, findings), 1)
     ]
     hooks = functions.hooks_of(source, ("setup",), findings)
     described = [stage.read() for stage in stages]
@@ -103,7 +104,7 @@ def _elements(source: Source, findings: Findings) -> list[ast.expr]:
     return node.elts
 
 
-class _Stage:
+class _FlowElement:
     """One element of `FLOW`: `(type, model)`, or `(type, model, functions)`.
 
     Attributes:
@@ -192,10 +193,10 @@ class _Stage:
     def _torch(self, name: str, node: ast.expr) -> None:
         """Read which kind of torch file it is, and which class of the module a state dict is for."""
         path = self._source.root / name
-        held = self._described["format"] = weights_format(path)
-        if held in ("torchscript", "exported"):
+        stored = self._described["format"] = weights_format(path)
+        if stored in ("torchscript", "exported"):
             return
-        if held not in ("state_dict", "safetensors"):
+        if stored not in ("state_dict", "safetensors"):
             fix = "Export it: torch.jit.script(model).save(...) or torch.export.save(...)."
             self._problem(node, f"{name} does not hold a torch model", fix)
             return

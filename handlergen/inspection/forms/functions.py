@@ -30,8 +30,8 @@ _ONCE = ("context", "device")
 ROLES: dict[str, Role] = {
     role.name: role
     for role in (
-        Role("setup", ("context",), _ONCE, withheld=_BEFORE_LOAD),
-        Role("load", ("context",), _ONCE, withheld=_BEFORE_LOAD),
+        Role("setup", ("context",), _ONCE, unavailable=_BEFORE_LOAD),
+        Role("load", ("context",), _ONCE, unavailable=_BEFORE_LOAD),
         Role("preprocess", ("data", "files"), takes="data"),
         Role(
             "predict",
@@ -42,7 +42,7 @@ ROLES: dict[str, Role] = {
         ),
         Role("postprocess", ("outputs", "input_data", "files"), takes="outputs"),
         Role("explain", ("inputs", "data"), takes="inputs"),
-        Role("is_healthy", ("context",), (*_ONCE, "model"), withheld={"request": _NO_REQUEST}),
+        Role("is_healthy", ("context",), (*_ONCE, "model"), unavailable={"request": _NO_REQUEST}),
     )
 }
 """The hooks, in the order in which they run."""
@@ -150,10 +150,12 @@ def _call(source: Source, found: dict[str, Found], bound: set[str], findings: Fi
 def _check_predict(source: Source, bound: set[str], findings: Findings) -> None:
     """Check that the module or its weights can predict, and that something loads the weights."""
     file = source.module.file
-    weights, held = source.settings.weights, source.weights_format
-    runs = bool(weights) and (held is None or held in EXECUTABLE_FORMATS)
+    weights, weights_format = source.settings.weights, source.weights_format
+    runs = bool(weights) and (weights_format is None or weights_format in EXECUTABLE_FORMATS)
     if weights and not runs and "load" not in bound:
-        what = {"state_dict": "a state dict", "safetensors": "tensors only"}.get(str(held), "no program")
+        what = {"state_dict": "a state dict", "safetensors": "tensors only"}.get(
+            str(weights_format), "no program"
+        )
         findings.problem(
             file,
             0,

@@ -37,11 +37,11 @@ _NAMED = ("context", "device", "request")
 _SELF = {"model": "the model is `self`"}
 
 ROLES = {
-    "preprocess": Role("preprocess", ("data", "files"), _NAMED, takes="data", withheld=_SELF),
+    "preprocess": Role("preprocess", ("data", "files"), _NAMED, takes="data", unavailable=_SELF),
     "postprocess": Role(
-        "postprocess", ("outputs", "input_data", "files"), _NAMED, takes="outputs", withheld=_SELF
+        "postprocess", ("outputs", "input_data", "files"), _NAMED, takes="outputs", unavailable=_SELF
     ),
-    "explain": Role("explain", ("inputs", "data"), _NAMED, takes="inputs", withheld=_SELF),
+    "explain": Role("explain", ("inputs", "data"), _NAMED, takes="inputs", unavailable=_SELF),
     "collate": Role("collate", ("samples",), (), takes="samples"),
 }
 
@@ -271,7 +271,7 @@ def _check_constructor(source: Source, model: ModelClass, findings: Findings) ->
 
 def _check_weights(source: Source, model: ModelClass, findings: Findings) -> None:
     """Check that the weights are a state dict, or a pickle that `weights_format` asks for."""
-    weights, held = source.settings.weights, source.weights_format
+    weights, weights_format = source.settings.weights, source.weights_format
     if not weights:
         findings.warn(
             model.file,
@@ -280,14 +280,14 @@ def _check_weights(source: Source, model: ModelClass, findings: Findings) -> Non
             f"or write load(context).",
         )
         return
-    if held is None or held in ("safetensors", "pickle"):
+    if weights_format is None or weights_format in ("safetensors", "pickle"):
         return
     export = f'torch.save(model.state_dict(), "{weights}")'
-    if held != "state_dict":
+    if weights_format != "state_dict":
         findings.problem(
             source.module.file,
             0,
-            f"the weights {weights} ({held}) are not a state dict, which {model.name} could load",
+            f"the weights {weights} ({weights_format}) are not a state dict, which {model.name} could load",
             f"Write them with {export}, or write load(context).",
         )
     elif pickled := pickled_class(source.root / weights):

@@ -107,7 +107,7 @@ def _reads_files(source: Source) -> bool:
 
 def _check_model(source: Source, hooks: dict[str, Hook], findings: Findings) -> None:
     """Check that there is something to load: without model_fn, the toolkit's default reads TorchScript."""
-    settings, held = source.settings, source.weights_format
+    settings, weights_format = source.settings, source.weights_format
     if "load" in hooks or "model_fn" in source.module.bindings:
         return
     if not settings.weights:
@@ -118,12 +118,12 @@ def _check_model(source: Source, hooks: dict[str, Hook], findings: Findings) -> 
             rename(function_lines(source.module), "model_fn")
             or "Write def model_fn(model_dir), or set weights: to a TorchScript file.",
         )
-    elif held not in (None, "torchscript"):
+    elif weights_format not in (None, "torchscript"):
         findings.problem(
             source.module.file,
             0,
             f"there is no model_fn, and its default loads TorchScript: the weights {settings.weights} have the "
-            f"format {held}",
+            f"format {weights_format}",
             "Write def model_fn(model_dir), which returns the model.",
         )
 
