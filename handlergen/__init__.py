@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from handlergen.archives.archiving import ArchiveResult, archive
+    from handlergen.archives.build import ArchiveResult, archive
     from handlergen.client import Client
     from handlergen.errors import ContractError, HandlergenError, ModuleFailed, RequestFailed, ServerError
     from handlergen.local.model import LocalModel, load
@@ -33,7 +33,7 @@ __all__ = [
 # Name -> module that has it. Imported when first asked for, so that `import handlergen` costs nothing. No module
 # may have the name of something here: importing it would put the module in its place.
 _EXPORTS = {
-    "ArchiveResult": "handlergen.archives.archiving",
+    "ArchiveResult": "handlergen.archives.build",
     "Client": "handlergen.client",
     "ContractError": "handlergen.errors",
     "HandlergenError": "handlergen.errors",
@@ -42,7 +42,7 @@ _EXPORTS = {
     "RequestFailed": "handlergen.errors",
     "RunningServer": "handlergen.server.lifecycle",
     "ServerError": "handlergen.errors",
-    "archive": "handlergen.archives.archiving",
+    "archive": "handlergen.archives.build",
     "load": "handlergen.local.model",
     "serve": "handlergen.server.lifecycle",
 }

@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from handlergen.archives.archiving import archive
+from handlergen.archives.build import archive
 
 
 def make_archive(directory: Path, name: str, source: str, **settings: Any) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from handlergen.errors import ContractError
-from handlergen.inspection.reading import inspect_source, read_source
+from handlergen.inspection.reading import read_source
 from handlergen.project.settings import Settings
 from handlergen.runtime.contract import Contract
 
@@ -23,8 +23,16 @@ def write(directory: Path, text: str, name: str = "digits.py") -> Path:
     return path
 
 
+def inspect_source(path: Path, **settings: Any) -> Contract:
+    """Inspect a `.py` file or a package; raise ContractError with all its problems."""
+    findings = read_source(path, settings=Settings(**settings), root=path.parent)
+    if findings.contract is None:
+        raise ContractError(sorted(findings.problems))
+    return findings.contract
+
+
 def read(directory: Path, text: str, **settings: Any) -> Contract:
-    return inspect_source(write(directory, text), settings=Settings(**settings))
+    return inspect_source(write(directory, text), **settings)
 
 
 def problems(directory: Path, text: str, **settings: Any) -> list[str]:
@@ -37,7 +45,7 @@ def problems(directory: Path, text: str, **settings: Any) -> list[str]:
 
 def warnings(directory: Path, text: str, **settings: Any) -> list[str]:
     path = write(directory, text)
-    return read_source(path, form=None, settings=Settings(**settings), root=directory).warnings
+    return read_source(path, settings=Settings(**settings), root=directory).warnings
 
 
 def passed(contract: Contract, hook: str) -> list[tuple[str, str]]:

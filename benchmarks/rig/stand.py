@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from handlergen.archives.archiving import archive
+from handlergen.archives.build import archive
 from handlergen.server.configuration import write_configuration
 from handlergen.server.lifecycle import serve
 from handlergen.server.ports import free_port_settings

@@ -1,4 +1,4 @@
-"""Reads `.mar` archives that may come from anybody: what is in them, checked before anything is written."""
+"""Reading and unpacking `.mar` archives, which may come from anybody: they are checked before anything is written."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from handlergen.archives.mar_entries import contents_of, entry_problems, sha256_of
-from handlergen.archives.mar_texts import (
+from handlergen.archives.metadata import (
     LARGEST_TEXT,
     bundle_of,
     manifest_of,
     model_config_of,
     requirements_of,
 )
+from handlergen.archives.zip_safety import contents_of, entry_problems, sha256_of
 from handlergen.errors import HandlergenError
 from handlergen.project.names import MANIFEST_FILE, MODEL_CONFIG_FILE, REQUIREMENTS_FILE
 from handlergen.runtime.contract import CONTRACT_FILE, Bundle
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 _CHUNK = 4 << 20
 
 _MOST_PROBLEMS = 20
-"""That are shown of one archive."""
+"""Maximum number of problems shown for one archive."""
 
-#: What zipfile lets through when a damaged file leads it astray: names that are no text, fields that are not there.
+#: Errors that zipfile does not convert: a damaged file has names that are not text, and incomplete fields.
 _DAMAGED = (UnicodeDecodeError, struct.error, zlib.error, OverflowError)
 
 
 @dataclass(frozen=True)
 class MarFile:
-    """One file of an archive: its place, its bytes, the bytes it takes in the archive, CRC-32 and SHA-256."""
+    """One file of an archive; sizes in bytes, SHA-256 in hexadecimal."""
 
     name: str
     size: int
@@ -51,16 +51,16 @@ class MarFile:
 
 @dataclass(frozen=True)
 class Mar:
-    """What an archive says and holds.
+    """The contents of an archive.
 
     Attributes:
         path: The archive.
         manifest: `MAR-INF/MANIFEST.json`.
-        bundle: `handlergen.json`, or None for an archive that handlergen did not write.
-        model_config: `model-config.yaml`, empty when there is none.
-        files: Every file, in the order of their names.
-        size: Bytes of the archive.
-        requirements: The lines of its requirements file but for blank ones and comments.
+        bundle: `handlergen.json`; None if another program wrote the archive.
+        model_config: `model-config.yaml`; empty without one.
+        files: Every file, sorted by name.
+        size: Size of the archive in bytes.
+        requirements: The lines of its requirements file, without blank ones and comments.
     """
 
     path: Path
@@ -80,16 +80,16 @@ class Mar:
         return str(self.manifest.get("model", {}).get("modelVersion", ""))
 
     def sha256(self) -> str:
-        """Of the archive itself, in hexadecimal; reads it."""
+        """Read the archive and return its SHA-256 in hexadecimal."""
         with self.path.open("rb") as content:
             return _sha256_of(content)
 
 
 def read_mar(path: Path | str) -> Mar:
-    """Read an archive through; nothing is unpacked to disk.
+    """Read all of an archive; nothing is unpacked to disk.
 
     Raises:
-        HandlergenError: It is no archive, is damaged, or holds what none should (see `open_mar`).
+        HandlergenError: It is not an archive, is damaged, or is refused (see `open_mar`).
     """
     path = Path(path)
     with open_mar(path) as archive, path.open("rb") as raw:
@@ -122,14 +122,12 @@ def unpack(path: Path | str, directory: Path) -> None:
     """Unpack an archive into `directory`, which must be empty or missing, as TorchServe would.
 
     Raises:
-        HandlergenError: As `read_mar`; checked before the first file is written.
+        HandlergenError: As `open_mar`, before the first file is written; or a file is damaged.
     """
     with open_mar(Path(path)) as archive, Path(path).open("rb") as raw:
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):
-            raise HandlergenError(
-                f"{directory} is not empty; an archive is unpacked into a directory of its own"
-            )
+            raise HandlergenError(f"{directory} is not empty; an archive is unpacked into an empty directory")
         for info in archive.infolist():
             target = directory / info.filename
             if info.is_dir():
@@ -143,17 +141,17 @@ def unpack(path: Path | str, directory: Path) -> None:
 
 @contextmanager
 def open_mar(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open an archive whose entries are harmless: plain relative names, each once, regular files, sane sizes.
+    """Open an archive whose entries are safe: plain relative names, each once, regular files, plausible sizes.
 
     Raises:
-        HandlergenError: It does not exist, is no zip file, has no manifest, is damaged, or has an entry that
-            `mar_entries.entry_problems` refuses.
+        HandlergenError: It does not exist, is not a zip file, has no manifest, is damaged, or has an entry that
+            `zip_safety.entry_problems` refuses.
     """
     if not path.exists():
         raise HandlergenError(f"{path} does not exist")
     if not path.is_file():
         raise HandlergenError(
-            f"{path} is {'a directory' if path.is_dir() else 'no regular file'}, not an archive"
+            f"{path} is {'a directory' if path.is_dir() else 'a special file'}, not an archive"
         )
     try:
         with path.open("rb") as raw, zipfile.ZipFile(path) as archive:
@@ -162,21 +160,21 @@ def open_mar(path: Path) -> Iterator[zipfile.ZipFile]:
                 shown = problems[:_MOST_PROBLEMS] + ["..."] * (len(problems) > _MOST_PROBLEMS)
                 raise HandlergenError(
                     f"{path} is refused:\n" + "\n".join(f"  {problem}" for problem in shown),
-                    hint="nothing was unpacked; do not serve an archive whose origin you do not know",
+                    hint="nothing was unpacked; do not serve an archive from an unknown source",
                 )
             if MANIFEST_FILE not in archive.NameToInfo:
                 raise HandlergenError(
-                    f"{path} has no {MANIFEST_FILE}: it is a zip file, but no TorchServe archive"
+                    f"{path} has no {MANIFEST_FILE}: it is a zip file, but not a TorchServe archive"
                 )
             yield archive
     except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, *_DAMAGED) as error:
-        raise HandlergenError(f"{path} is no archive, or a damaged one: {error}") from error
+        raise HandlergenError(f"{path} is not an archive, or it is damaged: {error}") from error
     except OSError as error:
         raise HandlergenError(f"{path} cannot be read: {error}") from error
 
 
 def read_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The manifest of an archive and the names of all its entries; other contents are not read."""
+    """Return the manifest of an archive and the names of all its entries; nothing else is read."""
     with open_mar(path) as archive:
         try:
             return manifest_of(_text(archive, MANIFEST_FILE)), archive.namelist()
@@ -185,10 +183,10 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def check_copy(path: Path, plan: Plan) -> None:
-    """Compare every file of the archive at `path` with where it came from, by SHA-256.
+    """Compare the SHA-256 of every file of an archive with that of its origin.
 
     Raises:
-        HandlergenError: One differs, is missing or is too many.
+        HandlergenError: A file differs, is missing, or was not planned.
     """
     written = {file.name: file.sha256 for file in read_mar(path).files if file.name != MANIFEST_FILE}
     expected = {}
@@ -203,8 +201,8 @@ def check_copy(path: Path, plan: Plan) -> None:
     )
     if wrong:
         raise HandlergenError(
-            f"the archive does not hold what was packed: {', '.join(wrong)}",
-            hint="a file changed meanwhile, or the disk is failing; archive again",
+            f"files of the archive differ from their origins: {', '.join(wrong)}",
+            hint="a file was changed meanwhile, or the disk is failing; archive again",
         )
 
 

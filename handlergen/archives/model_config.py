@@ -1,9 +1,8 @@
-"""Settings to `model-config.yaml`, the file by which an archive tells TorchServe how to run it. Pure.
+"""`model-config.yaml`, the file in an archive that tells TorchServe how to run the model.
 
-Facts (TorchServe 0.12): once an archive has this file, its value or the built-in default wins over
-everything else for `responseTimeout` and `startupTimeout` (ModelManager.createModel), `minWorkers` without
-`maxWorkers` is invalid, `maxBatchDelay: 0` means 100, unknown keys are ignored in silence
-(ModelConfig.build). So every key is written.
+Facts (TorchServe 0.12): if an archive has this file, its value or the built-in default overrides everything
+else for `responseTimeout` and `startupTimeout` (ModelManager.createModel), `minWorkers` without `maxWorkers` is
+invalid, `maxBatchDelay: 0` means 100, unknown keys are silently ignored (ModelConfig.build). So every key is written.
 """
 
 from __future__ import annotations
@@ -14,23 +13,18 @@ import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from handlergen.project.settings import Settings
 
-if TYPE_CHECKING:
-    from handlergen.project.settings import Settings
-
 
 @dataclass(frozen=True)
-class Placement:
-    """How many workers, and where.
+class WorkerLayout:
+    """The model's workers: how many, and on which devices.
 
     Attributes:
-        workers: Workers of the model, over all its devices.
+        workers: Number of workers on all devices together.
         device_type: `cpu`, `gpu`, or None: the GPUs if the server has any, else the CPU.
-        device_ids: Logical GPU indices that the workers take in turn; None leaves it to TorchServe's own
-        count.
+        device_ids: Logical indices of the GPUs that the workers are spread over; None leaves it to TorchServe.
     """
 
     workers: int
@@ -38,58 +32,58 @@ class Placement:
     device_ids: tuple[int, ...] | None
 
 
-def placement(settings: Settings, *, gpus: int) -> Placement:
-    """Where the workers go.
+def worker_layout(settings: Settings, *, gpus: int) -> WorkerLayout:
+    """Return the number of workers and their devices.
 
     - `devices: cpu`: `workers_per_device` workers on the CPU.
-    - `devices: [0, 1]`: `workers_per_device` on each of these GPUs. TorchServe counts through `deviceIds` per
-      model from the first, so that as many workers land on each (WorkLoadManager.addThreads).
-    - `devices: auto`, two GPUs or more where the archive is made: as if their indices were listed.
-    - `devices: auto`, none or one: `workers_per_device` workers and no word about devices. An archive that
-      was made on a laptop so uses the GPU of a server that has one, and is the same file wherever it is
-      made. On a server with several GPUs the workers spread over them, but they are as many as for one:
-      list the devices, or scale, to have more.
+    - `devices: [0, 1]`: `workers_per_device` on each of these GPUs. TorchServe assigns `deviceIds` round-robin for each
+      model, so that every GPU gets the same number (WorkLoadManager.addThreads).
+    - `devices: auto` with two or more GPUs on this machine: as if their indices were listed.
+    - `devices: auto` with one or none: `workers_per_device` workers, and the devices are not written down. So an
+      archive that was made on a laptop uses the GPU of a server, and is the same file wherever it is made. On a server
+      with several GPUs the workers are spread over them, but there are no more than for one: to have more, list the
+      devices or scale the model.
 
-    A server that lacks one of the listed GPUs ignores the list, and without any GPU runs on the CPU
-    (the constructor of wlm/Model.java).
+    A server that lacks one of the listed GPUs ignores the list; one without any GPU uses the CPU (constructor of
+    wlm/Model.java).
 
     Args:
         settings: `devices` and `workers_per_device` are read.
-        gpus: GPUs visible where the archive is made.
+        gpus: Number of GPUs visible where the archive is made.
     """
     devices = settings.devices
     each = settings.workers_per_device
     if devices == "cpu":
-        return Placement(each, "cpu", None)
+        return WorkerLayout(each, "cpu", None)
     if devices == "auto":
         if gpus < 2:
-            return Placement(each, None, None)
+            return WorkerLayout(each, None, None)
         devices = tuple(range(gpus))
     indices = tuple(int(index) for index in devices)
-    return Placement(each * len(indices), "gpu", indices)
+    return WorkerLayout(each * len(indices), "gpu", indices)
 
 
 def model_config(settings: Settings, *, gpus: int, has_requirements: bool) -> str:
-    """The text of `model-config.yaml`.
+    """Return the text of `model-config.yaml`.
 
     Args:
         settings: Resolved settings.
-        gpus: GPUs visible where the archive is made; matters only for `devices: auto`.
-        has_requirements: The archive carries a requirements.txt. They then go into a virtual environment of
-            the model's own that sees the server's packages (`useVenv`), rather than over them; TorchServe
-            installs them only with `install_py_dep_per_model=true` in config.properties.
+        gpus: Number of GPUs visible where the archive is made; read only for `devices: auto`.
+        has_requirements: Whether the archive has a requirements.txt. `useVenv` then installs it into a virtual
+            environment of this model on top of the server's packages, instead of over them. TorchServe does so only
+            with `install_py_dep_per_model=true` in config.properties.
     """
-    place = placement(settings, gpus=gpus)
+    layout = worker_layout(settings, gpus=gpus)
     lines = [
-        "# Written by handlergen from the model's settings. What stands here wins over config.properties.",
+        "# Written by handlergen from the model's settings. These values override config.properties.",
         "",
-        f"minWorkers: {place.workers}",
-        f"maxWorkers: {place.workers}",
+        f"minWorkers: {layout.workers}",
+        f"maxWorkers: {layout.workers}",
     ]
-    if place.device_type is not None:
-        lines.append(f"deviceType: {place.device_type}")
-    if place.device_ids is not None:
-        lines.append(f"deviceIds: [{', '.join(str(index) for index in place.device_ids)}]")
+    if layout.device_type is not None:
+        lines.append(f"deviceType: {layout.device_type}")
+    if layout.device_ids is not None:
+        lines.append(f"deviceIds: [{', '.join(str(index) for index in layout.device_ids)}]")
     lines += [
         "",
         f"batchSize: {settings.batch_size}",

@@ -1,4 +1,4 @@
-"""From a plan to an archive in the model store: packed by torch-model-archiver, normalised, published in one step."""
+"""From a plan to an archive in the model store: laid out by torch-model-archiver, written and published in one step."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from handlergen.archives import normalise
+from handlergen.archives import deterministic_zip
 from handlergen.archives.mar import check_copy, read_manifest
 from handlergen.archives.staging import Plan
 from handlergen.errors import HandlergenError
@@ -27,175 +27,117 @@ from handlergen.project.names import HANDLER_FILE, MANIFEST_FILE, MODEL_CONFIG_F
 from handlergen.project.settings import Settings
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes dealt with so far and the bytes in all."""
+"""Called with the bytes written so far and the total."""
 
 _PARTIAL = re.compile(r"\..+\.mar\.[0-9a-f]{16}\.part")
-"""What `_partial_beside` calls its files."""
-
-_CREATED_ON = "01/01/1980 00:00:00"
-"""In the manifest's own format; fixed, so that equal inputs give equal bytes."""
-
-_FILLED_FROM = 1 << 20
-"""Bytes. torch-model-archiver copies every file to a staging directory, then into its zip file; normalising
-copies it once more. Files from this size on are empty in the first two and get their content in the third, so
-that gigabytes of weights are written once and need no room in the temp directory."""
-
+"""The names of the files of `_partial_beside`."""
 
 _PRIVATE = "handlergen-archive-"
-"""How the names of private directories begin, and of nothing else."""
+"""How the names of private directories begin, and no others."""
+
+_ARCHIVER = "from model_archiver.model_packaging import generate_model_archive; generate_model_archive()"
+"""The program `torch-model-archiver`, whichever directory pip put its script into."""
 
 
-@contextmanager
-def private_directory() -> Iterator[Path]:
-    """A new directory in the temp directory that nobody else may read; removed with all it holds.
+def manifest(plan: Plan, settings: Settings) -> bytes:
+    """Return the text of `MAR-INF/MANIFEST.json`, as torch-model-archiver writes it for the files of `plan`.
 
-    It is locked while it is used. Those of processes that were killed, whose locks the kernel gave up, are removed.
+    The archiver packs empty files with the names of the plan: it copies every file twice, and reads none of them. Their
+    contents are written once, by `publish`.
+
+    Raises:
+        HandlergenError: The archiver failed, or left out a file.
     """
-    _remove_stale_directories(Path(tempfile.gettempdir()))
-    directory, lock = _locked_directory()
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-        os.close(lock)
-
-
-def _locked_directory() -> tuple[Path, int]:
-    while True:
-        directory = Path(tempfile.mkdtemp(prefix=_PRIVATE))
-        with suppress(FileNotFoundError):
-            lock = _opened(directory)
-            _lock(lock)
-            if directory.exists():
-                return directory, lock
-            os.close(lock)
-        # Another process came in between, and took it for stale.
-
-
-def _remove_stale_directories(temp: Path) -> None:
-    for left in temp.glob(f"{_PRIVATE}*"):
-        with suppress(OSError):  # it is another user's, no directory, or in use
-            lock = _opened(left)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(lock).st_uid == os.geteuid():
-                    shutil.rmtree(left, ignore_errors=True)
-            finally:
-                os.close(lock)
-
-
-def _opened(directory: Path) -> int:
-    return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-
-
-def pack(plan: Plan, settings: Settings, private: Path) -> Path:
-    """Let torch-model-archiver pack `plan` in `private`, large files still empty. Returns the zip file."""
-    # Three kinds of file come to the archiver by options of their own; all others as one directory, whose
-    # contents it puts into the root with packages and places kept.
+    # The archiver takes three kinds of file by options of their own, and all others as one directory.
     special = {HANDLER_FILE, MODEL_CONFIG_FILE, REQUIREMENTS_FILE}
-    for name in ("special", "staged", "temp", "out"):
-        (private / name).mkdir()
-    left_empty = filled_later(plan)
-    for file in plan.files:
-        place = private / ("special" if file.archive_path in special else "staged") / file.archive_path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(file.origin, bytes):
-            place.write_bytes(file.origin)
-        elif file.archive_path in left_empty:
+    names = {file.archive_path for file in plan.files}
+    with private_directory() as private:
+        for directory in ("special", "staged", "temp", "out"):
+            (private / directory).mkdir()
+        for name in names:
+            place = private / ("special" if name in special else "staged") / name
+            place.parent.mkdir(parents=True, exist_ok=True)
             place.touch()
-        else:
-            shutil.copyfile(file.origin, place)
-    has_requirements = any(file.archive_path == REQUIREMENTS_FILE for file in plan.files)
-    _run_archiver(
-        {
-            "model_name": settings.name,
+        options = {
+            "model-name": settings.name,
             "version": settings.version,
             "handler": f"special/{HANDLER_FILE}",
-            "extra_files": "staged",
-            "config_file": f"special/{MODEL_CONFIG_FILE}",
-            "requirements_file": f"special/{REQUIREMENTS_FILE}" if has_requirements else None,
-            "export_path": "out",
-            "archive_format": "zip-store" if settings.compression == "stored" else "default",
-        },
-        private,
-    )
-    return private / "out" / f"{settings.name}.mar"
+            "extra-files": "staged",
+            "config-file": f"special/{MODEL_CONFIG_FILE}",
+            "export-path": "out",
+            "archive-format": "zip-store",
+        }
+        if REQUIREMENTS_FILE in names:
+            options["requirements-file"] = f"special/{REQUIREMENTS_FILE}"
+        _run_archiver([f"--{option}={value}" for option, value in options.items()], private)
+        found, packed = read_manifest(private / "out" / f"{settings.name}.mar")
+    if difference := names ^ (set(packed) - {MANIFEST_FILE}):
+        raise HandlergenError(
+            f"torch-model-archiver did not pack what it was given: {', '.join(sorted(difference))}"
+        )
+    found["createdOn"] = "01/01/1980 00:00:00"  # fixed, so that equal inputs give equal bytes
+    return (json.dumps(found, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _run_archiver(config: Mapping[str, Any], private: Path) -> None:
-    """Run torch-model-archiver in a process of its own; see archiver_process.
+def _run_archiver(options: list[str], private: Path) -> None:
+    """Run torch-model-archiver in a process of its own, in the directory `private`.
 
-    It works in `private` and gets relative paths, because it splits paths at commas and expands wildcards.
+    In this process it would configure the root logger (generate_model_archive) and delete a directory that is called
+    like the model in the temp directory (ModelExportUtils.copy_artifacts). It gets relative paths, because it splits
+    paths at commas and expands wildcards.
     """
-    program = Path(__file__).with_name("archiver_process.py").read_text(encoding="utf-8")
-    request = {
-        "path": [str(Path(entry).absolute()) for entry in sys.path],
-        "temp": str(private / "temp"),
-        "config": config,
-    }
-    with subprocess.Popen(
-        [sys.executable, "-c", program],
+    result = subprocess.run(
+        [sys.executable, "-c", _ARCHIVER, *options],
         cwd=private,
-        stdin=subprocess.PIPE,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path),
+            "TMPDIR": str(private / "temp"),
+        },
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
         encoding="utf-8",
         errors="replace",
-    ) as process:
-        try:
-            output, _ = process.communicate(json.dumps(request))
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode != 0:
-        lines = output.strip().splitlines() or [f"exit status {process.returncode}"]
-        missing = "No module named 'model_archiver'" in output
+        check=False,
+    )
+    if result.returncode != 0:
+        lines = result.stdout.strip().splitlines() or [f"exit status {result.returncode}"]
+        missing = "No module named 'model_archiver'" in result.stdout
         raise HandlergenError(
             f"torch-model-archiver failed: {lines[-1]}",
             hint="pip install torch-model-archiver" if missing else None,
         )
 
 
-def filled_later(plan: Plan) -> dict[str, Path]:
-    """Large files by archive path; see `_FILLED_FROM`."""
-    return {
-        file.archive_path: file.origin
-        for file in plan.files
-        if isinstance(file.origin, Path) and file.size >= _FILLED_FROM
-    }
-
-
 def publish(
-    packed: Path,
+    plan: Plan,
     target: Path,
     *,
-    plan: Plan,
-    filled: Mapping[str, Path],
+    manifest: bytes,
     deflated: bool = False,
     force: bool = False,
     verify: bool = False,
     progress: Progress | None = None,
 ) -> str:
-    """Write the normal form of `packed` beside `target` and give it that name in one step.
+    """Write the archive beside `target`, then give it that name in one step.
 
     Args:
-        packed: What torch-model-archiver wrote.
-        target: Where the archive goes; its directory is made when it is missing.
-        plan: What the archive must hold.
-        filled: Files that are empty in `packed`, and where their contents are.
-        deflated: How the filled files are packed.
-        force: Replace what is at `target`.
-        verify: Read the result back, compare every file with its origin and check the normal form, before it gets
-            its name.
+        plan: The archive's files.
+        target: The archive's path; its directory is created if it does not exist.
+        manifest: The text of `MAR-INF/MANIFEST.json`.
+        deflated: Compress the files.
+        force: Replace a file at `target`.
+        verify: Before the archive gets its name, read it back, compare every file with its origin, and check that it is
+            reproducible.
         progress: Called now and then while contents are written.
 
     Returns:
         The SHA-256 of the archive, in hexadecimal.
 
     Raises:
-        FileExistsError: Without `force`: there is a file at `target`, even one that came a moment ago.
-        HandlergenError: A file changed while it was read, there is no room, the archiver left something out.
+        FileExistsError: Without `force`: there is a file at `target`, even if it appeared a moment ago.
+        HandlergenError: A file changed while it was read, or the disk is too small.
         OSError: Reading or writing failed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -209,27 +151,24 @@ def publish(
         nonlocal done
         done += count
         if progress is not None:
-            # The manifest comes on top of the planned files.
-            progress(min(done, total), total)
+            progress(min(done, total), total)  # the manifest is not part of the total
 
+    files = {file.archive_path: file.origin for file in plan.files}
     with _partial_beside(target) as partial:
         with partial.open("r+b", buffering=1 << 20) as output:
             try:
-                normalise.normalise(
-                    packed,
-                    output,
-                    replaced={MANIFEST_FILE: _manifest(packed, plan)},
-                    filled=filled,
-                    method=normalise.DEFLATED if deflated else normalise.STORED,
-                    wrote=wrote,
+                deterministic_zip.write_zip(
+                    output, {**files, MANIFEST_FILE: manifest}, deflated=deflated, wrote=wrote
                 )
             except ValueError as error:
-                raise HandlergenError(str(error), hint="archive again when nothing writes to it") from error
+                raise HandlergenError(
+                    str(error), hint="archive again when no other program writes to it"
+                ) from error
             sha256 = _flush_and_hash(output)
         if verify:
             check_copy(partial, plan)
-            if (problem := normalise.abnormal(partial)) is not None:
-                raise HandlergenError(f"the archive is not in its normal form: {problem}")
+            if (problem := deterministic_zip.irregularity(partial)) is not None:
+                raise HandlergenError(f"the archive is not reproducible: {problem}")
         if force:
             partial.replace(target)
         else:
@@ -238,48 +177,8 @@ def publish(
     return sha256
 
 
-@contextmanager
-def _partial_beside(target: Path) -> Iterator[Path]:
-    """A new empty file to become `target`, locked by this process; removed at the end if it still has its name.
-
-    Not `.mar`, so that a TorchServe that loads everything in the store does not load half a file.
-    """
-    while True:
-        partial = target.parent / f".{target.name}.{secrets.token_hex(8)}.part"
-        descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
-        _lock(descriptor)
-        if partial.exists():  # else another process came in between and took it for stale
-            break
-        os.close(descriptor)
-    try:
-        yield partial
-    finally:
-        with suppress(FileNotFoundError):
-            partial.unlink()
-        os.close(descriptor)
-
-
-def _remove_stale_archives(store: Path) -> None:
-    """Remove the partial archives of processes that were killed: the kernel gave up their locks."""
-    for partial in store.glob(".*.mar.*.part"):
-        if not _PARTIAL.fullmatch(partial.name):
-            continue
-        with suppress(OSError), partial.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            partial.unlink()
-
-
-def _manifest(packed: Path, plan: Plan) -> bytes:
-    """The archiver's manifest with a fixed date; checks on the way that it packed what was planned."""
-    manifest, names = read_manifest(packed)
-    dropped = {file.archive_path for file in plan.files} ^ (set(names) - {MANIFEST_FILE})
-    if dropped:
-        raise HandlergenError(f"torch-model-archiver did not pack as told: {', '.join(sorted(dropped))}")
-    return (json.dumps({**manifest, "createdOn": _CREATED_ON}, indent=2, sort_keys=True) + "\n").encode()
-
-
 def _flush_and_hash(output: IO[bytes]) -> str:
-    """The SHA-256 of a file just written, computed while the disk takes it."""
+    """Return the SHA-256 of a file that was just written, computed while the disk writes it."""
     output.flush()
     digest = hashlib.sha256()
 
@@ -297,10 +196,10 @@ def _flush_and_hash(output: IO[bytes]) -> str:
 
 
 def _link(partial: Path, target: Path) -> None:
-    """Give `partial` the name `target` unless there is a file of that name.
+    """Give `partial` the name `target`.
 
     Raises:
-        FileExistsError: There is, even if it came a moment ago.
+        FileExistsError: There is a file with that name, even if it appeared a moment ago.
     """
     try:
         os.link(partial, target)
@@ -309,7 +208,7 @@ def _link(partial: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
             raise
-        # A file system without hard links: take the name first, then replace what took it.
+        # A file system without hard links: reserve the name with an empty file, then replace that file.
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         try:
             partial.replace(target)
@@ -319,7 +218,7 @@ def _link(partial: Path, target: Path) -> None:
 
 
 def _flush_directory(directory: Path) -> None:
-    """Make a rename in `directory` outlive a power cut, where the file system can."""
+    """Make a rename in `directory` survive a power cut, if the file system can."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         with suppress(OSError):
@@ -328,7 +227,80 @@ def _flush_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+# Files and directories of work in progress are locked by their process. The kernel releases the locks of a process that
+# is killed, so that the next one can tell what is stale.
+
+
+@contextmanager
+def private_directory() -> Iterator[Path]:
+    """Create a directory in the temp directory that only this user can read; remove it, with its contents, at the end.
+
+    The directories of processes that were killed are removed first.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{_PRIVATE}*"):
+        with suppress(OSError):  # another user's, not a directory, or in use
+            lock = _opened(left)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(lock).st_uid == os.geteuid():
+                    shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(lock)
+    directory, lock = _locked_directory()
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_directory() -> tuple[Path, int]:
+    while True:
+        directory = Path(tempfile.mkdtemp(prefix=_PRIVATE))
+        with suppress(FileNotFoundError):
+            lock = _opened(directory)
+            _lock(lock)
+            if directory.exists():
+                return directory, lock
+            os.close(lock)
+        # Before it was locked, another process took it for stale and removed it.
+
+
+def _opened(directory: Path) -> int:
+    return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+@contextmanager
+def _partial_beside(target: Path) -> Iterator[Path]:
+    """Create a locked, empty file that is to become `target`; at the end, remove it if it still has its own name.
+
+    Its name does not end in .mar, so that a TorchServe that loads every archive of the store does not load half a file.
+    """
+    while True:
+        partial = target.parent / f".{target.name}.{secrets.token_hex(8)}.part"
+        descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        _lock(descriptor)
+        if partial.exists():  # before it was locked, another process may have taken it for stale
+            break
+        os.close(descriptor)
+    try:
+        yield partial
+    finally:
+        with suppress(FileNotFoundError):
+            partial.unlink()
+        os.close(descriptor)
+
+
+def _remove_stale_archives(store: Path) -> None:
+    for partial in store.glob(".*.mar.*.part"):
+        if not _PARTIAL.fullmatch(partial.name):
+            continue
+        with suppress(OSError), partial.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            partial.unlink()
+
+
 def _lock(descriptor: int) -> None:
-    """Lock what is in use until this process ends or closes it."""
-    with suppress(OSError):  # a file system without locks: then nothing there is ever taken for stale either
+    """Lock a file or directory until this process ends or closes it."""
+    with suppress(OSError):  # on a file system without locks, nothing is ever taken for stale either
         fcntl.flock(descriptor, fcntl.LOCK_EX)

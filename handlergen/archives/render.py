@@ -1,18 +1,15 @@
-"""Contract and settings to the text of the generated handler. Pure: no files but the template are read."""
+"""The text of the generated handler, and the calls of a contract as its docstring and `check` show them."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from handlergen.project import templates
+from handlergen.project.settings import Settings
 from handlergen.runtime.contract import Contract, Hook
 
-if TYPE_CHECKING:
-    from handlergen.project.settings import Settings
-
-#: Roles in the order of a request's life, with what the handler's docstring says of each.
+#: Roles in the order in which they run, each with when it runs if that is not every request.
 ROLES = (
     ("setup", "once per worker"),
     ("load", "once per copy of the model"),
@@ -38,14 +35,14 @@ _LOCK_LINES = {
 }
 
 _WIDTH = 100
-"""Columns of a docstring line; the generated handler is checked with a line length of 110."""
+"""Maximum length of a docstring line; the generated handler is checked with a line length of 110."""
 
 
 def render_handler(contract: Contract, settings: Settings, *, version: str) -> str:
-    """The source of `handlergen_handler.py`: one `BaseHandler` subclass that calls `handlergen_runtime`.
+    """Return the source of `handlergen_handler.py`: one `BaseHandler` subclass that calls `handlergen_runtime`.
 
     Args:
-        contract: What the user's module offers.
+        contract: The contract of the user's module.
         settings: Resolved settings; `name`, `batch` and `lock` are read.
         version: Version of handlergen that writes it.
     """
@@ -62,19 +59,19 @@ def render_handler(contract: Contract, settings: Settings, *, version: str) -> s
 
 
 def class_name(model_name: str) -> str:
-    """`digits` → `DigitsHandler`, `resnet-50.v2` → `Resnet50V2Handler`, `3d_pose` → `Model3dPoseHandler`."""
+    """Return the class name: `digits` → `DigitsHandler`, `resnet-50.v2` → `Resnet50V2Handler`."""
     words = [word for word in re.split(r"[^A-Za-z0-9]+", model_name) if word]
     camel = "".join(word[0].upper() + word[1:] for word in words)
     return ("Model" if not camel or camel[0].isdigit() else "") + camel + "Handler"
 
 
 @dataclass(frozen=True)
-class Call:
-    """One thing that runs for a request, or once a worker.
+class HookCall:
+    """A call of a hook, or of a flow's model, for each request or once in a worker.
 
     Attributes:
         role: `preprocess`, `load`; `pre 2`, `predict 2` and `post 2` in a flow.
-        hook: The user's function; None where a flow's stage runs a model of the archive.
+        hook: The user's function; None if a model of a flow predicts.
         model: That model: `xgboost_classifier head.json`.
     """
 
@@ -84,31 +81,31 @@ class Call:
 
     @property
     def step(self) -> str:
-        """The role as a hook of one stage has it: `predict` for `predict 2`."""
+        """Return the role without a flow's number: `predict` for `predict 2`, `preprocess` for `pre 2`."""
         step = self.role.partition(" ")[0]
         return {"pre": "preprocess", "post": "postprocess"}.get(step, step)
 
 
-def calls(contract: Contract) -> list[Call]:
-    """Everything that runs, in the order of a request's life."""
+def calls(contract: Contract) -> list[HookCall]:
+    """Return all calls in the order in which they run."""
     hooks = contract.hooks
-    found = [Call(role, hooks[role]) for role, _ in ROLES if role in hooks]
+    found = [HookCall(role, hooks[role]) for role, _ in ROLES if role in hooks]
     for number, stage in enumerate(contract.details.get("stages", ()), 1):
         for role in (f"pre {number}", f"predict {number}", f"post {number}"):
             if role in hooks:
-                found.append(Call(role, hooks[role]))
+                found.append(HookCall(role, hooks[role]))
             elif role.startswith("predict"):
-                found.append(Call(role, None, f"{stage['type']} {stage['shown']}"))
+                found.append(HookCall(role, None, f"{stage['type']} {stage['shown']}"))
     return found
 
 
 def ordered_hooks(contract: Contract) -> dict[str, Hook]:
-    """The hooks by role, in the order of a request's life."""
+    """Return the hooks by role, in the order in which they run."""
     return {call.role: call.hook for call in calls(contract) if call.hook is not None}
 
 
 def hook_lines(contract: Contract) -> list[str]:
-    """A line a call: role, function with its parameters, and when it runs if that is not every request."""
+    """Return a line for each call: role, function with its parameters, and when it runs if not for every request."""
     owner = contract.class_name or contract.module.rpartition(".")[2]
     when = dict(ROLES)
     found = calls(contract)
@@ -125,7 +122,7 @@ def hook_lines(contract: Contract) -> list[str]:
 
 
 def signature(hook: Hook) -> str:
-    """`predict(inputs, *, model)`: the hook as a reader of its source would call it."""
+    """Return `predict(inputs, *, model)`: the hook with its parameters."""
     names = []
     for parameter in hook.parameters:
         if parameter.keyword_only and "*" not in names:

@@ -1,4 +1,4 @@
-"""The bill of materials of an archive, as CycloneDX 1.6 (ECMA-424): its files, what it asks pip for, its runtime."""
+"""The software bill of materials of an archive (CycloneDX 1.6, ECMA-424): its files, requirements and runtime."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ _REQUIREMENT = re.compile(
 
 _PINNED = re.compile(r"={2,3}\s*([^\s,*]+)\s*$")
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
-_SPACE = uuid.UUID("e2f3b8a4-5d0c-5f7e-9c55-6d8d0c1a7f10")
-"""Of the serial numbers, which are made from the archive's SHA-256: one archive has one bill of materials."""
+_NAMESPACE = uuid.UUID("e2f3b8a4-5d0c-5f7e-9c55-6d8d0c1a7f10")
+"""Namespace of the serial numbers, which are derived from the archive's SHA-256."""
 
 
 def sbom(archive: Mar) -> dict[str, Any]:
-    """The bill of materials of `archive`, ready for json.dumps.
+    """Return the bill of materials of an archive, ready for json.dumps.
 
-    It holds no time and no path of this machine: the same archive gives the same bill.
+    It has no time and no path of this machine, so that equal archives give equal bills.
 
     Components: the model itself (`metadata.component`), every file of the archive with its SHA-256, handlergen's
-    runtime in the version that was packed, and each line of its requirements. A version is stated where the archive
-    pins it (`==`); what pip will choose for the others is not known here.
+    runtime in the version that was packed, and every requirement, with its version if that is pinned (`==`).
     """
     own = archive.sha256()
     files = [_file(file.name, file.size, file.sha256) for file in archive.files]
@@ -50,7 +49,7 @@ def sbom(archive: Mar) -> dict[str, Any]:
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
-        "serialNumber": f"urn:uuid:{uuid.uuid5(_SPACE, own)}",
+        "serialNumber": f"urn:uuid:{uuid.uuid5(_NAMESPACE, own)}",
         "version": 1,
         "metadata": {
             "tools": {"components": [{"type": "application", "name": "handlergen", "version": __version__}]},
@@ -88,9 +87,9 @@ def _requirements(archive: Mar) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(archive.requirements, 1):
         found = _REQUIREMENT.match(line)
         if found is None or line.lstrip().startswith("-"):
-            continue  # an option of pip's
+            continue  # an option of pip
         name = re.sub(r"[-_.]+", "-", found["name"]).lower()
-        # What stands behind the version in a file that pip-compile wrote: --hash=..., or a line's continuation.
+        # After the version, pip-compile writes --hash=... or a line continuation.
         pinned = _PINNED.match(found["rest"].partition(" --")[0].rstrip("\\ "))
         version = pinned[1] if pinned else None
         yield {

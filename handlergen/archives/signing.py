@@ -1,9 +1,9 @@
-"""Signatures of archives with an Ed25519 key that the user holds, detached, in OpenSSH's format.
+"""Detached signatures of archives with the user's Ed25519 key, in OpenSSH's format.
 
 `NAME.mar.sig` is what `ssh-keygen -Y sign -n handlergen -f KEY NAME.mar` writes, so that a signature can be made and
-checked without handlergen. That format (OpenSSH's PROTOCOL.sshsig) signs a SHA-512 of the file, so that gigabytes of
-weights need not be in memory, together with a namespace, so that a signature made for something else counts for
-nothing here. The archive itself stays as it is, byte for byte.
+checked without handlergen. The format (OpenSSH's PROTOCOL.sshsig) signs the file's SHA-512, so that gigabytes of
+weights need not be in memory, and a namespace, so that a signature made for another purpose is not valid here. The
+archive itself is not changed.
 
 Ed25519 comes from the package `cryptography` (`pip install 'handlergen[signing]'`).
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 NAMESPACE = "handlergen"
-"""What a signature must have been made for."""
+"""The purpose that a signature must have been made for."""
 
 SUFFIX = ".sig"
 
@@ -35,16 +35,16 @@ _MAGIC = b"SSHSIG"
 _HASH = b"sha512"
 _BEGIN, _END = "-----BEGIN SSH SIGNATURE-----", "-----END SSH SIGNATURE-----"
 _LARGEST = 64 << 10
-"""Bytes of a key or signature file; more is neither."""
+"""Maximum size of a key or signature file, in bytes."""
 
 
 @dataclass(frozen=True)
 class Signature:
-    """A signature that was made or found good.
+    """A signature that was written or verified.
 
     Attributes:
         path: The signature's file.
-        fingerprint: Of the key, as `ssh-keygen -l` shows it: `SHA256:...`.
+        fingerprint: The key's fingerprint, as `ssh-keygen -l` shows it: `SHA256:...`.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class Signature:
 
 
 def signature_path(archive: Path) -> Path:
-    """Where the signature of an archive lies: beside it, as NAME.mar.sig."""
+    """Return the path of an archive's signature: NAME.mar.sig beside it."""
     return archive.with_name(archive.name + SUFFIX)
 
 
@@ -60,7 +60,7 @@ def read_private_key(path: Path | str) -> Ed25519PrivateKey:
     """Read an Ed25519 private key: PKCS#8 in PEM (`openssl genpkey -algorithm ed25519`) or OpenSSH's own format.
 
     Raises:
-        HandlergenError: There is none, it is of another kind, or it is encrypted.
+        HandlergenError: The file cannot be read, has no Ed25519 private key, or is encrypted.
     """
     _need_cryptography()
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -72,21 +72,19 @@ def read_private_key(path: Path | str) -> Ed25519PrivateKey:
     read = load_ssh_private_key if b"OPENSSH PRIVATE KEY" in text else load_pem_private_key
     try:
         key = read(text, password=None)
-    except TypeError as error:  # what cryptography raises for a key with a password
-        hint = f"openssl pkey -in {path} -out KEY writes it without the password"
+    except TypeError as error:  # cryptography's error for a key with a password
+        hint = f"write it without the password: openssl pkey -in {path} -out KEY"
         if read is load_ssh_private_key:
-            hint = (
-                f"sign with what asks for the password: ssh-keygen -Y sign -n {NAMESPACE} -f {path} NAME.mar"
-            )
+            hint = f"ssh-keygen asks for the password: ssh-keygen -Y sign -n {NAMESPACE} -f {path} NAME.mar"
         raise HandlergenError(f"the key {path} is encrypted", hint=hint) from error
     except (ValueError, UnsupportedAlgorithm) as error:
         public = b"PUBLIC KEY" in text or text.startswith(_KIND)
         raise HandlergenError(
-            f"{path} holds {'a public key, which cannot sign' if public else 'no private key that can be read'}",
+            f"{path} {'is a public key, which cannot sign' if public else 'is not a private key'}",
             hint="make one with: openssl genpkey -algorithm ed25519 -out KEY",
         ) from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise _another_kind(path)
+        raise _not_ed25519(path)
     return key
 
 
@@ -94,7 +92,7 @@ def read_public_key(path: Path | str) -> Ed25519PublicKey:
     """Read an Ed25519 public key: PEM (`openssl pkey -in KEY -pubout`) or a line as in `id_ed25519.pub`.
 
     Raises:
-        HandlergenError: There is none, or it is of another kind.
+        HandlergenError: The file cannot be read, or has no Ed25519 public key.
     """
     _need_cryptography()
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -105,30 +103,30 @@ def read_public_key(path: Path | str) -> Ed25519PublicKey:
     text = _read(path, "key")
     if b"PRIVATE KEY" in text:
         raise HandlergenError(
-            f"{path} holds a private key; its public key is wanted here",
-            hint=f"openssl pkey -in {path} -pubout, or ssh-keygen -y -f {path}, writes it",
+            f"{path} is a private key; expected its public key",
+            hint=f"write it with: openssl pkey -in {path} -pubout, or ssh-keygen -y -f {path}",
         )
     try:
         key = (load_pem_public_key if b"-----BEGIN" in text else load_ssh_public_key)(text)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise HandlergenError(
-            f"{path} holds no public key that can be read", hint="openssl pkey -in KEY -pubout writes one"
+            f"{path} is not a public key", hint="write one with: openssl pkey -in KEY -pubout"
         ) from error
     if not isinstance(key, Ed25519PublicKey):
-        raise _another_kind(path)
+        raise _not_ed25519(path)
     return key
 
 
 def sign(archive: Path, key: Ed25519PrivateKey, *, sha256: str | None = None) -> Signature:
-    """Write the signature of an archive beside it, in one step, in place of one that is there.
+    """Write the signature of an archive beside it, in one step; it replaces an existing one.
 
     Args:
         archive: The file to sign.
         key: See `read_private_key`.
-        sha256: What the archive must be; another file is not signed.
+        sha256: Expected SHA-256 of the archive, in hexadecimal.
 
     Raises:
-        HandlergenError: The archive is another one by now.
+        HandlergenError: The archive has another SHA-256.
         OSError: Reading or writing failed.
     """
     digest, seen = _digests(archive)
@@ -165,13 +163,13 @@ def verify(archive: Path, key: Ed25519PublicKey) -> Signature:
     if not path.is_file():
         raise HandlergenError(
             f"{archive} is not signed: there is no {path.name} beside it",
-            hint="`handlergen archive SOURCE --sign KEY` signs; whoever made the archive may have one",
+            hint="sign it with `handlergen archive SOURCE --sign KEY`, or ask its author for the signature",
         )
     signer, signature = _parsed(_read(path, "signature"), path)
     wanted = _public_blob(key)
     if signer != wanted:
         raise HandlergenError(
-            f"{path} was made with another key, {_fingerprint(signer)}, not with {_fingerprint(wanted)}",
+            f"{path} was made with another key: {_fingerprint(signer)}, not {_fingerprint(wanted)}",
             hint="do not serve the archive unless you know why",
         )
     digest, _ = _digests(archive)
@@ -186,10 +184,10 @@ def verify(archive: Path, key: Ed25519PublicKey) -> Signature:
 
 
 def _parsed(text: bytes, path: Path) -> tuple[bytes, bytes]:
-    """The public key and the Ed25519 signature in a signature file.
+    """Return the public key and the Ed25519 signature in a signature file.
 
     Raises:
-        HandlergenError: It is no such file, or was not made for archives.
+        HandlergenError: It is not a signature file, or the signature was not made for archives.
     """
     lines = text.decode("ascii", "replace").strip().splitlines()
     try:
@@ -201,19 +199,19 @@ def _parsed(text: bytes, path: Path) -> tuple[bytes, bytes]:
         public, namespace, _, hashed, signed = _strings(blob[10:], 5)
         kind, signature = _strings(signed, 2)
     except (ValueError, binascii.Error, struct.error) as error:
-        raise HandlergenError(f"{path} is no signature, or a damaged one") from error
+        raise HandlergenError(f"{path} is not a signature, or it is damaged") from error
     if namespace != NAMESPACE.encode():
         raise HandlergenError(
-            f"{path} was not made for archives: its namespace is {namespace.decode('ascii', 'replace')!a}, not "
-            f"{NAMESPACE!r}"
+            f"{path} was not made for handlergen's archives: its namespace is "
+            f"{namespace.decode('ascii', 'replace')!a}, not {NAMESPACE!r}"
         )
     if hashed != _HASH or kind != _KIND or _strings(public, 2)[0] != _KIND:
-        raise HandlergenError(f"{path} is not Ed25519 over SHA-512, the only kind that is taken")
+        raise HandlergenError(f"{path} is an unsupported signature: only Ed25519 with SHA-512 is supported")
     return public, signature
 
 
 def _signed(digest: bytes) -> bytes:
-    """What is signed in place of the file: PROTOCOL.sshsig, section 3."""
+    """Return the bytes that are signed for a file with this SHA-512 (PROTOCOL.sshsig, section 3)."""
     return _MAGIC + _string(NAMESPACE.encode()) + _string(b"") + _string(_HASH) + _string(digest)
 
 
@@ -222,7 +220,7 @@ def _string(value: bytes) -> bytes:
 
 
 def _strings(blob: bytes, count: int) -> list[bytes]:
-    """So many length-prefixed strings, and nothing behind them; raises ValueError or struct.error."""
+    """Read exactly `count` length-prefixed strings; raise ValueError or struct.error for anything else."""
     found = []
     for _ in range(count):
         (length,) = struct.unpack_from(">L", blob)
@@ -244,7 +242,7 @@ def _fingerprint(public: bytes) -> str:
 
 
 def _digests(archive: Path) -> tuple[bytes, str]:
-    """SHA-512 and, in hexadecimal, SHA-256 of a file, from one reading."""
+    """Return the SHA-512 of a file and, in hexadecimal, its SHA-256; read it once."""
     first, second = hashlib.sha512(), hashlib.sha256()
     with archive.open("rb") as content:
         while chunk := content.read(4 << 20):
@@ -260,13 +258,13 @@ def _read(path: Path, what: str) -> bytes:
     except OSError as error:
         raise HandlergenError(f"the {what} {path} cannot be read: {error.strerror or error}") from error
     if len(content) > _LARGEST:
-        raise HandlergenError(f"{path} is too large for a {what}")
+        raise HandlergenError(f"{path} is too large for a {what} file")
     return content
 
 
-def _another_kind(path: Path) -> HandlergenError:
+def _not_ed25519(path: Path) -> HandlergenError:
     return HandlergenError(
-        f"{path} is a key of another kind than Ed25519, the only one that is taken",
+        f"{path} is not an Ed25519 key: only Ed25519 keys are supported",
         hint="make one with: openssl genpkey -algorithm ed25519 -out KEY",
     )
 
@@ -276,5 +274,5 @@ def _need_cryptography() -> None:
         import cryptography  # noqa: F401
     except ImportError as error:
         raise HandlergenError(
-            "signatures need the package cryptography", hint="pip install 'handlergen[signing]'"
+            "signatures require the package cryptography", hint="pip install 'handlergen[signing]'"
         ) from error

@@ -1,4 +1,4 @@
-"""What goes into an archive: an explicit list of files, checked before anything is written."""
+"""The plan of an archive: an explicit list of its files, checked before anything is written."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class StagedFile:
     """One file of an archive.
 
     Attributes:
-        archive_path: Its place in the archive, `/` between the parts.
-        origin: The file it is copied from, or its bytes when handlergen writes it.
+        archive_path: Its path in the archive, with `/` between the parts.
+        origin: The file to copy, or the content of a file that handlergen generates.
     """
 
     archive_path: str
@@ -48,18 +48,18 @@ class StagedFile:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Return the size in bytes."""
         return len(self.origin) if isinstance(self.origin, bytes) else self.origin.stat().st_size
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything an archive will hold.
+    """The planned contents of an archive.
 
     Attributes:
-        files: By archive path; the manifest, which torch-model-archiver writes, is not among them.
-        bundle: What `handlergen.json` says.
-        warnings: What was left out or moved, and what the user should know of it.
+        files: Sorted by archive path; without the manifest, which torch-model-archiver writes.
+        bundle: The content of `handlergen.json`.
+        warnings: Files that are left out or moved, or may fail on the server.
     """
 
     files: tuple[StagedFile, ...]
@@ -68,33 +68,26 @@ class Plan:
 
     @property
     def size(self) -> int:
-        """Bytes of all files together."""
+        """Return the size of all files together, in bytes."""
         return sum(file.size for file in self.files)
 
 
-def plan(project: Project, *, gpus: int = 0) -> list[StagedFile]:
-    """The files of `project`'s archive; `make_plan` tells the rest."""
-    return list(make_plan(project, gpus=gpus).files)
-
-
 def make_plan(project: Project, *, gpus: int = 0, model_store: Path = Path(MODEL_STORE)) -> Plan:
-    """Everything that goes into the archive of `project`, checked; nothing is written.
+    """Collect and check the files of a project's archive; nothing is written.
 
-    Layout: the user's module or package in the root under its import name, `packages` in the root under their
-    own names, extra files and weights at their place relative to the project (those from outside it under
-    their bare names), and what handlergen adds: the handler, its runtime, `handlergen.json`,
-    `model-config.yaml` and `requirements.txt`. Hidden files, caches and compiled files inside a directory
-    are left out, and so are the archives of a model store.
+    In the archive's root are the user's module or package under its import name, `packages` under their own names, and
+    handlergen's files: the handler, its runtime, `handlergen.json`, `model-config.yaml` and `requirements.txt`. Extra
+    files and weights keep their path relative to the project; those outside the project go into the root. Hidden files,
+    caches and compiled files inside a directory are left out, and so are the archives of a model store.
 
     Args:
         project: The opened project.
-        gpus: GPUs visible where the archive is made; matters only for `devices: auto`.
-        model_store: Where the archive is to go; what lies there already is not packed into it.
+        gpus: Number of GPUs visible where the archive is made; read only for `devices: auto`.
+        model_store: The directory that the archive is written to; the archives in it are not packed.
 
     Raises:
-        HandlergenError: A bad name, a missing file, two files of one name, a link that leads out of the
-        project, a
-            module that would shadow another. Names everything found, not just the first.
+        HandlergenError: An invalid name, a missing file, two files with one name, a link that leads out of the project,
+            a module that would shadow another. The message lists all problems.
     """
     settings = project.settings
     check_model_name(settings.name)
@@ -107,42 +100,40 @@ def make_plan(project: Project, *, gpus: int = 0, model_store: Path = Path(MODEL
         collector.add_named(entry, "extra_files", patterns=True)
     if settings.weights:
         collector.add_named(settings.weights, "weights")
-    for entry in project.contract.details.get("files", ()):  # what the source itself names: a flow's models
+    for entry in project.contract.details.get("files", ()):  # the models of a flow
         collector.add_named(entry, project.contract.form)
     requirements = _requirements(project, collector)
     bundle = make_bundle(project)
-    generated: list[tuple[str, bytes]] = [
-        (HANDLER_FILE, render_handler(project.contract, settings, version=__version__).encode()),
-        (CONTRACT_FILE, bundle.to_json().encode()),
-        (MODEL_CONFIG_FILE, model_config(settings, gpus=gpus, has_requirements=bool(requirements)).encode()),
+    config = model_config(settings, gpus=gpus, has_requirements=bool(requirements))
+    files = [
+        *(StagedFile(place, origin) for place, origin in collector.files.items()),
+        StagedFile(HANDLER_FILE, render_handler(project.contract, settings, version=__version__).encode()),
+        StagedFile(CONTRACT_FILE, bundle.to_json().encode()),
+        StagedFile(MODEL_CONFIG_FILE, config.encode()),
+        *([StagedFile(REQUIREMENTS_FILE, requirements)] if requirements else []),
+        *_runtime_files(),
     ]
-    if requirements:
-        generated.append((REQUIREMENTS_FILE, requirements))
-    files = [StagedFile(place, origin) for place, origin in collector.files.items()]
-    files += [StagedFile(place, text) for place, text in generated]
-    files += _runtime_files()
     problems = [*collector.problems, *_name_problems(files, collector)]
     if problems:
-        raise HandlergenError(
-            problems[0] if len(problems) == 1 else "\n".join(["cannot pack:", *_indented(problems)])
-        )
+        several = "\n".join(["cannot pack:", *(f"  {problem}" for problem in problems)])
+        raise HandlergenError(problems[0] if len(problems) == 1 else several)
     files.sort(key=lambda file: file.archive_path)
-    forgotten = named_but_not_packed(collector.files, project.root)
-    return Plan(
-        tuple(files),
-        bundle,
-        (*collector.warnings, *collector.archives_left_out(), *forgotten, *_foreign_names(files)),
-    )
+    warnings = [
+        *collector.warnings,
+        *collector.archives_left_out(),
+        *named_but_not_packed(collector.files, project.root),
+        *_foreign_names(files),
+    ]
+    return Plan(tuple(files), bundle, tuple(warnings))
 
 
 def make_bundle(project: Project) -> Bundle:
-    """What `handlergen.json` says of `project`."""
-    settings = to_runtime(project.settings)
-    return Bundle(handlergen=__version__, contract=project.contract, settings=settings)
+    """Return the content of `handlergen.json`."""
+    return Bundle(__version__, project.contract, to_runtime(project.settings))
 
 
 def _collect_source(project: Project, collector: Collector) -> None:
-    """The user's module at `NAME.py`, or the package at `NAME/`, in the archive's root."""
+    """Collect the user's module as `NAME.py`, or the package as `NAME/`, in the archive's root."""
     place = project.contract.module.replace(".", "/")
     if project.is_package:
         place = place.split("/")[0]
@@ -154,7 +145,7 @@ def _collect_source(project: Project, collector: Collector) -> None:
 
 
 def _collect_package(entry: str, collector: Collector) -> None:
-    """A directory or `.py` file that becomes importable under its own name."""
+    """Collect a directory or `.py` file that is importable under its own name."""
     path = collector.locate(entry, "packages")
     if path is None:
         return
@@ -169,7 +160,7 @@ def _collect_package(entry: str, collector: Collector) -> None:
 
 
 def _requirements(project: Project, collector: Collector) -> bytes | None:
-    """The text of `requirements.txt`: requirements files (`*.txt`) as they are, other entries a line each."""
+    """Return the text of `requirements.txt`: the lines of requirements files (`*.txt`), and the requirements."""
     parts = []
     for entry in project.settings.requirements:
         if not entry.endswith(".txt"):
@@ -178,8 +169,7 @@ def _requirements(project: Project, collector: Collector) -> bytes | None:
         path = collector.locate(entry, "requirements")
         if path is None or not path.is_file():
             continue
-        # The same file may be listed under extra_files too, or lie in a listed directory: it is one and the
-        # same.
+        # The file may be listed under extra_files too, or be in a listed directory.
         if collector.files.get(REQUIREMENTS_FILE) == path:
             del collector.files[REQUIREMENTS_FILE]
         text = path.read_bytes()
@@ -188,26 +178,25 @@ def _requirements(project: Project, collector: Collector) -> bytes | None:
     for line in text.decode(errors="replace").splitlines():
         if _FILE_REQUIREMENT.match(line):
             collector.problems.append(
-                f"requirements: {line.strip()!r} names another file, which TorchServe's pip would not find; "
-                "write what that file says, or bundle a package with `packages`"
+                f"requirements: {line.strip()!r} names another file, which pip would not find on the server; "
+                "write its lines here, or pack a package with `packages`"
             )
     return text if text.strip() else None
 
 
 def _runtime_files() -> list[StagedFile]:
-    """handlergen's runtime, every `.py` of it, as the package `handlergen_runtime`."""
+    """Return every `.py` file of handlergen's runtime, as the package `handlergen_runtime`."""
     directory = Path(runtime.__file__).parent
+    places = {path.relative_to(directory).as_posix(): path for path in sorted(directory.rglob("*.py"))}
     return [
-        StagedFile(f"{RUNTIME_PACKAGE}/{path.relative_to(directory).as_posix()}", path)
-        for path in sorted(directory.rglob("*.py"))
-        if not any(
-            part.startswith(".") or part == "__pycache__" for part in path.relative_to(directory).parts
-        )
+        StagedFile(f"{RUNTIME_PACKAGE}/{place}", path)
+        for place, path in places.items()
+        if not any(part.startswith(".") or part == "__pycache__" for part in place.split("/"))
     ]
 
 
 def _name_problems(files: list[StagedFile], collector: Collector) -> list[str]:
-    """Everything wrong with the names of the archive's files, as lines of an error message."""
+    """Return the problems of the names of the archive's files."""
     problems = []
     importable = dict(collector.modules)
     for place in collector.files:
@@ -219,7 +208,7 @@ def _name_problems(files: list[StagedFile], collector: Collector) -> list[str]:
         elif rest == "__init__.py":
             importable.setdefault(top, f"{top}/")
     for name, origin in importable.items():
-        # An extra .py file that is no identifier is never imported: only what can be imported can shadow.
+        # An extra .py file whose name is not an identifier is never imported, so that it shadows nothing.
         if (problem := module_name_problem(name)) is not None and (
             name in collector.modules or name.isidentifier()
         ):
@@ -231,23 +220,19 @@ def _name_problems(files: list[StagedFile], collector: Collector) -> list[str]:
     return problems
 
 
-def _indented(lines: list[str]) -> list[str]:
-    return [f"  {line}" for line in lines]
-
-
 def _foreign_names(files: list[StagedFile]) -> list[str]:
-    """A warning when Java may be unable to unpack a file; tried with Java 17 under LC_ALL=C."""
+    """Warn of file names that Java may be unable to unpack (tried with Java 17 and LC_ALL=C)."""
     foreign = [file.archive_path for file in files if not file.archive_path.isascii()]
     if not foreign:
         return []
     return [
-        f"{foreign[0]} has letters outside ASCII in its name: TorchServe can unpack it only where the locale is UTF-8 "
-        "(LC_ALL=C.UTF-8)" + (f"; so have {len(foreign) - 1} more" if len(foreign) > 1 else "")
+        f"{foreign[0]} has non-ASCII letters in its name: TorchServe can unpack it only if the locale is UTF-8 "
+        "(LC_ALL=C.UTF-8)" + (f"; {len(foreign) - 1} more have such names" if len(foreign) > 1 else "")
     ]
 
 
 def _origin(place: str, files: list[StagedFile]) -> str:
-    """Where the files of one archive path come from, for an error message."""
+    """Return the origins of the files with an archive path, for messages."""
     found = [
         file.origin for file in files if file.archive_path == place or file.archive_path.startswith(place)
     ]

@@ -16,7 +16,7 @@ from handlergen.cli.options import json_option, setting_options
 from handlergen.cli.printing import in_order, print_json, runtime_line, warn
 
 if TYPE_CHECKING:
-    from handlergen.archives.archiving import ArchiveResult
+    from handlergen.archives.build import ArchiveResult
     from handlergen.inspection.project import Project
     from handlergen.inspection.stage_rule import Placement
 
@@ -70,7 +70,7 @@ def command(
       handlergen archive . --workers-per-device 2 --batch-size 8 --force
       handlergen archive . --dry-run
     """
-    from handlergen.archives.archiving import archive_project
+    from handlergen.archives.build import archive_project
     from handlergen.archives.render import ordered_hooks, signature
     from handlergen.inspection.project import open_project
 
@@ -132,7 +132,7 @@ def _as_json(result: ArchiveResult, *, verified: bool) -> dict[str, Any]:
 
 
 def _report_plan(project: Project, model_store: Path, *, force: bool, all_files: bool, as_json: bool) -> None:
-    from handlergen.archives.archiving import target_path
+    from handlergen.archives.build import target_path
     from handlergen.archives.model_config import gpus_for
     from handlergen.archives.staging import make_plan
     from handlergen.project.settings import shown

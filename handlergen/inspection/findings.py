@@ -9,7 +9,7 @@ from typing import Any
 
 from handlergen.errors import Problem
 from handlergen.inspection.source_module import SourceModule
-from handlergen.inspection.source_tree import SourceTree
+from handlergen.inspection.source_tree import Found, SourceTree
 from handlergen.project.settings import Settings
 from handlergen.runtime.contract import Contract
 
@@ -37,6 +37,10 @@ class Source:
     weights_format: str | None
     class_name: str = "Model"
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    def line_of(self, function: Found) -> int:
+        """Return the line of a function's definition; 0 if it is in another file than the source."""
+        return function.node.lineno if function.module is self.module else 0
 
 
 @dataclass

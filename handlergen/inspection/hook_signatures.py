@@ -45,7 +45,7 @@ class Role:
         order: What its positional parameters receive, in this order, whatever their names.
         named: What it may ask for by parameter name.
         takes: The first of `order` for messages; empty if the hook does not have to take it.
-        withheld: Named parameters it cannot ask for, each with the reason.
+        unavailable: Named parameters it cannot ask for, each with the reason.
         instead: What to write instead of more positional parameters.
     """
 
@@ -53,7 +53,7 @@ class Role:
     order: tuple[str, ...]
     named: tuple[str, ...] = NAMED_PARAMETERS
     takes: str = ""
-    withheld: Mapping[str, str] = field(default_factory=dict)
+    unavailable: Mapping[str, str] = field(default_factory=dict)
     instead: str = "Remove it."
 
     @property
@@ -105,8 +105,8 @@ def read_signature(node: Function, role: Role, *, file: str, findings: Findings)
     positional = 0
     for parameter in plain_parameters(node):
         name, source = parameter.name, parameter.name
-        if name in role.withheld:
-            message = f"{role.name} cannot ask for `{name}`: {role.withheld[name]}"
+        if name in role.unavailable:
+            message = f"{role.name} cannot ask for `{name}`: {role.unavailable[name]}"
             findings.problem(file, parameter.line, message, f"It may take {role.allowed}.")
             continue
         if name in role.named:
@@ -232,7 +232,7 @@ _DESCRIPTIONS = {
 
 
 def replaced_hooks(source: Source, contract: Contract) -> list[str]:
-    """Return a warning for each hook whose place may be taken, at run time, by a function with other parameters.
+    """Return a warning for each hook that a function with other parameters may replace at run time.
 
     Args:
         source: As it was read.
@@ -243,7 +243,7 @@ def replaced_hooks(source: Source, contract: Contract) -> list[str]:
         found = _found(source, hook)
         if found is not None:
             by_name = contract.call == "keywords" and hook.name == "predict"
-            warnings += _several(found, by_name=by_name)
+            warnings += _defined_several_times(found, by_name=by_name)
             warnings += _decorated(source.tree, found, by_name=by_name)
     return warnings
 
@@ -263,7 +263,7 @@ def _found(source: Source, hook: Hook) -> Found | None:
     return None
 
 
-def _several(found: Found, *, by_name: bool) -> Iterator[str]:
+def _defined_several_times(found: Found, *, by_name: bool) -> Iterator[str]:
     """Warn of definitions in the branches of an `if` or a `try` whose parameters differ."""
     assert isinstance(found.node, MethodNode)
     every = definitions(found.module, found.node.name)
@@ -283,12 +283,12 @@ def _decorated(tree: SourceTree, found: Found, *, by_name: bool) -> Iterator[str
         if made is None:
             continue
         wrapped, wrapper = made
-        if _takes_the_same(found.node, wrapper, wrapped, by_name=by_name):
+        if _can_replace(found.node, wrapper, wrapped, by_name=by_name):
             continue
-        name, taken = found.node.name, ast.unparse(found.node.args)
+        name, parameters = found.node.name, ast.unparse(found.node.args)
         yield (
-            f"{found.module.file}:{found.node.lineno}: @{dotted(decorator)} calls {name}({taken}) with arguments of "
-            f"its own, and takes ({ast.unparse(wrapper.args)}) itself. The runtime passes the arguments of the def: "
+            f"{found.module.file}:{found.node.lineno}: @{dotted(decorator)} calls {name}({parameters}) with arguments "
+            f"of its own, and takes ({ast.unparse(wrapper.args)}) itself. The runtime passes the arguments of the def: "
             f"write an undecorated {name} that calls the decorated function."
         )
 
@@ -334,7 +334,7 @@ def _returned(function: Function) -> Function | None:
     return None
 
 
-def _takes_the_same(hook: Function, wrapper: Function, wrapped: str, *, by_name: bool) -> bool:
+def _can_replace(hook: Function, wrapper: Function, wrapped: str, *, by_name: bool) -> bool:
     """Return whether the wrapper can be called as the hook is."""
     if wrapper.args.vararg is None and wrapper.args.kwarg is None:
         return _shape(hook, by_name=by_name) == _shape(wrapper, by_name=by_name)

@@ -20,14 +20,13 @@ from handlergen.project.settings import (
     SETTINGS,
     SETTINGS_FILE,
     Settings,
-    SettingsBeneath,
     contradictions,
     read_settings,
     shown,
 )
 from handlergen.project.truss import CONFIG_FILE, Truss, is_truss, read_truss
 from handlergen.project.weights_file import weights_format
-from handlergen.project.yaml_source import read_yaml
+from handlergen.project.yaml_source import YamlSource, read_yaml
 from handlergen.runtime.contract import Contract
 from handlergen.runtime.forms.table import FORMS
 
@@ -97,16 +96,19 @@ def open_project(
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     chosen = given.pop("source", None) or environ.get("HANDLERGEN_SOURCE")
     where = _find(_absolute(Path(source)), chosen)
+    defaults = None
+    if where.truss:
+        file = shown(where.root / CONFIG_FILE)
+        defaults = YamlSource(file, where.truss.settings, where.truss.lines, tuple(where.truss.problems))
     settings, problems = read_settings(
-        where.settings_file, environ=environ, overrides=given, beneath=_beneath(where)
+        where.settings_file, environ=environ, overrides=given, defaults=defaults
     )
-    problems += where.truss.problems if where.truss else ()
     settings = _with_paths(settings, where, set(given))
     if not settings.name:
         settings = dataclasses.replace(settings, name=where.default_name)
         problems += _name_problems(where)
     problems += _file_problems(where, settings, set(given))
-    findings = read_source(where.source, form=None, settings=settings, root=where.root, truss=where.truss)
+    findings = read_source(where.source, settings=settings, root=where.root, truss=where.truss)
     problems += findings.problems
     if problems or findings.contract is None:
         raise ContractError(sorted(dict.fromkeys(problems)))
@@ -174,12 +176,13 @@ def _find(path: Path, chosen: str | None) -> _Location:
         return _beside(path)
     settings_file = path / SETTINGS_FILE
     named = chosen or (_source_setting(settings_file) if settings_file.is_file() else None)
+    used = settings_file if settings_file.is_file() else None
     if not named and is_truss(path):
-        return _truss_place(path, settings_file if settings_file.is_file() else None)
-    if settings_file.is_file():
+        truss = read_truss(path)
+        return _Location(truss.package or truss.module, path, used, path.name, tuple(truss.warnings), truss)
+    if used:
         target = _source_of(path, named)
-        root = path.parent if target == path else path
-        return _Location(target, root, settings_file, path.name)
+        return _Location(target, path.parent if target == path else path, used, path.name)
     if (path / "__init__.py").is_file():
         return _beside(path)
     if chosen:
@@ -191,18 +194,6 @@ def _find(path: Path, chosen: str | None) -> _Location:
         if candidates
         else "Start with: handlergen init DIR",
     )
-
-
-def _truss_place(directory: Path, settings_file: Path | None) -> _Location:
-    truss = read_truss(directory)
-    source = truss.package or truss.module
-    return _Location(source, directory, settings_file, directory.name, tuple(truss.warnings), truss)
-
-
-def _beneath(where: _Location) -> SettingsBeneath | None:
-    if where.truss is None:
-        return None
-    return SettingsBeneath(shown(where.root / CONFIG_FILE), where.truss.settings, where.truss.lines)
 
 
 def _beside(path: Path) -> _Location:

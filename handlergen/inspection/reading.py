@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from handlergen.errors import ContractError, Problem
+from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
 from handlergen.inspection.forms import FORMS, Form, form_named
 from handlergen.inspection.forms.refused import nearest_form, torchserve_handler
@@ -16,38 +16,17 @@ from handlergen.inspection.hook_signatures import replaced_hooks
 from handlergen.inspection.source_module import SourceModule
 from handlergen.inspection.source_tree import SourceTree
 from handlergen.project.settings import Settings
-from handlergen.project.truss import Truss
+from handlergen.project.truss import TRUSS_FORM, Truss
 from handlergen.project.weights_file import weights_format
-from handlergen.runtime.contract import Contract
 from handlergen.runtime.forms.table import DEFAULT_FORM
 
 
-def inspect_source(path: Path, *, form: str | None = None, settings: Settings | None = None) -> Contract:
-    """Return the contract of a module.
+def read_source(path: Path, *, settings: Settings, root: Path, truss: Truss | None = None) -> Findings:
+    """Inspect a source: return its contract or all its problems, and warnings.
 
     Args:
         path: A `.py` file or a package directory.
-        form: Skips recognition; `settings.form` when None.
-        settings: Paths in them are relative to the directory of `path`.
-
-    Raises:
-        ContractError: With every problem, sorted.
-    """
-    findings = read_source(path, form=form, settings=settings or Settings(), root=path.parent)
-    if findings.contract is None:
-        raise ContractError(sorted(findings.problems))
-    return findings.contract
-
-
-def read_source(
-    path: Path, *, form: str | None, settings: Settings, root: Path, truss: Truss | None = None
-) -> Findings:
-    """Inspect a source; as `inspect_source`, but return its problems and warnings too.
-
-    Args:
-        path: A `.py` file or a package directory.
-        form: Skips recognition; `settings.form` when None.
-        settings: Paths in them are relative to `root`.
+        settings: `form`, if it is set, replaces recognition. Paths are relative to `root`.
         root: The project's root.
         truss: The Truss directory of the source; it names the file of the package, and the class.
     """
@@ -57,13 +36,13 @@ def read_source(
     if isinstance(module, Problem):
         return Findings(problems=[module])
     weights = root / settings.weights if settings.weights else None
-    held = settings.weights_format or (weights_format(weights) if weights else None)
+    detected = settings.weights_format or (weights_format(weights) if weights else None)
     name = path.name if path.is_dir() else path.stem
-    source = Source(module, name, tree, settings, root, held)
+    source = Source(module, name, tree, settings, root, detected)
     if truss:
         name = ".".join(entry.relative_to(root).with_suffix("").parts)
         source = replace(source, name=name, class_name=truss.class_name, details=truss.details)
-    findings = _inspect(source, form or settings.form or (truss.form if truss else None))
+    findings = _inspect(source, settings.form or (TRUSS_FORM if truss else None))
     findings.warnings += _imports_left_out(source, path)
     if findings.contract is not None:
         findings.warnings += replaced_hooks(source, findings.contract)

@@ -75,19 +75,6 @@ class SourceModule:
                 yield binding.node
 
 
-@dataclass(frozen=True)
-class Method:
-    """A method that was found.
-
-    Attributes:
-        node: Its `def` without the first parameter (`self`, `cls`).
-        owner: Name of the class that defines it.
-    """
-
-    node: MethodNode
-    owner: str
-
-
 def parse_source(path: Path, *, file: str) -> SourceModule | Problem:  # noqa: PLR0911 - one return per way to fail
     """Read and parse a file, as the interpreter would: encoding cookies and byte order marks are honoured.
 
@@ -145,19 +132,14 @@ def parse_source(path: Path, *, file: str) -> SourceModule | Problem:  # noqa: P
     return module
 
 
-def definitions(module: SourceModule, name: str) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+def definitions(module: SourceModule, name: str) -> list[MethodNode]:
     """Return every `def` of a name that may be the one called at run time; several if an `if` or a `try` decides."""
-    found: list[ast.FunctionDef | ast.AsyncFunctionDef] = []
+    found: list[MethodNode] = []
     for node in statements_at_import(module.tree.body):
-        if (
-            not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-            or node.name != name
-            or is_overload(node)
-        ):
-            continue
-        if node in module.tree.body:
-            found.clear()  # this one replaces all before it
-        found.append(node)
+        if isinstance(node, MethodNode) and node.name == name and not is_overload(node):
+            if node in module.tree.body:
+                found.clear()  # this one replaces all before it
+            found.append(node)
     return found
 
 
@@ -199,47 +181,31 @@ def dotted(node: ast.AST) -> str:
     return ""
 
 
-def base_names(module: SourceModule, node: ast.ClassDef) -> set[str]:
-    """Return the full dotted names of a class's bases, and of the bases of those that are defined in this file."""
-    found: set[str] = set()
+def lineage(module: SourceModule, node: ast.ClassDef) -> list[ast.ClassDef]:
+    """Return a class and its bases at any depth, as far as this file defines them, in Python's order."""
+    found: list[ast.ClassDef] = []
     waiting = [node]
-    seen = set()
     while waiting:
-        current = waiting.pop()
-        seen.add(current.name)
-        for base in current.bases:
-            name = dotted(base)
-            if not name:
-                continue
-            found.add(full_name(module, name))
-            binding = module.bindings.get(name)
-            if binding and isinstance(binding.node, ast.ClassDef) and name not in seen:
-                waiting.append(binding.node)
+        current = waiting.pop(0)
+        if current not in found:
+            found.append(current)
+            bindings = [module.bindings.get(dotted(base)) for base in current.bases]
+            waiting[:0] = [each.node for each in bindings if each and isinstance(each.node, ast.ClassDef)]
     return found
 
 
-def find_method(module: SourceModule, node: ast.ClassDef, name: str) -> Method | None:
-    """Return a method of a class or of its bases in the same file, searched in Python's order; None without one."""
-    return _find(module, node, name, seen=set())
+def base_names(module: SourceModule, node: ast.ClassDef) -> set[str]:
+    """Return the full dotted names of the bases of a class and of its `lineage`."""
+    names = {dotted(base) for current in lineage(module, node) for base in current.bases}
+    return {full_name(module, name) for name in names if name}
 
 
-def _find(module: SourceModule, node: ast.ClassDef, name: str, *, seen: set[str]) -> Method | None:
-    if node.name in seen:
-        return None
-    seen.add(node.name)
-    found = [
-        item
-        for item in node.body
-        if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef) and item.name == name
-    ]
-    if found:
-        return Method(_unbound(found[-1]), node.name)
-    for base in node.bases:
-        binding = module.bindings.get(dotted(base))
-        if binding and isinstance(binding.node, ast.ClassDef):
-            inherited = _find(module, binding.node, name, seen=seen)
-            if inherited:
-                return inherited
+def find_method(module: SourceModule, node: ast.ClassDef, name: str) -> MethodNode | None:
+    """Return a method of a class or its `lineage`, without the first parameter (`self`, `cls`); None without one."""
+    for current in lineage(module, node):
+        found = [item for item in current.body if isinstance(item, MethodNode) and item.name == name]
+        if found:
+            return _unbound(found[-1])
     return None
 
 
@@ -339,7 +305,7 @@ def _names(node: ast.AST, context: type[ast.expr_context]) -> Iterator[ast.Name]
 
 def decorators(node: ast.AST) -> list[ast.expr]:
     """Return the decorators of a function; none for any other node."""
-    return node.decorator_list if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else []
+    return node.decorator_list if isinstance(node, MethodNode) else []
 
 
 def _own_yields(body: Iterable[ast.AST]) -> Iterator[ast.Yield | ast.YieldFrom]:

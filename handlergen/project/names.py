@@ -26,7 +26,7 @@ MANIFEST_FILE = f"{MANIFEST_DIRECTORY}/MANIFEST.json"
 MODEL_STORE = "model-store"
 """The default directory of archives, in the working directory."""
 
-_OF_A_STORE = re.compile(r".+\.mar(\.sig)?|\..+\.mar(\.sig)?\.[0-9a-f]{16}\.part")
+_STORE_FILE = re.compile(r".+\.mar(\.sig)?|\..+\.mar(\.sig)?\.[0-9a-f]{16}\.part")
 
 #: Modules that a TorchServe worker imports before the user's. The archive's root is first on its path.
 WORKER_MODULES = frozenset({"ts", "torch", "torchvision", "numpy", "yaml", "packaging", "psutil", "PIL"})
@@ -38,9 +38,9 @@ _LONGEST_NAME = 200
 """In a file name of 255 bytes, room remains for `.mar` and for the suffix of a temporary file."""
 
 
-def is_of_a_store(name: str) -> bool:
-    """Return whether `archive` writes files with such a name: an archive, its signature, or a part of one of them."""
-    return _OF_A_STORE.fullmatch(name) is not None
+def is_store_file(name: str) -> bool:
+    """Return whether `archive` writes files with such a name: an archive, its signature, or an unfinished one."""
+    return _STORE_FILE.fullmatch(name) is not None
 
 
 def check_model_name(name: str) -> None:

@@ -83,15 +83,15 @@ def whole(*, least: int, most: int = 2**31 - 1) -> Kind:
 
 def seconds() -> Kind:
     """Return the kind of a positive, finite number of seconds."""
+    number = milliseconds()
 
     def convert(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        converted: float = number.convert(value)
+        if converted == 0:
             raise ValueError
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError
-        if value >= 2**31:
+        if converted >= 2**31:
             raise ValueError(f"{value:g} seconds are more than Java or the system can represent")
-        return float(value)
+        return converted
 
     return Kind("a number of seconds above 0", "SECONDS", convert, float)
 

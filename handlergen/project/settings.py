@@ -9,13 +9,13 @@ import difflib
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from handlergen.errors import ContractError, Problem
+from handlergen.errors import Problem
 from handlergen.project.setting_fields import EXECUTABLE_FORMATS, SETTINGS, SettingInfo, Settings
-from handlergen.project.yaml_source import read_yaml
+from handlergen.project.yaml_source import YamlSource, read_yaml
 from handlergen.runtime.contract import RuntimeSettings
 from handlergen.runtime.forms.table import DEFAULT_FORM, FORMS, FormRow
 
@@ -26,10 +26,8 @@ __all__ = [
     "SETTINGS_FILE",
     "SettingInfo",
     "Settings",
-    "SettingsBeneath",
     "archive_path",
     "contradictions",
-    "load_settings",
     "read_settings",
     "shown",
     "to_runtime",
@@ -44,7 +42,7 @@ ENVIRONMENT_PREFIX = "HANDLERGEN_"
 # Variables with the prefix that are not settings: the runtime and other parts of handlergen read them.
 _OTHER_VARIABLES = ("HANDLERGEN_TRACE_DIR", "HANDLERGEN_STATE_DIR")
 
-_KINDS_IN_WORDS = {
+_TYPES_IN_WORDS = {
     str: "a string",
     bool: "a boolean",
     int: "a whole number",
@@ -55,67 +53,42 @@ _KINDS_IN_WORDS = {
 }
 
 
-def load_settings(
-    path: Path | None, *, environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None
-) -> Settings:
+def read_settings(
+    path: Path | None,
+    *,
+    environ: Mapping[str, str],
+    overrides: Mapping[str, Any],
+    defaults: YamlSource | None = None,
+) -> tuple[Settings, list[Problem]]:
     """Load settings from a file, the environment and flags; each overrides those before it.
 
     Args:
         path: A `handlergen.yaml`; None if there is none.
         environ: The environment, e.g. `os.environ`; `HANDLERGEN_<KEY>` sets a key.
         overrides: Python values by setting name; None values are skipped (a flag that was not used).
+        defaults: Settings from another file (a Truss's `config.yaml`), which all others override.
+
+    Returns:
+        The settings, and every problem: unknown keys (with the nearest valid name), wrong types (key, value and
+        expected type), unreadable YAML. A wrong value leaves the default in place.
 
     Raises:
-        ContractError: With every problem: unknown keys (and the nearest valid name), wrong types (key, value
-            and expected type), unreadable YAML.
         OSError: The file cannot be read.
     """
-    settings, problems = read_settings(path, environ=environ, overrides=overrides or {})
-    if problems:
-        raise ContractError(sorted(problems))
-    return settings
-
-
-@dataclass(frozen=True)
-class SettingsBeneath:
-    """Settings from another file (a Truss's `config.yaml`), which `handlergen.yaml`, environment and flags override.
-
-    Attributes:
-        file: The file's name, for messages.
-        values: By setting.
-        lines: The line of each setting, 1-based.
-    """
-
-    file: str
-    values: Mapping[str, Any]
-    lines: Mapping[str, int]
-
-
-def read_settings(
-    path: Path | None,
-    *,
-    environ: Mapping[str, str],
-    overrides: Mapping[str, Any],
-    beneath: SettingsBeneath | None = None,
-) -> tuple[Settings, list[Problem]]:
-    """Load settings as `load_settings` does, but return the problems; a wrong value leaves the default in place."""
     values: dict[str, Any] = {}
     problems: list[Problem] = []
-    if beneath is not None:
-        for key, value in beneath.values.items():
-            _take(values, problems, key, value, file=beneath.file, line=beneath.lines.get(key, 0))
-    if path is not None:
-        source = read_yaml(path, shown=shown(path), as_written=("version", "name"))
+    written = read_yaml(path, shown=shown(path), as_written=("version", "name")) if path is not None else None
+    for source in filter(None, (defaults, written)):
         problems += source.problems
         for key, value in source.values.items():
-            _take(values, problems, key, value, file=source.file, line=source.lines.get(key, 0))
+            _set(values, problems, key, value, file=source.file, line=source.lines.get(key, 0))
     for variable, raw in environ.items():
         if variable.startswith(ENVIRONMENT_PREFIX) and variable not in _OTHER_VARIABLES:
-            _take_variable(values, problems, variable, raw)
+            _set_from_variable(values, problems, variable, raw)
     for key, value in overrides.items():
         if value is not None:
             flag = SETTINGS[key].flag if key in SETTINGS else key
-            _take(values, problems, key, value, file=f"option {flag}", line=0)
+            _set(values, problems, key, value, file=f"option {flag}", line=0)
     return Settings(**values), problems
 
 
@@ -151,7 +124,7 @@ def shown(path: Path) -> str:
     return str(relative)
 
 
-def _take(
+def _set(
     values: dict[str, Any], problems: list[Problem], key: str, value: Any, *, file: str, line: int
 ) -> None:
     setting = SETTINGS.get(key)
@@ -166,7 +139,7 @@ def _take(
             problems.append(Problem(file, line, *_refusal(setting, value, error)))
 
 
-def _take_variable(values: dict[str, Any], problems: list[Problem], variable: str, raw: str) -> None:
+def _set_from_variable(values: dict[str, Any], problems: list[Problem], variable: str, raw: str) -> None:
     key = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
     file = f"environment variable {variable}"
     setting = SETTINGS.get(key)
@@ -180,7 +153,7 @@ def _take_variable(values: dict[str, Any], problems: list[Problem], variable: st
     except ValueError as error:
         problems.append(Problem(file, 0, *_refusal(setting, raw, error)))
         return
-    _take(values, problems, key, value, file=file, line=0)
+    _set(values, problems, key, value, file=file, line=0)
 
 
 def _refusal(setting: SettingInfo, value: Any, error: ValueError) -> tuple[str, str]:
@@ -190,10 +163,10 @@ def _refusal(setting: SettingInfo, value: Any, error: ValueError) -> tuple[str, 
         reason = ""  # from int() or float(): the message below is clearer
     if reason:
         return f"`{setting.name}`: {reason}", f"Expected {setting.kind.wanted}."
-    given = str(value).lower() if isinstance(value, bool) else repr(value)
-    given = given if len(given) <= 60 else given[:57] + "..."
-    kind = _KINDS_IN_WORDS.get(type(value), f"a {type(value).__name__}")
-    return f"`{setting.name}` is {given}, {kind}; expected {setting.kind.wanted}", ""
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    text = text if len(text) <= 60 else text[:57] + "..."
+    kind = _TYPES_IN_WORDS.get(type(value), f"a {type(value).__name__}")
+    return f"`{setting.name}` is {text}, {kind}; expected {setting.kind.wanted}", ""
 
 
 def _nearest(key: str) -> str:
@@ -206,14 +179,14 @@ def _nearest(key: str) -> str:
 def contradictions(
     settings: Settings, *, weights_bytes: int | None = None, device_bytes: int | None = None
 ) -> list[str]:
-    """Return a warning for each setting that cannot work with the others, or has no effect beside them.
+    """Return a warning for each setting that conflicts with others or has no effect with them.
 
-    These are no errors, because each value alone is allowed. Each warning says what to write instead.
+    These are not errors, because each value alone is allowed. Each warning says what to write instead.
 
     Args:
         settings: Resolved or not; `batch: auto` counts as `each`, `predictor: auto` as `worker`.
-        weights_bytes: Size of the weights file, when there is one.
-        device_bytes: Memory of the smallest device (of the whole machine for the CPU), when it is known.
+        weights_bytes: Size of the weights file, if there is one.
+        device_bytes: Memory of the smallest device (for the CPU, of the whole machine), if it is known.
     """
     return [
         *_times(settings),
@@ -251,10 +224,8 @@ def _times(settings: Settings) -> list[str]:
     calls = settings.batch_size if settings.batch in ("each", "auto") else 1
     workers = settings.workers_per_device if locked or _process(settings) else 1
     what = "workers on a device"
-    if _process(settings) and settings.batch in (
-        "collate",
-        "list",
-    ):  # one predict takes the requests of several workers
+    # One predict takes the requests of several workers.
+    if _process(settings) and settings.batch in ("collate", "list"):
         workers, what = math.ceil(workers * settings.batch_size / settings.max_batch), "batches"
     queue = workers * calls * predict
     if queue >= limit:
@@ -295,16 +266,14 @@ def _predictor(settings: Settings) -> list[str]:
     changed = [
         name for name in ("max_batch", "linger_ms") if getattr(settings, name) != SETTINGS[name].default
     ]
+    alone = ""
     if not _process(settings):
+        alone, instead = "predictor: worker", "Write predictor: process"
+    elif settings.batch in ("each", "auto"):
+        alone, instead = "batch: each: predict takes one request", "Write batch: collate or list"
+    if alone:
         return [
-            f"{name} ({_shown(getattr(settings, name))}) has no effect with predictor: worker. "
-            f"Write predictor: process, or remove {name}."
-            for name in changed
-        ]
-    if settings.batch in ("each", "auto"):
-        return [
-            f"{name} ({_shown(getattr(settings, name))}) has no effect with batch: each: predict takes one "
-            f"request. Write batch: collate or list, or remove {name}."
+            f"{name} ({getattr(settings, name):g}) has no effect with {alone}. {instead}, or remove {name}."
             for name in changed
         ]
     if settings.linger_ms and settings.max_batch == 1:
@@ -357,10 +326,6 @@ def _form(settings: Settings) -> FormRow:
 
 def _process(settings: Settings) -> bool:
     return settings.predictor == "process"
-
-
-def _shown(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _gib(size: int) -> str:

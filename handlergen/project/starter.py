@@ -44,10 +44,10 @@ def create_starter(directory: Path, *, form: str = DEFAULT_FORM) -> tuple[str, t
     texts[SETTINGS_FILE] = starter_yaml({"name": name, "source": module})
     if directory.exists() and not directory.is_dir():
         raise HandlergenError(f"{directory} is a file", hint="Name a directory; it may be new.")
-    taken = [file for file in texts if (directory / file).exists() or (directory / file).is_symlink()]
-    if taken:
+    existing = [file for file in texts if (directory / file).exists() or (directory / file).is_symlink()]
+    if existing:
         raise HandlergenError(
-            f"{directory} already has {', '.join(taken)}; nothing was written",
+            f"{directory} already has {', '.join(existing)}; nothing was written",
             hint="Name another directory, or move these files away.",
         )
     try:
@@ -71,7 +71,7 @@ def starter_yaml(values: Mapping[str, Any] | None = None, *, heading: str = "") 
         heading: The first comment line, without `#`.
 
     Returns:
-        YAML that `load_settings` reads back as `values`.
+        YAML that `read_settings` reads back as `values`.
     """
     written = dict(values or {})
     lines = [

@@ -18,6 +18,7 @@ from handlergen.project.settings import shown
 from handlergen.project.yaml_source import YamlSource, read_yaml
 
 CONFIG_FILE = "config.yaml"
+TRUSS_FORM = "model-class"
 
 HONOURED: tuple[str, ...] = (
     "bundled_packages_dir",
@@ -86,13 +87,12 @@ _ALL_KEYS = (*HONOURED, *WITHOUT_EFFECT, *FUTILE, *UNSUPPORTED)
 
 @dataclass
 class Truss:
-    """What a Truss directory configures.
+    """The configuration in a Truss directory.
 
     Attributes:
         module: The file with the class.
         package: The directory that is packed with it; None if the file is in the Truss directory itself.
         class_name: The model's class.
-        form: The form of every Truss.
         settings: Values for handlergen's settings, by name; `handlergen.yaml` and flags override them.
         details: For the contract: `data_dir`, `environment_variables`.
         lines: The line in config.yaml of each setting, 1-based.
@@ -102,7 +102,6 @@ class Truss:
     module: Path
     package: Path | None
     class_name: str
-    form: str = "model-class"
     settings: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     lines: dict[str, int] = field(default_factory=dict)
@@ -166,7 +165,6 @@ class _Reader:
         self._files()
         self._secrets()
         self._requirements()
-        self._resources()
         self._runtime()
         self._environment_variables()
         self._set("config", self._config(), "model_metadata")
@@ -231,7 +229,7 @@ class _Reader:
 
     def _secrets(self) -> None:
         secrets = self._typed("secrets", dict, "a mapping of names") or {}
-        if any(value for value in secrets.values()):
+        if any(secrets.values()):
             self._warn(
                 "secrets",
                 "the values of `secrets` are ignored: they are read from the server's environment only",
@@ -252,19 +250,17 @@ class _Reader:
             found = [*([file] if file else []), *(str(entry) for entry in listed)]
             self._set("requirements", found, "requirements" if listed else "requirements_file")
 
-    def _resources(self) -> None:
+    def _runtime(self) -> None:
         resources = self._typed("resources", dict, "a mapping") or {}
         if resources.get("use_gpu") is False and not resources.get("accelerator"):
             self._set("devices", "cpu", "resources")
-
-    def _runtime(self) -> None:
         runtime = self._typed("runtime", dict, "a mapping") or {}
         concurrency = runtime.get("predict_concurrency", 1)
         if concurrency != 1:
             self._warn(
                 "runtime",
-                f"predict_concurrency is {concurrency}, and handlergen runs one predict at a time on each device; "
-                f"the other hooks overlap anyway. With `lock: none`, as many run at once as there are workers",
+                f"predict_concurrency is {concurrency}, but handlergen runs one predict at a time on each device; the "
+                f"other hooks overlap anyway. With `lock: none`, as many run at once as there are workers",
             )
         if runtime.get("streaming_read_timeout"):
             self._set("predict_timeout_s", runtime["streaming_read_timeout"], "runtime")
@@ -273,11 +269,11 @@ class _Reader:
                 self._warn("runtime", f"`runtime.{key}` has no effect")
 
     def _environment_variables(self) -> None:
-        given = self._typed("environment_variables", dict, "a mapping") or {}
-        if given:
+        variables = self._typed("environment_variables", dict, "a mapping") or {}
+        if variables:
             self._truss.details["environment_variables"] = {
                 str(name): str(value).lower() if isinstance(value, bool) else str(value)
-                for name, value in given.items()
+                for name, value in variables.items()
                 if value is not None
             }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from handlergen.archives.archiving import archive
+from handlergen.archives.build import archive
 from handlergen.server.configuration import write_configuration
 from handlergen.server.lifecycle import stop
 from handlergen.server.ports import free_port_settings

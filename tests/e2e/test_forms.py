@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import nn
 
-from handlergen.archives.archiving import archive
+from handlergen.archives.build import archive
 from handlergen.errors import RequestFailed
 from handlergen.performance.recordings import beside, of_stage, overlapping
 

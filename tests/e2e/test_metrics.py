@@ -16,7 +16,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from handlergen.archives.archiving import archive
+from handlergen.archives.build import archive
 from handlergen.runtime.telemetry.stages import STAGE_NAMES
 
 pytestmark = pytest.mark.e2e

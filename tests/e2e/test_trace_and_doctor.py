@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from handlergen.archives.archiving import archive
+from handlergen.archives.build import archive
 
 pytestmark = pytest.mark.e2e
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from handlergen.archives.archiving import archive
+from handlergen.archives.build import archive
 from handlergen.errors import RequestFailed
 
 pytestmark = pytest.mark.e2e

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from handlergen.archives.model_config import model_config, placement
+from handlergen.archives.model_config import model_config, worker_layout
 from handlergen.project.settings import Settings
 
 CONFIGS = Path(__file__).parent / "model_configs"
@@ -86,7 +86,7 @@ def test_timeouts_are_rounded_up_to_whole_seconds() -> None:
 
 @pytest.mark.parametrize("gpus", [2, 3, 8])
 def test_auto_places_the_same_number_of_workers_on_every_gpu(gpus: int) -> None:
-    place = placement(Settings(name="m", workers_per_device=3), gpus=gpus)
+    place = worker_layout(Settings(name="m", workers_per_device=3), gpus=gpus)
     assert place.device_ids is not None
     # TorchServe gives worker i the id at i modulo their number.
     taken = [place.device_ids[worker % len(place.device_ids)] for worker in range(place.workers)]
@@ -94,19 +94,19 @@ def test_auto_places_the_same_number_of_workers_on_every_gpu(gpus: int) -> None:
 
 
 def test_an_archive_made_without_a_gpu_may_use_one() -> None:
-    laptop = placement(Settings(name="m"), gpus=0)
-    assert laptop == placement(Settings(name="m"), gpus=1)
+    laptop = worker_layout(Settings(name="m"), gpus=0)
+    assert laptop == worker_layout(Settings(name="m"), gpus=1)
     assert (laptop.device_type, laptop.device_ids) == (None, None)
 
 
 def test_cpu_stays_on_the_cpu_whatever_is_there() -> None:
-    place = placement(Settings(name="m", devices="cpu"), gpus=8)
+    place = worker_layout(Settings(name="m", devices="cpu"), gpus=8)
     assert (place.device_type, place.device_ids) == ("cpu", None)
     assert place.workers == Settings().workers_per_device
 
 
 def test_listed_gpus_do_not_depend_on_this_machine() -> None:
     settings = Settings(name="m", devices=(5, 1), workers_per_device=2)
-    assert placement(settings, gpus=0) == placement(settings, gpus=8)
-    assert placement(settings, gpus=0).device_ids == (5, 1)
-    assert placement(settings, gpus=0).workers == 4
+    assert worker_layout(settings, gpus=0) == worker_layout(settings, gpus=8)
+    assert worker_layout(settings, gpus=0).device_ids == (5, 1)
+    assert worker_layout(settings, gpus=0).workers == 4

@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from handlergen.archives.archiving import archive
+from handlergen.archives.build import archive
 from handlergen.client import Client
 from handlergen.server.configuration import write_configuration
 from handlergen.server.lifecycle import RunningServer, serve

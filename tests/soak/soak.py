@@ -28,7 +28,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from handlergen.archives.archiving import archive
+from handlergen.archives.build import archive
 from handlergen.client import Client
 from handlergen.errors import HandlergenError
 from handlergen.server.configuration import write_configuration

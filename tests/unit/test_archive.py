@@ -22,8 +22,8 @@ from typing import Any
 
 import pytest
 
-from handlergen.archives import archiving, packing
-from handlergen.archives.archiving import archive
+from handlergen.archives import packing
+from handlergen.archives.build import ArchiveResult, archive
 from handlergen.archives.mar import read_mar
 from handlergen.errors import HandlergenError
 
@@ -39,7 +39,6 @@ def source(tmp_path: Path) -> Path:
     (root / "mylib" / "__init__.py").write_text("")
     (root / "mylib" / "deep" / "core.py").write_text("X = 1\n")
     (root / "data" / "labels.txt").write_text("a\nb\n")
-    # Large enough to be filled in by the last step, not by torch-model-archiver.
     (root / "weights.bin").write_bytes(bytes(range(256)) * (3 << 12))
     return root / "digits.py"
 
@@ -54,7 +53,7 @@ def temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     assert not [path for path in directory.iterdir() if path.name.startswith("handlergen-")]
 
 
-def build(source: Path, model_store: Path, **options: Any) -> archiving.ArchiveResult:
+def build(source: Path, model_store: Path, **options: Any) -> ArchiveResult:
     usual = {
         "weights": "weights.bin",
         "weights_format": "other",
@@ -114,7 +113,7 @@ def test_equal_inputs_give_equal_bytes(source: Path, tmp_path: Path) -> None:
             copy.chmod(0o700)
             os.utime(copy, (1_000_000_000, 1_000_000_000))
     program = (
-        "import sys\nfrom handlergen.archives.archiving import archive\n"
+        "import sys\nfrom handlergen.archives.build import archive\n"
         "archive(sys.argv[1], model_store=sys.argv[2], weights='weights.bin', weights_format='other', "
         "extra_files=['data'], packages=['mylib'], count_gpus=lambda: 1)"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from handlergen.archives.archiving import archive
+from handlergen.archives.build import archive
 
 MODULE = "def predict(inputs):\n    return inputs\n"
 
@@ -29,7 +29,7 @@ def test_a_package_that_holds_its_model_store_stays_the_same(
     (package / "model-store" / "digits.mar.sig").touch()
     again = archive(".", force=True, environ={})
     assert again.sha256 == first.sha256
-    assert "left out what lies in the model store model-store (digits.mar, …)" in again.warnings
+    assert "left out the archives in the model store model-store (digits.mar, …)" in again.warnings
     monkeypatch.chdir(tmp_path)
     assert archive("digits", force=True, environ={}).sha256 == first.sha256
     assert archive("digits", model_store="digits", force=True, environ={}).sha256 == first.sha256
@@ -48,7 +48,7 @@ def test_extra_files_take_no_archives_of_the_model_store(
     assert again.sha256 == first.sha256
     assert "model-store/notes.txt" in {file.archive_path for file in again.files}
     assert [warning for warning in again.warnings if "model store" in warning] == [
-        "left out what lies in the model store model-store (digits.mar)"
+        "left out the archives in the model store model-store (digits.mar)"
     ]
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from handlergen.errors import ModuleFailed, RequestFailed
 from handlergen.inspection.project import open_project
-from handlergen.inspection.reading import inspect_source
 from handlergen.local.model import LocalModel, load
 from handlergen.runtime.request import HttpRequest, Request
+from tests.inspecting import inspect_source
 
 Load = Callable[..., LocalModel]
 

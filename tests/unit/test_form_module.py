@@ -13,10 +13,10 @@ from torch import nn
 
 from handlergen.errors import ContractError
 from handlergen.inspection.project import open_project
-from handlergen.inspection.reading import inspect_source
 from handlergen.project.weights_file import pickled_class
 from handlergen.runtime.contract import Contract
 from handlergen.runtime.forms.weights import WeightsError
+from tests.inspecting import inspect_source
 
 SUMS = """
     import torch

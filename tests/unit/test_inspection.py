@@ -10,10 +10,8 @@ from hypothesis import HealthCheck, given, strategies
 from hypothesis import settings as hypothesis_settings
 
 from handlergen.errors import ContractError, Problem
-from handlergen.inspection.reading import inspect_source
 from handlergen.inspection.source_module import parse_source
-from handlergen.project.settings import Settings
-from tests.inspecting import PREDICT, passed, problems, read, write
+from tests.inspecting import PREDICT, inspect_source, passed, problems, read, write
 
 
 def test_all_hooks_with_all_their_plain_parameters(tmp_path: Path) -> None:
@@ -346,7 +344,7 @@ def test_classes_that_are_no_form(text: str, tmp_path: Path) -> None:
 def test_torchserve_handlers_are_refused_with_the_command(text: str, tmp_path: Path) -> None:
     path = write(tmp_path, text)
     with pytest.raises(ContractError, match="already a TorchServe handler") as refused:
-        inspect_source(path, settings=Settings(name="x", weights="w.pt"))
+        inspect_source(path, name="x", weights="w.pt")
     (problem,) = refused.value.problems
     assert "torch-model-archiver --model-name x --version 1.0 --handler" in problem.fix
     assert "--serialized-file w.pt" in problem.fix

@@ -1,10 +1,11 @@
-"""Reading archives and writing their normal form; test_hostile_archives.py has those that are refused."""
+"""Reading archives and writing deterministic zip files; test_hostile_archives.py has those that are refused."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -15,9 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from handlergen.archives.archiving import archive
+from handlergen.archives.build import archive
+from handlergen.archives.deterministic_zip import write_zip
 from handlergen.archives.mar import read_mar, unpack
-from handlergen.archives.normalise import DEFLATED, STORED, NormalWriter
+from handlergen.archives.zip_safety import entry_problems
 from handlergen.errors import HandlergenError
 
 MANIFEST = json.dumps(
@@ -40,10 +42,10 @@ def crafted(
     [
         (lambda path: path, "does not exist"),
         (lambda path: path.mkdir() or path, "is a directory"),
-        (lambda path: path.write_bytes(b"PK not at all") and path, "no archive"),
+        (lambda path: path.write_bytes(b"PK not at all") and path, "not an archive"),
         (lambda path: crafted(path, manifest="not json"), "not JSON"),
-        (lambda path: crafted(path, manifest="[1]"), "holds no mapping"),
-        (lambda path: crafted(path, manifest='{"model": 3}'), "no manifest"),
+        (lambda path: crafted(path, manifest="[1]"), "is not a JSON object"),
+        (lambda path: crafted(path, manifest='{"model": 3}'), "not a manifest"),
         (lambda path: crafted(path, ("handlergen.json", "{}")), "archive the model again"),
         (lambda path: crafted(path, ("model-config.yaml", "{a: ")), "not YAML"),
     ],
@@ -78,7 +80,7 @@ class OneWay(io.RawIOBase):
         super().close()
 
 
-@pytest.mark.parametrize("method", [STORED, DEFLATED])
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_other_ways_to_write_a_zip_file_are_read(tmp_path: Path, method: int) -> None:
     contents = {
         "MAR-INF/MANIFEST.json": MANIFEST.encode(),
@@ -146,35 +148,20 @@ def test_our_own_archive_reads_back_and_unpacks(tmp_path: Path) -> None:
         unpack(result.path, tmp_path / "out")
 
 
-@pytest.mark.parametrize("method", [STORED, DEFLATED])
-def test_the_normal_form_reads_back_in_zipfile(method: int) -> None:
-    contents = {"a.txt": b"", "b/ü.bin": bytes(range(256)) * 40_000, "c": b"x"}
+@pytest.mark.parametrize("deflated", [False, True])
+def test_a_deterministic_zip_reads_back_in_zipfile(tmp_path: Path, deflated: bool) -> None:
+    (tmp_path / "large").write_bytes(bytes(range(256)) * 40_000)
+    files: dict[str, Path | bytes] = {"c": b"x", "b/ü.bin": tmp_path / "large", "a.txt": b""}
     output = io.BytesIO()
-    writer = NormalWriter(output)
-    for name, content in contents.items():
-        writer.add(name, io.BytesIO(content), method=method, expected_size=len(content))
-    writer.close()
+    write_zip(output, files, deflated=deflated)
     with zipfile.ZipFile(output) as opened:
         assert opened.testzip() is None
-        assert {name: opened.read(name) for name in opened.namelist()} == contents
+        assert opened.namelist() == sorted(files)
+        assert opened.read("b/ü.bin") == (tmp_path / "large").read_bytes()
+        assert (opened.read("a.txt"), opened.read("c")) == (b"", b"x")
         assert {info.date_time for info in opened.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         assert {info.external_attr >> 16 for info in opened.infolist()} == {0o100644}
-
-
-class Zeros(io.RawIOBase):
-    """So many zero bytes, from nowhere."""
-
-    def __init__(self, count: int) -> None:
-        self._left = count
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        count = min(len(buffer), self._left)
-        buffer[:count] = bytes(count)
-        self._left -= count
-        return count
+        assert {info.flag_bits & 8 for info in opened.infolist()} == {0}
 
 
 class Sparse(io.RawIOBase):
@@ -199,34 +186,34 @@ class Sparse(io.RawIOBase):
         self._file.close()
 
 
-def test_more_than_four_gibibytes(tmp_path: Path) -> None:
+def test_more_than_a_plain_zip_can_hold(tmp_path: Path) -> None:
     path = tmp_path / "large.zip"
     size = (4 << 30) + 5
+    with (tmp_path / "zeros").open("wb") as zeros:
+        zeros.truncate(size)
     output = Sparse(path)
-    writer = NormalWriter(output)  # type: ignore[arg-type]
-    writer.add("large", Zeros(size), method=STORED, expected_size=size)  # type: ignore[arg-type]
-    writer.add("after", io.BytesIO(b"small"), method=STORED, expected_size=5)
-    writer.close()
+    write_zip(output, {"large": tmp_path / "zeros", "later": b"small"})  # type: ignore[arg-type]
     output.close()
-    with zipfile.ZipFile(path) as opened:
+    with path.open("rb") as raw, zipfile.ZipFile(path) as opened:
         assert opened.getinfo("large").file_size == size
-        assert opened.getinfo("after").header_offset > 4 << 30
-        assert opened.read("after") == b"small"
+        assert opened.getinfo("later").header_offset > size
+        assert opened.read("later") == b"small"
         with opened.open("large") as content:
             assert content.read(3) == bytes(3)
+        assert [problem for problem in entry_problems(opened, raw) if "unpack" not in problem] == []
     shutil.rmtree(tmp_path)
 
 
 def test_more_entries_than_a_plain_zip_can_count() -> None:
     output = io.BytesIO()
-    writer = NormalWriter(output)
-    for number in range(66_000):
-        writer.add(f"{number}", io.BytesIO(b""), method=STORED, expected_size=0)
-    writer.close()
+    write_zip(output, {f"{number}": b"" for number in range(66_000)})
     with zipfile.ZipFile(output) as opened:
         assert len(opened.namelist()) == 66_000
 
 
-def test_a_source_of_another_size_is_noticed() -> None:
-    with pytest.raises(ValueError, match="5 bytes at first and 3"):
-        NormalWriter(io.BytesIO()).add("a", io.BytesIO(b"abc"), method=STORED, expected_size=5)
+@pytest.mark.parametrize(("later", "read"), [(6 << 20, (5 << 20) + 1), (1, 4 << 20)])
+def test_a_file_that_changes_meanwhile_is_noticed(tmp_path: Path, later: int, read: int) -> None:
+    path = tmp_path / "changing"
+    path.write_bytes(bytes(5 << 20))
+    with pytest.raises(ValueError, match=f"{5 << 20} bytes at first and {read} when it was read"):
+        write_zip(io.BytesIO(), {"a": path}, wrote=lambda _: os.truncate(path, later))

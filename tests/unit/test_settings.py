@@ -19,7 +19,6 @@ from handlergen.project.settings import (
     Settings,
     archive_path,
     contradictions,
-    load_settings,
     read_settings,
     to_runtime,
 )
@@ -33,6 +32,15 @@ NAMES_OF_THE_CONTRACT = {
     "predict_timeout_s", "lock", "lock_timeout_s", "response_timeout_s", "startup_timeout_s", "queue_size",
     "nan", "compression",
 }  # fmt: skip
+
+
+def load_settings(
+    path: Path | None, *, environ: dict[str, str], overrides: dict[str, Any] | None = None
+) -> Settings:
+    settings, problems = read_settings(path, environ=environ, overrides=overrides or {})
+    if problems:
+        raise ContractError(sorted(problems))
+    return settings
 
 
 def load(text: str, tmp_path: Path, environ: dict[str, str] | None = None, **overrides: Any) -> Settings:

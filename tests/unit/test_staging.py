@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from handlergen import runtime
-from handlergen.archives.staging import make_plan, plan
+from handlergen.archives.staging import make_plan
 from handlergen.errors import HandlergenError
 from handlergen.inspection.project import Project, open_project
 from handlergen.project.names import check_model_name, check_version, propose
@@ -35,14 +35,13 @@ def project(tmp_path: Path) -> Callable[..., Project]:
 
 def places(project: Project) -> list[str]:
     """Archive paths without handlergen's runtime."""
-    return [
-        file.archive_path for file in plan(project) if not file.archive_path.startswith("handlergen_runtime/")
-    ]
+    places = [file.archive_path for file in make_plan(project).files]
+    return [place for place in places if not place.startswith("handlergen_runtime/")]
 
 
 def refusal(project: Project) -> str:
     with pytest.raises(HandlergenError) as caught:
-        plan(project)
+        make_plan(project)
     return str(caught.value)
 
 
@@ -55,7 +54,7 @@ def test_the_whole_runtime_travels_and_nothing_else_of_handlergen(project: Calla
     expected = {f"handlergen_runtime/{path.relative_to(directory)}" for path in directory.rglob("*.py")}
     found = {
         file.archive_path: file.origin
-        for file in plan(project())
+        for file in make_plan(project()).files
         if "handlergen_runtime" in file.archive_path
     }
     assert found.keys() == expected
@@ -192,8 +191,8 @@ def test_links_that_lead_nowhere_or_in_circles_are_refused(project: Callable[...
     (made.root / "data" / "nowhere").symlink_to("absent")
     (made.root / "data" / "circle").symlink_to(".")
     message = refusal(made)
-    assert "leads nowhere" in message
-    assert "directory that holds it" in message
+    assert "is a broken link" in message
+    assert "directory that contains it" in message
 
 
 def test_a_pipe_is_no_file(project: Callable[..., Project]) -> None:
@@ -276,7 +275,7 @@ def test_bad_versions(version: str) -> None:
 
 
 def requirements_of(project: Project) -> str | None:
-    found = [file.origin for file in plan(project) if file.archive_path == "requirements.txt"]
+    found = [file.origin for file in make_plan(project).files if file.archive_path == "requirements.txt"]
     return found[0].decode() if found and isinstance(found[0], bytes) else None
 
 
@@ -300,7 +299,7 @@ def test_requirements_that_name_files_are_refused(project: Callable[..., Project
 def test_planning_writes_nothing(project: Callable[..., Project], tmp_path: Path) -> None:
     made = project({"data/x": ""}, extra_files=["data"])
     before = sorted(tmp_path.rglob("*"))
-    plan(made)
+    make_plan(made)
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from handlergen import __version__
-from handlergen.archives import normalise, packing
-from handlergen.archives.archiving import archive
+from handlergen.archives import deterministic_zip
+from handlergen.archives.build import archive
 from handlergen.archives.mar import read_mar
 from handlergen.archives.sbom import sbom
 from handlergen.archives.signing import (
@@ -33,6 +33,7 @@ from handlergen.cli import main
 from handlergen.errors import HandlergenError, ServerError
 from handlergen.server.model_store import require_signatures
 from handlergen.server.properties import ServerSettings
+from handlergen.server.signed_store import require_signatures
 
 pytest.importorskip("cryptography", reason="the extra handlergen[signing] is not installed")
 
@@ -125,7 +126,7 @@ def test_openssh_reads_our_signatures_and_we_read_its(
     assert verify(result.path, read_public_key("ssh.pub")).fingerprint == result.signature.fingerprint
     subprocess.run(["ssh-keygen", "-q", "-Y", "sign", "-n", "git", "-f", "ssh", "add.py"], check=True)
     shutil.copy("add.py.sig", signature_path(result.path))
-    with pytest.raises(HandlergenError, match="not made for archives: its namespace is 'git'"):
+    with pytest.raises(HandlergenError, match="not made for handlergen's archives: its namespace is 'git'"):
         verify(result.path, read_public_key("ssh.pub"))
 
 
@@ -152,9 +153,9 @@ TAMPERED: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "signature": (changed_signature, "is not a signature of"),
     "another key": (other_key, "was made with another key"),
     "none": (lambda path, _: signature_path(path).unlink(), "is not signed: there is no add.mar.sig"),
-    "empty": (lambda path, _: signature_path(path).write_text(""), "is no signature"),
-    "garbage": (lambda path, _: signature_path(path).write_bytes(bytes(range(256))), "is no signature"),
-    "cut": (lambda p, _: signature_path(p).write_text(signature_path(p).read_text()[:200]), "no signature"),
+    "empty": (lambda path, _: signature_path(path).write_text(""), "is not a signature, or"),
+    "garbage": (lambda path, _: signature_path(path).write_bytes(bytes(range(256))), "is not a signature, or"),
+    "cut": (lambda p, _: signature_path(p).write_text(signature_path(p).read_text()[:200]), "not a signature, or"),
     "large": (lambda path, _: signature_path(path).write_text("-" * 100_000), "too large for a signature"),
     "a lie about lengths": (
         lambda path, _: signature_path(path).write_text(
@@ -162,7 +163,7 @@ TAMPERED: dict[str, tuple[Callable[[Path, Path], object], str]] = {
             + base64.b64encode(b"SSHSIG\0\0\0\1\xff\xff\xff\xff").decode()
             + "\n-----END SSH SIGNATURE-----\n"
         ),
-        "is no signature",
+        "is not a signature, or",
     ),
 }  # fmt: skip
 
@@ -210,12 +211,12 @@ def garbage(home: Path) -> Path:
     [
         (lambda home: home / "nowhere", "cannot be read: No such file", "cannot be read: No such file"),
         (lambda home: home, "cannot be read: Is a directory", "cannot be read: Is a directory"),
-        (garbage, "no private key that can be read", "no public key that can be read"),
-        (encrypted, "is encrypted", "holds a private key"),
+        (garbage, "is not a private key", "is not a public key"),
+        (encrypted, "is encrypted", "is a private key"),
         (lambda home: write_keys(home, "k")[1], "a public key, which cannot sign", None),
-        (lambda home: write_keys(home, "k")[0], None, "holds a private key"),
-        (lambda home: write_keys(home, "k", ec.generate_private_key(ec.SECP256R1()))[0], "another kind", None),
-        (lambda home: write_keys(home, "k", ec.generate_private_key(ec.SECP256R1()))[1], None, "another kind"),
+        (lambda home: write_keys(home, "k")[0], None, "is a private key"),
+        (lambda home: write_keys(home, "k", ec.generate_private_key(ec.SECP256R1()))[0], "only Ed25519 keys", None),
+        (lambda home: write_keys(home, "k", ec.generate_private_key(ec.SECP256R1()))[1], None, "only Ed25519 keys"),
     ],
 )  # fmt: skip
 def test_keys_that_are_none(
@@ -244,7 +245,7 @@ def test_an_old_signature_beside_a_new_archive_is_warned_of(source: Path, keys: 
     made(source, sign=keys[0])
     source.write_text(SOURCE.replace("+", "-"))
     result = made(source, force=True)
-    assert any("add.mar.sig was there before" in warning for warning in result.warnings)
+    assert any("add.mar.sig is older than" in warning for warning in result.warnings)
     with pytest.raises(HandlergenError, match="is not a signature of"):
         verify(result.path, read_public_key(keys[1]))
 
@@ -275,27 +276,27 @@ def test_the_commands_say_what_they_did(
     assert run(["inspect", mar, "--json", "--sbom"], capsys)[0] == 2
 
 
-def test_verifying_notices_what_is_not_the_normal_form(
+def test_verifying_notices_what_is_not_reproducible(
     source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    genuine = normalise.normalise
+    genuine = deterministic_zip.write_zip
     path = made(source, verify=True).path
-    assert normalise.abnormal(path) is None
+    assert deterministic_zip.irregularity(path) is None
 
     def careless(*args: Any, **named: Any) -> None:
-        monkeypatch.setattr(normalise, "_MODE", 0o100755)
+        monkeypatch.setattr(deterministic_zip, "_MODE", 0o100755)
         genuine(*args, **named)
-        monkeypatch.setattr(normalise, "_MODE", 0o100644)
+        monkeypatch.setattr(deterministic_zip, "_MODE", 0o100644)
 
-    monkeypatch.setattr(packing.normalise, "normalise", careless)
-    with pytest.raises(HandlergenError, match=r"not in its normal form: .* has attributes"):
+    monkeypatch.setattr(deterministic_zip, "write_zip", careless)
+    with pytest.raises(HandlergenError, match=r"not reproducible: .* has attributes"):
         made(source, verify=True, force=True)
-    assert normalise.abnormal(path) is None  # what was there stands
+    assert deterministic_zip.irregularity(path) is None  # the archive that was there before
     other = tmp_path / "other.zip"
     with zipfile.ZipFile(other, "w") as opened:
         opened.writestr("b", "")
         opened.writestr("a", "")
-    assert normalise.abnormal(other) == "its entries are not sorted"
+    assert deterministic_zip.irregularity(other) == "its entries are not sorted"
 
 
 REQUIREMENTS = """

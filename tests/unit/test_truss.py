@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from handlergen.archives.archiving import archive
+from handlergen.archives.build import archive
 from handlergen.archives.mar import read_mar
 from handlergen.errors import ContractError, HandlergenError
 from handlergen.inspection.project import Project, open_project

@@ -13,8 +13,9 @@ from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
 from handlergen.inspection.forms import functions
 from handlergen.inspection.forms.form import Form, yields
+from handlergen.inspection.forms.module import is_module
 from handlergen.inspection.hook_signatures import Role, read_signature
-from handlergen.inspection.source_module import Function, SourceModule, base_names, call_kind, first_yield
+from handlergen.inspection.source_module import Function, SourceModule, call_kind, first_yield
 from handlergen.project.settings import archive_path
 from handlergen.project.weights_file import pickled_class, weights_format
 from handlergen.runtime.contract import Contract, Hook
@@ -64,7 +65,8 @@ def inspect(source: Source) -> Findings:
     """Return the contract of the flow, or every problem of every stage."""
     findings = Findings()
     stages = [
-        _Stage(source, number, node, findings) for number, node in enumerate(_elements(source, findings), 1)
+        _FlowElement(source, number, node, findings)
+        for number, node in enumerate(_elements(source, findings), 1)
     ]
     hooks = functions.hooks_of(source, ("setup",), findings)
     described = [stage.read() for stage in stages]
@@ -102,7 +104,7 @@ def _elements(source: Source, findings: Findings) -> list[ast.expr]:
     return node.elts
 
 
-class _Stage:
+class _FlowElement:
     """One element of `FLOW`: `(type, model)`, or `(type, model, functions)`.
 
     Attributes:
@@ -191,10 +193,10 @@ class _Stage:
     def _torch(self, name: str, node: ast.expr) -> None:
         """Read which kind of torch file it is, and which class of the module a state dict is for."""
         path = self._source.root / name
-        held = self._described["format"] = weights_format(path)
-        if held in ("torchscript", "exported"):
+        stored = self._described["format"] = weights_format(path)
+        if stored in ("torchscript", "exported"):
             return
-        if held not in ("state_dict", "safetensors"):
+        if stored not in ("state_dict", "safetensors"):
             fix = "Export it: torch.jit.script(model).save(...) or torch.export.save(...)."
             self._problem(node, f"{name} does not hold a torch model", fix)
             return
@@ -221,11 +223,7 @@ class _Stage:
     def _networks(self) -> list[str]:
         """Return the nn.Module classes of the file that are not a base of another one."""
         module = self._source.module
-        found = [
-            node
-            for node in module.classes()
-            if any(name.startswith(("torch.nn.", "nn.")) for name in base_names(module, node))
-        ]
+        found = [node for node in module.classes() if is_module(module, node)]
         bases = {base.id for node in found for base in node.bases if isinstance(base, ast.Name)}
         return [node.name for node in found if node.name not in bases]
 

@@ -6,12 +6,12 @@ import ast
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
 from handlergen.inspection.source_module import Function, SourceModule, call_kind, first_yield
 from handlergen.project.settings import Settings
+from handlergen.runtime.contract import Hook
 
 _NO_OTHERS: Mapping[str, str] = {}
 
@@ -101,13 +101,6 @@ def method_lines(node: ast.ClassDef) -> dict[str, int]:
     return {function.name: function.lineno for function in functions}
 
 
-class _HasNode(Protocol):
-    """A hook that was found: a `Found` or a `Method`."""
-
-    @property
-    def node(self) -> Function: ...
-
-
 def yields(node: Function) -> bool:
     """Return whether it is a generator function. A generator that is only returned shows when it runs."""
     return call_kind(node) in ("generator", "async_generator")
@@ -120,25 +113,47 @@ def generator_problem(file: str, name: str, node: Function) -> Problem:
     )
 
 
-def check_stream(file: str, hooks: Mapping[str, _HasNode], settings: Settings, findings: Findings) -> None:
+def check_request(
+    file: str, predict: Hook, settings: Settings, findings: Findings, *, source: str, asks: str
+) -> None:
+    """Report a `predict` that asks for the request if one call serves several requests.
+
+    Args:
+        file: Name of the file, for messages.
+        predict: The hook.
+        settings: The model's.
+        findings: Receives the problem.
+        source: The `source` of the parameter that receives the request.
+        asks: How predict asks for it, for the message.
+    """
+    if settings.batch in ("list", "collate") and source in {each.source for each in predict.parameters}:
+        findings.problem(
+            file,
+            predict.line,
+            f"predict {asks}, but with batch: {settings.batch} one call serves several requests",
+            "Write batch: each, or let preprocess put what predict needs into its inputs.",
+        )
+
+
+def check_stream(file: str, hooks: Mapping[str, Function], settings: Settings, findings: Findings) -> None:
     """Report what a `predict` that streams cannot be combined with: postprocess, and batches.
 
     Args:
         file: Name of the file, for messages.
-        hooks: The hooks that were found, by role.
+        hooks: The functions that were found, by role.
         settings: The model's.
         findings: Receives problems and warnings.
     """
     predict = hooks.get("predict")
-    if predict is None or not yields(predict.node):
+    if predict is None or not yields(predict):
         return
-    line = first_yield(predict.node)
+    line = first_yield(predict)
     if "postprocess" in hooks:
         findings.problem(
             file,
             line,
             "predict is a generator, whose chunks are sent as they are made, so that postprocess "
-            f"(line {hooks['postprocess'].node.lineno}) would never see them",
+            f"(line {hooks['postprocess'].lineno}) would never see them",
             "Do the work of postprocess inside predict, or collect what predict yields and return it.",
         )
     if settings.batch in ("list", "collate"):

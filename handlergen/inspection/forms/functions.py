@@ -9,6 +9,7 @@ from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
 from handlergen.inspection.forms.form import (
     Form,
+    check_request,
     check_stream,
     function_lines,
     generator_problem,
@@ -29,8 +30,8 @@ _ONCE = ("context", "device")
 ROLES: dict[str, Role] = {
     role.name: role
     for role in (
-        Role("setup", ("context",), _ONCE, withheld=_BEFORE_LOAD),
-        Role("load", ("context",), _ONCE, withheld=_BEFORE_LOAD),
+        Role("setup", ("context",), _ONCE, unavailable=_BEFORE_LOAD),
+        Role("load", ("context",), _ONCE, unavailable=_BEFORE_LOAD),
         Role("preprocess", ("data", "files"), takes="data"),
         Role(
             "predict",
@@ -41,7 +42,7 @@ ROLES: dict[str, Role] = {
         ),
         Role("postprocess", ("outputs", "input_data", "files"), takes="outputs"),
         Role("explain", ("inputs", "data"), takes="inputs"),
-        Role("is_healthy", ("context",), (*_ONCE, "model"), withheld={"request": _NO_REQUEST}),
+        Role("is_healthy", ("context",), (*_ONCE, "model"), unavailable={"request": _NO_REQUEST}),
     )
 }
 """The hooks, in the order in which they run."""
@@ -86,7 +87,7 @@ def inspect(source: Source) -> Findings:
     }
     _check_model_is_made(source, hooks, bound, findings)
     _check_batches(source, hooks, call, findings)
-    check_stream(file, found, source.settings, findings)
+    check_stream(file, {role: each.node for role, each in found.items()}, source.settings, findings)
     if not findings.problems:
         findings.contract = Contract("functions", source.name, hooks, call=call)
     return findings
@@ -122,8 +123,7 @@ def _hook(source: Source, role: Role, found: Found, findings: Findings, *, keywo
         findings.problems.append(generator_problem(file, role.name, node))
     read = read_keywords if keywords else read_signature
     parameters = read(node, role, file=file, findings=findings)
-    line = node.lineno if found.module is source.module else 0
-    return Hook(role.name, line, call_kind(node), parameters)
+    return Hook(role.name, source.line_of(found), call_kind(node), parameters)
 
 
 def _call(source: Source, found: dict[str, Found], bound: set[str], findings: Findings) -> str:
@@ -150,10 +150,12 @@ def _call(source: Source, found: dict[str, Found], bound: set[str], findings: Fi
 def _check_predict(source: Source, bound: set[str], findings: Findings) -> None:
     """Check that the module or its weights can predict, and that something loads the weights."""
     file = source.module.file
-    weights, held = source.settings.weights, source.weights_format
-    runs = bool(weights) and (held is None or held in EXECUTABLE_FORMATS)
+    weights, weights_format = source.settings.weights, source.weights_format
+    runs = bool(weights) and (weights_format is None or weights_format in EXECUTABLE_FORMATS)
     if weights and not runs and "load" not in bound:
-        what = {"state_dict": "a state dict", "safetensors": "tensors only"}.get(str(held), "no program")
+        what = {"state_dict": "a state dict", "safetensors": "tensors only"}.get(
+            str(weights_format), "no program"
+        )
         findings.problem(
             file,
             0,
@@ -190,21 +192,23 @@ def _check_model_is_made(source: Source, hooks: dict[str, Hook], bound: set[str]
 def _check_batches(source: Source, hooks: dict[str, Hook], call: str, findings: Findings) -> None:
     """Check that predict asks for nothing of a single request if one call serves several."""
     batch, predict = source.settings.batch, hooks.get("predict")
-    if batch not in ("list", "collate") or predict is None:
+    if predict is None:
         return
-    if call == "keywords":
-        message = (
-            f"batch: {batch} passes predict one value for several requests, not the keys of a JSON object"
-        )
-        findings.problem(
-            source.module.file, predict.line, message, "Write batch: each, or def predict(inputs)."
-        )
-    elif any(parameter.source == "request" for parameter in predict.parameters):
+    if call == "keywords" and batch in ("list", "collate"):
         findings.problem(
             source.module.file,
             predict.line,
-            f"predict asks for `request`, but with batch: {batch} one call serves several requests",
-            "Write batch: each, or let preprocess put what predict needs into its inputs.",
+            f"batch: {batch} passes predict one value for several requests, not the keys of a JSON object",
+            "Write batch: each, or def predict(inputs).",
+        )
+    else:
+        check_request(
+            source.module.file,
+            predict,
+            source.settings,
+            findings,
+            source="request",
+            asks="asks for `request`",
         )
 
 

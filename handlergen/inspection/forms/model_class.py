@@ -11,16 +11,17 @@ import difflib
 
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
-from handlergen.inspection.forms.form import Form, check_stream, method_lines, misspelt, yields
+from handlergen.inspection.forms.form import Form, check_request, check_stream, method_lines, misspelt, yields
 from handlergen.inspection.hook_signatures import plain_parameters
 from handlergen.inspection.source_module import (
-    Method,
+    Function,
     MethodNode,
     SourceModule,
     call_kind,
     dotted,
     find_method,
     full_name,
+    lineage,
     wrapped_in_context_manager,
 )
 from handlergen.runtime.contract import Contract, Hook, Parameter
@@ -52,7 +53,7 @@ def inspect(source: Source) -> Findings:
         findings.problems.append(_no_class(source))
         return findings
     hooks: dict[str, Hook] = {}
-    methods: dict[str, Method] = {}
+    methods: dict[str, Function] = {}
     for role in ("load", *_DATA, "is_healthy"):
         method = find_method(module, node, role)
         if method is not None:
@@ -75,7 +76,7 @@ def inspect(source: Source) -> Findings:
     for name in _UNSUPPORTED_ENDPOINTS:
         if "predict" in hooks and (endpoint := find_method(module, node, name)):
             message = f"{name} is not served: TorchServe has no such endpoint"
-            findings.warn(module.file, endpoint.node.lineno, message)
+            findings.warn(module.file, endpoint.lineno, message)
     findings.warnings += misspelt(module.file, method_lines(node), (*_ONCE, *_DATA), hooks)
     if not findings.problems:
         findings.contract = Contract(
@@ -89,8 +90,7 @@ def _class(source: Source) -> ast.ClassDef | None:
     return binding.node if binding and isinstance(binding.node, ast.ClassDef) else None
 
 
-def _hook(module: SourceModule, method: Method, role: str, findings: Findings) -> Hook:
-    node = method.node
+def _hook(module: SourceModule, node: MethodNode, role: str, findings: Findings) -> Hook:
     if wrapped_in_context_manager(node):
         message = f"{role} is a context manager"
         findings.problem(module.file, node.lineno, message, "Return the value instead.")
@@ -175,9 +175,8 @@ def _is_request(module: SourceModule, annotation: ast.expr | None) -> bool:
     return bool(name) and full_name(module, name).rpartition(".")[2] == "Request"
 
 
-def _once(module: SourceModule, method: Method, role: str, findings: Findings) -> Hook:
+def _once(module: SourceModule, node: MethodNode, role: str, findings: Findings) -> Hook:
     """Read `load` or `is_healthy`, which take nothing besides self."""
-    node = method.node
     for parameter in plain_parameters(node):
         if parameter.required:
             findings.problem(
@@ -194,7 +193,7 @@ def _once(module: SourceModule, method: Method, role: str, findings: Findings) -
 def _check_constructor(module: SourceModule, node: ast.ClassDef, findings: Findings) -> None:
     """Check that the constructor's parameters are ones that Truss passes, by keyword, to those that name them."""
     method = find_method(module, node, "__init__")
-    for parameter in plain_parameters(method.node) if method else ():
+    for parameter in plain_parameters(method) if method else ():
         known = parameter.name in ARGUMENTS
         if known and parameter.positional_only:
             message = f"`{parameter.name}` of {node.name} is positional-only, but it is passed by keyword"
@@ -217,14 +216,7 @@ def _check_predict(source: Source, hooks: dict[str, Hook], findings: Findings) -
     if "preprocess" in hooks and takes == {"http_request"}:
         message = "predict takes only the request: what preprocess returned would be lost"
         findings.problem(file, predict.line, message, "Write def predict(self, inputs, request: Request).")
-    batch = source.settings.batch
-    if batch in ("list", "collate") and "http_request" in takes:
-        findings.problem(
-            file,
-            predict.line,
-            f"predict takes a Request, but with batch: {batch} one call serves several requests",
-            "Write batch: each, or let preprocess put what predict needs into its inputs.",
-        )
+    check_request(file, predict, source.settings, findings, source="http_request", asks="takes a Request")
 
 
 def _no_class(source: Source) -> Problem:
@@ -244,7 +236,7 @@ def _no_predict(module: SourceModule, node: ast.ClassDef, foreign: list[str]) ->
     websocket = find_method(module, node, "websocket")
     if websocket:
         message = "the class has websocket instead of predict, but TorchServe has no WebSocket endpoint"
-        return Problem(module.file, websocket.node.lineno, message, "Write def predict(self, inputs).")
+        return Problem(module.file, websocket.lineno, message, "Write def predict(self, inputs).")
     fix = "Write def predict(self, inputs)."
     if foreign:
         names = ", ".join(foreign)
@@ -254,19 +246,16 @@ def _no_predict(module: SourceModule, node: ast.ClassDef, foreign: list[str]) ->
 
 def _foreign_bases(module: SourceModule, node: ast.ClassDef) -> list[str]:
     """Return the bases, at any depth, that are not defined in this file, except `object` and those of typing."""
-    found: list[str] = []
-    waiting, seen = [node], {node.name}
-    while waiting:
-        for base in waiting.pop().bases:
-            name = dotted(base)
-            binding = module.bindings.get(name)
-            if binding and isinstance(binding.node, ast.ClassDef):
-                if name not in seen:
-                    seen.add(name)
-                    waiting.append(binding.node)
-            elif name and full_name(module, name).partition(".")[0] not in ("object", "abc", "typing"):
-                found.append(name)
-    return found
+    classes = lineage(module, node)
+    own = {current.name for current in classes}
+    names = [dotted(base) for current in classes for base in current.bases]
+    return [
+        name
+        for name in dict.fromkeys(names)
+        if name
+        and name not in own
+        and full_name(module, name).partition(".")[0] not in ("object", "abc", "typing")
+    ]
 
 
 FORM = Form("model-class", recognise, inspect)

@@ -17,12 +17,13 @@ from handlergen.inspection.forms import functions
 from handlergen.inspection.forms.form import Form, generator_problem, method_lines, misspelt, rename, yields
 from handlergen.inspection.hook_signatures import Role, plain_parameters, read_signature
 from handlergen.inspection.source_module import (
-    Method,
+    MethodNode,
     SourceModule,
     base_names,
     call_kind,
     dotted,
     find_method,
+    lineage,
     wrapped_in_context_manager,
 )
 from handlergen.project.weights_file import pickled_class
@@ -36,11 +37,11 @@ _NAMED = ("context", "device", "request")
 _SELF = {"model": "the model is `self`"}
 
 ROLES = {
-    "preprocess": Role("preprocess", ("data", "files"), _NAMED, takes="data", withheld=_SELF),
+    "preprocess": Role("preprocess", ("data", "files"), _NAMED, takes="data", unavailable=_SELF),
     "postprocess": Role(
-        "postprocess", ("outputs", "input_data", "files"), _NAMED, takes="outputs", withheld=_SELF
+        "postprocess", ("outputs", "input_data", "files"), _NAMED, takes="outputs", unavailable=_SELF
     ),
-    "explain": Role("explain", ("inputs", "data"), _NAMED, takes="inputs", withheld=_SELF),
+    "explain": Role("explain", ("inputs", "data"), _NAMED, takes="inputs", unavailable=_SELF),
     "collate": Role("collate", ("samples",), (), takes="samples"),
 }
 
@@ -64,7 +65,7 @@ class ModelClass:
         """Return the file's name for messages."""
         return self.module.file
 
-    def method(self, name: str) -> Method | None:
+    def method(self, name: str) -> MethodNode | None:
         """Return a method, its own or inherited; None if there is none."""
         return find_method(self.module, self.node, name)
 
@@ -142,7 +143,10 @@ def _candidates(source: Source) -> list[ModelClass]:
     if not found and "predict" not in source.module.bindings:
         found = _imported(source)
     bases = {
-        dotted(base) for candidate in found for base in _all_bases(candidate.module, candidate.node, set())
+        dotted(base)
+        for candidate in found
+        for current in lineage(candidate.module, candidate.node)
+        for base in current.bases
     }
     return [candidate for candidate in found if candidate.name not in bases]
 
@@ -164,17 +168,6 @@ def _imported(source: Source) -> list[ModelClass]:
     return found
 
 
-def _all_bases(module: SourceModule, node: ast.ClassDef, seen: set[str]) -> list[ast.expr]:
-    bases = list(node.bases)
-    for base in node.bases:
-        name = dotted(base)
-        binding = module.bindings.get(name)
-        if binding and isinstance(binding.node, ast.ClassDef) and name not in seen:
-            seen.add(name)
-            bases += _all_bases(module, binding.node, seen)
-    return bases
-
-
 def _not_one(source: Source, found: list[ModelClass]) -> Problem:
     if not found:
         return Problem(
@@ -192,8 +185,7 @@ def _not_one(source: Source, found: list[ModelClass]) -> Problem:
     )
 
 
-def _hook(model: ModelClass, method: Method, role: Role, findings: Findings) -> Hook:
-    node = method.node
+def _hook(model: ModelClass, node: MethodNode, role: Role, findings: Findings) -> Hook:
     if yields(node) or wrapped_in_context_manager(node):
         findings.problems.append(generator_problem(model.file, role.name, node))
     parameters = read_signature(node, role, file=model.file, findings=findings)
@@ -202,8 +194,8 @@ def _hook(model: ModelClass, method: Method, role: Role, findings: Findings) -> 
 
 def _forward(model: ModelClass, hooks: dict[str, Hook], details: dict[str, Any], findings: Findings) -> None:
     """Read `forward(batch)` as `predict`; several parameters receive the parts of the batch one by one."""
-    method = model.method("forward")
-    if method is None:
+    node = model.method("forward")
+    if node is None:
         if set(base_names(model.module, model.node)) <= {"torch.nn.Module", "nn.Module"}:
             findings.problem(
                 model.file,
@@ -214,7 +206,6 @@ def _forward(model: ModelClass, hooks: dict[str, Hook], details: dict[str, Any],
             )
         hooks["predict"] = Hook("forward", 0, "sync", (Parameter("batch", "inputs"),))
         return
-    node = method.node
     if call_kind(node) != "sync":
         fix = "Write def forward(self, batch) that returns its result."
         findings.problem(model.file, node.lineno, "forward is async or a generator", fix)
@@ -233,7 +224,7 @@ def _collate(source: Source, model: ModelClass, findings: Findings) -> str | Non
     """Return where the user's own `collate(samples)` is: `method`, `function`, or None."""
     method = model.method("collate")
     if method:
-        read_signature(method.node, ROLES["collate"], file=model.file, findings=findings)
+        read_signature(method, ROLES["collate"], file=model.file, findings=findings)
         return "method"
     function = source.tree.function(source.module, "collate")
     if function is None or isinstance(function, Problem):
@@ -247,10 +238,10 @@ def _check_constructor(source: Source, model: ModelClass, findings: Findings) ->
     init = model.method("__init__")
     if init is None:
         return
-    settings, file, line = source.settings, model.file, init.node.lineno
-    parameters = list(plain_parameters(init.node))
+    settings, file, line = source.settings, model.file, init.lineno
+    parameters = list(plain_parameters(init))
     positional = [parameter for parameter in parameters if not parameter.keyword_only]
-    if len(settings.model_args) > len(positional) and init.node.args.vararg is None:
+    if len(settings.model_args) > len(positional) and init.args.vararg is None:
         findings.problem(
             file,
             line,
@@ -263,7 +254,7 @@ def _check_constructor(source: Source, model: ModelClass, findings: Findings) ->
         if name in given:
             message = f"model_args and model_kwargs both set `{name}`"
             findings.problem(file, line, message, "Remove it from one of them.")
-        elif name not in names and init.node.args.kwarg is None:
+        elif name not in names and init.args.kwarg is None:
             near = difflib.get_close_matches(name, names, n=1)
             fix = f"Did you mean `{near[0]}`?" if near else f"It takes: {', '.join(names) or 'nothing'}."
             findings.problem(file, line, f"{model.name} has no parameter `{name}` (model_kwargs)", fix)
@@ -280,7 +271,7 @@ def _check_constructor(source: Source, model: ModelClass, findings: Findings) ->
 
 def _check_weights(source: Source, model: ModelClass, findings: Findings) -> None:
     """Check that the weights are a state dict, or a pickle that `weights_format` asks for."""
-    weights, held = source.settings.weights, source.weights_format
+    weights, weights_format = source.settings.weights, source.weights_format
     if not weights:
         findings.warn(
             model.file,
@@ -289,14 +280,14 @@ def _check_weights(source: Source, model: ModelClass, findings: Findings) -> Non
             f"or write load(context).",
         )
         return
-    if held is None or held in ("safetensors", "pickle"):
+    if weights_format is None or weights_format in ("safetensors", "pickle"):
         return
     export = f'torch.save(model.state_dict(), "{weights}")'
-    if held != "state_dict":
+    if weights_format != "state_dict":
         findings.problem(
             source.module.file,
             0,
-            f"the weights {weights} ({held}) are not a state dict, which {model.name} could load",
+            f"the weights {weights} ({weights_format}) are not a state dict, which {model.name} could load",
             f"Write them with {export}, or write load(context).",
         )
     elif pickled := pickled_class(source.root / weights):

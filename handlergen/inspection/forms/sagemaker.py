@@ -91,8 +91,7 @@ def _hook(source: Source, name: str, order: tuple[str, ...], found: Found, findi
         Parameter(parameter.name, what, required=parameter.required)
         for parameter, what in zip(parameters, (*order, "context"), strict=False)
     )
-    line = node.lineno if found.module is source.module else 0
-    return Hook(name, line, call_kind(node), passed)
+    return Hook(name, source.line_of(found), call_kind(node), passed)
 
 
 def _reads_files(source: Source) -> bool:
@@ -108,7 +107,7 @@ def _reads_files(source: Source) -> bool:
 
 def _check_model(source: Source, hooks: dict[str, Hook], findings: Findings) -> None:
     """Check that there is something to load: without model_fn, the toolkit's default reads TorchScript."""
-    settings, held = source.settings, source.weights_format
+    settings, weights_format = source.settings, source.weights_format
     if "load" in hooks or "model_fn" in source.module.bindings:
         return
     if not settings.weights:
@@ -119,12 +118,12 @@ def _check_model(source: Source, hooks: dict[str, Hook], findings: Findings) -> 
             rename(function_lines(source.module), "model_fn")
             or "Write def model_fn(model_dir), or set weights: to a TorchScript file.",
         )
-    elif held not in (None, "torchscript"):
+    elif weights_format not in (None, "torchscript"):
         findings.problem(
             source.module.file,
             0,
             f"there is no model_fn, and its default loads TorchScript: the weights {settings.weights} have the "
-            f"format {held}",
+            f"format {weights_format}",
             "Write def model_fn(model_dir), which returns the model.",
         )
 

@@ -55,7 +55,7 @@ def open_ray_engine(source: Path, *, actors: int | None) -> Iterator[Engine]:
         ) from error
     with tempfile.TemporaryDirectory(prefix="handlergen-") as directory:
         if source.suffix != ".mar":
-            from handlergen.archives.archiving import archive
+            from handlergen.archives.build import archive
 
             source = archive(source, model_store=Path(directory)).path
         ours = not ray.is_initialized()

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from handlergen.archives.archiving import archive_project
+from handlergen.archives.build import archive_project
 from handlergen.archives.packing import private_directory
 from handlergen.client import Client
 from handlergen.errors import HandlergenError, RequestFailed, ServerError

@@ -1,7 +1,7 @@
-"""The texts of a `.mar` that say what it is: manifest, `handlergen.json`, `model-config.yaml`, requirements. Pure.
+"""The metadata of a `.mar`: manifest, `handlergen.json`, `model-config.yaml`, requirements.
 
-They may come from anybody: each value is checked before anybody acts on it, by the checks that `handlergen archive`
-makes before it writes them.
+An archive may come from anybody: each value is checked before it is used, as `handlergen archive` checks it before it
+writes it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from handlergen.archives.mar_entries import name_problem
+from handlergen.archives.zip_safety import name_problem
 from handlergen.errors import HandlergenError
 from handlergen.project import setting_kinds as kinds
 from handlergen.project.names import MANIFEST_FILE, check_model_name, check_version
@@ -21,18 +21,18 @@ from handlergen.runtime.contract import CONTRACT_FILE, Bundle, Contract, Runtime
 from handlergen.runtime.forms.table import FORMS
 
 LARGEST_TEXT = 16 << 20
-"""Bytes; a manifest or contract above this is none."""
+"""Maximum size of a manifest or contract, in bytes."""
 
 _DEEPEST = DEEPEST + 6
-"""Settings read from YAML stand a few levels further down in `handlergen.json`."""
+"""Settings from YAML are nested a few levels deeper in `handlergen.json`."""
 
 _HANDLER = re.compile(r"[\w./-]+(:\w+)?")
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _VERSION = re.compile(r"[\w.+!-]{1,100}")
 _FILES = ("handler", "modelFile", "serializedFile", "requirementsFile", "configFile")
-"""Keys of the manifest that name files (archive/model/Manifest.java)."""
+"""Keys of the manifest that are names of files (archive/model/Manifest.java)."""
 
-#: What the runtime takes and the settings do not: there they are resolved, or not yet to be had.
+#: Settings that the archive has only in resolved form.
 _RESOLVED: Mapping[str, kinds.Kind] = {
     "batch": kinds.choice("each", "collate", "list"),
     "predictor": kinds.choice("worker", "process"),
@@ -45,17 +45,17 @@ def manifest_of(text: str) -> dict[str, Any]:
     """Read `MAR-INF/MANIFEST.json`.
 
     Raises:
-        ValueError: It is none, or a name in it could be taken for a path or a command.
+        ValueError: It is not a manifest, or a name in it could be used as a path or a command.
     """
     manifest = _mapping(text, MANIFEST_FILE)
     model = manifest.get("model", {})
     if not isinstance(model, dict):
-        raise ValueError(f"{MANIFEST_FILE} is no manifest")
-    _refuse(MANIFEST_FILE, "model", model, "modelName", check_model_name)
-    _refuse(MANIFEST_FILE, "model", model, "modelVersion", check_version)
+        raise ValueError(f"{MANIFEST_FILE} is not a manifest")
+    _check(MANIFEST_FILE, "model", model, "modelName", check_model_name)
+    _check(MANIFEST_FILE, "model", model, "modelVersion", check_version)
     for key in _FILES:
-        _refuse(MANIFEST_FILE, "model", model, key, _check_file)
-    _refuse(MANIFEST_FILE, "model", model, "handler", _check_handler)
+        _check(MANIFEST_FILE, "model", model, key, _check_file)
+    _check(MANIFEST_FILE, "model", model, "handler", _check_handler)
     return manifest
 
 
@@ -63,30 +63,30 @@ def bundle_of(text: str, names: Collection[str]) -> Bundle:
     """Read `handlergen.json`.
 
     Args:
-        names: The files of the archive.
+        names: Names of the archive's files.
 
     Raises:
-        ValueError: It is none, or a value in it is none that `handlergen archive` writes.
+        ValueError: It is not a contract, or has a value that `handlergen archive` does not write.
     """
     _mapping(text, CONTRACT_FILE)
     try:
         bundle = Bundle.from_json(text)
     except AttributeError as error:  # a list where a mapping should be
         raise ValueError(
-            f"{CONTRACT_FILE} is not one that this runtime reads ({error}); archive the model again"
+            f"{CONTRACT_FILE} is not readable by this version ({error}); archive the model again"
         ) from error
     if not isinstance(bundle.handlergen, str) or not _VERSION.fullmatch(bundle.handlergen):
-        raise ValueError(f"{CONTRACT_FILE}: {bundle.handlergen!a:.100} is no version of handlergen")
+        raise ValueError(f"{CONTRACT_FILE}: {bundle.handlergen!a:.100} is not a version of handlergen")
     _check_contract(bundle.contract, names)
     _check_settings(bundle.settings, names)
     return bundle
 
 
 def model_config_of(text: str) -> Mapping[str, Any]:
-    """Read `model-config.yaml`; empty when it is no mapping, as for TorchServe.
+    """Read `model-config.yaml`; empty if it is not a mapping, as for TorchServe.
 
     Raises:
-        ValueError: It is no YAML, or more than a configuration is (see `yaml_source`).
+        ValueError: It is not YAML, or has something that is refused (see `yaml_source`).
     """
     if len(text) > LARGEST_FILE:
         raise ValueError(f"its model configuration has {len(text):,} characters")
@@ -98,7 +98,7 @@ def model_config_of(text: str) -> Mapping[str, Any]:
 
 
 def requirements_of(text: str) -> tuple[str, ...]:
-    """The lines of `requirements.txt` that ask pip for something or tell it how."""
+    """Return the lines of `requirements.txt` without blank ones and comments."""
     lines = (line.strip() for line in text.splitlines())
     return tuple(line for line in lines if line and not line.startswith("#"))
 
@@ -119,17 +119,17 @@ def _check_contract(contract: Contract, names: Collection[str]) -> None:
             identifiers += [parameter.name, parameter.source]
     for name in identifiers:
         if not isinstance(name, str) or len(name) > 1000 or not _DOTTED.fullmatch(name):
-            raise ValueError(f"{place}: {name!a:.100} is no name")
+            raise ValueError(f"{place}: {name!a:.100} is not a valid name")
     top = contract.module.partition(".")[0]
     if not any(name == f"{top}.py" or name.startswith(f"{top}/") for name in names):
         raise ValueError(f"{place}: the module {contract.module} is not in the archive")
     if not isinstance(contract.details, dict):
-        raise ValueError(f"{place}: its details are no mapping")
+        raise ValueError(f"{place}: its details are not a mapping")
 
 
 def _check_settings(settings: RuntimeSettings, names: Collection[str]) -> None:
     place = f"{CONTRACT_FILE}: settings"
-    # The nullable ones are those whose default is None.
+    # A setting is nullable if its default is None.
     for key, value in vars(settings).items():
         setting = SETTINGS[key]
         if value is None and setting.default is None:
@@ -137,7 +137,7 @@ def _check_settings(settings: RuntimeSettings, names: Collection[str]) -> None:
         kind = _RESOLVED.get(key, setting.kind)
         if key == "linger_ms":
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e6:
-                raise ValueError(f"{place}: linger_ms is {value!a:.100}; wanted: milliseconds")
+                raise ValueError(f"{place}: linger_ms is {value!a:.100}; expected milliseconds")
             continue
         try:
             kind.convert(value)
@@ -157,16 +157,16 @@ def _check_file(name: str) -> None:
 
 def _check_handler(name: str) -> None:
     if not _HANDLER.fullmatch(name):
-        raise ValueError("is no handler: a file or a name, perhaps with :function")
+        raise ValueError("is not a handler: expected a file or a name, perhaps with :function")
 
 
-def _refuse(file: str, place: str, values: Mapping[str, Any], key: str, check: Callable[[str], None]) -> None:
-    """Raises ValueError when the value of `key`, if there is one, does not pass `check`."""
+def _check(file: str, place: str, values: Mapping[str, Any], key: str, check: Callable[[str], None]) -> None:
+    """Raise ValueError if there is a value for `key` that does not pass `check`."""
     value = values.get(key)
     if value is None:
         return
     if not isinstance(value, str):
-        raise ValueError(f"{file}: {place}: {key} is {value!a:.100}, not text")
+        raise ValueError(f"{file}: {place}: {key} is {value!a:.100}, not a string")
     try:
         check(value)
     except (HandlergenError, ValueError) as error:
@@ -174,15 +174,15 @@ def _refuse(file: str, place: str, values: Mapping[str, Any], key: str, check: C
 
 
 def _mapping(text: str, file: str) -> dict[str, Any]:
-    """A JSON object without doubled keys, of which two readers may take different ones."""
+    """Parse a JSON object; refuse duplicate keys, because parsers disagree about which one counts."""
     try:
-        value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError(f"{file} is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error})") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{file} holds no mapping")
+        raise ValueError(f"{file} is not a JSON object")
     level: list[Any] = [value]
     for _ in range(_DEEPEST):
         level = [
@@ -196,12 +196,12 @@ def _mapping(text: str, file: str) -> dict[str, Any]:
     raise ValueError(f"{file} is nested more than {_DEEPEST} deep")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a key stands there twice")
+        raise ValueError("duplicate key")
     return found
 
 
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")

@@ -1,4 +1,4 @@
-"""A project to `NAME.mar` in the model store, through torch-model-archiver, reproducible byte for byte."""
+"""Build `NAME.mar` in the model store from a project, reproducible byte for byte."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from handlergen.archives.model_config import gpus_for, placement
-from handlergen.archives.packing import Progress, filled_later, pack, private_directory, publish
+from handlergen.archives.model_config import gpus_for, worker_layout
+from handlergen.archives.packing import Progress, manifest, publish
 from handlergen.archives.signing import Signature, read_private_key, signature_path
 from handlergen.archives.signing import sign as sign_archive
 from handlergen.archives.staging import StagedFile, make_plan
@@ -29,17 +29,17 @@ class ArchiveResult:
 
     Attributes:
         path: The `.mar` file.
-        size: Its bytes.
-        sha256: Of the whole file, in hexadecimal.
-        files: What it holds besides the manifest, by archive path.
-        contract: What was found in the module.
-        settings: As they were resolved.
+        size: Its size in bytes.
+        sha256: SHA-256 of the whole file, in hexadecimal.
+        files: Its files, without the manifest.
+        contract: The hooks that inspection found.
+        settings: Resolved settings.
         placement: Where the stages of a request run, and why.
-        workers: Workers that TorchServe starts.
-        device_type: `cpu`, `gpu`, or None for whatever the server has.
-        device_ids: GPUs the workers take in turn, or None for TorchServe's own order.
-        warnings: What the user should know.
-        signature: What it was signed with, if it was.
+        workers: Number of workers that TorchServe starts.
+        device_type: `cpu`, `gpu`, or None for whichever the server has.
+        device_ids: GPUs that the workers are spread over, or None for TorchServe's own order.
+        warnings: What looks wrong but is allowed.
+        signature: The archive's signature, if it was signed.
     """
 
     path: Path
@@ -70,23 +70,24 @@ def archive(
 ) -> ArchiveResult:
     """Write `source` to `MODEL_STORE/NAME.mar`.
 
-    The file appears complete or not at all; nothing else in the model store or the temp directory is touched.
+    The archive appears complete or not at all. Nothing else in the model store and the temp directory is changed.
 
     Args:
         source: A `.py` file, a package directory, or a directory with handlergen.yaml.
-        model_store: Directory of the archives; made when it is missing.
-        force: Replace an archive of that name.
-        verify: Read the written archive back before it gets its name: every file's CRC-32, its SHA-256 against that
-            of its origin, and the normal form.
-        sign: An Ed25519 private key (see `handlergen.archives.signing`): write the archive's signature beside it.
+        model_store: Directory of the archives; created if it does not exist.
+        force: Replace an archive with that name.
+        verify: Read the archive back before it gets its name: check every file's CRC-32, compare its SHA-256 with that
+            of its origin, and check that the archive is reproducible.
+        sign: File of an Ed25519 private key (see `handlergen.archives.signing`); the signature is written beside the
+            archive.
         progress: Called now and then while contents are written.
-        environ: Environment variables for settings (`HANDLERGEN_*`); the process's own when None.
-        count_gpus: How many GPUs this machine offers, for `devices: auto`; `visible_gpus` when None.
-        overrides: Settings that win over file and environment.
+        environ: Environment variables for settings (`HANDLERGEN_*`); those of this process if None.
+        count_gpus: Counts this machine's GPUs, for `devices: auto`; `visible_gpus` if None.
+        overrides: Settings that override file and environment.
 
     Raises:
         ContractError: The module does not meet the contract.
-        HandlergenError: Anything else that stops it; says what.
+        HandlergenError: The archive cannot be written for any other reason.
     """
     project = open_project(source, overrides=overrides, environ=environ)
     return archive_project(
@@ -110,37 +111,34 @@ def archive_project(
     progress: Progress | None = None,
     count_gpus: Callable[[], int] | None = None,
 ) -> ArchiveResult:
-    """`archive` for a project that is already open."""
+    """Write the archive of an open project; see `archive`."""
     target = target_path(project, model_store, force=force)
     key = read_private_key(sign) if sign is not None else None
     stale = key is None and signature_path(target).exists()
     gpus = gpus_for(project.settings, count_gpus)
     plan = make_plan(project, gpus=gpus, model_store=Path(model_store))
     try:
-        with private_directory() as private:
-            packed = pack(plan, project.settings, private)
-            sha256 = publish(
-                packed,
-                target,
-                plan=plan,
-                filled=filled_later(plan),
-                deflated=project.settings.compression == "deflated",
-                force=force,
-                verify=verify,
-                progress=progress,
-            )
+        sha256 = publish(
+            plan,
+            target,
+            manifest=manifest(plan, project.settings),
+            deflated=project.settings.compression == "deflated",
+            force=force,
+            verify=verify,
+            progress=progress,
+        )
         signature = sign_archive(target, key, sha256=sha256) if key is not None else None
     except FileExistsError as error:
         raise _exists(target) from error
     except OSError as error:
         # Any of these is about this machine (disk full, no permission), not about the project.
         raise HandlergenError(f"{target} could not be written: {error}", hint=_advice(error)) from error
-    place = placement(project.settings, gpus=gpus)
+    layout = worker_layout(project.settings, gpus=gpus)
     warnings = (*project.warnings, *plan.warnings)
     if stale:
         warnings += (
-            f"{signature_path(target)} was there before: it counts only if the archive is still the same, byte for "
-            "byte; --sign writes it anew",
+            f"{signature_path(target)} is older than the archive: it is valid only if the archive is still the same, "
+            "byte for byte; --sign writes a new one",
         )
     return ArchiveResult(
         path=target,
@@ -150,19 +148,19 @@ def archive_project(
         contract=project.contract,
         settings=project.settings,
         placement=project.placement,
-        workers=place.workers,
-        device_type=place.device_type,
-        device_ids=place.device_ids,
+        workers=layout.workers,
+        device_type=layout.device_type,
+        device_ids=layout.device_ids,
         warnings=warnings,
         signature=signature,
     )
 
 
 def target_path(project: Project, model_store: Path | str, *, force: bool) -> Path:
-    """Where the archive goes.
+    """Return the path of the archive.
 
     Raises:
-        HandlergenError: Something is there that must not be replaced.
+        HandlergenError: There is something that must not be replaced.
     """
     store = Path(model_store)
     target = store / f"{project.settings.name}.mar"
