@@ -78,7 +78,7 @@ class _Process:
         from ..pipeline.model import LoadedModel
         from .connections import Connections, WorkerLogHandler
         from .protocol import Refused, Welcome
-        from .server import NotingLock, Server
+        from .server import Server, StatusLock
         from .transport import Message
 
         keep_freed_memory()
@@ -86,14 +86,14 @@ class _Process:
         model_dir = Path(self._arguments["model_dir"])
         bundle = Bundle.from_json((model_dir / CONTRACT_FILE).read_text(encoding="utf-8"))
         server: Server | None = None
-        locks: list[NotingLock] = []
+        locks: list[StatusLock] = []
 
         def take(worker: WorkerConnection, message: Message) -> None:
             if server is not None:  # nobody asks before it has been welcomed
                 server.take(worker, message)
 
-        def noting(lock: Lock) -> NotingLock:
-            locks.append(NotingLock(lock, self._status))
+        def noting(lock: Lock) -> StatusLock:
+            locks.append(StatusLock(lock, self._status))
             return locks[0]
 
         connections = self._connections = Connections(self._listener, take)
