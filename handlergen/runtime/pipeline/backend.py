@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,25 @@ from .dispatch import Answering
 from .hooks import BoundHook, Item
 from .model import LoadedModel, Model
 from .pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """What a backend is made from.
+
+    Attributes:
+        bundle: Contract and settings.
+        model_dir: Where the archive is unpacked.
+        gpu_id: A logical index, or None for the CPU.
+        batch_size: The most requests that come at once.
+        describe: What describe answers.
+    """
+
+    bundle: Bundle
+    model_dir: Path
+    gpu_id: int | None
+    batch_size: int
+    describe: Callable[[], Any]
 
 
 class Backend(Protocol):
@@ -46,42 +66,22 @@ class Backend(Protocol):
         """Let go of what it holds."""
 
 
-class BackendFactory(Protocol):
-    """Makes a backend."""
-
-    def __call__(
-        self,
-        bundle: Bundle,
-        model_dir: Path,
-        *,
-        gpu_id: int | None,
-        batch_size: int,
-        describe: Callable[[], Any],
-    ) -> Backend: ...
-
-
 class PipelineBackend:
     """The stages in this process, wherever the model is. See `Backend` for the methods.
 
     Args:
-        bundle: Contract and settings.
+        options: What every backend is made from.
         model: The model; closed with the backend.
-        batch_size: The most requests that come at once.
-        describe: What describe answers.
         about: Returns `predictor`, for `describe`.
     """
 
     def __init__(
-        self,
-        bundle: Bundle,
-        model: Model,
-        *,
-        batch_size: int,
-        describe: Callable[[], Any],
-        about: Callable[[], Mapping[str, Any]],
+        self, options: BackendOptions, model: Model, *, about: Callable[[], Mapping[str, Any]]
     ) -> None:
         self._model = model
-        self._answering = Answering(bundle, model, batch_size=batch_size, describe=describe)
+        self._answering = Answering(
+            options.bundle, model, batch_size=options.batch_size, describe=options.describe
+        )
         self._about = about
         self.is_healthy = model.is_healthy
 
@@ -111,48 +111,29 @@ class LocalBackend(PipelineBackend):
     """The stages and a copy of the model in this process.
 
     Args:
-        bundle: Contract and settings.
-        model_dir: Where the archive is unpacked.
-        gpu_id: A logical index, or None for the CPU.
-        batch_size: The most requests that come at once.
-        describe: What describe answers.
+        options: What every backend is made from.
         server: TorchServe's process; None without one.
 
     Attributes:
         model: The model.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        model_dir: Path,
-        *,
-        gpu_id: int | None,
-        batch_size: int,
-        describe: Callable[[], Any],
-        server: int | None = None,
-    ) -> None:
-        model = self.model = LoadedModel(bundle, model_dir, gpu_id=gpu_id, server=server)
+    def __init__(self, options: BackendOptions, server: int | None = None) -> None:
+        model = self.model = LoadedModel(
+            options.bundle, options.model_dir, gpu_id=options.gpu_id, server=server
+        )
 
         def about() -> dict[str, Any]:
             return {"predictor": model.predictor.describe()}
 
-        super().__init__(bundle, model, batch_size=batch_size, describe=describe, about=about)
+        super().__init__(options, model, about=about)
 
     @classmethod
-    def in_worker(
-        cls,
-        bundle: Bundle,
-        model_dir: Path,
-        *,
-        gpu_id: int | None,
-        batch_size: int,
-        describe: Callable[[], Any],
-    ) -> LocalBackend:
+    def in_worker(cls, options: BackendOptions) -> LocalBackend:
         """Make that of one of several workers, which share the machine's cores."""
         share_the_cores()
         server, _started = server_of_this_process()
-        return cls(bundle, model_dir, gpu_id=gpu_id, batch_size=batch_size, describe=describe, server=server)
+        return cls(options, server)
 
     def observe(self, observed: Callable[[int, str, BoundHook], BoundHook]) -> None:
         """See `Worker.observe`."""

@@ -77,9 +77,8 @@ class _Process:
         from ..device.device import keep_freed_memory, share_the_cores
         from ..pipeline.model import LoadedModel
         from .connections import Connections, WorkerLogHandler
-        from .protocol import Refused, Welcome
         from .server import Server, StatusLock
-        from .transport import Message
+        from .transport import Message, Refused, Welcome
 
         keep_freed_memory()
         share_the_cores()

@@ -25,7 +25,9 @@ from ..contract import Bundle
 from ..server_process import server_of_this_process
 from ..telemetry.metrics import printer
 from .launcher import Launcher, Unavailable
-from .protocol import (
+from .run_directory import ForeignProcess, Identity, RunDirectory
+from .status import LOADING, STATES, StatusFile
+from .transport import (
     ANSWER,
     CANCEL,
     CHUNK,
@@ -37,13 +39,14 @@ from .protocol import (
     REFUSED,
     UNSENDABLE,
     WELCOME,
+    Gone,
     LogEntry,
+    Message,
     Refused,
+    Transport,
+    Unreadable,
     Welcome,
 )
-from .run_directory import ForeignProcess, Identity, RunDirectory
-from .status import LOADING, STATES, StatusFile
-from .transport import Gone, Message, Transport, Unreadable
 
 _TICK_S = 0.25
 _GRACE_S = 0.5

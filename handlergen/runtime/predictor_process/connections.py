@@ -9,7 +9,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from .protocol import (
+from .run_directory import ForeignProcess, check_peer
+from .transport import (
     ANSWER,
     CANCEL,
     HELLO,
@@ -18,12 +19,13 @@ from .protocol import (
     REFUSED,
     UNSENDABLE,
     WELCOME,
+    Gone,
     LogEntry,
+    Message,
     Refused,
+    Transport,
     Welcome,
 )
-from .run_directory import ForeignProcess, check_peer
-from .transport import Gone, Message, Transport
 
 _logger = logging.getLogger("handlergen")
 

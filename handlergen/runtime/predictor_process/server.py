@@ -26,7 +26,9 @@ from ..telemetry.recording import memory_of
 from ..torchserve.streaming import ConsumerGone
 from .batch_queue import Batch, BatchQueue, InUserCode, QueuedRequest
 from .connections import Connections, WorkerConnection
-from .protocol import (
+from .serialization import pack
+from .status import IDLE, PREDICTING, StatusFile
+from .transport import (
     ANSWER,
     CHUNK,
     DESCRIBE,
@@ -35,14 +37,13 @@ from .protocol import (
     PREDICT,
     REQUEST,
     UNSENDABLE,
+    Message,
     Predicted,
     Prepared,
     RawAnswer,
     RawRequest,
+    Unreadable,
 )
-from .serialization import pack
-from .status import IDLE, PREDICTING, StatusFile
-from .transport import Message, Unreadable
 
 _THREADS = 256
 """The most requests that are preprocessed and postprocessed at once, with `stages: predictor`."""
@@ -207,6 +208,7 @@ class Server:
             linger_s=settings.linger_ms / 1000 if together else 0.0,
         )
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="handlergen")
+        self._answers = ThreadPoolExecutor(1, thread_name_prefix="handlergen-answers")
         # Also with `stages: worker`: a worker sends whole requests once a value could not be sent.
         queued = _QueuedModel(model, self.queue, connections.current)
         self._answering = Answering(bundle, queued, batch_size=max(8, batch_size), describe=dict)
@@ -242,11 +244,11 @@ class Server:
                 self._predict(requests)
                 self._lock.requests = ()
                 self._status.count(len(requests))
-                # Here, and not on another thread: that one would need a copy of the outputs, which costs as much.
                 for request in requests:
                     request.answer()
                 if self._model.device.broken:
                     break
+        self._answers.shutdown()
         return not self._model.device.broken
 
     def _predict(self, requests: list[QueuedRequest]) -> None:
@@ -274,6 +276,14 @@ class Server:
         )
 
     def _answer_prepared(self, worker: WorkerConnection, number: int, item: Item) -> None:
+        """Send an answer beside the next predict; if the device has nothing to do, on this thread, which is faster."""
+        if len(self.queue):
+            self._model.own_outputs(item)
+            self._answers.submit(self._send_prepared, worker, number, item)
+        else:
+            self._send_prepared(worker, number, item)
+
+    def _send_prepared(self, worker: WorkerConnection, number: int, item: Item) -> None:
         state = item.http.state if item.http is not None else None
         answer = Predicted(item.outputs, item.failure, item.request._metadata, item.sent, state)
         try:
