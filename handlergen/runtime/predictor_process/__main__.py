@@ -78,7 +78,7 @@ class _Process:
         from ..pipeline.model import LoadedModel
         from .connections import Connections, WorkerLogHandler
         from .server import Server, StatusLock
-        from .transport import Message, Refused, Welcome
+        from .transport import REFUSED, WELCOME, Message, Refused, Welcome
 
         keep_freed_memory()
         share_the_cores()
@@ -118,13 +118,13 @@ class _Process:
             reason = without_secrets(f"{type(error).__name__}: {error}")
             refused = Refused(reason, user_traceback(error, user_root=str(model_dir)))
             self._directory.note_failure(*refused)
-            connections.refuse(refused)
+            connections.announce(REFUSED, refused)
             time.sleep(0.5)  # until they have it
             return CANNOT_LOAD
         self._end, self._flush = server.queue.end, server.flush
         self._status.enter(IDLE)
         key = model.predictor.describe()["device_key"]
-        connections.welcome(lambda number: Welcome(number, os.getpid(), key))
+        connections.announce(WELCOME, Welcome(os.getpid(), key))
         if not server.predict_until_ended():
             self._logger.error(
                 "the device does not answer any more; predictor process %d ends, and another one goes on",

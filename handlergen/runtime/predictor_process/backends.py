@@ -20,7 +20,6 @@ from ..codec.content import STREAM_WISH
 from ..codec.encode import encode
 from ..codec.errors import Failure, in_the_log
 from ..context import Context
-from ..contract import Bundle
 from ..forms.loading import open_user_module
 from ..pipeline.backend import BackendOptions, PipelineBackend
 from ..pipeline.batching import Ready
@@ -48,7 +47,7 @@ class PreparedBackend(PipelineBackend):
 
     def __init__(self, options: BackendOptions) -> None:
         self._options = options
-        self._client = client = _client(options)
+        self._client = client = Client(options)
         super().__init__(
             options, _PreparedModel(options, client, unsendable=self._note), about=client.describe
         )
@@ -222,9 +221,11 @@ class RelayBackend:
         bundle = options.bundle
         self._describe = options.describe
         self._failing = Failing(
-            bundle.contract.form, user_root=str(options.model_dir), logger=_logger_of(bundle)
+            bundle.contract.form,
+            user_root=str(options.model_dir),
+            logger=logging.getLogger(f"handlergen.{bundle.settings.name}"),
         )
-        self._client = client or _client(options)
+        self._client = client or Client(options)
         if client is None:
             self._client.open()
         self._recording = recording or Recording(bundle.settings, self._client.device_key, metrics=True)
@@ -283,21 +284,6 @@ class RelayBackend:
 
 def _is_unsendable(failure: Failure | None) -> bool:
     return failure is not None and failure.type == _UNSENDABLE
-
-
-def _logger_of(bundle: Bundle) -> logging.Logger:
-    return logging.getLogger(f"handlergen.{bundle.settings.name}")
-
-
-def _client(options: BackendOptions) -> Client:
-    bundle = options.bundle
-    return Client(
-        bundle,
-        options.model_dir,
-        gpu_id=options.gpu_id,
-        batch_size=options.batch_size,
-        logger=_logger_of(bundle),
-    )
 
 
 def _call_for(item: Item, kind: int, value: Any, *, ready_ns: int) -> Call:

@@ -16,11 +16,8 @@ from .transport import (
     HELLO,
     LOG,
     METRICS,
-    REFUSED,
     UNSENDABLE,
-    WELCOME,
     Gone,
-    LogEntry,
     Message,
     Refused,
     Transport,
@@ -80,7 +77,7 @@ class Connections:
         self._take = take
         self._connections: dict[int, WorkerConnection] = {}
         self._changing = threading.Lock()
-        self._verdict: Callable[[WorkerConnection], tuple[int, object]] | None = None
+        self._announced: tuple[int, Welcome | Refused] | None = None
         self._metrics: list[str] = []
         self.seen = 0
         self.current = threading.local()
@@ -93,22 +90,22 @@ class Connections:
         """Return the process ids of the workers that are connected."""
         return sorted({each.pid for each in self._named()})
 
-    def welcome(self, welcome: Callable[[int], Welcome]) -> None:
-        """Tell everybody, those who come later too, that the model is loaded."""
-        self._tell(lambda connection: (WELCOME, welcome(connection.number)))
+    def announce(self, kind: int, value: Welcome | Refused) -> None:
+        """Tell everybody, those who come later too, whether the model is loaded."""
+        with self._changing:
+            self._announced = kind, value
+            connections = self._named()
+        for connection in connections:
+            connection.send(kind, connection.number, value)
 
-    def refuse(self, refused: Refused) -> None:
-        """Tell everybody that the model cannot be loaded."""
-        self._tell(lambda _connection: (REFUSED, refused))
-
-    def log(self, entry: LogEntry) -> bool:
+    def log(self, logger: str, level: int, text: str) -> bool:
         """Send a log record to the worker whose request it concerns, else to any; return whether there is one."""
         connection = getattr(self.current, "connection", None)
         if connection is None or connection.closed:
             connection = next(iter(self._named()), None)
         if connection is None:
             return False
-        connection.send(LOG, 0, tuple(entry))
+        connection.send(LOG, 0, (logger, level, text))
         return True
 
     def print_metrics(self, text: str) -> None:
@@ -128,14 +125,6 @@ class Connections:
 
     def _named(self) -> list[WorkerConnection]:
         return [each for each in list(self._connections.values()) if each.pid and not each.closed]
-
-    def _tell(self, verdict: Callable[[WorkerConnection], tuple[int, object]]) -> None:
-        with self._changing:
-            self._verdict = verdict
-            connections = self._named()
-        for connection in connections:
-            kind, value = verdict(connection)
-            connection.send(kind, 0, value)
 
     def _accept(self) -> None:
         while self._listener.fileno() >= 0:
@@ -170,10 +159,9 @@ class Connections:
         if message.kind == HELLO:
             with self._changing:
                 worker.pid = message.value
-                verdict = self._verdict
-            if verdict is not None:
-                kind, value = verdict(worker)
-                worker.send(kind, 0, value)
+                announced = self._announced
+            if announced is not None:
+                worker.send(announced[0], worker.number, announced[1])
         elif message.kind == CANCEL:
             worker.cancelled.add(message.number)
         else:
@@ -195,7 +183,7 @@ class WorkerLogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            if not self._connections.log(LogEntry(record.name, record.levelno, self.format(record))):
+            if not self._connections.log(record.name, record.levelno, self.format(record)):
                 self._printing.emit(record)
         except Exception:
             self.handleError(record)

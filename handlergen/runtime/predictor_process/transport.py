@@ -37,8 +37,8 @@ WELCOME, REFUSED, ANSWER, CHUNK = range(_FIRST + 16, _FIRST + 20)
 UNSENDABLE = _FIRST + 20
 """In place of an ANSWER: a value of the request or of its answer cannot be sent; the text says which, and why."""
 LOG, METRICS = _FIRST + 21, _FIRST + 22
-"""A log record for TorchServe's model log; lines of metrics for TorchServe's frontend, which reads them from a worker's
-standard output."""
+"""A record for TorchServe's model log: the logger's name, the level, the text with the traceback if there is one; and
+lines of metrics for TorchServe's frontend, which reads them from a worker's standard output."""
 
 _RELEASED, _FORGET = 1, 2
 _HEADER = struct.Struct("=IIQQII")
@@ -74,21 +74,19 @@ class Message(NamedTuple):
 
 
 class Welcome(NamedTuple):
-    """The model is loaded.
+    """WELCOME: the model is loaded. The message's number is that of the connection, for the status file.
 
     Attributes:
-        connection: The number of the connection; the status file names requests by it and by their own number.
         pid: The predictor process.
         device_key: The device, as in the key of its lock.
     """
 
-    connection: int
     pid: int
     device_key: str
 
 
 class Refused(NamedTuple):
-    """The model cannot be loaded.
+    """REFUSED: the model cannot be loaded.
 
     Attributes:
         reason: One line: the exception.
@@ -97,20 +95,6 @@ class Refused(NamedTuple):
 
     reason: str
     traceback: str
-
-
-class LogEntry(NamedTuple):
-    """A log record.
-
-    Attributes:
-        logger: The logger's name.
-        level: As in `logging`.
-        text: The message, with the traceback if there is one.
-    """
-
-    logger: str
-    level: int
-    text: str
 
 
 class Prepared(NamedTuple):
