@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -208,7 +209,11 @@ class Server:
             linger_s=settings.linger_ms / 1000 if together else 0.0,
         )
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="handlergen")
-        self._answers = ThreadPoolExecutor(1, thread_name_prefix="handlergen-answers")
+        self._answers: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._answering_thread = threading.Thread(
+            target=self._send_answers, name="handlergen-answers", daemon=True
+        )
+        self._answering_thread.start()
         # Also with `stages: worker`: a worker sends whole requests once a value could not be sent.
         queued = _QueuedModel(model, self.queue, connections.current)
         self._answering = Answering(bundle, queued, batch_size=max(8, batch_size), describe=dict)
@@ -248,7 +253,8 @@ class Server:
                     request.answer()
                 if self._model.device.broken:
                     break
-        self._answers.shutdown()
+        self._answers.put(None)
+        self._answering_thread.join()
         return not self._model.device.broken
 
     def _predict(self, requests: list[QueuedRequest]) -> None:
@@ -279,9 +285,16 @@ class Server:
         """Send an answer beside the next predict; if the device has nothing to do, on this thread, which is faster."""
         if len(self.queue):
             self._model.own_outputs(item)
-            self._answers.submit(self._send_prepared, worker, number, item)
+            self._answers.put(partial(self._send_prepared, worker, number, item))
         else:
             self._send_prepared(worker, number, item)
+
+    def _send_answers(self) -> None:
+        for send in iter(self._answers.get, None):
+            try:
+                send()
+            except BaseException as error:  # the answers behind it are sent all the same
+                _logger.exception("an answer could not be sent", exc_info=error)
 
     def _send_prepared(self, worker: WorkerConnection, number: int, item: Item) -> None:
         state = item.http.state if item.http is not None else None
