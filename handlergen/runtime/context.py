@@ -1,4 +1,4 @@
-"""What hooks receive as `context`."""
+"""`context`: device, directories, configuration, secrets, store and logger, for hooks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .contract import RuntimeSettings
 from .store import Store, open_store
 
 TRUSS_PREFIX = "TRUSS_SECRET_"
-"""A secret may stand in the variable `TRUSS_SECRET_NAME` too, as Truss has it (secrets_resolver.py)."""
+"""A secret's environment variable may have this prefix, as with Truss (secrets_resolver.py)."""
 
 
 _WITHOUT_SECRETS = WithoutSecrets()
@@ -27,16 +27,16 @@ class MissingSecret(LookupError):
 
 
 class Secrets(Mapping[str, str]):
-    """The secrets that the settings name, read from the environment; never stored, never printed, and replaced by
-    their names in errors and logs (`redaction`).
+    """The secrets that the settings name, read from the environment.
+
+    They are never stored or printed; errors and logs have their names in their place (`redaction`).
 
     Args:
-        names: The secrets' names: those of the environment variables that hold them, perhaps behind the prefix
-            that Truss gives them.
-        environ: Where the values come from.
+        names: The names of the secrets, and of their environment variables, which may have Truss's prefix.
+        environ: The environment variables.
 
     Raises:
-        MissingSecret: One or more are not set; names them all.
+        MissingSecret: Secrets are not set; names them all.
     """
 
     def __init__(self, names: tuple[str, ...], environ: Mapping[str, str] = os.environ) -> None:
@@ -68,7 +68,7 @@ class Secrets(Mapping[str, str]):
 
 @dataclass(frozen=True)
 class Context:
-    """What a worker knows, the same for every request.
+    """What hooks receive as `context`: the same for every request.
 
     Attributes:
         device: Where `predict` runs.
@@ -78,7 +78,7 @@ class Context:
         config: The user's own mapping from `handlergen.yaml`.
         secrets: By name, from the environment.
         store: Named values that every hook and worker of the model shares.
-        logger: Goes to TorchServe's model log.
+        logger: Writes to TorchServe's model log.
     """
 
     device: torch.device
@@ -92,7 +92,7 @@ class Context:
 
     @classmethod
     def open(cls, settings: RuntimeSettings, *, device: torch.device, model_dir: Path) -> Context:
-        """Build it for a model.
+        """Return the context of a model.
 
         Raises:
             MissingSecret: A secret that the settings name is not set.

@@ -1,7 +1,6 @@
-"""What build time tells run time: the contract of a user's module and the settings the runtime reads.
+"""The contract of a user's module and the settings that the runtime reads.
 
-This is the one object both sides share. Inspection writes it, the archive carries it as `handlergen.json`,
-the runtime reads it. Standard library only.
+Inspection writes them, the archive has them as `handlergen.json`, the runtime reads them. Standard library only.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ class Hook:
 
 @dataclass(frozen=True)
 class Contract:
-    """What inspection found in a user's module; all the runtime needs to call it.
+    """What inspection found in a user's module: how the runtime calls it.
 
     Attributes:
         form: `functions`, `model-class`, `module`, `flow` or `sagemaker`.
@@ -85,15 +84,15 @@ class Contract:
 
 @dataclass(frozen=True)
 class RuntimeSettings:
-    """The settings that travel in the archive because the runtime reads them. Seconds and bytes.
+    """The settings that the runtime reads, and the archive therefore has. Seconds and bytes.
 
-    The defaults stand in `handlergen.project.settings`; an archive always carries every value.
+    `handlergen.project.settings` has the defaults; an archive has every value.
 
     Attributes:
         predictor: `worker` (a copy of the model in each) or `process` (one a device, which the workers share).
         stages: Where preprocess and postprocess run with a predictor process: `worker` or `predictor`.
-        max_batch: Most requests that the predictor process puts into one predict.
-        linger_ms: How long it waits for more of them once one is there, in milliseconds.
+        max_batch: The most requests in one predict of the predictor process.
+        linger_ms: How long the predictor process waits for further requests of a batch, in milliseconds.
     """
 
     name: str
@@ -125,7 +124,7 @@ class Bundle:
     settings: RuntimeSettings
 
     def to_json(self) -> str:
-        """The file's text: sorted keys, so that equal bundles give equal bytes."""
+        """Return the file's text, with sorted keys: equal bundles give equal bytes."""
         return json.dumps(_plain(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -133,7 +132,7 @@ class Bundle:
         """Read `handlergen.json`.
 
         Raises:
-            ValueError: The text is not such a file (another version's keys, missing keys, no JSON).
+            ValueError: The text is not JSON, or has missing or unknown keys (of another version).
         """
         try:
             raw = json.loads(text)
@@ -146,11 +145,7 @@ class Bundle:
             settings.pop("stages_auto", None)  # archives of earlier versions have it
             for name in ("secrets", "model_args"):
                 settings[name] = tuple(settings[name])
-            return cls(
-                raw["handlergen"],
-                Contract(hooks=hooks, **contract),
-                RuntimeSettings(**settings),
-            )
+            return cls(raw["handlergen"], Contract(hooks=hooks, **contract), RuntimeSettings(**settings))
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"{CONTRACT_FILE} is not one that this runtime reads ({error}); archive the model again"
@@ -158,7 +153,7 @@ class Bundle:
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses and mappings to dicts and tuples to lists, so that json can write them."""
+    """Return dataclasses and mappings as dicts, and tuples as lists, for json."""
     if is_dataclass(value) and not isinstance(value, type):
         return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, Mapping):

@@ -24,12 +24,12 @@ class BadRequest(Exception):
 
 
 class Headers(Mapping[str, str]):
-    """The headers of a request. Names are looked up without regard to case and listed as they were sent."""
+    """The headers of a request. Lookup is case-insensitive; names are listed as they were sent."""
 
     __slots__ = ("_by_name",)
 
     def __init__(self, properties: Mapping[str, Any]) -> None:
-        # TorchServe keeps one value per spelling; of two spellings of a name the last one stands.
+        # TorchServe keeps one value for each spelling of a name; the last one counts.
         self._by_name = {
             name.lower(): (name, value) for name, value in properties.items() if isinstance(value, str)
         }
@@ -47,16 +47,16 @@ class Headers(Mapping[str, str]):
         return len(self._by_name)
 
     def __repr__(self) -> str:
-        # Without values: a header is where tokens travel, and a repr ends up in logs.
+        # Without values: headers hold tokens, and a repr ends up in logs.
         return f"Headers({', '.join(self)})"
 
 
 class UploadedFile(io.BytesIO):
-    """A part of a request as a binary file, at its start.
+    """A part of a request as a binary file, positioned at its start.
 
     Attributes:
         name: The part's name. TorchServe drops the file name that the client gave (NettyUtils.getFormData).
-        content_type: As the client gave it, without parameters; None for a plain field and over gRPC.
+        content_type: As the client sent it, without parameters; None for a plain field and over gRPC.
     """
 
     name: str
@@ -71,7 +71,7 @@ class UploadedFile(io.BytesIO):
         size = "closed" if self.closed else f"{self.getbuffer().nbytes} bytes"
         return f"UploadedFile({self.name!r}, {self.content_type or 'no content type'}, {size})"
 
-    # BytesIO's own pickling leaves the two attributes out; files may cross to a predictor process.
+    # BytesIO's own pickling leaves the two attributes out; files may be sent to a predictor process.
     def __reduce__(self) -> tuple[Any, ...]:
         return UploadedFile, (self.getvalue(), self.name, self.content_type)
 
@@ -99,7 +99,7 @@ class Files(list[UploadedFile]):
     @overload
     def get(self, name: str, default: _Default) -> UploadedFile | _Default: ...
     def get(self, name: str, default: Any = None) -> Any:
-        """The file of that name, or `default`."""
+        """Return the file of that name, or `default`."""
         return next((file for file in self if file.name == name), default)
 
     def __contains__(self, item: object) -> bool:
@@ -113,7 +113,7 @@ class Request:
 
     Attributes:
         id: TorchServe's id of the request; the client sees it as `x-request-id` and in error bodies.
-        metadata: A dict of the hooks' own, from `preprocess` to `postprocess` of the same request.
+        metadata: A dict for the hooks' own use, from `preprocess` to `postprocess` of the same request.
     """
 
     __slots__ = ("_headers", "_metadata", "_properties", "id")
@@ -126,7 +126,7 @@ class Request:
 
     @property
     def headers(self) -> Headers:
-        """Request headers, looked up without regard to case. Empty over gRPC."""
+        """The request's headers; lookup is case-insensitive. Empty over gRPC."""
         if self._headers is None:
             self._headers = Headers(self._properties)
         return self._headers
@@ -144,7 +144,7 @@ class Request:
 
     @property
     def path(self) -> str:
-        """What followed the version in the address: `extra` of `/predictions/m/1.0/extra`; else ""."""
+        """The path after the version: `extra` of `/predictions/m/1.0/extra`; else ""."""
         return self.headers.get("url_path", "")
 
     @property
@@ -157,14 +157,9 @@ class Request:
 
 
 class Url:
-    """The request's address as far as it is known.
+    """The request's URL as far as it is known: `/predictions` and the path after the model's name and version."""
 
-    Attributes:
-        path: `/predictions` and what followed the model's name and version.
-        query: Always empty: TorchServe drops it.
-    """
-
-    query = ""
+    query = ""  # TorchServe drops it
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -174,10 +169,10 @@ class Url:
 
 
 class HttpRequest:
-    """One request, in the words of `starlette.requests.Request`.
+    """One request, with the interface of `starlette.requests.Request`.
 
     Attributes:
-        state: Attributes of the hooks' own, from `preprocess` to `postprocess` of the same request.
+        state: Attributes for the hooks' own use, from `preprocess` to `postprocess` of the same request.
     """
 
     method = "POST"
@@ -193,12 +188,12 @@ class HttpRequest:
 
     @property
     def id(self) -> str:
-        """TorchServe's id of the request; Starlette has none."""
+        """TorchServe's id of the request, which Starlette's Request does not have."""
         return self._request.id
 
     @property
     def headers(self) -> Headers:
-        """Looked up without regard to case. Empty over gRPC."""
+        """The request's headers; lookup is case-insensitive. Empty over gRPC."""
         return self._request.headers
 
     @property
@@ -207,9 +202,9 @@ class HttpRequest:
         return Url(f"/predictions/{extra}" if extra else "/predictions")
 
     async def body(self) -> bytes:
-        """The content. JSON and text have been decoded by TorchServe: these are bytes that mean the same.
+        """Return the content; of a form, its fields and files as JSON; of gRPC, its input `data`, or all inputs.
 
-        Of a form, its fields and files as JSON; gRPC's entry `data`, or its whole map.
+        Where TorchServe has decoded JSON or text, the bytes are equivalent to those that the client sent.
         """
         content = self._entry.get("body", self._entry.get("data", self._entry))
         if isinstance(content, bytes | bytearray):
@@ -219,7 +214,7 @@ class HttpRequest:
         return json.dumps(content, ensure_ascii=False, default=_text).encode("utf-8", "surrogatepass")
 
     async def json(self) -> Any:
-        """The content as a JSON value.
+        """Return the content as a JSON value.
 
         Raises:
             ValueError: It is not JSON.
@@ -227,11 +222,11 @@ class HttpRequest:
         return json.loads(await self.body())
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """The content, in one piece: TorchServe has read it all."""
+        """Yield the content in one piece: TorchServe has read it all."""
         yield await self.body()
 
     async def is_disconnected(self) -> bool:
-        """Always False: TorchServe does not tell."""
+        """Return False: TorchServe does not report it."""
         return False
 
     def __repr__(self) -> str:

@@ -1,6 +1,6 @@
-"""`context.store`: a small shared memory of a model, for every hook and every worker, that outlives a worker.
+"""`context.store`: named values that all hooks and workers of a model share, and that outlive them.
 
-One SQLite file a model in the user's state directory, opened on first use. SQLite's write-ahead log keeps what
+One SQLite file for each model, in the user's state directory, opened on first use. SQLite's write-ahead log keeps what
 was saved when a worker is killed between two statements (sqlite.org/wal.html).
 """
 
@@ -23,13 +23,13 @@ _SCHEMA = "CREATE TABLE IF NOT EXISTS entries (name TEXT PRIMARY KEY, value BLOB
 
 
 class Store:
-    """Named values of one model. Each call is one transaction; threads and processes may call at once.
+    """Named values of one model. Each call is one transaction; threads and processes may call concurrently.
 
-    Values are pickled: any picklable type comes back as it went in. Only what a hook of this model saved is ever
-    unpickled; the file's directory is private to the user.
+    Values are pickled. Only what a hook of this model saved is ever unpickled: the file's directory is private to the
+    user.
 
     Args:
-        path: The SQLite file; its directory is made when the store is first used.
+        path: The SQLite file; its directory is created when the store is first used.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,12 +37,12 @@ class Store:
         self._local = threading.local()
 
     def save(self, name: str, value: Any, *, ttl_s: float | None = None) -> None:
-        """Keep a value under a name, in place of an earlier one.
+        """Save a value under a name, and replace an earlier one.
 
         Args:
             name: The name.
             value: Anything that can be pickled.
-            ttl_s: Seconds after which it is gone; None keeps it.
+            ttl_s: Seconds after which it expires; None for never.
 
         Raises:
             ValueError: `ttl_s` is not positive.
@@ -60,7 +60,7 @@ class Store:
             )
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value under a name, or `default` when there is none or its time is over."""
+        """Return the value under a name, or `default` when there is none or it has expired."""
         row = (
             self._connection()
             .execute(
@@ -72,12 +72,12 @@ class Store:
         return default if row is None else pickle.loads(row[0])  # noqa: S301 - written by save, in a private file
 
     def delete(self, name: str) -> bool:
-        """Forget a name; False when there was none."""
+        """Delete a name; return False when there was none."""
         with self._connection() as connection:
             return connection.execute("DELETE FROM entries WHERE name = ?", (name,)).rowcount > 0
 
     def _connection(self) -> sqlite3.Connection:
-        """This thread's connection; a forked child opens its own (sqlite.org/howtocorrupt.html, section 2.6)."""
+        """Return this thread's connection; a forked child opens its own (sqlite.org/howtocorrupt.html, 2.6)."""
         if getattr(self._local, "pid", None) != os.getpid():
             _private(self.path.parent)
             self._local.connection = _open(self.path)
@@ -87,10 +87,10 @@ class Store:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    """A connection to the file, made if it is not there.
+    """Open the file, or create it.
 
-    Of several that begin a new file's write-ahead log at once SQLite refuses all but one at once, whatever the time-out
-    (sqlite.org/wal.html, "Sometimes Queries Return SQLITE_BUSY In WAL Mode"): they try again.
+    When several connections start a new file's write-ahead log, SQLite refuses all but one immediately, whatever the
+    timeout (sqlite.org/wal.html, "Sometimes Queries Return SQLITE_BUSY In WAL Mode"): they try again.
     """
     deadline = time.monotonic() + _BUSY_S
     while True:
@@ -109,13 +109,11 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def open_store(model: str, environ: Mapping[str, str] = os.environ) -> Store:
-    """The store of a model: under `HANDLERGEN_STATE_DIR`, else `XDG_STATE_HOME`, else `~/.local/state`."""
-    named = environ.get(STATE_DIR_VARIABLE)
-    if named:
+    """Return a model's store: under `HANDLERGEN_STATE_DIR`, else `XDG_STATE_HOME`, else `~/.local/state`."""
+    if named := environ.get(STATE_DIR_VARIABLE):
         base = Path(named).expanduser().absolute()
     else:
-        state = environ.get("XDG_STATE_HOME")
-        base = (Path(state) if state else Path.home() / ".local" / "state") / "handlergen"
+        base = Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "handlergen"
     return Store(base / "store" / f"{model}.sqlite")
 
 

@@ -34,9 +34,9 @@ class Worker:
         model_dir: Where the archive is unpacked.
         gpu_id: A logical index, or None for the CPU.
         batch_size: The most requests that come at once.
-        metrics: TorchServe's `context.metrics`, if there is a TorchServe.
-        backend: Makes what answers requests; `LocalBackend`, in this process, when left out.
-        given: Which requests may be answered.
+        metrics: TorchServe's `context.metrics`; None without a TorchServe.
+        backend: Makes what answers requests; by default, in this process.
+        duplicates: Detects requests that another worker has answered.
 
     Raises:
         Exception: What the user's module raises while it is imported, set up and loaded.
@@ -51,12 +51,12 @@ class Worker:
         batch_size: int,
         metrics: Any = None,
         backend: Callable[[BackendOptions], Backend] = LocalBackend,
-        given: Unchecked | None = None,
+        duplicates: Unchecked | None = None,
     ) -> None:
         self.bundle = bundle
-        self._given = given or Unchecked()
+        self._duplicates = duplicates or Unchecked()
         self._counts = Counts()
-        self._asked_before = False
+        self._envelope_checked = False
         self._backend = backend(BackendOptions(bundle, model_dir, gpu_id, batch_size, self.describe))
         self._counts.metrics = self._backend.metrics
         self._health: Health | None = None
@@ -73,7 +73,7 @@ class Worker:
 
     @property
     def local(self) -> LocalBackend:
-        """The model and its stages in this process.
+        """The pipeline and the model in this process.
 
         Raises:
             RuntimeError: The model is in its predictor process.
@@ -84,20 +84,21 @@ class Worker:
 
     @property
     def pipeline(self) -> Pipeline:
-        """The stages one by one, for whoever places them himself (`handlergen map`)."""
+        """The pipeline, for callers that run its steps one by one (`handlergen map`)."""
         return self._backend.pipeline
 
     def observe(self, observed: Callable[[int, str, BoundHook], BoundHook]) -> None:
-        """Call something in place of each hook of the stages, which calls the hook and sees what comes and goes.
+        """Replace each hook by one that calls it and sees its arguments and result.
 
         Args:
-            observed: Gets the stage's number, `preprocess`, `predict` or `postprocess`, and the hook.
+            observed: Returns it; gets the model's index in the flow, `preprocess`, `predict` or `postprocess`, and
+                the hook.
         """
         self.local.observe(observed)
 
-    def wait_for_ever(self) -> None:
+    def disable_lock_timeout(self) -> None:
         """Let no request fail because the device is not free in time."""
-        self.local.wait_for_ever()
+        self.local.model.predictor.disable_lock_timeout()
 
     @classmethod
     def start(cls, context: Any) -> Worker:
@@ -114,7 +115,7 @@ class Worker:
         """
         properties = context.system_properties
         model_dir = Path(properties["model_dir"]).resolve()
-        logging.getLogger("ts.service").addFilter(_not_told_yet)
+        logging.getLogger("ts.service").addFilter(_is_not_logged_yet)
         keep_freed_memory()
         metrics = getattr(context, "metrics", None)
         leave_out_batch_lines(metrics)
@@ -132,13 +133,13 @@ class Worker:
                 batch_size=int(properties.get("batch_size") or 1),
                 metrics=metrics,
                 backend=backend_of(bundle),
-                given=for_this_user(connection, logging.getLogger("handlergen")),
+                duplicates=for_this_user(connection, logging.getLogger("handlergen")),
             )
         except MemoryError:
             raise
         except BaseException as error:
             pass_interrupt(error)
-            if not getattr(error, "told_by_handlergen", False):
+            if not getattr(error, "logged_by_handlergen", False):
                 logging.getLogger("handlergen").error(
                     "handlergen: model %s could not be loaded\n%s",
                     context.model_name,
@@ -149,51 +150,53 @@ class Worker:
             raise RuntimeError(without_secrets(str(error))) from None
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
-        """Answer a batch; the three stages of its requests overlap.
+        """Answer a batch. Its requests are preprocessed and postprocessed while others are predicted.
 
         Args:
-            data: TorchServe's batch, a mapping a request.
+            data: TorchServe's batch, one mapping for each request.
             context: TorchServe's context; gets each request's status, content type and headers.
 
         Returns:
-            One body a request, in the order of `data`; empty for one whose chunks have been sent. Nothing is
-            raised, but for a failed single gRPC request, whose status TorchServe takes from an exception only,
-            and for a single stream that failed midway.
+            One body for each request, in the order of `data`; empty for one whose chunks have been sent.
+
+        Raises:
+            Exception: For TorchServe, which takes the status of a failed gRPC request, and the end of a stream that
+                failed midway, from an exception only. Only for a batch of one.
         """
-        if not self._asked_before:
+        if not self._envelope_checked:
             refuse_envelope(sys._getframe(1))
-            self._asked_before = True
+            self._envelope_checked = True
         items = received(data, context)
-        outlet = outlet_of(context, self._given.begin)
+        outlet = outlet_of(context, self._duplicates.begin)
         for item in items:
             item.outlet = outlet
-        self._counts.requests += self._backend.answer(self._given.new(items))
+        self._counts.requests += self._backend.answer(self._duplicates.new(items))
         self._backend.flush()
-        self._given.end(items)
+        self._duplicates.end(items)
         return answered(items, context, self._counts)
 
     def preprocess(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Item]:
-        """The first stage alone, for subclasses of the generated handler: decode and preprocess."""
+        """Decode and preprocess, for subclasses of the generated handler."""
         items = received(data, context)
-        self.pipeline.preprocess(self._given.new(items))
+        self.pipeline.preprocess(self._duplicates.new(items))
         self._backend.flush()
         return items
 
     def predict(self, items: list[Item]) -> list[Item]:
-        """The second stage alone: under the device lock."""
+        """Predict, under the device lock, for subclasses of the generated handler."""
         self.pipeline.predict(items)
         self._backend.flush()
         return items
 
     def postprocess(self, items: list[Item], context: Any) -> list[bytes]:
-        """The third stage alone: postprocess and encode."""
+        """Postprocess and encode, for subclasses of the generated handler."""
         self.pipeline.postprocess(items)
         self._backend.flush()
-        self._given.end(items)
+        self._duplicates.end(items)
         return answered(items, context, self._counts)
 
     def describe(self) -> dict[str, Any]:
-        """What `GET /models/NAME?customized=true` answers: contract, settings, device, counts. No secrets."""
+        """Return the answer of `GET /models/NAME?customized=true`: contract, settings, device, counts; no secrets."""
         return description(
             self.bundle,
             **self._backend.describe(),
@@ -202,14 +205,14 @@ class Worker:
         )
 
     def close(self) -> None:
-        """Let go of threads and of the model."""
+        """Release threads, connections and the model."""
         if self._health is not None:
             self._health.close()
         self._backend.close()
 
 
 def backend_of(bundle: Bundle) -> Callable[[BackendOptions], Backend]:
-    """Return what makes the backend that the settings ask for, of one of several workers."""
+    """Return the factory of the backend that the settings ask for, for one of several workers."""
     if bundle.settings.predictor != "process":
         return LocalBackend.in_worker
     from .predictor_process.backends import PreparedBackend, RelayBackend
@@ -217,6 +220,6 @@ def backend_of(bundle: Bundle) -> Callable[[BackendOptions], Backend]:
     return PreparedBackend if bundle.settings.stages == "worker" else RelayBackend
 
 
-def _not_told_yet(record: logging.LogRecord) -> bool:
-    """TorchServe logs a traceback of its own for what `raise_to_torchserve` raises; the user's stands there already."""
-    return not (record.exc_info and getattr(record.exc_info[1], "told_by_handlergen", False))
+def _is_not_logged_yet(record: logging.LogRecord) -> bool:
+    """Drop TorchServe's own traceback of an error whose traceback handlergen has logged."""
+    return not (record.exc_info and getattr(record.exc_info[1], "logged_by_handlergen", False))

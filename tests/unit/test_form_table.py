@@ -21,7 +21,7 @@ def test_every_row_has_its_parts() -> None:
     assert [form.name for form in INSPECTED] == list(FORMS)
     for name, row in FORMS.items():
         module = importlib.import_module(f"handlergen.runtime.forms.{row.module}")
-        for method in ("setup", "load", "stand_in", "hooks", "optional"):
+        for method in ("setup", "load", "load_without_model", "hooks", "is_healthy"):
             assert callable(getattr(module.USER_MODULE, method)), (name, method)
         assert list((template_dir() / "starters" / name).glob("*.py")), name
     assert DEFAULT_FORM in FORMS

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from handlergen.runtime.codec.errors import Failure, LockTimeout, is_out_of_memory
-from handlergen.runtime.pipeline.batching import Arrivals, own_copy
+from handlergen.runtime.pipeline.batching import RequestQueue, own_copy
 from handlergen.runtime.pipeline.hooks import Item
 from handlergen.runtime.request import Request
 
@@ -185,19 +185,19 @@ def item(number: int) -> Item:
 
 def test_who_waits_for_a_request_that_failed_in_an_earlier_stage_is_woken() -> None:
     """The predictor process hands requests back on another thread than the one that waits for the next."""
-    arrivals = Arrivals(1, last_stage=1, finished=lambda _item: None)
+    requests = RequestQueue(1, last_model=1, finished=lambda _item: None)
     first = item(0)
-    arrivals.put(first)
-    assert arrivals.next() is first
+    requests.put(first)
+    assert requests.next() is first
     found: list[Any] = []
-    waiting = threading.Thread(target=lambda: found.append(arrivals.next()), daemon=True)
+    waiting = threading.Thread(target=lambda: found.append(requests.next()), daemon=True)
     waiting.start()
     time.sleep(0.1)  # until it waits; if it does not yet, it sees that there is none left
     first.failure = Failure(500, "InternalError", "it failed in the first stage")
-    arrivals.done(first)
+    requests.done(first)
     waiting.join(10)
     assert found == [None]
-    assert arrivals.next_ready() is None
+    assert requests.next_ready() is None
 
 
 def test_only_those_give_up_that_cannot_wait_any_longer(serve_project: Callable[..., Any]) -> None:
@@ -222,10 +222,10 @@ def test_only_those_give_up_that_cannot_wait_any_longer(serve_project: Callable[
 
     predictor._lock = Busy()
     done: list[Item] = []
-    arrivals = Arrivals(2, last_stage=0, finished=done.append)
-    arrivals.put(old)
-    arrivals.put(new)
-    predictor.predict(arrivals)
+    requests = RequestQueue(2, last_model=0, finished=done.append)
+    requests.put(old)
+    requests.put(new)
+    predictor.predict(requests)
     assert done == [old, new]
     assert old.failure is not None
     assert old.failure.status == 503

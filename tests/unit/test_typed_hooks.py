@@ -212,6 +212,94 @@ def test_typed_dicts_lists_of_records_and_arrays(serve_project: Callable[..., An
         assert place in bad[1]["message"]
 
 
+@pytest.mark.parametrize("module", ["typing", "typing_extensions"])
+def test_typed_dicts_of_either_module_nested_in_all_records(
+    serve_project: Callable[..., Any], module: str
+) -> None:
+    """pydantic takes those of `typing` only from Python 3.12 on."""
+    served = serve_project(
+        f"""
+        from dataclasses import dataclass
+        from typing import Annotated, NamedTuple, Optional
+        from typing_extensions import NotRequired
+        from {module} import TypedDict
+        from pydantic import Field
+
+        class Leaf(TypedDict):
+            n: Annotated[int, Field(ge=0)]
+
+        class Base(TypedDict, total=False):
+            note: str
+
+        class Node(Base):
+            '''A tree.'''
+            leaf: Leaf
+            children: "list[Node]"
+            extra: NotRequired[int]
+
+        class Pair(NamedTuple):
+            first: Leaf
+            second: int
+
+        @dataclass
+        class Forest:
+            trees: dict[str, Node]
+            pair: Pair
+
+        def preprocess(data: Optional[Forest]):
+            return data
+        def predict(inputs):
+            tree = inputs.trees["a"]
+            return [type(inputs).__name__, type(tree).__name__, tree, inputs.pair.first]
+        def postprocess(outputs) -> list[Node]:
+            return outputs
+        """
+    )
+    leaf = {"n": "4"}
+    tree = {"leaf": leaf, "children": [{"leaf": leaf, "children": [], "note": "x"}]}
+    worse = {
+        "leaf": {},
+        "children": [{"leaf": {"n": -1}, "children": [], "note": 5, "other": 1}],
+        "extra": "?",
+    }
+    good, bad = served({"trees": {"a": tree}, "pair": [leaf, 2]}, {"trees": {"a": worse}, "pair": [{}, 2]})
+    assert good[0] == 200
+    assert good[1][:2] == ["Forest", "dict"]
+    assert good[1][2]["children"][0] == {"leaf": {"n": 4}, "children": [], "note": "x"}
+    assert good[1][3] == {"n": 4}
+    assert bad[0] == 400
+    for part in (
+        "trees.a.leaf.n: Field required",
+        "trees.a.children.0.leaf.n: Input should be greater than or equal to 0",
+        "trees.a.children.0.note: Input should be a valid string",
+        "trees.a.children.0.other: Extra inputs are not permitted",
+        "trees.a.extra: Input should be a valid integer",
+        "pair.0.n: Field required",
+    ):
+        assert part in bad[1]["message"]
+    node = served.worker.describe()["output"]["schema"]["$defs"]["Node"]
+    assert (node["title"], node["description"], node["required"]) == ("Node", "A tree.", ["leaf", "children"])
+    assert node["properties"]["children"]["items"] == {"$ref": "#/$defs/Node"}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="a TypedDict of `typing` is never generic before")
+def test_a_generic_typed_dict_with_its_own_configuration(serve_project: Callable[..., Any]) -> None:
+    served = serve_project(
+        """
+        from typing import Generic, TypedDict, TypeVar
+        T = TypeVar("T")
+        class Box(TypedDict, Generic[T]):
+            __pydantic_config__ = {"extra": "ignore"}
+            content: T
+        def predict(box: Box[int]):
+            return box
+        """
+    )
+    good, bad = served({"content": "3", "more": 1}, {"content": "x"})
+    assert good == (200, {"content": 3})
+    assert bad[1]["message"].startswith("content: Input should be a valid integer")
+
+
 def test_a_form_s_text_fields_become_numbers(serve_project: Callable[..., Any]) -> None:
     served = serve_project(
         """
@@ -374,17 +462,15 @@ def test_without_pydantic_other_annotations_are_no_matter(
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        pytest.param(
-            "from typing import TypedDict\nclass Row(TypedDict):\n    x: int",
-            "Please use `typing_extensions.TypedDict`",
-            marks=pytest.mark.skipif(sys.version_info >= (3, 12), reason="pydantic takes typing's there"),
-        ),
         (
             "from dataclasses import dataclass\n@dataclass\nclass Row:\n    x: 'Nowhere'",
             "name 'Nowhere' is not defined",
         ),
+        (
+            "from typing import TypedDict\nclass Row(TypedDict):\n    x: 'Nowhere'",
+            "name 'Nowhere' is not defined",
+        ),
     ],
-    ids=["typing's TypedDict", "a field that cannot be resolved"],
 )
 def test_what_pydantic_cannot_validate_is_refused_at_load(
     serve_project: Callable[..., Any], source: str, message: str

@@ -175,7 +175,7 @@ def run_chunks(
         Exception: What `chunks` or `finish` raises, and HandlergenError when a preparing process died.
     """
     pipeline = worker.pipeline
-    worker.wait_for_ever()
+    worker.disable_lock_timeout()
     preparation = Preparation(
         pipeline,
         worker.bundle.contract,

@@ -338,7 +338,7 @@ class PendingOutputs:
             if failure is not None:
                 item.failure = failure
             elif item.failure is None:
-                item.stage, item.outputs = stage, output
+                item.model_index, item.outputs = stage, output
                 item.request.metadata.update(metadata)
         return True
 
@@ -355,7 +355,7 @@ def _pickled(chunk: Chunk, items: Sequence[Item]) -> bytes | None:
     for item in items:
         if item.http is not None:  # an object of the hooks' own, on which predict may have left anything
             return None
-        outputs.append((item.failure, item.stage, item.outputs, item.request._metadata or {}))
+        outputs.append((item.failure, item.model_index, item.outputs, item.request._metadata or {}))
     try:
         pickled, buffers = serialization.pack(outputs)
     except Exception:  # the pickling of the user's own types raises anything

@@ -223,7 +223,7 @@ class _ModelActor:
             # Ray shows an actor its own GPUs only, so the first is the one it was given.
             self._model: LocalModel = load(path, gpu=0 if ray.get_gpu_ids() else None)
         os.chdir(self._model.root)
-        self._model.worker.wait_for_ever()
+        self._model.worker.disable_lock_timeout()
 
     def answer(self, number: int, rows: list[Row]) -> tuple[bytes, int]:
         """Return the lines of a chunk, and how many of them are errors."""

@@ -9,23 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..context import Context
-from ..contract import Contract, RuntimeSettings
 from ..pipeline.batching import collate, split
-from ..pipeline.hooks import BoundHook, Hooks, Item, Stage, bind
-from .loading import ImportedModule
+from ..pipeline.hooks import BoundHook, Hooks, Item, ModelHooks
+from .loading import UserModule
 from .weights import load_weights
 
 
-class ModuleModule(ImportedModule):
-    """A class of the user's, made, filled with its weights and bound. See `UserModule` for the methods."""
+class ModuleModule(UserModule):
+    """A class of the user's, constructed, with its weights."""
 
-    def __init__(self, contract: Contract, settings: RuntimeSettings, context: Context) -> None:
-        super().__init__(contract, settings, context)
-        self._model: nn.Module
+    _model: nn.Module
 
     def load(self) -> None:
-        model = self._made()
+        model = self._loaded()
         if not isinstance(model, nn.Module):
             raise TypeError(f"load returned {type(model).__name__}, which is no torch.nn.Module")
         missing = [
@@ -41,64 +37,58 @@ class ModuleModule(ImportedModule):
         self._model = model.to(self._context.device).eval()
         self._constants["model"] = self._model
 
-    def stand_in(self) -> None:
-        kind = getattr(self._module, self._contract.class_name or "")
-        self._model = kind.__new__(kind)
+    def load_without_model(self) -> None:
+        model_class = self._model_class()
+        self._model = model_class.__new__(model_class)
         if "load" in self._contract.hooks:
             return
         # The stage rule lets hooks run here that use methods and class constants alone. Plain attributes, which a hook
         # may use with `stages: worker`, need the constructor, and that may need numbers, which `meta` does not have.
         with contextlib.suppress(Exception), torch.device("meta"):
-            self._model = kind(*self._settings.model_args, **self._settings.model_kwargs)
+            self._model = self._constructed()
 
     def hooks(self) -> Hooks:
         details = self._contract.details
         model = self._model
-        forward = _spread(model) if details.get("spread") else model
+        forward = _with_arguments(model) if details.get("spread") else model
         owner: Any = {"method": model, "function": self._module}.get(details.get("collate", ""))
         join: Callable[[list[Any]], Any] = owner.collate if owner is not None else collate
 
-        def batch(item: Item) -> Any:
+        def predict_batch(item: Item) -> Any:
             return forward(item.inputs)
 
-        def sample(item: Item) -> Any:
+        def predict_sample(item: Item) -> Any:
             return split(forward(join([item.inputs])), 1, hook="forward")[0]
 
         return (
-            Stage(
-                self._bound("preprocess"),
-                BoundHook("forward", sample if self._settings.batch == "each" else batch),
-                self._bound("postprocess"),
+            ModelHooks(
+                self._bound("preprocess", model),
+                BoundHook("forward", predict_sample if self._settings.batch == "each" else predict_batch),
+                self._bound("postprocess", model),
                 collate=join if owner is not None else None,
                 one_by_one=bool(details.get("one_by_one")),
-                explain=self._bound("explain"),
+                explain=self._bound("explain", model),
             ),
         )
 
-    def optional(self, role: str) -> Callable[[Mapping[str, Any]], Any] | None:
-        return None if role in ("preprocess", "predict", "postprocess") else super().optional(role)
+    def _model_class(self) -> Any:
+        return getattr(self._module, self._contract.class_name or "")
 
-    def _made(self) -> Any:
+    def _constructed(self) -> Any:
+        return self._model_class()(*self._settings.model_args, **self._settings.model_kwargs)
+
+    def _loaded(self) -> Any:
         if "load" in self._contract.hooks:
             return self._call_once("load")
-        assert self._contract.class_name is not None
-        kind = getattr(self._module, self._contract.class_name)
-
-        def make() -> Any:
-            return kind(*self._settings.model_args, **self._settings.model_kwargs)
-
-        if not self._settings.weights:
-            return make()
-        path = self._context.model_dir / self._settings.weights
-        return load_weights(path, self._settings.weights_format, make=make, main=self._module)
-
-    def _bound(self, role: str) -> BoundHook | None:
-        hook = self._contract.hooks.get(role)
-        return bind(getattr(self._model, hook.name), hook, self._constants) if hook else None
+        settings = self._settings
+        if not settings.weights:
+            return self._constructed()
+        path = self._context.model_dir / settings.weights
+        return load_weights(path, settings.weights_format, make=self._constructed, main=self._module)
 
 
-def _spread(model: nn.Module) -> Callable[[Any], Any]:
-    """For a `forward` with several parameters: a mapping fills them by name, a sequence in order."""
+def _with_arguments(model: nn.Module) -> Callable[[Any], Any]:
+    """Return `forward` with several parameters: a mapping fills them by name, a sequence in order."""
 
     def forward(batch: Any) -> Any:
         if isinstance(batch, Mapping):

@@ -14,135 +14,115 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import CoroutineType, ModuleType, SimpleNamespace
+from types import CoroutineType, SimpleNamespace
 from typing import Any
 
 import torch
 
 from ..context import Context
-from ..contract import Contract, Hook, RuntimeSettings
-from ..pipeline.hooks import BoundHook, Hooks, Item, Stage, call_once
+from ..contract import Contract, RuntimeSettings
+from ..pipeline.hooks import BoundHook, Hooks, Item, ModelHooks
 from ..request import Request
+from .loading import UserModule
 
 _DEFAULT_ACCEPT = "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT"
 """The toolkit's environment variable for the answer's type when the client names none."""
 
+JSON, CSV, NPY = "application/json", "text/csv", "application/x-npy"
+_TYPES = (JSON, CSV, NPY)
 
-class SagemakerModule:
-    """The toolkit's functions, bound; its defaults stand for missing ones. See `UserModule` for the methods."""
+
+class SagemakerModule(UserModule):
+    """The toolkit's functions; its defaults replace missing ones."""
 
     def __init__(self, contract: Contract, settings: RuntimeSettings, context: Context) -> None:
-        self._contract = contract
-        self._context = context
-        self._module: ModuleType = importlib.import_module(contract.module)
-        weights = context.model_dir / settings.weights if settings.weights else None
-        self._weights = weights
+        super().__init__(contract, settings, context)
+        self._weights = context.model_dir / settings.weights if settings.weights else None
         # SageMaker unpacks weights into model_dir; here they keep their place relative to the source.
-        self._model_dir = str(weights.parent if weights else context.model_dir)
-        self._model: Any = None
-
-    def setup(self) -> None:
-        self._once("setup")
+        self._model_dir = str(self._weights.parent if self._weights else context.model_dir)
+        self._constants.update(model_dir=self._model_dir, context=self._toolkit_context(None))
 
     def load(self) -> None:
-        self._model = self._once("load") if "load" in self._contract.hooks else self._default_model()
-        self._once("warmup")
+        if "load" in self._contract.hooks:
+            self._constants["model"] = self._call_once("load")
+        else:
+            path = self._weights or _lone_weights(Path(self._model_dir))
+            loaded = torch.jit.load(path, map_location=self._context.device)  # type: ignore[no-untyped-call]
+            self._constants["model"] = loaded.eval()
+        self._call_once("warmup")
 
-    def stand_in(self) -> None:
-        """Nothing: input_fn and output_fn get no model."""
+    def load_without_model(self) -> None:
+        """Do nothing: input_fn and output_fn get no model."""
 
     def hooks(self) -> Hooks:
-        preprocess = self._function("preprocess")
-        predict = self._function("predict")
-        postprocess = self._function("postprocess")
-        model = self._model
-        return (
-            Stage(
-                BoundHook("input_fn", self._input(preprocess)),
-                BoundHook(
-                    "predict_fn",
-                    (lambda item: predict(item, item.inputs, model))
-                    if predict
-                    else (lambda item: model(item.inputs)),
-                ),
-                BoundHook("output_fn", self._output(postprocess)),
-            ),
-        )
+        input_fn, predict_fn, output_fn = map(self._function, ("preprocess", "predict", "postprocess"))
+        model = self._constants["model"]
 
-    def optional(self, role: str) -> Callable[[Mapping[str, Any]], Any] | None:
-        return None
-
-    def _input(self, function: Callable[..., Any] | None) -> Callable[[Item], Any]:
-        def call(item: Item) -> Any:
+        def preprocess(item: Item) -> Any:
             body, content_type = received(item)
-            if function is None:
+            if input_fn is None:
                 return default_input(body, content_type)
-            return function(item, body, content_type)
+            return input_fn(self._toolkit_context(item.request), body, content_type)
 
-        return call
+        def predict(item: Item) -> Any:
+            if predict_fn is None:
+                return model(item.inputs)
+            return predict_fn(self._toolkit_context(item.request), item.inputs, model)
 
-    def _output(self, function: Callable[..., Any] | None) -> Callable[[Item], Any]:
-        def call(item: Item) -> Any:
+        def postprocess(item: Item) -> Any:
             accept = item.request.headers.get("accept", "")
             if not accept or accept == "*/*":
                 accept = os.environ.get(_DEFAULT_ACCEPT, JSON)
-            if function is None:
+            if output_fn is None:
                 return default_output(item.outputs, accept)
-            context = ToolkitContext(self._context, self._model_dir, item.request)
-            value = function(item, item.outputs, accept, context=context)
+            context = self._toolkit_context(item.request)
+            value = output_fn(context, item.outputs, accept)
             if type(value) is CoroutineType:
-                return awaited(value, accept, context)
-            return answer(value, accept, context)
+                return _awaited_reply(value, accept, context)
+            return _reply(value, accept, context)
 
-        async def awaited(coroutine: Any, accept: str, context: ToolkitContext) -> Reply:
-            return answer(await coroutine, accept, context)
+        return (
+            ModelHooks(
+                BoundHook("input_fn", preprocess),
+                BoundHook("predict_fn", predict),
+                BoundHook("output_fn", postprocess),
+            ),
+        )
 
-        def answer(value: Any, accept: str, context: ToolkitContext) -> Reply:
-            """A body, or a (body, content type) pair; the type is the one that was asked for where none is named."""
-            content_type = accepted(accept)
-            if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], str):
-                value, content_type = value
-            return Reply(
-                value, context.content_type or content_type, context.status or 200, context.response_headers
-            )
-
-        return call
+    def _toolkit_context(self, request: Request | None) -> ToolkitContext:
+        return ToolkitContext(self._context, self._model_dir, request)
 
     def _function(self, role: str) -> Callable[..., Any] | None:
-        """A function that takes the item and the toolkit's arguments."""
+        """Return a function that takes a ToolkitContext, which it may not want, and the toolkit's arguments."""
         hook = self._contract.hooks.get(role)
         if hook is None:
             return None
         function = getattr(self._module, hook.name)
-        if not _takes_context(hook):
-            return lambda _item, *arguments, context=None: function(*arguments)
+        takes_context = any(parameter.source == "context" for parameter in hook.parameters)
 
-        def call(item: Item, *arguments: Any, context: ToolkitContext | None = None) -> Any:
-            return function(
-                *arguments, context or ToolkitContext(self._context, self._model_dir, item.request)
-            )
+        def call(context: ToolkitContext, *arguments: Any) -> Any:
+            return function(*arguments, context) if takes_context else function(*arguments)
 
         return call
 
-    def _once(self, role: str) -> Any:
-        hook = self._contract.hooks.get(role)
-        if hook is None:
-            return None
-        context = ToolkitContext(self._context, self._model_dir, None)
-        constants = {"model_dir": self._model_dir, "model": self._model, "context": context}
-        return call_once(getattr(self._module, hook.name), hook, constants)
 
-    def _default_model(self) -> Any:
-        path = self._weights or _lone_weights(Path(self._model_dir))
-        return torch.jit.load(path, map_location=self._context.device).eval()  # type: ignore[no-untyped-call]
+async def _awaited_reply(coroutine: Any, accept: str, context: ToolkitContext) -> Reply:
+    return _reply(await coroutine, accept, context)
+
+
+def _reply(value: Any, accept: str, context: ToolkitContext) -> Reply:
+    """Return the answer of output_fn: a body of the requested type, or a (body, content type) pair."""
+    content_type = accepted(accept)
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], str):
+        value, content_type = value
+    return Reply(value, context.content_type or content_type, context.status or 200, context.response_headers)
 
 
 def received(item: Item) -> tuple[str | bytes | Any, str]:
-    """The body as the toolkit hands it over, and its content type.
+    """Return the body as the toolkit passes it to input_fn, and its content type.
 
-    JSON, which TorchServe has parsed already, becomes text that means the same. Where the client named no type (and
-    gRPC has none), or `curl -d` its form type, it is JSON if the bytes are. A form's fields and files (bytes) come as
-    a dict.
+    JSON that TorchServe has parsed becomes equivalent text. Without a content type (as over gRPC), or with the form
+    type of `curl -d`, the body counts as JSON if it is valid JSON. A form's fields and files (bytes) come as a dict.
 
     Returns:
         `str` for JSON and CSV, else bytes; the header as it was sent.
@@ -159,7 +139,7 @@ def received(item: Item) -> tuple[str | bytes | Any, str]:
     if not isinstance(body, bytes | bytearray | str):
         body = json.dumps(body, ensure_ascii=False)
     raw = body.encode() if isinstance(body, str) else bytes(body)
-    return (raw.decode() if is_text(kind) else raw), sent
+    return (raw.decode() if kind in (JSON, CSV) else raw), sent
 
 
 def _form(item: Item) -> Any:
@@ -167,10 +147,6 @@ def _form(item: Item) -> Any:
         return item.data
     fields = item.data if isinstance(item.data, Mapping) else {"data": item.data}
     return {**fields, **{file.name: file.getvalue() for file in item.files}}
-
-
-def _takes_context(hook: Hook) -> bool:
-    return any(parameter.source == "context" for parameter in hook.parameters)
 
 
 def _lone_weights(directory: Path) -> Path:
@@ -184,14 +160,6 @@ def _lone_weights(directory: Path) -> Path:
             f"without model_fn there must be one .pt or .pth file in model_dir; found: {names}"
         )
     return found[0]
-
-
-USER_MODULE = SagemakerModule
-
-
-JSON, CSV, NPY = "application/json", "text/csv", "application/x-npy"
-
-_TYPES = (JSON, CSV, NPY)
 
 
 class UnsupportedType(Exception):
@@ -213,18 +181,13 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def is_text(kind: str) -> bool:
-    """The toolkit hands these over as `str`."""
-    return kind in (JSON, CSV)
-
-
 def accepted(accept: str) -> str:
-    """The first type of an Accept header, without parameters."""
+    """Return the first type of an Accept header, without parameters."""
     return accept.partition(",")[0].partition(";")[0].strip()
 
 
 def default_input(body: Any, content_type: str) -> torch.Tensor:
-    """A tensor of the numbers: float32 of JSON and CSV, the array's own type of NPY.
+    """Return the body's numbers as a tensor: float32 of JSON and CSV, the array's own type of NPY.
 
     A CSV cell that is no number is NaN and one row is one dimension, as in the toolkit. Pickles inside NPY, which the
     toolkit loads, are refused: a client could run code by them.
@@ -261,10 +224,10 @@ def default_input(body: Any, content_type: str) -> torch.Tensor:
 
 
 def default_output(prediction: Any, accept: str) -> Reply:
-    """The first type that the client accepts and that can be written.
+    """Return the prediction in the first type that the client accepts and that can be written.
 
     Raises:
-        UnsupportedType: None of them: 406.
+        UnsupportedType: None of them can be written: 406.
     """
     for wanted in (accepted(part) for part in accept.split(",")):
         if wanted in (JSON, "*/*", "application/*"):
@@ -307,16 +270,10 @@ def _array(np: Any, value: Any) -> Any:
 
 
 class ToolkitContext:
-    """TorchServe's context in its words, for one request; handlergen's own attributes too (`context.device`).
+    """The interface of TorchServe's context, for one request, with handlergen's attributes too (`context.device`).
 
-    Setting a status, a content type or headers works in `output_fn`, whose answer they go with. An index, which
-    TorchServe needs to tell the requests of a batch apart, is ignored: each call has one request.
-
-    Attributes:
-        system_properties: `model_dir` and `gpu_id` (None on the CPU).
-        manifest: `{"model": {"modelName": ..., "modelVersion": ...}}`.
-        request_processor: One, with `get_request_property` and `get_request_properties`.
-        status, content_type, response_headers: What was set.
+    A status, a content type or headers that `output_fn` sets go with the answer. Indexes, by which TorchServe
+    distinguishes the requests of a batch, are ignored: each call has one request.
     """
 
     def __init__(self, context: Context, model_dir: str, request: Request | None) -> None:
@@ -347,7 +304,7 @@ class ToolkitContext:
         return self.request_ids.get(0, "")
 
     def get_request_header(self, idx: int, key: str) -> str | None:
-        """A header, or None; `key` without regard to case."""
+        """Return a header, or None; `key` is case-insensitive."""
         return self._request.headers.get(key) if self._request else None
 
     def get_all_request_header(self, idx: int = 0) -> Mapping[str, str]:
@@ -364,3 +321,6 @@ class ToolkitContext:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
+
+
+USER_MODULE = SagemakerModule

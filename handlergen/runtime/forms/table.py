@@ -1,7 +1,6 @@
-"""The forms in which a module may be written, one row each: all that differs between them outside their own files.
+"""The forms in which a module may be written, one row each: what differs between them outside their own files.
 
-A form named `model-class` is read by `handlergen/inspection/forms/model_class.py` and run
-by `model_class.py` here.
+A form named `model-class` is read by `handlergen/inspection/forms/model_class.py` and run by `model_class.py` here.
 """
 
 from __future__ import annotations
@@ -20,9 +19,8 @@ class FormRow:
         value_error_is_400: A ValueError from preprocess is the client's mistake (400); otherwise it is a 500.
         converts_records: An annotation with a dataclass or TypedDict converts and validates the input, as one with a
             pydantic model does in every form.
-        several_models: A request passes several models, one after the other, so that no predictor process can hold
-            "the" model and hooks have roles of their own.
-        runs_weights: Weights that hold a program (TorchScript, exported, ONNX) may stand in for `predict`.
+        several_models: A request passes several models, whose hooks have roles of their own (`pre 1`).
+        runs_weights: Weights that hold a program (TorchScript, exported, ONNX) may replace `predict`.
     """
 
     name: str

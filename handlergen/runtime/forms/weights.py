@@ -1,4 +1,4 @@
-"""Weights files: those that predict by themselves, and those that a class loads."""
+"""Weights files: executable programs (TorchScript, exported, ONNX), and weights that a class loads."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+EXECUTABLE = ("torchscript", "exported", "onnx")
+"""Formats of weights that hold a program, and so can predict by themselves."""
+
 
 def load_executable(path: Path, weights_format: str, device: torch.device) -> Callable[[Any], Any]:
-    """A function from `predict`'s inputs to its outputs, made from weights alone.
+    """Return a function from `predict`'s inputs to its outputs, made from weights alone.
 
     Inputs are a tensor (or what `torch.as_tensor` takes: nested lists of numbers, arrays), a sequence of them in
     a tuple for several positional inputs, or a mapping for named ones.
@@ -45,7 +48,7 @@ def call_torch(program: Callable[..., Any], inputs: Any, device: torch.device) -
     except (RuntimeError, AssertionError):  # AssertionError: a guard of an exported program
         if not _has_whole_numbers(inputs):
             raise
-        # JSON does not tell 1 from 1.0, so that the same client sends both; the network may want either.
+        # JSON does not distinguish 1 from 1.0, so one client sends both; the network may want either.
         try:
             return _called(program, inputs, device, whole=False)
         except (RuntimeError, AssertionError):
@@ -54,32 +57,28 @@ def call_torch(program: Callable[..., Any], inputs: Any, device: torch.device) -
 
 
 def _called(program: Callable[..., Any], inputs: Any, device: torch.device, *, whole: bool) -> Any:
+    """Call a network; its whole numbers, where they came as a list or a number, stay whole or become floats."""
+
+    def tensor(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.to(device)
+        made = torch.as_tensor(value, device=device)
+        # JSON's numbers are read as float64 or int64; models are float32.
+        if made.is_floating_point() or (not whole and isinstance(value, list | int)):
+            return made.float()
+        return made
+
     if isinstance(inputs, Mapping):
-        return program(**{str(name): _tensor(value, device, whole) for name, value in inputs.items()})
-    if isinstance(inputs, tuple):
-        return program(*[_tensor(value, device, whole) for value in inputs])
-    return program(_tensor(inputs, device, whole))
-
-
-def _tensor(value: Any, device: torch.device, whole: bool) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    tensor = torch.as_tensor(value, device=device)
-    # JSON's numbers are read as float64 or int64; models are float32.
-    return tensor.float() if tensor.is_floating_point() or _is_listed(value, whole) else tensor
-
-
-def _is_listed(value: Any, whole: bool) -> bool:
-    return not whole and isinstance(value, list | int)
+        return program(**{str(name): tensor(value) for name, value in inputs.items()})
+    return program(*map(tensor, inputs if isinstance(inputs, tuple) else (inputs,)))
 
 
 def _has_whole_numbers(inputs: Any) -> bool:
-    """Is any input a list (or number) that became a tensor of whole numbers?"""
-    values = (
-        inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple) else [inputs]
-    )
+    """Return whether any input is a list (or number) that becomes a tensor of whole numbers."""
+    several = tuple(inputs.values()) if isinstance(inputs, Mapping) else inputs
     return any(
-        isinstance(value, list | int) and not torch.as_tensor(value).is_floating_point() for value in values
+        isinstance(value, list | int) and not torch.as_tensor(value).is_floating_point()
+        for value in (several if isinstance(several, tuple) else (several,))
     )
 
 
@@ -98,11 +97,9 @@ def _onnx(path: Path, device: torch.device) -> Callable[[Any], Any]:
     session = onnxruntime.InferenceSession(str(path), providers=providers)
     expected = {item.name: item.type for item in session.get_inputs()}
     numbers: dict[str, Any] = {
-        "tensor(float)": np.float32,
-        "tensor(double)": np.float64,
-        "tensor(float16)": np.float16,
+        **{"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16},
+        **{"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_},
     }
-    numbers |= {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
 
     def array(value: Any, name: str) -> Any:
         found = value.cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
@@ -136,13 +133,13 @@ class WeightsError(Exception):
 def load_weights(
     path: Path, weights_format: str | None, *, make: Callable[[], nn.Module], main: ModuleType
 ) -> nn.Module:
-    """A module with its weights.
+    """Construct a module and load its weights.
 
     Args:
         path: The weights file.
         weights_format: `state_dict`, `safetensors`, or `pickle`: a whole pickled module.
         make: Calls the class's constructor.
-        main: The user's module: where a pickle's `__main__` classes are looked for.
+        main: The user's module, which has the classes that a pickle names as `__main__`'s.
 
     Raises:
         WeightsError: Keys do not fit; a whole pickled module where a state dict was expected.
@@ -157,22 +154,12 @@ def load_weights(
     else:
         loaded = _tensors(path)
     model = make()
-    load_state(model, loaded, path.name)
+    _load_state(model, loaded, path.name)
     return model
 
 
-def load_state(model: nn.Module, loaded: Any, file: str) -> None:
-    """Put a state dict into a module.
-
-    Args:
-        model: Gets the values.
-        loaded: The state dict, or a checkpoint that holds it under `state_dict` or `model_state_dict`. Keys may
-            have the prefixes of DataParallel and torch.compile.
-        file: Name of the weights file, for messages.
-
-    Raises:
-        WeightsError: It is none, keys are missing or unexpected, or shapes differ; names them all.
-    """
+def _load_state(model: nn.Module, loaded: Any, file: str) -> None:
+    """Load a state dict, whatever wraps it; a WeightsError names all keys that are missing or unexpected."""
     state = _state(loaded, set(model.state_dict()), file)
     try:
         found = model.load_state_dict(state, strict=False)
@@ -213,7 +200,7 @@ def _tensors(path: Path) -> Any:
 
 
 def _unpickled(path: Path, main: ModuleType) -> Any:
-    """A whole pickled object; a script that is its author's `__main__` pickles its classes under that name."""
+    """Load a pickled object; its classes may be those of a script, pickled under the name `__main__`."""
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Batches: requests in the order in which they become ready, inputs collated, outputs split, nested values walked."""
+"""Batches: a queue of requests in the order they become ready; collating inputs, splitting outputs, nested values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from .hooks import Item
 
 
-class Ready(Protocol):
+class RequestSource(Protocol):
     """What a predictor takes requests from."""
 
     @property
@@ -26,25 +26,25 @@ class Ready(Protocol):
         """Wait for the next request that is ready; None when there are no more."""
 
     def next_ready(self) -> Item | None:
-        """The next request if one is ready now, without waiting; else None."""
+        """Return the next request if one is ready now, without waiting; else None."""
 
     def done(self, item: Item) -> None:
         """Hand on a request that was predicted, or failed in it."""
 
 
-class Arrivals:
-    """Between the stages that prepare requests and the predictor that takes them.
+class RequestQueue:
+    """The requests of one batch, between the hooks that prepare them and the predictor. See `RequestSource`.
 
     Args:
         expected: How many requests the batch has.
-        last_stage: A request is put once for each stage of the model, from 0 to this one.
-        finished: Called with each request that the predictor is finished with, on the predicting thread.
+        last_model: A request is put once for each of a flow's models, from 0 to this one.
+        finished: Called with each request that the predictor has finished, on the predicting thread.
     """
 
-    def __init__(self, expected: int, last_stage: int, finished: Callable[[Item], None]) -> None:
+    def __init__(self, expected: int, last_model: int, finished: Callable[[Item], None]) -> None:
         self._left = expected
         self._counting = threading.Lock()
-        self._last_stage = last_stage
+        self._last_model = last_model
         self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
         self._finished = finished
 
@@ -53,49 +53,42 @@ class Arrivals:
         return self._left > 0
 
     def put(self, item: Item) -> None:
-        """Hand over a request that is ready, or that has failed; the latter is passed on without a prediction."""
+        """Add a request that is ready, or that has failed; a failed one is passed on without a prediction."""
         self._queue.put(item)
 
     def done(self, item: Item) -> None:
-        """As `Ready` says; a request that failed does not come back for a later stage.
-
-        From any thread: whoever waits in `next` for what does not come is woken.
-        """
-        if item.failure is not None and item.stage != self._last_stage:
+        """Hand on a request; from any thread. A failed one does not come back for a later model: wakes `next`."""
+        if item.failure is not None and item.model_index != self._last_model:
             self._count()
             self._queue.put(None)
         self._finished(item)
 
     def next(self) -> Item | None:
-        """Wait for the next request that is ready; None when the batch has no more."""
         while self._left:
             item = self._queue.get()
-            if self._is_taken(item):
+            if self._is_to_predict(item):
                 return item
         return None
 
     def next_ready(self) -> Item | None:
-        """The next request if one is ready now, without waiting; else None."""
         while self._left:
             try:
                 item = self._queue.get_nowait()
             except queue.Empty:
                 return None
-            if self._is_taken(item):
+            if self._is_to_predict(item):
                 return item
         return None
 
-    def _is_taken(self, item: Item | None) -> TypeGuard[Item]:
-        """Count a request that does not come back; one that has failed is handed on at once. None only wakes."""
+    def _is_to_predict(self, item: Item | None) -> TypeGuard[Item]:
+        """Count a request that does not come back; pass on one that has failed. None only wakes `next`."""
         if item is None:
             return False
+        if item.failure is not None or item.model_index == self._last_model:
+            self._count()
         if item.failure is not None:
-            self._count()
             self._finished(item)
-            return False
-        if item.stage == self._last_stage:
-            self._count()
-        return True
+        return item.failure is None
 
     def _count(self) -> None:
         with self._counting:
@@ -103,7 +96,7 @@ class Arrivals:
 
 
 class BatchError(Exception):
-    """The module and its batch mode do not fit together; no retry of single requests can help."""
+    """The module does not support its batch mode: predicting the requests one by one would not help."""
 
 
 def collate(samples: Sequence[Any]) -> Any:
@@ -128,7 +121,7 @@ def collate(samples: Sequence[Any]) -> Any:
 
 
 def split(outputs: Any, count: int, *, hook: str = "predict") -> list[Any]:
-    """The outputs of each sample: element i along the first dimension, inside nested structures.
+    """Return the outputs of each sample: element i along the first dimension, inside nested structures.
 
     A tuple, mapping or dataclass is one structure with a batch in each of its parts (None stays None); a list is a
     list of samples.
@@ -167,7 +160,7 @@ def _part(value: Any, count: int, hook: str) -> list[Any]:
 
 
 def _like(outputs: Mapping[Any, Any], row: dict[Any, Any]) -> Any:
-    """A row of the same type where its constructor takes keywords (an OrderedDict, a transformer's output)."""
+    """Return a row of the same type where its constructor takes keywords (OrderedDict, a transformer's output)."""
     try:
         return type(outputs)(**row)
     except TypeError:
@@ -175,7 +168,7 @@ def _like(outputs: Mapping[Any, Any], row: dict[Any, Any]) -> Any:
 
 
 def check_length(outputs: Any, count: int, *, hook: str) -> None:
-    """See that `outputs` has one element a sample.
+    """Check that `outputs` has one element for each sample.
 
     Raises:
         BatchError: Names the hook and both lengths.
@@ -192,7 +185,7 @@ def check_length(outputs: Any, count: int, *, hook: str) -> None:
 
 
 def shape_of(value: Any) -> str:
-    """A short description for messages: `tensor(3, 224)`, `{ids: tensor(7)}`, `list of 3`."""
+    """Return a short description for messages: `tensor(3, 224)`, `{ids: tensor(7)}`, `list of 3`."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         kind = "tensor" if isinstance(value, torch.Tensor) else "array"
         return f"{kind}({', '.join(str(size) for size in value.shape)})"
@@ -205,27 +198,27 @@ def shape_of(value: Any) -> str:
 
 _CONSTANT = frozenset((str, int, float, bool, type(None), bytes, complex))
 _LONG = 64
-"""Elements of a list beyond which the first one tells what the others are: none is looked at if it is a constant."""
+"""In a list with more elements, all are taken for constants if the first is one."""
 
 
 def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """Apply `change` to every tensor in nested dicts, lists, tuples, named tuples and dataclasses.
 
-    Objects with a `.to(device)` of their own that are no tensors (a tokenizer's batch) are mappings in practice;
-    other objects are passed on as they are. A value without tensors is returned itself, not a copy.
+    Other objects are passed on as they are; a tokenizer's batch is a mapping. A value without tensors is returned
+    itself, not a copy.
     """
 
     def changed(part: Any) -> Any:
         return change(part) if isinstance(part, torch.Tensor) else part
 
-    return _mapped(value, changed, anew=False)
+    return _mapped(value, changed, copies=False)
 
 
 def own_copy(value: Any, *, tensors: bool = True) -> Any:
-    """`value` with memory of its own, for when a hook may write to it again: a buffer that each predict fills, say.
+    """Return a copy of `value`, whose memory a hook may write to again: a buffer that each predict fills, say.
 
-    Tensors on the CPU, numpy arrays and byte arrays are copied, and the dicts, lists, tuples and dataclasses that hold
-    them. Other objects are passed on as they are.
+    Tensors on the CPU, numpy arrays and byte arrays are copied, with the dicts, lists, tuples and dataclasses that
+    hold them. Other objects are passed on as they are.
 
     Args:
         tensors: Copy tensors too; not worth it for those that have just come from a GPU.
@@ -239,28 +232,28 @@ def own_copy(value: Any, *, tensors: bool = True) -> Any:
         numpy = sys.modules.get("numpy")
         return part.copy(order="K") if numpy is not None and isinstance(part, numpy.ndarray) else part
 
-    return _mapped(value, copied, anew=True)
+    return _mapped(value, copied, copies=True)
 
 
-def _mapped(value: Any, change: Callable[[Any], Any], *, anew: bool) -> Any:
-    """`change` for each part that holds no others; a container whose parts are the same stays, unless made `anew`."""
+def _mapped(value: Any, change: Callable[[Any], Any], *, copies: bool) -> Any:
+    """Apply `change` to each leaf; containers whose parts stay the same are returned themselves, or as `copies`."""
     kind = type(value)
     result = value
     if kind in _CONSTANT:
         pass
     elif isinstance(value, Mapping):
-        items = {key: _mapped(part, change, anew=anew) for key, part in value.items()}
-        if (anew and kind is dict) or any(items[key] is not value[key] for key in items):
+        items = {key: _mapped(part, change, copies=copies) for key, part in value.items()}
+        if (copies and kind is dict) or any(items[key] is not value[key] for key in items):
             result = items if kind is dict else mapping_like(value, items)
-    elif anew and kind is list and len(value) > _LONG and type(value[0]) in _CONSTANT:
+    elif copies and kind is list and len(value) > _LONG and type(value[0]) in _CONSTANT:
         result = value.copy()
     elif isinstance(value, list | tuple):
-        parts = [part if type(part) in _CONSTANT else _mapped(part, change, anew=anew) for part in value]
-        if (anew and kind is list) or any(new is not old for new, old in zip(parts, value, strict=True)):
+        parts = [part if type(part) in _CONSTANT else _mapped(part, change, copies=copies) for part in value]
+        if (copies and kind is list) or any(new is not old for new, old in zip(parts, value, strict=True)):
             result = parts if isinstance(value, list) else tuple_like(value, parts)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
-        moved = {name: _mapped(part, change, anew=anew) for name, part in fields.items()}
+        moved = {name: _mapped(part, change, copies=copies) for name, part in fields.items()}
         if any(moved[name] is not fields[name] for name in moved):
             result = dataclasses.replace(value, **moved)
     else:
@@ -269,7 +262,7 @@ def _mapped(value: Any, change: Callable[[Any], Any], *, anew: bool) -> Any:
 
 
 def tuple_like(value: tuple[Any, ...], parts: Iterable[Any]) -> tuple[Any, ...]:
-    """A tuple of the same kind: named, of `torch.return_types` (what `tensor.max(dim=1)` returns), or plain."""
+    """Return a tuple of the same kind: named, of `torch.return_types` (`tensor.max(dim=1)` returns one), or plain."""
     kind: Any = type(value)
     if hasattr(kind, "_fields"):
         return kind(*parts)  # type: ignore[no-any-return]
@@ -277,7 +270,7 @@ def tuple_like(value: tuple[Any, ...], parts: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def mapping_like(value: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
-    """A mapping of the same type where its constructor takes a dict (an OrderedDict, a tokenizer's batch)."""
+    """Return a mapping of the same type where its constructor takes a dict (OrderedDict, a tokenizer's batch)."""
     if type(value) is defaultdict:
         return defaultdict(value.default_factory, items)
     try:

@@ -1,4 +1,4 @@
-"""Which kind of request each of a batch is (prediction, explanation, description, KServe's), and who answers it."""
+"""Takes each request of a batch to what answers it: predictions, explanations, describe, KServe's protocols."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..codec.encode import encode
 from ..codec.errors import Failure
 from ..codec.kserve import Opened, open_kserve
 from ..contract import Bundle
-from .hooks import BoundHook, Hooks, Item, Stage
+from .hooks import Hooks, Item, ModelHooks
 from .model import Model
 from .pipeline import Pipeline
 from .predictor import Predictor
@@ -21,46 +21,76 @@ _NO_EXPLAIN = Failure(
 )
 
 
-class Dispatch:
-    """Takes each request of a batch to what answers it.
+class Dispatcher:
+    """Answers requests in this process, wherever the model's predictions are made.
 
-    TorchServe tells by headers: `explain` is True or False at every address for predictions but `/invocations` and
-    the like, `url_path` is there under `/predictions` and `/explanations` only, `describe` is True for
+    TorchServe says by headers what kind a request is: `explain` is True or False at every address for predictions but
+    `/invocations` and the like, `url_path` is set under `/predictions` and `/explanations` only, `describe` is True for
     `GET /models/NAME?customized=true`, which has no content. A client may send such headers too; under `/predictions`
-    TorchServe's own `explain` comes after it, and `describe` counts only without that and without content, which
-    every request for a prediction has (InferenceRequestHandler.java, ManagementRequestHandler.java).
+    TorchServe's own `explain` overwrites the client's, and `describe` counts only without `explain` and without
+    content, which every request for a prediction has (InferenceRequestHandler.java, ManagementRequestHandler.java).
 
     Args:
         bundle: Contract and settings.
-        predictions: The pipeline.
-        explanations: The same around the `explain` hook; None without one.
-        describe: What describe answers.
-        batch_size: The most requests that `predict` sees together, however many instances a KServe request has.
+        model: Loaded.
+        batch_size: The most requests that come at once, and that `predict` gets together, however many instances a
+            KServe request has.
+        describe: Returns the answer of describe.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        predictions: Pipeline,
-        explanations: Pipeline | None,
-        describe: Callable[[], Any],
-        batch_size: int,
-    ) -> None:
+    def __init__(self, bundle: Bundle, model: Model, *, batch_size: int, describe: Callable[[], Any]) -> None:
         self._bundle = bundle
-        self._predictions = predictions
-        self._explanations = explanations
-        self._describe = describe
+        self._model = model
         self._batch_size = batch_size
+        self._describe = describe
+        hooks = model.hooks
+        self._types = TypedHooks(bundle.contract.form, hooks, bundle.settings.batch, model.context.logger)
+        self.pipeline = self._pipeline(hooks, model.predictor)
+        self._explanations: Pipeline | None = None
+        if hooks[0].explain is not None and model.explainer is not None:
+            explained = ModelHooks(hooks[0].preprocess, hooks[0].explain)
+            self._explanations = self._pipeline((explained,), model.explainer)
 
-    def run(self, items: Sequence[Item]) -> int:
-        """Answer every request of a batch: each item ends with its `reply` or its `failure`.
+    def answer(self, items: Sequence[Item]) -> int:
+        """Answer a batch: each item ends with its `reply` or its `failure`.
 
         Returns:
-            How many of them were no descriptions.
+            How many of the requests are predictions or explanations: all but describe.
         """
+        try:
+            return self._answer(items)
+        except BaseException as error:
+            for item in items:
+                if item.reply is None and item.failure is None:
+                    self._model.failures.fail(item, error, "handle")
+            return len(items)
+
+    def types(self) -> dict[str, Any]:
+        """Return what describe says about input and output."""
+        return self._types.describe()
+
+    def close(self) -> None:
+        """Stop the threads. No request may be in progress."""
+        if self._explanations is not None:
+            self._explanations.close()
+        self.pipeline.close()
+
+    def _pipeline(self, hooks: Hooks, predictor: Predictor) -> Pipeline:
+        return Pipeline(
+            self._bundle.settings,
+            hooks,
+            predictor,
+            convert=self._types.convert,
+            streaming=self._model.streaming,
+            recorder=self._model.recording.recorder,
+            batch_size=self._batch_size,
+            fail=self._model.failures.fail,
+        )
+
+    def _answer(self, items: Sequence[Item]) -> int:
         others = [item for item in items if not _is_plain(item)]
         if not others:
-            self._predictions.run(items)
+            self.pipeline.run(items)
             return len(items)
         predictions = [item for item in items if _is_plain(item)]
         explanations: list[Item] = []
@@ -74,7 +104,7 @@ class Dispatch:
                 continue
             explains = item.properties.get("explain") == "True"
             if explains and self._explanations is None:
-                item.failure = told(item, _NO_EXPLAIN)
+                item.failure = failure_for(item, _NO_EXPLAIN)
                 continue
             parts = [item]
             if _is_kserve(item):
@@ -85,24 +115,22 @@ class Dispatch:
                 parts = request.parts
                 index += len(parts)
             (explanations if explains else predictions).extend(parts)
-        self._run(self._predictions, predictions)
-        if self._explanations is not None:
-            self._run(self._explanations, explanations)
+        # A KServe request may have more instances than a batch; without batches, all run concurrently.
+        together = self._bundle.settings.batch != "each"
+        size = max(1, self._batch_size if together else len(predictions))
+        for start in range(0, len(predictions), size):
+            self.pipeline.run(predictions[start : start + size])
+        if self._explanations is not None and explanations:
+            self._explanations.run(explanations)
         for request in opened:
-            request.close(self._predictions.fail)
+            request.close(self.pipeline.fail)
         return len(items) - described
-
-    def _run(self, pipeline: Pipeline, items: list[Item]) -> None:
-        together = self._bundle.settings.batch != "each" and pipeline is self._predictions
-        size = max(1, self._batch_size if together else len(items))
-        for start in range(0, len(items), size):
-            pipeline.run(items[start : start + size])
 
     def _answer_describe(self, item: Item) -> None:
         try:
             item.reply = encode(self._describe())
         except BaseException as error:
-            self._predictions.fail(item, error, "describe")
+            self.pipeline.fail(item, error, "describe")
 
     def _open(self, item: Item, index: int) -> Opened | None:
         settings = self._bundle.settings
@@ -117,24 +145,24 @@ class Dispatch:
                 keywords=self._bundle.contract.call == "keywords",
             )
         except BaseException as error:
-            self._predictions.fail(item, error, "decode")
+            self.pipeline.fail(item, error, "decode")
             if item.failure is not None:
-                item.failure = told(item, item.failure)
+                item.failure = failure_for(item, item.failure)
             return None
 
 
-def told(item: Item, failure: Failure) -> Failure:
-    """A failure as a request's client reads it: one of KServe's reads `error`."""
+def failure_for(item: Item, failure: Failure) -> Failure:
+    """Return a failure in the format that the request's client reads: KServe's clients read `error`."""
     return replace(failure, for_kserve=True) if _is_kserve(item) else failure
 
 
 def _is_kserve(item: Item) -> bool:
-    """It came to one of KServe's addresses, or to `/invocations`."""
+    """Whether a request came to one of KServe's addresses, or to `/invocations`."""
     return not (_is_plain(item) or is_describe(item) or isinstance(item.properties.get("url_path"), str))
 
 
 def _is_plain(item: Item) -> bool:
-    """A prediction by TorchServe's own address, or over gRPC."""
+    """Whether a request is a prediction, by TorchServe's own address or gRPC."""
     explain = item.properties.get("explain")
     if explain == "False":
         return "url_path" in item.properties
@@ -142,95 +170,10 @@ def _is_plain(item: Item) -> bool:
 
 
 def is_describe(item: Item) -> bool:
-    """`GET /models/NAME?customized=true`: TorchServe makes it a request with this header, and without any content."""
+    """Whether a request is `GET /models/NAME?customized=true`: TorchServe sets a header and sends no content."""
     properties = item.properties
     return (
         properties.get("describe") == "True"
         and not item.entry
         and not isinstance(properties.get("explain"), str)
     )
-
-
-class Answering:
-    """Answers requests in this process, wherever the model's predictions are made.
-
-    Args:
-        bundle: Contract and settings.
-        model: Loaded.
-        batch_size: The most requests that come at once.
-        describe: What describe answers.
-    """
-
-    def __init__(self, bundle: Bundle, model: Model, *, batch_size: int, describe: Callable[[], Any]) -> None:
-        self._model = model
-        self._bundle = bundle
-        self._batch_size = batch_size
-        hooks = model.hooks
-        self._types = TypedHooks(bundle.contract.form, hooks, bundle.settings.batch, model.context.logger)
-        self.pipeline = self._pipeline(hooks, model.predictor)
-        self._explanations: Pipeline | None = None
-        explain = hooks[0].explain
-        if explain is not None and model.explainer is not None:
-            stages = (Stage(hooks[0].preprocess, explain),)
-            self._explanations = self._pipeline(stages, model.explainer)
-        self._dispatch = Dispatch(bundle, self.pipeline, self._explanations, describe, batch_size)
-
-    def answer(self, items: Sequence[Item]) -> int:
-        """Answer a batch: each item ends with its `reply` or its `failure`.
-
-        Returns:
-            How many of them were no descriptions.
-        """
-        try:
-            return self._dispatch.run(items)
-        except BaseException as error:
-            for item in items:
-                if item.reply is None and item.failure is None:
-                    self._model.failing.fail(item, error, "handle")
-            return len(items)
-
-    def types(self) -> dict[str, Any]:
-        """What describe says of input and answer."""
-        return self._types.describe()
-
-    def observe(self, observed: Callable[[int, str, BoundHook], BoundHook]) -> Hooks:
-        """Call something in place of each hook of the stages, which calls the hook and sees what comes and goes.
-
-        Args:
-            observed: Gets the stage's number, `preprocess`, `predict` or `postprocess`, and the hook.
-
-        Returns:
-            What is called from now on; the predictor is to use it too.
-        """
-
-        def optional(number: int, role: str, hook: BoundHook | None) -> BoundHook | None:
-            return observed(number, role, hook) if hook is not None else None
-
-        hooks = tuple(
-            replace(
-                stage,
-                preprocess=optional(number, "preprocess", stage.preprocess),
-                predict=observed(number, "predict", stage.predict),
-                postprocess=optional(number, "postprocess", stage.postprocess),
-            )
-            for number, stage in enumerate(self._model.hooks)
-        )
-        self.pipeline.use(hooks)
-        return hooks
-
-    def close(self) -> None:
-        """Let go of threads; nothing may be under way."""
-        if self._explanations is not None:
-            self._explanations.close()
-        self.pipeline.close()
-
-    def _pipeline(self, hooks: Hooks, predictor: Predictor) -> Pipeline:
-        pipeline = Pipeline(
-            self._bundle.settings,
-            streaming=self._model.streaming,
-            recorder=self._model.recording.recorder,
-            batch_size=self._batch_size,
-            fail=self._model.failing.fail,
-        )
-        pipeline.start(hooks, predictor, self._types.converter())
-        return pipeline

@@ -1,4 +1,4 @@
-"""Binding a hook: from the parameters that inspection recorded to a call with one argument, the request's item."""
+"""Hooks and requests: a request's item, a hook bound to its parameters, the event loop of async hooks."""
 
 from __future__ import annotations
 
@@ -18,42 +18,28 @@ from ..request import BadRequest, Files, HttpRequest
 
 
 class Item:
-    """One request on its way through the pipeline. Each stage reads what the one before it left.
+    """One request on its way through the pipeline. Each step reads what the one before it left.
 
     Attributes:
-        index: Its place in TorchServe's batch.
+        index: Its position in TorchServe's batch.
         request: What hooks see as `request`.
-        entry, properties: What came on the wire, as TorchServe hands it over.
-        data, files: The same, decoded.
-        stage: Which of the model's stages it is in.
+        entry, properties: Its content and headers, as TorchServe delivers them.
+        data, files: The decoded content.
+        model_index: Which of the flow's models it has reached; 0 in every other form.
         inputs: What `preprocess` returned.
-        wrap: Makes the answer that is encoded of what the hooks returned (`kserve`); None: it is that itself.
+        wrap: Turns what the hooks returned into the value to encode (KServe); None where that is the value itself.
         outputs: What `predict` returned for it.
-        failure: Why it has no answer; the stages after the failing one skip it.
+        failure: Why it has no answer; later steps skip a failed request.
         reply: The encoded answer.
-        outlet: Where chunks of its answer can be sent before it has ended (`streaming.Outlet`); None: nowhere.
+        outlet: Sends chunks of its answer before the answer is complete (`streaming.Outlet`); None: not possible.
         sent: At least one chunk has been sent.
-        http: What the model-class form's hooks see as `Request`, once one of them asked for it.
+        http: What hooks of the model-class form see as `Request`, once one of them asked for it.
         ready_ns: When it was ready for the device (`time.monotonic_ns()`).
     """
 
     __slots__ = (
-        "data",
-        "entry",
-        "failure",
-        "files",
-        "http",
-        "index",
-        "inputs",
-        "outlet",
-        "outputs",
-        "properties",
-        "ready_ns",
-        "reply",
-        "request",
-        "sent",
-        "stage",
-        "wrap",
+        *("data", "entry", "failure", "files", "http", "index", "inputs", "model_index", "outlet", "outputs"),
+        *("properties", "ready_ns", "reply", "request", "sent", "wrap"),
     )
 
     def __init__(
@@ -65,7 +51,7 @@ class Item:
         self.request = request
         self.data: Any = None
         self.files: Files | None = None
-        self.stage = 0
+        self.model_index = 0
         self.inputs: Any = None
         self.outputs: Any = None
         self.failure: Failure | None = None
@@ -83,8 +69,8 @@ class BoundHook:
 
     Attributes:
         name: For error messages and the log.
-        call: Takes the item, returns what the hook returns: a value, or a coroutine to be awaited.
-        function: The user's own, whose annotations say what it takes and returns; None where there is none.
+        call: Takes the item and returns what the hook returns: a value, or a coroutine to await.
+        function: The user's own function, for its annotations; None where handlergen provides the hook.
         parameters: Its signature, as inspection found it.
     """
 
@@ -95,16 +81,14 @@ class BoundHook:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One visit to the device with what surrounds it; None where the value passes through.
-
-    Every form has one stage, its three hooks, but the flow, which has one for each of its models.
+class ModelHooks:
+    """One call of a model with the hooks around it; a hook is None where the value passes through unchanged.
 
     Attributes:
-        collate: Several requests' inputs to one batch (`batch: collate`); None for torch's default.
-        one_by_one: Inputs that cannot be collated are predicted one by one; else that is an error.
-        explain: Takes the place of `predict` for a request for an explanation; only a form with one stage has it.
-        name: For messages, where there may be several: `stage 2, torch encoder.pt`.
+        collate: Joins the inputs of several requests to one batch (`batch: collate`); None for torch's default.
+        one_by_one: Inputs that cannot be collated are predicted one by one; otherwise they are an error.
+        explain: Replaces `predict` for a request for an explanation; only forms with one model have it.
+        name: For messages of a flow, which has several models: `stage 2, torch encoder.pt`.
     """
 
     preprocess: BoundHook | None
@@ -116,12 +100,12 @@ class Stage:
     name: str = ""
 
 
-Hooks = tuple[Stage, ...]
-"""The stages of a model, one at least."""
+Hooks = tuple[ModelHooks, ...]
+"""The hooks of each model that a request passes: several in a flow, one in every other form."""
 
 
 def http_request(item: Item) -> HttpRequest:
-    """The same object for every hook of a request."""
+    """Return what hooks see as `Request`: the same object for all hooks of a request."""
     if item.http is None:
         item.http = HttpRequest(item.request, item.entry)
     return item.http
@@ -139,7 +123,7 @@ _ITEM_SOURCES: dict[str, Callable[[Item], Any]] = {
 
 
 def bind(function: Callable[..., Any], hook: Hook, constants: Mapping[str, Any]) -> BoundHook:
-    """Make a hook callable with an item.
+    """Return a hook that can be called with an item.
 
     Args:
         function: The user's function or bound method.
@@ -147,17 +131,16 @@ def bind(function: Callable[..., Any], hook: Hook, constants: Mapping[str, Any])
         constants: Values for `context`, `model` and `device`, the same for every request.
 
     Raises:
-        ValueError: The contract names a source that this runtime does not have.
+        ValueError: The contract names a parameter source that this runtime does not know.
     """
     return BoundHook(hook.name, _caller(function, hook, constants), function, hook.parameters)
 
 
 def call_once(function: Callable[..., Any], hook: Hook, constants: Mapping[str, Any]) -> Any:
-    """Call a hook that has no request: `setup`, `load`, `is_healthy`. Awaits it when it is async."""
-    positional = [
-        constants[p.source] for p in hook.parameters if not p.keyword_only and p.source in constants
-    ]
-    named = {p.name: constants[p.source] for p in hook.parameters if p.keyword_only and p.source in constants}
+    """Call a hook that has no request (`setup`, `load`, `is_healthy`), and await it when it is async."""
+    passed = [parameter for parameter in hook.parameters if parameter.source in constants]
+    positional = [constants[each.source] for each in passed if not each.keyword_only]
+    named = {each.name: constants[each.source] for each in passed if each.keyword_only}
     result = function(*positional, **named)
     return asyncio.run(_awaited(result)) if hook.is_async else result
 
@@ -169,19 +152,11 @@ async def _awaited(value: Awaitable[Any]) -> Any:
 def _caller(function: Callable[..., Any], hook: Hook, constants: Mapping[str, Any]) -> Callable[[Item], Any]:
     if any(parameter.source == "key" for parameter in hook.parameters):
         return _keyword_caller(function, hook, constants)
-    positional = [
-        _getter(parameter.source, constants) for parameter in hook.parameters if not parameter.keyword_only
-    ]
-    named = {
-        parameter.name: _getter(parameter.source, constants)
-        for parameter in hook.parameters
-        if parameter.keyword_only
-    }
+    positional = [_getter(each.source, constants) for each in hook.parameters if not each.keyword_only]
+    named = {each.name: _getter(each.source, constants) for each in hook.parameters if each.keyword_only}
     if not named and len(positional) == 1:  # nearly every hook; spares the packing of arguments
         (only,) = positional
         return lambda item: function(only(item))
-    if not named:
-        return lambda item: function(*[get(item) for get in positional])
     return lambda item: function(
         *[get(item) for get in positional], **{name: get(item) for name, get in named.items()}
     )
@@ -191,10 +166,9 @@ def _getter(source: str, constants: Mapping[str, Any]) -> Callable[[Item], Any]:
     if source in constants:
         value = constants[source]
         return lambda _item: value
-    try:
-        return _ITEM_SOURCES[source]
-    except KeyError:
-        raise ValueError(f"this runtime has nothing to pass for {source!r}") from None
+    if source not in _ITEM_SOURCES:
+        raise ValueError(f"this runtime cannot pass {source!r} to a hook")
+    return _ITEM_SOURCES[source]
 
 
 def _keyword_caller(
@@ -210,15 +184,14 @@ def _keyword_caller(
             raise BadRequest(
                 f"{hook.name} takes a JSON object with the keys {', '.join(keys)}, not {type(given).__name__}"
             )
-        unknown = [str(key) for key in given if key not in keys]
         missing = [name for name, required in keys.items() if required and name not in given]
-        if unknown or missing:
-            findings = (
-                [f"missing key{'s' if len(missing) > 1 else ''}: {', '.join(missing)}"] if missing else []
-            )
-            findings += (
-                [f"unknown key{'s' if len(unknown) > 1 else ''}: {', '.join(unknown)}"] if unknown else []
-            )
+        unknown = [str(key) for key in given if key not in keys]
+        if missing or unknown:
+            findings = [
+                f"{what} key{'s' if len(names) > 1 else ''}: {', '.join(names)}"
+                for what, names in (("missing", missing), ("unknown", unknown))
+                if names
+            ]
             raise BadRequest(f"{'; '.join(findings)} (keys: {', '.join(keys)})")
         return function(**given, **{name: get(item) for name, get in others.items()})
 
@@ -226,10 +199,9 @@ def _keyword_caller(
 
 
 class EventLoopThread:
-    """One event loop in a thread of its own, on which the async preprocess and postprocess hooks run.
+    """An event loop in a thread of its own, for async preprocess and postprocess hooks.
 
-    It is never the thread that predicts, so an `await` in one request's hook neither waits for the device nor
-    delays it.
+    The thread never predicts, so an `await` in a hook neither waits for the device nor delays it.
     """
 
     def __init__(self) -> None:
@@ -238,7 +210,7 @@ class EventLoopThread:
         self._thread.start()
 
     def _run(self) -> None:
-        # The mode belongs to a thread, and tasks of several requests alternate in this one: it is set for all.
+        # Inference mode belongs to a thread, and this one alternates between requests: it is set once, for all.
         with torch.inference_mode():
             self._loop.run_forever()
 
@@ -256,10 +228,6 @@ class EventLoopThread:
                 done(value, None)
 
         asyncio.run_coroutine_threadsafe(run(), self._loop)
-
-    def result(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Run a coroutine and wait for what it returns or raises."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def close(self) -> None:
         """Stop the loop; pending coroutines are abandoned."""
@@ -280,11 +248,7 @@ class ItemParts(NamedTuple):
 
 @dataclass(frozen=True)
 class HookInputs:
-    """What hooks read of a request besides `inputs` and `outputs`.
-
-    Attributes:
-        data, files, http: `data`, `files` and `http_request` of their parameters.
-    """
+    """Which of `data`, `files` and `http_request` some hooks ask for, to send only these to another process."""
 
     data: bool
     files: bool
@@ -292,7 +256,7 @@ class HookInputs:
 
     @classmethod
     def of(cls, contract: Contract, roles: Collection[str]) -> HookInputs:
-        """Read it from the parameters of the hooks with these roles; a flow's hooks have roles of their own."""
+        """Read it from the parameters of the hooks with these roles; everything for a flow, whose roles differ."""
         if FORMS[contract.form].several_models:
             return cls(data=True, files=True, http=True)
         hooks = [hook for role, hook in contract.hooks.items() if role in roles]

@@ -1,7 +1,7 @@
-"""A model as the pipeline needs it: its stages, who predicts and explains, and what becomes of failures.
+"""A model as the pipeline needs it: hooks, predictor, explainer, and what handles failures.
 
 An explanation (`POST /explanations/NAME`) gets what `preprocess` returned, as with TorchServe's own handlers
-(BaseHandler.explain_handle), and is not postprocessed. It has the device to itself, but is not in inference mode:
+(BaseHandler.explain_handle), and is not postprocessed. It holds the device lock, but is not in inference mode:
 attributions need gradients.
 """
 
@@ -25,7 +25,7 @@ from ..forms.loading import open_user_module
 from ..telemetry.metrics import Metrics
 from ..telemetry.recording import Recorder, Recording
 from ..torchserve.streaming import Streaming
-from .batching import Ready, map_tensors
+from .batching import RequestSource, map_tensors
 from .hooks import BoundHook, Hooks, Item
 from .predictor import Lock, Predictor, WorkerPredictor, seconds_left
 
@@ -33,20 +33,19 @@ _HOOKS = ("preprocess", "predict", "postprocess")
 
 
 class Model(Protocol):
-    """What answers requests (`answering`) works with.
+    """What a `Dispatcher` works with.
 
     Attributes:
         context: What hooks receive as `context`.
-        failing: Settles failures.
+        failures: Handles what hooks raise.
         streaming: Where chunks go.
-        recording: Is told how long stages take.
-        predictor: Who predicts.
-        explainer: Who explains; None without an `explain` hook.
-        is_healthy: Asks the module's `is_healthy`; None without one.
+        recording: Records how long stages take.
+        explainer: Explains; None without an `explain` hook.
+        is_healthy: Calls the module's `is_healthy`; None without one.
     """
 
     context: Context
-    failing: Failing
+    failures: FailureHandler
     streaming: Streaming
     recording: Recording
     explainer: Predictor | None
@@ -54,14 +53,14 @@ class Model(Protocol):
 
     @property
     def hooks(self) -> Hooks:
-        """The stages."""
+        """The module's hooks."""
 
     @property
     def predictor(self) -> Predictor:
-        """Who predicts."""
+        """Predicts."""
 
     def close(self) -> None:
-        """Let go of what it holds."""
+        """Release what the model holds."""
 
 
 class LoadedModel:
@@ -71,9 +70,9 @@ class LoadedModel:
         bundle: Contract and settings.
         model_dir: Where the archive is unpacked.
         gpu_id: A logical index, or None for the CPU.
-        server: TorchServe's process, whose metrics are counted for; None without one.
-        guard: Stands in front of the device lock (the predictor process notes who has it).
-        write_metrics: Takes lines of metrics; standard output when left out.
+        server: TorchServe's process, for its metrics; None without one.
+        guard: Wraps the device lock (the predictor process records who holds it).
+        write_metrics: Writes lines of metrics; to standard output by default.
 
     Raises:
         Exception: What the user's module raises while it is imported, set up and loaded.
@@ -92,10 +91,10 @@ class LoadedModel:
         contract, settings = bundle.contract, bundle.settings
         self.device = Device(gpu_id)
         self.context = Context.open(settings, device=self.device.torch, model_dir=model_dir)
-        self.failing = Failing(contract.form, user_root=str(model_dir), logger=self.context.logger)
+        self.failures = FailureHandler(contract.form, user_root=str(model_dir), logger=self.context.logger)
         self.streaming = streaming_of(bundle)
         self.recording = Recording(settings, self.device.key, metrics=server is not None, write=write_metrics)
-        self.failing.count_lock_timeouts(self.recording.metrics)
+        self.failures.metrics = self.recording.metrics
         lock = guard(_lock(settings.lock, settings.name, self.device.key))
         self._module = open_user_module(contract, settings, self.context)
         self._module.setup()
@@ -105,12 +104,12 @@ class LoadedModel:
             lock,
             batch=settings.batch,
             lock_timeout_s=settings.lock_timeout_s,
-            fail=self.failing.fail,
+            fail=self.failures.fail,
             streaming=self.streaming,
             recorder=self.recording.recorder,
         )
         self.predictor.load()
-        self.failing.name_stages(self.hooks)
+        self.failures.hooks = self.hooks
         self.explainer: Predictor | None = None
         explain = self.hooks[0].explain
         if explain is not None:
@@ -119,10 +118,10 @@ class LoadedModel:
                 self.device,
                 lock,
                 lock_timeout_s=settings.lock_timeout_s,
-                fail=self.failing.fail,
+                fail=self.failures.fail,
                 recorder=self.recording.recorder,
             )
-        self.is_healthy = self._module.optional("is_healthy")
+        self.is_healthy = self._module.is_healthy()
         if server is not None:
             self.recording.has_copy(settings, self.device, server)
             self.recording.start()
@@ -132,11 +131,11 @@ class LoadedModel:
         return self.predictor.hooks
 
     def own_outputs(self, item: Item) -> None:
-        """Give a request's outputs memory of their own: it is answered beside the next predict."""
+        """Copy a request's outputs if a hook may overwrite them: it is answered while the next one is predicted."""
         try:
             item.outputs = self.device.own(item.outputs)
         except BaseException as error:  # there is no more memory, say
-            self.failing.fail(item, error, "predict")
+            self.failures.fail(item, error, "predict")
 
     def close(self) -> None:
         self.predictor.close()
@@ -144,7 +143,7 @@ class LoadedModel:
 
 
 def streaming_of(bundle: Bundle) -> Streaming:
-    """How the model's answers are streamed."""
+    """Return how the model's answers are streamed."""
     settings = bundle.settings
     return Streaming(nan=settings.nan, limit=settings.max_response_bytes, limit_s=settings.predict_timeout_s)
 
@@ -157,15 +156,11 @@ def _lock(kind: str, model: str, device_key: str) -> DeviceLock | NoLock:
 
 
 class Explainer:
-    """A `Predictor` whose predictions are explanations, one request at a time.
+    """A `Predictor` whose predictions are explanations, one request at a time. See `WorkerPredictor` for the arguments.
 
     Args:
         hook: The module's `explain`.
-        device: Where the model is.
-        lock: The same as the predictions': explanations and predictions take turns.
-        lock_timeout_s: How long a request may wait for the device, in seconds.
-        fail: Called with an item, what was raised and the hook's name; sets the item's failure.
-        recorder: Is told how long each stage took; None for nobody.
+        lock: The lock of the predictions.
     """
 
     def __init__(
@@ -176,7 +171,7 @@ class Explainer:
         *,
         lock_timeout_s: float,
         fail: Callable[[Item, BaseException, str], None],
-        recorder: Recorder | None = None,
+        recorder: Recorder | None,
     ) -> None:
         self._hook = hook
         self._device = device
@@ -185,27 +180,20 @@ class Explainer:
         self._fail = fail
         self._recorder = recorder
 
-    def load(self) -> None:
-        """Nothing: the predictor has loaded the model."""
-
-    def predict(self, arrivals: Ready) -> None:
-        """Explain each request when it is ready."""
-        item = arrivals.next()
-        while item is not None:
+    def predict(self, requests: RequestSource) -> None:
+        while (item := requests.next()) is not None:
             try:
                 item.outputs = self._explain(item)
-                if arrivals.more:  # as the predictor does
+                if (
+                    requests.more
+                ):  # this answer is encoded during the next explanation, which may overwrite its memory
                     item.outputs = self._device.own(item.outputs)
             except BaseException as error:
                 self._fail(item, error, "explain")
-            arrivals.done(item)
-            item = arrivals.next()
+            requests.done(item)
 
     def describe(self) -> dict[str, Any]:
         return {}
-
-    def close(self) -> None:
-        """Nothing is held between two explanations."""
 
     def _explain(self, item: Item) -> Any:
         self._lock.acquire(seconds_left(item, self._lock_timeout_s))
@@ -230,54 +218,50 @@ class Explainer:
                 self._recorder.record("explain", item.request.id, started, ended)
 
 
-class Failing:
-    """Makes a request's failure of what was raised.
+class FailureHandler:
+    """Turns what was raised into a request's failure, and logs it.
 
     Args:
         form: The contract's.
-        user_root: Directory of the user's code; tracebacks are cut to it.
-        logger: Gets one traceback for each request that fails by the module's fault; at level DEBUG also for each that
-            a hook refuses.
+        user_root: Directory of the user's code, to which tracebacks are reduced.
+        logger: Gets a traceback for each request that fails by the module's fault; at level DEBUG also for each that a
+            hook refuses.
+
+    Attributes:
+        hooks: The loaded module's, for the names of a flow's models in messages.
+        metrics: Counts requests that did not get the device in time.
     """
 
     def __init__(self, form: str, *, user_root: str, logger: logging.Logger) -> None:
         self._form = form
         self._user_root = user_root
         self._logger = logger
-        self._stages: tuple[str, ...] = ("",)
-        self._metrics: Metrics | None = None
-
-    def name_stages(self, hooks: Hooks) -> None:
-        """Tell what the stages are called in messages; once the model is loaded."""
-        self._stages = tuple(stage.name for stage in hooks)
-
-    def count_lock_timeouts(self, metrics: Metrics | None) -> None:
-        """Count requests that did not get the device in time."""
-        self._metrics = metrics
+        self.hooks: Hooks = ()
+        self.metrics: Metrics | None = None
 
     def fail(self, item: Item, error: BaseException, hook: str) -> None:
-        """Settle that a request has no answer, and log why; what is the client's fault, for debugging only.
+        """Set a request's failure and log it; at level DEBUG only where the client is at fault.
 
         Args:
-            item: Its `failure` is set.
+            item: The request.
             error: What was raised.
-            hook: The role of what raised it.
+            hook: What raised it: a hook's role, or another step.
 
         Raises:
-            KeyboardInterrupt: It was that, in the main thread.
+            KeyboardInterrupt: It was raised in the main thread.
         """
         pass_interrupt(error)
         request_id, role = item.request.id, hook
-        name = self._stages[item.stage]
-        if name and hook in _HOOKS:
-            # What comes into a later stage is the module's own doing: its ValueError is not the client's.
-            own = hook == "preprocess" and item.stage == 0
-            told, hook = hook if own else f"stage {item.stage + 1} ({hook})", f"{hook} of {name}"
-        else:
-            told = hook
-        item.failure = failure_of(error, hook=told, form=self._form, request_id=request_id)
-        if self._metrics is not None and isinstance(error, LockTimeout):
-            self._metrics.lock_timed_out()
+        public = hook
+        name = self.hooks[item.model_index].name if self.hooks else ""
+        if name and role in _HOOKS:
+            hook = f"{role} of {name}"
+            # What later hooks of a flow get is the module's own doing: their ValueError is not the client's mistake.
+            if role != "preprocess" or item.model_index:
+                public = f"stage {item.model_index + 1} ({role})"
+        item.failure = failure_of(error, hook=public, form=self._form, request_id=request_id)
+        if self.metrics is not None and isinstance(error, LockTimeout):
+            self.metrics.lock_timed_out()
         level = logging.ERROR if item.failure.status >= 500 else logging.DEBUG
         if level == logging.ERROR or (role in _HOOKS and self._logger.isEnabledFor(level)):
             self._logger.log(

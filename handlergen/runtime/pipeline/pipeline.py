@@ -21,66 +21,65 @@ from ..contract import RuntimeSettings
 from ..device.device import inference_mode
 from ..telemetry.recording import Recorder
 from ..torchserve.streaming import STREAMS, Streaming, drain, drain_async
-from .batching import Arrivals
+from .batching import RequestQueue
 from .hooks import BoundHook, EventLoopThread, Hooks, Item
 from .predictor import Predictor
 
+_Step = Callable[[Item, Callable[[Item], None]], None]
+"""One of a pipeline's steps for one request; calls the second argument when it is done, on any thread."""
+
 
 class Pipeline:
-    """Takes requests through the stages of one model.
+    """Takes requests through decode, preprocess, predict, postprocess and encode.
 
     Args:
         settings: What the archive carries.
-        streaming: Where the chunks go of a postprocess that is a generator.
-        recorder: Is told how long each stage took; None for nobody.
+        hooks: The loaded module's.
+        predictor: Makes the predictions.
+        convert: Turns a request's data into what the first hook's annotation asks for, and raises what `failure_of`
+            accepts for the hook `INPUT`; None where there is no such annotation.
+        streaming: Where the chunks of a postprocess that is a generator go.
+        recorder: Records how long each stage took; None where nothing is recorded.
         batch_size: The most requests that come at once.
         fail: Called with an item, what was raised and the hook's name; sets the item's failure.
+
+    Attributes:
+        hooks: What is called; may be replaced while no request is being answered.
     """
 
     def __init__(
         self,
         settings: RuntimeSettings,
+        hooks: Hooks,
+        predictor: Predictor,
         *,
+        convert: Callable[[Any], Any] | None,
         streaming: Streaming,
         recorder: Recorder | None,
         batch_size: int,
         fail: Callable[[Item, BaseException, str], None],
     ) -> None:
         self._settings = settings
+        self.hooks = hooks
+        self._predictor = predictor
+        self._convert = convert
         self._streaming = streaming
         self._recorder = recorder
         self._batch_size = batch_size
         self.fail = fail
-        self._hooks: Hooks
-        self._predictor: Predictor
         self._threads: ThreadPoolExecutor | None = None
         self._async: EventLoopThread | None = None
         self._async_starts = threading.Lock()
 
-    def start(self, hooks: Hooks, predictor: Predictor, convert: Callable[[Any], Any] | None = None) -> None:
-        """Connect the loaded model; before the first request.
-
-        Args:
-            convert: Makes of a request's data what the first hook's annotation asks for; raises what `failure_of`
-                takes for the hook `INPUT`.
-        """
-        self._hooks = hooks
-        self._predictor = predictor
-        self._convert = convert
-
-    def use(self, hooks: Hooks) -> None:
-        """Call these hooks instead, which observe those that were given to `start`."""
-        self._hooks = hooks
-
     def close(self) -> None:
-        """End the threads; nothing may be under way."""
+        """Stop the threads. No request may be in progress."""
         if self._threads is not None:
             self._threads.shutdown()
         if self._async is not None:
             self._async.close()
 
     def forked(self) -> Pipeline:
-        """The same stages for use in a process that was forked off this one, which threads do not cross."""
+        """Return a copy for a process forked from this one: threads do not survive a fork."""
         own = copy.copy(self)
         own._threads, own._async, own._async_starts = None, None, threading.Lock()
         own._recorder = self._recorder.forked() if self._recorder is not None else None
@@ -89,8 +88,8 @@ class Pipeline:
     def run(self, items: Sequence[Item]) -> None:
         """Answer a batch: each item ends with its `reply` or its `failure`.
 
-        A single request runs in this thread, from stage to stage. Of several, each is prepared and answered in a
-        thread (or on the event loop) of its own, while this thread predicts for those that are ready.
+        A single request runs in this thread, from decode to encode. Of several, each is prepared and answered in a
+        thread of its own (or on the event loop), while this thread predicts those that are ready.
         """
         if len(items) == 1:
             self.preprocess(items)
@@ -103,63 +102,60 @@ class Pipeline:
         def answered(_item: Item) -> None:
             finished.release()
 
-        last = len(self._hooks) - 1
+        last = len(self.hooks) - 1
 
         def predicted(item: Item) -> None:
             if item.failure is not None:
                 finished.release()
-            elif item.stage == last:
-                threads.submit(self._surely, self._finish, item, answered)
+            elif item.model_index == last:
+                threads.submit(self._run_step, self._finish, item, answered)
             else:
-                threads.submit(self._surely, self._advance, item, arrivals.put)
+                threads.submit(self._run_step, self._advance, item, requests.put)
 
-        arrivals = Arrivals(len(items), last, predicted)
+        requests = RequestQueue(len(items), last, predicted)
         for item in items:
-            threads.submit(self._surely, self._prepare, item, arrivals.put)
-        self._predictor.predict(arrivals)
+            threads.submit(self._run_step, self._prepare, item, requests.put)
+        self._predictor.predict(requests)
         for _ in items:
             finished.acquire()
 
     def preprocess(self, items: Sequence[Item]) -> None:
-        """Decode and preprocess in this thread, one after the other; async hooks run side by side."""
+        """Decode and preprocess in this thread, one after the other; async hooks run concurrently."""
         self._each(items, self._prepare)
 
     def predict(self, items: Sequence[Item]) -> None:
-        """Predict for every item that has not failed; between two stages, answer one and prepare the other."""
-        for stage in range(len(self._hooks)):
-            if stage:
+        """Predict for every item that has not failed; in a flow, with the hooks between its models."""
+        for index in range(len(self.hooks)):
+            if index:
                 self._each([item for item in items if item.failure is None], self._advance)
-            arrivals = Arrivals(len(items), stage, lambda _item: None)
+            requests = RequestQueue(len(items), index, lambda _item: None)
             for item in items:
-                arrivals.put(item)
-            self._predictor.predict(arrivals)
+                requests.put(item)
+            self._predictor.predict(requests)
 
     def postprocess(self, items: Sequence[Item]) -> None:
-        """Postprocess and encode what has not failed, in this thread, one after the other; async hooks side by side."""
+        """Postprocess and encode what has not failed in this thread; async hooks run concurrently."""
         with inference_mode():  # once for all of them
             self._each([item for item in items if item.failure is None], self._finish)
 
-    def _surely(
-        self, stage: Callable[[Item, Callable[[Item], None]], None], item: Item, then: Callable[[Item], None]
-    ) -> None:
-        """Run a stage in a thread. What it should not raise is the request's failure: the batch waits for `then`."""
+    def _run_step(self, step: _Step, item: Item, then: Callable[[Item], None]) -> None:
+        """Run a step in a thread. Whatever it raises fails the request: the batch waits for `then`."""
         try:
-            stage(item, then)
+            step(item, then)
         except BaseException as error:
             self.fail(item, error, "handle")
             then(item)
 
-    def _each(self, items: Sequence[Item], stage: Callable[[Item, Callable[[Item], None]], None]) -> None:
+    def _each(self, items: Sequence[Item], step: _Step) -> None:
         done: queue.SimpleQueue[Item] = queue.SimpleQueue()  # the cheapest signal there is
         for item in items:
-            stage(item, done.put)
+            step(item, done.put)
         for _ in items:
             done.get()
 
     def _prepare(self, item: Item, then: Callable[[Item], None]) -> None:
-        recorder = self._recorder
-        start = time.monotonic_ns() if recorder is not None else 0
-        if item.files is None:  # else it has been decoded already, as what stands in it
+        start = time.monotonic_ns()
+        if item.files is None:  # a part of a KServe request has been decoded already
             try:
                 decoded = decode(item.entry, item.properties)
                 item.data, item.files = decoded.data, decoded.files
@@ -170,13 +166,11 @@ class Pipeline:
                 item.data = self._convert(item.data)
             except BaseException as error:
                 self.fail(item, error, INPUT)
-        if recorder is not None:
-            recorder.record("decode", item.request.id, start, time.monotonic_ns())
-
+        self._record("decode", item, start)
         self._make_ready(item, item.data, then)
 
     def _make_ready(self, item: Item, value: Any, then: Callable[[Item], None]) -> None:
-        """Preprocess for the item's stage; the item is then ready for the device."""
+        """Preprocess for the item's next model; the item is then ready for the device."""
 
         def ready(inputs: Any) -> None:
             item.inputs = inputs
@@ -184,20 +178,20 @@ class Pipeline:
             then(item)
 
         item.inputs = value
-        self._call(self._hooks[item.stage].preprocess, item, value, "preprocess", ready)
+        self._call(self.hooks[item.model_index].preprocess, item, value, "preprocess", ready)
 
     def _advance(self, item: Item, then: Callable[[Item], None]) -> None:
-        """From one stage of the model to the next, outside the lock."""
+        """Take a request of a flow from one model to the next, outside the lock."""
 
         def answered(value: Any) -> None:
-            item.stage += 1
+            item.model_index += 1
             self._make_ready(item, value, then)
 
         with inference_mode():
-            self._call(self._hooks[item.stage].postprocess, item, item.outputs, "postprocess", answered)
+            self._call(self.hooks[item.model_index].postprocess, item, item.outputs, "postprocess", answered)
 
     def _finish(self, item: Item, then: Callable[[Item], None]) -> None:
-        hook = self._hooks[-1].postprocess
+        hook = self.hooks[-1].postprocess
         if hook is None:
             self._encode(item, item.outputs, then)
             return
@@ -209,8 +203,7 @@ class Pipeline:
         if type(value) in STREAMS and item.failure is None:
             self._stream(item, value, then)
             return
-        recorder = self._recorder
-        start = time.monotonic_ns() if recorder is not None else 0
+        start = time.monotonic_ns()
         if item.failure is None:
             try:
                 if item.wrap is not None:
@@ -218,12 +211,11 @@ class Pipeline:
                 item.reply = encode(value, nan=self._settings.nan, limit=self._settings.max_response_bytes)
             except BaseException as error:
                 self.fail(item, error, "encode")
-        if recorder is not None:
-            recorder.record("encode", item.request.id, start, time.monotonic_ns())
+        self._record("encode", item, start)
         then(item)
 
     def _stream(self, item: Item, stream: Any, then: Callable[[Item], None]) -> None:
-        """Send the chunks of a postprocess that is a generator; outside the lock, beside other requests."""
+        """Send the chunks of a postprocess that is a generator, outside the lock."""
         chunks = self._streaming.chunks(item)
 
         def ended(_nothing: Any, error: BaseException | None) -> None:
@@ -244,16 +236,14 @@ class Pipeline:
     def _call(
         self, hook: BoundHook | None, item: Item, unchanged: Any, stage: str, then: Callable[[Any], None]
     ) -> None:
-        """Call a hook and continue with what it returns: here, or on the event loop when it is async."""
+        """Call a hook and continue with what it returns, on this thread, or on the event loop if the hook is async."""
         if item.failure is not None or hook is None:
             then(unchanged)
             return
-        recorder = self._recorder
-        start = time.monotonic_ns() if recorder is not None else 0
+        start = time.monotonic_ns()
 
         def returned(value: Any, error: BaseException | None) -> None:
-            if recorder is not None:
-                recorder.record(stage, item.request.id, start, time.monotonic_ns())
+            self._record(stage, item, start)
             if error is not None:
                 self.fail(item, error, stage)
             then(value)
@@ -267,6 +257,10 @@ class Pipeline:
             self._event_loop().submit(value, returned)
         else:
             returned(value, None)
+
+    def _record(self, stage: str, item: Item, start_ns: int) -> None:
+        if self._recorder is not None:
+            self._recorder.record(stage, item.request.id, start_ns, time.monotonic_ns())
 
     def _pool(self) -> ThreadPoolExecutor:
         if self._threads is None:
@@ -283,10 +277,10 @@ class Pipeline:
 def open_items(
     data: Sequence[Mapping[str, Any]], properties: Sequence[Mapping[str, Any]], request_ids: Sequence[str]
 ) -> list[Item]:
-    """One item a request.
+    """Return one item for each request.
 
     Args:
-        data: A mapping a request: `{"body": ...}`, or a value a part.
+        data: A mapping for each request: `{"body": ...}`, or a value for each part of a form.
         properties: The request's headers and its parts' content types.
         request_ids: The requests' ids.
     """

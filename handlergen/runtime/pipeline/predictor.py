@@ -1,4 +1,4 @@
-"""Who may predict when: under the device lock, in inference mode, one request after the other or a batch together."""
+"""Predictions: under the device lock, in inference mode, one request after the other or a batch together."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..device.device import Device, inference_mode
 from ..forms.loading import UserModule
 from ..telemetry.recording import Recorder
 from ..torchserve.streaming import STREAMS, StreamAnswerError, Streaming, drain, drain_async
-from .batching import BatchError, Ready, check_length, collate, split
+from .batching import BatchError, RequestSource, check_length, collate, split
 from .hooks import Hooks, Item
 
 
 class Lock(Protocol):
-    """What serializes predictions (`device_lock`)."""
+    """What serializes predictions (`device.lock`)."""
 
     key: str
 
@@ -28,42 +28,39 @@ class Lock(Protocol):
 
 
 class Predictor(Protocol):
-    """Where predictions happen. The pipeline does not know whether that is this process."""
+    """Predicts for the pipeline, in this process or through another one."""
 
-    def load(self) -> None:
-        """Load the model; once."""
-
-    def predict(self, arrivals: Ready) -> None:
-        """Give every request of a batch its `outputs` or its `failure`, and hand each to `arrivals.done`."""
+    def predict(self, requests: RequestSource) -> None:
+        """Give every request of a batch its `outputs` or its `failure`, and pass each to `requests.done`."""
 
     def describe(self) -> dict[str, Any]:
-        """Plain values about the model's copy: device, process, counts."""
-
-    def close(self) -> None:
-        """Let go of what it holds."""
+        """Return plain values about the model's copy: device, process, counts."""
 
 
 def seconds_left(item: Item, lock_timeout_s: float) -> float:
-    """How long a request may still wait for the device, counted from when it was ready for it."""
+    """Return how long a request may still wait for the device, counted from when it was ready."""
     return max(0.0, lock_timeout_s - (time.monotonic_ns() - item.ready_ns) / 1e9)
 
 
 class WorkerPredictor:
-    """Predicts in this process, with its own copy of the model, taking turns with others by the device lock.
+    """Predicts in this process, with its own copy of the model, under the device lock.
 
-    A turn lasts while requests of the batch are ready: the device is not handed over between two predictions
-    whose inputs are both there, so batches of different workers follow each other whole, and one worker's
-    answers go out while the other one predicts.
+    The lock is held while further requests of the batch are ready: the device is not handed over between two
+    predictions whose inputs are both there, so batches of different workers follow each other whole, and one worker's
+    answers go out while another one predicts.
 
     Args:
         module: The user's module.
         device: Where its model is.
-        lock: Who has the device.
+        lock: The device lock.
         batch: `each`, `collate` or `list`.
         lock_timeout_s: How long a request may wait for the device, in seconds.
         fail: Called with an item, what was raised and the hook's name; sets the item's failure.
-        streaming: Where the chunks go of a predict that is a generator. It has the device until it ends.
-        recorder: Is told how long each stage took; None for nobody.
+        streaming: Where the chunks of a predict that is a generator go. It holds the lock until it ends.
+        recorder: Records how long each stage took; None where nothing is recorded.
+
+    Attributes:
+        hooks: The module's, after `load`; may be replaced while no request is being answered.
     """
 
     def __init__(
@@ -82,27 +79,14 @@ class WorkerPredictor:
         self._device = device
         self._call = DeviceCall(device, streaming, streams=batch == "each")
         self._lock = lock
+        self._batch = batch
         self._lock_timeout_s = lock_timeout_s
         self._fail = fail
         self._recorder = recorder
-        self._predict_batch = {"each": None, "collate": self._collated, "list": self._listed}[batch]
-        self._hooks: Hooks
+        self.hooks: Hooks = ()
         self._load_s = 0.0
 
-    @property
-    def hooks(self) -> Hooks:
-        """The module's stages; after `load`."""
-        return self._hooks
-
-    def use(self, hooks: Hooks) -> None:
-        """Call these hooks instead, which observe the module's."""
-        self._hooks = hooks
-
-    def tell(self, recorder: Recorder) -> None:
-        """Tell this one how long each stage took, instead."""
-        self._recorder = recorder
-
-    def wait_for_ever(self) -> None:
+    def disable_lock_timeout(self) -> None:
         """Let no request fail because the device is not free in time: an offline run has no client that waits."""
         self._lock_timeout_s = math.inf
 
@@ -116,26 +100,21 @@ class WorkerPredictor:
             self._load_s = time.monotonic() - start
         finally:
             self._lock.release()
-        self._hooks = self._module.hooks()
+        self.hooks = self._module.hooks()
 
-    def predict(self, arrivals: Ready) -> None:
-        item = arrivals.next()
-        if self._predict_batch is not None:
-            items = []
-            while item is not None:
-                items.append(item)
-                item = arrivals.next()
-            items.sort(key=lambda item: item.index)  # the same batch, whoever was ready first
-            self._predict_together(items, arrivals)
+    def predict(self, requests: RequestSource) -> None:
+        if self._batch != "each":
+            items = list(iter(requests.next, None))
+            items.sort(key=lambda item: item.index)  # the same batch, whichever was ready first
+            self._predict_together(items, requests)
             return
-        while item is not None:
+        while (item := requests.next()) is not None:
             # Entered before the wait: under the lock, nothing that could have been done earlier or later.
             with inference_mode():
-                if self._staged(item) and not self._late([item]):
-                    self._turn(item, arrivals)
+                if self._pinned(item) and not self._late([item]):
+                    self._predict_ready(item, requests)
                 else:
-                    arrivals.done(item)
-            item = arrivals.next()
+                    requests.done(item)
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -148,10 +127,11 @@ class WorkerPredictor:
         }
 
     def close(self) -> None:
+        """Close the event loop of async predicts."""
         self._call.close()
 
-    def _staged(self, item: Item) -> bool:
-        """Lay the inputs of a request out for the device, before the lock."""
+    def _pinned(self, item: Item) -> bool:
+        """Pin the memory of a request's inputs, before the lock."""
         try:
             item.inputs = self._device.stage(item.inputs)
         except BaseException as error:
@@ -160,46 +140,44 @@ class WorkerPredictor:
         return True
 
     def _late(self, items: list[Item]) -> list[Item]:
-        """Wait for the device, until the first of these requests cannot wait any longer.
+        """Acquire the lock, or wait for it until the first of these requests has waited too long.
 
         Returns:
-            Those that cannot: they have failed. None when the device is theirs.
+            Those that have waited too long: they have failed. None of them when the lock is held.
         """
         left = {item: seconds_left(item, self._lock_timeout_s) for item in items}
         soonest = min(left.values())
         try:
             self._lock.acquire(soonest)
-        except LockTimeout as error:
-            late = [item for item in items if left[item] == soonest]
+        except BaseException as error:
+            late = (
+                [item for item in items if left[item] == soonest] if isinstance(error, LockTimeout) else items
+            )
             for item in late:
                 self._fail(item, error, "predict")
             return late
-        except BaseException as error:
-            for item in items:
-                self._fail(item, error, "predict")
-            return items
         return []
 
-    def _turn(self, first: Item, arrivals: Ready) -> None:
-        """Predict, one after the other, for the requests that are ready; the lock is held, and given back."""
+    def _predict_ready(self, first: Item, requests: RequestSource) -> None:
+        """Predict, one after the other, the requests that are ready, under the lock, which is then released."""
         predicted = []
         item: Item | None = first
         try:
             while item is not None:
-                started, ready = (
-                    time.monotonic_ns(),
-                    item.ready_ns,
-                )  # of this stage: `done` may begin the next
+                # Read now: `done` may begin the request's next model.
+                started, ready = time.monotonic_ns(), item.ready_ns
                 try:
-                    item.outputs = self._call(self._hooks, item)
-                    if arrivals.more:  # it is answered while the next one is predicted
+                    item.outputs = self._call(self.hooks, item)
+                    if (
+                        requests.more
+                    ):  # this answer is encoded during the next predict, which may overwrite its memory
                         item.outputs = self._device.own(item.outputs)
                 except BaseException as error:
                     self._device.recover(error)
                     self._fail(item, error, "predict")
                 predicted.append((item.request.id, ready, started, time.monotonic_ns()))
-                arrivals.done(item)
-                item = arrivals.next_ready()
+                requests.done(item)
+                item = requests.next_ready()
         finally:
             self._lock.release()
         if self._recorder is not None:
@@ -207,12 +185,13 @@ class WorkerPredictor:
                 self._recorder.record("lock_wait", request_id, ready, started)
                 self._recorder.record("predict", request_id, started, ended)
 
-    def _predict_together(self, items: list[Item], arrivals: Ready) -> None:
+    def _predict_together(self, items: list[Item], requests: RequestSource) -> None:
+        """Predict a batch; again without those that wait too long for the lock, until it is free or none is left."""
         originals: dict[Item, Any] = {}
         while items:
             try:
                 originals = originals or self._originals(items)
-                together = self._together(items)
+                joined = self._join_if_possible(items)
             except BaseException as error:
                 for item in items:
                     self._fail(item, error, "predict")
@@ -220,25 +199,22 @@ class WorkerPredictor:
             with inference_mode():
                 late = self._late(items)
                 if not late:
-                    self._on_device_together(items, together, originals)
+                    self._predict_locked(items, joined, originals)
                     break
             for item in late:
-                arrivals.done(item)
+                requests.done(item)
             items = [item for item in items if item not in late]
         for item in items:
-            arrivals.done(item)
+            requests.done(item)
 
-    def _on_device_together(
-        self, items: list[Item], together: Item | None, originals: Mapping[Item, Any]
-    ) -> None:
-        """The batch's turn on the device, which has begun."""
-        assert self._predict_batch is not None
+    def _predict_locked(self, items: list[Item], joined: Item | None, originals: Mapping[Item, Any]) -> None:
+        """Predict a batch under the lock, which is then released; one by one where it is not joined, or has failed."""
         started = time.monotonic_ns()
         try:
-            if together is None:
-                self._one_by_one(items, originals)
+            if joined is None:
+                self._predict_one_by_one(items, originals)
             else:
-                self._predict_batch(items, together)
+                self._predict_joined(items, joined)
         except BaseException as error:
             pass_interrupt(error)
             self._device.recover(error)
@@ -246,84 +222,76 @@ class WorkerPredictor:
                 for item in items:
                     self._fail(item, error, "predict")
             else:
-                self._one_by_one(items, originals)
+                self._predict_one_by_one(items, originals)
         finally:
             ended = time.monotonic_ns()
             self._lock.release()
         if self._recorder is not None:
-            self._record(items, started, ended)
+            for item in items:
+                self._recorder.record("lock_wait", item.request.id, item.ready_ns, started)
+            self._recorder.record("predict", ",".join(item.request.id for item in items), started, ended)
 
-    def _one_by_one(self, items: Sequence[Item], originals: Mapping[Item, Any]) -> None:
-        """After a failed batch: each request alone, so that only the culprit fails."""
-        assert self._predict_batch is not None
+    def _predict_one_by_one(self, items: Sequence[Item], originals: Mapping[Item, Any]) -> None:
+        """Predict each request of a batch alone, so that only the culprit fails."""
         for item in items:
             item.inputs = originals.get(item, item.inputs)
             try:
-                self._predict_batch([item], self._join([item]))
+                self._predict_joined([item], self._join([item]))
             except BaseException as error:
                 self._device.recover(error)
                 self._fail(item, error, "predict")
 
-    def _originals(self, items: Sequence[Item]) -> dict[Item, Any]:
-        """The inputs as they are before the batch's predict, which may change them in place, and then fail.
+    def _predict_joined(self, items: Sequence[Item], joined: Item) -> None:
+        """Predict several requests joined to one item, and give each its output."""
+        outputs, name = self._call(self.hooks, joined), self.hooks[0].predict.name
+        if self._batch == "collate":
+            outputs = split(outputs, len(items), hook=name)
+        else:
+            check_length(outputs, len(items), hook=name)
+        for item, output in zip(items, outputs, strict=True):
+            item.outputs = output
 
-        Only where it sees the inputs themselves: torch's default collate makes tensors of its own.
+    def _originals(self, items: Sequence[Item]) -> dict[Item, Any]:
+        """Return copies of the inputs, where predict gets these themselves, may change them in place, and then fail.
+
+        torch's default collate makes tensors of its own.
         """
-        seen = self._predict_batch == self._listed or self._hooks[0].collate is not None
-        if not seen or len(items) == 1:
+        if len(items) == 1 or (self._batch == "collate" and self.hooks[0].collate is None):
             return {}
         return {item: self._device.own(item.inputs) for item in items}
 
-    def _together(self, items: Sequence[Item]) -> Item | None:
-        """The requests joined to one batch; None when they are to be predicted one by one.
+    def _join_if_possible(self, items: Sequence[Item]) -> Item | None:
+        """Return the requests joined to one item; None when they are to be predicted one by one.
 
-        That is: an own collate failed (one by one only the culprit does), or the samples cannot be stacked and the
-        form allows it.
+        They are when a collate of the module's failed (one by one, only the culprit does), or when the samples cannot
+        be stacked and the form allows it.
         """
         try:
             return self._join(items)
         except BaseException as error:
             pass_interrupt(error)
-            hopeless = isinstance(error, BatchError) and not self._hooks[0].one_by_one
+            hopeless = isinstance(error, BatchError) and not self.hooks[0].one_by_one
             if hopeless or len(items) == 1:
                 raise
             return None
 
     def _join(self, items: Sequence[Item]) -> Item:
-        """One item that stands for several: what `predict` sees in the batch modes."""
+        """Return one item for several: what `predict` sees in the batch modes."""
         joined = Item(-1, {}, {}, [item.request for item in items])
-        inputs = [item.inputs for item in items]
-        own = self._hooks[0].collate
-        together: Any = inputs
-        if self._predict_batch == self._collated:
-            together = collate(inputs) if own is None else own(inputs)
+        together: Any = [item.inputs for item in items]
+        if self._batch == "collate":
+            own = self.hooks[0].collate
+            together = collate(together) if own is None else own(together)
         joined.inputs = self._device.stage(together)
         return joined
 
-    def _collated(self, items: Sequence[Item], joined: Item) -> None:
-        outputs = split(self._call(self._hooks, joined), len(items), hook=self._hooks[0].predict.name)
-        for item, output in zip(items, outputs, strict=True):
-            item.outputs = output
-
-    def _listed(self, items: Sequence[Item], joined: Item) -> None:
-        outputs = self._call(self._hooks, joined)
-        check_length(outputs, len(items), hook=self._hooks[0].predict.name)
-        for item, output in zip(items, outputs, strict=True):
-            item.outputs = output
-
-    def _record(self, items: Sequence[Item], started: int, ended: int) -> None:
-        assert self._recorder is not None
-        for item in items:
-            self._recorder.record("lock_wait", item.request.id, item.ready_ns, started)
-        self._recorder.record("predict", ",".join(item.request.id for item in items), started, ended)
-
 
 class DeviceCall:
-    """Calls `predict`, whatever it is: a function, a coroutine, a generator. The caller has the lock.
+    """Calls `predict`, whether function, coroutine or generator. The caller holds the lock.
 
     Args:
         device: Where the model is.
-        streaming: Where the chunks go of a predict that is a generator.
+        streaming: Where the chunks of a predict that is a generator go.
         streams: Whether it may be one: not when several requests are predicted together.
 
     Attributes:
@@ -338,11 +306,11 @@ class DeviceCall:
         self.count = 0
 
     def __call__(self, hooks: Hooks, item: Item) -> Any:
-        """Inputs to the device, `predict` of the item's stage, wait, outputs to the CPU; in inference mode."""
+        """Move inputs to the device, call `predict`, wait for the device, return outputs on the CPU."""
         self.count += 1
         device = self._device
         item.inputs = device.put(item.inputs)
-        outputs = hooks[item.stage].predict.call(item)
+        outputs = hooks[item.model_index].predict.call(item)
         if type(outputs) is CoroutineType:
             outputs = self._await(outputs)
         if type(outputs) in STREAMS:
@@ -351,15 +319,15 @@ class DeviceCall:
         return device.fetch(outputs)
 
     def close(self) -> None:
-        """Let go of what it holds."""
+        """Close the event loop."""
         if self._loop is not None:
             self._loop.close()
 
     def _streamed(self, hooks: Hooks, item: Item, stream: Any) -> Any:
-        """Iterate what `predict` returned, here, and send its chunks; what is left to be answered."""
-        if not self._streams or item.stage != len(hooks) - 1:
+        """Send the chunks of the generator that `predict` returned; return what is left to encode."""
+        if not self._streams or item.model_index != len(hooks) - 1:
             raise StreamAnswerError("predict returned a generator, which only one request at a time can have")
-        if hooks[item.stage].postprocess is not None:
+        if hooks[item.model_index].postprocess is not None:
             raise StreamAnswerError(
                 "predict returned a generator, whose chunks go out as they are made, and there is a postprocess: "
                 "do its work inside predict, and remove it"

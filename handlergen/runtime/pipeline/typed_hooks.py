@@ -9,6 +9,7 @@ matter where their names come from, or whether they are text.
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -18,7 +19,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable
-from typing import Any, get_args, get_origin, is_typeddict
+from typing import Any, get_args, get_origin
 
 import torch
 
@@ -41,7 +42,11 @@ class TypedHooks:
         form: The contract's form.
         hooks: The stages.
         batch: `each`, `collate` or `list`: a list-mode `predict` without preprocess is annotated with a list.
-        logger: Is told once of an annotation that cannot be read, or that gives no schema.
+        logger: Logs an annotation that cannot be read, or that gives no schema.
+
+    Attributes:
+        convert: Converts a request's data to the input's type, or raises pydantic's ValidationError; None where the
+            annotation asks for no conversion.
 
     Raises:
         AnnotationError: The input's annotation needs pydantic, which is not installed or cannot validate it.
@@ -56,24 +61,17 @@ class TypedHooks:
         name = next((each.name for each in taking.parameters if each.source == source), None)
         self._input = self._annotation(taking, name, batch if first is None else "each")
         self._output = self._annotation(giving, "return", batch if last is None else "each")
-        self._convert: Callable[[Any], Any] | None = None
+        self.convert: Callable[[Any], Any] | None = None
         if _is_record(self._input) if FORMS[form].converts_records else _is_pydantic(self._input):
             try:
-                self._convert = _converter(self._input)
+                self.convert = _converter(self._input)
             except Exception as error:
                 raise AnnotationError(_refusal(self._input, taking.name, error)) from error
-
-    def converter(self) -> Callable[[Any], Any] | None:
-        """Return what turns a request's data into the input's type, None where the annotation names no such type.
-
-        The function raises pydantic's ValidationError.
-        """
-        return self._convert
 
     def describe(self) -> dict[str, Any]:
         """Return the JSON Schemas of input and output, each None without pydantic or without an annotation."""
         given, answered = self._schemas
-        validated = self._convert is not None or bool(self._keys)
+        validated = self.convert is not None or bool(self._keys)
         return {"input": {"schema": given, "validated": validated}, "output": {"schema": answered}}
 
     @functools.cached_property
@@ -115,7 +113,7 @@ class TypedHooks:
 def _hint(function: Any, name: str) -> Any:
     """Return the type that a parameter (or "return") is annotated with.
 
-    Only this one annotation is evaluated: another's unknown name is of no matter.
+    Only this annotation is evaluated: unknown names in others do not matter.
 
     Raises:
         Exception: It cannot be evaluated.
@@ -134,7 +132,7 @@ def _hint(function: Any, name: str) -> Any:
 
 
 def _keys(predict: BoundHook) -> dict[str, tuple[Any, bool]]:
-    """Return annotation and whether it is required, of each key that `call: keywords` passes."""
+    """Return the annotation of each key that `call: keywords` passes, and whether the key is required."""
     found = {}
     for parameter in predict.parameters:
         if parameter.source == "key":
@@ -147,21 +145,31 @@ def _keys(predict: BoundHook) -> dict[str, tuple[Any, bool]]:
 
 
 def _is_record(annotation: Any) -> bool:
-    """Does it name a pydantic model, dataclass or TypedDict, itself or inside a list, dict, tuple or union?"""
-    if isinstance(annotation, type) or is_typeddict(annotation):
-        return _is_pydantic(annotation) or dataclasses.is_dataclass(annotation) or is_typeddict(annotation)
+    """Return whether a type is a pydantic model, dataclass or TypedDict, or a list, dict, tuple or union of such."""
+    record = get_origin(annotation) or annotation  # of a generic one
+    if (
+        _is_pydantic(record)
+        or _is_typed_dict(record)
+        or (isinstance(record, type) and dataclasses.is_dataclass(record))
+    ):
+        return True
     return any(_is_record(part) for part in get_args(annotation))
 
 
+def _is_typed_dict(annotation: Any) -> bool:
+    """Return whether a type is a TypedDict of either module; the `is_typeddict` of each knows only its own."""
+    return isinstance(annotation, type) and issubclass(annotation, dict) and hasattr(annotation, "__total__")
+
+
 def _is_pydantic(annotation: Any) -> bool:
-    """Is it a pydantic model, or one of pydantic's dataclasses?"""
+    """Return whether a type is a pydantic model, or one of pydantic's dataclasses."""
     return isinstance(annotation, type) and (
         hasattr(annotation, "__pydantic_validator__") or _is_v1(annotation)
     )
 
 
 def _is_v1(annotation: Any) -> bool:
-    """Is it a model of pydantic 1, which has no TypeAdapter, or of `pydantic.v1`?"""
+    """Return whether a type is a model of pydantic 1, which has no TypeAdapter, or of `pydantic.v1`."""
     return hasattr(annotation, "parse_obj") and not hasattr(annotation, "model_validate")
 
 
@@ -198,6 +206,9 @@ def _adapter(annotation: Any) -> Any:
     """Return pydantic's TypeAdapter: unknown keys are errors, but where a pydantic model says otherwise."""
     from pydantic import ConfigDict, TypeAdapter
 
+    if sys.version_info < (3, 12):
+        _accept_typed_dicts(annotation, set())
+
     def core_schema(_cls: Any, _source: Any, handler: Any) -> Any:
         return handler.generate_schema(annotation)
 
@@ -209,10 +220,58 @@ def _adapter(annotation: Any) -> Any:
     return adapter
 
 
-def _with_arrays(schema: Any) -> Any:
-    """Return a core schema of pydantic's in which numpy arrays and tensors are made of nested lists.
+def _accept_typed_dicts(annotation: Any, seen: set[type]) -> None:
+    """Let pydantic read the `typing.TypedDict` classes in a type, and in the fields of its records.
 
-    pydantic knows neither and would only ask whether the value is one already.
+    Before Python 3.12 pydantic accepts only those of `typing_extensions`. It first asks each class for a schema of its
+    own, wherever the class stands: here, that of an equal TypedDict of `typing_extensions`.
+    """
+    for part in get_args(annotation):
+        _accept_typed_dicts(part, seen)
+    record: Any = get_origin(annotation) or annotation
+    if not isinstance(record, type) or record in seen:
+        return
+    seen.add(record)
+    if dataclasses.is_dataclass(record) or hasattr(record, "_fields") or _is_typed_dict(record):
+        with contextlib.suppress(NameError):  # pydantic's own message names the field
+            for part in typing.get_type_hints(record, include_extras=True).values():
+                _accept_typed_dicts(part, seen)
+    if _is_typed_dict(record) and type(record).__module__ == "typing":
+        accepted: Any = _typing_extensions_copy(record)
+
+        def core_schema(_cls: Any, source: Any, handler: Any) -> Any:
+            arguments = get_args(source)  # of a generic TypedDict
+            return handler.generate_schema(accepted[arguments] if arguments else accepted)
+
+        record.__get_pydantic_core_schema__ = classmethod(core_schema)  # type: ignore[attr-defined]
+
+
+def _typing_extensions_copy(typed_dict: Any) -> type:
+    """Return a TypedDict of `typing_extensions` with the same name, keys and configuration.
+
+    Raises:
+        NameError: The type of a key cannot be resolved.
+    """
+    from typing_extensions import NotRequired, Required, TypedDict
+
+    keys = {}
+    for name, hint in typing.get_type_hints(typed_dict, include_extras=True).items():
+        says_itself = get_origin(hint) in (Required, NotRequired)
+        keys[name] = hint if says_itself or name in typed_dict.__required_keys__ else NotRequired[hint]
+    body = {"__annotations__": keys}
+    for name in ("__module__", "__doc__", "__pydantic_config__"):
+        if hasattr(typed_dict, name):
+            body[name] = getattr(typed_dict, name)
+    bases: list[Any] = [TypedDict]
+    if getattr(typed_dict, "__parameters__", ()):
+        bases.append(typing.Generic[typed_dict.__parameters__])  # type: ignore[index]
+    return types.new_class(typed_dict.__name__, bases, exec_body=lambda space: space.update(body))
+
+
+def _with_arrays(schema: Any) -> Any:
+    """Return a pydantic core schema that makes numpy arrays and tensors from nested lists.
+
+    pydantic supports neither: it would only check the value's type.
     """
     from pydantic_core import core_schema
 
@@ -250,14 +309,14 @@ def _json_schema(annotation: Any, *, output: bool) -> dict[str, Any] | None:
     from pydantic.json_schema import GenerateJsonSchema
 
     class AnythingElse(GenerateJsonSchema):
-        """What has no JSON Schema (arrays, images) may be anything."""
+        """Allows anything for a type that has no JSON Schema (arrays, images)."""
 
         ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012
 
         def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> dict[str, Any]:
             return {}
 
-    # Answers are written with the fields' own names (`plain.py`).
+    # Answers are encoded with the fields' own names.
     return (
         _adapter(annotation).json_schema(
             by_alias=not output,

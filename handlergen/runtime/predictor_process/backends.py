@@ -22,10 +22,10 @@ from ..codec.errors import Failure, in_the_log
 from ..context import Context
 from ..forms.loading import open_user_module
 from ..pipeline.backend import BackendOptions, PipelineBackend
-from ..pipeline.batching import Ready
+from ..pipeline.batching import RequestSource
 from ..pipeline.dispatch import is_describe
 from ..pipeline.hooks import HookInputs, Hooks, Item, http_request
-from ..pipeline.model import Failing, streaming_of
+from ..pipeline.model import FailureHandler, streaming_of
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.predictor import Predictor
 from ..telemetry.metrics import Metrics
@@ -47,10 +47,8 @@ class PreparedBackend(PipelineBackend):
 
     def __init__(self, options: BackendOptions) -> None:
         self._options = options
-        self._client = client = Client(options)
-        super().__init__(
-            options, _PreparedModel(options, client, unsendable=self._note), about=client.describe
-        )
+        self._client = Client(options)
+        super().__init__(options, _PreparedModel(options, self._client, unsendable=self._note))
         self._why = ""
         self._relay: RelayBackend | None = None
 
@@ -88,20 +86,20 @@ class _PreparedModel:
         gpu_id, model_dir = options.gpu_id, options.model_dir
         device = torch.device("cpu") if gpu_id is None else torch.device("cuda", gpu_id)
         self.context = Context.open(settings, device=device, model_dir=model_dir)
-        self.failing = Failing(contract.form, user_root=str(model_dir), logger=self.context.logger)
+        self.failures = FailureHandler(contract.form, user_root=str(model_dir), logger=self.context.logger)
         self.streaming = streaming_of(options.bundle)
         module = open_user_module(contract, settings, self.context)
         module.setup()
-        module.stand_in()
+        module.load_without_model()
         client.open()
         self.recording = Recording(settings, client.device_key, metrics=True)
-        self.failing.count_lock_timeouts(self.recording.metrics)
+        self.failures.metrics = self.recording.metrics
         self.recording.start()
         self.hooks: Hooks = module.hooks()
-        self.failing.name_stages(self.hooks)
+        self.failures.hooks = self.hooks
         inputs = HookInputs.of(contract, ("predict", "explain"))
         remote = partial(
-            RemotePredictor, client, inputs=inputs, fail=self.failing.fail, unsendable=unsendable
+            RemotePredictor, client, inputs=inputs, fail=self.failures.fail, unsendable=unsendable
         )
         self.predictor = remote(PREDICT)
         self.explainer: Predictor | None = remote(EXPLAIN) if self.hooks[0].explain is not None else None
@@ -141,17 +139,14 @@ class RemotePredictor:
         self._fail = fail
         self._unsendable = unsendable
 
-    def load(self) -> None:
-        """Do nothing: the predictor process loads the model."""
-
-    def predict(self, arrivals: Ready) -> None:
+    def predict(self, requests: RequestSource) -> None:
         """Send each request when it is ready; answers come in any order."""
-        item = arrivals.next()
-        if item is not None and not arrivals.more:
+        item = requests.next()
+        if item is not None and not requests.more:
             call = self._call(item)
             self._client.send(call)
             self._settle(item, call)
-            arrivals.done(item)
+            requests.done(item)
             return
         finished = threading.Semaphore(0)
         count = 0
@@ -160,26 +155,23 @@ class RemotePredictor:
 
             def answered(_future: object, item: Item = item, call: Call = call) -> None:
                 self._settle(item, call)
-                arrivals.done(item)
+                requests.done(item)
                 finished.release()
 
             count += 1
             call.add_done_callback(answered)
             self._client.send(call)
-            item = arrivals.next()
+            item = requests.next()
         for _ in range(count):
             finished.acquire()
 
     def describe(self) -> dict[str, Any]:
         return dict(self._client.describe()["predictor"])
 
-    def close(self) -> None:
-        self._client.close()
-
     def _call(self, item: Item) -> Call:
         request = item.request
         prepared = Prepared(
-            item.stage,
+            item.model_index,
             item.inputs,
             item.ready_ns,
             request.id,
@@ -220,7 +212,7 @@ class RelayBackend:
     ) -> None:
         bundle = options.bundle
         self._describe = options.describe
-        self._failing = Failing(
+        self._failures = FailureHandler(
             bundle.contract.form,
             user_root=str(options.model_dir),
             logger=logging.getLogger(f"handlergen.{bundle.settings.name}"),
@@ -229,7 +221,7 @@ class RelayBackend:
         if client is None:
             self._client.open()
         self._recording = recording or Recording(bundle.settings, self._client.device_key, metrics=True)
-        self._failing.count_lock_timeouts(self._recording.metrics)
+        self._failures.metrics = self._recording.metrics
         if recording is None:
             self._recording.start()
         self.is_healthy: Callable[[Mapping[str, Any]], Any] | None = (
@@ -260,7 +252,7 @@ class RelayBackend:
             calls.append((item, call))
             self._client.send(call)
         for item, call in calls:
-            answer = _settle(item, call, RawAnswer, self._failing.fail)
+            answer = _settle(item, call, RawAnswer, self._failures.fail)
             if answer is not None:
                 item.reply = answer.reply
         return len(items) - described
@@ -279,7 +271,7 @@ class RelayBackend:
         try:
             item.reply = encode(self._describe())
         except BaseException as error:
-            self._failing.fail(item, error, "describe")
+            self._failures.fail(item, error, "describe")
 
 
 def _is_unsendable(failure: Failure | None) -> bool:

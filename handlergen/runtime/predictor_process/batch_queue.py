@@ -146,7 +146,7 @@ class BatchQueue:
 
 
 class Batch:
-    """What `BatchQueue.take` returned, as `Ready` for the predictor: all of it is there, and nothing follows."""
+    """What `BatchQueue.take` returned, as a `RequestSource` for the predictor: complete, nothing follows."""
 
     def __init__(self, requests: Sequence[QueuedRequest]) -> None:
         self._by_item = {id(request.item): request for request in requests}

@@ -56,7 +56,7 @@ _WARN_EVERY = 40
 class CannotLoad(Exception):
     """The predictor process could not load the model. The user's traceback is in the log already."""
 
-    told_by_handlergen = True
+    logged_by_handlergen = True
 
 
 class PredictorDied(Exception):

@@ -16,9 +16,9 @@ import torch
 from ..codec.content import STREAM_WISH
 from ..codec.errors import Failure, is_out_of_memory
 from ..contract import Bundle
-from ..pipeline.batching import Ready
-from ..pipeline.dispatch import Answering
-from ..pipeline.hooks import Item, Stage
+from ..pipeline.batching import RequestSource
+from ..pipeline.dispatch import Dispatcher
+from ..pipeline.hooks import Item, ModelHooks
 from ..pipeline.model import LoadedModel
 from ..pipeline.pipeline import open_items
 from ..pipeline.predictor import Lock, Predictor
@@ -74,7 +74,7 @@ class _QueuedModel:
     """The model for the pipelines of this process: predictions pass through the batch queue. See `Model`."""
 
     def __init__(self, model: LoadedModel, batch_queue: BatchQueue, current: threading.local) -> None:
-        self.context, self.failing = model.context, model.failing
+        self.context, self.failures = model.context, model.failures
         self.streaming, self.recording = model.streaming, model.recording
         self.hooks = model.hooks
         self.is_healthy = model.is_healthy
@@ -109,35 +109,29 @@ class _QueuedPredictor:
         self._own_outputs = own_outputs
         self._explains = explains
 
-    def load(self) -> None:
-        """Do nothing: the model is loaded."""
-
-    def predict(self, arrivals: Ready) -> None:
+    def predict(self, requests: RequestSource) -> None:
         in_user_code: InUserCode = self._current.in_user_code
         finished = threading.Semaphore(0)
         count = 0
-        item = arrivals.next()
+        item = requests.next()
         while item is not None:
 
             def answer(item: Item = item) -> None:
                 self._own_outputs(item)
-                arrivals.done(item)
+                requests.done(item)
                 finished.release()
 
             count += 1
-            if count == 1 and not arrivals.more:
+            if count == 1 and not requests.more:
                 in_user_code.leave()  # it waits for the device
             self._queue.put(QueuedRequest(item, in_user_code, answer, explains=self._explains))
-            item = arrivals.next()
+            item = requests.next()
         for _ in range(count):
             finished.acquire()
         in_user_code.enter()
 
     def describe(self) -> dict[str, Any]:
         return {}
-
-    def close(self) -> None:
-        """Do nothing: nothing is held."""
 
 
 class StatusLock:
@@ -216,8 +210,8 @@ class Server:
         self._answering_thread.start()
         # Also with `stages: worker`: a worker sends whole requests once a value could not be sent.
         queued = _QueuedModel(model, self.queue, connections.current)
-        self._answering = Answering(bundle, queued, batch_size=max(8, batch_size), describe=dict)
-        model.predictor.use(tuple(self._noting(stage) for stage in model.hooks))
+        self._dispatcher = Dispatcher(bundle, queued, batch_size=max(8, batch_size), describe=dict)
+        model.predictor.hooks = tuple(self._noting(hooks) for hooks in model.hooks)
 
     def take(self, worker: WorkerConnection, message: Message) -> None:
         """Take what a worker sends; never wait."""
@@ -271,7 +265,7 @@ class Server:
         """Put a request that a worker has preprocessed into the batch queue."""
         entry = sent.entry or ({STREAM_WISH: sent.wish} if sent.wish is not None else {})
         item = Item(0, entry, sent.properties, Request(sent.properties, sent.request_id))
-        item.stage, item.inputs, item.ready_ns = sent.stage, sent.inputs, sent.ready_ns
+        item.model_index, item.inputs, item.ready_ns = sent.model_index, sent.inputs, sent.ready_ns
         item.request._metadata = sent.metadata
         item.data, item.files, item.http = sent.data, sent.files, sent.http
         if sent.outlet:
@@ -303,7 +297,7 @@ class Server:
             worker.send(ANSWER, number, tuple(answer))
         except Exception as error:
             if is_out_of_memory(error) or item.sent:
-                self._model.failing.fail(item, error, "predict")
+                self._model.failures.fail(item, error, "predict")
                 worker.send(ANSWER, number, tuple(Predicted(None, item.failure, None, item.sent, None)))
             else:
                 told = f"what predict returned cannot be sent to the worker ({type(error).__name__}: {error})"
@@ -329,7 +323,7 @@ class Server:
             "largest_batch": seen.largest_batch,
             "memory_bytes": memory_of(self._model.device),
         }
-        return {"predictor": about, "types": self._answering.types()}
+        return {"predictor": about, "types": self._dispatcher.types()}
 
     def _health(self) -> Any:
         ask = self._model.is_healthy
@@ -357,21 +351,21 @@ class Server:
         in_user_code = current.in_user_code = InUserCode(self._status, worker, number)
         in_user_code.enter()
         try:
-            self._answering.answer([item])
+            self._dispatcher.answer([item])
             worker.send(ANSWER, number, tuple(RawAnswer(item.reply, item.failure, item.sent)))
         except BaseException as error:  # whatever it is: somebody waits for the answer
-            self._model.failing.fail(item, error, "handle")
+            self._model.failures.fail(item, error, "handle")
             worker.send(ANSWER, number, tuple(RawAnswer(None, item.failure, item.sent)))
         finally:
             in_user_code.leave()
 
-    def _noting(self, stage: Stage) -> Stage:
-        """Return a stage whose predict notes when it begins: a limit on its time counts from there."""
-        status, call = self._status, stage.predict.call
+    def _noting(self, hooks: ModelHooks) -> ModelHooks:
+        """Return hooks whose predict notes when it begins: a limit on its time counts from there."""
+        status, call = self._status, hooks.predict.call
 
         def noted(item: Item) -> Any:
             status.enter(PREDICTING)
             return call(item)
 
         # Whose requests come together is chance: those that do not fit into one batch are predicted alone.
-        return replace(stage, predict=replace(stage.predict, call=noted), one_by_one=True)
+        return replace(hooks, predict=replace(hooks.predict, call=noted), one_by_one=True)

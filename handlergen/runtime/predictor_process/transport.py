@@ -101,7 +101,7 @@ class Prepared(NamedTuple):
     """PREDICT and EXPLAIN: a request that a worker has preprocessed.
 
     Attributes:
-        stage: The number of the flow's model that is to predict; 0 in all other forms.
+        model_index: The number of the flow's model that is to predict; 0 in all other forms.
         inputs: What `preprocess` returned.
         ready_ns: When it returned it, on the monotonic clock that all processes share.
         request_id, properties, metadata: Of the request.
@@ -110,7 +110,7 @@ class Prepared(NamedTuple):
         wish: What a gRPC client asks for about chunks; None when it does not say.
     """
 
-    stage: int
+    model_index: int
     inputs: Any
     ready_ns: int
     request_id: str

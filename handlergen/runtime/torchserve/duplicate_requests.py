@@ -31,7 +31,7 @@ from pathlib import Path
 from ..codec.errors import Failure
 from ..descriptors import has_name, hung_up, reserve
 from ..device.lock import lock_directory
-from ..pipeline.dispatch import told
+from ..pipeline.dispatch import failure_for
 from ..pipeline.hooks import Item
 from .streaming import raise_to_torchserve
 
@@ -139,7 +139,7 @@ class AnsweredOnce(Unchecked):
         for item in items:
             how = self._answered.find(item.request.id)
             if how:
-                item.failure = told(item, _REFUSED)
+                item.failure = failure_for(item, _REFUSED)
                 streamed |= how == STREAMED
                 self._logger.warning(
                     "request %s had been answered by another worker already", item.request.id

@@ -133,7 +133,7 @@ def raise_to_torchserve(failure: Failure) -> None:
     except ImportError:  # no TorchServe in this process: nobody to raise it to
         return
     error = PredictionException(failure.message, failure.status)
-    error.told_by_handlergen = True
+    error.logged_by_handlergen = True
     raise error
 
 
