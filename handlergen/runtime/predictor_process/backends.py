@@ -187,8 +187,8 @@ class RemotePredictor:
         error = call.exception()
         if isinstance(error, UnsendableValue) and not item.sent:
             self._unsendable(str(error))
-            told = "A value of this request cannot be sent between its worker and the predictor process"
-            item.failure = Failure(500, _UNSENDABLE, told + in_the_log(item.request.id))
+            reason = "A value of this request cannot be sent between its worker and the predictor process"
+            item.failure = Failure(500, _UNSENDABLE, reason + in_the_log(item.request.id))
             return
         answer = _settle(item, call, Predicted, self._fail)
         if answer is not None:
@@ -308,8 +308,8 @@ def _settle(
         return answer
     if isinstance(error, Unavailable):
         retry_after_s = str(max(1, math.ceil(error.retry_after_s)))
-        told = f"The model is not available: {error}"
-        item.failure = Failure(503, "ModelUnavailable", told, {"Retry-After": retry_after_s})
+        reason = f"The model is not available: {error}"
+        item.failure = Failure(503, "ModelUnavailable", reason, {"Retry-After": retry_after_s})
     else:
         fail(item, error, "predict")
     return None

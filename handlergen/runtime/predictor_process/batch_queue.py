@@ -113,11 +113,11 @@ class BatchQueue:
             first = self._wanted(self._queue.get())
         if first is None or self._ended:
             return []
-        taken = [first]
+        batch = [first]
         if first.explains or self._max_batch == 1:
-            return taken
+            return batch
         until = time.monotonic() + self._linger_s if self._linger_s and self._worth_a_wait() else 0.0
-        while len(taken) < self._max_batch:
+        while len(batch) < self._max_batch:
             left = until - time.monotonic() if until else 0.0
             try:
                 request = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
@@ -130,9 +130,9 @@ class BatchQueue:
                 self._next = wanted
                 break
             if wanted is not None:
-                taken.append(wanted)
-        self._in_vain = 0 if len(taken) > 1 else self._in_vain + 1
-        return taken
+                batch.append(wanted)
+        self._in_vain = 0 if len(batch) > 1 else self._in_vain + 1
+        return batch
 
     def _worth_a_wait(self) -> bool:
         return self._in_vain < _IN_VAIN or self._in_vain % _TRY_EVERY == 0

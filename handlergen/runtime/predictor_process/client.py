@@ -44,6 +44,7 @@ from .transport import (
     Refused,
     Transport,
     Unreadable,
+    describe_error,
 )
 
 _TICK_S = 0.25
@@ -244,8 +245,8 @@ class Client:
             if is_out_of_memory(error):
                 call.set_exception(error)
             else:
-                told = f"what preprocess returned cannot be sent to the predictor process ({_shown(error)})"
-                call.set_exception(UnsendableValue(told))
+                reason = f"what preprocess returned cannot be sent to the predictor process ({describe_error(error)})"
+                call.set_exception(UnsendableValue(reason))
 
     def _connected(self, deadline: float) -> _Connection:
         """Return the connection, made if there is none; under the lock.
@@ -333,8 +334,8 @@ class Client:
         if isinstance(value, Unreadable) and is_out_of_memory(value.error):
             call.set_exception(value.error)
         elif isinstance(value, Unreadable):
-            told = f"what predict returned cannot be read in the worker ({_shown(value.error)})"
-            call.set_exception(UnsendableValue(told))
+            reason = f"what predict returned cannot be read in the worker ({describe_error(value.error)})"
+            call.set_exception(UnsendableValue(reason))
         elif kind == UNSENDABLE:
             call.set_exception(UnsendableValue(value))
         elif kind == ANSWER:
@@ -410,17 +411,17 @@ class Client:
         for call in list(connection.pending.values()):
             if call.waiting_ns is None:
                 if time.monotonic() > call.deadline:
-                    told = f"predictor process {seen.pid} does not answer"
-                    self._cancel(connection, call, Unavailable(told))
+                    reason = f"predictor process {seen.pid} does not answer"
+                    self._cancel(connection, call, Unavailable(reason))
             elif connection.in_user_code(call.number):
                 call.waiting_ns = now
             elif (now - call.waiting_ns) / 1e9 > lock_timeout_s + _GRACE_S:
-                told = (
+                reason = (
                     f"the device was not free within {lock_timeout_s:g} s (predictor process {seen.pid} has been "
                     f"{seen.state} for {seen.since_s:.1f} s)"
                 )
                 retry_after_s = max(1, math.ceil(lock_timeout_s / 10))
-                self._cancel(connection, call, LockTimeout(told, retry_after_s=retry_after_s))
+                self._cancel(connection, call, LockTimeout(reason, retry_after_s=retry_after_s))
 
     def _kill(self, connection: _Connection, limit: float) -> None:
         self._logger.error(
@@ -436,7 +437,3 @@ class Client:
         if call.waiting_ns is None:
             return call.deadline
         return call.waiting_ns / 1e9 + self._settings.lock_timeout_s
-
-
-def _shown(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

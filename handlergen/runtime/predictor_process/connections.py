@@ -66,15 +66,16 @@ class Connections:
 
     Args:
         listener: The socket that they connect to.
-        take: Called with each request, on the thread that has read it; must not wait.
 
     Attributes:
+        take: Called with each request, on the thread that has read it; must not wait. No worker sends one before
+            `announce` has told it that the model is loaded.
         current: `current.connection` is that of the worker whose request this thread works on.
     """
 
-    def __init__(self, listener: socket.socket, take: Callable[[WorkerConnection, Message], None]) -> None:
+    def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
-        self._take = take
+        self.take: Callable[[WorkerConnection, Message], None] = lambda _worker, _message: None
         self._connections: dict[int, WorkerConnection] = {}
         self._changing = threading.Lock()
         self._announced: tuple[int, Welcome | Refused] | None = None
@@ -165,10 +166,10 @@ class Connections:
         elif message.kind == CANCEL:
             worker.cancelled.add(message.number)
         else:
-            self._take(worker, message)
+            self.take(worker, message)
 
 
-class WorkerLogHandler(logging.Handler):
+class WorkerLogHandler(logging.StreamHandler):  # type: ignore[type-arg]
     """Sends log records to a worker, which logs them into TorchServe's model log; prints them when there is no worker.
 
     Args:
@@ -178,12 +179,10 @@ class WorkerLogHandler(logging.Handler):
     def __init__(self, connections: Connections) -> None:
         super().__init__()
         self._connections = connections
-        self._printing = logging.StreamHandler()
-        self.setFormatter(logging.Formatter("%(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             if not self._connections.log(record.name, record.levelno, self.format(record)):
-                self._printing.emit(record)
+                super().emit(record)
         except Exception:
             self.handleError(record)

@@ -19,7 +19,7 @@ from .transport import Transport
 _POLL_S = 0.01
 _LISTENS_WITHIN_S = 60.0
 _LAST_WORDS = 4096
-"""How much of what a process printed last is told when it dies, in bytes."""
+"""How much of what a process printed last is logged when it dies, in bytes."""
 
 
 class Unavailable(Exception):

@@ -101,7 +101,7 @@ class RunDirectory:
     """The directory.
 
     Args:
-        identity: Whose.
+        identity: What its predictor process serves.
         base: The user's private directory; `lock_directory()` unless a test says otherwise.
     """
 
@@ -143,7 +143,7 @@ class RunDirectory:
         self._put("arguments.json", json.dumps(dict(arguments)))
 
     def arguments(self) -> dict[str, Any]:
-        """Return what the process was told when it was started.
+        """Return the arguments that the process was started with.
 
         Raises:
             OSError, ValueError: None has been started.

@@ -44,6 +44,7 @@ from .transport import (
     RawAnswer,
     RawRequest,
     Unreadable,
+    describe_error,
 )
 
 _THREADS = 256
@@ -211,15 +212,14 @@ class Server:
         # Also with `stages: worker`: a worker sends whole requests once a value could not be sent.
         queued = _QueuedModel(model, self.queue, connections.current)
         self._dispatcher = Dispatcher(bundle, queued, batch_size=max(8, batch_size), describe=dict)
-        model.predictor.hooks = tuple(self._noting(hooks) for hooks in model.hooks)
+        model.predictor.hooks = tuple(self._with_status(hooks) for hooks in model.hooks)
 
     def take(self, worker: WorkerConnection, message: Message) -> None:
         """Take what a worker sends; never wait."""
         kind, number, value = message
         if isinstance(value, Unreadable):
-            error = value.error
-            told = f"what preprocess returned cannot be read in the predictor process ({type(error).__name__}: {error})"
-            worker.send(UNSENDABLE, number, told)
+            reason = "what preprocess returned cannot be read in the predictor process"
+            worker.send(UNSENDABLE, number, f"{reason} ({describe_error(value.error)})")
         elif kind in (PREDICT, EXPLAIN):
             self._queue_prepared(worker, number, Prepared(*value), explains=kind == EXPLAIN)
         elif kind == REQUEST:
@@ -300,8 +300,10 @@ class Server:
                 self._model.failures.fail(item, error, "predict")
                 worker.send(ANSWER, number, tuple(Predicted(None, item.failure, None, item.sent, None)))
             else:
-                told = f"what predict returned cannot be sent to the worker ({type(error).__name__}: {error})"
-                worker.send(UNSENDABLE, number, told)
+                reason = (
+                    f"what predict returned cannot be sent to the worker ({type(error).__name__}: {error})"
+                )
+                worker.send(UNSENDABLE, number, reason)
 
     def flush(self) -> None:
         """Write recorded spans."""
@@ -330,7 +332,7 @@ class Server:
         answer = ask({}) if ask is not None else None
         try:
             pack(answer)
-        except Exception:  # no JSON either: of such an answer only whether it is true is told
+        except Exception:  # no JSON either: only whether such an answer is true is sent
             return bool(answer)
         return answer
 
@@ -359,13 +361,13 @@ class Server:
         finally:
             in_user_code.leave()
 
-    def _noting(self, hooks: ModelHooks) -> ModelHooks:
+    def _with_status(self, hooks: ModelHooks) -> ModelHooks:
         """Return hooks whose predict notes when it begins: a limit on its time counts from there."""
         status, call = self._status, hooks.predict.call
 
-        def noted(item: Item) -> Any:
+        def predict(item: Item) -> Any:
             status.enter(PREDICTING)
             return call(item)
 
-        # Whose requests come together is chance: those that do not fit into one batch are predicted alone.
-        return replace(hooks, predict=replace(hooks.predict, call=noted), one_by_one=True)
+        # Which requests come together is chance: those that do not fit into one batch are predicted alone.
+        return replace(hooks, predict=replace(hooks.predict, call=predict), one_by_one=True)

@@ -359,6 +359,11 @@ def round_trip(value: Any) -> Any:
         other.close()
 
 
+def describe_error(error: BaseException) -> str:
+    """Return an error's type and text."""
+    return f"{type(error).__name__}: {error}"
+
+
 def shared_memory_available() -> bool:
     """Return whether this system has anonymous shared memory (Linux); elsewhere buffers go through the socket."""
     return hasattr(os, "memfd_create")
