@@ -14,7 +14,7 @@ from .codec.kserve import refuse_envelope
 from .codec.redaction import user_traceback, without_secrets
 from .contract import CONTRACT_FILE, Bundle
 from .device.device import keep_freed_memory
-from .pipeline.backend import Backend, BackendFactory, LocalBackend
+from .pipeline.backend import Backend, BackendOptions, LocalBackend
 from .pipeline.hooks import BoundHook, Item
 from .pipeline.pipeline import Pipeline
 from .telemetry.health import Counts, Health, description
@@ -50,16 +50,14 @@ class Worker:
         gpu_id: int | None,
         batch_size: int,
         metrics: Any = None,
-        backend: BackendFactory = LocalBackend,
+        backend: Callable[[BackendOptions], Backend] = LocalBackend,
         duplicates: DuplicateRequests | None = None,
     ) -> None:
         self.bundle = bundle
         self._duplicates = duplicates or DuplicateRequests()
         self._counts = Counts()
         self._envelope_checked = False
-        self._backend: Backend = backend(
-            bundle, model_dir, gpu_id=gpu_id, batch_size=batch_size, describe=self.describe
-        )
+        self._backend = backend(BackendOptions(bundle, model_dir, gpu_id, batch_size, self.describe))
         self._counts.metrics = self._backend.metrics
         self._health: Health | None = None
         if self._backend.is_healthy is not None:
@@ -213,7 +211,7 @@ class Worker:
         self._backend.close()
 
 
-def backend_of(bundle: Bundle) -> BackendFactory:
+def backend_of(bundle: Bundle) -> Callable[[BackendOptions], Backend]:
     """Return the factory of the backend that the settings ask for, for one of several workers."""
     if bundle.settings.predictor != "process":
         return LocalBackend.in_worker

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from typing import Any
 
 from handlergen.runtime.pipeline.hooks import Item
-from handlergen.runtime.predictor_process.batch_queue import Batch, BatchQueue
+from handlergen.runtime.predictor_process.batch_queue import Batch, BatchQueue, InUserCode, QueuedRequest
 from handlergen.runtime.request import Request
 
 
-class Asked:
-    numbers = itertools.count()
+class StatusStandIn:
+    def __init__(self, told: list[str]) -> None:
+        self.told = told
 
-    def __init__(self, name: str, *, explains: bool = False) -> None:
-        self.item = Item(0, {}, {}, Request({}, name))
-        self.name = name
-        self.explains = explains
-        self.abandoned = False
-        self.told: list[str] = []
-
-    def entered(self) -> None:
+    def take_slot(self, _connection: int, _number: int) -> int:
         self.told.append("entered")
+        return 0
 
-    def done(self) -> None:
+    def free_slot(self, _slot: int) -> None:
         self.told.append("done")
 
-    def answer(self) -> None:
-        self.told.append("answer")
 
-    def skipped(self) -> None:
-        self.told.append("skipped")
+class Asked(QueuedRequest):
+    abandoned = False
+
+    def __init__(self, name: str, *, explains: bool = False) -> None:
+        self.name = name
+        self.told: list[str] = []
+        item = Item(0, {}, {}, Request({}, name))
+        in_user_code: Any = InUserCode(StatusStandIn(self.told), None, 0)  # type: ignore[arg-type]
+        super().__init__(item, in_user_code, self.answered, explains=explains)
+
+    def answered(self) -> None:
+        assert self.item.failure is not None
+        self.told.append(f"{self.item.failure.status}")
 
 
 def names(taken: Any) -> str:
@@ -90,7 +93,7 @@ def test_requests_that_nobody_waits_for_are_left_out_and_told() -> None:
     for each in asked:
         queue.put(each)
     assert names(queue.take()) == "bd"
-    assert [each.told for each in asked] == [["skipped"], [], ["skipped"], []]
+    assert [each.told for each in asked] == [["499"], [], ["499"], []]
 
 
 def test_an_explanation_comes_alone_and_in_its_turn() -> None:

@@ -182,7 +182,7 @@ def test_the_directory_of_an_ended_server_goes_though_a_worker_has_not_noticed(t
 
 def test_nothing_is_started_for_an_ended_server(tmp_path: Path) -> None:
     ended = RunDirectory(identity(server=gone(), server_started=1), tmp_path)
-    launcher = Launcher(ended, model_dir=tmp_path, arguments={}, environ={}, logger=logging.getLogger("test"))
+    launcher = Launcher(ended, {}, logging.getLogger("test"))
     with pytest.raises(Unavailable, match="the server has ended"):
         launcher.connect(math.inf)
     assert list(tmp_path.iterdir()) == []

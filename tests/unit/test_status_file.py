@@ -22,13 +22,13 @@ def test_the_status_says_what_the_process_does_even_after_it(tmp_path: Path) -> 
     assert seen.holds(3, 7)
     assert not seen.holds(7, 3)
     assert not seen.holds(3, 8)
-    status.count(4, 2)
-    status.count(1, 0)
+    status.count(4)
+    status.count(1)
     status.free_slot(slot)
     assert not seen.holds(3, 7)
     picture = seen.look()
     assert (picture.pid, picture.state) == (os.getpid(), "predicting")
-    assert (picture.predictions, picture.requests, picture.largest_batch, picture.waiting) == (2, 5, 4, 0)
+    assert (picture.predictions, picture.requests, picture.largest_batch) == (2, 5, 4)
     status.enter(IDLE)
     assert seen.look().state == "idle"
     assert not status.timed_out

@@ -33,7 +33,6 @@ from handlergen.cli import main
 from handlergen.errors import HandlergenError, ServerError
 from handlergen.server.model_store import require_signatures
 from handlergen.server.properties import ServerSettings
-from handlergen.server.signed_store import require_signatures
 
 pytest.importorskip("cryptography", reason="the extra handlergen[signing] is not installed")
 

@@ -18,13 +18,16 @@ import numpy
 import pytest
 import torch
 
-from handlergen.runtime.predictor_process.serialization import pack, unpack
+from handlergen.runtime.predictor_process.serialization import (
+    ReceivedSegments,
+    SharedMemoryPool,
+    pack,
+    unpack,
+)
 from handlergen.runtime.predictor_process.transport import (
     SHARED_FROM,
     Gone,
     Message,
-    ReceivedSegments,
-    SharedMemoryPool,
     Transport,
     Unreadable,
 )

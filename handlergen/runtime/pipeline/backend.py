@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,25 @@ from .dispatch import Dispatcher
 from .hooks import BoundHook, Item
 from .model import LoadedModel, Model
 from .pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """What a backend is made from.
+
+    Attributes:
+        bundle: Contract and settings.
+        model_dir: Where the archive is unpacked.
+        gpu_id: A logical index, or None for the CPU.
+        batch_size: The most requests that come at once.
+        describe: Returns the answer of describe.
+    """
+
+    bundle: Bundle
+    model_dir: Path
+    gpu_id: int | None
+    batch_size: int
+    describe: Callable[[], Any]
 
 
 class Backend(Protocol):
@@ -47,38 +66,18 @@ class Backend(Protocol):
         """Release threads, connections and the model."""
 
 
-class BackendFactory(Protocol):
-    """Makes a backend.
-
-    Args:
-        bundle: Contract and settings.
-        model_dir: Where the archive is unpacked.
-        gpu_id: A logical index, or None for the CPU.
-        batch_size: The most requests that come at once.
-        describe: Returns the answer of describe.
-    """
-
-    def __call__(
-        self,
-        bundle: Bundle,
-        model_dir: Path,
-        *,
-        gpu_id: int | None,
-        batch_size: int,
-        describe: Callable[[], Any],
-    ) -> Backend: ...
-
-
 class PipelineBackend:
-    """The pipeline in this process, wherever the model is. See `Backend` and `BackendFactory`.
+    """The pipeline in this process, wherever the model is. See `Backend` for the methods.
 
     Args:
         model: Closed with the backend.
     """
 
-    def __init__(self, bundle: Bundle, model: Model, *, batch_size: int, describe: Callable[[], Any]) -> None:
+    def __init__(self, options: BackendOptions, model: Model) -> None:
         self._model = model
-        self._dispatcher = Dispatcher(bundle, model, batch_size=batch_size, describe=describe)
+        self._dispatcher = Dispatcher(
+            options.bundle, model, batch_size=options.batch_size, describe=options.describe
+        )
         self.pipeline = self._dispatcher.pipeline
         self.metrics = model.recording.metrics
         self.is_healthy = model.is_healthy
@@ -98,7 +97,7 @@ class PipelineBackend:
 
 
 class LocalBackend(PipelineBackend):
-    """The pipeline and a copy of the model in this process. See `BackendFactory` for the arguments.
+    """The pipeline and a copy of the model in this process.
 
     Args:
         server: TorchServe's process; None without one.
@@ -107,25 +106,16 @@ class LocalBackend(PipelineBackend):
         model: The model.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        model_dir: Path,
-        *,
-        gpu_id: int | None,
-        batch_size: int,
-        describe: Callable[[], Any],
-        server: int | None = None,
-    ) -> None:
-        self.model = LoadedModel(bundle, model_dir, gpu_id=gpu_id, server=server)
-        super().__init__(bundle, self.model, batch_size=batch_size, describe=describe)
+    def __init__(self, options: BackendOptions, server: int | None = None) -> None:
+        self.model = LoadedModel(options.bundle, options.model_dir, gpu_id=options.gpu_id, server=server)
+        super().__init__(options, self.model)
 
     @classmethod
-    def in_worker(cls, *arguments: Any, **options: Any) -> LocalBackend:
+    def in_worker(cls, options: BackendOptions) -> LocalBackend:
         """Make the backend of one of several workers, which share the machine's cores."""
         share_the_cores()
         server, _started = server_of_this_process()
-        return cls(*arguments, **options, server=server)
+        return cls(options, server)
 
     def observe(self, observed: Callable[[int, str, BoundHook], BoundHook]) -> None:
         """Replace each hook. See `Worker.observe`."""

@@ -27,7 +27,7 @@ from .status import ENDING, IDLE, StatusFile
 
 if TYPE_CHECKING:
     from ..pipeline.predictor import Lock
-    from .connections import Connections, WorkerConnection
+    from .connections import Connections
 
 _TICK_S = 0.1
 _FIRST_WORKER_WITHIN_S = 30.0
@@ -77,26 +77,20 @@ class _Process:
         from ..device.device import keep_freed_memory, share_the_cores
         from ..pipeline.model import LoadedModel
         from .connections import Connections, WorkerLogHandler
-        from .protocol import Refused, Welcome
-        from .server import NotingLock, Server
-        from .transport import Message
+        from .server import Server, StatusLock
+        from .transport import REFUSED, WELCOME, Refused, Welcome
 
         keep_freed_memory()
         share_the_cores()
         model_dir = Path(self._arguments["model_dir"])
         bundle = Bundle.from_json((model_dir / CONTRACT_FILE).read_text(encoding="utf-8"))
-        server: Server | None = None
-        locks: list[NotingLock] = []
+        locks: list[StatusLock] = []
 
-        def take(worker: WorkerConnection, message: Message) -> None:
-            if server is not None:  # nobody asks before it has been welcomed
-                server.take(worker, message)
-
-        def noting(lock: Lock) -> NotingLock:
-            locks.append(NotingLock(lock, self._status))
+        def guard(lock: Lock) -> StatusLock:
+            locks.append(StatusLock(lock, self._status))
             return locks[0]
 
-        connections = self._connections = Connections(self._listener, take)
+        connections = self._connections = Connections(self._listener)
         logging.basicConfig(level=logging.INFO, handlers=[WorkerLogHandler(connections)])
         try:
             model = LoadedModel(
@@ -104,7 +98,7 @@ class _Process:
                 model_dir,
                 gpu_id=self._arguments["gpu_id"],
                 server=self._directory.identity.server,
-                guard=noting,
+                guard=guard,
                 write_metrics=connections.print_metrics,
             )
             server = Server(
@@ -119,13 +113,14 @@ class _Process:
             reason = without_secrets(f"{type(error).__name__}: {error}")
             refused = Refused(reason, user_traceback(error, user_root=str(model_dir)))
             self._directory.note_failure(*refused)
-            connections.refuse(refused)
+            connections.announce(REFUSED, refused)
             time.sleep(0.5)  # until they have it
             return CANNOT_LOAD
+        connections.take = server.take
         self._end, self._flush = server.queue.end, server.flush
         self._status.enter(IDLE)
         key = model.predictor.describe()["device_key"]
-        connections.welcome(lambda number: Welcome(number, os.getpid(), key))
+        connections.announce(WELCOME, Welcome(os.getpid(), key))
         if not server.predict_until_ended():
             self._logger.error(
                 "the device does not answer any more; predictor process %d ends, and another one goes on",
@@ -146,11 +141,11 @@ class _Process:
         os._exit(0)
 
     def _watch(self) -> None:
-        """End the process when nobody needs it any more, or it is told to; write spans meanwhile."""
+        """End the process when no worker is connected any more, or SIGTERM comes; write spans meanwhile."""
         alone_since = time.monotonic()
         patience = _FIRST_WORKER_WITHIN_S
         while True:
-            told = self._termination.wait(_TICK_S)
+            terminated = self._termination.wait(_TICK_S)
             with contextlib.suppress(OSError):
                 self._rotate_log()
             try:
@@ -165,7 +160,7 @@ class _Process:
                     alone_since = now
             # Without its directory no worker finds it: those that come start another, and there must not be two.
             there = self._directory.owned(self._owner) and self._directory.identity.alive()
-            if there and not told and now - alone_since < patience:
+            if there and not terminated and now - alone_since < patience:
                 continue
             self._end()
             time.sleep(_END_WITHIN_S)
@@ -194,13 +189,13 @@ class _Termination:
     """
 
     def __init__(self) -> None:
-        self._told = False
+        self._received = False
         signal.signal(signal.SIGTERM, self._note)
-        self._socket, noting = socket.socketpair()
+        self._socket, sender = socket.socketpair()
         if _PASS_CREDENTIALS is not None:
             self._socket.setsockopt(socket.SOL_SOCKET, _PASS_CREDENTIALS, 1)
-        noting.setblocking(False)
-        signal.set_wakeup_fd(noting.detach(), warn_on_full_buffer=False)
+        sender.setblocking(False)
+        signal.set_wakeup_fd(sender.detach(), warn_on_full_buffer=False)
         self._masks: dict[int, set[int | signal.Signals]] = {}
         os.register_at_fork(before=self._block, after_in_parent=self._go_on, after_in_child=self._forget)
 
@@ -213,11 +208,11 @@ class _Termination:
                 for _level, _kind, raw in ancillary
             )
             if signal.SIGTERM in data and not foreign:
-                self._told = True
-        return self._told
+                self._received = True
+        return self._received
 
     def _note(self, _number: int, _frame: object) -> None:
-        self._told = True  # also when user code has taken the wakeup descriptor for itself
+        self._received = True  # also when user code has taken the wakeup descriptor for itself
 
     def _block(self) -> None:
         self._masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

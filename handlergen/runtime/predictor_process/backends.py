@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -21,9 +20,8 @@ from ..codec.content import STREAM_WISH
 from ..codec.encode import encode
 from ..codec.errors import Failure, in_the_log
 from ..context import Context
-from ..contract import Bundle
 from ..forms.loading import open_user_module
-from ..pipeline.backend import Backend, PipelineBackend
+from ..pipeline.backend import BackendOptions, PipelineBackend
 from ..pipeline.batching import RequestSource
 from ..pipeline.dispatch import is_describe
 from ..pipeline.hooks import HookInputs, Hooks, Item, http_request
@@ -34,85 +32,48 @@ from ..telemetry.metrics import Metrics
 from ..telemetry.recording import Recording
 from .client import Call, Client, UnsendableValue
 from .launcher import Unavailable
-from .protocol import EXPLAIN, PREDICT, REQUEST, Predicted, Prepared, RawAnswer, RawRequest
+from .transport import EXPLAIN, PREDICT, REQUEST, Predicted, Prepared, RawAnswer, RawRequest
 
 _Answer = TypeVar("_Answer", Predicted, RawAnswer)
 _UNSENDABLE = "UnsendableValue"
 
 
-class PreparedBackend:
+class PreparedBackend(PipelineBackend):
     """Preprocess and postprocess in the worker, predict in the predictor process. See `Backend` for the methods.
 
     The first value that cannot be sent to the predictor process, or from it, changes that: this worker sends whole
     requests from then on, that request included.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        model_dir: Path,
-        *,
-        gpu_id: int | None,
-        batch_size: int,
-        describe: Callable[[], Any],
-    ) -> None:
-        self._client = _client(bundle, model_dir, gpu_id, batch_size)
-        self._name = bundle.settings.name
-        model = _PreparedModel(bundle, model_dir, gpu_id=gpu_id, client=self._client, unsendable=self._note)
-        self._relay = partial(
-            RelayBackend,
-            bundle,
-            model_dir,
-            gpu_id=gpu_id,
-            batch_size=batch_size,
-            describe=describe,
-            client=self._client,
-            recording=model.recording,
-        )
-        self._logger = model.context.logger
-        self._backend: Backend = PipelineBackend(bundle, model, batch_size=batch_size, describe=describe)
+    def __init__(self, options: BackendOptions) -> None:
+        self._options = options
+        self._client = Client(options)
+        super().__init__(options, _PreparedModel(options, self._client, unsendable=self._note))
         self._why = ""
-        self._relays = False
-        self.is_healthy = model.is_healthy
-
-    @property
-    def metrics(self) -> Metrics | None:
-        return self._backend.metrics
-
-    @property
-    def pipeline(self) -> Pipeline:
-        return self._backend.pipeline
+        self._relay: RelayBackend | None = None
 
     def answer(self, items: Sequence[Item]) -> int:
-        count = self._backend.answer(items)
-        if self._why and not self._relays:
-            self._relays = True
-            self._backend = self._relay()
+        if self._relay is not None:
+            return self._relay.answer(items)
+        count = super().answer(items)
+        if self._why:
+            self._relay = RelayBackend(self._options, self._client, self._model.recording)
             # Answered once more, by the process; but a client that has a part of its answer cannot get another one.
             again = [item for item in items if _is_unsendable(item.failure) and not item.sent]
             for item in again:
                 item.reply = item.failure = None
-            self._backend.answer(again)
+            self._relay.answer(again)
         return count
-
-    def describe(self) -> dict[str, Any]:
-        return self._backend.describe()
-
-    def flush(self) -> None:
-        self._backend.flush()
-
-    def close(self) -> None:
-        self._backend.close()
 
     def _note(self, why: str) -> None:
         if not self._why:
             self._why = why
             self._client.note_unsendable(why)
-            self._logger.warning(
+            self._model.context.logger.warning(
                 "handlergen: model %s: %s. From now on, this worker sends whole requests to the predictor process, "
                 "which runs preprocess and postprocess too. Set `stages: predictor` in handlergen.yaml, or return "
                 "values that pickle can copy.",
-                self._name,
+                self._options.bundle.settings.name,
                 why,
             )
 
@@ -120,20 +81,13 @@ class PreparedBackend:
 class _PreparedModel:
     """The model as a worker has it: the module without what `load` makes, and a connection. See `Model`."""
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        model_dir: Path,
-        *,
-        gpu_id: int | None,
-        client: Client,
-        unsendable: Callable[[str], None],
-    ) -> None:
-        contract, settings = bundle.contract, bundle.settings
+    def __init__(self, options: BackendOptions, client: Client, *, unsendable: Callable[[str], None]) -> None:
+        contract, settings = options.bundle.contract, options.bundle.settings
+        gpu_id, model_dir = options.gpu_id, options.model_dir
         device = torch.device("cpu") if gpu_id is None else torch.device("cuda", gpu_id)
         self.context = Context.open(settings, device=device, model_dir=model_dir)
         self.failures = FailureHandler(contract.form, user_root=str(model_dir), logger=self.context.logger)
-        self.streaming = streaming_of(bundle)
+        self.streaming = streaming_of(options.bundle)
         module = open_user_module(contract, settings, self.context)
         module.setup()
         module.load_without_model()
@@ -185,9 +139,6 @@ class RemotePredictor:
         self._fail = fail
         self._unsendable = unsendable
 
-    def load(self) -> None:
-        """Do nothing: the predictor process loads the model."""
-
     def predict(self, requests: RequestSource) -> None:
         """Send each request when it is ready; answers come in any order."""
         item = requests.next()
@@ -217,9 +168,6 @@ class RemotePredictor:
     def describe(self) -> dict[str, Any]:
         return dict(self._client.describe()["predictor"])
 
-    def close(self) -> None:
-        self._client.close()
-
     def _call(self, item: Item) -> Call:
         request = item.request
         prepared = Prepared(
@@ -239,8 +187,8 @@ class RemotePredictor:
         error = call.exception()
         if isinstance(error, UnsendableValue) and not item.sent:
             self._unsendable(str(error))
-            told = "A value of this request cannot be sent between its worker and the predictor process"
-            item.failure = Failure(500, _UNSENDABLE, told + in_the_log(item.request.id))
+            reason = "A value of this request cannot be sent between its worker and the predictor process"
+            item.failure = Failure(500, _UNSENDABLE, reason + in_the_log(item.request.id))
             return
         answer = _settle(item, call, Predicted, self._fail)
         if answer is not None:
@@ -260,20 +208,16 @@ class RelayBackend:
     """
 
     def __init__(
-        self,
-        bundle: Bundle,
-        model_dir: Path,
-        *,
-        gpu_id: int | None,
-        batch_size: int,
-        describe: Callable[[], Any],
-        client: Client | None = None,
-        recording: Recording | None = None,
+        self, options: BackendOptions, client: Client | None = None, recording: Recording | None = None
     ) -> None:
-        logger = logging.getLogger(f"handlergen.{bundle.settings.name}")
-        self._describe = describe
-        self._failures = FailureHandler(bundle.contract.form, user_root=str(model_dir), logger=logger)
-        self._client = client or _client(bundle, model_dir, gpu_id, batch_size)
+        bundle = options.bundle
+        self._describe = options.describe
+        self._failures = FailureHandler(
+            bundle.contract.form,
+            user_root=str(options.model_dir),
+            logger=logging.getLogger(f"handlergen.{bundle.settings.name}"),
+        )
+        self._client = client or Client(options)
         if client is None:
             self._client.open()
         self._recording = recording or Recording(bundle.settings, self._client.device_key, metrics=True)
@@ -334,11 +278,6 @@ def _is_unsendable(failure: Failure | None) -> bool:
     return failure is not None and failure.type == _UNSENDABLE
 
 
-def _client(bundle: Bundle, model_dir: Path, gpu_id: int | None, batch_size: int) -> Client:
-    logger = logging.getLogger(f"handlergen.{bundle.settings.name}")
-    return Client(bundle, model_dir, gpu_id=gpu_id, batch_size=batch_size, logger=logger)
-
-
 def _call_for(item: Item, kind: int, value: Any, *, ready_ns: int) -> Call:
     """Return the call of a client's request: chunks of its answer go out at once."""
 
@@ -369,8 +308,8 @@ def _settle(
         return answer
     if isinstance(error, Unavailable):
         retry_after_s = str(max(1, math.ceil(error.retry_after_s)))
-        told = f"The model is not available: {error}"
-        item.failure = Failure(503, "ModelUnavailable", told, {"Retry-After": retry_after_s})
+        reason = f"The model is not available: {error}"
+        item.failure = Failure(503, "ModelUnavailable", reason, {"Retry-After": retry_after_s})
     else:
         fail(item, error, "predict")
     return None

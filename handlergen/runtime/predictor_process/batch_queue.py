@@ -5,43 +5,73 @@ from __future__ import annotations
 import queue
 import time
 from collections import deque
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
+from ..codec.errors import Failure
 from ..pipeline.hooks import Item
+from .connections import WorkerConnection
+from .status import StatusFile
 
 _IN_VAIN = 8
 """After so many waits in a row during which no other request came, requests come one at a time: none is to wait."""
 _TRY_EVERY = 128
 """One request in so many then waits all the same, in case others come by now."""
+_ABANDONED = Failure(499, "ClientGone", "The worker that asked has gone")
 
 
-class Entry(Protocol):
-    """A request that waits.
+class InUserCode:
+    """Names a worker's request in the status file while the request is in the user's code.
 
-    Attributes:
+    Args:
+        status: Of this process.
+        worker: The connection of the worker that has sent the request.
+        number: Of the request, as the worker counts.
+    """
+
+    def __init__(self, status: StatusFile, worker: WorkerConnection, number: int) -> None:
+        self.worker = worker
+        self.number = number
+        self._status = status
+        self._slot = -1
+
+    def enter(self) -> None:
+        """Note that the request is in the user's code from now on."""
+        if self._slot < 0:
+            self._slot = self._status.take_slot(self.worker.number, self.number)
+
+    def leave(self) -> None:
+        """Note that it is not any more: if the process dies now, the request is predicted again."""
+        slot, self._slot = self._slot, -1
+        self._status.free_slot(slot)
+
+
+class QueuedRequest:
+    """A request that waits for the device.
+
+    Args:
         item: The request.
+        in_user_code: Names it in the status file.
+        answer: Hands its outputs on; called before the next prediction, and outside the device lock.
         explains: It wants an explanation, not a prediction.
     """
 
-    item: Item
-    explains: bool
+    def __init__(
+        self, item: Item, in_user_code: InUserCode, answer: Callable[[], None], *, explains: bool = False
+    ) -> None:
+        self.item = item
+        self.in_user_code = in_user_code
+        self.answer = answer
+        self.explains = explains
 
     @property
     def abandoned(self) -> bool:
         """Whether nobody waits for its answer any more."""
+        return self.in_user_code.worker.gave_up(self.in_user_code.number)
 
-    def entered(self) -> None:
-        """Note that it is in the user's code from now on."""
-
-    def done(self) -> None:
-        """Note that it has been predicted, or has failed; still under the device lock."""
-
-    def answer(self) -> None:
-        """Hand its outputs on; before the next prediction, and outside the device lock."""
-
-    def skipped(self) -> None:
-        """Note that it was not predicted, because it is abandoned."""
+    def skip(self) -> None:
+        """Answer it without a prediction, because it is abandoned."""
+        self.item.failure = _ABANDONED
+        self.answer()
 
 
 class BatchQueue:
@@ -56,24 +86,24 @@ class BatchQueue:
     def __init__(self, *, max_batch: int, linger_s: float) -> None:
         self._max_batch = max_batch
         self._linger_s = linger_s
-        self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
-        self._next: Entry | None = None
+        self._queue: queue.SimpleQueue[QueuedRequest | None] = queue.SimpleQueue()
+        self._next: QueuedRequest | None = None
         self._ended = False
         self._in_vain = 0
 
     def __len__(self) -> int:
         return self._queue.qsize()
 
-    def put(self, entry: Entry) -> None:
+    def put(self, request: QueuedRequest) -> None:
         """Add a request; from any thread."""
-        self._queue.put(entry)
+        self._queue.put(request)
 
     def end(self) -> None:
         """Let `take` return nothing from now on."""
         self._ended = True
         self._queue.put(None)
 
-    def take(self) -> list[Entry]:
+    def take(self) -> list[QueuedRequest]:
         """Wait for the first request, and return it with those behind it that fit into one predict, oldest first.
 
         Requests that nobody waits for any more are left out. An explanation comes alone. After `end`, nothing.
@@ -83,44 +113,44 @@ class BatchQueue:
             first = self._wanted(self._queue.get())
         if first is None or self._ended:
             return []
-        taken = [first]
+        batch = [first]
         if first.explains or self._max_batch == 1:
-            return taken
+            return batch
         until = time.monotonic() + self._linger_s if self._linger_s and self._worth_a_wait() else 0.0
-        while len(taken) < self._max_batch:
+        while len(batch) < self._max_batch:
             left = until - time.monotonic() if until else 0.0
             try:
-                entry = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
+                request = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
             except queue.Empty:
                 break
-            if entry is None:  # the end
+            if request is None:  # the end
                 break
-            wanted = self._wanted(entry)
+            wanted = self._wanted(request)
             if wanted is not None and wanted.explains:
                 self._next = wanted
                 break
             if wanted is not None:
-                taken.append(wanted)
-        self._in_vain = 0 if len(taken) > 1 else self._in_vain + 1
-        return taken
+                batch.append(wanted)
+        self._in_vain = 0 if len(batch) > 1 else self._in_vain + 1
+        return batch
 
     def _worth_a_wait(self) -> bool:
         return self._in_vain < _IN_VAIN or self._in_vain % _TRY_EVERY == 0
 
     @staticmethod
-    def _wanted(entry: Entry | None) -> Entry | None:
-        if entry is not None and entry.abandoned:
-            entry.skipped()
+    def _wanted(request: QueuedRequest | None) -> QueuedRequest | None:
+        if request is not None and request.abandoned:
+            request.skip()
             return None
-        return entry
+        return request
 
 
 class Batch:
     """What `BatchQueue.take` returned, as a `RequestSource` for the predictor: complete, nothing follows."""
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
-        self._by_item = {id(entry.item): entry for entry in entries}
-        self._left = deque(entry.item for entry in entries)
+    def __init__(self, requests: Sequence[QueuedRequest]) -> None:
+        self._by_item = {id(request.item): request for request in requests}
+        self._left = deque(request.item for request in requests)
 
     @property
     def more(self) -> bool:
@@ -136,5 +166,5 @@ class Batch:
         return None
 
     def done(self, item: Item) -> None:
-        """Note that a request was predicted, or failed in it."""
-        self._by_item[id(item)].done()
+        """Note that a request was predicted, or failed in it; still under the device lock."""
+        self._by_item[id(item)].in_user_code.leave()

@@ -15,17 +15,19 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ..codec.errors import LockTimeout, is_out_of_memory
-from ..contract import Bundle
+from ..pipeline.backend import BackendOptions
 from ..server_process import server_of_this_process
 from ..telemetry.metrics import printer
 from .launcher import Launcher, Unavailable
-from .protocol import (
+from .run_directory import ForeignProcess, Identity, RunDirectory
+from .status import LOADING, STATES, StatusFile
+from .transport import (
     ANSWER,
     CANCEL,
     CHUNK,
@@ -37,13 +39,13 @@ from .protocol import (
     REFUSED,
     UNSENDABLE,
     WELCOME,
-    LogEntry,
+    Gone,
+    Message,
     Refused,
-    Welcome,
+    Transport,
+    Unreadable,
+    describe_error,
 )
-from .run_directory import ForeignProcess, Identity, RunDirectory
-from .status import LOADING, STATES, StatusFile
-from .transport import Gone, Message, Transport, Unreadable
 
 _TICK_S = 0.25
 _GRACE_S = 0.5
@@ -107,32 +109,30 @@ class Call(Future[Any]):
         self.begun = False  # a part of its answer is out: it cannot be done again
 
 
+@dataclass
 class _Connection:
-    """One life of the predictor process, seen from here."""
+    transport: Transport
+    status: StatusFile
+    number: int
+    pid: int
+    pending: dict[int, Call] = field(default_factory=dict)
+    """By number. Whoever pops a call settles it."""
 
-    def __init__(self, transport: Transport, status: StatusFile, welcome: Welcome) -> None:
-        self.transport = transport
-        self.status = status
-        self.welcome = welcome
-        self.pending: dict[int, Call] = {}
-        """By number. Whoever pops a call settles it."""
+    def in_user_code(self, number: int) -> bool:
+        return self.status.holds(self.number, number)
 
 
 class Client:
     """The connection, a thread that reads it, and one that keeps deadlines and connects again.
 
     Args:
-        bundle: Contract and settings.
-        model_dir: Where the archive is unpacked.
-        gpu_id: A logical index, or None for the CPU.
-        batch_size: The most requests that TorchServe hands a worker at once.
-        logger: Goes to TorchServe's model log.
+        options: What the worker's backend is made from.
     """
 
-    def __init__(
-        self, bundle: Bundle, model_dir: Path, *, gpu_id: int | None, batch_size: int, logger: logging.Logger
-    ) -> None:
-        settings = self._settings = bundle.settings
+    def __init__(self, options: BackendOptions) -> None:
+        settings = self._settings = options.bundle.settings
+        model_dir, gpu_id = options.model_dir, options.gpu_id
+        self._logger = logging.getLogger(f"handlergen.{settings.name}")
         server, started = server_of_this_process()
         identity = Identity(
             server,
@@ -143,18 +143,12 @@ class Client:
             "cpu" if gpu_id is None else f"gpu {gpu_id}",
         )
         self._directory = RunDirectory(identity)
-        self._launcher = Launcher(
-            self._directory,
-            model_dir=model_dir,
-            arguments={"model_dir": str(model_dir), "gpu_id": gpu_id, "batch_size": batch_size},
-            environ=dict(os.environ),
-            logger=logger,
-        )
+        arguments = {"model_dir": str(model_dir), "gpu_id": gpu_id, "batch_size": options.batch_size}
+        self._launcher = Launcher(self._directory, arguments, self._logger)
         # From here on this process sees no GPU: it could only waste its memory with a context of its own.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)
-        self._logger = logger
         self._print_metrics = printer()
         self._logged = ""
         self._unsendable = ""
@@ -173,7 +167,7 @@ class Client:
         """
         try:
             with self._changing:
-                self.device_key = self._connected(math.inf).welcome.device_key
+                self._connected(math.inf)
         except Unavailable as error:
             if not self._directory.starts().total:
                 raise RuntimeError(str(error)) from None
@@ -251,8 +245,8 @@ class Client:
             if is_out_of_memory(error):
                 call.set_exception(error)
             else:
-                told = f"what preprocess returned cannot be sent to the predictor process ({_shown(error)})"
-                call.set_exception(UnsendableValue(told))
+                reason = f"what preprocess returned cannot be sent to the predictor process ({describe_error(error)})"
+                call.set_exception(UnsendableValue(reason))
 
     def _connected(self, deadline: float) -> _Connection:
         """Return the connection, made if there is none; under the lock.
@@ -282,19 +276,19 @@ class Client:
             except BaseException:
                 transport.close()
                 raise
-            connection = self._connection = _Connection(transport, status, welcome)
+            self.device_key = welcome.value.device_key
+            connection = self._connection = _Connection(transport, status, welcome.number, welcome.value.pid)
             threading.Thread(
                 target=self._read, args=(connection,), name="handlergen-reader", daemon=True
             ).start()
         return connection
 
-    def _welcome(self, transport: Transport, deadline: float) -> Welcome:
+    def _welcome(self, transport: Transport, deadline: float) -> Message:
         while not self._ended.is_set():
             if transport.wait(_TICK_S):
                 message = transport.receive()
                 if message.kind == WELCOME:
-                    welcome: Welcome = message.value
-                    return welcome
+                    return message
                 if message.kind == REFUSED:
                     refused: Refused = message.value
                     self._log_once(refused.traceback)
@@ -340,8 +334,8 @@ class Client:
         if isinstance(value, Unreadable) and is_out_of_memory(value.error):
             call.set_exception(value.error)
         elif isinstance(value, Unreadable):
-            told = f"what predict returned cannot be read in the worker ({_shown(value.error)})"
-            call.set_exception(UnsendableValue(told))
+            reason = f"what predict returned cannot be read in the worker ({describe_error(value.error)})"
+            call.set_exception(UnsendableValue(reason))
         elif kind == UNSENDABLE:
             call.set_exception(UnsendableValue(value))
         elif kind == ANSWER:
@@ -350,8 +344,8 @@ class Client:
     def _print(self, message: Message) -> None:
         """Hand a log record, or metrics, on to TorchServe."""
         if message.kind == LOG:
-            entry = LogEntry(*message.value)
-            logging.getLogger(entry.logger).log(entry.level, "%s", entry.text)
+            logger, level, text = message.value
+            logging.getLogger(logger).log(level, "%s", text)
         elif message.kind == METRICS:
             self._print_metrics(message.value)
 
@@ -374,8 +368,7 @@ class Client:
                 call = connection.pending.pop(number, None)
                 if call is None:
                     continue
-                in_user_code = connection.status.holds(connection.welcome.connection, number)
-                if in_user_code or call.begun or call.sendings >= _MOST_SENDINGS:
+                if connection.in_user_code(number) or call.begun or call.sendings >= _MOST_SENDINGS:
                     call.set_exception(self._death(connection.status))
                 else:
                     waiting.append(call)
@@ -418,34 +411,29 @@ class Client:
         for call in list(connection.pending.values()):
             if call.waiting_ns is None:
                 if time.monotonic() > call.deadline:
-                    told = f"predictor process {seen.pid} does not answer"
-                    self._cancel(connection, call, Unavailable(told))
-            elif connection.status.holds(connection.welcome.connection, call.number):
+                    reason = f"predictor process {seen.pid} does not answer"
+                    self._cancel(connection, call, Unavailable(reason))
+            elif connection.in_user_code(call.number):
                 call.waiting_ns = now
             elif (now - call.waiting_ns) / 1e9 > lock_timeout_s + _GRACE_S:
-                told = (
+                reason = (
                     f"the device was not free within {lock_timeout_s:g} s (predictor process {seen.pid} has been "
                     f"{seen.state} for {seen.since_s:.1f} s)"
                 )
                 retry_after_s = max(1, math.ceil(lock_timeout_s / 10))
-                self._cancel(connection, call, LockTimeout(told, retry_after_s=retry_after_s))
+                self._cancel(connection, call, LockTimeout(reason, retry_after_s=retry_after_s))
 
     def _kill(self, connection: _Connection, limit: float) -> None:
-        pid = connection.welcome.pid
         self._logger.error(
             "predict has taken longer than predict_timeout_s (%g s): predictor process %d is killed",
             limit,
-            pid,
+            connection.pid,
         )
         connection.status.note_timeout()
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(connection.pid, signal.SIGKILL)
 
     def _deadline(self, call: Call) -> float:
         if call.waiting_ns is None:
             return call.deadline
         return call.waiting_ns / 1e9 + self._settings.lock_timeout_s
-
-
-def _shown(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

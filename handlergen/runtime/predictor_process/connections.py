@@ -9,21 +9,20 @@ import threading
 import time
 from collections.abc import Callable
 
-from .protocol import (
+from .run_directory import ForeignProcess, check_peer
+from .transport import (
     ANSWER,
     CANCEL,
     HELLO,
     LOG,
     METRICS,
-    REFUSED,
     UNSENDABLE,
-    WELCOME,
-    LogEntry,
+    Gone,
+    Message,
     Refused,
+    Transport,
     Welcome,
 )
-from .run_directory import ForeignProcess, check_peer
-from .transport import Gone, Message, Transport
 
 _logger = logging.getLogger("handlergen")
 
@@ -67,18 +66,19 @@ class Connections:
 
     Args:
         listener: The socket that they connect to.
-        take: Called with each request, on the thread that has read it; must not wait.
 
     Attributes:
+        take: Called with each request, on the thread that has read it; must not wait. No worker sends one before
+            `announce` has told it that the model is loaded.
         current: `current.connection` is that of the worker whose request this thread works on.
     """
 
-    def __init__(self, listener: socket.socket, take: Callable[[WorkerConnection, Message], None]) -> None:
+    def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
-        self._take = take
+        self.take: Callable[[WorkerConnection, Message], None] = lambda _worker, _message: None
         self._connections: dict[int, WorkerConnection] = {}
         self._changing = threading.Lock()
-        self._verdict: Callable[[WorkerConnection], tuple[int, object]] | None = None
+        self._announced: tuple[int, Welcome | Refused] | None = None
         self._metrics: list[str] = []
         self.seen = 0
         self.current = threading.local()
@@ -91,22 +91,22 @@ class Connections:
         """Return the process ids of the workers that are connected."""
         return sorted({each.pid for each in self._named()})
 
-    def welcome(self, welcome: Callable[[int], Welcome]) -> None:
-        """Tell everybody, those who come later too, that the model is loaded."""
-        self._tell(lambda connection: (WELCOME, welcome(connection.number)))
+    def announce(self, kind: int, value: Welcome | Refused) -> None:
+        """Tell everybody, those who come later too, whether the model is loaded."""
+        with self._changing:
+            self._announced = kind, value
+            connections = self._named()
+        for connection in connections:
+            connection.send(kind, connection.number, value)
 
-    def refuse(self, refused: Refused) -> None:
-        """Tell everybody that the model cannot be loaded."""
-        self._tell(lambda _connection: (REFUSED, refused))
-
-    def log(self, entry: LogEntry) -> bool:
+    def log(self, logger: str, level: int, text: str) -> bool:
         """Send a log record to the worker whose request it concerns, else to any; return whether there is one."""
         connection = getattr(self.current, "connection", None)
         if connection is None or connection.closed:
             connection = next(iter(self._named()), None)
         if connection is None:
             return False
-        connection.send(LOG, 0, tuple(entry))
+        connection.send(LOG, 0, (logger, level, text))
         return True
 
     def print_metrics(self, text: str) -> None:
@@ -126,14 +126,6 @@ class Connections:
 
     def _named(self) -> list[WorkerConnection]:
         return [each for each in list(self._connections.values()) if each.pid and not each.closed]
-
-    def _tell(self, verdict: Callable[[WorkerConnection], tuple[int, object]]) -> None:
-        with self._changing:
-            self._verdict = verdict
-            connections = self._named()
-        for connection in connections:
-            kind, value = verdict(connection)
-            connection.send(kind, 0, value)
 
     def _accept(self) -> None:
         while self._listener.fileno() >= 0:
@@ -168,17 +160,16 @@ class Connections:
         if message.kind == HELLO:
             with self._changing:
                 worker.pid = message.value
-                verdict = self._verdict
-            if verdict is not None:
-                kind, value = verdict(worker)
-                worker.send(kind, 0, value)
+                announced = self._announced
+            if announced is not None:
+                worker.send(announced[0], worker.number, announced[1])
         elif message.kind == CANCEL:
             worker.cancelled.add(message.number)
         else:
-            self._take(worker, message)
+            self.take(worker, message)
 
 
-class WorkerLogHandler(logging.Handler):
+class WorkerLogHandler(logging.StreamHandler):  # type: ignore[type-arg]
     """Sends log records to a worker, which logs them into TorchServe's model log; prints them when there is no worker.
 
     Args:
@@ -188,12 +179,10 @@ class WorkerLogHandler(logging.Handler):
     def __init__(self, connections: Connections) -> None:
         super().__init__()
         self._connections = connections
-        self._printing = logging.StreamHandler()
-        self.setFormatter(logging.Formatter("%(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            if not self._connections.log(LogEntry(record.name, record.levelno, self.format(record))):
-                self._printing.emit(record)
+            if not self._connections.log(record.name, record.levelno, self.format(record)):
+                super().emit(record)
         except Exception:
             self.handleError(record)

@@ -19,7 +19,7 @@ from .transport import Transport
 _POLL_S = 0.01
 _LISTENS_WITHIN_S = 60.0
 _LAST_WORDS = 4096
-"""How much of what a process printed last is told when it dies, in bytes."""
+"""How much of what a process printed last is logged when it dies, in bytes."""
 
 
 class Unavailable(Exception):
@@ -42,25 +42,14 @@ class Launcher:
 
     Args:
         directory: The run directory.
-        model_dir: Where the archive is unpacked: the process's working directory.
-        arguments: For the process (`__main__`): JSON values.
-        environ: The process's environment.
-        logger: Told of starts and ends.
+        arguments: For the process (`__main__`): JSON values; `model_dir` is its working directory.
+        logger: Gets a line for each start and each failed end.
     """
 
-    def __init__(
-        self,
-        directory: RunDirectory,
-        *,
-        model_dir: Path,
-        arguments: Mapping[str, Any],
-        environ: Mapping[str, str],
-        logger: logging.Logger,
-    ) -> None:
+    def __init__(self, directory: RunDirectory, arguments: Mapping[str, Any], logger: logging.Logger) -> None:
         self.directory = directory
-        self._model_dir = model_dir
         self._arguments = arguments
-        self._environ = environ
+        self._environ = dict(os.environ)
         self._logger = logger
         self._child: subprocess.Popen[bytes] | None = None
         self._log = Path()
@@ -158,7 +147,7 @@ class Launcher:
             # In a session of its own: it outlives this worker, and no signal to the worker's group reaches it.
             self._child = child = subprocess.Popen(
                 [sys.executable, "-u", "-m", __package__ or "", str(self.directory.path)],
-                cwd=self._model_dir,
+                cwd=self._arguments["model_dir"],
                 env={**self._environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,

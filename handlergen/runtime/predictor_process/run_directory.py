@@ -101,7 +101,7 @@ class RunDirectory:
     """The directory.
 
     Args:
-        identity: Whose.
+        identity: What its predictor process serves.
         base: The user's private directory; `lock_directory()` unless a test says otherwise.
     """
 
@@ -143,7 +143,7 @@ class RunDirectory:
         self._put("arguments.json", json.dumps(dict(arguments)))
 
     def arguments(self) -> dict[str, Any]:
-        """Return what the process was told when it was started.
+        """Return the arguments that the process was started with.
 
         Raises:
             OSError, ValueError: None has been started.
@@ -221,8 +221,14 @@ class RunDirectory:
         Raises:
             FileNotFoundError: The directory is gone; `make` it again.
         """
-        with _lock(self.path / "start.lock", wait_s) as held:
-            yield held is not None
+        path, deadline = self.path / "start.lock", time.monotonic() + wait_s
+        while (descriptor := _try_lock(path)) is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        try:
+            yield descriptor is not None
+        finally:
+            if descriptor is not None:
+                _unlock(descriptor)
 
     def own(self) -> int | None:
         """Take `owner.lock` for this process's life; return its descriptor, or None when another process has it."""
@@ -250,11 +256,12 @@ class RunDirectory:
         """Note that a process is being started; only under `start.lock`."""
         before, now = self.starts(), time.monotonic()
         in_a_row = before.in_a_row + 1 if before.last and now - before.last < _SETTLED_S else 1
-        self._write(Starts(now, in_a_row, total=before.total + 1))
+        self._put("starts.json", json.dumps(asdict(Starts(now, in_a_row, total=before.total + 1))))
 
     def note_failure(self, reason: str, traceback: str) -> None:
         """Note that the process that was started cannot load the model."""
-        self._write(replace(self.starts(), reason=reason, traceback=traceback))
+        starts = replace(self.starts(), reason=reason, traceback=traceback)
+        self._put("starts.json", json.dumps(asdict(starts)))
 
     def note_unsendable(self, reason: str) -> None:
         """Note why a worker sends whole requests, although preprocess and postprocess were to run in it."""
@@ -266,9 +273,6 @@ class RunDirectory:
             return (self.path / "unsendable").read_text("utf-8")
         except OSError:
             return ""
-
-    def _write(self, starts: Starts) -> None:
-        self._put("starts.json", json.dumps(asdict(starts)))
 
     def _put(self, name: str, text: str) -> None:
         """Write a file of the directory; whoever reads it sees all of it, or the one before."""
@@ -365,18 +369,6 @@ def _try_lock(path: Path) -> int | None:
             descriptor_closed_in_children(descriptor)
             return descriptor
         os.close(descriptor)  # a predictor process that ended has just removed the directory
-
-
-@contextlib.contextmanager
-def _lock(path: Path, wait_s: float) -> Iterator[int | None]:
-    deadline = time.monotonic() + wait_s
-    while (descriptor := _try_lock(path)) is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    try:
-        yield descriptor
-    finally:
-        if descriptor is not None:
-            _unlock(descriptor)
 
 
 def _unlock(descriptor: int) -> None:

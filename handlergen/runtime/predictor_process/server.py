@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,9 +25,11 @@ from ..pipeline.predictor import Lock, Predictor
 from ..request import Request
 from ..telemetry.recording import memory_of
 from ..torchserve.streaming import ConsumerGone
-from .batch_queue import Batch, BatchQueue, Entry
+from .batch_queue import Batch, BatchQueue, InUserCode, QueuedRequest
 from .connections import Connections, WorkerConnection
-from .protocol import (
+from .serialization import pack
+from .status import IDLE, PREDICTING, StatusFile
+from .transport import (
     ANSWER,
     CHUNK,
     DESCRIBE,
@@ -34,37 +38,18 @@ from .protocol import (
     PREDICT,
     REQUEST,
     UNSENDABLE,
+    Message,
     Predicted,
     Prepared,
     RawAnswer,
     RawRequest,
+    Unreadable,
+    describe_error,
 )
-from .serialization import pack
-from .status import IDLE, PREDICTING, StatusFile
-from .transport import Message, Unreadable
 
 _THREADS = 256
 """The most requests that are preprocessed and postprocessed at once, with `stages: predictor`."""
-_GONE = Failure(499, "ClientGone", "The worker that asked has gone")
 _logger = logging.getLogger("handlergen")
-
-
-class _Slot:
-    """A request's place in the status file: there while the request is in the user's code."""
-
-    def __init__(self, status: StatusFile, worker: WorkerConnection, number: int) -> None:
-        self.worker = worker
-        self.number = number
-        self._status = status
-        self._taken = -1
-
-    def enter(self) -> None:
-        if self._taken < 0:
-            self._taken = self._status.take_slot(self.worker.number, self.number)
-
-    def leave(self) -> None:
-        taken, self._taken = self._taken, -1
-        self._status.free_slot(taken)
 
 
 class _WorkerOutlet:
@@ -86,117 +71,47 @@ class _WorkerOutlet:
         """Do nothing: the worker breaks the answer off."""
 
 
-class _PreparedEntry:
-    """A request that a worker has preprocessed. See `Entry` for the methods."""
-
-    def __init__(self, server: Server, slot: _Slot, sent: Prepared, *, explains: bool) -> None:
-        entry = sent.entry or ({STREAM_WISH: sent.wish} if sent.wish is not None else {})
-        item = Item(0, entry, sent.properties, Request(sent.properties, sent.request_id))
-        item.model_index, item.inputs, item.ready_ns = sent.stage, sent.inputs, sent.ready_ns
-        item.request._metadata = sent.metadata
-        item.data, item.files, item.http = sent.data, sent.files, sent.http
-        if sent.outlet:
-            item.outlet = _WorkerOutlet(slot.worker, slot.number, server.status)
-        self.item = item
-        self.explains = explains
-        self._server = server
-        self._slot = slot
-
-    @property
-    def abandoned(self) -> bool:
-        return self._slot.worker.gave_up(self._slot.number)
-
-    def entered(self) -> None:
-        if self.item.failure is None:  # else it could not wait any longer, and the others of its batch could
-            self._slot.enter()
-
-    def done(self) -> None:
-        # Out of the user's code: if the process dies before the answer is out, this request is not to blame, and is
-        # predicted again.
-        self._slot.leave()
-
-    def answer(self) -> None:
-        item, worker, number = self.item, self._slot.worker, self._slot.number
-        state = item.http.state if item.http is not None else None
-        answer = Predicted(item.outputs, item.failure, item.request._metadata, item.sent, state)
-        try:
-            worker.send(ANSWER, number, tuple(answer))
-        except Exception as error:
-            if is_out_of_memory(error) or item.sent:
-                self._server.fail(item, error, "predict")
-                worker.send(ANSWER, number, tuple(Predicted(None, item.failure, None, item.sent, None)))
-            else:
-                told = f"what predict returned cannot be sent to the worker ({type(error).__name__}: {error})"
-                worker.send(UNSENDABLE, number, told)
-
-    def skipped(self) -> None:
-        """Do nothing: nobody waits for it."""
-
-
-class _RelayedEntry:
-    """A request whose stages run in this process. See `Entry` for the methods."""
-
-    def __init__(self, item: Item, slot: _Slot | None, answer: Callable[[], None], *, explains: bool) -> None:
-        self.item = item
-        self.explains = explains
-        self._slot = slot
-        self.answer = answer
-
-    @property
-    def abandoned(self) -> bool:
-        return self._slot is not None and self._slot.worker.gave_up(self._slot.number)
-
-    def entered(self) -> None:
-        if self._slot is not None and self.item.failure is None:
-            self._slot.enter()
-
-    def done(self) -> None:
-        if self._slot is not None:
-            self._slot.leave()  # as for `_PreparedEntry`; its own thread enters again
-
-    def skipped(self) -> None:
-        self.item.failure = _GONE
-        self.answer()
-
-
 class _QueuedModel:
     """The model for the pipelines of this process: predictions pass through the batch queue. See `Model`."""
 
-    def __init__(self, model: LoadedModel, batch_queue: BatchQueue, slots: threading.local) -> None:
+    def __init__(self, model: LoadedModel, batch_queue: BatchQueue, current: threading.local) -> None:
         self.context, self.failures = model.context, model.failures
         self.streaming, self.recording = model.streaming, model.recording
         self.hooks = model.hooks
         self.is_healthy = model.is_healthy
-        self.predictor = _QueuedPredictor(batch_queue, slots, model.own_outputs, explains=False)
-        self.explainer: Predictor | None = None
-        if model.explainer is not None:
-            self.explainer = _QueuedPredictor(batch_queue, slots, model.own_outputs, explains=True)
+        queued = partial(_QueuedPredictor, batch_queue, current, model.own_outputs)
+        self.predictor = queued(explains=False)
+        self.explainer: Predictor | None = queued(explains=True) if model.explainer is not None else None
 
     def close(self) -> None:
         """Do nothing: the model belongs to the process."""
 
 
 class _QueuedPredictor:
-    """A `Predictor` that puts requests into the batch queue and waits."""
+    """A `Predictor` that puts requests into the batch queue and waits.
+
+    Args:
+        batch_queue: The queue.
+        current: `current.in_user_code` is of the request that this thread works on.
+        own_outputs: Gives a request's outputs memory of their own.
+        explains: The requests want explanations.
+    """
 
     def __init__(
         self,
         batch_queue: BatchQueue,
-        slots: threading.local,
+        current: threading.local,
         own_outputs: Callable[[Item], None],
         *,
         explains: bool,
     ) -> None:
         self._queue = batch_queue
+        self._current = current
         self._own_outputs = own_outputs
-        self._slots = slots
         self._explains = explains
 
-    def load(self) -> None:
-        """Do nothing: the model is loaded."""
-
     def predict(self, requests: RequestSource) -> None:
-        slot: _Slot | None = getattr(self._slots, "slot", None)
+        in_user_code: InUserCode = self._current.in_user_code
         finished = threading.Semaphore(0)
         count = 0
         item = requests.next()
@@ -208,31 +123,27 @@ class _QueuedPredictor:
                 finished.release()
 
             count += 1
-            if slot is not None and count == 1 and not requests.more:
-                slot.leave()  # it waits for the device: not in the user's code
-            self._queue.put(_RelayedEntry(item, slot, answer, explains=self._explains))
+            if count == 1 and not requests.more:
+                in_user_code.leave()  # it waits for the device
+            self._queue.put(QueuedRequest(item, in_user_code, answer, explains=self._explains))
             item = requests.next()
         for _ in range(count):
             finished.acquire()
-        if slot is not None:
-            slot.enter()
+        in_user_code.enter()
 
     def describe(self) -> dict[str, Any]:
         return {}
 
-    def close(self) -> None:
-        """Do nothing: nothing is held."""
 
-
-class NotingLock:
-    """The device lock; the status file says when it is held, and for whom.
+class StatusLock:
+    """The device lock of the predictor process: the status file says when it is held, and for which requests.
 
     Args:
         lock: The lock itself.
         status: This process's.
 
     Attributes:
-        entries: For whom it is acquired next.
+        requests: For which it is acquired next.
         loaded: The model is; the lock is held while the model is being loaded too, which is no prediction.
     """
 
@@ -240,14 +151,15 @@ class NotingLock:
         self._lock = lock
         self._status = status
         self.key = lock.key
-        self.entries: Sequence[Entry] = ()
+        self.requests: Sequence[QueuedRequest] = ()
         self.loaded = False
 
     def acquire(self, timeout_s: float) -> None:
         """As the lock's."""
         self._lock.acquire(timeout_s)
-        for entry in self.entries:
-            entry.entered()
+        for request in self.requests:
+            if request.item.failure is None:  # else it could not wait any longer, and the others could
+                request.in_user_code.enter()
         if self.loaded:
             self._status.enter(PREDICTING)
 
@@ -274,7 +186,7 @@ class Server:
         self,
         bundle: Bundle,
         model: LoadedModel,
-        lock: NotingLock,
+        lock: StatusLock,
         *,
         status: StatusFile,
         connections: Connections,
@@ -284,7 +196,7 @@ class Server:
         self._model = model
         self._lock = lock
         lock.loaded = True
-        self.status = status
+        self._status = status
         self._connections = connections
         together = settings.batch != "each"
         self.queue = BatchQueue(
@@ -292,21 +204,24 @@ class Server:
             linger_s=settings.linger_ms / 1000 if together else 0.0,
         )
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="handlergen")
+        self._answers: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._answering_thread = threading.Thread(
+            target=self._send_answers, name="handlergen-answers", daemon=True
+        )
+        self._answering_thread.start()
         # Also with `stages: worker`: a worker sends whole requests once a value could not be sent.
         queued = _QueuedModel(model, self.queue, connections.current)
         self._dispatcher = Dispatcher(bundle, queued, batch_size=max(8, batch_size), describe=dict)
-        model.predictor.hooks = tuple(self._noting(hooks) for hooks in model.hooks)
+        model.predictor.hooks = tuple(self._with_status(hooks) for hooks in model.hooks)
 
     def take(self, worker: WorkerConnection, message: Message) -> None:
         """Take what a worker sends; never wait."""
         kind, number, value = message
         if isinstance(value, Unreadable):
-            error = value.error
-            told = f"what preprocess returned cannot be read in the predictor process ({type(error).__name__}: {error})"
-            worker.send(UNSENDABLE, number, told)
+            reason = "what preprocess returned cannot be read in the predictor process"
+            worker.send(UNSENDABLE, number, f"{reason} ({describe_error(value.error)})")
         elif kind in (PREDICT, EXPLAIN):
-            slot = _Slot(self.status, worker, number)
-            self.queue.put(_PreparedEntry(self, slot, Prepared(*value), explains=kind == EXPLAIN))
+            self._queue_prepared(worker, number, Prepared(*value), explains=kind == EXPLAIN)
         elif kind == REQUEST:
             self._threads.submit(self._answer, worker, number, RawRequest(*value))
         elif kind == DESCRIBE:
@@ -322,35 +237,73 @@ class Server:
         """
         # Inference mode is entered once, not between two predictions, while the device has nothing to do.
         with torch.inference_mode():
-            while entries := self.queue.take():
-                self._lock.entries = entries
-                self._connections.current.connection = self._worker_of(entries)
-                self._predict(entries)
-                self._lock.entries = ()
-                self.status.count(len(entries), len(self.queue))
-                # Here, and not on another thread: that one would need a copy of the outputs, which costs as much.
-                for entry in entries:
-                    entry.answer()
+            while requests := self.queue.take():
+                self._lock.requests = requests
+                self._connections.current.connection = requests[0].in_user_code.worker
+                self._predict(requests)
+                self._lock.requests = ()
+                self._status.count(len(requests))
+                for request in requests:
+                    request.answer()
                 if self._model.device.broken:
                     break
+        self._answers.put(None)
+        self._answering_thread.join()
         return not self._model.device.broken
 
-    def _predict(self, entries: list[Entry]) -> None:
-        explainer = self._model.explainer if entries[0].explains else None
+    def _predict(self, requests: list[QueuedRequest]) -> None:
+        explainer = self._model.explainer if requests[0].explains else None
         if explainer is None:
-            self._model.predictor.predict(Batch(entries))
+            self._model.predictor.predict(Batch(requests))
         else:
             with torch.inference_mode(mode=False):
-                explainer.predict(Batch(entries))
+                explainer.predict(Batch(requests))
 
-    @staticmethod
-    def _worker_of(entries: Sequence[Entry]) -> WorkerConnection | None:
-        slot: _Slot | None = getattr(entries[0], "_slot", None)
-        return slot.worker if slot is not None else None
+    def _queue_prepared(
+        self, worker: WorkerConnection, number: int, sent: Prepared, *, explains: bool
+    ) -> None:
+        """Put a request that a worker has preprocessed into the batch queue."""
+        entry = sent.entry or ({STREAM_WISH: sent.wish} if sent.wish is not None else {})
+        item = Item(0, entry, sent.properties, Request(sent.properties, sent.request_id))
+        item.model_index, item.inputs, item.ready_ns = sent.model_index, sent.inputs, sent.ready_ns
+        item.request._metadata = sent.metadata
+        item.data, item.files, item.http = sent.data, sent.files, sent.http
+        if sent.outlet:
+            item.outlet = _WorkerOutlet(worker, number, self._status)
+        answer = partial(self._answer_prepared, worker, number, item)
+        self.queue.put(
+            QueuedRequest(item, InUserCode(self._status, worker, number), answer, explains=explains)
+        )
 
-    def fail(self, item: Item, error: BaseException, hook: str) -> None:
-        """Settle a failure."""
-        self._model.failures.fail(item, error, hook)
+    def _answer_prepared(self, worker: WorkerConnection, number: int, item: Item) -> None:
+        """Send an answer beside the next predict; if the device has nothing to do, on this thread, which is faster."""
+        if len(self.queue):
+            self._model.own_outputs(item)
+            self._answers.put(partial(self._send_prepared, worker, number, item))
+        else:
+            self._send_prepared(worker, number, item)
+
+    def _send_answers(self) -> None:
+        for send in iter(self._answers.get, None):
+            try:
+                send()
+            except BaseException as error:  # the answers behind it are sent all the same
+                _logger.exception("an answer could not be sent", exc_info=error)
+
+    def _send_prepared(self, worker: WorkerConnection, number: int, item: Item) -> None:
+        state = item.http.state if item.http is not None else None
+        answer = Predicted(item.outputs, item.failure, item.request._metadata, item.sent, state)
+        try:
+            worker.send(ANSWER, number, tuple(answer))
+        except Exception as error:
+            if is_out_of_memory(error) or item.sent:
+                self._model.failures.fail(item, error, "predict")
+                worker.send(ANSWER, number, tuple(Predicted(None, item.failure, None, item.sent, None)))
+            else:
+                reason = (
+                    f"what predict returned cannot be sent to the worker ({type(error).__name__}: {error})"
+                )
+                worker.send(UNSENDABLE, number, reason)
 
     def flush(self) -> None:
         """Write recorded spans."""
@@ -358,7 +311,7 @@ class Server:
 
     def _describe(self) -> dict[str, Any]:
         """Return what the workers pass on as theirs."""
-        seen = self.status.look()
+        seen = self._status.look()
         about = {
             **self._model.predictor.describe(),
             "placement": "process",
@@ -379,7 +332,7 @@ class Server:
         answer = ask({}) if ask is not None else None
         try:
             pack(answer)
-        except Exception:  # no JSON either: of such an answer only whether it is true is told
+        except Exception:  # no JSON either: only whether such an answer is true is sent
             return bool(answer)
         return answer
 
@@ -397,24 +350,24 @@ class Server:
             item.outlet = _WorkerOutlet(worker, number)
         current = self._connections.current
         current.connection = worker
-        slot = current.slot = _Slot(self.status, worker, number)
-        slot.enter()
+        in_user_code = current.in_user_code = InUserCode(self._status, worker, number)
+        in_user_code.enter()
         try:
             self._dispatcher.answer([item])
             worker.send(ANSWER, number, tuple(RawAnswer(item.reply, item.failure, item.sent)))
         except BaseException as error:  # whatever it is: somebody waits for the answer
-            self.fail(item, error, "handle")
+            self._model.failures.fail(item, error, "handle")
             worker.send(ANSWER, number, tuple(RawAnswer(None, item.failure, item.sent)))
         finally:
-            slot.leave()
+            in_user_code.leave()
 
-    def _noting(self, stage: ModelHooks) -> ModelHooks:
-        """Return a stage whose predict notes when it begins: a limit on its time counts from there."""
-        status, call = self.status, stage.predict.call
+    def _with_status(self, hooks: ModelHooks) -> ModelHooks:
+        """Return hooks whose predict notes when it begins: a limit on its time counts from there."""
+        status, call = self._status, hooks.predict.call
 
-        def noted(item: Item) -> Any:
+        def predict(item: Item) -> Any:
             status.enter(PREDICTING)
             return call(item)
 
-        # Whose requests come together is chance: those that do not fit into one batch are predicted alone.
-        return replace(stage, predict=replace(stage.predict, call=noted), one_by_one=True)
+        # Which requests come together is chance: those that do not fit into one batch are predicted alone.
+        return replace(hooks, predict=replace(hooks.predict, call=predict), one_by_one=True)

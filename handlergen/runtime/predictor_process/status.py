@@ -1,14 +1,13 @@
 """What a predictor process is doing, in a mapped file that outlives it.
 
-The workers read it without asking: whether their request is in the user's code or still waits, since when a predict
-runs, how many there were. When the process dies, the file still says which requests were in the user's code.
+The workers read it without asking the process: whether their request is in the user's code or still waits, since when a
+predict runs, how many there were. When the process dies, the file still says which requests were in the user's code.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import struct
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -20,18 +19,13 @@ STATES = ("loading", "idle", "predicting", "ending")
 SLOTS = 1024
 """How many requests the file can name at once."""
 
-_HEADER = struct.Struct("=8sqQ")  # magic, pid, the state and since when
-_MAGIC = b"HGPAGE2\0"
-_STATE_WORD = 2
-"""Which word of eight bytes the state and its beginning share. Nobody may see the one without the other: a predict that
-has just begun would seem to have run since the machine was started."""
-_COUNTS = struct.Struct("=qqqq")  # predictions, requests, largest batch, waiting
-_COUNTS_AT = 64
-_TIMED_OUT = struct.Struct("=q")
-_TIMED_OUT_AT = 128
-_SLOTS_AT = 256
-_SLOT = struct.Struct("=Q")
-_SIZE = _SLOTS_AT + SLOTS * _SLOT.size
+# The file is an array of words of eight bytes. A word is stored and read as a whole: nobody sees a state without its
+# beginning, so that a predict that has just begun never seems to have run since the machine was started.
+_WORD = 8
+_MAGIC_WORD, _PID, _STATE, _PREDICTIONS, _REQUESTS, _LARGEST_BATCH, _TIMED_OUT = range(7)
+_FIRST_SLOT = 32
+_WORDS = _FIRST_SLOT + SLOTS
+_MAGIC = int.from_bytes(b"HGPAGE3\0", "little")
 
 
 class Snapshot(NamedTuple):
@@ -44,7 +38,6 @@ class Snapshot(NamedTuple):
         predictions: Calls of the user's predict.
         requests: What those were for.
         largest_batch: The most requests in one call.
-        waiting: Requests that waited when the last batch was taken.
     """
 
     pid: int
@@ -53,7 +46,6 @@ class Snapshot(NamedTuple):
     predictions: int
     requests: int
     largest_batch: int
-    waiting: int
 
     @property
     def mean_batch(self) -> float:
@@ -73,17 +65,15 @@ class StatusFile:
 
     def __init__(self, descriptor: int) -> None:
         try:
-            if os.fstat(descriptor).st_size != _SIZE:
+            if os.fstat(descriptor).st_size != _WORDS * _WORD:
                 raise ValueError("not a status file of a predictor process")
-            self._memory = mmap.mmap(descriptor, _SIZE)
-            # A word is stored and read as a whole; `struct` fills one byte by byte.
+            self._memory = mmap.mmap(descriptor, _WORDS * _WORD)
             self._words = memoryview(self._memory).cast("Q")
         finally:
             os.close(descriptor)
-        if self._memory[: len(_MAGIC)] != _MAGIC:
+        if self._words[_MAGIC_WORD] != _MAGIC:
             raise ValueError("not a status file of a predictor process")
-        self._free = list(range(SLOTS - 1, -1, -1))
-        self._counts = [0, 0, 0, 0]
+        self._free = list(range(_WORDS - 1, _FIRST_SLOT - 1, -1))
 
     @classmethod
     def make(cls, path: Path) -> StatusFile:
@@ -95,14 +85,17 @@ class StatusFile:
         draft = path.with_name(f".status.{os.getpid()}")
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            reserve(descriptor, _SIZE)
+            reserve(descriptor, _WORDS * _WORD)
         except OSError:
             os.close(descriptor)
             draft.unlink(missing_ok=True)
             raise
-        os.pwrite(descriptor, _HEADER.pack(_MAGIC, os.getpid(), _state_word(LOADING)), 0)
+        os.pwrite(descriptor, _MAGIC.to_bytes(_WORD, "little"), _MAGIC_WORD * _WORD)
+        status = cls(descriptor)
+        status._words[_PID] = os.getpid()
+        status.enter(LOADING)
         draft.replace(path)
-        return cls(descriptor)
+        return status
 
     @classmethod
     def open(cls, path: Path) -> StatusFile:
@@ -115,7 +108,7 @@ class StatusFile:
 
     def enter(self, state: int) -> None:
         """Note what the process does from now on."""
-        self._words[_STATE_WORD] = _state_word(state)
+        self._words[_STATE] = time.monotonic_ns() * len(STATES) + state  # 2**64 / 4 ns are 146 years
 
     def take_slot(self, connection: int, number: int) -> int:
         """Note that a request is in the user's code; before it is.
@@ -131,53 +124,42 @@ class StatusFile:
             slot = self._free.pop()
         except IndexError:
             return -1
-        self._words[_SLOTS_AT // _SLOT.size + slot] = _name(connection, number)
+        self._words[slot] = _name(connection, number)
         return slot
 
     def free_slot(self, slot: int) -> None:
         """Note that the request has left the user's code."""
         if slot >= 0:
-            self._words[_SLOTS_AT // _SLOT.size + slot] = 0
+            self._words[slot] = 0
             self._free.append(slot)
 
-    def count(self, requests: int, waiting: int) -> None:
-        """Count one more call of predict."""
-        counts = self._counts
-        counts[0] += 1
-        counts[1] += requests
-        counts[2] = max(counts[2], requests)
-        counts[3] = waiting
-        _COUNTS.pack_into(self._memory, _COUNTS_AT, *counts)
+    def count(self, requests: int) -> None:
+        """Count one more call of predict, for so many requests."""
+        words = self._words
+        words[_PREDICTIONS] += 1
+        words[_REQUESTS] += requests
+        words[_LARGEST_BATCH] = max(words[_LARGEST_BATCH], requests)
 
     def holds(self, connection: int, number: int) -> bool:
         """Return whether a request is in the user's code, or was when the process died."""
-        wanted = _SLOT.pack(_name(connection, number))
-        place = _SLOTS_AT
-        while (place := self._memory.find(wanted, place)) >= 0:
-            if (place - _SLOTS_AT) % _SLOT.size == 0:
-                return True
-            place += 1
-        return False
+        return _name(connection, number) in self._words[_FIRST_SLOT:].tolist()
 
     def note_timeout(self) -> None:
         """Note that the process is killed because its predict takes too long; before it is."""
-        _TIMED_OUT.pack_into(self._memory, _TIMED_OUT_AT, 1)
+        self._words[_TIMED_OUT] = 1
 
     @property
     def timed_out(self) -> bool:
         """Whether the process was killed for that."""
-        return bool(_TIMED_OUT.unpack_from(self._memory, _TIMED_OUT_AT)[0])
+        return bool(self._words[_TIMED_OUT])
 
     def look(self) -> Snapshot:
         """Return what the process does now."""
-        _, pid, _ = _HEADER.unpack_from(self._memory, 0)
-        since, state = divmod(self._words[_STATE_WORD], len(STATES))
+        words = self._words
+        since, state = divmod(words[_STATE], len(STATES))
         since_s = (time.monotonic_ns() - since) / 1e9
-        return Snapshot(pid, STATES[state], since_s, *_COUNTS.unpack_from(self._memory, _COUNTS_AT))
-
-
-def _state_word(state: int) -> int:
-    return time.monotonic_ns() * len(STATES) + state  # 2**64 / 4 ns are 146 years
+        counts = words[_PREDICTIONS], words[_REQUESTS], words[_LARGEST_BATCH]
+        return Snapshot(words[_PID], STATES[state], since_s, *counts)
 
 
 def _name(connection: int, number: int) -> int:
