@@ -246,7 +246,7 @@ def test_inputs_are_laid_out_for_the_device_before_the_lock(
         release(lock)
 
     model = serve_project("def predict(inputs):\n    return inputs", batch=batch)
-    monkeypatch.setattr(Device, "stage", stage)
+    monkeypatch.setattr(Device, "pin", stage)
     monkeypatch.setattr(DeviceLock, "acquire", acquired)
     monkeypatch.setattr(DeviceLock, "release", released)
     assert model(21) == [(200, 42)]
@@ -262,7 +262,7 @@ def test_inputs_that_cannot_be_laid_out_are_the_request_s_failure(
         return value
 
     model = serve_project("def predict(inputs):\n    return inputs")
-    monkeypatch.setattr(Device, "stage", stage)
+    monkeypatch.setattr(Device, "pin", stage)
     assert model(0)[0][0] == 500
     assert model(7) == [(200, 7)]
 
