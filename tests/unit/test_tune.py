@@ -247,7 +247,7 @@ def test_settings_are_written_and_comments_stay(before: str, after: str) -> None
 
 
 def test_a_value_that_is_no_single_line_is_left_alone() -> None:
-    with pytest.raises(HandlergenError, match="batch_size stands in"):
+    with pytest.raises(HandlergenError, match="batch_size is written in"):
         with_settings("batch_size:\n  8\n", SETTINGS)
 
 

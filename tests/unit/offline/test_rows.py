@@ -112,7 +112,7 @@ def test_what_cannot_cross_processes_is_prepared_here_and_said_so(tmp_path: Path
     )
     assert [row["answer"] for row in lines(tmp_path / "out.jsonl")] == [2, 3, 4]
     assert len(told) == 1
-    assert "cannot cross to another process" in told[0]
+    assert "cannot be sent to another process" in told[0]
 
 
 def test_metadata_files_and_input_data_cross_with_the_row(tmp_path: Path) -> None:
