@@ -98,7 +98,7 @@ def test_the_users_files_come_first_and_the_runtime_is_one_line(
     shown = run("inspect", "model-store/digits.mar")[1].partition("\nfiles (")[2].splitlines()
     assert shown[1].endswith("  digits.py")
     assert "handlergen_runtime/ (" in shown[-1]
-    assert "handlergen_runtime/wire.py" in run("inspect", "model-store/digits.mar", "--all")[1]
+    assert "handlergen_runtime/worker.py" in run("inspect", "model-store/digits.mar", "--all")[1]
 
 
 def test_a_dry_run_lists_what_archive_packs(run: Callable[..., tuple[int, str, str]]) -> None:

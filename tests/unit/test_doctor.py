@@ -11,6 +11,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from click.testing import CliRunner
 
 from handlergen.cli import cli
 from handlergen.cli.doctor import EXIT_STATUS
+from handlergen.server import java
 from handlergen.server.configuration import exposures, handlergen_command, is_loopback, write_configuration
 from handlergen.server.doctor import Finding, Severity, Situation, diagnose, environment, look_around, worst
 from handlergen.server.launching import MARKER, ServerState, write_state
@@ -96,6 +98,14 @@ class Project:
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
+
+
+JAVA_VERSION = cache(java.java_version)
+
+
+@pytest.fixture(autouse=True)
+def _each_java_is_started_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(java, "java_version", JAVA_VERSION)
 
 
 GONE = 2**22 + 1
