@@ -13,26 +13,10 @@ import pytest
 from handlergen.errors import ModuleFailed, RequestFailed
 from handlergen.inspection.project import open_project
 from handlergen.inspection.reading import inspect_source
-from handlergen.local.model import LocalModel, load
+from handlergen.local.model import LocalModel
 from handlergen.runtime.request import HttpRequest, Request
 
 Load = Callable[..., LocalModel]
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Any:
-    """`model(source, **settings)` loads it; closed after the test."""
-    opened: list[LocalModel] = []
-
-    def make(source: str, **settings: Any) -> LocalModel:
-        file = tmp_path / "mymodel.py"
-        file.write_text(textwrap.dedent(source))
-        opened.append(load(file, **settings))
-        return opened[-1]
-
-    yield make
-    for each in opened:
-        each.close()
 
 
 def contract(tmp_path: Path, source: str) -> Any:
