@@ -1,19 +1,22 @@
-"""`handlergen serve --trace` and `handlergen bench`, as a user runs them."""
+"""`handlergen serve --trace`, `bench`, `trace` and `doctor`, as a user runs them."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from handlergen.archives.build import archive
 from handlergen.server.configuration import write_configuration
-from handlergen.server.lifecycle import stop
+from handlergen.server.lifecycle import RunningServer, running_server, stop
 from handlergen.server.ports import free_port_settings
 from handlergen.server.properties import server_settings
 
@@ -69,21 +72,14 @@ def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory with a server that records spans, of a model `double`."""
+    """A directory with a server that records spans, of the models `double`, `traced` and `relayed`."""
     directory = tmp_path_factory.mktemp("bench")
-    (directory / "double.py").write_text(MODULE)
-    archive(
-        directory / "double.py", model_store=directory / "model-store", workers_per_device=2, devices="cpu"
-    )
+    store = {"model_store": directory / "model-store", "devices": "cpu"}
+    for name in ("double", "traced"):
+        (directory / f"{name}.py").write_text(MODULE)
+        archive(directory / f"{name}.py", workers_per_device=2, **store)
     (directory / "relayed.py").write_text(ONE_PROCESS)
-    archive(
-        directory / "relayed.py",
-        model_store=directory / "model-store",
-        workers_per_device=1,
-        devices="cpu",
-        predictor="process",
-        stages="worker",
-    )
+    archive(directory / "relayed.py", workers_per_device=1, predictor="process", stages="worker", **store)
     write_configuration(directory / "config.properties", server_settings(**free_port_settings()))
     try:
         served = run(directory, "serve", "--trace", "spans", "--json")
@@ -162,3 +158,58 @@ def test_a_request_that_the_model_refuses_is_told_at_once(home: Path) -> None:
     assert result.returncode == 6
     assert "double answers the first request with an error: 400: a negative number" in result.stderr
     assert run(home, "bench", "nobody", "--data", "1").returncode == 6
+
+
+@pytest.fixture(scope="module")
+def running(home: Path) -> RunningServer:
+    found = running_server(home / "config.properties")
+    assert found is not None
+    return found
+
+
+def doctor(home: Path) -> tuple[int, list[dict[str, str]]]:
+    done = run(home, "doctor", "--json")
+    assert done.stderr == ""
+    return done.returncode, json.loads(done.stdout)["findings"]
+
+
+def test_a_served_models_spans_become_a_timeline(home: Path, running: RunningServer) -> None:
+    with running.client() as client, ThreadPoolExecutor(4) as pool:
+        answers = pool.map(lambda number: client.predict("traced", {"number": number}).json(), range(40))
+        assert list(answers) == [{"answer": 2 * number} for number in range(40)]
+        workers = {worker.pid for worker in client.describe("traced").workers}
+    done = run(home, "trace", "spans", "--model", "traced", "-o", "trace.json", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["requests"] == report["devices"]["cpu"]["predicts"] == 40
+    assert report["devices"]["cpu"]["overlaps"] == 0
+    assert set(report["processes"]) == workers
+    events = json.loads((home / "trace.json").read_text())["traceEvents"]
+    names = {(event["pid"], event["args"]["name"]) for event in events if event["name"] == "process_name"}
+    assert {name for _, name in names} == {"traced worker", "device cpu"}
+    for phase in "stf":
+        assert len({event["id"] for event in events if event["ph"] == phase}) == 40
+    # preprocess, then the device's row, then postprocess: the arrow leaves the worker and comes back to it.
+    device = {event["pid"] for event in events if event.get("cat") == "device"}
+    by_phase = {phase: {event["pid"] for event in events if event["ph"] == phase} for phase in "stf"}
+    assert by_phase == {"s": set(report["processes"]), "t": device, "f": set(report["processes"])}
+
+
+def test_a_running_server_is_well(home: Path, running: RunningServer) -> None:
+    status, findings = doctor(home)
+    assert [found for found in findings if found["severity"] not in ("ok", "note")] == []
+    assert status == 0
+    (ports,) = [found["what"] for found in findings if found["section"] == "Ports"]
+    assert ports.endswith(f": the running server (pid {running.pid})")
+    assert str(running.settings.grpc_inference_port) in ports
+
+
+def test_a_killed_server_is_told_of(home: Path, running: RunningServer) -> None:
+    """The last test of the module: it kills the frontend."""
+    os.kill(running.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while running.running() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    _, findings = doctor(home)
+    told = [found for found in findings if f"(pid {running.pid})" in found["what"]]
+    assert [found["fix"] for found in told] == ["handlergen stop"]

@@ -117,6 +117,13 @@ def told(body: bytes) -> dict[str, Any]:
     return value
 
 
+def test_without_token_authorization_nothing_is_asked_for(server: Any) -> None:
+    """As all of these tests: none of their requests has a token."""
+    assert not (server.directory / "key_file.json").exists()
+    assert post(server, b"1") == (200, b"[0,1]")
+    assert server.client.grpc_management.models() == ["echo", "image"]
+
+
 def test_a_body_of_the_greatest_size_is_taken_and_a_larger_one_is_not(server: Any) -> None:
     text = b'"' + b"a" * (LARGEST - 2) + b'"'
     assert post(server, text) == (200, b"[0,%d]" % (LARGEST - 2))

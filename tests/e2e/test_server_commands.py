@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import handlergen
+from handlergen.client import Client
+from handlergen.errors import RequestFailed
 
 pytestmark = pytest.mark.e2e
 
@@ -262,3 +264,18 @@ def test_a_second_serve_says_who_is_there(run: Run):
     report = json.loads(done.stdout)
     assert report["error"].startswith("a server is already running on config.properties")
     assert report["hint"] == "`handlergen stop` stops it"
+
+
+def test_the_model_api_is_off_and_a_model_keeps_its_workers(run: Run, directory: Path) -> None:
+    def workers() -> list[int]:
+        return [worker.pid for worker in client.describe("echo").workers]
+
+    with Client.from_config(directory / "config.properties") as client:
+        before = workers()
+        with pytest.raises(RequestFailed) as caught:
+            client.register("echo.mar")
+        assert caught.value.status in (404, 405)
+        with pytest.raises(RequestFailed) as caught:
+            client.unregister("echo")
+        assert caught.value.status == 405
+        assert workers() == before

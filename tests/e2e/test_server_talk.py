@@ -48,9 +48,12 @@ class Failing:
 """
 
 
+MODELS = ["counter", "echo", "failing"]
+
+
 @pytest.fixture(scope="module")
-def server(torchserve_module, make_mar, echo_mar):
-    return torchserve_module(echo_mar, make_mar("counter", STREAMING), make_mar("failing", FAILING))
+def server(shared, make_mar, echo_mar):
+    return shared(echo_mar, make_mar("counter", STREAMING), make_mar("failing", FAILING))
 
 
 def test_json_bytes_files_and_forms_arrive(server, tmp_path: Path):
@@ -135,18 +138,7 @@ def test_scaling_waits_for_ready_over_rest_and_grpc(server):
         assert len(set(server.worker_pids("echo"))) == count
     assert "scaled" in client.grpc_management.scale("echo", 1)
     assert client.grpc_management.describe("echo").ready_workers == 1
-    assert client.grpc_management.models() == client.models() == ["counter", "echo", "failing"]
-
-
-def test_the_model_api_is_off_and_a_model_keeps_its_workers(server):
-    before = server.worker_pids("echo")
-    with pytest.raises(RequestFailed) as caught:
-        server.client.register("echo.mar")
-    assert caught.value.status in (404, 405)
-    with pytest.raises(RequestFailed) as caught:
-        server.client.unregister("echo")
-    assert caught.value.status == 405
-    assert server.worker_pids("echo") == before
+    assert client.grpc_management.models() == client.models() == MODELS
 
 
 def test_requests_leave_no_line_but_prints_do(server):
@@ -186,7 +178,7 @@ def test_on_a_gpu_host_the_system_metrics_work_without_nvgpu(torchserve, make_ma
     assert "nvgpu" not in server.log_text()
 
 
-def test_no_model_is_downloaded_even_with_the_model_api_on(shared, echo_mar, tmp_path: Path):
+def test_no_model_is_downloaded_even_with_the_model_api_on(server, echo_mar, tmp_path: Path):
     asked: list[str] = []
 
     class Remote(http.server.BaseHTTPRequestHandler):
@@ -199,7 +191,6 @@ def test_no_model_is_downloaded_even_with_the_model_api_on(shared, echo_mar, tmp
         def log_message(self, *_: object) -> None:
             pass
 
-    server = shared(echo_mar)
     (tmp_path / "file.mar").write_bytes(echo_mar.read_bytes())
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Remote) as remote:
         threading.Thread(target=remote.serve_forever, daemon=True).start()
@@ -219,13 +210,13 @@ def test_no_model_is_downloaded_even_with_the_model_api_on(shared, echo_mar, tmp
                 server.client.register(name)
         remote.shutdown()
     assert asked == []
-    assert server.client.models() == ["echo"]
+    assert server.client.models() == MODELS
     # What lies in the store can be registered, and goes again.
     (server.store / "late.mar").write_bytes(echo_mar.read_bytes())
     server.client.register("late.mar", model_name="late", initial_workers=1, synchronous=True)
     assert server.client.predict("late", 1).json() == {"body": 1}
     server.client.unregister("late")
-    assert server.client.models() == ["echo"]
+    assert server.client.models() == MODELS
 
 
 def test_tokens_are_renewed_when_they_expire(torchserve, echo_mar):
@@ -238,14 +229,6 @@ def test_tokens_are_renewed_when_they_expire(torchserve, echo_mar):
     assert server.client.predict_grpc("echo", 1).json() == {"data": "1"}
     last = json.loads((server.directory / "key_file.json").read_text())
     assert first["inference"]["key"] != last["inference"]["key"]
-
-
-def test_without_token_authorization_nothing_is_asked_for(torchserve, echo_mar):
-    server = torchserve(echo_mar, token_authorization=False)
-    assert not (server.directory / "key_file.json").exists()
-    answer = httpx.post(f"{server.settings.inference_address}/predictions/echo", json=1, trust_env=False)
-    assert answer.json() == {"body": 1}
-    assert server.client.grpc_management.models() == ["echo"]
 
 
 def test_nobody_there(ports):

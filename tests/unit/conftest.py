@@ -14,6 +14,7 @@ import pytest
 
 from handlergen.archives.staging import make_bundle
 from handlergen.inspection.project import open_project
+from handlergen.local.model import LocalModel, load
 from handlergen.runtime.contract import Bundle
 from handlergen.runtime.worker import Worker
 from tests.serving import ServerContext
@@ -73,3 +74,18 @@ def serve_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
         worker.close()
     for name in [name for name in sys.modules if name.startswith("served_")]:
         del sys.modules[name]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Iterator[Callable[..., LocalModel]]:
+    """`model(source, **settings)`: source text becomes mymodel.py and is loaded as `handlergen.load` does."""
+    opened: list[LocalModel] = []
+
+    def make(source: str, **settings: Any) -> LocalModel:
+        (tmp_path / "mymodel.py").write_text(textwrap.dedent(source))
+        opened.append(load(tmp_path / "mymodel.py", **settings))
+        return opened[-1]
+
+    yield make
+    for each in opened:
+        each.close()

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import textwrap
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from handlergen.errors import RequestFailed
-from handlergen.local.model import LocalModel, load
+from handlergen.local.model import LocalModel
 from handlergen.performance.recordings import of_stage, overlapping, read_spans
 from handlergen.runtime.contract import Bundle
 from handlergen.runtime.pipeline.hooks import Item
@@ -55,21 +56,6 @@ def item(properties: dict[str, Any] | None = None, entry: dict[str, Any] | None 
     made = Item(0, entry or {}, given, Request(given, "r"))
     made.outlet = Recorder()
     return made
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Iterator[Callable[..., LocalModel]]:
-    opened: list[LocalModel] = []
-
-    def make(source: str, **settings: Any) -> LocalModel:
-        file = tmp_path / "streams.py"
-        file.write_text(textwrap.dedent(source))
-        opened.append(load(file, **settings))
-        return opened[-1]
-
-    yield make
-    for each in opened:
-        each.close()
 
 
 COUNT = """
@@ -214,11 +200,9 @@ def test_the_first_chunk_is_there_before_the_last_is_made(model: Callable[..., L
             assert gate.wait(30)
             yield "last"
     """)
-    import sys
-
     stream = loaded.stream(0)
     assert next(stream) == b"first"
-    sys.modules["streams"].gate.set()
+    sys.modules["mymodel"].gate.set()
     assert list(stream) == [b"last"]
 
 

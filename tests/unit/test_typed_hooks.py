@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from handlergen.runtime.pipeline.typed_hooks import AnnotationError
+from tests.serving import ServerContext
 
 TYPED = """
 from __future__ import annotations
@@ -56,25 +57,6 @@ def postprocess(outputs, input_data) -> Job:
     assert isinstance(outputs, Job) and outputs == input_data  # a copy, where the next predict may overwrite it
     return outputs
 """
-
-
-class FormContext:
-    """TorchServe's context for one request."""
-
-    def __init__(self, properties: dict[str, Any]) -> None:
-        self.request_ids = {0: "r"}
-        self.request_processor = [self]
-        self.statuses = [200]
-        self.properties = properties
-
-    def get_request_properties(self) -> dict[str, Any]:
-        return self.properties
-
-    def set_response_content_type(self, _index: int, value: str) -> None:
-        assert value == "application/json"
-
-    def set_response_status(self, code: int, _phrase: str, index: int) -> None:
-        self.statuses[index] = code
 
 
 GOOD = {"name": "a", "count": 2, "at": {"x": 1}}
@@ -316,9 +298,12 @@ def test_a_form_s_text_fields_become_numbers(serve_project: Callable[..., Any]) 
         """
     )
     properties = {"content-type": "multipart/form-data; boundary=x", "host": "h"}
-    context = FormContext({**properties, **{key: {"content-type": None} for key in ("k", "exact", "text")}})
+    context = ServerContext(
+        [{**properties, **{key: {"content-type": None} for key in ("k", "exact", "text")}}]
+    )
     (body,) = served.worker.handle([{"k": b"4", "exact": b"true", "text": b"4"}], context)
     assert (context.statuses[0], json.loads(body)) == (200, [5, True, "4"])
+    assert context.headers[0]["content-type"] == "application/json"
 
 
 def test_an_annotation_that_cannot_be_read_is_no_reason_not_to_serve(
