@@ -30,7 +30,7 @@ from ..pipeline.pipeline import Pipeline
 from ..pipeline.predictor import Predictor
 from ..telemetry.metrics import Metrics
 from ..telemetry.recording import Recording
-from .client import Call, Client, UnsendableValue
+from .client import Call, PredictorClient, UnsendableValue
 from .launcher import Unavailable
 from .transport import EXPLAIN, PREDICT, REQUEST, Predicted, Prepared, RawAnswer, RawRequest
 
@@ -47,7 +47,7 @@ class PreparedBackend(PipelineBackend):
 
     def __init__(self, options: BackendOptions) -> None:
         self._options = options
-        self._client = Client(options)
+        self._client = PredictorClient(options)
         super().__init__(options, _PreparedModel(options, self._client, unsendable=self._note))
         self._why = ""
         self._relay: RelayBackend | None = None
@@ -81,7 +81,9 @@ class PreparedBackend(PipelineBackend):
 class _PreparedModel:
     """The model as a worker has it: the module without what `load` makes, and a connection. See `Model`."""
 
-    def __init__(self, options: BackendOptions, client: Client, *, unsendable: Callable[[str], None]) -> None:
+    def __init__(
+        self, options: BackendOptions, client: PredictorClient, *, unsendable: Callable[[str], None]
+    ) -> None:
         contract, settings = options.bundle.contract, options.bundle.settings
         gpu_id, model_dir = options.gpu_id, options.model_dir
         device = torch.device("cpu") if gpu_id is None else torch.device("cuda", gpu_id)
@@ -126,7 +128,7 @@ class RemotePredictor:
 
     def __init__(
         self,
-        client: Client,
+        client: PredictorClient,
         kind: int,
         *,
         inputs: HookInputs,
@@ -208,7 +210,10 @@ class RelayBackend:
     """
 
     def __init__(
-        self, options: BackendOptions, client: Client | None = None, recording: Recording | None = None
+        self,
+        options: BackendOptions,
+        client: PredictorClient | None = None,
+        recording: Recording | None = None,
     ) -> None:
         bundle = options.bundle
         self._describe = options.describe
@@ -217,7 +222,7 @@ class RelayBackend:
             user_root=str(options.model_dir),
             logger=logging.getLogger(f"handlergen.{bundle.settings.name}"),
         )
-        self._client = client or Client(options)
+        self._client = client or PredictorClient(options)
         if client is None:
             self._client.open()
         self._recording = recording or Recording(bundle.settings, self._client.device_key, metrics=True)

@@ -122,7 +122,7 @@ class _Connection:
         return self.status.holds(self.number, number)
 
 
-class Client:
+class PredictorClient:
     """The connection, a thread that reads it, and one that keeps deadlines and connects again.
 
     Args:
