@@ -80,11 +80,13 @@ class PipelineBackend:
         )
         self.pipeline = self._dispatcher.pipeline
         self.metrics = model.recording.metrics
-        self.flush = model.recording.flush
         self.is_healthy = model.is_healthy
 
     def answer(self, items: Sequence[Item]) -> int:
         return self._dispatcher.answer(items)
+
+    def flush(self) -> None:
+        self._model.recording.flush()
 
     def describe(self) -> dict[str, Any]:
         return {"types": self._dispatcher.types(), "predictor": self._model.predictor.describe()}
