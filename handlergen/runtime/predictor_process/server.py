@@ -284,11 +284,12 @@ class Server:
             self._send_prepared(worker, number, item)
 
     def _send_answers(self) -> None:
-        for send in iter(self._answers.get, None):
-            try:
-                send()
-            except BaseException as error:  # the answers behind it are sent all the same
-                _logger.exception("an answer could not be sent", exc_info=error)
+        with torch.inference_mode():  # as on the predict thread, which made the outputs
+            for send in iter(self._answers.get, None):
+                try:
+                    send()
+                except BaseException as error:  # the answers behind it are sent all the same
+                    _logger.exception("an answer could not be sent", exc_info=error)
 
     def _send_prepared(self, worker: WorkerConnection, number: int, item: Item) -> None:
         state = item.http.state if item.http is not None else None
