@@ -113,4 +113,4 @@ def test_where_files_cannot_be_mapped_file_locks_serialize(
     assert len({each.pid for each in history}) == 2
     assert not overlapping(history)
     (lock,) = (tmp_path / "state" / "locks").glob("cpu-*")
-    assert lock.suffix == ".record"
+    assert lock.suffix == ".flock"

@@ -364,11 +364,11 @@ def test_json_for_programs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "in which directory"),
+        ([], "name the directory of the spans"),
         (["nowhere"], "there is no such directory"),
         (["spans", "--last", "1", "--to", "2"], "--last cannot be used"),
         (["spans", "--from", "3", "--to", "2"], "--to must be later"),
-        (["spans", "-o", "-", "--json"], "--json needs a file"),
+        (["spans", "-o", "-", "--json"], "--json and -o - cannot be combined"),
         (["spans", "-o", "missing/trace.json"], "there is no directory missing"),
     ],
 )

@@ -91,7 +91,9 @@ class _Process:
             return locks[0]
 
         connections = self._connections = Connections(self._listener)
-        logging.basicConfig(level=logging.INFO, handlers=[WorkerLogHandler(connections)])
+        logging.basicConfig(
+            level=logging.INFO, format="%(message)s", handlers=[WorkerLogHandler(connections)]
+        )
         try:
             model = LoadedModel(
                 bundle,

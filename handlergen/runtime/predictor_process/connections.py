@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from ..codec.redaction import WithoutSecrets
 from .run_directory import ForeignProcess, check_peer
 from .transport import (
     ANSWER,
@@ -179,6 +180,8 @@ class WorkerLogHandler(logging.StreamHandler):  # type: ignore[type-arg]
     def __init__(self, connections: Connections) -> None:
         super().__init__()
         self._connections = connections
+        # Whatever is logged: the logger of the runtime itself has no filter of its own.
+        self.addFilter(WithoutSecrets())
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
