@@ -38,7 +38,7 @@ from handlergen.performance.recordings import (
 )
 from handlergen.runtime.telemetry.stages import FIRST, STAGE
 from handlergen.server.lifecycle import stop
-from handlergen.server.ports import free_port_settings, taken
+from handlergen.server.ports import free_port_settings, unavailable
 from handlergen.server.properties import ServerSettings
 
 EXAMPLE = Path(__file__).resolve().parent / "digits"
@@ -214,7 +214,7 @@ def read(outcome: Answer | HandlergenError) -> str:
 def choose_ports() -> list[str]:
     """No flags when TorchServe's usual ports are free, else flags for others."""
     usual = ServerSettings()
-    if not taken(usual.addresses()):
+    if not unavailable(usual.addresses()):
         return []
     ports = free_port_settings().items()
     return [word for name, port in ports for word in (f"--{name.replace('_', '-')}", str(port))]
