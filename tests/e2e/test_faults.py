@@ -353,7 +353,9 @@ def test_the_server_killed_and_started_again(site: Site) -> None:
     for each in loads[0].asked + loads[1].asked:
         assert not each.wrong
         assert each.status in (0, 200, *DIED)
-        if each.began_s < killed:  # answered, refused or broken off at once; later ones may wait for the new workers
+        if (
+            each.began_s < killed
+        ):  # answered, refused or broken off at once; later ones may wait for the new workers
             assert each.ended_s - each.began_s < LIMIT_S
         assert each.status or each.ended_s > killed
     assert not overlapping(predicted(site.history))

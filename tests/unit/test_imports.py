@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Set
@@ -274,3 +275,27 @@ for verb in ("", *VERBS):
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_scripts_import_names_that_exist() -> None:
+    """The type checker reads the package only, and no other test runs the examples, benchmarks and the soak."""
+    root = PACKAGE.parent
+    wrong = []
+    for path in sorted(
+        path for room in ("examples", "benchmarks", "tests") for path in (root / room).rglob("*.py")
+    ):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or (node.module or "").partition(".")[0] != "handlergen":
+                continue
+            try:
+                module = importlib.import_module(node.module or "")
+            except ImportError:
+                wrong.append(f"{path.relative_to(root)}:{node.lineno}: {node.module}")
+                continue
+            for alias in node.names:
+                if (
+                    not hasattr(module, alias.name)
+                    and f"{node.module}.{alias.name}".partition(".")[2] not in MODULES
+                ):
+                    wrong.append(f"{path.relative_to(root)}:{node.lineno}: {node.module}.{alias.name}")
+    assert wrong == []
