@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from handlergen.runtime.predictor_process.run_directory import remove_orphans
+from handlergen.runtime.predictor_process.status import StatusFile
 from tests.processes.conftest import Crew, eventually
 from tests.processes.faults import MODULE
 
@@ -60,6 +61,26 @@ def test_a_worker_killed_while_it_starts_the_predictor(crew: Crews) -> None:
     eventually(lambda: len(found.predictors()) == 1)
     time.sleep(0.5)
     assert worker.ask({"n": 2})[1]["predictor"] == found.predictor()
+
+
+def test_a_start_that_takes_long_is_not_time_without_workers(crew: Crews) -> None:
+    """Importing torch takes a loaded machine longer than a process without workers lives."""
+    found = crew(MODULE)
+    found.launch()
+    connection = found.accept_unready()
+    (predictor,) = eventually(found.predictors)
+    (home,) = found.homes
+    eventually((home / "socket").exists)
+    os.kill(predictor, signal.SIGSTOP)
+    for process in psutil.Process(found.server.pid).children():
+        process.kill()
+    connection.close()
+    time.sleep(6)
+    os.kill(predictor, signal.SIGCONT)
+    eventually(lambda: StatusFile.open(home / "status").look().state == "idle")
+    time.sleep(0.5)
+    worker = found.worker()
+    assert worker.ask({"n": 1})[1]["predictor"] == predictor
 
 
 def test_it_outlives_the_worker_that_started_it_and_ends_with_the_last(crew: Crews) -> None:

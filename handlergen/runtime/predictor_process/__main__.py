@@ -144,8 +144,6 @@ class _Process:
 
     def _watch(self) -> None:
         """End the process when no worker is connected any more, or SIGTERM comes; write spans meanwhile."""
-        alone_since = time.monotonic()
-        patience = _FIRST_WORKER_WITHIN_S
         while True:
             terminated = self._termination.wait(_TICK_S)
             with contextlib.suppress(OSError):
@@ -155,18 +153,21 @@ class _Process:
             except OSError as error:  # a full disk is no reason to end, nor never to
                 self._logger.warning("spans cannot be written: %s", error)
                 self._flush = lambda: None
-            now = time.monotonic()
-            if self._connections is not None and self._connections.seen:
-                patience = _ALONE_S
-                if len(self._connections):
-                    alone_since = now
             # Without its directory no worker finds it: those that come start another, and there must not be two.
             there = self._directory.owned(self._owner) and self._directory.identity.alive()
-            if there and not terminated and now - alone_since < patience:
+            if there and not terminated and not self._deserted():
                 continue
             self._end()
             time.sleep(_END_WITHIN_S)
             self._end_at_once()  # predict does not return, or a thread of the user's does not end
+
+    def _deserted(self) -> bool:
+        """Return whether no worker comes any more. None can before this process accepts them, however long that takes."""
+        connections = self._connections
+        if connections is None or len(connections):
+            return False
+        patience = _ALONE_S if connections.seen else _FIRST_WORKER_WITHIN_S
+        return time.monotonic() - connections.alone_since >= patience
 
     def _rotate_log(self) -> None:
         """Begin a new log file when what was printed is too much, and keep one old file."""

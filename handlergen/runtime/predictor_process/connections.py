@@ -72,6 +72,8 @@ class Connections:
         take: Called with each request, on the thread that has read it; must not wait. No worker sends one before
             `announce` has told it that the model is loaded.
         current: `current.connection` is that of the worker whose request this thread works on.
+        seen: A worker has connected. A process that only looks whether this one listens is none.
+        alone_since: When the last one went, or else when the first could come, `time.monotonic()`.
     """
 
     def __init__(self, listener: socket.socket) -> None:
@@ -81,7 +83,9 @@ class Connections:
         self._changing = threading.Lock()
         self._announced: tuple[int, Welcome | Refused] | None = None
         self._metrics: list[str] = []
-        self.seen = 0
+        self._accepted = 0
+        self.seen = False
+        self.alone_since = time.monotonic()
         self.current = threading.local()
         threading.Thread(target=self._accept, name="handlergen-accept", daemon=True).start()
 
@@ -140,8 +144,8 @@ class Connections:
             except ForeignProcess:
                 connection.close()
                 continue
-            self.seen += 1
-            worker = WorkerConnection(self.seen, Transport(connection))
+            self._accepted += 1
+            worker = WorkerConnection(self._accepted, Transport(connection))
             self._connections[worker.number] = worker
             threading.Thread(target=self._read, args=(worker,), name="handlergen-reader", daemon=True).start()
 
@@ -154,13 +158,15 @@ class Connections:
         except Exception:  # the other workers are served on
             _logger.exception("the connection of worker %d is closed", worker.pid)
         worker.closed = True
+        if worker.pid:
+            self.alone_since = time.monotonic()
         del self._connections[worker.number]
         worker.transport.close()
 
     def _hand_on(self, worker: WorkerConnection, message: Message) -> None:
         if message.kind == HELLO:
             with self._changing:
-                worker.pid = message.value
+                worker.pid, self.seen = message.value, True
                 announced = self._announced
             if announced is not None:
                 worker.send(announced[0], worker.number, announced[1])
