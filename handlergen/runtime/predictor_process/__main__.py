@@ -162,7 +162,7 @@ class _Process:
             self._end_at_once()  # predict does not return, or a thread of the user's does not end
 
     def _deserted(self) -> bool:
-        """Return whether no worker comes any more. None can before this process accepts them, however long that takes."""
+        """Return whether no worker comes any more; none can before this process accepts them, which may take long."""
         connections = self._connections
         if connections is None or len(connections):
             return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -145,24 +146,22 @@ class RemotePredictor:
         """Send each request when it is ready; answers come in any order."""
         item = requests.next()
         if item is not None and not requests.more:
-            call = self._call(item)
-            self._client.send(call)
-            self._settle(item, call)
+            answer: queue.SimpleQueue[Call] = queue.SimpleQueue()
+            self._send(item, answer.put)
+            self._settle(item, answer.get())
             requests.done(item)
             return
         finished = threading.Semaphore(0)
         count = 0
         while item is not None:
-            call = self._call(item)
 
-            def answered(_future: object, item: Item = item, call: Call = call) -> None:
+            def settled(call: Call, item: Item = item) -> None:
                 self._settle(item, call)
                 requests.done(item)
                 finished.release()
 
             count += 1
-            call.add_done_callback(answered)
-            self._client.send(call)
+            self._send(item, settled)
             item = requests.next()
         for _ in range(count):
             finished.acquire()
@@ -170,7 +169,7 @@ class RemotePredictor:
     def describe(self) -> dict[str, Any]:
         return dict(self._client.describe()["predictor"])
 
-    def _call(self, item: Item) -> Call:
+    def _send(self, item: Item, settled: Callable[[Call], None]) -> None:
         request = item.request
         prepared = Prepared(
             item.model_index,
@@ -183,10 +182,12 @@ class RemotePredictor:
             item.outlet is not None,
             item.entry.get(STREAM_WISH),
         )
-        return _call_for(item, self._kind, tuple(prepared), ready_ns=item.ready_ns)
+        self._client.send(
+            _call_for(item, self._kind, tuple(prepared), ready_ns=item.ready_ns, settled=settled)
+        )
 
     def _settle(self, item: Item, call: Call) -> None:
-        error = call.exception()
+        error = call.error
         if isinstance(error, UnsendableValue) and not item.sent:
             self._unsendable(str(error))
             reason = "A value of this request cannot be sent between its worker and the predictor process"
@@ -246,17 +247,22 @@ class RelayBackend:
 
     def answer(self, items: Sequence[Item]) -> int:
         described = 0
-        calls: list[tuple[Item, Call]] = []
+        answers: queue.SimpleQueue[tuple[Item, Call]] = queue.SimpleQueue()
         for item in items:
             if is_describe(item):
                 described += 1
                 self._answer_describe(item)
                 continue
             raw = RawRequest(item.entry, item.properties, item.request.id, item.outlet is not None)
-            call = _call_for(item, REQUEST, tuple(raw), ready_ns=time.monotonic_ns())
-            calls.append((item, call))
-            self._client.send(call)
-        for item, call in calls:
+
+            def settled(call: Call, item: Item = item) -> None:
+                answers.put((item, call))
+
+            self._client.send(
+                _call_for(item, REQUEST, tuple(raw), ready_ns=time.monotonic_ns(), settled=settled)
+            )
+        for _ in range(len(items) - described):
+            item, call = answers.get()
             answer = _settle(item, call, RawAnswer, self._failures.fail)
             if answer is not None:
                 item.reply = answer.reply
@@ -283,20 +289,20 @@ def _is_unsendable(failure: Failure | None) -> bool:
     return failure is not None and failure.type == _UNSENDABLE
 
 
-def _call_for(item: Item, kind: int, value: Any, *, ready_ns: int) -> Call:
+def _call_for(item: Item, kind: int, value: Any, *, ready_ns: int, settled: Callable[[Call], None]) -> Call:
     """Return the call of a client's request: chunks of its answer go out at once."""
 
     def chunk(value: tuple[bytes, str]) -> None:
         item.outlet.send(item, *value)
         item.sent = True
 
-    return Call(kind, value, on_chunk=chunk, ready_ns=ready_ns)
+    return Call(kind, value, settled=settled, on_chunk=chunk, ready_ns=ready_ns)
 
 
 def _settle(
     item: Item, call: Call, kind: type[_Answer], fail: Callable[[Item, BaseException, str], None]
 ) -> _Answer | None:
-    """Wait for a call, and give its item its failure if there is one.
+    """Give a settled call's item its failure if there is one.
 
     Args:
         kind: Of the answer's value.
@@ -305,9 +311,9 @@ def _settle(
     Returns:
         The answer, for what else is in it; None when there is none.
     """
-    error = call.exception()
+    error = call.error
     if error is None:
-        answer = kind(*call.result())
+        answer = kind(*call.result)
         item.failure = answer.failure
         item.sent = item.sent or answer.sent
         return answer

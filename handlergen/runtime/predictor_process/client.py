@@ -10,11 +10,11 @@ import contextlib
 import logging
 import math
 import os
+import queue
 import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,15 +78,22 @@ class UnsendableValue(Exception):
     """A value of a request or of its answer cannot be pickled, or not be unpickled at the other end."""
 
 
-class Call(Future[Any]):
-    """One request of a worker's to the predictor process; its result is the value of the ANSWER.
+class Call:
+    """One request of a worker's to the predictor process.
+
+    No `concurrent.futures.Future`: its condition costs a request 25 µs, a tenth of what the process adds.
 
     Args:
         kind, value: Of the message.
+        settled: Called once, with the call, when `result` or `error` is there; on the reader thread, mostly.
         on_chunk: Called with the value of each CHUNK, on the reader thread; what it raises cancels the call and becomes
-            its exception.
+            its error.
         ready_ns: Since when it may be waiting for the device; None for a call that does not.
         within_s: How long such a call may take, in seconds.
+
+    Attributes:
+        result: The value of the ANSWER.
+        error: Why there is none.
     """
 
     def __init__(
@@ -94,11 +101,11 @@ class Call(Future[Any]):
         kind: int,
         value: Any = None,
         *,
+        settled: Callable[[Call], None],
         on_chunk: Callable[[Any], None] | None = None,
         ready_ns: int | None = None,
         within_s: float = 10.0,
     ) -> None:
-        super().__init__()
         self.kind = kind
         self.value = value
         self.on_chunk = on_chunk
@@ -107,6 +114,19 @@ class Call(Future[Any]):
         self.number = 0
         self.sendings = 0
         self.begun = False  # a part of its answer is out: it cannot be done again
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self._settled = settled
+
+    def answer(self, result: Any) -> None:
+        """Settle it."""
+        self.result = result
+        self._settled(self)
+
+    def fail(self, error: BaseException) -> None:
+        """Settle it without an answer."""
+        self.error = error
+        self._settled(self)
 
 
 @dataclass
@@ -185,7 +205,7 @@ class PredictorClient:
         """Send a call. It may be done when this returns: nobody can take it, or its value cannot be pickled."""
         left = min(max(0.0, self._deadline(call) - time.monotonic()), threading.TIMEOUT_MAX)
         if not self._changing.acquire(timeout=left):
-            call.set_exception(Unavailable("the model is still being loaded"))
+            call.fail(Unavailable("the model is still being loaded"))
             return
         try:
             self._numbers += 1
@@ -200,9 +220,12 @@ class PredictorClient:
         Raises:
             Exception: The process does not answer.
         """
-        call = Call(kind)
-        self.send(call)
-        return call.result()
+        settled: queue.SimpleQueue[Call] = queue.SimpleQueue()
+        self.send(Call(kind, settled=settled.put))
+        call = settled.get()
+        if call.error is not None:
+            raise call.error
+        return call.result
 
     def describe(self) -> dict[str, Any]:
         """Return what the predictor process says of itself: `predictor`, and `types` if it has the stages."""
@@ -231,7 +254,7 @@ class PredictorClient:
         try:
             connection = self._connected(self._deadline(call))
         except Unavailable as error:
-            call.set_exception(error)
+            call.fail(error)
             return
         connection.pending[call.number] = call
         call.sendings += 1
@@ -243,10 +266,10 @@ class PredictorClient:
             if connection.pending.pop(call.number, None) is None:
                 return
             if is_out_of_memory(error):
-                call.set_exception(error)
+                call.fail(error)
             else:
                 reason = f"what preprocess returned cannot be sent to the predictor process ({describe_error(error)})"
-                call.set_exception(UnsendableValue(reason))
+                call.fail(UnsendableValue(reason))
 
     def _connected(self, deadline: float) -> _Connection:
         """Return the connection, made if there is none; under the lock.
@@ -332,14 +355,14 @@ class PredictorClient:
         if call is None:  # cancelled meanwhile
             return
         if isinstance(value, Unreadable) and is_out_of_memory(value.error):
-            call.set_exception(value.error)
+            call.fail(value.error)
         elif isinstance(value, Unreadable):
             reason = f"what predict returned cannot be read in the worker ({describe_error(value.error)})"
-            call.set_exception(UnsendableValue(reason))
+            call.fail(UnsendableValue(reason))
         elif kind == UNSENDABLE:
-            call.set_exception(UnsendableValue(value))
+            call.fail(UnsendableValue(value))
         elif kind == ANSWER:
-            call.set_result(value)
+            call.answer(value)
 
     def _print(self, message: Message) -> None:
         """Hand a log record, or metrics, on to TorchServe."""
@@ -354,7 +377,7 @@ class PredictorClient:
             return
         with contextlib.suppress(Gone):
             connection.transport.send(CANCEL, call.number)
-        call.set_exception(error)
+        call.fail(error)
 
     def _recover(self, connection: _Connection) -> None:
         """Settle the calls that a dead process had in the user's code, and give the others to the next one."""
@@ -369,7 +392,7 @@ class PredictorClient:
                 if call is None:
                     continue
                 if connection.in_user_code(number) or call.begun or call.sendings >= _MOST_SENDINGS:
-                    call.set_exception(self._death(connection.status))
+                    call.fail(self._death(connection.status))
                 else:
                     waiting.append(call)
             for call in waiting:
