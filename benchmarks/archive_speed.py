@@ -73,9 +73,7 @@ def measure(directory: Path, mebibytes: int, repeats: int, compression: str) -> 
 
     def run(command: list[str]) -> Callable[[Path], None]:
         return lambda store: (
-            subprocess.run(
-                [*command, str(store)], cwd=project, env=environment, check=True, stdout=subprocess.DEVNULL
-            )
+            subprocess.run([*command, str(store)], cwd=project, env=environment, check=True, stdout=subprocess.DEVNULL)
             and None
         )
 

@@ -69,9 +69,7 @@ def answers(elements: int) -> dict[str, tuple[Any, Any, Callable[[], Any]]]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--elements", type=int, default=1_000_000)
     options.add_argument("--repeat", type=int, default=7)
     args = options.parse_args()
@@ -86,9 +84,7 @@ def main() -> None:
             lambda make=for_stdlib: stdlib(make()),
         )
         ours, theirs, slow, plain = milliseconds(calls, args.repeat)
-        print(
-            f"{name:26}{ours:10.1f}{theirs:10.1f}{ours / theirs:8.2f}{slow:13.1f}{plain:10.1f}{slow / plain:8.2f}"
-        )
+        print(f"{name:26}{ours:10.1f}{theirs:10.1f}{ours / theirs:8.2f}{slow:13.1f}{plain:10.1f}{slow / plain:8.2f}")
 
     entry = {"body": {"text": "hello", "top": 3}}
     properties = {
@@ -108,9 +104,7 @@ def main() -> None:
         decode(entry, properties)
         encode(answer, limit=6_553_500)
 
-    print(
-        f"do nothing: {min(timeit.repeat(nothing, number=20_000, repeat=args.repeat)) / 20_000 * 1e6:.2f} us"
-    )
+    print(f"do nothing: {min(timeit.repeat(nothing, number=20_000, repeat=args.repeat)) / 20_000 * 1e6:.2f} us")
 
 
 if __name__ == "__main__":

@@ -37,9 +37,7 @@ SKIP_S = 1.0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--layers", type=int, default=24, help="of 2048 x 2048, 16.8 MB each (default: 24)")
@@ -133,9 +131,7 @@ def work(directory: Path, arguments: argparse.Namespace) -> int:
     from handlergen.runtime.worker import Worker, backend_of
 
     bundle = Bundle.from_json((directory / "handlergen.json").read_text(encoding="utf-8"))
-    worker = Worker(
-        bundle, directory, gpu_id=None if arguments.cpu else 0, batch_size=1, backend=backend_of(bundle)
-    )
+    worker = Worker(bundle, directory, gpu_id=None if arguments.cpu else 0, batch_size=1, backend=backend_of(bundle))
     content = b'{"number": 1}'
     _, properties = body_request(content, "application/json")
 

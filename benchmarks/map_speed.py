@@ -192,9 +192,7 @@ def images(directory: Path, count: int, batch: int, repeat: int) -> None:
     if wait_ms:
         ratios = sorted(
             min(d, p) / m
-            for d, p, m in zip(
-                times["decode only, all cores"], times["predict only"], times["map"], strict=True
-            )
+            for d, p, m in zip(times["decode only, all cores"], times["predict only"], times["map"], strict=True)
         )
         shown = ", ".join(f"{ratio:.0%}" for ratio in ratios)
         slower = max(decoding, predicting) / middle["map"]
@@ -229,9 +227,7 @@ def rows(directory: Path, count: int, batch: int, hidden: int, repeat: int) -> N
 
         def loop() -> float:
             with torch.inference_mode():
-                return timed(
-                    lambda: [network(inputs[start : start + batch]) for start in range(0, count, batch)]
-                )
+                return timed(lambda: [network(inputs[start : start + batch]) for start in range(0, count, batch)])
 
         loop()
         times = in_turns(
@@ -250,9 +246,7 @@ def rows(directory: Path, count: int, batch: int, hidden: int, repeat: int) -> N
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=640)
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--batch", type=int, default=32)

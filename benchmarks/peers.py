@@ -75,14 +75,10 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = ",".join(workload.name for workload in WORKLOADS)
     parser.add_argument("--workloads", default=names, help="which (default: all)")
-    parser.add_argument(
-        "--subjects", default=",".join(SUBJECTS), help=f"which (default: {','.join(SUBJECTS)})"
-    )
+    parser.add_argument("--subjects", default=",".join(SUBJECTS), help=f"which (default: {','.join(SUBJECTS)})")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each (default: 3)")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a turn (default: 4)")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "handlergen-peers"
@@ -95,9 +91,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--clients", default="16,1", help="how many at once (default: 16,1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every turn to this file")
-    parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw requests per second into this SVG file"
-    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw requests per second into this SVG file")
     parser.add_argument(
         "--from",
         dest="earlier",
@@ -221,8 +215,7 @@ def _group(
                 with running[key].awake():
                     for workload in workloads:
                         turns[workload.name] += [
-                            _turn(running[key], workload, clients, arguments.seconds)
-                            for clients in arguments.clients
+                            _turn(running[key], workload, clients, arguments.seconds) for clients in arguments.clients
                         ]
     return [
         {

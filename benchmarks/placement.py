@@ -38,9 +38,7 @@ MEGABYTE = 1e6
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default=",".join(PARTS), help="which (default: all)")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each subject (default: 3)")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of a turn (default: 5)")
@@ -67,9 +65,7 @@ def stages(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
     for letter, config in (("A", WAITS), ("B", BURNS)):
         for placement in ("process", "worker"):
             name = f"{letter}-{placement}"
-            stand.archive(
-                name, "staged", workers=4, batch_size=1, config=config, predictor=placement, stages="worker"
-            )
+            stand.archive(name, "staged", workers=4, batch_size=1, config=config, predictor=placement, stages="worker")
             subjects[name] = name
     busy: dict[str, list[float]] = {name: [] for name in subjects}
     rates: dict[str, list[float]] = {name: [] for name in subjects}
@@ -102,9 +98,7 @@ def latency(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
     """What the way to the predictor process and back costs one client."""
     subjects = ("process", "worker")
     for placement in subjects:
-        stand.archive(
-            placement, "echo", workers=4, batch_size=1, config={}, predictor=placement, stages="worker"
-        )
+        stand.archive(placement, "echo", workers=4, batch_size=1, config={}, predictor=placement, stages="worker")
     p50: dict[str, list[float]] = {name: [] for name in subjects}
     rates: dict[str, list[float]] = {name: [] for name in subjects}
     with stand.server() as server:
@@ -115,9 +109,7 @@ def latency(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
             p50[name].append(figures(load).latency_ms[50])
         for name in turns(subjects, arguments.repeats):
             rates[name].append(
-                figures(
-                    loaded(server.address, echoed(name), clients=16, seconds=arguments.seconds)
-                ).requests_per_s
+                figures(loaded(server.address, echoed(name), clients=16, seconds=arguments.seconds)).requests_per_s
             )
     added = [ours - other for ours, other in zip(p50["process"], p50["worker"], strict=True)]
     return [
@@ -207,9 +199,7 @@ def memory(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
 
 def scaling(stand: Stand, arguments: argparse.Namespace) -> list[Figure]:
     """How long 1 to 8 workers takes."""
-    stand.archive(
-        "large", "mlp", workers=1, batch_size=1, config={"layers": 24}, predictor="process", stages="worker"
-    )
+    stand.archive("large", "mlp", workers=1, batch_size=1, config={"layers": 24}, predictor="process", stages="worker")
     stand.archive("empty", "echo", workers=1, batch_size=1, config={}, predictor="process", stages="worker")
     took: dict[str, list[float]] = {"large": [], "empty": []}
     with stand.server() as server, Client(read_properties(server.config)) as client:

@@ -37,9 +37,7 @@ def main() -> None:
 
     print(f"reading the clock twice a stage   {best(clock):.2f} us a request")
     print(f"counting six stages, one answer   {best(request, metrics.emit):.2f} us a request")
-    print(
-        f"writing, beside the requests      {best(metrics.emit, request):.2f} us a request of {REQUESTS} a second"
-    )
+    print(f"writing, beside the requests      {best(metrics.emit, request):.2f} us a request of {REQUESTS} a second")
     metrics.emit()
     request()
     metrics.emit()

@@ -58,9 +58,7 @@ def entered(settings: dict[str, str]) -> list[str]:
         notes.mkdir()
         (place / "sitecustomize.py").write_text(SITECUSTOMIZE)
         (place / "double.py").write_text(MODULE)
-        handlergen.archive(
-            place / "double.py", model_store=place / "model-store", workers_per_device=1, **settings
-        )
+        handlergen.archive(place / "double.py", model_store=place / "model-store", workers_per_device=1, **settings)
         write_configuration(place / "config.properties", server_settings(**free_port_settings()))
         environ = {**os.environ, "PYTHONPATH": str(place), "REQUEST_PATH_DIR": str(notes)}
         running = handlergen.serve(place / "config.properties", environ=environ)
@@ -79,9 +77,7 @@ def entered(settings: dict[str, str]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     for placement, settings in PLACEMENTS.items():
         files = entered(settings)

@@ -82,9 +82,7 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", default="A,B,C,D", help="which, by letter (default: all)")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each subject (default: 3)")
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a turn (default: 8)")
@@ -180,9 +178,7 @@ def measure_nothing(stand: Stand, arguments: argparse.Namespace) -> list[Figure]
                 others.append(other)
             some = f"{clients} client{'s' if clients > 1 else ''}"
             figures += [
-                at_least(
-                    "D", f"{some}: ratio to hand-written", _ratios(rates, "handlergen", "hand-written"), 0.95
-                ),
+                at_least("D", f"{some}: ratio to hand-written", _ratios(rates, "handlergen", "hand-written"), 0.95),
                 at_least(
                     "D",
                     f"{some}: ratio to hand-written on stock log",

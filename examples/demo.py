@@ -80,9 +80,7 @@ class Demo:
             **os.environ,
             MARK: self.mark,
             "HANDLERGEN_TRACE_DIR": str(SPANS),
-            "TORCHINDUCTOR_CACHE_DIR": str(
-                WORKPLACE / "torch"
-            ),  # made by training, else in the temp directory
+            "TORCHINDUCTOR_CACHE_DIR": str(WORKPLACE / "torch"),  # made by training, else in the temp directory
             "PYTHONUNBUFFERED": "1",
         }
 
@@ -309,9 +307,7 @@ def prove(spans: Sequence[Span], start: int, end: int) -> None:
     if not inside:
         return
     left = busiest_window(inside, PICTURE_NS)
-    say(
-        f"{PICTURE_NS // 1_000_000} ms with four workers, a line each:  # predict   p preprocess   a answer   . waits"
-    )
+    say(f"{PICTURE_NS // 1_000_000} ms with four workers, a line each:  # predict   p preprocess   a answer   . waits")
     for row in timeline(spans, left, left + PICTURE_NS).values():
         say(f"|{row}|")
     if together:

@@ -67,9 +67,7 @@ def _when(conditions: list[tuple[int, int, int]], answer: int) -> list[tuple[int
     """Instructions that give that answer when all conditions hold: (offset, comparison or its negation, value)."""
     code: list[tuple[int, int, int, int]] = []
     for index, (offset, comparison, value) in enumerate(conditions):
-        past = (
-            2 * (len(conditions) - index - 1) + 1
-        )  # instructions behind this comparison, up to the answer's end
+        past = 2 * (len(conditions) - index - 1) + 1  # instructions behind this comparison, up to the answer's end
         jumps = (0, past) if comparison > 0 else (past, 0)
         code += [(_LOAD, 0, 0, offset), (abs(comparison), *jumps, value)]
     return [*code, (_RETURN, 0, 0, answer)]

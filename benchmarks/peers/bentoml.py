@@ -14,9 +14,7 @@ ENVIRONMENT = Environment("bentoml", ("bentoml",))
 def _launch(place: Place) -> Launch:
     command = [place.python, place.python.parent / "bentoml", "serve", "bentoml_app:Served"]
     options = ["--working-dir", APPS, "--host", "127.0.0.1", "--port", str(place.ports[0])]
-    return Launch(
-        [*command, *options], {"BENTOML_HOME": str(place.directory / "home"), "BENTOML_DO_NOT_TRACK": "True"}
-    )
+    return Launch([*command, *options], {"BENTOML_HOME": str(place.directory / "home"), "BENTOML_DO_NOT_TRACK": "True"})
 
 
 def _wrap(request: Any, workload: Workload) -> Any:

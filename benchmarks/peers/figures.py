@@ -51,9 +51,7 @@ def read_spans(directory: Path, window: Span) -> list[Span]:
     for file in directory.glob("predict-*"):
         content = file.read_bytes()
         whole = content[: len(content) // _PAIR.size * _PAIR.size]  # the last one may be half written
-        spans += [
-            (start, end) for start, end in _PAIR.iter_unpack(whole) if end > window[0] and start < window[1]
-        ]
+        spans += [(start, end) for start, end in _PAIR.iter_unpack(whole) if end > window[0] and start < window[1]]
     return sorted(spans)
 
 

@@ -32,21 +32,16 @@ def svg(workloads: Sequence[Mapping[str, Any]], subjects: Mapping[str, Subject],
         top += _HEAD + _ROW * (len(panel) // 3)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {top}" width="{_WIDTH}" role="img" '
-        f'aria-label="Requests per second of each server">\n<style>{_STYLE}</style>\n'
-        + "\n".join(parts)
-        + "\n</svg>\n"
+        f'aria-label="Requests per second of each server">\n<style>{_STYLE}</style>\n' + "\n".join(parts) + "\n</svg>\n"
     )
 
 
-def _panel(
-    workload: Mapping[str, Any], subjects: Mapping[str, Subject], *, clients: int, top: int
-) -> Iterator[str]:
+def _panel(workload: Mapping[str, Any], subjects: Mapping[str, Subject], *, clients: int, top: int) -> Iterator[str]:
     """A heading, then three elements a subject."""
     found = medians(turns_of(workload))
     rates = {key: figures["requests_per_s"] for (key, n), figures in found.items() if n == clients}
     yield (
-        f'<text class="head" x="0" y="{top + 18}">{escape(workload["title"])}: '
-        f"requests/s with {clients} clients</text>"
+        f'<text class="head" x="0" y="{top + 18}">{escape(workload["title"])}: requests/s with {clients} clients</text>'
     )
     scale = (_WIDTH - _LABEL - 70) / max(rates.values(), default=1.0)
     for index, key in enumerate(sorted(rates, key=lambda key: -rates[key])):

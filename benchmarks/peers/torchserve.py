@@ -24,9 +24,7 @@ def program(name: str) -> Path:
 def configure(place: Place) -> None:
     """handlergen's config.properties; without tokens, which cost every subject the same."""
     names = ("inference", "management", "metrics", "grpc-inference", "grpc-management")
-    ports = [
-        part for name, port in zip(names, place.ports, strict=False) for part in (f"--{name}-port", port)
-    ]
+    ports = [part for name, port in zip(names, place.ports, strict=False) for part in (f"--{name}-port", port)]
     command = [program("handlergen"), "config", "--no-token-auth", *map(str, ports)]
     subprocess.run(command, cwd=place.directory, check=True, stdout=subprocess.DEVNULL)
 
@@ -75,9 +73,7 @@ def _same_settings(place: Place) -> Launch:
     """handlergen's server configuration and number of workers, and a plain flock around predict."""
     _archive(place, {"minWorkers": WORKERS, "maxWorkers": WORKERS, "deviceType": "cpu", **_batching(place)})
     configure(place)
-    return Launch(
-        [program("handlergen"), "serve", "--foreground"], {"PEERS_LOCK": str(place.directory / "lock")}
-    )
+    return Launch([program("handlergen"), "serve", "--foreground"], {"PEERS_LOCK": str(place.directory / "lock")})
 
 
 SUBJECTS = (

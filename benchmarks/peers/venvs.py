@@ -79,9 +79,7 @@ def _install_bundled(python: Path, place: Path, project: str, file: str) -> None
     with zipfile.ZipFile(wheel) as content:
         lines = content.read(file).decode().splitlines()
     requirements = place / "requirements.txt"
-    requirements.write_text(
-        "\n".join(line for line in lines if not line.startswith("-"))
-    )  # no index of theirs
+    requirements.write_text("\n".join(line for line in lines if not line.startswith("-")))  # no index of theirs
     _pip(python, "install", "--quiet", "--no-deps", str(wheel))
     _pip(python, "install", "--quiet", "-r", str(requirements))
 

@@ -56,9 +56,7 @@ class Strangers:
 
     def share(self) -> float:
         """The part of all cores' time, 0..1, that others took since `start`."""
-        everybody, ours, at = (
-            after - before for after, before in zip(self._now(), self._before, strict=True)
-        )
+        everybody, ours, at = (after - before for after, before in zip(self._now(), self._before, strict=True))
         return max(0.0, everybody - ours) / (at * (os.cpu_count() or 1))
 
     def _now(self) -> tuple[float, float, float]:

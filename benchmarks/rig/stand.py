@@ -100,11 +100,7 @@ class Stand:
                 Path(sysconfig.get_path("scripts")) / "torch-model-archiver",
                 *("--model-name", name, "--version", "1.0", "--export-path", self.store),
                 *("--handler", HANDLERS / f"{handler}.py", "--config-file", config_file),
-                *(
-                    ("--extra-files", ",".join(str(HANDLERS / file) for file in extra_files))
-                    if extra_files
-                    else ()
-                ),
+                *(("--extra-files", ",".join(str(HANDLERS / file) for file in extra_files)) if extra_files else ()),
             ],
             check=True,
             stdout=subprocess.DEVNULL,
@@ -159,9 +155,7 @@ class Stand:
                         console=console_read,
                     )
                 )
-            yield Server(
-                running.settings.addresses()["inference"], running.pid, directory / "config.properties"
-            )
+            yield Server(running.settings.addresses()["inference"], running.pid, directory / "config.properties")
 
 
 @contextmanager

@@ -20,9 +20,7 @@ BURNS = {"before": 8, "predict": 10, "after": 4, "burn": True}
 
 def turns(names: Sequence[str], repeats: int) -> list[str]:
     """Each name once a repeat, back and forth, so that none always follows the same."""
-    return [
-        name for repeat in range(repeats) for name in (names if repeat % 2 == 0 else tuple(reversed(names)))
-    ]
+    return [name for repeat in range(repeats) for name in (names if repeat % 2 == 0 else tuple(reversed(names)))]
 
 
 def loaded(address: tuple[str, int], exchanges: Sequence[Exchange], *, clients: int, seconds: float) -> Load:

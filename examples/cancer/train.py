@@ -43,17 +43,13 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     data = load_breast_cancer()
-    x, held_x, y, held_y = train_test_split(
-        data.data, data.target, test_size=0.2, random_state=0, stratify=data.target
-    )
+    x, held_x, y, held_y = train_test_split(data.data, data.target, test_size=0.2, random_state=0, stratify=data.target)
     scaler = StandardScaler().fit(x)
     scaled, held = (scaler.transform(rows).astype(np.float32) for rows in (x, held_x))
     encoder = train_encoder(torch.from_numpy(scaled))
     with torch.no_grad():
         codes, held_codes = (encoder(torch.from_numpy(rows)).numpy() for rows in (scaled, held))
-    head = XGBClassifier(n_estimators=60, max_depth=3, learning_rate=0.2, n_jobs=1, random_state=0).fit(
-        codes, y
-    )
+    head = XGBClassifier(n_estimators=60, max_depth=3, learning_rate=0.2, n_jobs=1, random_state=0).fit(codes, y)
     regression = LogisticRegression(max_iter=1000).fit(scaled, y)
 
     joblib.dump(scaler, HERE / "scaler.joblib")
@@ -63,13 +59,9 @@ def main() -> None:
     head.save_model(HERE / "head.json")
     joblib.dump(regression, HERE / "regression.joblib")
     names = [str(name) for name in data.target_names]
-    rows = [
-        {"data": row.tolist(), "diagnosis": names[label]} for row, label in zip(held_x, held_y, strict=True)
-    ]
+    rows = [{"data": row.tolist(), "diagnosis": names[label]} for row, label in zip(held_x, held_y, strict=True)]
     (HERE / "held-out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    print(
-        f"encoder and XGBoost: right on {head.score(held_codes, held_y):.1%} of {len(held_y)} held-out tumours"
-    )
+    print(f"encoder and XGBoost: right on {head.score(held_codes, held_y):.1%} of {len(held_y)} held-out tumours")
     print(f"logistic regression: right on {regression.score(held, held_y):.1%}")
 
 

@@ -29,9 +29,7 @@ class Model:
     def preprocess(self, request):
         """One text or a list of them to token ids; beside the predictions of other requests."""
         texts = [request["text"]] if "text" in request else request["texts"]
-        return dict(
-            self._tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
-        )
+        return dict(self._tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt"))
 
     def predict(self, tokens):
         """The network, one request at a time on the device."""

@@ -23,9 +23,7 @@ class Iris(nn.Module):
         # Learned with the weights, so that they travel in the state dict.
         self.register_buffer("mean", torch.zeros(len(FEATURES)))
         self.register_buffer("deviation", torch.ones(len(FEATURES)))
-        self.layers = nn.Sequential(
-            nn.Linear(len(FEATURES), hidden), nn.ReLU(), nn.Linear(hidden, len(SPECIES))
-        )
+        self.layers = nn.Sequential(nn.Linear(len(FEATURES), hidden), nn.ReLU(), nn.Linear(hidden, len(SPECIES)))
 
     def preprocess(self, x: dict[str, float]) -> torch.Tensor:
         """A request's JSON object, in centimetres, to one (4,) sample. Runs beside predictions."""

@@ -165,22 +165,16 @@ def target_path(project: Project, model_store: Path | str, *, force: bool) -> Pa
     store = Path(model_store)
     target = store / f"{project.settings.name}.mar"
     if store.exists() and not store.is_dir():
-        raise HandlergenError(
-            f"the model store {store} is not a directory", hint="choose another with --model-store"
-        )
+        raise HandlergenError(f"the model store {store} is not a directory", hint="choose another with --model-store")
     if target.is_dir() and not target.is_symlink():
-        raise HandlergenError(
-            f"{target} is a directory, not an archive", hint="move it, or choose another --name"
-        )
+        raise HandlergenError(f"{target} is a directory, not an archive", hint="move it, or choose another --name")
     if os.path.lexists(target) and not force:
         raise _exists(target)
     return target
 
 
 def _exists(target: Path) -> HandlergenError:
-    return HandlergenError(
-        f"{target} exists already", hint="--force replaces it; --name gives the model another name"
-    )
+    return HandlergenError(f"{target} exists already", hint="--force replaces it; --name gives the model another name")
 
 
 def _advice(error: OSError) -> str | None:

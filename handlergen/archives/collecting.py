@@ -74,17 +74,13 @@ class Collector:
         if path is None:
             return
         if path == self.root:
-            self.problems.append(
-                f"{setting}: {entry} is the project itself; name the files or directories in it"
-            )
+            self.problems.append(f"{setting}: {entry} is the project itself; name the files or directories in it")
             return
         if path.is_relative_to(self.root):
             place = path.relative_to(self.root).as_posix()
         else:
             place = path.name
-            self.warnings.append(
-                f"{setting}: {entry} is outside the project; its path in the archive is {place}"
-            )
+            self.warnings.append(f"{setting}: {entry} is outside the project; its path in the archive is {place}")
         if path.is_dir():
             self.add_tree(path, place)
         else:
@@ -153,9 +149,7 @@ class Collector:
                 continue
             if path.name.startswith("."):
                 advice = "rename it" if path.is_dir() else "name it under extra_files"
-                self.warnings.append(
-                    f"left out {shown(path)}, which is hidden; if the model needs it, {advice}"
-                )
+                self.warnings.append(f"left out {shown(path)}, which is hidden; if the model needs it, {advice}")
                 continue
             if path.is_symlink() and not self._link_is_fine(path, above):
                 continue

@@ -150,9 +150,7 @@ def open_mar(path: Path) -> Iterator[zipfile.ZipFile]:
     if not path.exists():
         raise HandlergenError(f"{path} does not exist")
     if not path.is_file():
-        raise HandlergenError(
-            f"{path} is {'a directory' if path.is_dir() else 'a special file'}, not an archive"
-        )
+        raise HandlergenError(f"{path} is {'a directory' if path.is_dir() else 'a special file'}, not an archive")
     try:
         with path.open("rb") as raw, zipfile.ZipFile(path) as archive:
             problems = list(islice(entry_problems(archive, raw), _MOST_PROBLEMS + 1))
@@ -163,9 +161,7 @@ def open_mar(path: Path) -> Iterator[zipfile.ZipFile]:
                     hint="nothing was unpacked; do not serve an archive from an unknown source",
                 )
             if MANIFEST_FILE not in archive.NameToInfo:
-                raise HandlergenError(
-                    f"{path} has no {MANIFEST_FILE}: it is a zip file, but not a TorchServe archive"
-                )
+                raise HandlergenError(f"{path} has no {MANIFEST_FILE}: it is a zip file, but not a TorchServe archive")
             yield archive
     except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, *_DAMAGED) as error:
         raise HandlergenError(f"{path} is not an archive, or it is damaged: {error}") from error
@@ -196,9 +192,7 @@ def check_copy(path: Path, plan: Plan) -> None:
         else:
             with file.origin.open("rb") as content:
                 expected[file.archive_path] = _sha256_of(content)
-    wrong = sorted(
-        name for name in written.keys() | expected.keys() if written.get(name) != expected.get(name)
-    )
+    wrong = sorted(name for name in written.keys() | expected.keys() if written.get(name) != expected.get(name))
     if wrong:
         raise HandlergenError(
             f"files of the archive differ from their origins: {', '.join(wrong)}",

@@ -143,8 +143,7 @@ def _check_settings(settings: RuntimeSettings, names: Collection[str]) -> None:
             kind.convert(value)
         except (ValueError, TypeError) as error:
             raise ValueError(
-                f"{place}: {key} is {value!a:.100}; expected {kind.wanted}"
-                + (f" ({error})" if str(error) else "")
+                f"{place}: {key} is {value!a:.100}; expected {kind.wanted}" + (f" ({error})" if str(error) else "")
             ) from error
     if settings.weights is not None and settings.weights not in names:
         raise ValueError(f"{place}: the weights {settings.weights!a:.100} are not in the archive")

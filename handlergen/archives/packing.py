@@ -72,9 +72,7 @@ def manifest(plan: Plan, settings: Settings) -> bytes:
         _run_archiver([f"--{option}={value}" for option, value in options.items()], private)
         found, packed = read_manifest(private / "out" / f"{settings.name}.mar")
     if difference := names ^ (set(packed) - {MANIFEST_FILE}):
-        raise HandlergenError(
-            f"torch-model-archiver did not pack what it was given: {', '.join(sorted(difference))}"
-        )
+        raise HandlergenError(f"torch-model-archiver did not pack what it was given: {', '.join(sorted(difference))}")
     found["createdOn"] = "01/01/1980 00:00:00"  # fixed, so that equal inputs give equal bytes
     return (json.dumps(found, indent=2, sort_keys=True) + "\n").encode()
 
@@ -157,13 +155,9 @@ def publish(
     with _partial_beside(target) as partial:
         with partial.open("r+b", buffering=1 << 20) as output:
             try:
-                deterministic_zip.write_zip(
-                    output, {**files, MANIFEST_FILE: manifest}, deflated=deflated, wrote=wrote
-                )
+                deterministic_zip.write_zip(output, {**files, MANIFEST_FILE: manifest}, deflated=deflated, wrote=wrote)
             except ValueError as error:
-                raise HandlergenError(
-                    str(error), hint="archive again when no other program writes to it"
-                ) from error
+                raise HandlergenError(str(error), hint="archive again when no other program writes to it") from error
             sha256 = _flush_and_hash(output)
         if verify:
             check_copy(partial, plan)

@@ -209,9 +209,7 @@ def _name_problems(files: list[StagedFile], collector: Collector) -> list[str]:
             importable.setdefault(top, f"{top}/")
     for name, origin in importable.items():
         # An extra .py file whose name is not an identifier is never imported, so that it shadows nothing.
-        if (problem := module_name_problem(name)) is not None and (
-            name in collector.modules or name.isidentifier()
-        ):
+        if (problem := module_name_problem(name)) is not None and (name in collector.modules or name.isidentifier()):
             problems.append(f"{origin} cannot be packed as the module {name!r}: {problem}; rename it")
     for first, second, reason in clashes(file.archive_path for file in files):
         names = list(dict.fromkeys((first, second)))
@@ -233,8 +231,6 @@ def _foreign_names(files: list[StagedFile]) -> list[str]:
 
 def _origin(place: str, files: list[StagedFile]) -> str:
     """Return the origins of the files with an archive path, for messages."""
-    found = [
-        file.origin for file in files if file.archive_path == place or file.archive_path.startswith(place)
-    ]
+    found = [file.origin for file in files if file.archive_path == place or file.archive_path.startswith(place)]
     texts = [shown(origin) if isinstance(origin, Path) else "handlergen's own" for origin in found[:2]]
     return " and ".join(dict.fromkeys(texts))

@@ -99,9 +99,7 @@ def contents_of(info: zipfile.ZipInfo, raw: IO[bytes]) -> Iterator[bytes]:
         for content in _unpacked(info, raw):
             size += len(content)
             if size > info.file_size:
-                raise zipfile.BadZipFile(
-                    f"{name} has more than the {info.file_size:,} bytes that it declares"
-                )
+                raise zipfile.BadZipFile(f"{name} has more than the {info.file_size:,} bytes that it declares")
             crc = zlib.crc32(content, crc)
             yield content
     except zlib.error as error:

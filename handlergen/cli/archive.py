@@ -42,9 +42,7 @@ _PROGRESS_FROM = 64 << 20
     help="Sign with this Ed25519 private key (PEM or OpenSSH); writes NAME.mar.sig.",
 )
 @click.option("--dry-run", is_flag=True, help="List the files that would be packed; write nothing.")
-@click.option(
-    "--all", "all_files", is_flag=True, help="With --dry-run: also list the files of handlergen's runtime."
-)
+@click.option("--all", "all_files", is_flag=True, help="With --dry-run: also list the files of handlergen's runtime.")
 @json_option
 @setting_options()
 def command(
@@ -103,9 +101,7 @@ def command(
 def _workers(result: ArchiveResult) -> str:
     if result.device_ids is not None:
         return f"{result.workers} on GPUs {', '.join(str(index) for index in result.device_ids)}"
-    where = {"cpu": "on the CPU"}.get(
-        result.device_type or "", "on the GPU if the server has one, else on the CPU"
-    )
+    where = {"cpu": "on the CPU"}.get(result.device_type or "", "on the GPU if the server has one, else on the CPU")
     return f"{result.workers} {where}"
 
 
@@ -173,9 +169,7 @@ def _report_placement(placed: Placement) -> None:
     click.echo(f"model    {placed.summary}")
     if placed.reasons and placed.stages == "predictor":
         first, more = placed.reasons[0], len(placed.reasons) - 1
-        click.echo(
-            f"         {first.place}: {first.what}{f' ({more} more: handlergen check)' if more else ''}"
-        )
+        click.echo(f"         {first.place}: {first.what}{f' ({more} more: handlergen check)' if more else ''}")
 
 
 @contextmanager

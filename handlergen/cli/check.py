@@ -86,11 +86,7 @@ def command(
         context.exit(_sample_status(ran))
     warn(*warnings)
     _report(project, len(warnings))
-    without = (
-        "no schema"
-        if find_spec("pydantic")
-        else "no schema: install pydantic (handlergen[typed]) for schemas"
-    )
+    without = "no schema" if find_spec("pydantic") else "no schema: install pydantic (handlergen[typed]) for schemas"
     for name, found in types.items():
         click.echo(f"{name}: {json.dumps(found['schema'], indent=2) if found['schema'] else without}")
     if ran is not None:
@@ -110,9 +106,7 @@ def _report_sample(ran: SampleRun, sample: str) -> None:
     click.echo(f"{sample}, on {ran.device} (loaded in {ran.load_s:.1f} s):")
     width = max((len(stage.name) for stage in ran.stages), default=0)
     for stage in ran.stages:
-        click.echo(
-            f"  {stage.name:<{width}}  {stage.milliseconds:9.2f} ms  {stage.received} -> {stage.returned}"
-        )
+        click.echo(f"  {stage.name:<{width}}  {stage.milliseconds:9.2f} ms  {stage.received} -> {stage.returned}")
     body = body_without_server(ran.body.encode()).decode() if ran.status >= 400 else ran.body
     click.echo(f"Answer: {ran.status} {ran.content_type}\n{body}")
     warn(*map(str, ran.findings))
@@ -208,9 +202,7 @@ def _as_json(project: Project, warnings: tuple[str, ...]) -> dict[str, Any]:
                 "name": hook.name,
                 "line": hook.line,
                 "kind": hook.kind,
-                "parameters": [
-                    {"name": p.name, "receives": p.source, "required": p.required} for p in hook.parameters
-                ],
+                "parameters": [{"name": p.name, "receives": p.source, "required": p.required} for p in hook.parameters],
             }
             for role, hook in contract.hooks.items()
         },
@@ -222,9 +214,7 @@ def _as_json(project: Project, warnings: tuple[str, ...]) -> dict[str, Any]:
 def _failed_as_json(source: Path, error: HandlergenError) -> dict[str, Any]:
     place = shown(source)
     problems = (
-        error.problems
-        if isinstance(error, ContractError)
-        else (Problem(place, 0, error.message, error.hint or ""),)
+        error.problems if isinstance(error, ContractError) else (Problem(place, 0, error.message, error.hint or ""),)
     )
     return {
         "ok": False,

@@ -39,16 +39,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Directory of the archives.",
 )
-@click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Host name or IPv4 address for predictions."
-)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Host name or IPv4 address for predictions.")
 @click.option("--inference-port", type=int, default=8080, show_default=True)
 @click.option("--management-port", type=int, default=8081, show_default=True, help="Always on 127.0.0.1.")
 @click.option("--metrics-port", type=int, default=8082, show_default=True, help="Always on 127.0.0.1.")
 @click.option("--grpc-inference-port", type=int, default=7070, show_default=True)
-@click.option(
-    "--grpc-management-port", type=int, default=7071, show_default=True, help="Always on 127.0.0.1."
-)
+@click.option("--grpc-management-port", type=int, default=7071, show_default=True, help="Always on 127.0.0.1.")
 @click.option("--no-token-auth", is_flag=True, help="Require no tokens. Only for local experiments.")
 @click.option("--model-api", is_flag=True, help="Allow registering and unregistering models at run time.")
 @click.option(
@@ -67,9 +63,7 @@ if TYPE_CHECKING:
 @click.option("--max-request-size", type=int, default=6_553_500, show_default=True, help="In bytes.")
 @click.option("--max-response-size", type=int, default=6_553_500, show_default=True, help="In bytes.")
 @click.option("--log-config", default="log4j2.xml", show_default=True, help="Written if it does not exist.")
-@click.option(
-    "--metrics-config", default="metrics.yaml", show_default=True, help="Written if it does not exist."
-)
+@click.option("--metrics-config", default="metrics.yaml", show_default=True, help="Written if it does not exist.")
 @json_option
 def command(
     *,
@@ -155,7 +149,5 @@ def _machine_warnings(settings: ServerSettings, output: Path, *, host: str) -> l
         warnings.append(f"there is no model store {shown(store)} yet; `{archive_command(store)}` creates it")
     for file in (settings.log_config, settings.metrics_config):
         if not (output.resolve().parent / file).is_file():
-            warnings.append(
-                f"there is no {shown(output.resolve().parent / file)}, which {shown(output)} names"
-            )
+            warnings.append(f"there is no {shown(output.resolve().parent / file)}, which {shown(output)} names")
     return warnings

@@ -61,9 +61,7 @@ def command(context: click.Context, /, *, config: Path, quiet: bool, as_json: bo
 def _report(sections: Sequence[Section], *, quiet: bool) -> None:
     color = False if os.environ.get("NO_COLOR") else None  # None: only on a terminal
     for section in sections:
-        shown = [
-            found for found in section.findings if not quiet or found.severity.name in ("WARNING", "ERROR")
-        ]
+        shown = [found for found in section.findings if not quiet or found.severity.name in ("WARNING", "ERROR")]
         if shown:
             click.secho(f"\n{section.title}", bold=True, color=color)
         for found in shown:

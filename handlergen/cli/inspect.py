@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     metavar="PUBKEY",
     help="Fail unless MAR.sig is a signature of MAR with this Ed25519 key (PEM or OpenSSH).",
 )
-@click.option(
-    "--sbom", "as_sbom", is_flag=True, help="Print a software bill of materials (CycloneDX 1.6, JSON)."
-)
+@click.option("--sbom", "as_sbom", is_flag=True, help="Print a software bill of materials (CycloneDX 1.6, JSON).")
 @json_option
 def command(mar: Path, *, all_files: bool, public_key: Path | None, as_sbom: bool, as_json: bool) -> None:
     """Show the manifest, contract, settings and files of the archive MAR.
@@ -73,9 +71,7 @@ def _hint(mar: Path) -> str:
     found = [path for path in sorted(directory.glob("*.mar")) if path != mar]
     if found:
         return f"archives here: {', '.join(map(str, found))}"
-    return (
-        "`handlergen archive SOURCE` creates an archive; `handlergen check SOURCE` shows a source's contract"
-    )
+    return "`handlergen archive SOURCE` creates an archive; `handlergen check SOURCE` shows a source's contract"
 
 
 def _as_json(archive: Mar) -> dict[str, Any]:

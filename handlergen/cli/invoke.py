@@ -44,9 +44,7 @@ if TYPE_CHECKING:
 @click.option("--stream", is_flag=True, help="Print the parts of the answer as they arrive.")
 @version_option
 @timeout_option(300.0, "Seconds to wait.")
-@click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the answer to a file."
-)
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the answer to a file.")
 @config_option
 @key_file_option
 @json_option
@@ -79,9 +77,7 @@ def command(
       handlergen invoke digits --field image=@three.png --field top=3
     """
     if surplus:
-        raise click.UsageError(
-            f"Got unexpected extra argument ({surplus[0]}). Did you mean {instead_of(surplus[0])} ?"
-        )
+        raise click.UsageError(f"Got unexpected extra argument ({surplus[0]}). Did you mean {instead_of(surplus[0])} ?")
     if sum((data is not None, file is not None, bool(fields))) != 1:
         raise click.UsageError("give exactly one of --data, --file and --field")
     if over_grpc and (headers or content_type):
@@ -134,10 +130,7 @@ def _grpc_inputs(data: str | None, file: Path | None, fields: tuple[str, ...]) -
     if file is not None:
         return {"data": file.read_bytes()}
     values = dict(field_of(text) for text in fields)
-    return {
-        key: value.read_bytes() if isinstance(value, Path) else os.fsencode(value)
-        for key, value in values.items()
-    }
+    return {key: value.read_bytes() if isinstance(value, Path) else os.fsencode(value) for key, value in values.items()}
 
 
 def _write(parts: Iterable[bytes], output: Path | None) -> None:

@@ -39,9 +39,7 @@ _TRACEBACKS = 5
 @click.option(
     "--format", "input_format", type=click.Choice(_FORMATS), help="Format of INPUT.  [default: from its name]"
 )
-@click.option(
-    "--id-field", metavar="NAME", help="The field that holds a row's id.  [default: the row's number]"
-)
+@click.option("--id-field", metavar="NAME", help="The field that holds a row's id.  [default: the row's number]")
 @click.option("--content-type", help="Content type of the input files.  [default: from their names]")
 @click.option(
     "--batch-size",
@@ -57,9 +55,7 @@ _TRACEBACKS = 5
     "--engine ray: copies of the model.  [default: one per GPU, or per node]",
 )
 @click.option("--threads", is_flag=True, help="Preprocess in threads instead of processes.")
-@click.option(
-    "--unordered", is_flag=True, help="Write rows as soon as they are ready, not in the order of the input."
-)
+@click.option("--unordered", is_flag=True, help="Write rows as soon as they are ready, not in the order of the input.")
 @click.option(
     "--max-errors",
     type=click.IntRange(min=0),
@@ -198,9 +194,7 @@ def _sentence(summary: Summary, output: str) -> str:
     if summary.resumed_rows:
         text += f", after {summary.resumed_rows} from the earlier run"
     if summary.failed:
-        text += (
-            f"; {summary.failed} of them failed" if not summary.resumed_rows else f"; {summary.failed} failed"
-        )
+        text += f"; {summary.failed} of them failed" if not summary.resumed_rows else f"; {summary.failed} failed"
     return f"{text}: {output}" if output != "-" else text
 
 

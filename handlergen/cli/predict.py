@@ -24,9 +24,7 @@ _ENCODING = "EncodeError: "
 @click.command("predict")
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.argument("data", nargs=-1)
-@click.option(
-    "--data", "more_data", multiple=True, metavar="JSON", help="The same as DATA, for symmetry with invoke."
-)
+@click.option("--data", "more_data", multiple=True, metavar="JSON", help="The same as DATA, for symmetry with invoke.")
 @click.option(
     "--file",
     "files",
@@ -101,9 +99,7 @@ def command(
     _check(answers, tracebacks, raises=raises, last_hook=last_hook)
 
 
-def _inputs(
-    data: tuple[str, ...], files: tuple[Path, ...], content_type: str | None
-) -> tuple[list[Any], str | None]:
+def _inputs(data: tuple[str, ...], files: tuple[Path, ...], content_type: str | None) -> tuple[list[Any], str | None]:
     if data:
         if content_type is None:
             for text in data:
@@ -164,9 +160,7 @@ def _check(answers: list[LocalAnswer], tracebacks: list[str], *, raises: bool, l
     hint: str | None
     if any(_ENCODING in text for text in tracebacks):
         # handlergen raised it after the hook returned: the traceback has no frame of the user's code.
-        hint = (
-            f"{last_hook} returned this value; return dicts, lists, text, numbers, tensors, arrays or bytes"
-        )
+        hint = f"{last_hook} returned this value; return dicts, lists, text, numbers, tensors, arrays or bytes"
         tracebacks = [text for text in tracebacks if _ENCODING not in text]
     elif b'"type":"BadRequest"' in first.body and b"not valid JSON" in first.body:
         hint = HOW_TO_QUOTE

@@ -160,9 +160,7 @@ def _registered(client: Client, config: Path, name: str) -> str:
         versions = ", ".join(status.version for status in client.status() if status.name == name)
         return f"the server has {name} in version {versions}"
     if not models:
-        return (
-            "the server has no models: create one with `handlergen archive SOURCE`, then restart the server"
-        )
+        return "the server has no models: create one with `handlergen archive SOURCE`, then restart the server"
     near = difflib.get_close_matches(name, models, n=1)
     if near:
         return f"did you mean {near[0]}? The server has: {', '.join(models)}"
@@ -174,7 +172,5 @@ def _registered(client: Client, config: Path, name: str) -> str:
 
 def _no_worker(client: Client, config: Path, name: str) -> str:
     if client.describe(name).min_workers == 0:
-        return (
-            f"the model was scaled to 0 workers: `{handlergen_command(f'scale {name} --workers 1', config)}`"
-        )
+        return f"the model was scaled to 0 workers: `{handlergen_command(f'scale {name} --workers 1', config)}`"
     return f"`{handlergen_command('status', config)}` shows why its workers do not start"

@@ -187,9 +187,7 @@ def _report(running: RunningServer) -> dict[str, Any]:
     return {
         "pid": running.pid,
         "config": running.state.config,
-        "addresses": {
-            purpose: f"{host}:{port}" for purpose, (host, port) in running.settings.addresses().items()
-        },
+        "addresses": {purpose: f"{host}:{port}" for purpose, (host, port) in running.settings.addresses().items()},
         "key_file": str(running.key_file) if running.key_file else None,
         "logs": str(running.log_directory),
         "models": {

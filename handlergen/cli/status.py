@@ -89,9 +89,7 @@ def command(*, config: Path, key_file: Path | None, as_json: bool) -> None:
             if each.stages_because:
                 click.echo(f"    runs whole requests (stages: predictor): {each.stages_because}")
         if _key(model) in why:
-            click.echo(
-                "  a worker could not load the model:\n" + textwrap.indent(why[_key(model)].rstrip(), "    ")
-            )
+            click.echo("  a worker could not load the model:\n" + textwrap.indent(why[_key(model)].rstrip(), "    "))
 
 
 def _key(model: ModelStatus) -> str:

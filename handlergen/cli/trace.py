@@ -48,9 +48,7 @@ _STDOUT = Path("-")
     metavar="SECOND",
     help="Only spans after this second of the recording.",
 )
-@click.option(
-    "--to", "to_s", type=float, metavar="SECOND", help="Only spans before this second of the recording."
-)
+@click.option("--to", "to_s", type=float, metavar="SECOND", help="Only spans before this second of the recording.")
 @json_option
 def command(
     *,

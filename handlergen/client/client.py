@@ -107,9 +107,7 @@ class Client(PredictionApi, ManagementApi):
         A model that does not stream answers in one part. Use this only for models that handlergen packed, or
         that stream: with any other, TorchServe 0.12 loses the worker (a NullPointerException in the frontend).
         """
-        return self.grpc.predict_stream(
-            name, _grpc_inputs(json, inputs), version=version, timeout=self._timeout
-        )
+        return self.grpc.predict_stream(name, _grpc_inputs(json, inputs), version=version, timeout=self._timeout)
 
     def authorization(self) -> dict[str, str]:
         """Return the Authorization header for predictions sent by other means; empty without tokens."""

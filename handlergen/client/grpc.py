@@ -169,9 +169,7 @@ class GrpcService:
     def _translated(self, error: grpc.RpcError) -> Exception:
         code, details = error.code(), error.details() or ""
         if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in details.lower():
-            return NoServer(
-                f"no server answers at {self._address} (gRPC)", hint="start one with `handlergen serve`"
-            )
+            return NoServer(f"no server answers at {self._address} (gRPC)", hint="start one with `handlergen serve`")
         # An unknown model arrives as INTERNAL, with the name of the Java exception on a second line.
         unknown = re.search(r"\n\S+\.Model(Version)?NotFoundException$", details)
         return RequestFailed(
@@ -214,9 +212,7 @@ class GrpcInference(GrpcService):
                 yield bytes(part.prediction)
 
     def _request(self, name: str, version: str | None, inputs: Mapping[str, bytes]) -> Any:
-        return self.message(
-            "PredictionsRequest", model_name=name, model_version=version or "", input=dict(inputs)
-        )
+        return self.message("PredictionsRequest", model_name=name, model_version=version or "", input=dict(inputs))
 
     def ping(self) -> str:
         health = self.call("Ping", message_class(INFERENCE, "google.protobuf.Empty")(), timeout=10).health
@@ -233,9 +229,7 @@ class GrpcManagement(GrpcService):
 
     def describe(self, name: str, *, version: str | None = None) -> ModelStatus:
         request = self.message("DescribeModelRequest", model_name=name, model_version=version or "")
-        return ModelStatus.from_description(
-            json_module.loads(self.call("DescribeModel", request, timeout=30).msg)[0]
-        )
+        return ModelStatus.from_description(json_module.loads(self.call("DescribeModel", request, timeout=30).msg)[0])
 
     def models(self) -> list[str]:
         answer = json_module.loads(
@@ -243,9 +237,7 @@ class GrpcManagement(GrpcService):
         )
         return sorted(model["modelName"] for model in answer["models"])
 
-    def scale(
-        self, name: str, workers: int, *, version: str | None = None, timeout: float | None = None
-    ) -> str:
+    def scale(self, name: str, workers: int, *, version: str | None = None, timeout: float | None = None) -> str:
         """Set the number of workers, wait until the server has done so, and return its message."""
         request = self.message(
             "ScaleWorkerRequest",
@@ -274,9 +266,7 @@ def message_class(package: str, name: str) -> Any:
 def _pool() -> descriptor_pool.DescriptorPool:
     pool = descriptor_pool.DescriptorPool()
     for package, messages in _MESSAGES.items():
-        file = descriptor_pb2.FileDescriptorProto(
-            name=f"handlergen/{package}.proto", package=package, syntax="proto3"
-        )
+        file = descriptor_pb2.FileDescriptorProto(name=f"handlergen/{package}.proto", package=package, syntax="proto3")
         for message_name, message_fields in messages.items():
             message = file.message_type.add(name=message_name)
             for field_name, (number, kind) in message_fields.items():

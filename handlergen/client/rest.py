@@ -70,15 +70,11 @@ class PredictionApi:
             RequestFailed: The response is an error; `.status` and `.body` hold it.
             ServerError: No server is listening.
         """
-        own, options = payload(
-            json=json, content=content, file=file, fields=fields, content_type=content_type
-        )
+        own, options = payload(json=json, content=content, file=file, fields=fields, content_type=content_type)
         response = self._inference.request(
             "POST", _path("predictions", name, version), headers={**own, **(headers or {})}, **options
         )
-        return Answer(
-            response.status_code, response.content, {k.lower(): v for k, v in response.headers.items()}
-        )
+        return Answer(response.status_code, response.content, {k.lower(): v for k, v in response.headers.items()})
 
     def stream(
         self,
@@ -123,9 +119,7 @@ def payload(
     }
     given = [name for name, present in bodies.items() if present]
     if len(given) != 1:
-        raise ValueError(
-            f"give exactly one of json, content, file and fields, not {', '.join(given) or 'none'}"
-        )
+        raise ValueError(f"give exactly one of json, content, file and fields, not {', '.join(given) or 'none'}")
     if fields is not None:
         return {}, {"files": [(name, _part(value)) for name, value in fields.items()]}
     if json is not UNSET:
@@ -260,9 +254,7 @@ class ManagementApi:
 
     def renew_token(self, kind: str, api_key: str) -> None:
         """Make TorchServe write a new key for `inference` or `management` into its key file."""
-        self._management.request(
-            "GET", "/token", params={"type": kind}, headers={"Authorization": f"Bearer {api_key}"}
-        )
+        self._management.request("GET", "/token", params={"type": kind}, headers={"Authorization": f"Bearer {api_key}"})
 
     def _refuse_unregistration(self, status: ModelStatus) -> None:
         """Raise what the server would raise, before anything is changed."""

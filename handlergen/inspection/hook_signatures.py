@@ -171,9 +171,7 @@ def _next_argument(parameter: SourceParameter, waiting: list[str]) -> str | None
     return None
 
 
-def _report_surplus(
-    parameter: SourceParameter, role: Role, positional: int, file: str, findings: Findings
-) -> None:
+def _report_surplus(parameter: SourceParameter, role: Role, positional: int, file: str, findings: Findings) -> None:
     near = difflib.get_close_matches(parameter.name, role.named, n=1, cutoff=0.6)
     if near:
         fix = f"Did you mean `{near[0]}`?"
@@ -254,11 +252,7 @@ def _found(source: Source, hook: Hook) -> Found | None:
         if isinstance(node, MethodNode) and (node.name, node.lineno) == (hook.name, hook.line):
             return Found(node, source.module)
     found = source.tree.function(source.module, hook.name)
-    if (
-        isinstance(found, Found)
-        and isinstance(found.node, MethodNode)
-        and hook.line in (0, found.node.lineno)
-    ):
+    if isinstance(found, Found) and isinstance(found.node, MethodNode) and hook.line in (0, found.node.lineno):
         return found  # imported, or under another name
     return None
 
@@ -340,8 +334,7 @@ def _can_replace(hook: Function, wrapper: Function, wrapped: str, *, by_name: bo
         return _shape(hook, by_name=by_name) == _shape(wrapper, by_name=by_name)
     own = {parameter.name for parameter in plain_parameters(wrapper)}
     return not any(
-        isinstance(node, ast.Call) and dotted(node.func) == wrapped and _adds(node, own)
-        for node in ast.walk(wrapper)
+        isinstance(node, ast.Call) and dotted(node.func) == wrapped and _adds(node, own) for node in ast.walk(wrapper)
     )
 
 

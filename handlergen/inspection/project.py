@@ -100,9 +100,7 @@ def open_project(
     if where.truss:
         file = shown(where.root / CONFIG_FILE)
         defaults = YamlSource(file, where.truss.settings, where.truss.lines, tuple(where.truss.problems))
-    settings, problems = read_settings(
-        where.settings_file, environ=environ, overrides=given, defaults=defaults
-    )
+    settings, problems = read_settings(where.settings_file, environ=environ, overrides=given, defaults=defaults)
     settings = _with_paths(settings, where, set(given))
     if not settings.name:
         settings = dataclasses.replace(settings, name=where.default_name)
@@ -166,13 +164,9 @@ def _find(path: Path, chosen: str | None) -> _Location:
         if path.name == SETTINGS_FILE or (path.name == CONFIG_FILE and is_truss(path.parent)):
             return _find(path.parent, chosen)
         if path.suffix == ".mar":
-            raise HandlergenError(
-                f"{shown(path)} is already an archive", hint="Show it with: handlergen inspect"
-            )
+            raise HandlergenError(f"{shown(path)} is already an archive", hint="Show it with: handlergen inspect")
         if path.suffix != ".py":
-            raise HandlergenError(
-                f"{shown(path)} is not a .py file", hint="Name the module that has predict."
-            )
+            raise HandlergenError(f"{shown(path)} is not a .py file", hint="Name the module that has predict.")
         return _beside(path)
     settings_file = path / SETTINGS_FILE
     named = chosen or (_source_setting(settings_file) if settings_file.is_file() else None)
@@ -190,9 +184,7 @@ def _find(path: Path, chosen: str | None) -> _Location:
     candidates = sorted(shown(file) for file in path.glob("*.py") if file.name not in _NOT_A_SOURCE)
     raise HandlergenError(
         f"{shown(path)} has neither {SETTINGS_FILE} nor __init__.py",
-        hint=f"Name the module: {' or '.join(candidates[:3])}"
-        if candidates
-        else "Start with: handlergen init DIR",
+        hint=f"Name the module: {' or '.join(candidates[:3])}" if candidates else "Start with: handlergen init DIR",
     )
 
 
@@ -210,9 +202,7 @@ def _beside(path: Path) -> _Location:
     if target == path:
         return dataclasses.replace(plain, settings_file=settings_file)
     why = f"its source is {shown(target)}" if target else f"it does not name {path.name} as its source"
-    return dataclasses.replace(
-        plain, warnings=(f"{shown(settings_file)} is not used for {shown(path)}: {why}",)
-    )
+    return dataclasses.replace(plain, warnings=(f"{shown(settings_file)} is not used for {shown(path)}: {why}",))
 
 
 def _source_setting(settings_file: Path) -> str | None:
@@ -229,18 +219,14 @@ def _source_of(directory: Path, named: str | None) -> Path:
                 f"source: {named} does not exist", hint=f"handlergen looks for it in {shown(directory)}."
             )
         if path.is_file() and path.suffix != ".py":
-            raise HandlergenError(
-                f"source: {named} is not a .py file", hint="Name the module that has predict."
-            )
+            raise HandlergenError(f"source: {named} is not a .py file", hint="Name the module that has predict.")
         if path.is_dir() and not (path / "__init__.py").is_file():
             raise HandlergenError(f"source: {named} is not a package", hint=f"Add {named}/__init__.py.")
         return path
     if (directory / "__init__.py").is_file():
         return directory
     candidates = sorted(
-        path
-        for path in directory.glob("*.py")
-        if path.name not in _NOT_A_SOURCE and not path.name.startswith("test_")
+        path for path in directory.glob("*.py") if path.name not in _NOT_A_SOURCE and not path.name.startswith("test_")
     )
     if len(candidates) == 1:
         return candidates[0]
@@ -274,8 +260,7 @@ def _with_paths(settings: Settings, where: _Location, given: set[str]) -> Settin
     for key in ("extra_files", "packages"):
         changes[key] = tuple(one(entry, flag=key in given) for entry in getattr(settings, key))
     changes["requirements"] = tuple(
-        one(entry, flag="requirements" in given) if entry.endswith(".txt") else entry
-        for entry in settings.requirements
+        one(entry, flag="requirements" in given) if entry.endswith(".txt") else entry for entry in settings.requirements
     )
     return dataclasses.replace(settings, **changes)
 

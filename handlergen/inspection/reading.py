@@ -99,8 +99,7 @@ def _imports_left_out(source: Source, own: Path) -> list[str]:
             shown = top.relative_to(source.root).as_posix() if source.root in top.parents else str(top)
             setting = "packages" if top.is_dir() else "extra_files"
             warnings.append(
-                f"{module.file}:{line}: imports {'.'.join(parts)}, which is not packed. "
-                f"Write {setting}: [{shown}]."
+                f"{module.file}:{line}: imports {'.'.join(parts)}, which is not packed. Write {setting}: [{shown}]."
             )
     return list(dict.fromkeys(warnings))
 

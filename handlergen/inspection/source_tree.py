@@ -102,9 +102,7 @@ class SourceTree:
 
     def _follow(self, module: SourceModule, name: str, seen: set[tuple[Path, str]]) -> Found | Problem | None:
         if (module.path, name) in seen:
-            return Problem(
-                module.file, 0, f"`{name}` is imported in a circle", "Define it in one of the files."
-            )
+            return Problem(module.file, 0, f"`{name}` is imported in a circle", "Define it in one of the files.")
         seen.add((module.path, name))
         binding = module.bindings.get(name)
         if binding is None:

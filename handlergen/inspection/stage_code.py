@@ -26,14 +26,10 @@ MAKES = (
 )
 PREDICTS = ("predict", "explain", "collate")
 _DEF = ast.FunctionDef | ast.AsyncFunctionDef
-_DISPLAY = (
-    ast.Tuple | ast.List | ast.Set | ast.Dict | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
-)
+_DISPLAY = ast.Tuple | ast.List | ast.Set | ast.Dict | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 _HOLDS = _DISPLAY | ast.Starred | ast.IfExp | ast.BoolOp | ast.Await
 _MAKES_ANEW = ast.Compare | ast.BinOp | ast.UnaryOp | ast.FormattedValue | ast.Subscript | ast.Slice
-_LOOKS_ONLY = (
-    _MAKES_ANEW | ast.Expr | ast.If | ast.While | ast.Assert | ast.Raise | ast.withitem | ast.comprehension
-)
+_LOOKS_ONLY = _MAKES_ANEW | ast.Expr | ast.If | ast.While | ast.Assert | ast.Raise | ast.withitem | ast.comprehension
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -60,9 +56,7 @@ _IMMUTABLE = _words(
     "os.environ.get decimal.Decimal datetime. torch.device torch.cuda.is_available threading. typing. __file__ "
     "__name__"
 )
-_MAKES_TEXT = _words(
-    "title strip lower upper casefold format join replace resolve joinpath read_text as_posix parent"
-)
+_MAKES_TEXT = _words("title strip lower upper casefold format join replace resolve joinpath read_text as_posix parent")
 _DECORATORS = _words(  # that hand on what they are given
     "property staticmethod classmethod functools.wraps functools.total_ordering functools.singledispatch "
     "contextlib. dataclasses. abc. typing. enum. attr. attrs. pydantic. torch. numba. jax. tenacity. atexit."

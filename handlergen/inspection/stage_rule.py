@@ -122,9 +122,7 @@ def place(source: Source, contract: Contract, settings: Settings) -> Placement:
     found = find_reasons(source, contract)
     if settings.stages == "auto":
         free = _FREE if any(role in contract.hooks for role in HOOKS) else "there is neither of them"
-        return Placement(
-            "process", "predictor" if found else "worker", found, found[0].what if found else free
-        )
+        return Placement("process", "predictor" if found else "worker", found, found[0].what if found else free)
     problems = tuple(
         Problem(reason.file, reason.line, f"{reason.what}; stages: worker leaves it without", reason.fix)
         for reason in found
@@ -198,11 +196,7 @@ class _Mentions:
                 for found, line in lines.items() if kind != "own" or served else ():
                     self.found[kind].setdefault(found, Site(code.file.source.file, line, through))
             inner = [inner for read in code.found["reads"] for inner in names.codes(read)]
-            methods = (
-                [part for kind in names.served for part in kind.body if isinstance(part, _DEF)]
-                if served
-                else []
-            )
+            methods = [part for kind in names.served for part in kind.body if isinstance(part, _DEF)] if served else []
             inner += [names.code(part) for part in methods if part.name in code.found["own"]]
             for other in inner:
                 helper = getattr(other.node, "name", "") if isinstance(other.node, _DEF) else ""
@@ -226,9 +220,7 @@ def find_reasons(source: Source, contract: Contract) -> tuple[Reason, ...]:
     try:
         found = list(_Rules(source, contract).reasons())
     except RecursionError:
-        return (
-            Reason(5, source.module.file, 0, "", "", "the source is nested too deeply to be followed", ""),
-        )
+        return (Reason(5, source.module.file, 0, "", "", "the source is nested too deeply to be followed", ""),)
     first: dict[tuple[str, str], Reason] = {}
     for reason in found:
         first.setdefault((reason.hook, reason.name), reason)
@@ -258,9 +250,7 @@ class _Rules:
                 written[role] = [code.node for code in self._names.codes(name)]
             self._names.hooks.update(dict.fromkeys(written.get(role, ()), role))
         self._roles = {
-            role: _Mentions(
-                self._names, getattr(contract.hooks.get(role), "name", role), map(self._names.code, nodes)
-            )
+            role: _Mentions(self._names, getattr(contract.hooks.get(role), "name", role), map(self._names.code, nodes))
             for role, nodes in written.items()
             if nodes or role in contract.hooks
         }
@@ -325,15 +315,11 @@ class _Rules:
             yield Reason(1, self._file, hook.line, mine.name, "model", what, fix)
         yield from self._device(role, mine)
         body = [part for kind in self._names.served for part in kind.body]
-        fields = any(
-            kind.decorator_list for kind in self._names.served
-        )  # a dataclass makes attributes of them
+        fields = any(kind.decorator_list for kind in self._names.served)  # a dataclass makes attributes of them
         constants = {name for part in body for name, _ in assigned(part) if not fields}
         methods = {part.name for part in body if isinstance(part, _DEF) and _is_plain(part)}
         for name, site in mine.found["own"].items():
-            setters = [
-                each for key, each in self._roles.items() if key != "setup" and name in each.found["sets"]
-            ]
+            setters = [each for key, each in self._roles.items() if key != "setup" and name in each.found["sets"]]
             if name in methods or (name in constants and not setters):
                 continue
             shown = f"self.{name}" if name else "self"
@@ -365,9 +351,7 @@ class _Rules:
         """Calls that may make a context on an accelerator when the module is imported."""
         for file in self._names.at_import:
             statements = (
-                n
-                for n in statements_at_import(file.source.tree.body)
-                if not isinstance(n, _DEF | ast.ClassDef)
+                n for n in statements_at_import(file.source.tree.body) if not isinstance(n, _DEF | ast.ClassDef)
             )
             for call in (
                 node for statement in statements for node in ast.walk(statement) if isinstance(node, ast.Call)

@@ -42,9 +42,7 @@ if TYPE_CHECKING:
     from handlergen.local.offline.rows import Result
     from handlergen.runtime.worker import Worker
 
-_NO_EXIT = (
-    "a module must not end the process: raise an error, or guard a script with if __name__ == '__main__'"
-)
+_NO_EXIT = "a module must not end the process: raise an error, or guard a script with if __name__ == '__main__'"
 _MOST_HASHED = 1 << 20
 """Larger files, in bytes, are identified by size and modification time instead of content."""
 
@@ -76,9 +74,7 @@ class LocalModel:
         root: The model's directory, in which hooks expect to run.
     """
 
-    def __init__(
-        self, worker: Worker, root: Path, identity: Callable[[], str], cleanup: contextlib.ExitStack
-    ) -> None:
+    def __init__(self, worker: Worker, root: Path, identity: Callable[[], str], cleanup: contextlib.ExitStack) -> None:
         self.worker = worker
         self.root = root
         self._identity = identity
@@ -278,9 +274,7 @@ def _unpack(path: Path, cleanup: contextlib.ExitStack) -> tuple[Bundle, Path]:
     return bundle, root
 
 
-def _open_worker(
-    bundle: Bundle, roots: Sequence[Path], gpu: int | None, cleanup: contextlib.ExitStack
-) -> Worker:
+def _open_worker(bundle: Bundle, roots: Sequence[Path], gpu: int | None, cleanup: contextlib.ExitStack) -> Worker:
     """Import and load the module; `roots` are the model's directory and the parents of its `packages`."""
     from handlergen.runtime.codec.redaction import user_traceback
     from handlergen.runtime.worker import Worker
@@ -410,9 +404,7 @@ def identity_of_archive(path: Path) -> str:
     """Return a text that changes with the names, sizes and checksums of the files in a .mar."""
     with zipfile.ZipFile(path) as archive:
         entries = sorted(
-            (info.filename, info.file_size, info.CRC)
-            for info in archive.infolist()
-            if _is_of_model(info.filename)
+            (info.filename, info.file_size, info.CRC) for info in archive.infolist() if _is_of_model(info.filename)
         )
     return f"mar-{zlib.crc32(repr(entries).encode()):08x}"
 

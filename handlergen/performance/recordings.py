@@ -65,9 +65,7 @@ def read_spans(
     """
     known = after or {}
     spans = [span for file in span_files(directory) for span in read_file(file, start=known.get(file, 0))]
-    return sorted(
-        (span for span in spans if model in (None, span.model)), key=attrgetter("start_ns", "end_ns")
-    )
+    return sorted((span for span in spans if model in (None, span.model)), key=attrgetter("start_ns", "end_ns"))
 
 
 def read_file(file: Path, *, start: int = 0, size: int | None = None) -> Iterator[Span]:
@@ -263,9 +261,7 @@ def summarize(spans: Sequence[Span], model: str, window: tuple[int, int]) -> Rec
         return None
     whole = [span for span in spans if span.model == model]  # a request may have begun before the window
     requests = by_request(whole)
-    ended = {
-        name: (start, end) for name, (start, end) in requests.items() if start_ns <= end < end_ns
-    } or requests
+    ended = {name: (start, end) for name, (start, end) in requests.items() if start_ns <= end < end_ns} or requests
     on_device = [span for span in inside if span.stage in ON_DEVICE]
     devices = dict.fromkeys(span.device for span in on_device if _is_predict(span, model))
     return Recorded(

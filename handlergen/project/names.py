@@ -72,9 +72,7 @@ def check_model_name(name: str) -> None:
             hint=hint,
         )
     if name.lower().endswith(".mar"):
-        raise HandlergenError(
-            f"the model name {name!r} ends in .mar, which its file name gets anyway", hint=hint
-        )
+        raise HandlergenError(f"the model name {name!r} ends in .mar, which its file name gets anyway", hint=hint)
 
 
 def check_version(version: str) -> None:
@@ -153,9 +151,7 @@ def clashes(paths: Iterable[str]) -> Iterator[tuple[str, str, str]]:
     for path in ordered:
         folded = path.casefold()
         if folded in files:
-            reason = (
-                "is the name of two files" if files[folded] == path else "differ only in upper and lower case"
-            )
+            reason = "is the name of two files" if files[folded] == path else "differ only in upper and lower case"
             yield files[folded], path, reason
         files.setdefault(folded, path)
         parts = path.split("/")

@@ -81,8 +81,7 @@ class Settings:
     )
     source: str | None = _setting(
         None,
-        "The .py file or package that has the hooks. Default: the only .py file beside this one, "
-        "else model.py.",
+        "The .py file or package that has the hooks. Default: the only .py file beside this one, else model.py.",
         kinds.path(),
         group=_MODEL,
         example="digits.py",

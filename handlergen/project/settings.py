@@ -124,9 +124,7 @@ def shown(path: Path) -> str:
     return str(relative)
 
 
-def _set(
-    values: dict[str, Any], problems: list[Problem], key: str, value: Any, *, file: str, line: int
-) -> None:
+def _set(values: dict[str, Any], problems: list[Problem], key: str, value: Any, *, file: str, line: int) -> None:
     setting = SETTINGS.get(key)
     if setting is None:
         problems.append(Problem(file, line, f"there is no setting `{key}`", _nearest(key)))
@@ -263,9 +261,7 @@ def _batches(settings: Settings) -> list[str]:
 
 def _predictor(settings: Settings) -> list[str]:
     """Check the settings that only a predictor process reads."""
-    changed = [
-        name for name in ("max_batch", "linger_ms") if getattr(settings, name) != SETTINGS[name].default
-    ]
+    changed = [name for name in ("max_batch", "linger_ms") if getattr(settings, name) != SETTINGS[name].default]
     alone = ""
     if not _process(settings):
         alone, instead = "predictor: worker", "Write predictor: process"

@@ -36,9 +36,7 @@ def create_starter(directory: Path, *, form: str = DEFAULT_FORM) -> tuple[str, t
     if form not in FORMS:
         raise HandlergenError(f"there is no form {form!r}", hint=f"The forms are: {', '.join(FORMS)}.")
     starter = template_dir() / "starters" / form
-    texts = {
-        path.name: path.read_text(encoding="utf-8") for path in sorted(starter.iterdir()) if path.is_file()
-    }
+    texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(starter.iterdir()) if path.is_file()}
     name = propose(directory.resolve().name)
     module = next(file for file in texts if file.endswith(".py"))
     texts[SETTINGS_FILE] = starter_yaml({"name": name, "source": module})

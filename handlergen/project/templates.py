@@ -21,9 +21,7 @@ def template_dir() -> Path:
     for candidate in (package / "_templates", package.parent / "templates"):
         if candidate.is_dir():
             return candidate
-    raise FileNotFoundError(
-        f"handlergen's templates are missing: neither _templates nor ../templates in {package}"
-    )
+    raise FileNotFoundError(f"handlergen's templates are missing: neither _templates nor ../templates in {package}")
 
 
 def render(name: str, **values: object) -> str:

@@ -153,9 +153,7 @@ class _Reader:
         module_dir = _text(self._values, "model_module_dir").strip("/")
         module = directory / module_dir / _text(self._values, "model_class_filename")
         inside = module_dir not in ("", ".")
-        self._truss = Truss(
-            module, directory / module_dir if inside else None, _text(self._values, "model_class_name")
-        )
+        self._truss = Truss(module, directory / module_dir if inside else None, _text(self._values, "model_class_name"))
 
     def read(self) -> Truss:
         truss = self._truss
@@ -243,9 +241,7 @@ class _Reader:
         if file and not (self._directory / file).is_file():
             self._problem("requirements_file", f"the file {file} does not exist")
         elif file and not file.endswith(".txt"):
-            self._problem(
-                "requirements_file", f"the requirements file {file} does not end in .txt", "Rename it."
-            )
+            self._problem("requirements_file", f"the requirements file {file} does not end in .txt", "Rename it.")
         elif file or listed:
             found = [*([file] if file else []), *(str(entry) for entry in listed)]
             self._set("requirements", found, "requirements" if listed else "requirements_file")
@@ -303,6 +299,4 @@ class _Reader:
 
 
 def _has_files(directory: Path) -> bool:
-    return directory.is_dir() and any(
-        path.is_file() and not path.name.startswith(".") for path in directory.rglob("*")
-    )
+    return directory.is_dir() and any(path.is_file() and not path.name.startswith(".") for path in directory.rglob("*"))

@@ -39,9 +39,7 @@ def weights_format(path: Path) -> str | None:
         return "state_dict"  # torch.save before 1.6, or with the old serialization
     except OSError:
         return None
-    scripted = any(name.endswith("/constants.pkl") for name in names) and any(
-        "/code/" in name for name in names
-    )
+    scripted = any(name.endswith("/constants.pkl") for name in names) and any("/code/" in name for name in names)
     return "torchscript" if scripted else "state_dict"
 
 
@@ -61,9 +59,7 @@ def pickled_class(path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
             text = archive.read(name)
-        return next(
-            (f"{module}.{name}" for module, name in _globals(text) if not _is_plain(module, name)), None
-        )
+        return next((f"{module}.{name}" for module, name in _globals(text) if not _is_plain(module, name)), None)
     except (OSError, zipfile.BadZipFile, StopIteration, ValueError):
         return None
 

@@ -61,9 +61,7 @@ class PlainLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise _Refused(
-                event.start_mark, f"the alias *{event.anchor} is not supported here", "Write the value out."
-            )
+            raise _Refused(event.start_mark, f"the alias *{event.anchor} is not supported here", "Write the value out.")
         if self._depth > DEEPEST:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise _Refused(mark, f"this is nested more than {DEEPEST} deep", "")

@@ -40,9 +40,7 @@ class Secrets(Mapping[str, str]):
     """
 
     def __init__(self, names: tuple[str, ...], environ: Mapping[str, str] = os.environ) -> None:
-        variables = {
-            name: next((v for v in (name, TRUSS_PREFIX + name) if v in environ), "") for name in names
-        }
+        variables = {name: next((v for v in (name, TRUSS_PREFIX + name) if v in environ), "") for name in names}
         missing = [name for name in names if not variables[name]]
         if missing:
             raise MissingSecret(

@@ -30,9 +30,7 @@ class Headers(Mapping[str, str]):
 
     def __init__(self, properties: Mapping[str, Any]) -> None:
         # TorchServe keeps one value for each spelling of a name; the last one counts.
-        self._by_name = {
-            name.lower(): (name, value) for name, value in properties.items() if isinstance(value, str)
-        }
+        self._by_name = {name.lower(): (name, value) for name, value in properties.items() if isinstance(value, str)}
 
     def __getitem__(self, name: str) -> str:
         try:

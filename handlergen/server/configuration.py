@@ -40,9 +40,7 @@ def handlergen_command(verb: str, config: Path) -> str:
 def archive_command(store: Path) -> str:
     """Return the command that adds an archive to this model store."""
     path = shown(store)
-    return "handlergen archive SOURCE" + (
-        "" if path == DEFAULT_STORE else f" --model-store {shlex.quote(path)}"
-    )
+    return "handlergen archive SOURCE" + ("" if path == DEFAULT_STORE else f" --model-store {shlex.quote(path)}")
 
 
 def write_configuration(path: Path, settings: ServerSettings, *, force: bool = False) -> list[Path]:

@@ -72,9 +72,7 @@ def find_java(
 def java_version(executable: Path) -> int | None:
     """Return the feature release that `java -version` prints; None when it does not run."""
     try:
-        done = subprocess.run(
-            [str(executable), "-version"], capture_output=True, text=True, timeout=30, check=True
-        )
+        done = subprocess.run([str(executable), "-version"], capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return parse_version(done.stderr + done.stdout)

@@ -123,9 +123,7 @@ def environment(
     from handlergen.runtime.telemetry.recording import TRACE_DIR_VARIABLE  # imports torch
 
     names = (TRACE_DIR_VARIABLE, STATE_DIR_VARIABLE)
-    directories = {
-        name: str(Path(environ[name]).expanduser().resolve()) for name in names if environ.get(name)
-    }
+    directories = {name: str(Path(environ[name]).expanduser().resolve()) for name in names if environ.get(name)}
     changed = {
         **environ,
         **directories,
@@ -142,9 +140,7 @@ def environment(
     return changed
 
 
-def launch(
-    config: Path, environ: Mapping[str, str], *, marker: str, temp_dir: Path, console: bool
-) -> ServerState:
+def launch(config: Path, environ: Mapping[str, str], *, marker: str, temp_dir: Path, console: bool) -> ServerState:
     """Run TorchServe's own launcher in a new session; it starts Java and exits.
 
     Raises:

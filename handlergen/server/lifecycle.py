@@ -152,9 +152,7 @@ def serve(
             own = environment(environ, java_home=java.home, temp_dir=temp_dir, marker=marker, console=console)
             state = launch(path, own, marker=marker, temp_dir=temp_dir, console=console)
             write_state(state)
-            models = wait_until_ready(
-                state, settings, logs, expected=expected, timeout=timeout, progress=progress
-            )
+            models = wait_until_ready(state, settings, logs, expected=expected, timeout=timeout, progress=progress)
             return RunningServer(state, settings, models)
         except BaseException as error:
             if not (keep and isinstance(error, ModuleFailed)):

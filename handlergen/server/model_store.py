@@ -143,9 +143,7 @@ def configuration_warnings(config: Path, settings: ServerSettings | None = None)
     return warnings
 
 
-def require_signatures(
-    store: Path, archives: Iterable[str], settings: ServerSettings, public_key: Path
-) -> None:
+def require_signatures(store: Path, archives: Iterable[str], settings: ServerSettings, public_key: Path) -> None:
     """Refuse to start a server unless everything it would load is signed.
 
     The check does not notice files that are replaced later: whoever can write to the store is trusted.

@@ -275,9 +275,7 @@ def check(settings: ServerSettings) -> None:
         purposes.setdefault(port, purpose)
     if any(blank in settings.log_config for blank in " \t"):
         # TorchServe's launcher splits vmargs at whitespace, quoted or not.
-        wrong.append(
-            f"the path of the log configuration must not contain whitespace: {settings.log_config!r}"
-        )
+        wrong.append(f"the path of the log configuration must not contain whitespace: {settings.log_config!r}")
     for name in ("job_queue_size", "max_request_size", "max_response_size"):
         if not 0 < getattr(settings, name) < 2**31:
             wrong.append(f"{name} must be between 1 and {2**31 - 1}")
@@ -381,10 +379,7 @@ def explain(settings: ServerSettings) -> list[ExplainedLine]:
                 value == getattr(defaults, item.name),
             )
         )
-    lines += [
-        ExplainedLine("Other", key, value, "Not written by handlergen.", False)
-        for key, value in settings.other
-    ]
+    lines += [ExplainedLine("Other", key, value, "Not written by handlergen.", False) for key, value in settings.other]
     return lines
 
 
@@ -394,9 +389,7 @@ def unknown_keys(settings: ServerSettings) -> Iterable[str]:
     for key, _value in settings.other:
         if key not in known:
             near = difflib.get_close_matches(key, sorted(k for k in known if k), n=1)
-            yield f"TorchServe ignores the unknown key {key!r}" + (
-                f"; did you mean {near[0]!r}?" if near else ""
-            )
+            yield f"TorchServe ignores the unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
 def _entries(settings: ServerSettings) -> Iterable[tuple[str, str]]:
@@ -436,9 +429,7 @@ def _typed(entry: Property, kind: type) -> Any:
     value = entry.value
     # The launcher strips the values that it reads; Java keeps trailing whitespace and aborts on "=1 ".
     if value != value.rstrip() and entry.key != "model_store":
-        raise ValueError(
-            f"the value {value!r} has trailing whitespace, which TorchServe treats as part of it"
-        )
+        raise ValueError(f"the value {value!r} has trailing whitespace, which TorchServe treats as part of it")
     value = value.rstrip()
     if kind is bool:
         if value.lower() not in ("true", "false"):

@@ -87,9 +87,7 @@ def format_entry(key: str, value: str) -> str:
         raise ValueError(f"{key} must not contain a line break")
     if key in LAUNCHER_KEYS:
         if "\\" in value or value != value.strip():
-            raise ValueError(
-                f"{key} must not contain a backslash, or leading or trailing whitespace: {value!r}"
-            )
+            raise ValueError(f"{key} must not contain a backslash, or leading or trailing whitespace: {value!r}")
         return f"{key}={value}"
     escaped = value.replace("\\", "\\\\").replace("\t", "\\t").replace("\f", "\\f")
     if escaped.startswith(" "):

@@ -94,9 +94,7 @@ def wait_until_ready(
             time.sleep(_POLL_S)
 
 
-def _check_registered(
-    expected: Mapping[ModelVersion, str], registered: set[ModelVersion], logs: ServerLogs
-) -> None:
+def _check_registered(expected: Mapping[ModelVersion, str], registered: set[ModelVersion], logs: ServerLogs) -> None:
     """Raise ServerError for the archives that TorchServe refused.
 
     TorchServe listens only after it has tried every archive, so a model that is missing now was refused. A model
@@ -107,9 +105,7 @@ def _check_registered(
     if not refused:
         return
     raise ServerError(
-        "\n".join(
-            f"TorchServe refused {file}: {reasons.get(file, 'no reason given')}" for file in sorted(refused)
-        ),
+        "\n".join(f"TorchServe refused {file}: {reasons.get(file, 'no reason given')}" for file in sorted(refused)),
         hint=f"see {shown(logs.server_log)}",
     )
 
@@ -149,8 +145,7 @@ def _last_output(state: ServerState, logs: ServerLogs) -> str:
 
 def _readiness(models: Sequence[ModelStatus]) -> str:
     return ", ".join(
-        f"{model.name} {model.version}: {model.ready_workers} of {model.min_workers} workers READY"
-        for model in models
+        f"{model.name} {model.version}: {model.ready_workers} of {model.min_workers} workers READY" for model in models
     )
 
 

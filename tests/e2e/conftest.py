@@ -126,8 +126,7 @@ class Server:
     def log_text(self) -> str:
         """What was added to logs/ for this view: what workers printed and what TorchServe complained about."""
         return "".join(
-            path.read_bytes()[self.logged.get(path, 0) :].decode("utf-8", "replace")
-            for path in self.log_files()
+            path.read_bytes()[self.logged.get(path, 0) :].decode("utf-8", "replace") for path in self.log_files()
         )
 
     def spans(self) -> list[Span]:
@@ -182,9 +181,7 @@ def _factory(tmp_path_factory: pytest.TempPathFactory, stack: ExitStack) -> Fact
             shutil.copy(archive, home / "model-store" / archive.name)
         chosen: dict[str, Any] = {**free_port_settings(), **settings}
         write_configuration(home / "config.properties", server_settings(**chosen), force=True)
-        running = serve(
-            home / "config.properties", timeout=timeout, environ={**os.environ, **(environ or {})}
-        )
+        running = serve(home / "config.properties", timeout=timeout, environ={**os.environ, **(environ or {})})
         server = Server(running, home, running.client())
         stack.callback(server.stop)
         return server

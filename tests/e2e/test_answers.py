@@ -249,9 +249,7 @@ def test_what_the_frontend_cannot_read_it_answers_itself(server: Any) -> None:
 
 def test_typed_input_over_rest_and_grpc(server: Any) -> None:
     assert post(server, "/predictions/typed", json={"text": "a", "top_k": 2}).json() == ["a", "a"]
-    assert post(server, "/predictions/typed", files={"text": (None, "b"), "top_k": (None, "1")}).json() == [
-        "b"
-    ]
+    assert post(server, "/predictions/typed", files={"text": (None, "b"), "top_k": (None, "1")}).json() == ["b"]
     assert server.client.predict_grpc("typed", inputs={"text": b"c", "top_k": b"1"}).json() == ["c"]
     answer = post(server, "/predictions/typed", json={"top_k": "many", "k": 1})
     assert (answer.status_code, answer.json()["type"]) == (400, "ValidationError")
@@ -286,9 +284,7 @@ def test_grpc_in_a_batch_gets_the_error_s_body_for_an_answer(server: Any) -> Non
     def ask(wish: str) -> bytes | RequestFailed:
         barrier.wait()
         try:
-            return server.client.grpc.predict(
-                "several", {"data": json.dumps({"wish": wish}).encode()}, timeout=60
-            )
+            return server.client.grpc.predict("several", {"data": json.dumps({"wish": wish}).encode()}, timeout=60)
         except RequestFailed as error:
             return error
 

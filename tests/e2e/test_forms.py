@@ -97,9 +97,7 @@ def run(function: Callable[[Any], Any], values: list[Any]) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def served(
-    shared: Callable[..., Any], example: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Any:
+def served(shared: Callable[..., Any], example: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The forms module, flow and sagemaker."""
     pytest.importorskip("xgboost")
     home = tmp_path_factory.mktemp("forms")

@@ -242,9 +242,7 @@ def test_broken_forms(server: Any, body: bytes) -> None:
 
 def png(width: int, height: int, data: bytes) -> bytes:
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">L", len(content)) + kind + content + struct.pack(">L", zlib.crc32(kind + content))
-        )
+        return struct.pack(">L", len(content)) + kind + content + struct.pack(">L", zlib.crc32(kind + content))
 
     head = struct.pack(">2L5B", width, height, 8, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
@@ -263,18 +261,14 @@ def test_images_that_unpack_to_gigabytes_do_not(server: Any) -> None:
     text = zlib.compress(bytes(100 << 20), 9)
     assert len(text) < LARGEST
     content = b"key\0\0" + text
-    ztxt = (
-        struct.pack(">L", len(content)) + b"zTXt" + content + struct.pack(">L", zlib.crc32(b"zTXt" + content))
-    )
+    ztxt = struct.pack(">L", len(content)) + b"zTXt" + content + struct.pack(">L", zlib.crc32(b"zTXt" + content))
     status, said = post(server, good[:33] + ztxt + good[33:], model="image", kind=b"image/png")
     assert status in (200, 400, 500)
     status, said = post(server, b"no image", model="image", kind=b"image/png")
     assert (status, told(said)["message"]) == (400, "send a PNG image")
 
 
-@pytest.mark.parametrize(
-    "kind", [b"application/x-npy", b"application/x-msgpack", b"application/octet-stream"]
-)
+@pytest.mark.parametrize("kind", [b"application/x-npy", b"application/x-msgpack", b"application/octet-stream"])
 def test_a_pickle_is_never_opened(server: Any, tmp_path: Path, kind: bytes) -> None:
     import pickle
 

@@ -56,18 +56,12 @@ MODELS = ("shows", "query")
 def server(shared: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
     home = tmp_path_factory.mktemp("hostile")
     batches: dict[str, Any] = {"batch_size": 4, "max_batch_delay_ms": 20}
-    return shared(
-        make_archive(home, "shows", SHOWS, **batches), make_archive(home, "query", TYPED, **batches)
-    )
+    return shared(make_archive(home, "shows", SHOWS, **batches), make_archive(home, "query", TYPED, **batches))
 
 
 TOKEN = st.text("abcdefghijklmnopqrstuvwxyzABCXYZ0123456789-_!~", min_size=1, max_size=12)
-NAMES = TOKEN | st.sampled_from(
-    ["explain", "describe", "url_path", "ts_stream_next", "Content-Type", "data", "body"]
-)
-VALUES = st.binary(max_size=20).map(
-    lambda raw: raw.replace(b"\r", b"").replace(b"\n", b"").replace(b"\0", b"")
-)
+NAMES = TOKEN | st.sampled_from(["explain", "describe", "url_path", "ts_stream_next", "Content-Type", "data", "body"])
+VALUES = st.binary(max_size=20).map(lambda raw: raw.replace(b"\r", b"").replace(b"\n", b"").replace(b"\0", b""))
 PATHS = st.sampled_from(
     [
         "/predictions/{}", "/predictions/{}/1.0/a/b", "/explanations/{}", "/v1/models/{}:predict",
@@ -89,8 +83,7 @@ JSON = st.recursive(
 FORM = st.lists(st.tuples(NAMES, st.binary(max_size=30)), max_size=3).map(
     lambda fields: (
         b"".join(
-            b'--x\r\nContent-Disposition: form-data; name="%s"; filename="f"\r\n\r\n%s\r\n'
-            % (name.encode(), content)
+            b'--x\r\nContent-Disposition: form-data; name="%s"; filename="f"\r\n\r\n%s\r\n' % (name.encode(), content)
             for name, content in fields
         )
         + b"--x--\r\n"
@@ -99,25 +92,17 @@ FORM = st.lists(st.tuples(NAMES, st.binary(max_size=30)), max_size=3).map(
 BODIES = st.one_of(
     st.binary(max_size=80),
     JSON.map(lambda value: json.dumps(value).encode()),
-    st.fixed_dictionaries({"instances": st.lists(JSON, max_size=3)}).map(
-        lambda value: json.dumps(value).encode()
-    ),
-    st.fixed_dictionaries({"inputs": st.lists(JSON, max_size=3)}).map(
-        lambda value: json.dumps(value).encode()
-    ),
+    st.fixed_dictionaries({"instances": st.lists(JSON, max_size=3)}).map(lambda value: json.dumps(value).encode()),
+    st.fixed_dictionaries({"inputs": st.lists(JSON, max_size=3)}).map(lambda value: json.dumps(value).encode()),
     FORM,
     FORM.map(lambda body: body[: len(body) // 2]),
     st.sampled_from([b"[" * 50_000, b'{"a": 1}', b"a=1&b=%zz&=&=", b"\x93NUMPY\x01\x00\x10\x00{'descr': 1}"]),
 )
 REST = st.tuples(PATHS, TYPES, st.dictionaries(NAMES, VALUES, max_size=3), BODIES)
-GRPC = st.tuples(
-    st.booleans(), st.dictionaries(st.text(max_size=8) | NAMES, st.binary(max_size=40), max_size=3)
-)
+GRPC = st.tuples(st.booleans(), st.dictionaries(st.text(max_size=8) | NAMES, st.binary(max_size=40), max_size=3))
 
 
-def send_rest(
-    server: Any, model: str, request: tuple[str, bytes, dict[str, bytes], bytes]
-) -> tuple[int, bytes]:
+def send_rest(server: Any, model: str, request: tuple[str, bytes, dict[str, bytes], bytes]) -> tuple[int, bytes]:
     """One request in its own connection, byte for byte as it was made up."""
     path, kind, headers, body = request
     lines = [

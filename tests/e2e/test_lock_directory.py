@@ -98,9 +98,7 @@ def test_a_file_system_without_locks_is_told_by_every_worker(
 
 
 @needs_filters
-def test_where_files_cannot_be_mapped_file_locks_serialize(
-    project: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_where_files_cannot_be_mapped_file_locks_serialize(project: Callable[..., Path], tmp_path: Path) -> None:
     config = project()
     done = serve(config, refused="maps")
     assert done.returncode == 0, done.stderr

@@ -138,9 +138,7 @@ def test_every_request_is_counted_once(server: Any, model: str) -> None:
     before = Metrics(server)
     bodies = [{"x": 1}] * 20 + ["bad"] * 3 + [{"fails": True}] * 2
     with ThreadPoolExecutor(2) as pool:
-        statuses = Counter(
-            pool.map(lambda body: post(server, f"/predictions/{model}", body).status_code, bodies)
-        )
+        statuses = Counter(pool.map(lambda body: post(server, f"/predictions/{model}", body).status_code, bodies))
     assert statuses == {200: 20, 400: 3, 500: 2}
     count = "handlergen_stage_seconds_count"
     expected = {
@@ -177,9 +175,7 @@ def test_histograms_are_as_prometheus_wants_them(server: Any) -> None:
         values = [buckets[name] for name in sorted(buckets, key=float)]
         assert values == sorted(values)
         assert values[-1] == buckets["+Inf"] == found("handlergen_stage_seconds_count", **labels) > 0
-    assert {dict(labels)["device"] for name, labels in found.samples if name.startswith("handlergen_")} == {
-        "cpu"
-    }
+    assert {dict(labels)["device"] for name, labels in found.samples if name.startswith("handlergen_")} == {"cpu"}
 
 
 def test_reading_them_needs_no_token(server: Any) -> None:
@@ -254,9 +250,7 @@ def test_copies_are_counted_through_scaling_and_kills(server: Any) -> None:
     copies = "handlergen_model_copies"
 
     def become(number: int) -> bool:
-        return (
-            when(server, lambda now: now(copies, model="copies") == number)(copies, model="copies") == number
-        )
+        return when(server, lambda now: now(copies, model="copies") == number)(copies, model="copies") == number
 
     found = Metrics(server).by("model", copies)
     expected = {"copies": 4, "process": 1, "relayed": 1, "gathered": 1}
@@ -276,9 +270,7 @@ def test_metrics_leave_no_line_in_the_log(server: Any) -> None:
     assert not [line for line in text.splitlines() if "METRICS" in line or "handlergen_stage" in line]
 
 
-def test_a_server_with_metrics_of_its_own_hears_nothing(
-    torchserve: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_a_server_with_metrics_of_its_own_hears_nothing(torchserve: Callable[..., Any], tmp_path: Path) -> None:
     """It would log every line and drop it: model_metrics_auto_detect is off."""
     (tmp_path / "plain.py").write_text("def predict(inputs):\n    return inputs\n")
     mar = archive(tmp_path / "plain.py", model_store=tmp_path / "store").path

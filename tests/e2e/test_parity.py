@@ -191,9 +191,7 @@ def as_json(*values: Any, **headers: str) -> list[dict[str, Any]]:
 REQUESTS: dict[str, list[dict[str, Any]]] = {
     "functions": [
         *as_json({"x": [1, 2, 3]}, {"x": [0.1, 0.2, 0.3]}, "text", None),
-        *as_json(
-            *({"x": [1, 2, 3], "do": what} for what in ("refuse", "fail", "missing", "teapot", "bytes"))
-        ),
+        *as_json(*({"x": [1, 2, 3], "do": what} for what in ("refuse", "fail", "missing", "teapot", "bytes"))),
         *as_json(*({"x": [1, 2, 3], "do": what} for what in ("text", "odd", "unsendable"))),
         {"body": "{broken", "type": JSON},
         {"body": "plain w\u00f6rds", "type": "text/plain; charset=utf-8"},
@@ -335,9 +333,7 @@ def _without_server(seen: tuple[int, str, Any]) -> tuple[int, str, Any]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_served_local_and_offline_answers_are_the_same_bytes(
-    answers: dict[str, list[list[Any]]], name: str
-) -> None:
+def test_served_local_and_offline_answers_are_the_same_bytes(answers: dict[str, list[list[Any]]], name: str) -> None:
     served = answers[f"{name} served"]
     assert any(status == 200 for status, *_ in served)
     for way in ("source", "archive"):

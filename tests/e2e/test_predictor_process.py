@@ -128,9 +128,7 @@ def test_workers_killed_under_load(site: Site) -> None:
             until(replaced)
     assert not lost(load.asked)
     assert not wrong(load.asked)
-    assert set(statuses(load.asked)) <= {200, 500, 503, 507}, statuses(
-        load.asked
-    )  # TorchServe: 507, worker died
+    assert set(statuses(load.asked)) <= {200, 500, 503, 507}, statuses(load.asked)  # TorchServe: 507, worker died
     assert site.predictor() == before
     assert load.ask().status == 200
 

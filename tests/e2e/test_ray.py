@@ -103,9 +103,7 @@ def test_two_nodes_answer_as_one_process_does(tmp_path: Path) -> None:
     for name in ("a", "bb", "ccc"):
         (tmp_path / "scans" / name).write_bytes(b"x" * len(name))
     (tmp_path / "bad.csv").write_text("x,y\n1,2\n3\n")
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["nodes"] == 2

@@ -126,14 +126,10 @@ def test_a_secret_is_in_no_archive_log_answer_span_or_argument(server: Any, plac
     seen += [("describe", json.dumps(described(server, model)).encode())]
     # A predictor process writes its spans a moment after the answers.
     until(lambda: len(of_stage(read_spans(place / "spans", model=model), "predict")) >= 4, within_s=20)
-    seen += files(
-        place / "store", server.directory / "logs", server.directory, place / "spans", place / "state"
-    )
+    seen += files(place / "store", server.directory / "logs", server.directory, place / "spans", place / "state")
     seen += arguments(server.processes())
     assert len(list(arguments(server.processes()))) >= 2  # the frontend and a worker
-    found = [
-        (name, spelling) for name, content in seen for spelling in spellings(SECRET) if spelling in content
-    ]
+    found = [(name, spelling) for name, content in seen for spelling in spellings(SECRET) if spelling in content]
     assert not found
     # The search looks where it should: all of these are told with the secret's name in its place.
     log = server.log_text()

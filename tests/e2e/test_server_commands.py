@@ -134,9 +134,7 @@ def test_requests_that_make_no_sense_are_refused(run: Run, arguments: tuple[str,
 
 
 @pytest.mark.parametrize("way", [(), ("--grpc",)])
-def test_a_request_that_cannot_be_answered_says_what_can_be_done(
-    run: Run, directory: Path, way: tuple[str, ...]
-):
+def test_a_request_that_cannot_be_answered_says_what_can_be_done(run: Run, directory: Path, way: tuple[str, ...]):
     def told(*arguments: str) -> str:
         done = run("invoke", *arguments, *way)
         assert done.returncode == 6
@@ -151,9 +149,7 @@ def test_a_request_that_cannot_be_answered_says_what_can_be_done(
 
 
 @pytest.mark.parametrize("way", [(), ("--grpc",)])
-def test_a_request_that_is_too_large_says_which_line_to_change(
-    run: Run, tmp_path: Path, way: tuple[str, ...]
-):
+def test_a_request_that_is_too_large_says_which_line_to_change(run: Run, tmp_path: Path, way: tuple[str, ...]):
     (tmp_path / "large").write_bytes(bytes(7_000_000))
     done = run("invoke", "echo", "--file", str(tmp_path / "large"), *way)
     assert done.returncode == 6

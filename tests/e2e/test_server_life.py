@@ -162,9 +162,7 @@ def test_keep_leaves_the_other_models_running(project, make_mar, echo_mar):
 
 def test_a_worker_that_just_ends_is_not_waited_for(project, make_mar):
     config = project(make_mar("dying", DYING))
-    with pytest.raises(
-        ServerError, match="model dying: its workers die without an exception while loading it"
-    ):
+    with pytest.raises(ServerError, match="model dying: its workers die without an exception while loading it"):
         serve(config, timeout=120)
     assert processes_of(config) == []
 
@@ -210,9 +208,7 @@ def test_a_port_in_use_names_its_holder(project, echo_mar):
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         port = holder.getsockname()[1]
-        text = re.sub(
-            r"management_address=.*", f"management_address=http://127.0.0.1:{port}", config.read_text()
-        )
+        text = re.sub(r"management_address=.*", f"management_address=http://127.0.0.1:{port}", config.read_text())
         config.write_text(text)
         with pytest.raises(ServerError) as caught:
             serve(config)

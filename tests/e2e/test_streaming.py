@@ -178,9 +178,7 @@ def test_every_grpc_call_to_every_model_leaves_the_worker_alive(server: Any, mod
     client, pids = server.client, server.worker_pids(model)
     question: dict[str, Any] = {"x": 21, "words": 3, "pause": 0.01}
     answer = b'{"doubled":42}' if model.startswith("whole") else b'"one two three "'
-    plain = client.grpc.message(
-        "PredictionsRequest", model_name=model, input={"data": json.dumps(question).encode()}
-    )
+    plain = client.grpc.message("PredictionsRequest", model_name=model, input={"data": json.dumps(question).encode()})
     # By a client that knows nothing of handlergen:
     parts = [bytes(part.prediction) for part in client.grpc.stream("StreamPredictions", plain, timeout=30)]
     assert b"".join(parts) == answer
@@ -198,9 +196,7 @@ def test_streams_at_once_each_get_their_own_chunks(server: Any, model: str) -> N
     with ThreadPoolExecutor(8) as pool:
         streams = [pool.submit(collect, calls(client, over), model, question) for over, question in kinds]
         wholes = [
-            pool.submit(
-                client.predict, model, {"words": 2, "pause": 0.02}, headers={"Accept": "application/json"}
-            )
+            pool.submit(client.predict, model, {"words": 2, "pause": 0.02}, headers={"Accept": "application/json"})
             for _ in range(2)
         ]
         words = ["one", "two", "three", "four", "five", "six"]

@@ -89,9 +89,7 @@ def suite(shared: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def registered(suite: Suite, name: str) -> None:
-    answer = suite.management(
-        "POST", f"/models?url={name}.mar&model_name={name}&initial_workers=1&synchronous=true"
-    )
+    answer = suite.management("POST", f"/models?url={name}.mar&model_name={name}&initial_workers=1&synchronous=true")
     assert answer.status_code == 200, answer.text
 
 
@@ -234,13 +232,9 @@ def test_kserve_v2(digits: Suite) -> None:
     }
     as_bytes = {**TENSOR, "shape": [-1], "datatype": "BYTES", "data": [base64.b64encode(PICTURE).decode()]}
     for tensor in (TENSOR, as_bytes):
-        answer = digits.inference(
-            "POST", "/v2/models/digits/infer", json={"id": "d3b15cad", "inputs": [tensor]}
-        )
+        answer = digits.inference("POST", "/v2/models/digits/infer", json={"id": "d3b15cad", "inputs": [tensor]})
         assert (answer.status_code, answer.json()) == (200, expected)
-    answer = digits.inference(
-        "POST", "/v2/models/digits/explain", json={"id": "d3b15cad", "inputs": [TENSOR]}
-    )
+    answer = digits.inference("POST", "/v2/models/digits/explain", json={"id": "d3b15cad", "inputs": [TENSOR]})
     assert answer.json()["outputs"][0]["shape"] == [10]
 
 

@@ -169,8 +169,7 @@ def test_a_truss_directory(ask: Callable[[str, Any], Any]) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda name: ask("say", {"name": name}), names))
     assert answers == [
-        {"text": f"HELLO DEAR {name} HELLO DEAR {name}".upper(), "style": "loud", "key": "4711"}
-        for name in names
+        {"text": f"HELLO DEAR {name} HELLO DEAR {name}".upper(), "style": "loud", "key": "4711"} for name in names
     ]
 
 

@@ -60,9 +60,7 @@ def nothing_is_left_of(servers: list[RunningServer]) -> bool:
     return all(not marked(one.state.marker) and not one.directory.exists() for one in servers)
 
 
-def test_candidates_are_measured_and_the_settings_are_written(
-    tmp_path: Path, started: list[RunningServer]
-) -> None:
+def test_candidates_are_measured_and_the_settings_are_written(tmp_path: Path, started: list[RunningServer]) -> None:
     arguments = [*arguments_for(tmp_path, 2), "--target-p99-ms", "5000", "--json", "--apply"]
     result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     assert result.exit_code == 0

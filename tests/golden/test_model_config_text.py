@@ -72,9 +72,7 @@ def test_every_value_has_the_type_that_torchserve_reads(case: str) -> None:
 
 
 def test_a_delay_of_zero_would_mean_a_hundred() -> None:
-    config = yaml.safe_load(
-        model_config(Settings(name="m", max_batch_delay_ms=0), gpus=0, has_requirements=False)
-    )
+    config = yaml.safe_load(model_config(Settings(name="m", max_batch_delay_ms=0), gpus=0, has_requirements=False))
     assert config["maxBatchDelay"] == 1
 
 

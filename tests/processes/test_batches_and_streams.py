@@ -137,9 +137,7 @@ def test_a_stream_that_nobody_takes_any_more_is_closed(crew: Crews, stages: str)
 
 @pytest.mark.parametrize("stages", ["worker", "predictor"])
 @pytest.mark.parametrize("how", ["fails at", "dies at"])
-def test_a_stream_that_ends_midway_is_broken_off_and_the_next_one_works(
-    crew: Crews, how: str, stages: str
-) -> None:
+def test_a_stream_that_ends_midway_is_broken_off_and_the_next_one_works(crew: Crews, how: str, stages: str) -> None:
     found = crew(STREAM, stages=stages)
     worker = found.worker()
     worker.ask({"n": 1, "chunks": 5, how: 3, "pause": 0.1})
@@ -181,9 +179,7 @@ def test_a_batch_of_one_worker_is_one_batch(crew: Crews) -> None:
 def test_a_batch_that_fails_is_tried_item_by_item(crew: Crews) -> None:
     found = crew(BATCHES, batch="list", max_batch=8, linger_ms=300)
     workers = crew_of(found, 3)
-    asked = [
-        worker.later(value) for worker, value in zip(workers, ({"n": 1}, {"bad": 1}, {"n": 3}), strict=True)
-    ]
+    asked = [worker.later(value) for worker, value in zip(workers, ({"n": 1}, {"bad": 1}, {"n": 3}), strict=True)]
     assert [each.result(20)[0] for each in asked] == [200, 500, 200]
     assert [asked[0].result()[1], asked[2].result()[1]] == [2, 6]
 

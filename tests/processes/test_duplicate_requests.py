@@ -122,9 +122,7 @@ class Frontend:
         message = b"I"
         more = b"".join(field(part.encode()) for pair in headers.items() for part in pair)
         for request_id, value in requests:
-            message += (
-                field(request_id.encode()) + field(b"content-type") + field(b"application/json") + more + END
-            )
+            message += field(request_id.encode()) + field(b"content-type") + field(b"application/json") + more + END
             message += field(b"body") + field(b"application/json") + field(json.dumps(value).encode()) + END
         self.connection.sendall(message + END)
 
@@ -139,9 +137,7 @@ class Frontend:
             each = self._int()
             self._field()
             headers = {self._field(): self._field() for _ in range(self._int())}
-            found.append(
-                Prediction(request_id, each, self._field(), headers.get(b"ts_stream_next") == b"true")
-            )
+            found.append(Prediction(request_id, each, self._field(), headers.get(b"ts_stream_next") == b"true"))
         return status, found
 
     def ask(self, request_id: str, value: Any) -> Prediction:
@@ -207,9 +203,7 @@ def test_what_one_worker_has_answered_another_refuses(workers: tuple[Frontend, F
     assert (refused.request_id, refused.status) == (twice, 503)
     assert json.loads(refused.body)["type"] == "DuplicateRequest"
     assert json.loads(answered.body)["n"] == 2
-    assert (
-        json.loads(again.body)["n"] == 3
-    )  # an error had closed its client's connection: nothing is lost by trying
+    assert json.loads(again.body)["n"] == 3  # an error had closed its client's connection: nothing is lost by trying
     assert second.ask(new_id(), {"n": 4}).status == 200
     assert second.ask(twice, {"n": 1}).status == 503  # alone in its batch too
 
@@ -225,9 +219,7 @@ def test_a_stream_that_has_begun_is_not_begun_again(home: Path, workers: tuple[F
     assert first.receive() == (200, [Prediction(request_id, 200, b'{"chunk":1}\n', more=True)])
     second.send((request_id, [1, str(release), 2]))
     release.touch()
-    status, _ = (
-        second.receive()
-    )  # of the batch as a whole: only that closes a connection in the middle of a stream
+    status, _ = second.receive()  # of the batch as a whole: only that closes a connection in the middle of a stream
     assert status == 503
     neighbour = new_id()
     second.send((neighbour, {"n": 6}), (request_id, [1, str(release), 2]))

@@ -49,9 +49,7 @@ def test_a_death_in_predict_fails_its_request_and_no_other(crew: Crews, death: s
 
 
 @pytest.mark.parametrize("death", ["kill", "exit", "segfault"])
-def test_with_its_stages_there_a_death_in_preprocess_fails_its_request_and_no_other(
-    crew: Crews, death: str
-) -> None:
+def test_with_its_stages_there_a_death_in_preprocess_fails_its_request_and_no_other(crew: Crews, death: str) -> None:
     found = crew(MODULE, stages="predictor")
     workers = crew_of(found, 4)
     blocker = workers[0].later({"predict": 1000})  # in predict: it dies too

@@ -160,9 +160,7 @@ class Soak:
         figures.by_status = dict(sorted(statuses(load.asked).items()))
         silent = lost(load.asked)
         down = [
-            each
-            for each in silent
-            if any(each.began_s < until and each.ended_s > since for since, until in self._down)
+            each for each in silent if any(each.began_s < until and each.ended_s > since for since, until in self._down)
         ]
         figures.refused_while_down = len(down)
         figures.lost = len(silent) - len(down)
@@ -210,10 +208,7 @@ class Soak:
         faults += [
             ("hang in predict", asking(predict="hang")),
             ("out of device memory", asking(predict="cuda memory")),
-            *(
-                (f"{what} left behind by predict", asking(predict=what))
-                for what in ("fork", "pool", "subprocess")
-            ),
+            *((f"{what} left behind by predict", asking(predict=what)) for what in ("fork", "pool", "subprocess")),
             ("SIGSTOP in predict", lambda: self._stop_holder(load)),
             ("lock directory deleted", self._delete_locks),
             ("disk full for logs and spans", self._fill_disk),
@@ -258,9 +253,7 @@ class Soak:
 
     def _stop_holder(self, load: Load) -> float:
         threading.Thread(target=load.ask, kwargs={"predict": 1.0}, daemon=True).start()
-        with contextlib.suppress(
-            AssertionError, ProcessLookupError
-        ):  # it was refused, or has just been killed
+        with contextlib.suppress(AssertionError, ProcessLookupError):  # it was refused, or has just been killed
             pid = until(lambda: in_predict(self._history), within_s=10)
             os.kill(pid, signal.SIGSTOP)
             time.sleep(self._chance.uniform(0.5, 4))

@@ -73,9 +73,7 @@ def test_what_comes_out(source: Path, tmp_path: Path) -> None:
     assert result.sha256 == hashlib.sha256(content).hexdigest()
     with zipfile.ZipFile(result.path) as opened:
         assert opened.testzip() is None
-        assert set(opened.namelist()) == {file.archive_path for file in result.files} | {
-            "MAR-INF/MANIFEST.json"
-        }
+        assert set(opened.namelist()) == {file.archive_path for file in result.files} | {"MAR-INF/MANIFEST.json"}
         assert opened.read("weights.bin") == (source.parent / "weights.bin").read_bytes()
         assert opened.read("mylib/deep/core.py") == b"X = 1\n"
         model = json.loads(opened.read("MAR-INF/MANIFEST.json"))["model"]
@@ -119,9 +117,7 @@ def test_equal_inputs_give_equal_bytes(source: Path, tmp_path: Path) -> None:
     )
     second = tmp_path / "two"
     command = [sys.executable, "-c", program, str(elsewhere / "digits.py"), str(second)]
-    subprocess.run(
-        command, check=True, cwd=tmp_path, env={**os.environ, "PYTHONHASHSEED": "1", "TZ": "Asia/Tokyo"}
-    )
+    subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "PYTHONHASHSEED": "1", "TZ": "Asia/Tokyo"})
     assert (second / "digits.mar").read_bytes() == first.path.read_bytes()
 
 
@@ -186,9 +182,7 @@ def test_a_store_or_target_of_the_wrong_kind(source: Path, tmp_path: Path, what:
         build(source, tmp_path / "store", force=True)
 
 
-def test_a_project_of_the_models_name_in_the_temp_directory_survives(
-    source: Path, tmp_path: Path, temp: Path
-) -> None:
+def test_a_project_of_the_models_name_in_the_temp_directory_survives(source: Path, tmp_path: Path, temp: Path) -> None:
     # torch-model-archiver deletes $TMPDIR/<model name> before it starts.
     (temp / "digits").mkdir()
     (temp / "digits" / "thesis.txt").write_text("years of work")
@@ -220,9 +214,7 @@ def test_of_several_at_once_into_one_store_one_wins(source: Path, tmp_path: Path
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["digits.mar"]
 
 
-@pytest.mark.parametrize(
-    "error", [KeyboardInterrupt, RuntimeError("progress broke"), OSError(28, "No space left")]
-)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("progress broke"), OSError(28, "No space left")])
 def test_nothing_is_left_after_a_failure(
     source: Path, tmp_path: Path, error: BaseException | type[BaseException]
 ) -> None:
@@ -317,9 +309,7 @@ def test_progress_reaches_the_end_and_never_goes_back(source: Path, tmp_path: Pa
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
-def test_logging_and_temp_directory_of_this_process_stay_as_they_are(
-    source: Path, tmp_path: Path, temp: Path
-) -> None:
+def test_logging_and_temp_directory_of_this_process_stay_as_they_are(source: Path, tmp_path: Path, temp: Path) -> None:
     handlers = list(logging.root.handlers)
     build(source, tmp_path / "store")
     assert logging.root.handlers == handlers
@@ -335,9 +325,7 @@ def test_awkward_temp_directories_work(source: Path, tmp_path: Path, monkeypatch
     assert build(source, tmp_path / "store, too", verify=True).size > 0
 
 
-def test_the_archivers_own_error_is_told(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_archivers_own_error_is_told(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "broken"
     (broken / "model_archiver").mkdir(parents=True)
     (broken / "model_archiver" / "__init__.py").write_text("raise RuntimeError('archiver is broken')")
@@ -361,9 +349,7 @@ def test_verify_notices_a_difference(source: Path, tmp_path: Path, monkeypatch: 
     assert list((tmp_path / "store").iterdir()) == []
 
 
-def test_a_file_system_without_hard_links(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_system_without_hard_links(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(1, "Operation not permitted")
 

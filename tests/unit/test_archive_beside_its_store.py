@@ -17,9 +17,7 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "digits.py"
 
 
-def test_a_package_that_holds_its_model_store_stays_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_package_that_holds_its_model_store_stays_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "digits"
     package.mkdir()
     (package / "__init__.py").write_text(MODULE)

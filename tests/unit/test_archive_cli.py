@@ -46,9 +46,7 @@ def run(
 
 
 def test_archive_reports_what_it_wrote(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    status, out, err = run(
-        "archive", "digits.py", "--devices", "cpu", "--workers-per-device", "2", "--verify"
-    )
+    status, out, err = run("archive", "digits.py", "--devices", "cpu", "--workers-per-device", "2", "--verify")
     assert (status, err) == (0, "")
     content = (tmp_path / "model-store" / "digits.mar").read_bytes()
     assert out.splitlines()[0].split() == ["archive", "model-store/digits.mar"]
@@ -80,9 +78,7 @@ def test_a_dry_run_lists_and_writes_nothing(run: Callable[..., tuple[int, str, s
     assert "handlergen.json  <- written by handlergen" in out
     status, out, _ = run("archive", "digits.py", "--dry-run", "--json")
     listed = json.loads(out)
-    assert {"path": "digits.py", "size": len(MODULE), "origin": str(tmp_path / "digits.py")} in listed[
-        "files"
-    ]
+    assert {"path": "digits.py", "size": len(MODULE), "origin": str(tmp_path / "digits.py")} in listed["files"]
     assert [path.name for path in tmp_path.iterdir()] == ["digits.py"]
 
 
@@ -129,9 +125,7 @@ def test_a_dry_run_fails_as_the_run_would(run: Callable[..., tuple[int, str, str
 def test_generate_prints_what_archive_packs(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     status, out, err = run("generate", "digits.py")
     assert (status, err) == (0, "")
-    assert any(
-        isinstance(node, ast.ClassDef) and node.name == "DigitsHandler" for node in ast.parse(out).body
-    )
+    assert any(isinstance(node, ast.ClassDef) and node.name == "DigitsHandler" for node in ast.parse(out).body)
     assert run("generate", "digits.py", "-o", "handler.py")[:2] == (0, "")
     assert (tmp_path / "handler.py").read_text() == out
     run("archive", "digits.py")

@@ -61,9 +61,7 @@ def test_weights_that_predict_by_themselves(archived: Callable[..., Any], tmp_pa
     nn.init.ones_(network[0].weight)
     torch.jit.save(torch.jit.trace(network, torch.zeros(3, 2)), tmp_path / "net.pt")  # type: ignore[no-untyped-call]
     batch = {0: torch.export.Dim("batch")}
-    torch.export.save(
-        torch.export.export(network, (torch.zeros(3, 2),), dynamic_shapes=(batch,)), tmp_path / "net.pt2"
-    )
+    torch.export.save(torch.export.export(network, (torch.zeros(3, 2),), dynamic_shapes=(batch,)), tmp_path / "net.pt2")
     write_onnx(tmp_path / "net.onnx")
     with archived('"""No predict: the weights predict."""\n', weights="net.pt") as model:
         assert list(model.predict([[1.5, 2], [3, 4]])) == [3.5, 7.0]

@@ -302,9 +302,7 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 @pytest.mark.parametrize("width", [390, 1100])
 def test_a_browser_draws_the_page_and_it_fits(tmp_path: Path, width: int, scheme: str) -> None:
     """In a frame as wide as a phone: a window is never narrower than 500 pixels."""
-    (tmp_path / "report.html").write_text(
-        page(measurement(model="a_rather_long_name_of_a_model" * 3)), "utf-8"
-    )
+    (tmp_path / "report.html").write_text(page(measurement(model="a_rather_long_name_of_a_model" * 3)), "utf-8")
     frame = tmp_path / "frame.html"
     frame.write_text(
         "<body style='margin:0'>"

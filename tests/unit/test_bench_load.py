@@ -186,9 +186,7 @@ def test_waiting_for_a_slow_answer_counts_for_those_behind_it(
 
 
 def test_an_answer_that_does_not_come_is_given_up(address: tuple[str, int]) -> None:
-    run = run_load(
-        address, [Exchange.of_json("/silent", 1, 2)], pace=Closed(2), seconds=0.1, longest_answer_s=0.2
-    )
+    run = run_load(address, [Exchange.of_json("/silent", 1, 2)], pace=Closed(2), seconds=0.1, longest_answer_s=0.2)
     assert [answer.outcome for answer in run.answers] == ["no answer in 0.2 s"] * 2
 
 

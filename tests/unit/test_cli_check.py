@@ -74,18 +74,14 @@ def test_json_of_a_bad_source_holds_all_problems(source: Path, capsys: pytest.Ca
     assert printed.err == ""
 
 
-def test_files_that_cannot_be_packed_are_problems_too(
-    source: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_files_that_cannot_be_packed_are_problems_too(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check("digits.py", "--extra-file", "lost.txt", "--extra-file", "gone.txt") == 3
     said = capsys.readouterr().err
     assert "lost.txt" in said
     assert "gone.txt" in said
 
 
-def test_a_flag_that_makes_no_sense_is_a_usage_error(
-    source: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_flag_that_makes_no_sense_is_a_usage_error(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check("digits.py", "--batch-size", "many") == 2
     assert "expected a whole number from 1 to 65536" in capsys.readouterr().err
     assert check("digits.py", "--max-batch", "0") == 2
@@ -114,9 +110,7 @@ def test_lists_are_repeated_singular_flags(source: Path, capsys: pytest.CaptureF
     for name in ("a.txt", "b.txt"):
         (source.parent / name).touch()
     flags = ["--extra-file", "a.txt", "--extra-file", "b.txt", "--device", "0", "--device", "1"]
-    assert (
-        check("digits.py", *flags, "--config", "a=1", "--config", "b=[x]", "--workers-per-device", "4") == 0
-    )
+    assert check("digits.py", *flags, "--config", "a=1", "--config", "b=[x]", "--workers-per-device", "4") == 0
     assert check("digits.py", "--devices", "0,0") == 2
     assert "a duplicate index" in capsys.readouterr().err
 
@@ -155,9 +149,7 @@ def test_a_module_that_fails_is_reported_as_json(
     assert "line 2, in load" in report["traceback"]
 
 
-def test_a_source_that_is_not_there_is_reported_as_json(
-    source: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_source_that_is_not_there_is_reported_as_json(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check("nothing.py", "--json") == 1
     report = json.loads(capsys.readouterr().out)
     assert (report["ok"], report["problems"][0]["message"]) == (False, "nothing.py does not exist")

@@ -32,9 +32,7 @@ def test_a_starter_meets_the_contract_without_a_warning(form: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("form", tuple(FORMS))
-def test_a_starter_answers_its_own_request(
-    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_starter_answers_its_own_request(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From its archive, as a worker loads it."""
     import handlergen
 

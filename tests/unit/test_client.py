@@ -230,9 +230,7 @@ class FakeServer:
     def __call__(self, request: httpx.Request) -> httpx.Response:
         if request.method == "GET":
             one = described(*map(worker, range(self.workers)), wanted=self.workers)
-            return httpx.Response(
-                200, json=[one] * (self.versions if request.url.path.endswith("/all") else 1)
-            )
+            return httpx.Response(200, json=[one] * (self.versions if request.url.path.endswith("/all") else 1))
         version = request.url.path.removeprefix("/models/digits").strip("/")
         if request.method == "DELETE" and len(version) > len("1.0-"):
             self.asked.append("DELETE of none")

@@ -31,9 +31,7 @@ def _published_messages(text: str) -> dict[str, dict[str, tuple[int, str]]]:
     return messages
 
 
-@pytest.mark.parametrize(
-    ("package", "file"), [(INFERENCE, "inference.proto"), (MANAGEMENT, "management.proto")]
-)
+@pytest.mark.parametrize(("package", "file"), [(INFERENCE, "inference.proto"), (MANAGEMENT, "management.proto")])
 def test_every_field_has_the_published_number_and_type(package: str, file: str):
     published = _published_messages(_published(file))
     assert published
@@ -52,9 +50,7 @@ def test_every_field_has_the_published_number_and_type(package: str, file: str):
         assert set(fields) - {f.name for f in built.fields} <= {"sequence_id", "status"}
 
 
-@pytest.mark.parametrize(
-    ("package", "file"), [(INFERENCE, "inference.proto"), (MANAGEMENT, "management.proto")]
-)
+@pytest.mark.parametrize(("package", "file"), [(INFERENCE, "inference.proto"), (MANAGEMENT, "management.proto")])
 def test_every_method_is_published_with_these_messages(package: str, file: str):
     text = _published(file)
     published = {

@@ -51,7 +51,5 @@ def test_the_number_of_a_file_that_somebody_closed_is_another_file_s(registered:
 def test_a_program_starts_although_its_pipe_has_such_a_number(registered: int) -> None:
     """With `preexec_fn`, `subprocess` forks as `os.fork` does, and tells by a pipe how that went."""
     os.close(registered)
-    done = subprocess.run(
-        [sys.executable, "-c", "print(7)"], preexec_fn=os.getpid, capture_output=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", "print(7)"], preexec_fn=os.getpid, capture_output=True, check=True)
     assert done.stdout == b"7\n"

@@ -261,9 +261,7 @@ def test_a_linked_directory_is_refused(tmp_path: Path) -> None:
         lock_directory({"HANDLERGEN_STATE_DIR": str(tmp_path / "state")})
 
 
-def test_the_directory_does_not_depend_on_the_temp_directory(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_directory_does_not_depend_on_the_temp_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     assert tmp_path not in lock_directory({"TMPDIR": str(tmp_path)}).parents

@@ -35,9 +35,7 @@ def test_help_has_an_example() -> None:
     shown = {verb: CliRunner().invoke(cli, [verb, "--help"]) for verb in VERBS}
     assert {verb: result.exit_code for verb, result in shown.items()} == dict.fromkeys(VERBS, 0)
     without = [
-        verb
-        for verb, result in shown.items()
-        if f"handlergen {verb}" not in result.output.partition("Example")[2]
+        verb for verb, result in shown.items() if f"handlergen {verb}" not in result.output.partition("Example")[2]
     ]
     assert without == []
 

@@ -182,9 +182,7 @@ def test_two_addresses_with_one_port(project: Project) -> None:
         ({"batchSize": 8, "maxBatchDelay": 0}, Severity.WARNING, '"maxBatchDelay": 1'),
     ],
 )
-def test_settings_of_models(
-    project: Project, chosen: Mapping[str, int], severity: Severity, fix: str
-) -> None:
+def test_settings_of_models(project: Project, chosen: Mapping[str, int], severity: Severity, fix: str) -> None:
     project.add(f"models={json.dumps({'resnet': {'1.0': chosen}})}")
     found = project.only()
     assert found.severity is severity
@@ -400,9 +398,7 @@ def test_a_package_that_is_missing(package: str, project: Project, monkeypatch: 
 
 def test_a_torchserve_of_another_version(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     real = environment._version
-    monkeypatch.setattr(
-        environment, "_version", lambda name: "0.11.1" if name == "torchserve" else real(name)
-    )
+    monkeypatch.setattr(environment, "_version", lambda name: "0.11.1" if name == "torchserve" else real(name))
     assert project.only().what == "torchserve 0.11.1"
 
 
@@ -465,9 +461,7 @@ def test_an_address_that_is_not_of_this_machine(project: Project) -> None:
         ({**SOUND, "asyncCommunication": True}, "asyncCommunication: true", Severity.WARNING),
     ],
 )
-def test_an_archive_with_a_trap(
-    project: Project, change: Mapping[str, Any], what: str, severity: Severity
-) -> None:
+def test_an_archive_with_a_trap(project: Project, change: Mapping[str, Any], what: str, severity: Severity) -> None:
     project.archive("trap", **change)
     found = project.only()
     assert found.severity is severity
@@ -525,17 +519,13 @@ def test_a_key_file_that_is_none(project: Project) -> None:
 
 
 def state(project: Project, pid: int, marker: str = "marker", created: float = 1.0) -> None:
-    write_state(
-        ServerState(pid, created, marker, str(project.config), str(project.temp / "handlergen-x"), "")
-    )
+    write_state(ServerState(pid, created, marker, str(project.config), str(project.temp / "handlergen-x"), ""))
 
 
 def test_the_state_of_a_server_that_has_ended(project: Project, ended: int) -> None:
     state(project, ended)
     assert project.wrong() == []
-    assert project.noted(f"a server (pid {ended}) that has ended").fix == handlergen_command(
-        "stop", project.config
-    )
+    assert project.noted(f"a server (pid {ended}) that has ended").fix == handlergen_command("stop", project.config)
 
 
 def test_processes_that_a_killed_server_left(project: Project, ended: int) -> None:
@@ -609,9 +599,7 @@ def test_logs_that_cannot_be_written(project: Project) -> None:
     )
 
 
-def test_nobody_owns_a_file_system_that_is_mounted_read_only(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nobody_owns_a_file_system_that_is_mounted_read_only(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     (project.directory / "file").write_text("")
     project.environ["LOG_LOCATION"] = "file/logs"
     assert project.only().fix.startswith("chown -R")
@@ -666,9 +654,7 @@ def test_more_workers_than_the_machine_can_hold(project: Project) -> None:
     assert project.noted("100001 workers on ")
 
 
-def test_workers_that_share_a_model_want_memory_for_one_copy(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_that_share_a_model_want_memory_for_one_copy(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     path = project.archive("large", minWorkers=4, maxWorkers=4, maxBatchDelay=1)
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as mar:
         mar.writestr("weights", bytes(128 << 20))
@@ -681,9 +667,7 @@ def test_workers_that_share_a_model_want_memory_for_one_copy(
     assert "4 workers need " not in " ".join(one.what for one in project.findings())
 
 
-def test_a_check_that_fails_does_not_hide_the_others(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_check_that_fails_does_not_hide_the_others(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_path: Path) -> None:
         raise RuntimeError("no such luck")
 
@@ -761,9 +745,7 @@ def test_a_configuration_that_was_named_and_is_missing(doctor: Callable[..., Any
 
 def test_another_configuration(project: Project, doctor: Callable[..., Any]) -> None:
     other = project.directory / "other.properties"
-    other.write_text(
-        render_properties(project.settings).replace("enable_model_api=false", "enable_model_api=true")
-    )
+    other.write_text(render_properties(project.settings).replace("enable_model_api=false", "enable_model_api=true"))
     assert doctor("--config", "other.properties").exit_code == 10
     assert doctor().exit_code == 0
 

@@ -58,9 +58,7 @@ def test_explain_gets_gradients_what_preprocess_returned_and_no_postprocess(
             assert any(answer["gradient"])
 
 
-def test_an_explanations_time_on_the_device_is_recorded(
-    serve_project: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_an_explanations_time_on_the_device_is_recorded(serve_project: Callable[..., Any], tmp_path: Path) -> None:
     """Also that of one that fails: it had the device."""
     served = serve_project(EXPLAINED.format(asynchronous=""))
     assert [status for status, _ in explain(served, [1.0, 2.0], [0.0, 0.0])] == [200, 500]

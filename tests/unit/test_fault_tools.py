@@ -31,9 +31,7 @@ def test_only_a_requests_own_answer_is_right() -> None:
 
 def test_overlaps_and_unfinished_predicts_are_seen(tmp_path: Path) -> None:
     history, own = tmp_path / "history", os.getpid()
-    history.write_text(
-        f"0 begin 0 1\n1 begin 1 100\n1 end 1 200\n2 begin 2 150\n2 end 2 250\n{own} begin 3 300\n"
-    )
+    history.write_text(f"0 begin 0 1\n1 begin 1 100\n1 end 1 200\n2 begin 2 150\n2 end 2 250\n{own} begin 3 300\n")
     predictions = predicted(history)
     assert [(one.number, other.number) for one, other in overlapping(predictions)] == [(1, 2)]
     assert [each.number for each in predictions if each.end_ns is None] == [0, 3]

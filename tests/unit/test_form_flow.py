@@ -137,9 +137,7 @@ def test_what_is_wrong_with_a_stage(models: Path, stage: str, message: str) -> N
 
 
 def test_every_problem_at_once(models: Path) -> None:
-    found = problems(
-        models, 'FLOW = [("torch", "a.pt"), ("sklearn", "b.pkl"), ("onyx", "c.onnx")]', batch="collate"
-    )
+    found = problems(models, 'FLOW = [("torch", "a.pt"), ("sklearn", "b.pkl"), ("onyx", "c.onnx")]', batch="collate")
     assert len(found) == 4
     assert "batch: collate is not supported by the form flow" in found[0]
 
@@ -153,10 +151,7 @@ def test_a_flow_that_cannot_be_read(models: Path, flow: str) -> None:
 def test_a_state_dict_needs_the_one_class_of_the_module(models: Path) -> None:
     torch.save(nn.Linear(3, 1).state_dict(), models / "linear.pt")
     (found,) = problems(models, 'FLOW = [("torch", "linear.pt")]')
-    assert (
-        "linear.pt is a state dict, which needs exactly one nn.Module class in this module; there is none"
-        in found
-    )
+    assert "linear.pt is a state dict, which needs exactly one nn.Module class in this module; there is none" in found
     torch.save(nn.Linear(3, 1), models / "whole.pt")
     (found,) = problems(models, 'FLOW = [("torch", "whole.pt")]')
     assert "a pickle of a whole object (torch.nn.modules.linear.Linear)" in found
@@ -244,9 +239,7 @@ def test_spacy_by_directory_and_by_package(
     assert loaded == [tmp_path / "nlp", "en_core_web_sm"]
 
 
-def test_a_huggingface_pipeline(
-    tmp_path: Path, serve_project: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_huggingface_pipeline(tmp_path: Path, serve_project: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers is not installed for the tests either."""
     (tmp_path / "sentiment").mkdir()
     (tmp_path / "sentiment" / "config.json").write_text("{}")
@@ -257,9 +250,7 @@ def test_a_huggingface_pipeline(
         return lambda text: [{"label": text.upper()}]
 
     monkeypatch.setitem(sys.modules, "transformers", types.SimpleNamespace(pipeline=pipeline))  # type: ignore[arg-type]
-    text = (
-        'FLOW = [("huggingface_pipeline", {"task": "text-classification", "model": "sentiment", "top_k": 1})]'
-    )
+    text = 'FLOW = [("huggingface_pipeline", {"task": "text-classification", "model": "sentiment", "top_k": 1})]'
     assert serve_project(text)("good") == [(200, [{"label": "GOOD"}])]
     assert calls == [
         {
@@ -408,9 +399,7 @@ def test_errors_name_the_stage_and_harm_nobody_else(
     else:
         assert log in caplog.text
         first_stage = failing == "pre 1"  # told as any form's preprocess is
-        assert ("preprocess" if first_stage else log.split(" of ")[1].split(",")[0]) in answers[1][1][
-            "message"
-        ]
+        assert ("preprocess" if first_stage else log.split(" of ")[1].split(",")[0]) in answers[1][1]["message"]
 
 
 def test_each_stage_holds_the_lock_and_its_functions_do_not(serve_project: Serve, tmp_path: Path) -> None:
@@ -425,9 +414,7 @@ def test_each_stage_holds_the_lock_and_its_functions_do_not(serve_project: Serve
     assert [status for status, _ in model(*range(6))] == [200] * 6
     model.worker.close()
     lines = [
-        json.loads(line)
-        for path in (tmp_path / "spans").glob("*.jsonl")
-        for line in path.read_text().splitlines()
+        json.loads(line) for path in (tmp_path / "spans").glob("*.jsonl") for line in path.read_text().splitlines()
     ]
     predictions = sorted((s["start_ns"], s["end_ns"]) for s in lines if s["stage"] == "predict")
     others = [(s["start_ns"], s["end_ns"]) for s in lines if s["stage"] in ("preprocess", "postprocess")]

@@ -193,9 +193,7 @@ def test_hooks_are_inherited_from_a_base_in_the_file(model: Load, tmp_path: Path
         ("from typing import Optional", "Optional['Request']"),
     ],
 )
-def test_a_second_parameter_annotated_request_is_the_request(
-    tmp_path: Path, imports: str, annotation: str
-) -> None:
+def test_a_second_parameter_annotated_request_is_the_request(tmp_path: Path, imports: str, annotation: str) -> None:
     found = contract(
         tmp_path,
         f"{imports}\nclass Model:\n    def predict(self, inputs, req: {annotation}):\n        return inputs\n",

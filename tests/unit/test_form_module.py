@@ -124,9 +124,7 @@ def test_self_is_not_an_argument(tmp_path: Path, decorator: str) -> None:
 def test_samples_are_collated_split_and_answered_in_order(serve_project: Callable[..., Any]) -> None:
     model = serve_project(SUMS, model_kwargs={"scale": 10})
     assert model([1, 2, 3]) == [(200, {"sum": 60, "batch": 1})]
-    assert model([1, 1, 1], [2, 2, 2], [3, 3, 3]) == [
-        (200, {"sum": 30.0 * index, "batch": 3}) for index in (1, 2, 3)
-    ]
+    assert model([1, 1, 1], [2, 2, 2], [3, 3, 3]) == [(200, {"sum": 30.0 * index, "batch": 3}) for index in (1, 2, 3)]
 
 
 def test_ragged_samples_are_predicted_one_by_one(serve_project: Callable[..., Any]) -> None:
@@ -193,9 +191,7 @@ def test_nested_structures_in_and_out(serve_project: Callable[..., Any]) -> None
 
 
 @pytest.mark.parametrize("parts", ['{"ids": x, "mask": mask}', "(x, mask)"])
-def test_a_forward_of_several_parameters_gets_the_parts(
-    serve_project: Callable[..., Any], parts: str
-) -> None:
+def test_a_forward_of_several_parameters_gets_the_parts(serve_project: Callable[..., Any], parts: str) -> None:
     model = serve_project(f"""
         import torch
         from torch import nn
@@ -303,9 +299,7 @@ def test_a_whole_pickled_module_is_refused_and_told_how_to_export(tmp_path: Path
     assert "weights_format: pickle" in message
 
 
-def test_a_whole_pickled_module_is_refused_by_the_worker_too(
-    serve_project: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_a_whole_pickled_module_is_refused_by_the_worker_too(serve_project: Callable[..., Any], tmp_path: Path) -> None:
     # In the old format, which cannot be looked into without loading it.
     torch.save(Sums(), tmp_path / "net.pt", _use_new_zipfile_serialization=False)
     with pytest.raises(WeightsError, match="weights_format: pickle"):

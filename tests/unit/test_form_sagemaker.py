@@ -238,12 +238,8 @@ def npy(array: Any) -> bytes:
     ],
 )
 @pytest.mark.parametrize("accept", ["application/json", "text/csv", "application/x-npy"])
-def test_types_in_and_out(
-    serve_project: Serve, weights: Path, body: Any, content_type: str, accept: str
-) -> None:
-    model = serve_project(
-        "def output_fn_unused(): ...\ndef predict_fn(d, m):\n    return m(d)\n", weights="model.pth"
-    )
+def test_types_in_and_out(serve_project: Serve, weights: Path, body: Any, content_type: str, accept: str) -> None:
+    model = serve_project("def output_fn_unused(): ...\ndef predict_fn(d, m):\n    return m(d)\n", weights="model.pth")
     ((status, answer),) = model.raw((body, {"content-type": content_type, "accept": accept}))
     assert status == 200
     assert model.context.headers[0]["content-type"] == accept

@@ -32,9 +32,7 @@ def small_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
 
 
-def archive(
-    project: Path, store: Path, before: Callable[[], Any] | None = None
-) -> subprocess.CompletedProcess[str]:
+def archive(project: Path, store: Path, before: Callable[[], Any] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [HANDLERGEN, "archive", "model.py", "--model-store", str(store), "--force"],
         cwd=project,
@@ -140,8 +138,6 @@ def test_a_mapped_file_is_not_made_on_a_full_disk(disk: Disk, what: str) -> None
             text=True,
             check=False,
         )
-    assert done.returncode == 0, (
-        done.returncode
-    )  # -7 would be SIGBUS: writing to a page of memory that has no place
+    assert done.returncode == 0, done.returncode  # -7 would be SIGBUS: writing to a page of memory that has no place
     assert "No space left on device" in done.stdout
     assert list(disk.directory.iterdir()) == []

@@ -192,8 +192,7 @@ def text(name: str, content: str) -> Make:
 
 
 YAML_BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
-    f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n"
-    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+    f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
 
 NAMES: dict[str, tuple[Make, str]] = {
@@ -328,8 +327,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def contents(directory: Path) -> dict[str, bytes | None]:
     return {
-        str(path.relative_to(directory)): path.read_bytes() if path.is_file() else None
-        for path in directory.rglob("*")
+        str(path.relative_to(directory)): path.read_bytes() if path.is_file() else None for path in directory.rglob("*")
     }
 
 
@@ -408,9 +406,7 @@ FILES = {"extra file of a shell": ('extra_files: ["$(touch canary)"]', "does not
     [(case, verb) for case in SETTINGS for verb in ("archive", "check", "predict", "generate")]
     + [("extra file of a shell", "archive")],
 )
-def test_hostile_settings_are_refused(
-    case: str, verb: str, place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_hostile_settings_are_refused(case: str, verb: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, reason = {**SETTINGS, **FILES}[case]
     (place / "project").mkdir()
     (place / "project" / "m.py").write_text(SOURCE)
@@ -424,9 +420,7 @@ def test_hostile_settings_are_refused(
 
 def test_a_hostile_truss_configuration_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "project" / "model").mkdir(parents=True)
-    (place / "project" / "model" / "model.py").write_text(
-        "class Model:\n    def predict(self, x): return x\n"
-    )
+    (place / "project" / "model" / "model.py").write_text("class Model:\n    def predict(self, x): return x\n")
     (place / "project" / "config.yaml").write_text(YAML_BOMB)
     status, printed = run(["archive", "project"], capsys)
     assert status in (1, 3)

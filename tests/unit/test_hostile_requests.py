@@ -145,9 +145,7 @@ headers = st.dictionaries(
 parts = st.dictionaries(names, bodies, max_size=4)
 
 
-def _rest(
-    body: bytes, kind: str, sent: dict[str, str], added: dict[str, str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _rest(body: bytes, kind: str, sent: dict[str, str], added: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
     return {"body": bytearray(body)}, {"body": {"content-type": kind}, **sent, "Content-Type": kind, **added}
 
 

@@ -86,9 +86,7 @@ def imported(module: str, node: ast.Import | ast.ImportFrom) -> list[str]:
         package = package.rpartition(".")[0]
     base = ".".join(filter(None, [package if node.level else "", node.module or ""]))
     # `from package import name` imports the module package.name when there is one.
-    return [
-        f"{base}.{alias.name}" if own(f"{base}.{alias.name}") in MODULES else base for alias in node.names
-    ]
+    return [f"{base}.{alias.name}" if own(f"{base}.{alias.name}") in MODULES else base for alias in node.names]
 
 
 def own(name: str) -> str | None:
@@ -124,11 +122,7 @@ def imports_of(module: str, *, at_load: bool = False) -> list[tuple[str, int]]:
 def dotted_calls(module: str) -> list[tuple[str, int]]:
     """(`os.fork`, line) for every call whose function is written as a dotted name."""
     calls = [node for node in ast.walk(tree_of(module)) if isinstance(node, ast.Call)]
-    return [
-        (ast.unparse(call.func), call.lineno)
-        for call in calls
-        if isinstance(call.func, ast.Name | ast.Attribute)
-    ]
+    return [(ast.unparse(call.func), call.lineno) for call in calls if isinstance(call.func, ast.Name | ast.Attribute)]
 
 
 def runtime_modules() -> list[str]:
@@ -281,9 +275,7 @@ def test_scripts_import_names_that_exist() -> None:
     """The type checker reads the package only, and no other test runs the examples, benchmarks and the soak."""
     root = PACKAGE.parent
     wrong = []
-    for path in sorted(
-        path for room in ("examples", "benchmarks", "tests") for path in (root / room).rglob("*.py")
-    ):
+    for path in sorted(path for room in ("examples", "benchmarks", "tests") for path in (root / room).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.ImportFrom) or (node.module or "").partition(".")[0] != "handlergen":
                 continue
@@ -293,9 +285,6 @@ def test_scripts_import_names_that_exist() -> None:
                 wrong.append(f"{path.relative_to(root)}:{node.lineno}: {node.module}")
                 continue
             for alias in node.names:
-                if (
-                    not hasattr(module, alias.name)
-                    and f"{node.module}.{alias.name}".partition(".")[2] not in MODULES
-                ):
+                if not hasattr(module, alias.name) and f"{node.module}.{alias.name}".partition(".")[2] not in MODULES:
                     wrong.append(f"{path.relative_to(root)}:{node.lineno}: {node.module}.{alias.name}")
     assert wrong == []

@@ -125,9 +125,7 @@ def test_a_generator_predict_beside_a_postprocess_is_refused_at_its_yield(body: 
 
 
 def test_a_hook_that_is_a_context_manager_is_refused(tmp_path: Path) -> None:
-    source = (
-        "import contextlib\n@contextlib.contextmanager\ndef preprocess(data):\n    yield data\n" + PREDICT
-    )
+    source = "import contextlib\n@contextlib.contextmanager\ndef preprocess(data):\n    yield data\n" + PREDICT
     assert problems(tmp_path, source) == ["preprocess is a context manager"]
 
 
@@ -222,9 +220,7 @@ def test_hooks_are_followed_through_aliases_and_the_projects_own_imports(tmp_pat
 
 def test_a_package_is_read_through_its_init(tmp_path: Path) -> None:
     package = tmp_path / "reader"
-    write(
-        package, "from .hooks import *\nfrom . import other\nfrom .sub.deep import preprocess", "__init__.py"
-    )
+    write(package, "from .hooks import *\nfrom . import other\nfrom .sub.deep import preprocess", "__init__.py")
     write(package, "def predict(x): ...\ndef _hidden(): ...", "hooks.py")
     write(package, "", "other.py")
     write(package, "", "sub/__init__.py")
@@ -281,9 +277,7 @@ def test_what_counts_is_what_the_import_binds_last(text: str, found: list[str], 
     assert [p.name for p in read(tmp_path, text).hooks["predict"].parameters] == found
 
 
-@pytest.mark.parametrize(
-    "text", ["predict = make()", "predict, other = make()", "predict = torch.jit.load('x')"]
-)
+@pytest.mark.parametrize("text", ["predict = make()", "predict, other = make()", "predict = torch.jit.load('x')"])
 def test_what_cannot_be_read_is_refused(text: str, tmp_path: Path) -> None:
     (message,) = problems(tmp_path, text)
     assert "`predict` is an expression" in message
@@ -292,9 +286,7 @@ def test_what_cannot_be_read_is_refused(text: str, tmp_path: Path) -> None:
 # ---- forms ----
 
 MODEL = "class Model:\n    def predict(self, x): ...\n"
-MODULE = (
-    "import torch\nclass Base(torch.nn.Module): ...\nclass Net(Base):\n    def postprocess(self, y): ...\n"
-)
+MODULE = "import torch\nclass Base(torch.nn.Module): ...\nclass Net(Base):\n    def postprocess(self, y): ...\n"
 
 
 @pytest.mark.parametrize(
@@ -401,13 +393,8 @@ def test_deep_nesting_is_a_problem_not_a_crash(tmp_path: Path) -> None:
     assert isinstance(parse_source(path, file="deep.py"), Problem)
 
 
-@hypothesis_settings(
-    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150
-)
-@given(
-    strategies.binary(max_size=40)
-    | strategies.text(alphabet="def predict(x,y*=/):\n \tyield#'\"\\", max_size=60)
-)
+@hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@given(strategies.binary(max_size=40) | strategies.text(alphabet="def predict(x,y*=/):\n \tyield#'\"\\", max_size=60))
 def test_no_source_fails_in_another_way(tmp_path: Path, content: bytes | str) -> None:
     path = tmp_path / "digits.py"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -13,9 +13,7 @@ def test_slips_in_hook_names_are_hints_only_where_the_hook_is_missing(tmp_path: 
     (hint,) = warnings(tmp_path, "def Preprocess(data): ...\n" + PREDICT)
     assert "`Preprocess` is not called" in hint
     assert warnings(tmp_path, "def pre_process(d): ...\ndef preprocess(data): ...\n" + PREDICT) == []
-    assert (
-        warnings(tmp_path, "def process(d): ...\ndef upload(): ...\ndef _preprocess(): ...\n" + PREDICT) == []
-    )
+    assert warnings(tmp_path, "def process(d): ...\ndef upload(): ...\ndef _preprocess(): ...\n" + PREDICT) == []
 
 
 def test_own_files_that_nothing_packs(tmp_path: Path) -> None:
@@ -105,14 +103,10 @@ def registers(function):
 
 @pytest.mark.parametrize("decorator", ["fewer", "adds", "made(3)"])
 @pytest.mark.parametrize("imported", [True, False])
-def test_a_decorator_that_passes_arguments_of_its_own_is_told(
-    tmp_path: Path, decorator: str, imported: bool
-) -> None:
+def test_a_decorator_that_passes_arguments_of_its_own_is_told(tmp_path: Path, decorator: str, imported: bool) -> None:
     write(tmp_path, WRAPPERS, "wrappers.py")
     start, at = ("import wrappers\n", f"@wrappers.{decorator}") if imported else (WRAPPERS, f"@{decorator}")
-    found = warnings(
-        tmp_path, f"{start}\n{at}\ndef predict(inputs, extra): ...\n", extra_files=("wrappers.py",)
-    )
+    found = warnings(tmp_path, f"{start}\n{at}\ndef predict(inputs, extra): ...\n", extra_files=("wrappers.py",))
     (warning,) = found
     assert f"{at.partition('(')[0]} calls predict(inputs, extra) with arguments of its own" in warning
 

@@ -77,9 +77,7 @@ def test_v1_bytes_both_ways(serve_project: Callable[..., Any]) -> None:
 
 
 def test_v1_larger_than_the_batch_keeps_to_it(serve_project: Callable[..., Any]) -> None:
-    served = serve_project(
-        "def predict(inputs): return [len(inputs)] * len(inputs)", batch="list", batch_size=3
-    )
+    served = serve_project("def predict(inputs): return [len(inputs)] * len(inputs)", batch="list", batch_size=3)
     assert ask(served, {"instances": [0] * 7}) == [(200, {"predictions": [3, 3, 3, 3, 3, 3, 1]})]
 
 
@@ -134,9 +132,7 @@ def test_v2_tensors_in_and_out(serve_project: Callable[..., Any]) -> None:
         ("{'y': 2}", {"name": "y", "shape": [1], "datatype": "INT64", "data": [2]}),
     ],
 )
-def test_v2_answers_of_every_kind(
-    serve_project: Callable[..., Any], answer: str, output: dict[str, Any]
-) -> None:
+def test_v2_answers_of_every_kind(serve_project: Callable[..., Any], answer: str, output: dict[str, Any]) -> None:
     served = serve_project(f"def predict(inputs): return {answer}")
     ((status, body),) = ask(served, {"inputs": [tensor([1], [1])]})
     assert (status, body["outputs"]) == (200, [output])
@@ -153,9 +149,7 @@ def test_v2_answers_of_every_kind(
         ("FP64", [1e300, -1], "float64"),
     ],
 )
-def test_v2_datatypes(
-    serve_project: Callable[..., Any], datatype: str, data: list[Any], numpy_type: str
-) -> None:
+def test_v2_datatypes(serve_project: Callable[..., Any], datatype: str, data: list[Any], numpy_type: str) -> None:
     served = serve_project("def predict(inputs): return {'type': inputs.dtype.name, 'same': inputs}")
     ((_, body),) = ask(served, {"inputs": [tensor(data, [2], datatype)]})
     assert body["outputs"][0]["data"] == [numpy_type]
@@ -199,9 +193,7 @@ def test_v2_text_several_inputs_and_keywords(serve_project: Callable[..., Any]) 
         ({"name": 3}, 'inputs[0] has no "name"'),
     ],
 )
-def test_v2_tensors_that_are_none(
-    serve_project: Callable[..., Any], change: dict[str, Any], message: str
-) -> None:
+def test_v2_tensors_that_are_none(serve_project: Callable[..., Any], change: dict[str, Any], message: str) -> None:
     served = serve_project(DOUBLE)
     bad, good = ask(served, {"inputs": [{**tensor([1, 2], [2]), **change}]}, {"inputs": [tensor([1], [1])]})
     assert bad[0] == 400
@@ -239,9 +231,7 @@ def test_explanations_by_both_protocols(serve_project: Callable[..., Any]) -> No
     assert (status, body["error"]) == (501, body["message"])
 
 
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # ts leaves its version file open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # ts leaves its version file open
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_the_envelope_of_torchserve_is_refused_with_what_to_do(serve_project: Callable[..., Any]) -> None:
     from ts.torch_handler.request_envelope.kserve import KServeEnvelope

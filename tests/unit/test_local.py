@@ -32,9 +32,7 @@ def postprocess(outputs, input_data):
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     (tmp_path / "labels.txt").write_text("zero one two")
-    (tmp_path / "handlergen.yaml").write_text(
-        "name: labels\nsource: labeller.py\nextra_files: [labels.txt]\n"
-    )
+    (tmp_path / "handlergen.yaml").write_text("name: labels\nsource: labeller.py\nextra_files: [labels.txt]\n")
     (tmp_path / "labeller.py").write_text(SOURCE)
     return tmp_path
 
@@ -47,9 +45,7 @@ def test_the_public_api_is_what_it_says() -> None:
 
 
 def test_importing_handlergen_is_cheap() -> None:
-    script = (
-        "import sys, handlergen; print(sorted({'torch', 'ts', 'grpc', 'httpx', 'click'} & set(sys.modules)))"
-    )
+    script = "import sys, handlergen; print(sorted({'torch', 'ts', 'grpc', 'httpx', 'click'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
@@ -83,9 +79,7 @@ def test_two_modules_of_one_name_do_not_mix(tmp_path: Path) -> None:
 
 
 def test_a_module_that_fails_to_load_is_the_users_error(tmp_path: Path) -> None:
-    (tmp_path / "bad.py").write_text(
-        "def load(context):\n    return 1 / 0\ndef predict(inputs):\n    return 1\n"
-    )
+    (tmp_path / "bad.py").write_text("def load(context):\n    return 1 / 0\ndef predict(inputs):\n    return 1\n")
     with pytest.raises(handlergen.ModuleFailed, match="ZeroDivisionError") as raised:
         handlergen.load(tmp_path / "bad.py")
     assert "in load" in raised.value.traceback
@@ -207,9 +201,7 @@ def test_a_breakpoint_in_a_hook_stops_there(project: Path) -> None:
 )
 def test_a_module_that_ends_the_process_has_failed(tmp_path: Path, text: str) -> None:
     (tmp_path / "script.py").write_text(f"import sys\n{text}\ndef predict(inputs):\n    return inputs\n")
-    with pytest.raises(
-        handlergen.errors.ModuleFailed, match="script could not be loaded: SystemExit: 7"
-    ) as caught:
+    with pytest.raises(handlergen.errors.ModuleFailed, match="script could not be loaded: SystemExit: 7") as caught:
         handlergen.load(tmp_path / "script.py")
     assert "sys.exit(7)" in caught.value.traceback
     assert caught.value.hint is not None

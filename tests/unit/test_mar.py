@@ -22,14 +22,10 @@ from handlergen.archives.mar import read_mar, unpack
 from handlergen.archives.zip_safety import entry_problems
 from handlergen.errors import HandlergenError
 
-MANIFEST = json.dumps(
-    {"model": {"modelName": "m", "modelVersion": "2.0", "handler": "h.py"}, "runtime": "python"}
-)
+MANIFEST = json.dumps({"model": {"modelName": "m", "modelVersion": "2.0", "handler": "h.py"}, "runtime": "python"})
 
 
-def crafted(
-    path: Path, *entries: tuple[str | zipfile.ZipInfo, bytes | str], manifest: str = MANIFEST
-) -> Path:
+def crafted(path: Path, *entries: tuple[str | zipfile.ZipInfo, bytes | str], manifest: str = MANIFEST) -> Path:
     with zipfile.ZipFile(path, "w") as opened:
         opened.writestr("MAR-INF/MANIFEST.json", manifest)
         for name, content in entries:
@@ -139,9 +135,7 @@ def test_our_own_archive_reads_back_and_unpacks(tmp_path: Path) -> None:
     assert mar.bundle.settings.config == {"limit": 3}
     assert mar.model_config["deviceType"] == "cpu"
     unpack(result.path, tmp_path / "out")
-    found = {
-        str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()
-    }
+    found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert found == {file.name for file in mar.files}
     assert (tmp_path / "out" / "add.py").read_bytes() == source.read_bytes()
     with pytest.raises(HandlergenError, match="not empty"):

@@ -107,9 +107,7 @@ def test_every_line_is_declared_with_its_unit_type_and_dimensions(written: Writt
     written.metrics.lock_timed_out()
     declared = {
         metric["name"]: (metric["unit"], kind.upper(), tuple(metric["dimensions"]))
-        for kind, section in yaml.safe_load((template_dir() / "metrics.yaml").read_text())[
-            "model_metrics"
-        ].items()
+        for kind, section in yaml.safe_load((template_dir() / "metrics.yaml").read_text())["model_metrics"].items()
         for metric in section
     }
     lines = written.emitted()

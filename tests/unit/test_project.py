@@ -51,9 +51,7 @@ def test_a_package(tmp_path: Path) -> None:
 
 
 def test_a_package_with_settings_in_it(tmp_path: Path) -> None:
-    package = lay(
-        tmp_path / "reader", weights_pt="x", handlergen_yaml="weights: weights.pt\nextra_files: [../a.txt]\n"
-    )
+    package = lay(tmp_path / "reader", weights_pt="x", handlergen_yaml="weights: weights.pt\nextra_files: [../a.txt]\n")
     (package / "__init__.py").write_text(PREDICT + "def load(): ...\n", encoding="utf-8")
     project = opened(package)
     assert (project.root, project.source) == (tmp_path, package)
@@ -131,9 +129,7 @@ def test_settings_and_source_problems_come_together(tmp_path: Path) -> None:
 def test_overrides_and_the_environment(tmp_path: Path) -> None:
     lay(tmp_path, digits_py=PREDICT)
     environ = {"HANDLERGEN_NAME": "from-environment", "HANDLERGEN_BATCH_SIZE": "3"}
-    project = open_project(
-        str(tmp_path / "digits.py"), overrides={"name": "flag", "lock": None}, environ=environ
-    )
+    project = open_project(str(tmp_path / "digits.py"), overrides={"name": "flag", "lock": None}, environ=environ)
     assert (project.settings.name, project.settings.batch_size, project.settings.lock) == (
         "flag",
         3,

@@ -89,8 +89,7 @@ def test_beside_agrees_with_comparing_every_pair(lengths: list[int], one: tuple[
         moment += length + number % 2
     asked = span(one[0], one[0] + one[1], stage="preprocess", request="a")
     expected = any(
-        other.start_ns < asked.end_ns and asked.start_ns < other.end_ns and other.request_id != "a"
-        for other in others
+        other.start_ns < asked.end_ns and asked.start_ns < other.end_ns and other.request_id != "a" for other in others
     )
     assert beside([asked], others) == ([asked] if expected else [])
 

@@ -46,9 +46,7 @@ def parsed(name: str, content_type: str, content: bytes) -> Any:
     return _retrieve_input_data(Socket(message))["value"]
 
 
-def received(
-    parts: dict[str, tuple[str, bytes]], headers: dict[str, str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def received(parts: dict[str, tuple[str, bytes]], headers: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What `Service.retrieve_data_for_inference` makes of parts (name → type, content) and headers."""
     entry = {name: parsed(name, kind, content) for name, (kind, content) in parts.items()}
     properties: dict[str, Any] = {name: {"content-type": kind} for name, (kind, _) in parts.items()}
@@ -375,9 +373,7 @@ class TestAnyValue:
     @given(
         st.tuples(
             st.sampled_from(["", " ", "\n\t", "\ufeff", "\x00", "\u2028"]),
-            st.sampled_from(
-                ["1", '{"a":[1,NaN]}', '"\ud800"', '"é"', "[", "", "tru", '{"a":1,"a":2}', "1 2", "\x00"]
-            ),
+            st.sampled_from(["1", '{"a":[1,NaN]}', '"\ud800"', '"é"', "[", "", "tru", '{"a":1,"a":2}', "1 2", "\x00"]),
             st.sampled_from(["", " \r\n\t", "\x0b", "\x00", ",", "\u00a0"]),
         ).map("".join),
         st.sampled_from(["utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"]),
@@ -390,9 +386,7 @@ class TestAnyValue:
         except ValueError as error:
             refused = str(error)
         if refused and content:
-            with pytest.raises(
-                BadRequest, match=re.escape(refused) if "codec" not in refused else "not UTF-8"
-            ):
+            with pytest.raises(BadRequest, match=re.escape(refused) if "codec" not in refused else "not UTF-8"):
                 body(content, "application/json")
         elif content:
             assert repr(body(content, "application/json").data) == expected

@@ -92,9 +92,7 @@ def test_large_tensors_are_pinned(pinned: list[torch.Tensor]) -> None:
     assert torch.equal(moved["image"], value["image"])
 
 
-def test_what_cannot_be_page_locked_stays(
-    pinned: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_page_locked_stays(pinned: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     sparse = torch.ones(300, 300).to_sparse()
     elsewhere = torch.ones(1 << 17, device="meta")
     for value in (sparse, elsewhere):
@@ -117,9 +115,7 @@ def test_on_the_cpu_nothing_is_pinned() -> None:
 CORES = len(os.sched_getaffinity(0))
 
 
-@pytest.mark.parametrize(
-    ("environ", "expected"), [({}, max(1, CORES // 2)), ({"OMP_NUM_THREADS": str(CORES)}, CORES)]
-)
+@pytest.mark.parametrize(("environ", "expected"), [({}, max(1, CORES // 2)), ({"OMP_NUM_THREADS": str(CORES)}, CORES)])
 def test_threads_of_a_worker(environ: dict[str, str], expected: int) -> None:
     script = (
         "import torch\n"

@@ -254,9 +254,7 @@ class TestOther:
         assert encoded == Encoded(b"\x00\xff", "application/octet-stream")
         assert type(encoded.body) is bytes
 
-    @pytest.mark.parametrize(
-        "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK", "YCbCr", "F", "HSV"]
-    )
+    @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK", "YCbCr", "F", "HSV"])
     def test_images_become_png(self, mode: str) -> None:
         encoded = encode(Image.new(mode, (3, 2)))
         assert encoded.content_type == "image/png"
@@ -282,24 +280,16 @@ class TestResponse:
             (Answer(200, None), Encoded(b"", "text/plain; charset=utf-8")),
             (Answer(204, b"ignored"), Encoded(b"", "text/plain; charset=utf-8", 204)),
             (
-                Answer(
-                    200, b"x", {"Content-Type": "a/b", "X-One": 1, "content-length": "9", "Bad Name": "x"}
-                ),
+                Answer(200, b"x", {"Content-Type": "a/b", "X-One": 1, "content-length": "9", "Bad Name": "x"}),
                 Encoded(b"x", "a/b", 200, {"X-One": "1"}),
             ),
             (
-                Answer(
-                    200, b"x", [(b"x-a", b"1"), (b"X-A", b"2"), (b"Set-Cookie", b"3"), (b"set-cookie", b"4")]
-                ),
+                Answer(200, b"x", [(b"x-a", b"1"), (b"X-A", b"2"), (b"Set-Cookie", b"3"), (b"set-cookie", b"4")]),
                 Encoded(b"x", "application/octet-stream", 200, {"x-a": "1, 2", "Set-Cookie": "4"}),
             ),
             (
-                Answer(
-                    200, b"x", {"X-Split": "a\r\nX-Evil: 1", "X-Uni": "naïve €", "ts_stream_next": "true"}
-                ),
-                Encoded(
-                    b"x", "application/octet-stream", 200, {"X-Split": "a X-Evil: 1", "X-Uni": "na?ve ?"}
-                ),
+                Answer(200, b"x", {"X-Split": "a\r\nX-Evil: 1", "X-Uni": "naïve €", "ts_stream_next": "true"}),
+                Encoded(b"x", "application/octet-stream", 200, {"X-Split": "a X-Evil: 1", "X-Uni": "na?ve ?"}),
             ),
             (Answer(200, b"x", media_type="text/plain\r\nX-Evil: é"), Encoded(b"x", "text/plain X-Evil: ?")),
         ],

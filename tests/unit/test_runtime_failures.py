@@ -128,9 +128,7 @@ class TestStatus:
     def test_of_anything_else_is_500_and_shows_nothing(self, error: BaseException) -> None:
         failure = told(error)
         assert (failure.status, failure.type) == (500, "InternalError")
-        assert (
-            failure.message == "The model's predict failed; the server's log says why, under request id r-1"
-        )
+        assert failure.message == "The model's predict failed; the server's log says why, under request id r-1"
 
     @pytest.mark.parametrize(
         ("hook", "form", "status"),
@@ -179,9 +177,7 @@ class TestStatus:
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
             RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
             RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-            RuntimeError(
-                "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory"
-            ),
+            RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory"),
             RuntimeError("MPS backend out of memory (MPS allocated: 5.05 GB)"),
             caused(RuntimeError("prediction failed"), MemoryError()),
         ],
@@ -236,16 +232,12 @@ class TestBody:
             "request_id": "r-1",
         }
 
-    @pytest.mark.parametrize(
-        ("status", "phrase"), [(404, "Not Found"), (507, "Insufficient Storage"), (599, "")]
-    )
+    @pytest.mark.parametrize(("status", "phrase"), [(404, "Not Found"), (507, "Insufficient Storage"), (599, "")])
     def test_phrase(self, status: int, phrase: str) -> None:
         assert Failure(status, "", "").phrase == phrase
 
     @given(
-        st.builds(
-            HTTPException, st.integers() | st.none(), st.text() | st.dictionaries(st.text(), st.floats())
-        )
+        st.builds(HTTPException, st.integers() | st.none(), st.text() | st.dictionaries(st.text(), st.floats()))
         | st.builds(ValueError, st.text(st.characters())),
         st.sampled_from(["preprocess", "predict", "decode", INPUT, "encode"]),
     )
@@ -334,9 +326,7 @@ class TestTraceback:
         assert text.count('  File "') == 2
         assert text.count("user_model.py") == 2
 
-    def test_frames_of_no_file_are_nobody_s(
-        self, load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_frames_of_no_file_are_nobody_s(self, load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """As those of importlib, whose name would be a file's in the working directory, which is the model's."""
         model = load("import importlib\ndef predict():\n    return importlib.import_module('broken')\n")
         (tmp_path / "root" / "broken.py").write_text("1 / 0\n")

@@ -81,9 +81,7 @@ def test_one_failure_harms_nobody_else(
 
 
 def test_value_error_in_preprocess_is_a_400(serve_project: Serve) -> None:
-    model = serve_project(
-        "def preprocess(data):\n    return int(data)\ndef predict(inputs):\n    return inputs"
-    )
+    model = serve_project("def preprocess(data):\n    return int(data)\ndef predict(inputs):\n    return inputs")
     status, error = model("seven")[0]
     assert (status, "seven" in error["message"]) == (400, True)
 
@@ -169,9 +167,7 @@ def test_async_hooks_do_not_run_on_the_predicting_thread(serve_project: Serve) -
 
 
 def test_an_async_failure_is_a_failure(serve_project: Serve) -> None:
-    model = serve_project(
-        "async def preprocess(data):\n    return 1 / data\ndef predict(inputs):\n    return inputs"
-    )
+    model = serve_project("async def preprocess(data):\n    return 1 / data\ndef predict(inputs):\n    return inputs")
     assert [status for status, _ in model(0, 1)] == [500, 200]
     assert [status for status, _ in model(0)] == [500]
 

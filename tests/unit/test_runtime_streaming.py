@@ -322,9 +322,7 @@ def test_a_batch_streams_one_after_the_other_in_the_predicting_thread(
     assert streams in ([0, 0, 0, 2], [2, 0, 0, 0])  # none in the middle of another
     assert context.outlet.threads == {threading.current_thread().name}
     assert context.outlet.failure is None
-    assert (
-        context.headers[3]["ts_stream_next"] == "false"
-    )  # gRPC: without it, StreamPredictions kills the worker
+    assert context.headers[3]["ts_stream_next"] == "false"  # gRPC: without it, StreamPredictions kills the worker
     assert "ts_stream_next" not in context.headers[0]
     predictions = of_stage(read_spans(tmp_path / "spans"), "predict")
     assert len(predictions) == 6

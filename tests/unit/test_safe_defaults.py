@@ -41,9 +41,7 @@ def test_every_place_that_opens_a_pickle_is_known() -> None:
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom):
                 # `from pickle import loads` would hide from the names below.
-                assert node.module not in ("pickle", "marshal", "shelve", "joblib", "dill", "cloudpickle"), (
-                    place
-                )
+                assert node.module not in ("pickle", "marshal", "shelve", "joblib", "dill", "cloudpickle"), place
         for name in names_of(tree):
             module = name.partition(".")[0]
             assert module not in ("marshal", "shelve", "dill", "cloudpickle"), place

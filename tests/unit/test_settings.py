@@ -34,9 +34,7 @@ NAMES_OF_THE_CONTRACT = {
 }  # fmt: skip
 
 
-def load_settings(
-    path: Path | None, *, environ: dict[str, str], overrides: dict[str, Any] | None = None
-) -> Settings:
+def load_settings(path: Path | None, *, environ: dict[str, str], overrides: dict[str, Any] | None = None) -> Settings:
     settings, problems = read_settings(path, environ=environ, overrides=overrides or {})
     if problems:
         raise ContractError(sorted(problems))
@@ -222,9 +220,7 @@ def test_a_file_that_is_not_utf8_or_too_large_is_refused(tmp_path: Path) -> None
     assert load_settings(path, environ={}).batch_size == 2
 
 
-@hypothesis_settings(
-    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150
-)
+@hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(strategies.text(alphabet="abcnamebatch_size:- \n\t[]{}&*!?|>'\"#,%@`0129.~", max_size=60))
 def test_no_document_fails_in_another_way(tmp_path: Path, text: str) -> None:
     try:
@@ -245,9 +241,7 @@ def test_an_archive_of_an_earlier_version_is_read(tmp_path: Path) -> None:
 
 
 def test_what_the_runtime_is_told() -> None:
-    runtime = to_runtime(
-        Settings(name="digits", batch="each", weights="models/digits.pt", secrets=("TOKEN",))
-    )
+    runtime = to_runtime(Settings(name="digits", batch="each", weights="models/digits.pt", secrets=("TOKEN",)))
     assert (runtime.name, runtime.batch, runtime.weights) == ("digits", "each", "models/digits.pt")
     assert (runtime.lock, runtime.lock_timeout_s, runtime.secrets) == ("device", 60.0, ("TOKEN",))
     assert to_runtime(Settings(weights="/elsewhere/digits.pt")).weights == "digits.pt"

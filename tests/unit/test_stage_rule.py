@@ -348,9 +348,7 @@ TIED: list[tuple[int, str, str]] = [
     (5, "helpers, handed on as a whole", "import helpers\ndef preprocess(d): return vars(helpers)"),
 ]
 
-CLASS = (
-    "import functools\nclass Model:\n    words = None\n    {}\n    def preprocess(self, data): return {}\n"
-)
+CLASS = "import functools\nclass Model:\n    words = None\n    {}\n    def preprocess(self, data): return {}\n"
 CLASS += "    def predict(self, inputs): return inputs\n"
 NET = """
 from torch import nn
@@ -540,11 +538,7 @@ def test_auto_is_a_process_where_there_is_a_model_to_share(tmp_path: Path) -> No
 
 
 def test_a_preprocess_that_yields_stays_with_the_model(tmp_path: Path) -> None:
-    text = (
-        CLASS.format("", "data")
-        .replace("return data", "yield data")
-        .replace("return inputs", "return [*inputs]")
-    )
+    text = CLASS.format("", "data").replace("return data", "yield data").replace("return inputs", "return [*inputs]")
     (reason,) = placed(tmp_path, text).reasons
     assert (reason.rule, reason.hook, reason.name) == (5, "preprocess", "yield")
 

@@ -39,12 +39,7 @@ def test_a_stage_that_is_not_known_has_a_label_too() -> None:
 def test_the_dashboard_asks_for_stages_that_there_are() -> None:
     dashboard = json.loads((DOCS / "grafana-dashboard.json").read_text("utf-8"))
     asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    named = {
-        name
-        for text in asked
-        for found in re.findall(r'stage=~?"([^"]+)"', text)
-        for name in found.split("|")
-    }
+    named = {name for text in asked for found in re.findall(r'stage=~?"([^"]+)"', text) for name in found.split("|")}
     assert {"lock_wait", "predict"} <= named <= set(STAGE_NAMES)
 
 

@@ -131,9 +131,7 @@ def test_a_hidden_directory_cannot_be_packed(project: Callable[..., Project]) ->
     assert "silently drops the directory '.hub'" in refusal(project({".hub/x": "v"}, extra_files=[".hub"]))
 
 
-def test_a_file_from_outside_lands_in_the_root_with_a_warning(
-    project: Callable[..., Project], tmp_path: Path
-) -> None:
+def test_a_file_from_outside_lands_in_the_root_with_a_warning(project: Callable[..., Project], tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "labels.json").write_text("[]")
     made = project(extra_files=["../shared/labels.json"])
@@ -143,9 +141,7 @@ def test_a_file_from_outside_lands_in_the_root_with_a_warning(
     assert warning.endswith("labels.json")
 
 
-def test_weights_from_outside_are_found_by_the_runtime(
-    project: Callable[..., Project], tmp_path: Path
-) -> None:
+def test_weights_from_outside_are_found_by_the_runtime(project: Callable[..., Project], tmp_path: Path) -> None:
     weights = tmp_path / "elsewhere.bin"
     weights.write_bytes(b"w")
     made = make_plan(project(weights=str(weights), weights_format="other"))
@@ -154,17 +150,13 @@ def test_weights_from_outside_are_found_by_the_runtime(
 
 
 def test_missing_files_are_all_named(project: Callable[..., Project]) -> None:
-    message = refusal(
-        project(extra_files=["lost.txt", "gone/"], packages=["nowhere"], requirements=["need.txt"])
-    )
+    message = refusal(project(extra_files=["lost.txt", "gone/"], packages=["nowhere"], requirements=["need.txt"]))
     for name in ("lost.txt", "gone", "nowhere", "need.txt"):
         assert name in message
 
 
 @pytest.mark.parametrize("name", ["lost.txt", "directory"])
-def test_links_out_of_the_project_are_refused(
-    project: Callable[..., Project], tmp_path: Path, name: str
-) -> None:
+def test_links_out_of_the_project_are_refused(project: Callable[..., Project], tmp_path: Path, name: str) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret").write_text("s")
@@ -210,9 +202,7 @@ def test_a_pipe_is_no_file(project: Callable[..., Project]) -> None:
         ({"handlergen_runtime/worker.py": ""}, "handlergen_runtime"),
     ],
 )
-def test_handlergens_own_names_are_taken(
-    project: Callable[..., Project], files: dict[str, str], named: str
-) -> None:
+def test_handlergens_own_names_are_taken(project: Callable[..., Project], files: dict[str, str], named: str) -> None:
     assert named in refusal(project(files, extra_files=list(files)))
 
 
@@ -220,12 +210,8 @@ def test_the_manifests_directory_is_taken(project: Callable[..., Project]) -> No
     assert "manifest" in refusal(project({"MAR-INF/MANIFEST.json": "{}"}, extra_files=["MAR-INF"]))
 
 
-@pytest.mark.parametrize(
-    "name", ["json.py", "torch/__init__.py", "ts/__init__.py", "numpy.py", "logging/__init__.py"]
-)
-def test_an_extra_module_must_not_shadow_what_the_worker_imports(
-    project: Callable[..., Project], name: str
-) -> None:
+@pytest.mark.parametrize("name", ["json.py", "torch/__init__.py", "ts/__init__.py", "numpy.py", "logging/__init__.py"])
+def test_an_extra_module_must_not_shadow_what_the_worker_imports(project: Callable[..., Project], name: str) -> None:
     message = refusal(project({name: ""}, extra_files=[name]))
     assert "would replace" in message
 
@@ -284,9 +270,7 @@ def test_requirements(project: Callable[..., Project]) -> None:
     assert requirements_of(project(requirements=["pillow>=10", "torch>=2,<3"])) == "pillow>=10\ntorch>=2,<3\n"
     files = {"requirements.txt": "# comment\nnumpy", "more.txt": "scipy\n"}
     assert requirements_of(project(files, requirements=["requirements.txt"])) == "# comment\nnumpy\n"
-    both = project(
-        files, requirements=["requirements.txt", "more.txt", "six"], extra_files=["requirements.txt"]
-    )
+    both = project(files, requirements=["requirements.txt", "more.txt", "six"], extra_files=["requirements.txt"])
     assert requirements_of(both) == "# comment\nnumpy\nscipy\nsix\n"
 
 

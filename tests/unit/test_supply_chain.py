@@ -56,12 +56,8 @@ def write_keys(directory: Path, name: str, key: Any = None) -> tuple[Path, Path]
     """KEY and PUBKEY files of a new Ed25519 key, or of `key`, in PEM."""
     key = key or Ed25519PrivateKey.generate()
     private, public = directory / f"{name}.pem", directory / f"{name}.pub.pem"
-    private.write_bytes(
-        key.private_bytes(forms.Encoding.PEM, forms.PrivateFormat.PKCS8, forms.NoEncryption())
-    )
-    public.write_bytes(
-        key.public_key().public_bytes(forms.Encoding.PEM, forms.PublicFormat.SubjectPublicKeyInfo)
-    )
+    private.write_bytes(key.private_bytes(forms.Encoding.PEM, forms.PrivateFormat.PKCS8, forms.NoEncryption()))
+    public.write_bytes(key.public_key().public_bytes(forms.Encoding.PEM, forms.PublicFormat.SubjectPublicKeyInfo))
     return private, public
 
 
@@ -87,9 +83,7 @@ def run(command: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, st
     return int(ended.value.code or 0), printed.out, printed.err
 
 
-def test_a_signed_archive_is_the_same_bytes_and_its_signature_good(
-    source: Path, keys: tuple[Path, Path]
-) -> None:
+def test_a_signed_archive_is_the_same_bytes_and_its_signature_good(source: Path, keys: tuple[Path, Path]) -> None:
     plain = made(source).path.read_bytes()
     result = made(source, sign=keys[0], force=True)
     assert result.path.read_bytes() == plain
@@ -119,9 +113,7 @@ def test_openssh_reads_our_signatures_and_we_read_its(
     assert said.returncode == 0, said.stderr
     assert result.signature.fingerprint in said.stdout
     result.signature.path.unlink()
-    subprocess.run(
-        ["ssh-keygen", "-q", "-Y", "sign", "-n", "handlergen", "-f", "ssh", result.path], check=True
-    )
+    subprocess.run(["ssh-keygen", "-q", "-Y", "sign", "-n", "handlergen", "-f", "ssh", result.path], check=True)
     assert verify(result.path, read_public_key("ssh.pub")).fingerprint == result.signature.fingerprint
     subprocess.run(["ssh-keygen", "-q", "-Y", "sign", "-n", "git", "-f", "ssh", "add.py"], check=True)
     shutil.copy("add.py.sig", signature_path(result.path))
@@ -320,17 +312,11 @@ def test_the_bill_of_materials_names_every_file_and_requirement(source: Path) ->
     archived, found = bill(source)
     model = found["metadata"]["component"]
     assert (model["type"], model["name"], model["version"]) == ("machine-learning-model", "add", "1.0")
-    assert model["hashes"] == [
-        {"alg": "SHA-256", "content": hashlib.sha256(archived.path.read_bytes()).hexdigest()}
-    ]
-    files = {
-        each["name"]: each["hashes"][0]["content"] for each in found["components"] if each["type"] == "file"
-    }
+    assert model["hashes"] == [{"alg": "SHA-256", "content": hashlib.sha256(archived.path.read_bytes()).hexdigest()}]
+    files = {each["name"]: each["hashes"][0]["content"] for each in found["components"] if each["type"] == "file"}
     assert files == {file.name: file.sha256 for file in archived.files}
     assert files["add.py"] == hashlib.sha256(SOURCE.encode()).hexdigest()
-    libraries = {
-        each["name"]: each.get("version") for each in found["components"] if each["type"] == "library"
-    }
+    libraries = {each["name"]: each.get("version") for each in found["components"] if each["type"] == "library"}
     assert libraries == {
         "handlergen": __version__, "torch": "2.13.0", "pillow": None, "ruamel-yaml": "0.18", "own": None,
         "numpy": None,

@@ -221,9 +221,7 @@ def test_predictions_that_overlap_are_seen_and_counted(tmp_path: Path) -> None:
     assert summary.devices["cpu"].total_ns == 8 * MS
 
 
-def test_what_the_runtime_records_becomes_a_valid_trace(
-    serve_project: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_what_the_runtime_records_becomes_a_valid_trace(serve_project: Callable[..., Any], tmp_path: Path) -> None:
     model = serve_project(
         "def preprocess(data): return data\n"
         "def predict(inputs): return inputs\n"
@@ -311,9 +309,7 @@ def test_a_window_that_cuts_requests_leaves_no_loose_arrow(tmp_path: Path) -> No
         max_size=25,
     )
 )
-def test_any_recording_becomes_a_valid_trace(
-    tmp_path_factory: pytest.TempPathFactory, spans: list[Span]
-) -> None:
+def test_any_recording_becomes_a_valid_trace(tmp_path_factory: pytest.TempPathFactory, spans: list[Span]) -> None:
     directory = record(tmp_path_factory.mktemp("spans"), spans)
     trace, summary = convert(directory)
     assert sum(event.get("cat") == "worker" for event in trace["traceEvents"]) == len(spans) == summary.spans

@@ -93,9 +93,7 @@ def open_files() -> int:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(), (1,), (3, 5), (0,), (2, 0, 3), (2, 3, 4, 5)], ids=str)
-def test_a_tensor_of_every_type_and_shape_arrives_bit_by_bit(
-    dtype: torch.dtype, shape: tuple[int, ...]
-) -> None:
+def test_a_tensor_of_every_type_and_shape_arrives_bit_by_bit(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     value = torch.randint(0, 2, shape).to(dtype)
     got = through(value)
     assert (got.dtype, got.shape, got.stride()) == (value.dtype, value.shape, value.stride())
@@ -144,9 +142,7 @@ def test_a_dense_layout_keeps_its_strides_and_a_slice_does_not_bring_its_storage
 def test_unusual_tensors_cross_by_torchs_own_pickling(value: torch.Tensor) -> None:
     got = through(value)
     assert type(got) is type(value)
-    assert torch.equal(
-        got.to_dense() if got.is_sparse else got, value.to_dense() if value.is_sparse else value
-    )
+    assert torch.equal(got.to_dense() if got.is_sparse else got, value.to_dense() if value.is_sparse else value)
 
 
 def test_tensors_of_inference_mode_cross() -> None:
@@ -184,9 +180,7 @@ def test_read_only_mappings_stay_read_only() -> None:
 
 
 @pytest.mark.parametrize("numbers", [0, 1, 1000, SHARED_FROM // 4 - 1, SHARED_FROM // 4, 1_200_000])
-def test_arrays_of_every_size_arrive_and_can_be_written(
-    ends: tuple[Transport, Transport], numbers: int
-) -> None:
+def test_arrays_of_every_size_arrive_and_can_be_written(ends: tuple[Transport, Transport], numbers: int) -> None:
     value = {"a": torch.arange(numbers, dtype=torch.float32), "b": numpy.arange(3), "n": numbers}
     got = carried(ends, value)
     assert torch.equal(got["a"], value["a"])

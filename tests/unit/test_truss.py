@@ -108,9 +108,7 @@ def test_every_honoured_key(truss: Make) -> None:
 
 
 def test_settings_of_handlergen_win(truss: Make) -> None:
-    directory = truss(
-        "model_name: one\nrequirements: [a]\n", {"handlergen.yaml": "name: two\nbatch_size: 4\n"}
-    )
+    directory = truss("model_name: one\nrequirements: [a]\n", {"handlergen.yaml": "name: two\nbatch_size: 4\n"})
     project = opened(directory, workers_per_device=3)
     settings = project.settings
     assert (settings.name, settings.batch_size, settings.workers_per_device) == ("two", 4, 3)

@@ -186,9 +186,7 @@ def test_a_latency_goal_takes_the_highest_rate_that_keeps_it() -> None:
 
 
 def test_a_latency_goal_prefers_the_setting_that_keeps_it_to_the_one_with_more_requests() -> None:
-    server = FakeServer(
-        lambda one: 100.0 * one.batch_size, base_ms=lambda one: 10.0 if one.batch_size == 1 else 500.0
-    )
+    server = FakeServer(lambda one: 100.0 * one.batch_size, base_ms=lambda one: 10.0 if one.batch_size == 1 else 500.0)
     assert search(candidates("list"), server).settings["batch_size"] == BATCH_SIZES[-1]
     assert search(candidates("list"), server, target_p99_ms=40).settings["batch_size"] == 1
 
@@ -202,10 +200,7 @@ def test_a_goal_that_no_setting_keeps() -> None:
 
 def test_the_reasons_have_the_measured_figures() -> None:
     said = text_of(search(candidates("each"), FakeServer(up_to_100)))
-    assert (
-        "4 workers with batch size 1 answered 100.0 requests/s, the mean of 3 loads: the most of the last"
-        in said
-    )
+    assert "4 workers with batch size 1 answered 100.0 requests/s, the mean of 3 loads: the most of the last" in said
     assert "With fewer workers, 3: 90.0 requests/s." in said
     assert "With more workers, 6 at best: 100.0 requests/s." in said
     assert "the device is busy 100% of the time, on 2 cores" in said
@@ -215,13 +210,9 @@ def test_the_reasons_have_the_measured_figures() -> None:
     busy = text_of(search(candidates("each"), FakeServer(up_to_100, other_cores=1.2)))
     assert "Other programs used up to 1.2 of 2 cores: measure again when the machine is idle." in busy
     goal = text_of(search(candidates("each"), FakeServer(up_to_100), target_p99_ms=40))
-    assert (
-        "Goal: 99 of 100 requests within 40 ms. 4 workers kept it up to 75.0 requests/s (p99 40.0 ms)" in goal
-    )
+    assert "Goal: 99 of 100 requests within 40 ms. 4 workers kept it up to 75.0 requests/s (p99 40.0 ms)" in goal
     batches = search(candidates("list"), FakeServer(lambda one: up_to_100(one) * min(one.batch_size, 4)))
-    assert "With another batch size, 16 and 4 workers at best: 400.0 requests/s." in text_of(
-        batches, batch="list"
-    )
+    assert "With another batch size, 16 and 4 workers at best: 400.0 requests/s." in text_of(batches, batch="list")
 
 
 SETTINGS = {"workers_per_device": 3, "batch_size": 8, "max_batch_delay_ms": 1}
@@ -304,9 +295,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return found
 
 
-def test_what_is_wrong_with_the_source_is_told_before_a_server_is_started(
-    tmp_path: Path, started: list[Path]
-) -> None:
+def test_what_is_wrong_with_the_source_is_told_before_a_server_is_started(tmp_path: Path, started: list[Path]) -> None:
     module, sample = tmp_path / "m.py", tmp_path / "sample.json"
     module.write_text("x = 1\n")
     sample.write_text("1")

@@ -99,9 +99,7 @@ def test_a_dataclass_arrives_as_one(job: Any) -> None:
         ({"at": {}, "extra": 1, "count": None}, "at.x: Field req; extra: Unexpected; count: Input should"),
     ],
 )
-def test_each_field_error_is_told_and_nobody_else_fails(
-    job: Any, change: dict[str, Any], message: str
-) -> None:
+def test_each_field_error_is_told_and_nobody_else_fails(job: Any, change: dict[str, Any], message: str) -> None:
     first, second = job({**GOOD, **change}, GOOD)
     assert first[0] == 400
     assert first[1]["type"] == "ValidationError"
@@ -195,9 +193,7 @@ def test_typed_dicts_lists_of_records_and_arrays(serve_project: Callable[..., An
 
 
 @pytest.mark.parametrize("module", ["typing", "typing_extensions"])
-def test_typed_dicts_of_either_module_nested_in_all_records(
-    serve_project: Callable[..., Any], module: str
-) -> None:
+def test_typed_dicts_of_either_module_nested_in_all_records(serve_project: Callable[..., Any], module: str) -> None:
     """pydantic takes those of `typing` only from Python 3.12 on."""
     served = serve_project(
         f"""
@@ -298,9 +294,7 @@ def test_a_form_s_text_fields_become_numbers(serve_project: Callable[..., Any]) 
         """
     )
     properties = {"content-type": "multipart/form-data; boundary=x", "host": "h"}
-    context = ServerContext(
-        [{**properties, **{key: {"content-type": None} for key in ("k", "exact", "text")}}]
-    )
+    context = ServerContext([{**properties, **{key: {"content-type": None} for key in ("k", "exact", "text")}}])
     (body,) = served.worker.handle([{"k": b"4", "exact": b"true", "text": b"4"}], context)
     assert (context.statuses[0], json.loads(body)) == (200, [5, True, "4"])
     assert context.headers[0]["content-type"] == "application/json"
@@ -423,22 +417,16 @@ def test_without_pydantic_a_typed_hook_is_refused_at_load(
     serve_project: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pydantic", None)
-    with pytest.raises(
-        AnnotationError, match=r"preprocess is annotated with list\[.*Point\].* add pydantic>=2.7 to"
-    ):
+    with pytest.raises(AnnotationError, match=r"preprocess is annotated with list\[.*Point\].* add pydantic>=2.7 to"):
         serve_project(POINTS)
 
 
-@pytest.mark.parametrize(
-    "annotation", ["dict", "list[int]", "bytes", "numpy.ndarray", "torch.Tensor", "object"]
-)
+@pytest.mark.parametrize("annotation", ["dict", "list[int]", "bytes", "numpy.ndarray", "torch.Tensor", "object"])
 def test_without_pydantic_other_annotations_are_no_matter(
     serve_project: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, annotation: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "pydantic", None)
-    served = serve_project(
-        f"import numpy, torch\ndef predict(inputs: {annotation}) -> {annotation}: return inputs"
-    )
+    served = serve_project(f"import numpy, torch\ndef predict(inputs: {annotation}) -> {annotation}: return inputs")
     assert served([1]) == [(200, [1])]
     assert served.worker.describe()["input"] == {"schema": None, "validated": False}
     assert served.worker.describe()["output"] == {"schema": None}
@@ -481,9 +469,7 @@ def test_arrays_in_fields_are_made_of_lists_wherever_they_stand(serve_project: C
             return [type(whole.part.image).__name__, [type(mask).__name__ for mask in whole.masks.values()]]
         """
     )
-    good, bad = served(
-        {"part": {"image": [1.5]}, "masks": {"a": [1], "b": None}}, {"part": {"image": [[1], [1, 2]]}}
-    )
+    good, bad = served({"part": {"image": [1.5]}, "masks": {"a": [1], "b": None}}, {"part": {"image": [[1], [1, 2]]}})
     assert good == (200, ["ndarray", ["Tensor", "NoneType"]])
     assert bad[1]["message"] == (
         "part.image: Value error, Input should be an array of numbers, each row of the same length"

@@ -26,6 +26,4 @@ def _tensor(name, values):
         shape, data = [len(values), len(values[0])], [number for value in values for number in value]
     else:
         shape, data = [len(values), 1], values
-    return ResponseOutput(
-        name=name, shape=shape, datatype="INT64" if isinstance(data[0], int) else "FP32", data=data
-    )
+    return ResponseOutput(name=name, shape=shape, datatype="INT64" if isinstance(data[0], int) else "FP32", data=data)

@@ -65,8 +65,7 @@ def inspect(source: Source) -> Findings:
     """Return the contract of the flow, or every problem of every stage."""
     findings = Findings()
     stages = [
-        _FlowElement(source, number, node, findings)
-        for number, node in enumerate(_elements(source, findings), 1)
+        _FlowElement(source, number, node, findings) for number, node in enumerate(_elements(source, findings), 1)
     ]
     hooks = functions.hooks_of(source, ("setup",), findings)
     described = [stage.read() for stage in stages]
@@ -74,9 +73,7 @@ def inspect(source: Source) -> Findings:
         hooks.update(stage.hooks)
     file, settings = source.module.file, source.settings
     if settings.batch in ("collate", "list"):
-        message = (
-            f"batch: {settings.batch} is not supported by the form flow: each request passes its stages alone"
-        )
+        message = f"batch: {settings.batch} is not supported by the form flow: each request passes its stages alone"
         findings.problem(file, 0, message, "Remove it, or write batch: each.")
     if settings.weights:
         findings.warn(file, 0, f"weights: {settings.weights} has no effect: FLOW names its files itself")
@@ -313,9 +310,7 @@ class _FlowElement:
 
     def _problem(self, node: ast.AST, message: str, fix: str) -> None:
         line = getattr(node, "lineno", 0)
-        self._findings.problem(
-            self._source.module.file, line, f"stage {self._number} of FLOW: {message}", fix
-        )
+        self._findings.problem(self._source.module.file, line, f"stage {self._number} of FLOW: {message}", fix)
 
 
 def _nearest_type(name: str) -> str | None:

@@ -108,14 +108,10 @@ def yields(node: Function) -> bool:
 
 def generator_problem(file: str, name: str, node: Function) -> Problem:
     """Return the problem of a hook that yields where its value is returned."""
-    return Problem(
-        file, first_yield(node), f"{name} is a generator", "Return the value instead of yielding it."
-    )
+    return Problem(file, first_yield(node), f"{name} is a generator", "Return the value instead of yielding it.")
 
 
-def check_request(
-    file: str, predict: Hook, settings: Settings, findings: Findings, *, source: str, asks: str
-) -> None:
+def check_request(file: str, predict: Hook, settings: Settings, findings: Findings, *, source: str, asks: str) -> None:
     """Report a `predict` that asks for the request if one call serves several requests.
 
     Args:

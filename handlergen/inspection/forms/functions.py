@@ -80,9 +80,7 @@ def inspect(source: Source) -> Findings:
     _check_predict(source, bound, findings)
     call = _call(source, found, bound, findings)
     hooks = {
-        name: _hook(
-            source, ROLES[name], function, findings, keywords=call == "keywords" and name == "predict"
-        )
+        name: _hook(source, ROLES[name], function, findings, keywords=call == "keywords" and name == "predict")
         for name, function in found.items()
     }
     _check_model_is_made(source, hooks, bound, findings)
@@ -153,9 +151,7 @@ def _check_predict(source: Source, bound: set[str], findings: Findings) -> None:
     weights, weights_format = source.settings.weights, source.weights_format
     runs = bool(weights) and (weights_format is None or weights_format in EXECUTABLE_FORMATS)
     if weights and not runs and "load" not in bound:
-        what = {"state_dict": "a state dict", "safetensors": "tensors only"}.get(
-            str(weights_format), "no program"
-        )
+        what = {"state_dict": "a state dict", "safetensors": "tensors only"}.get(str(weights_format), "no program")
         findings.problem(
             file,
             0,

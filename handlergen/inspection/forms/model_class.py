@@ -97,9 +97,7 @@ def _hook(module: SourceModule, node: MethodNode, role: str, findings: Findings)
     return Hook(role, node.lineno, call_kind(node), _parameters(module, node, role, findings))
 
 
-def _parameters(
-    module: SourceModule, node: MethodNode, role: str, findings: Findings
-) -> tuple[Parameter, ...]:
+def _parameters(module: SourceModule, node: MethodNode, role: str, findings: Findings) -> tuple[Parameter, ...]:
     """Read the data parameter, and perhaps a second one annotated `Request`; their names do not matter."""
     given = list(plain_parameters(node))
     annotated = {
@@ -110,9 +108,7 @@ def _parameters(
     wrong = _wrong_parameters(node, role, annotated)
     if wrong is not None:
         line, message, fix = wrong
-        wanted = (
-            f"Write def {role}(self, {_DATA[role]}), or def {role}(self, {_DATA[role]}, request: Request)."
-        )
+        wanted = f"Write def {role}(self, {_DATA[role]}), or def {role}(self, {_DATA[role]}, request: Request)."
         findings.problem(module.file, line, message, f"{fix} {wanted}".strip())
         return ()
     return tuple(
@@ -252,9 +248,7 @@ def _foreign_bases(module: SourceModule, node: ast.ClassDef) -> list[str]:
     return [
         name
         for name in dict.fromkeys(names)
-        if name
-        and name not in own
-        and full_name(module, name).partition(".")[0] not in ("object", "abc", "typing")
+        if name and name not in own and full_name(module, name).partition(".")[0] not in ("object", "abc", "typing")
     ]
 
 

@@ -38,9 +38,7 @@ _SELF = {"model": "the model is `self`"}
 
 ROLES = {
     "preprocess": Role("preprocess", ("data", "files"), _NAMED, takes="data", unavailable=_SELF),
-    "postprocess": Role(
-        "postprocess", ("outputs", "input_data", "files"), _NAMED, takes="outputs", unavailable=_SELF
-    ),
+    "postprocess": Role("postprocess", ("outputs", "input_data", "files"), _NAMED, takes="outputs", unavailable=_SELF),
     "explain": Role("explain", ("inputs", "data"), _NAMED, takes="inputs", unavailable=_SELF),
     "collate": Role("collate", ("samples",), (), takes="samples"),
 }
@@ -107,9 +105,7 @@ def inspect(source: Source) -> Findings:
     if "load" in hooks:
         for name in ("model_args", "model_kwargs"):
             if getattr(source.settings, name):
-                findings.warn(
-                    source.module.file, 0, f"{name} has no effect: load(context) creates the module"
-                )
+                findings.warn(source.module.file, 0, f"{name} has no effect: load(context) creates the module")
     else:
         _check_constructor(source, model, findings)
         _check_weights(source, model, findings)
@@ -213,9 +209,7 @@ def _forward(model: ModelClass, hooks: dict[str, Hook], details: dict[str, Any],
     if not parameters and node.args.vararg is None:
         findings.problem(model.file, node.lineno, "forward takes no batch", "Write def forward(self, batch).")
     required = [parameter for parameter in parameters if parameter.required]
-    details["spread"] = (
-        len(required) > 1 or node.args.vararg is not None or any(p.keyword_only for p in required)
-    )
+    details["spread"] = len(required) > 1 or node.args.vararg is not None or any(p.keyword_only for p in required)
     passed = tuple(Parameter(p.name, "inputs", p.keyword_only, p.required) for p in parameters)
     hooks["predict"] = Hook("forward", node.lineno, "sync", passed)
 

@@ -64,9 +64,7 @@ def _flow(source: Source) -> Problem | None:
     for name, binding in source.module.bindings.items():
         if name != "FLOW" and name.upper() == "FLOW":
             message = f"there is no module-level predict, and `{name}` is not FLOW"
-            return Problem(
-                source.module.file, binding.line, message, f"If it is a flow, rename {name} to FLOW."
-            )
+            return Problem(source.module.file, binding.line, message, f"If it is a flow, rename {name} to FLOW.")
     return None
 
 
@@ -74,9 +72,7 @@ def _sagemaker(source: Source) -> Problem | None:
     lines = function_lines(source.module)
     for name, function in near_names(lines, sagemaker.FUNCTIONS, ()):
         message = f"there is no module-level predict, and `{name}` is not one of SageMaker's functions"
-        return Problem(
-            source.module.file, lines[name], message, f"If it is meant to be {function}, rename it."
-        )
+        return Problem(source.module.file, lines[name], message, f"If it is meant to be {function}, rename it.")
     return None
 
 

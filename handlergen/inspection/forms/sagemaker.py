@@ -60,9 +60,7 @@ def inspect(source: Source) -> Findings:
         )
     _check_model(source, hooks, findings)
     lines = function_lines(source.module)
-    findings.warnings += misspelt(
-        source.module.file, lines, FUNCTIONS, [hook.name for hook in hooks.values()]
-    )
+    findings.warnings += misspelt(source.module.file, lines, FUNCTIONS, [hook.name for hook in hooks.values()])
     settings = source.settings
     if _reads_files(source) and not settings.weights and not settings.extra_files:
         findings.warn(

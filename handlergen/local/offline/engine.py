@@ -109,9 +109,7 @@ class LocalEngine:
         finally:
             gc.unfreeze()
 
-    def results(
-        self, inputs: Iterable[Any], *, batch_size: int, ordered: bool
-    ) -> Generator[Result, None, None]:
+    def results(self, inputs: Iterable[Any], *, batch_size: int, ordered: bool) -> Generator[Result, None, None]:
         """Answer any inputs; see `LocalModel.map`."""
         if batch_size < 1:
             raise HandlergenError("the batch size must be at least 1")

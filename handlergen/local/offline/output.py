@@ -104,9 +104,7 @@ def to_npy(lines: Path, target: Path) -> None:
             if shape is not None and found != shape:
                 raise _unfit(row, f"has the shape {found}, others {shape}")
             shape = found
-    array = numpy.lib.format.open_memmap(
-        target, mode="w+", dtype=numpy.float64, shape=(count, *(shape or ()))
-    )
+    array = numpy.lib.format.open_memmap(target, mode="w+", dtype=numpy.float64, shape=(count, *(shape or ())))
     for index, row in enumerate(_rows(lines)):
         array[index] = _numbers(row) if "answer" in row else numpy.nan
     array.flush()
@@ -179,10 +177,7 @@ def _pyarrow() -> tuple[Any, Any]:
 def _write(lines: Path, target: Path, types: Mapping[str, Any]) -> None:
     pyarrow, parquet = _pyarrow()
     schema = pyarrow.schema(
-        [
-            (name, pyarrow.string() if kind == _JSON else kind or pyarrow.null())
-            for name, kind in types.items()
-        ]
+        [(name, pyarrow.string() if kind == _JSON else kind or pyarrow.null()) for name, kind in types.items()]
     )
     with parquet.ParquetWriter(target, schema) as writer:
         for batch in _batches(lines):
@@ -215,9 +210,7 @@ def _has_empty_struct(pyarrow: Any, kind: Any) -> bool:
 
 def _cell(row: dict[str, Any], name: str) -> Any:
     value = row.get(name)
-    return (
-        base64.b64decode(value) if name == "answer" and value and row.get("encoding") == "base64" else value
-    )
+    return base64.b64decode(value) if name == "answer" and value and row.get("encoding") == "base64" else value
 
 
 def _json_text(row: dict[str, Any], name: str) -> str | None:

@@ -127,9 +127,7 @@ class Preparation:
                 yield chunk, prepare(self._pipeline, chunk.rows)
         elif self._threads:
             yield from measured
-            yield from self._in_parallel(
-                chunks, workers, lambda rows: prepare(self._pipeline, rows), lambda: None
-            )
+            yield from self._in_parallel(chunks, workers, lambda rows: prepare(self._pipeline, rows), lambda: None)
         else:
             # Fork before the measured chunk is predicted, which starts threads: a fork does not copy them.
             with self._processes(workers) as (prepare_in_process, kill):
@@ -184,16 +182,12 @@ class Preparation:
             return chunk, _numbered([item for piece in pieces for item in piece.result()])
         except _NotInAFork as why:
             if self._warn is not None:
-                self._warn(
-                    f"{why}: rows are prepared in the predicting process; use --threads to do so in parallel"
-                )
+                self._warn(f"{why}: rows are prepared in the predicting process; use --threads to do so in parallel")
                 self._warn = None
             return chunk, prepare(self._pipeline, chunk.rows)
 
     @contextlib.contextmanager
-    def _processes(
-        self, count: int
-    ) -> Iterator[tuple[Callable[[Sequence[Row]], list[Item]], Callable[[], None]]]:
+    def _processes(self, count: int) -> Iterator[tuple[Callable[[Sequence[Row]], list[Item]], Callable[[], None]]]:
         """Fork preparing processes; kill them at the end.
 
         Yields:

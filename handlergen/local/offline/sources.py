@@ -72,9 +72,7 @@ class RowSource:
             HandlergenError: The input cannot be read.
         """
         try:
-            yield from {"jsonl": self._jsonl, "csv": self._csv, "npy": self._npy, "files": self._files}[
-                self.format
-            ]()
+            yield from {"jsonl": self._jsonl, "csv": self._csv, "npy": self._npy, "files": self._files}[self.format]()
         except OSError as error:
             raise HandlergenError(f"cannot read {error.filename or self._name}: {error.strerror}") from error
 
@@ -247,9 +245,7 @@ def _check_header(names: Any, file: str) -> None:
     try:
         "".join(names).encode()
     except UnicodeEncodeError:
-        raise HandlergenError(
-            f"{file}, line 1: the header is not UTF-8", hint="save the file as UTF-8"
-        ) from None
+        raise HandlergenError(f"{file}, line 1: the header is not UTF-8", hint="save the file as UTF-8") from None
 
 
 def _check_width(row: dict[Any, Any], file: str, line: int) -> None:

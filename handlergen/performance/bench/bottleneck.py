@@ -76,9 +76,7 @@ class CpuMeter:
         every = psutil.cpu_times()
         reading = {
             "at": time.monotonic(),
-            "machine": sum(
-                getattr(every, kind, 0.0) for kind in ("user", "system", "nice", "irq", "softirq")
-            ),
+            "machine": sum(getattr(every, kind, 0.0) for kind in ("user", "system", "nice", "irq", "softirq")),
             "client": _cpu_s(self._own),
         }
         for name, processes in self._groups.items():
@@ -163,9 +161,7 @@ class Verdict:
     sentence: str
 
 
-def judge(
-    pace: Pace, figures: Figures, recorded: Recorded | None, cpu: CpuUse | None, batch_size: int = 1
-) -> Verdict:
+def judge(pace: Pace, figures: Figures, recorded: Recorded | None, cpu: CpuUse | None, batch_size: int = 1) -> Verdict:
     """Return the bottleneck of a load.
 
     Args:
@@ -225,20 +221,12 @@ def _device(recorded: Recorded | None, cpu: CpuUse | None) -> Verdict | None:
 def _waits_for_the_device(recorded: Recorded) -> bool:
     """Return whether requests queue for the device."""
     wait, predict = recorded.stage("lock_wait"), recorded.stage("predict")
-    return (
-        wait is not None
-        and predict is not None
-        and wait.per_request_ms > _WAIT_SHARE * predict.per_request_ms
-    )
+    return wait is not None and predict is not None and wait.per_request_ms > _WAIT_SHARE * predict.per_request_ms
 
 
 def _kept_up(pace: Pace, figures: Figures, recorded: Recorded | None) -> Verdict | None:
     right, sent = figures.outcomes[RIGHT], sum(figures.outcomes.values())
-    if (
-        not isinstance(pace, Open)
-        or figures.requests_per_s < _KEPT_UP * figures.due_per_s
-        or right < _KEPT_UP * sent
-    ):
+    if not isinstance(pace, Open) or figures.requests_per_s < _KEPT_UP * figures.due_per_s or right < _KEPT_UP * sent:
         return None
     busy = f", its device busy {recorded.busy:.0%} of the time" if recorded and recorded.devices else ""
     return Verdict("none", f"The server keeps up with {pace.rate:g} requests/s{busy}.")
@@ -256,13 +244,9 @@ def _cpu(figures: Figures, recorded: Recorded | None, cpu: CpuUse | None, full: 
     most = max(parts, key=lambda name: parts[name])
     if most == "other processes" and _only_wait(recorded, cpu):
         return None
-    cores = (
-        f"All {cpu.cores} cores" if cpu.full >= BUSY else f"{cpu.full * cpu.cores:.1f} of {cpu.cores} cores"
-    )
+    cores = f"All {cpu.cores} cores" if cpu.full >= BUSY else f"{cpu.full * cpu.cores:.1f} of {cpu.cores} cores"
     used = f"{cores} of the CPU are in use, {parts[most]:.1f} of them"
-    busy = (
-        f" The device is busy only {recorded.busy:.0%} of the time." if recorded and recorded.devices else ""
-    )
+    busy = f" The device is busy only {recorded.busy:.0%} of the time." if recorded and recorded.devices else ""
     if most == "workers":
         return _workers_cpu(figures, recorded, parts[most], used, busy)
     by, advice = {
@@ -316,9 +300,7 @@ def _workers(recorded: Recorded | None) -> Verdict | None:
     if recorded is None or recorded.mean_occupied < _NEARLY:
         return None
     predict = recorded.stage("predict")
-    others = sum(
-        stage.per_request_ms for stage in recorded.stages if stage.stage not in ("lock_wait", "predict")
-    )
+    others = sum(stage.per_request_ms for stage in recorded.stages if stage.stage not in ("lock_wait", "predict"))
     advice = "Raise workers_per_device"
     if predict is not None and predict.per_request_ms > 0:
         wanted = math.ceil(1 + others / predict.per_request_ms) + 1

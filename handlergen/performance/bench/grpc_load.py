@@ -31,9 +31,7 @@ def run_grpc_load(
     Outcomes: `right`, `status 400` (the body of a failed request) or `gRPC RESOURCE_EXHAUSTED`. `metadata` is sent with
     each call.
     """
-    with grpc.insecure_channel(
-        "{}:{}".format(*address), options=[("grpc.max_receive_message_length", -1)]
-    ) as channel:
+    with grpc.insecure_channel("{}:{}".format(*address), options=[("grpc.max_receive_message_length", -1)]) as channel:
         loop = _GrpcLoop(channel.unary_unary(_METHOD), requests, metadata, longest_answer_s)
         return loop.run(pace, int(seconds * 1e9))
 

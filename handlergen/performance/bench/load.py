@@ -154,9 +154,7 @@ class Exchange:
     ) -> None:
         named = {"Host": "localhost", "Content-Type": content_type, **(headers or {})}
         head = "".join(f"{name}: {value}\r\n" for name, value in named.items())
-        self.request = (
-            f"POST {path} HTTP/1.1\r\n{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
-        )
+        self.request = f"POST {path} HTTP/1.1\r\n{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
         self._answer = answer
         self._right: bytes | None = None
 

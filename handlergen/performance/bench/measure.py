@@ -307,9 +307,7 @@ def _run(client: Client, name: str, samples: Sequence[Sample], plan: LoadPlan) -
             "the load generator does not support TLS, and the server's inference_address is https",
             hint="measure over gRPC (--grpc), or on an http address",
         )
-    path = f"/predictions/{quote(name, safe='')}" + (
-        f"/{quote(plan.version, safe='')}" if plan.version else ""
-    )
+    path = f"/predictions/{quote(name, safe='')}" + (f"/{quote(plan.version, safe='')}" if plan.version else "")
     carried = {**client.authorization(), **plan.headers}
     return run_load(
         client.settings.addresses()["inference"],

@@ -74,9 +74,7 @@ def lines(measurement: Measurement) -> Iterator[str]:
         yield _row(f"CPU, of {measurement.cpu.cores} cores", used)
     late = late_ms(measurement)
     if late is not None and late > 1.0:
-        yield _row(
-            "sent late, ms", f"p99 {number(late)}: the load generator was delayed, which counts as latency"
-        )
+        yield _row("sent late, ms", f"p99 {number(late)}: the load generator was delayed, which counts as latency")
     yield ""
     if measurement.missing:
         yield f"No device share, lock wait and limit: {measurement.missing}."
@@ -344,9 +342,7 @@ def _tiles(measurement: Measurement) -> list[tuple[str, str, str]]:
             ),
         ]
         if wait is not None:
-            tiles.append(
-                ("wait for the device", f"{number(wait.p50_ms)} ms", f"p99 {number(wait.p99_ms)} ms")
-            )
+            tiles.append(("wait for the device", f"{number(wait.p50_ms)} ms", f"p99 {number(wait.p99_ms)} ms"))
         tiles.append(("workers occupied", f"{recorded.mean_occupied:.0%}", f"{measurement.workers} of them"))
     return tiles
 

@@ -73,9 +73,7 @@ def with_settings(text: str, settings: Mapping[str, int]) -> str:
             rf"^{name}[ \t]*:[ \t]+[^\s#]+(?=[ \t]*(?:#.*)?\r?$)", line, text, count=1, flags=re.MULTILINE
         )
         if not changed and not _sets(text, name):
-            text, changed = re.subn(
-                rf"^#[ \t]?{name}:[^\r\n]*(?=\r?$)", line, text, count=1, flags=re.MULTILINE
-            )
+            text, changed = re.subn(rf"^#[ \t]?{name}:[^\r\n]*(?=\r?$)", line, text, count=1, flags=re.MULTILINE)
         if not changed and not _sets(text, name):
             text = f"{text.rstrip()}{ending}{line}{ending}" if text.strip() else f"{line}{ending}"
             changed = 1

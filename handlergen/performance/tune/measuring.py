@@ -120,9 +120,7 @@ def tune(
         def measured(candidate: Candidate, rate: float | None) -> Turn:
             turn = server.measure(candidate, rate)
             due = f" of {number(rate)} due" if rate else ""
-            progress(
-                f"{candidate}: {number(turn.requests_per_s)}{due} requests/s, p99 {number(turn.p99_ms)} ms"
-            )
+            progress(f"{candidate}: {number(turn.requests_per_s)}{due} requests/s, p99 {number(turn.p99_ms)} ms")
             return turn
 
         found = search(
@@ -208,9 +206,7 @@ class CandidateServer:
         try:
             client.scale(self._name, workers)
         except ServerError as error:
-            error.hint = (
-                f"`tune` keeps no log; `handlergen serve` with workers_per_device: {workers} writes one"
-            )
+            error.hint = f"`tune` keeps no log; `handlergen serve` with workers_per_device: {workers} writes one"
             raise
 
     def _check_device(self, client: Client) -> None:
@@ -279,9 +275,7 @@ def lines(tuned: Tuned) -> Iterator[str]:
         turn = one.shown
         rate = "missed" if latency and one.kept is None else number(turn.rate or one.capacity)
         busy = "" if turn.device_busy is None else f"{turn.device_busy:.0%}"
-        notes = ("  <-" if one is found.chosen else "") + (
-            f"  {turn.errors:.0%} errors" if turn.errors else ""
-        )
+        notes = ("  <-" if one is found.chosen else "") + (f"  {turn.errors:.0%} errors" if turn.errors else "")
         yield (
             f"{one.candidate.workers:>7} {one.candidate.batch_size:>11} {len(one.turns):>6} {rate:>11} {busy:>12} "
             f"{number(turn.p50_ms):>9} {number(turn.p99_ms):>9}{notes}"

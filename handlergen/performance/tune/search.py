@@ -327,9 +327,7 @@ def reasons(found: Recommendation, *, batch: str, cores: int) -> Iterator[str]:
     yield from found.limits
     others = max(load.other_cores for one in found.measured for load in one.turns)
     if others > _QUIET * cores:
-        yield (
-            f"Other programs used up to {others:.1f} of {cores} cores: measure again when the machine is idle."
-        )
+        yield (f"Other programs used up to {others:.1f} of {cores} cores: measure again when the machine is idle.")
 
 
 def _mib(count: int) -> str:

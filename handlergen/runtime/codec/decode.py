@@ -61,11 +61,7 @@ def decode(entry: _Parts, properties: _Parts) -> Decoded:
 def _request_type(properties: _Parts) -> str | None:
     """Return the Content-Type header; a part of this name has a mapping there."""
     return next(
-        (
-            text
-            for name, text in properties.items()
-            if isinstance(text, str) and name.lower() == "content-type"
-        ),
+        (text for name, text in properties.items() if isinstance(text, str) and name.lower() == "content-type"),
         None,
     )
 
@@ -81,9 +77,7 @@ def _read_map(entry: _Parts) -> Decoded:
     if STREAM_WISH in entry:
         entry = {name: value for name, value in entry.items() if name != STREAM_WISH}
     if "data" not in entry:
-        return Decoded(
-            {name: bytes(value) if isinstance(value, bytearray) else value for name, value in entry.items()}
-        )
+        return Decoded({name: bytes(value) if isinstance(value, bytearray) else value for name, value in entry.items()})
     files = Files(UploadedFile(_raw_bytes(value), name) for name, value in entry.items() if name != "data")
     return Decoded(read(entry["data"], "", None), files)
 

@@ -94,13 +94,9 @@ def _response(answer: Any, nan: str) -> Encoded:
     try:
         headers = getattr(answer, "headers", None)
         kept = safe_headers(headers)
-        declared = next(
-            (value for name, value in header_pairs(headers) if name.lower() == "content-type"), None
-        )
+        declared = next((value for name, value in header_pairs(headers) if name.lower() == "content-type"), None)
     except (TypeError, ValueError) as error:
-        raise EncodeError(
-            f"The headers of {type(answer).__name__} are not a mapping of str to str"
-        ) from error
+        raise EncodeError(f"The headers of {type(answer).__name__} are not a mapping of str to str") from error
     body = answer.body
     if body is None or status in _BODILESS:
         content, usual = b"", TEXT
@@ -112,6 +108,4 @@ def _response(answer: Any, nan: str) -> Encoded:
         inner = encode(body, nan=nan)
         content, usual = inner.body, inner.content_type
     declared = declared or getattr(answer, "media_type", None) or getattr(answer, "content_type", None)
-    return Encoded(
-        content, (header_value(declared) if declared else "") or usual, status, kept, verbatim=True
-    )
+    return Encoded(content, (header_value(declared) if declared else "") or usual, status, kept, verbatim=True)

@@ -185,9 +185,7 @@ def is_out_of_memory(error: BaseException) -> bool:
             seen.add(id(current))
             if isinstance(current, MemoryError) or _named(current, "OutOfMemoryError"):
                 return True
-            if (
-                isinstance(current, OSError) and current.errno == errno.ENOMEM
-            ):  # mmap(2), ftruncate(2), fork(2)
+            if isinstance(current, OSError) and current.errno == errno.ENOMEM:  # mmap(2), ftruncate(2), fork(2)
                 return True
             # torch's errors are RuntimeErrors, onnxruntime's are not.
             library = isinstance(current, RuntimeError) or type(current).__module__.startswith("onnxruntime")

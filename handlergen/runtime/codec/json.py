@@ -283,9 +283,7 @@ def numpy_array(value: Any) -> Any:
     if numpy is None:
         return None
     if isinstance(value, numpy.ndarray):
-        return (
-            None if hasattr(value, "mask") else value
-        )  # only `tolist` of a masked array leaves out what is masked
+        return None if hasattr(value, "mask") else value  # only `tolist` of a masked array leaves out what is masked
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(value, torch.Tensor):
         return None

@@ -225,11 +225,7 @@ def _wanted_outputs(outputs: Any) -> list[str]:
 # Each datatype's name in numpy, and the kinds of a parsed array that convert to it without loss.
 _TYPES: dict[str, tuple[str, str]] = {
     "BOOL": ("bool", "b"),
-    **{
-        f"{sign}INT{bits}": (f"{sign.lower()}int{bits}", "iu")
-        for sign in ("", "U")
-        for bits in (8, 16, 32, 64)
-    },
+    **{f"{sign}INT{bits}": (f"{sign.lower()}int{bits}", "iu") for sign in ("", "U") for bits in (8, 16, 32, 64)},
     "FP16": ("float16", "iuf"),
     "FP32": ("float32", "iuf"),
     "FP64": ("float64", "iuf"),
@@ -371,9 +367,7 @@ def _as_text(value: Any, to_json: Callable[[Any], bytes]) -> str:
         try:
             return value.decode()
         except UnicodeDecodeError as error:
-            raise EncodeError(
-                "The answer is bytes, which KServe's v2 JSON cannot hold; use /predictions"
-            ) from error
+            raise EncodeError("The answer is bytes, which KServe's v2 JSON cannot hold; use /predictions") from error
     return to_json(value).decode("utf-8", "replace")
 
 

@@ -147,9 +147,7 @@ class RobustMutexFile:
             until = min(deadline, now + _WAIT_SLICE_S)
             limit = _Timespec(int(until), int((until % 1) * 1e9))
             result = self._clocklock(mutex, time.CLOCK_MONOTONIC, ctypes.byref(limit))
-        if (
-            result == errno.EOWNERDEAD
-        ):  # its holder was killed; this thread has it, and there is no state to repair
+        if result == errno.EOWNERDEAD:  # its holder was killed; this thread has it, and there is no state to repair
             result = self._consistent(mutex)
         if result:
             raise OSError(result, f"cannot take {self._path.name}: {os.strerror(result)}")

@@ -31,9 +31,7 @@ class FunctionsModule(UserModule):
         predict, program = self._bound("predict"), self._program
         if predict is None:
             if program is None:
-                raise RuntimeError(
-                    f"{self._contract.module} has neither predict nor weights that can predict"
-                )
+                raise RuntimeError(f"{self._contract.module} has neither predict nor weights that can predict")
             predict = BoundHook("predict", lambda item: program(item.inputs))
         preprocess, postprocess = self._bound("preprocess"), self._bound("postprocess")
         return (ModelHooks(preprocess, predict, postprocess, explain=self._bound("explain")),)

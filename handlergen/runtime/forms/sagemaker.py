@@ -156,9 +156,7 @@ def _lone_weights(directory: Path) -> Path:
     found = sorted(path for path in directory.iterdir() if path.suffix in (".pt", ".pth"))
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
-        raise FileNotFoundError(
-            f"without model_fn there must be one .pt or .pth file in model_dir; found: {names}"
-        )
+        raise FileNotFoundError(f"without model_fn there must be one .pt or .pth file in model_dir; found: {names}")
     return found[0]
 
 
@@ -218,9 +216,7 @@ def default_input(body: Any, content_type: str) -> torch.Tensor:
             return torch.from_numpy(np.load(io.BytesIO(body), allow_pickle=False))
         except (TypeError, EOFError) as error:  # texts, several arrays, nothing
             raise ValueError(f"the NPY is no array of numbers: {error}") from error
-    raise UnsupportedType(
-        f"content type {kind!r} is not supported; send one of: {', '.join(_TYPES)}", status_code=415
-    )
+    raise UnsupportedType(f"content type {kind!r} is not supported; send one of: {', '.join(_TYPES)}", status_code=415)
 
 
 def default_output(prediction: Any, accept: str) -> Reply:

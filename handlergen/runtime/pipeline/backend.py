@@ -75,9 +75,7 @@ class PipelineBackend:
 
     def __init__(self, options: BackendOptions, model: Model) -> None:
         self._model = model
-        self._dispatcher = Dispatcher(
-            options.bundle, model, batch_size=options.batch_size, describe=options.describe
-        )
+        self._dispatcher = Dispatcher(options.bundle, model, batch_size=options.batch_size, describe=options.describe)
         self.pipeline = self._dispatcher.pipeline
         self.metrics = model.recording.metrics
         self.is_healthy = model.is_healthy

@@ -16,9 +16,7 @@ from .pipeline import Pipeline
 from .predictor import Predictor
 from .typed_hooks import TypedHooks
 
-_NO_EXPLAIN = Failure(
-    501, "NotSupported", "This model has no explain hook, so it cannot explain its predictions"
-)
+_NO_EXPLAIN = Failure(501, "NotSupported", "This model has no explain hook, so it cannot explain its predictions")
 
 
 class Dispatcher:
@@ -172,8 +170,4 @@ def _is_plain(item: Item) -> bool:
 def is_describe(item: Item) -> bool:
     """Whether a request is `GET /models/NAME?customized=true`: TorchServe sets a header and sends no content."""
     properties = item.properties
-    return (
-        properties.get("describe") == "True"
-        and not item.entry
-        and not isinstance(properties.get("explain"), str)
-    )
+    return properties.get("describe") == "True" and not item.entry and not isinstance(properties.get("explain"), str)

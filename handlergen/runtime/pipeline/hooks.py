@@ -42,9 +42,7 @@ class Item:
         *("properties", "ready_ns", "reply", "request", "sent", "wrap"),
     )
 
-    def __init__(
-        self, index: int, entry: Mapping[str, Any], properties: Mapping[str, Any], request: Any
-    ) -> None:
+    def __init__(self, index: int, entry: Mapping[str, Any], properties: Mapping[str, Any], request: Any) -> None:
         self.index = index
         self.entry = entry
         self.properties = properties
@@ -157,9 +155,7 @@ def _caller(function: Callable[..., Any], hook: Hook, constants: Mapping[str, An
     if not named and len(positional) == 1:  # nearly every hook; spares the packing of arguments
         (only,) = positional
         return lambda item: function(only(item))
-    return lambda item: function(
-        *[get(item) for get in positional], **{name: get(item) for name, get in named.items()}
-    )
+    return lambda item: function(*[get(item) for get in positional], **{name: get(item) for name, get in named.items()})
 
 
 def _getter(source: str, constants: Mapping[str, Any]) -> Callable[[Item], Any]:
@@ -171,9 +167,7 @@ def _getter(source: str, constants: Mapping[str, Any]) -> Callable[[Item], Any]:
     return _ITEM_SOURCES[source]
 
 
-def _keyword_caller(
-    function: Callable[..., Any], hook: Hook, constants: Mapping[str, Any]
-) -> Callable[[Item], Any]:
+def _keyword_caller(function: Callable[..., Any], hook: Hook, constants: Mapping[str, Any]) -> Callable[[Item], Any]:
     """`call: keywords`: the JSON object's keys are the keyword arguments."""
     keys = {p.name: p.required for p in hook.parameters if p.source == "key"}
     others = {p.name: _getter(p.source, constants) for p in hook.parameters if p.source != "key"}
@@ -214,9 +208,7 @@ class EventLoopThread:
         with torch.inference_mode():
             self._loop.run_forever()
 
-    def submit(
-        self, coroutine: Coroutine[Any, Any, Any], done: Callable[[Any, BaseException | None], None]
-    ) -> None:
+    def submit(self, coroutine: Coroutine[Any, Any, Any], done: Callable[[Any, BaseException | None], None]) -> None:
         """Run a coroutine; `done(value, error)` is called on the loop's thread when it ends."""
 
         async def run() -> None:

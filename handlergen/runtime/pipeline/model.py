@@ -184,9 +184,7 @@ class Explainer:
         while (item := requests.next()) is not None:
             try:
                 item.outputs = self._explain(item)
-                if (
-                    requests.more
-                ):  # this answer is encoded during the next explanation, which may overwrite its memory
+                if requests.more:  # this answer is encoded during the next explanation, which may overwrite its memory
                     item.outputs = self._device.own(item.outputs)
             except BaseException as error:
                 self._fail(item, error, "explain")

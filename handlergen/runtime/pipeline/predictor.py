@@ -150,9 +150,7 @@ class WorkerPredictor:
         try:
             self._lock.acquire(soonest)
         except BaseException as error:
-            late = (
-                [item for item in items if left[item] == soonest] if isinstance(error, LockTimeout) else items
-            )
+            late = [item for item in items if left[item] == soonest] if isinstance(error, LockTimeout) else items
             for item in late:
                 self._fail(item, error, "predict")
             return late
@@ -168,9 +166,7 @@ class WorkerPredictor:
                 started, ready = time.monotonic_ns(), item.ready_ns
                 try:
                     item.outputs = self._call(self.hooks, item)
-                    if (
-                        requests.more
-                    ):  # this answer is encoded during the next predict, which may overwrite its memory
+                    if requests.more:  # this answer is encoded during the next predict, which may overwrite its memory
                         item.outputs = self._device.own(item.outputs)
                 except BaseException as error:
                     self._device.recover(error)

@@ -163,9 +163,7 @@ def _is_typed_dict(annotation: Any) -> bool:
 
 def _is_pydantic(annotation: Any) -> bool:
     """Return whether a type is a pydantic model, or one of pydantic's dataclasses."""
-    return isinstance(annotation, type) and (
-        hasattr(annotation, "__pydantic_validator__") or _is_v1(annotation)
-    )
+    return isinstance(annotation, type) and (hasattr(annotation, "__pydantic_validator__") or _is_v1(annotation))
 
 
 def _is_v1(annotation: Any) -> bool:

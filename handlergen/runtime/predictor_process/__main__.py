@@ -55,9 +55,7 @@ def main(arguments: list[str]) -> int:
 
 
 class _Process:
-    def __init__(
-        self, directory: RunDirectory, owner: int, status: StatusFile, listener: socket.socket
-    ) -> None:
+    def __init__(self, directory: RunDirectory, owner: int, status: StatusFile, listener: socket.socket) -> None:
         self._directory = directory
         self._owner = owner
         self._status = status
@@ -91,9 +89,7 @@ class _Process:
             return locks[0]
 
         connections = self._connections = Connections(self._listener)
-        logging.basicConfig(
-            level=logging.INFO, format="%(message)s", handlers=[WorkerLogHandler(connections)]
-        )
+        logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[WorkerLogHandler(connections)])
         try:
             model = LoadedModel(
                 bundle,
@@ -247,9 +243,7 @@ def run(arguments: list[str]) -> None:
     """End with the status at once: the interpreter would wait for every thread, for one of the user's for ever."""
     try:
         status = main(arguments)
-    except (
-        BaseException
-    ):  # CancelledError too: whatever passes a hook's own handling ends the process, and is logged
+    except BaseException:  # CancelledError too: whatever passes a hook's own handling ends the process, and is logged
         traceback.print_exc()
         status = 1
     for stream in (sys.stdout, sys.stderr):

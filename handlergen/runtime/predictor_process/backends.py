@@ -82,9 +82,7 @@ class PreparedBackend(PipelineBackend):
 class _PreparedModel:
     """The model as a worker has it: the module without what `load` makes, and a connection. See `Model`."""
 
-    def __init__(
-        self, options: BackendOptions, client: PredictorClient, *, unsendable: Callable[[str], None]
-    ) -> None:
+    def __init__(self, options: BackendOptions, client: PredictorClient, *, unsendable: Callable[[str], None]) -> None:
         contract, settings = options.bundle.contract, options.bundle.settings
         gpu_id, model_dir = options.gpu_id, options.model_dir
         device = torch.device("cpu") if gpu_id is None else torch.device("cuda", gpu_id)
@@ -101,9 +99,7 @@ class _PreparedModel:
         self.hooks: Hooks = module.hooks()
         self.failures.hooks = self.hooks
         inputs = HookInputs.of(contract, ("predict", "explain"))
-        remote = partial(
-            RemotePredictor, client, inputs=inputs, fail=self.failures.fail, unsendable=unsendable
-        )
+        remote = partial(RemotePredictor, client, inputs=inputs, fail=self.failures.fail, unsendable=unsendable)
         self.predictor = remote(PREDICT)
         self.explainer: Predictor | None = remote(EXPLAIN) if self.hooks[0].explain is not None else None
         self.is_healthy: Callable[[Mapping[str, Any]], Any] | None = (
@@ -182,9 +178,7 @@ class RemotePredictor:
             item.outlet is not None,
             item.entry.get(STREAM_WISH),
         )
-        self._client.send(
-            _call_for(item, self._kind, tuple(prepared), ready_ns=item.ready_ns, settled=settled)
-        )
+        self._client.send(_call_for(item, self._kind, tuple(prepared), ready_ns=item.ready_ns, settled=settled))
 
     def _settle(self, item: Item, call: Call) -> None:
         error = call.error
@@ -258,9 +252,7 @@ class RelayBackend:
             def settled(call: Call, item: Item = item) -> None:
                 answers.put((item, call))
 
-            self._client.send(
-                _call_for(item, REQUEST, tuple(raw), ready_ns=time.monotonic_ns(), settled=settled)
-            )
+            self._client.send(_call_for(item, REQUEST, tuple(raw), ready_ns=time.monotonic_ns(), settled=settled))
         for _ in range(len(items) - described):
             item, call = answers.get()
             answer = _settle(item, call, RawAnswer, self._failures.fail)

@@ -301,9 +301,7 @@ class PredictorClient:
                 raise
             self.device_key = welcome.value.device_key
             connection = self._connection = _Connection(transport, status, welcome.number, welcome.value.pid)
-            threading.Thread(
-                target=self._read, args=(connection,), name="handlergen-reader", daemon=True
-            ).start()
+            threading.Thread(target=self._read, args=(connection,), name="handlergen-reader", daemon=True).start()
         return connection
 
     def _welcome(self, transport: Transport, deadline: float) -> Message:

@@ -151,9 +151,7 @@ def _spread(
     return value.as_strided(shape, stride)
 
 
-def _strided(
-    buffer: Any, dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...]
-) -> torch.Tensor:
+def _strided(buffer: Any, dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor:
     return torch.frombuffer(buffer, dtype=dtype).as_strided(shape, stride)
 
 

@@ -205,9 +205,7 @@ class Server:
         )
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="handlergen")
         self._answers: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._answering_thread = threading.Thread(
-            target=self._send_answers, name="handlergen-answers", daemon=True
-        )
+        self._answering_thread = threading.Thread(target=self._send_answers, name="handlergen-answers", daemon=True)
         self._answering_thread.start()
         # Also with `stages: worker`: a worker sends whole requests once a value could not be sent.
         queued = _QueuedModel(model, self.queue, connections.current)
@@ -259,9 +257,7 @@ class Server:
             with torch.inference_mode(mode=False):
                 explainer.predict(Batch(requests))
 
-    def _queue_prepared(
-        self, worker: WorkerConnection, number: int, sent: Prepared, *, explains: bool
-    ) -> None:
+    def _queue_prepared(self, worker: WorkerConnection, number: int, sent: Prepared, *, explains: bool) -> None:
         """Put a request that a worker has preprocessed into the batch queue."""
         entry = sent.entry or ({STREAM_WISH: sent.wish} if sent.wish is not None else {})
         item = Item(0, entry, sent.properties, Request(sent.properties, sent.request_id))
@@ -271,9 +267,7 @@ class Server:
         if sent.outlet:
             item.outlet = _WorkerOutlet(worker, number, self._status)
         answer = partial(self._answer_prepared, worker, number, item)
-        self.queue.put(
-            QueuedRequest(item, InUserCode(self._status, worker, number), answer, explains=explains)
-        )
+        self.queue.put(QueuedRequest(item, InUserCode(self._status, worker, number), answer, explains=explains))
 
     def _answer_prepared(self, worker: WorkerConnection, number: int, item: Item) -> None:
         """Send an answer beside the next predict; if the device has nothing to do, on this thread, which is faster."""
@@ -301,9 +295,7 @@ class Server:
                 self._model.failures.fail(item, error, "predict")
                 worker.send(ANSWER, number, tuple(Predicted(None, item.failure, None, item.sent, None)))
             else:
-                reason = (
-                    f"what predict returned cannot be sent to the worker ({type(error).__name__}: {error})"
-                )
+                reason = f"what predict returned cannot be sent to the worker ({type(error).__name__}: {error})"
                 worker.send(UNSENDABLE, number, reason)
 
     def flush(self) -> None:

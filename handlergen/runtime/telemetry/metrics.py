@@ -92,9 +92,7 @@ class Metrics:
         write: Writes the lines; by default to standard output, which TorchServe reads.
     """
 
-    def __init__(
-        self, *, model: str, version: str, device: str, write: Callable[[str], None] | None = None
-    ) -> None:
+    def __init__(self, *, model: str, version: str, device: str, write: Callable[[str], None] | None = None) -> None:
         labels = {"model": model, "version": version, "device": device}
         self._labels = {name: _SEPARATORS.sub("_", text) or "_" for name, text in labels.items()}
         self._write = write or printer()
@@ -114,9 +112,7 @@ class Metrics:
 
         Counters for alerts start as zero: Prometheus sees no increase in a counter that first appears as 1.
         """
-        self._write(
-            self._line(ANSWERS, "Count", 0, {"status": "200"}) + self._line(LOCK_TIMEOUTS, "Count", 0, {})
-        )
+        self._write(self._line(ANSWERS, "Count", 0, {"status": "200"}) + self._line(LOCK_TIMEOUTS, "Count", 0, {}))
         threading.Thread(target=self._run, name="handlergen-metrics", daemon=True).start()
 
     def watch(self, gauges: Callable[[], Mapping[str, float]]) -> None:
@@ -177,9 +173,7 @@ class Metrics:
         first = series not in self._seen
         self._seen.add(series)
         lines = [
-            self._line(f"{name}_bucket", unit, grown, {**labels, "le": le})
-            for le, grown in buckets
-            if grown or first
+            self._line(f"{name}_bucket", unit, grown, {**labels, "le": le}) for le, grown in buckets if grown or first
         ]
         lines.append(self._line(f"{name}_sum", unit, total, labels))
         lines.append(self._line(f"{name}_count", unit, count, labels))
@@ -192,9 +186,7 @@ class Metrics:
             return []
         return [self._line(name, "Count", value, {}, kind="GAUGE") for name, value in gauges.items()]
 
-    def _line(
-        self, name: str, unit: str, value: float, labels: Mapping[str, str], *, kind: str = "COUNTER"
-    ) -> str:
+    def _line(self, name: str, unit: str, value: float, labels: Mapping[str, str], *, kind: str = "COUNTER") -> str:
         dimensions = ",".join(f"{key}:{text}" for key, text in {**labels, **self._labels}.items())
         return (
             f"[METRICS]{name}.{unit}:{_number(value)}|#{dimensions}|#type:{kind}|#hostname:{self._host},"

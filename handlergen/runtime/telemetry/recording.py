@@ -140,9 +140,7 @@ class Recording:
         self._spans = spans_from_environment(settings.name, device_key)
         self.metrics: Metrics | None = None
         if metrics and switched_on():
-            self.metrics = Metrics(
-                model=settings.name, version=settings.version, device=device_key, write=write
-            )
+            self.metrics = Metrics(model=settings.name, version=settings.version, device=device_key, write=write)
         self._copies: ModelCopies | None = None
         self.recorder: Recorder | None = self._spans or self.metrics
         if self._spans is not None and self.metrics is not None:

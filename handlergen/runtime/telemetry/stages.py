@@ -33,9 +33,7 @@ _HOOK = "the model's own, beside predictions of other requests"
 STAGES = (
     RequestStage("decode", "decode", "#9a8418", "#d2bc55", "p", "read what was sent"),
     RequestStage("preprocess", "preprocess", "#3c83c5", "#5aa2e6", "p", _HOOK),
-    RequestStage(
-        "lock_wait", "lock wait", "#7f8c98", "#6e7b87", ".", "ready, waiting for the device", False, True
-    ),
+    RequestStage("lock_wait", "lock wait", "#7f8c98", "#6e7b87", ".", "ready, waiting for the device", False, True),
     RequestStage("predict", "predict", "#d96c0a", "#f0913a", "#", "on the device, one at a time", True, True),
     RequestStage("explain", "explain", "#8e63b8", "#b58be0", "#", "on the device, too", True, True),
     RequestStage("postprocess", "postprocess", "#1c6b48", "#5fd6a3", "a", _HOOK),

@@ -236,9 +236,7 @@ def drain(stream: Generator[Any, None, None], put: Callable[[Any], None], limit_
         stream.close()
 
 
-async def drain_async(
-    stream: AsyncGenerator[Any, None], put: Callable[[Any], None], limit_s: float | None
-) -> None:
+async def drain_async(stream: AsyncGenerator[Any, None], put: Callable[[Any], None], limit_s: float | None) -> None:
     """`drain` for an async generator; a chunk that takes too long is cancelled.
 
     The generator runs in one task: it may have opened a timeout, task group or HTTP stream around its `yield`

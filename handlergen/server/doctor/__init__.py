@@ -71,6 +71,4 @@ def _findings(check: Check, situation: Situation) -> list[Finding]:
     except Exception as error:
         # The other checks must run on an unusual machine, too.
         name = f"{check.__module__.rpartition('.')[2]}.{check.__name__}"
-        return [
-            warning(f"the check {name} failed: {type(error).__name__}: {error}", "Its subject is unchecked.")
-        ]
+        return [warning(f"the check {name} failed: {type(error).__name__}: {error}", "Its subject is unchecked.")]

@@ -30,9 +30,7 @@ _ARCHIVE_WINS = ("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay")
 def store(situation: Situation) -> Iterator[Finding]:
     """Check that the store exists and contains the models to load."""
     if not situation.settings.model_store:
-        yield error(
-            "model_store is not set", "TorchServe does not start without it.", "model_store=model-store"
-        )
+        yield error("model_store is not set", "TorchServe does not start without it.", "model_store=model-store")
         return
     if not situation.store.is_dir():
         yield (note if situation.text is None else error)(
@@ -72,9 +70,7 @@ def archives(situation: Situation) -> Iterator[Finding]:
                 wrong.hint or f"rm {path}",
             )
             continue
-        yield from _worker_settings(
-            path.name, config, line=f"{{key}}: {{value}}   # in its {MODEL_CONFIG_FILE}"
-        )
+        yield from _worker_settings(path.name, config, line=f"{{key}}: {{value}}   # in its {MODEL_CONFIG_FILE}")
         if config.get("asyncCommunication") is True:
             yield warning(
                 f"{path.name} has asyncCommunication: true",
@@ -114,9 +110,7 @@ def models_key(situation: Situation) -> Iterator[Finding]:
                 f"{situation.command('scale')} {model} --workers N   # or archive it with other settings",
             )
         effective = {key: value for key, value in chosen.items() if key not in overridden}
-        yield from _worker_settings(
-            f"models: {model} {version}", effective, line='in its JSON: "{key}": {value}'
-        )
+        yield from _worker_settings(f"models: {model} {version}", effective, line='in its JSON: "{key}": {value}')
 
 
 def model_config(archive: StoredArchive) -> dict[str, Any]:
@@ -159,9 +153,7 @@ def _overridden(chosen: Mapping[str, Any], archived: Mapping[str, Any]) -> list[
     # TorchServe ignores an invalid pair in the archive (ModelServer.initModelStore).
     valid = isinstance(low, int) and isinstance(high, int) and 0 < low <= high
     return [
-        key
-        for key in _ARCHIVE_WINS
-        if key in chosen and key in archived and (valid or not key.endswith("Workers"))
+        key for key in _ARCHIVE_WINS if key in chosen and key in archived and (valid or not key.endswith("Workers"))
     ]
 
 

@@ -144,9 +144,7 @@ def environment(situation: Situation) -> Iterator[Finding]:
             "unset TS_CONFIG_FILE",
         )
     if dict(situation.settings.other).get("enable_envvars_config", "").lower() == "true":
-        names = sorted(
-            name for name in situation.environ if name.startswith("TS_") and name != "TS_CONFIG_FILE"
-        )
+        names = sorted(name for name in situation.environ if name.startswith("TS_") and name != "TS_CONFIG_FILE")
         yield note(
             "enable_envvars_config=true: TS_… variables override this file"
             + (f"; set now: {', '.join(names)}" if names else ""),

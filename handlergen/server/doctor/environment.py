@@ -258,9 +258,7 @@ def disk(situation: Situation) -> Iterator[Finding]:
     for path in dict.fromkeys((temp, situation.directory)):
         left = shutil.disk_usage(path).free
         if left < _LITTLE_DISK:
-            yield warning(
-                f"{path} has {_bytes(left)} free", "Logs grow while the server runs.", f"df -h {path}"
-            )
+            yield warning(f"{path} has {_bytes(left)} free", "Logs grow while the server runs.", f"df -h {path}")
     yield ok(f"{_bytes(free)} free in {temp}" + (f", for archives of {_bytes(unpacked)}" if unpacked else ""))
 
 

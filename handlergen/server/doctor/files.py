@@ -47,9 +47,7 @@ def key_file(situation: Situation) -> Iterator[Finding]:
     try:
         KeyFile(path).token("inference")
     except ServerError as wrong:
-        yield warning(
-            wrong.message, "Clients have no token: the server refuses every request.", situation.restart
-        )
+        yield warning(wrong.message, "Clients have no token: the server refuses every request.", situation.restart)
     else:
         if situation.running:
             yield ok(f"tokens in {path}")
@@ -168,9 +166,7 @@ def writable(situation: Situation) -> Iterator[Finding]:
         yield error(f"{path} cannot be written", why, fix)
     store = situation.store
     if store.is_dir() and not os.access(store, os.R_OK | os.X_OK):
-        yield error(
-            f"{store} cannot be read", "No archive can be loaded.", f"chmod u+rx {shlex.quote(str(store))}"
-        )
+        yield error(f"{store} cannot be read", "No archive can be loaded.", f"chmod u+rx {shlex.quote(str(store))}")
     elif store.is_dir() and not os.access(store, os.W_OK):
         yield note(f"{store} cannot be written", "`handlergen archive` cannot add archives; serving works.")
     if not refused:

@@ -109,9 +109,7 @@ def test_an_array_output(module: Path, tmp_path: Path) -> None:
     )
     (tmp_path / "rows.jsonl").write_text("1\n-1\n3\n")
     run(tmp_path / "row.py", tmp_path / "rows.jsonl", tmp_path / "out.npy")
-    numpy.testing.assert_array_equal(
-        numpy.load(tmp_path / "out.npy"), [[1.0, 2.0], [numpy.nan, numpy.nan], [3.0, 4.0]]
-    )
+    numpy.testing.assert_array_equal(numpy.load(tmp_path / "out.npy"), [[1.0, 2.0], [numpy.nan, numpy.nan], [3.0, 4.0]])
     left = {path.name for path in tmp_path.iterdir()}
     assert not {name for name in left if name.startswith("out.npy.")}
     with pytest.raises(HandlergenError, match="row 0 is not an array"):
@@ -131,13 +129,9 @@ JSON_VALUES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("answers", "columns"), [case[1:] for case in JSON_VALUES], ids=[c[0] for c in JSON_VALUES]
-)
+@pytest.mark.parametrize(("answers", "columns"), [case[1:] for case in JSON_VALUES], ids=[c[0] for c in JSON_VALUES])
 @pytest.mark.parametrize("gap", [0, 5000], ids=["together", "far apart"])
-def test_answers_become_a_parquet_column(
-    tmp_path: Path, answers: list[Any], columns: list[Any], gap: int
-) -> None:
+def test_answers_become_a_parquet_column(tmp_path: Path, answers: list[Any], columns: list[Any], gap: int) -> None:
     """Far apart: what stands in common is found across the batches in which rows are read."""
     rows = [answers[0]] * gap + answers
     lines_file = tmp_path / "lines"

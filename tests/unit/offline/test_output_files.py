@@ -47,9 +47,7 @@ def test_an_output_that_is_the_input_is_refused_and_left_alone(
     content = rows.read_bytes()
     inode = rows.stat().st_ino
     output = output_of(rows)
-    (source,) = {path for path in tmp_path.iterdir() if path.stat().st_ino == inode and path != output} or {
-        rows
-    }
+    (source,) = {path for path in tmp_path.iterdir() if path.stat().st_ino == inode and path != output} or {rows}
     with pytest.raises(HandlergenError, match="is the input, and the run would overwrite it"):
         run(module, source, output, overwrite=overwrite)
     assert source.read_bytes() == content
@@ -69,9 +67,7 @@ def test_an_output_in_the_input_directory_is_no_input(
 ) -> None:
     monkeypatch.setenv("HANDLERGEN_STATE_DIR", str(tmp_path / "state"))
     sizes = tmp_path / "sizes.py"
-    sizes.write_text(
-        "def preprocess(data):\n    return len(data)\n\ndef predict(inputs):\n    return inputs\n"
-    )
+    sizes.write_text("def preprocess(data):\n    return len(data)\n\ndef predict(inputs):\n    return inputs\n")
     scans = tmp_path / "scans"
     scans.mkdir()
     for number in range(3):
@@ -110,9 +106,7 @@ def test_what_the_system_refuses_is_told_with_what_is_kept(
     ("place", "reason"),
     [("file/out.jsonl", "File exists|Not a directory"), (f"{'x' * 300}.jsonl", "File name too long")],
 )
-def test_an_output_that_cannot_be_there_is_named(
-    module: Path, tmp_path: Path, place: str, reason: str
-) -> None:
+def test_an_output_that_cannot_be_there_is_named(module: Path, tmp_path: Path, place: str, reason: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(HandlergenError, match=rf"cannot be written: ({reason})") as caught:
         run(module, write_rows(tmp_path / "rows.jsonl", [1]), tmp_path / place)

@@ -202,9 +202,7 @@ def interrupted(module: Path, source: Path, output: Path) -> None:
         ("batch size", "batch_size was 5, is 6"),
     ],
 )
-def test_a_run_does_not_go_on_with_something_else(
-    module: Path, tmp_path: Path, change: str, told: str
-) -> None:
+def test_a_run_does_not_go_on_with_something_else(module: Path, tmp_path: Path, change: str, told: str) -> None:
     source, output = write_rows(tmp_path / "rows.jsonl", [*range(20), -1, *range(20)]), tmp_path / "out.jsonl"
     interrupted(module, source, output)
     before = output.read_bytes()
@@ -262,9 +260,7 @@ def subprocess_opens(output: Path) -> None:
         "try:\n    open_journal(Path(sys.argv[1]), {'a': 1}, restart=False)\n"
         "except HandlergenError as error:\n    print(error)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(output)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program, str(output)], capture_output=True, text=True, check=True)
     raise HandlergenError(done.stdout)
 
 
@@ -302,9 +298,7 @@ def test_a_dead_preparing_process_ends_the_run_resumably(tmp_path: Path) -> None
     )
     (tmp_path / "rows.jsonl").write_text("".join(f"{number}\n" for number in range(40)))
     command = map_command(module, tmp_path / "rows.jsonl", tmp_path / "out.jsonl", "--workers", "1")
-    done = subprocess.run(
-        command, env={**os.environ, "FATAL": "1"}, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, env={**os.environ, "FATAL": "1"}, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "a process that prepares rows died (killed by SIGKILL)" in done.stderr
     assert "Traceback" not in done.stderr

@@ -263,9 +263,7 @@ def postprocess(outputs):
 """
 
 
-def test_inputs_that_a_module_keeps_are_not_overwritten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_inputs_that_a_module_keeps_are_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HANDLERGEN_STATE_DIR", str(tmp_path / "state"))
     (tmp_path / "keeping.py").write_text(KEEPING)
     with handlergen.load(tmp_path / "keeping.py") as model:
