@@ -8,8 +8,10 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,7 +29,8 @@ CPU_METRICS = "ts/metrics/metric_collector.py --gpu 0"
 """TorchServe's system metrics without the GPU part, which imports nvgpu and pynvml, which pip does not install."""
 
 
-def _setting(key: str, default: Any, why: str, *, section: str) -> Any:
+def _setting(section: str, default: Any, why: str, *, key: str = "") -> Any:
+    """Return a field of `ServerSettings`; `key` is TorchServe's name for it where that differs."""
     return field(default=default, metadata={"key": key, "why": why, "section": section})
 
 
@@ -44,119 +47,84 @@ class ServerSettings:
     """
 
     inference_address: str = _setting(
-        "inference_address",
+        "Addresses",
         "http://127.0.0.1:8080",
         "Predictions over REST. 127.0.0.1: only programs on this machine can connect.",
-        section="Addresses",
     )
     management_address: str = _setting(
-        "management_address",
+        "Addresses",
         "http://127.0.0.1:8081",
         "Describing and scaling models over REST. Keep it on 127.0.0.1 even when predictions are not.",
-        section="Addresses",
     )
-    metrics_address: str = _setting(
-        "metrics_address", "http://127.0.0.1:8082", "Prometheus reads GET /metrics here.", section="Addresses"
-    )
-    grpc_inference_address: str = _setting(
-        "grpc_inference_address", "127.0.0.1", "Predictions over gRPC: host.", section="Addresses"
-    )
-    grpc_inference_port: int = _setting(
-        "grpc_inference_port", 7070, "Predictions over gRPC: port.", section="Addresses"
-    )
-    grpc_management_address: str = _setting(
-        "grpc_management_address", "127.0.0.1", "Management over gRPC: host.", section="Addresses"
-    )
-    grpc_management_port: int = _setting(
-        "grpc_management_port", 7071, "Management over gRPC: port.", section="Addresses"
-    )
+    metrics_address: str = _setting("Addresses", "http://127.0.0.1:8082", "Prometheus reads GET /metrics here.")
+    grpc_inference_address: str = _setting("Addresses", "127.0.0.1", "Predictions over gRPC: host.")
+    grpc_inference_port: int = _setting("Addresses", 7070, "Predictions over gRPC: port.")
+    grpc_management_address: str = _setting("Addresses", "127.0.0.1", "Management over gRPC: host.")
+    grpc_management_port: int = _setting("Addresses", 7071, "Management over gRPC: port.")
     model_store: str = _setting(
-        "model_store",
-        "model-store",
-        "Directory with the .mar files, relative to the directory TorchServe is started in.",
-        section="Models",
+        "Models", "model-store", "Directory with the .mar files, relative to the directory TorchServe is started in."
     )
-    load_models: str = _setting(
-        "load_models", "all", "Models loaded at start: every archive in the store.", section="Models"
-    )
+    load_models: str = _setting("Models", "all", "Models loaded at start: every archive in the store.")
     install_requirements: bool = _setting(
-        "install_py_dep_per_model",
+        "Models",
         False,
         "Install an archive's requirements.txt when the model is loaded; otherwise the file is ignored. "
         "TorchServe runs pip, so this needs a package index and archives that you trust.",
-        section="Models",
+        key="install_py_dep_per_model",
     )
     disable_token_authorization: bool = _setting(
-        "disable_token_authorization",
+        "Access",
         False,
         "Every call must carry a token from key_file.json, which TorchServe writes at start into its "
         "working directory. Set to true only for local experiments.",
-        section="Access",
     )
     token_expiration_min: float = _setting(
-        "token_expiration_min",
+        "Access",
         60.0,
         "Minutes until a token expires. handlergen renews it; other clients request GET /token with the API key.",
-        section="Access",
     )
     model_api: bool = _setting(
-        "enable_model_api",
+        "Access",
         False,
         "Registering and unregistering models at run time. When off, the server serves the models in the store. "
         "Scaling and describing work either way.",
-        section="Access",
+        key="enable_model_api",
     )
     allowed_urls: str = _setting(
-        "allowed_urls",
+        "Access",
         NO_URL,
         "Regular expressions of URLs that models may be downloaded from. The default matches nothing, so only "
         "archives in the store can be loaded. TorchServe's own default allows every URL.",
-        section="Access",
     )
     job_queue_size: int = _setting(
-        "job_queue_size",
-        100,
-        "Queued requests per model; further requests get 503. An archive's jobQueueSize overrides it.",
-        section="Limits",
+        "Limits", 100, "Queued requests per model; further requests get 503. An archive's jobQueueSize overrides it."
     )
-    max_request_size: int = _setting(
-        "max_request_size",
-        6_553_500,
-        "Largest request body in bytes; larger requests are refused.",
-        section="Limits",
-    )
+    max_request_size: int = _setting("Limits", 6_553_500, "Largest request body in bytes; larger requests are refused.")
     max_response_size: int = _setting(
-        "max_response_size",
+        "Limits",
         6_553_500,
         "Largest response in bytes. TorchServe kills a worker that sends more; handlergen's runtime "
         "answers 500 for that request instead (setting max_response_bytes, which must not be larger).",
-        section="Limits",
     )
-    metrics_mode: str = _setting(
-        "metrics_mode", "prometheus", "GET /metrics is empty in any other mode.", section="Metrics and logs"
-    )
+    metrics_mode: str = _setting("Metrics and logs", "prometheus", "GET /metrics is empty in any other mode.")
     metrics_config: str = _setting(
-        "metrics_config",
-        "metrics.yaml",
-        "The metrics to report; TorchServe silently drops all others.",
-        section="Metrics and logs",
+        "Metrics and logs", "metrics.yaml", "The metrics to report; TorchServe silently drops all others."
     )
     system_metrics_cmd: str = _setting(
-        "system_metrics_cmd",
+        "Metrics and logs",
         CPU_METRICS,
         "Measures CPU, memory and disk, and each worker's memory, once a minute. '--gpu 0' skips the GPU part, "
         "which imports nvgpu and pynvml and logs a traceback every minute if they are not installed.",
-        section="Metrics and logs",
     )
     log_config: str = _setting(
-        "vmargs",
+        "Metrics and logs",
         "log4j2.xml",
         "Log configuration. TorchServe's own logs several lines per request, which costs up to half the "
         "throughput. Model output and tracebacks are still logged.",
-        section="Metrics and logs",
+        key="vmargs",
     )
-    vm_args: str = field(default="", metadata={"key": None})
-    other: tuple[tuple[str, str], ...] = field(default=(), metadata={"key": None})
+    vm_args: str = ""
+    other: tuple[tuple[str, str], ...] = ()
 
     @property
     def token_authorization(self) -> bool:
@@ -179,17 +147,22 @@ def host_and_port(address: str) -> tuple[str, int]:
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{address!r} is not of the form http://host:port")
-    default = 443 if parts.scheme == "https" else 80
     try:
         port = parts.port
     except ValueError:
         raise ValueError(f"{address!r} has no valid port (1 to 65535)") from None
-    return parts.hostname, default if port is None else port
+    if port is None:
+        port = 443 if parts.scheme == "https" else 80
+    return parts.hostname, port
+
+
+#: TorchServe's key -> the field of `ServerSettings`.
+_FIELDS = {item.metadata["key"] or item.name: item for item in fields(ServerSettings) if item.metadata}
 
 
 @dataclass(frozen=True)
 class ExplainedLine:
-    """One line of the file with its reason; `key` is empty for a setting that the file leaves out."""
+    """One line of the file with its reason."""
 
     section: str
     key: str
@@ -204,12 +177,10 @@ def server_settings(
     inference_port: int = 8080,
     management_port: int = 8081,
     metrics_port: int = 8082,
-    grpc_inference_port: int = 7070,
-    grpc_management_port: int = 7071,
     token_authorization: bool = True,
     **others: Any,
 ) -> ServerSettings:
-    """Return settings built from ports and a host. Management and metrics always listen on 127.0.0.1.
+    """Return settings built from ports and a host. Management and metrics listen on 127.0.0.1.
 
     Args:
         host: Host name or IPv4 address that predictions (REST and gRPC) listen on.
@@ -219,15 +190,11 @@ def server_settings(
         HandlergenError: Two sockets share a port, or a value is invalid.
     """
     _check_host(host)
-    local = "127.0.0.1"
     settings = ServerSettings(
         inference_address=f"http://{host}:{inference_port}",
-        management_address=f"http://{local}:{management_port}",
-        metrics_address=f"http://{local}:{metrics_port}",
+        management_address=f"http://127.0.0.1:{management_port}",
+        metrics_address=f"http://127.0.0.1:{metrics_port}",
         grpc_inference_address=host,
-        grpc_inference_port=grpc_inference_port,
-        grpc_management_address=local,
-        grpc_management_port=grpc_management_port,
         disable_token_authorization=not token_authorization,
         **others,
     )
@@ -299,12 +266,8 @@ def render_properties(settings: ServerSettings) -> str:
         "# Start the server in this directory: torchserve --start --ts-config config.properties --ncs",
         "# Put comments on separate lines; trailing whitespace becomes part of a value.",
     ]
-    section = ""
-    for item, line in _entries(settings):
-        if item != section:
-            section = item
-            lines += ["", f"# {section}"]
-        lines.append(line)
+    for section, group in groupby(_entries(settings), key=itemgetter(0)):
+        lines += ["", f"# {section}", *(line for _, line in group)]
     return "\n".join(lines) + "\n"
 
 
@@ -314,33 +277,34 @@ def parse_properties(text: str, *, file: str = "config.properties") -> ServerSet
     Raises:
         HandlergenError: Names every value that TorchServe would refuse or misread, with file and line.
     """
-    try:
-        entries = parse_entries(text)
-    except ValueError as error:
-        raise HandlergenError(f"{file}: {error}") from error
+    settings, wrong = valid_settings(parse_entries(text))
+    if wrong:
+        raise HandlergenError("\n".join(f"{file}:{problem}" for problem in wrong))
+    return settings
+
+
+def valid_settings(entries: Iterable[Property]) -> tuple[ServerSettings, list[str]]:
+    """Return the settings of the valid entries, and `LINE: KEY: what is wrong` for each of the others."""
     found: dict[str, Any] = dict(_TORCHSERVE_DEFAULTS)
     other: dict[str, str] = {}
     wrong = []
-    by_key = {item.metadata["key"]: item for item in fields(ServerSettings) if item.metadata["key"]}
     for entry in entries:
-        item = by_key.get(entry.key)
+        item = _FIELDS.get(entry.key)
         try:
+            if entry.problem:
+                raise ValueError(entry.problem)
             if item is None:
                 other[entry.key] = entry.value
             elif entry.key == "vmargs":
-                found["log_config"], found["vm_args"] = _split_vmargs(entry.value)
+                words = entry.value.split()
+                logs = [word.removeprefix(_LOG_OPTION) for word in words if word.startswith(_LOG_OPTION)]
+                found["log_config"] = logs[-1] if logs else ""
+                found["vm_args"] = " ".join(word for word in words if not word.startswith(_LOG_OPTION))
             else:
                 found[item.name] = _typed(entry, type(item.default))
         except ValueError as error:
-            wrong.append(f"{file}:{entry.line}: {entry.key}: {error}")
-    if wrong:
-        raise HandlergenError("\n".join(wrong))
-    settings = ServerSettings(**found, other=tuple(other.items()))
-    try:
-        settings.addresses()
-    except ValueError as error:
-        raise HandlergenError(f"{file}: {error}") from error
-    return settings
+            wrong.append(f"{entry.line}: {entry.key}: {error}")
+    return ServerSettings(**found, other=tuple(other.items())), wrong
 
 
 def read_properties(path: Path) -> ServerSettings:
@@ -363,57 +327,31 @@ def read_properties(path: Path) -> ServerSettings:
 
 def explain(settings: ServerSettings) -> list[ExplainedLine]:
     """Return every line of the file with its reason, in the order of the file."""
-    defaults = ServerSettings()
     lines = []
-    for item in fields(ServerSettings):
-        key = item.metadata["key"]
-        if key is None:
-            continue
+    for key, item in _FIELDS.items():
         value = getattr(settings, item.name)
-        lines.append(
-            ExplainedLine(
-                item.metadata["section"],
-                key,
-                _vmargs(settings) if key == "vmargs" else _text(value),
-                item.metadata["why"],
-                value == getattr(defaults, item.name),
-            )
-        )
+        text = _text(value)
+        if key == "vmargs":
+            text = " ".join(filter(None, [text and _LOG_OPTION + text, settings.vm_args]))
+        lines.append(ExplainedLine(item.metadata["section"], key, text, item.metadata["why"], value == item.default))
     lines += [ExplainedLine("Other", key, value, "Not written by handlergen.", False) for key, value in settings.other]
     return lines
 
 
-def unknown_keys(settings: ServerSettings) -> Iterable[str]:
+def unknown_keys(settings: ServerSettings) -> Iterator[str]:
     """Yield a warning for each key that TorchServe does not know and therefore ignores."""
-    known = {item.metadata["key"] for item in fields(ServerSettings)} | _TORCHSERVE_KEYS
+    known = _FIELDS.keys() | _TORCHSERVE_KEYS
     for key, _value in settings.other:
         if key not in known:
-            near = difflib.get_close_matches(key, sorted(k for k in known if k), n=1)
+            near = difflib.get_close_matches(key, sorted(known), n=1)
             yield f"TorchServe ignores the unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
-def _entries(settings: ServerSettings) -> Iterable[tuple[str, str]]:
+def _entries(settings: ServerSettings) -> Iterator[tuple[str, str]]:
     """Yield (section, line) pairs of the file. Raises ValueError for a value that cannot be written."""
     for line in explain(settings):
         if line.value or line.key == "allowed_urls":
             yield line.section, format_entry(line.key, line.value)
-
-
-def _vmargs(settings: ServerSettings) -> str:
-    option = f"{_LOG_OPTION}{settings.log_config}" if settings.log_config else ""
-    return " ".join(part for part in (option, settings.vm_args) if part)
-
-
-def _split_vmargs(value: str) -> tuple[str, str]:
-    """Split a `vmargs` value into the path of the log configuration and the other options."""
-    log_config = ""
-    rest = []
-    for word in value.split():
-        if word.startswith(_LOG_OPTION):
-            log_config = word.removeprefix(_LOG_OPTION)
-        else:
-            rest.append(word)
-    return log_config, " ".join(rest)
 
 
 def _text(value: Any) -> str:
@@ -435,6 +373,8 @@ def _typed(entry: Property, kind: type) -> Any:
         if value.lower() not in ("true", "false"):
             raise ValueError(f"{value!r} is neither true nor false")
         return value.lower() == "true"
+    if entry.key in ("inference_address", "management_address", "metrics_address"):
+        host_and_port(value)
     try:
         return kind(value)
     except ValueError:

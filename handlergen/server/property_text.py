@@ -8,6 +8,9 @@ without escapes, and passes them to Java on its command line: `LAUNCHER_KEYS`.
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +18,7 @@ LAUNCHER_KEYS = frozenset({"model_store", "vmargs", "plugins_path"})
 """Keys that TorchServe's launcher reads from the raw text: their values are never escaped."""
 
 _BLANKS = " \t\f"
+_ESCAPE = re.compile(r"\\(u[0-9A-Fa-f]{4}|.?)")
 _ESCAPES = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
 
 
@@ -25,11 +29,13 @@ class Property:
     Attributes:
         value: Unescaped; trailing whitespace is kept, as Java keeps it.
         line: 1-based line on which the entry starts.
+        problem: Its malformed `\\uXXXX` escape, for which Java refuses the file; empty without one.
     """
 
     key: str
     value: str
     line: int
+    problem: str = ""
 
 
 def read_text(path: Path) -> str:
@@ -63,16 +69,19 @@ def line_not_utf8(path: Path) -> int:
 def parse_entries(text: str) -> list[Property]:
     """Return the entries of a properties text, in order, without comments (`#`, `!`) and blank lines.
 
-    Raises:
-        ValueError: A `\\uXXXX` escape is malformed; Java refuses such a file.
+    Args:
+        text: As `read_text` returns it, with `\n` between lines.
     """
     entries = []
     for number, logical in _logical_lines(text):
         key, value = _split(logical)
-        if (name := _unescape(key)) in LAUNCHER_KEYS:
-            entries.append(Property(name, value, number))
-        else:
-            entries.append(Property(name, _unescape(value), number))
+        problem = ""
+        try:
+            key = _unescape(key)
+            value = value if key in LAUNCHER_KEYS else _unescape(value)
+        except ValueError as error:
+            problem = str(error)
+        entries.append(Property(key, value, number, problem))
     return entries
 
 
@@ -92,20 +101,14 @@ def format_entry(key: str, value: str) -> str:
     escaped = value.replace("\\", "\\\\").replace("\t", "\\t").replace("\f", "\\f")
     if escaped.startswith(" "):
         escaped = "\\" + escaped
-    return f"{key}=" + "".join(c if c.isascii() else _unicode_escape(c) for c in escaped)
+    # JSON escapes characters outside ASCII as Java does: \uXXXX for each UTF-16 unit.
+    return f"{key}=" + "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in escaped)
 
 
-def _unicode_escape(character: str) -> str:
-    units = character.encode("utf-16-be")
-    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
-
-
-def _logical_lines(text: str) -> list[tuple[int, str]]:
-    """Return (number of the first line, text) with comments removed and `\\`-continued lines joined."""
-    lines: list[tuple[int, str]] = []
+def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yield (number of the first line, text) with comments removed and `\\`-continued lines joined."""
     pending: tuple[int, str] | None = None
-    # Not splitlines(): Java ends lines at \n, \r and \r\n only.
-    for number, raw in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), start=1):
+    for number, raw in enumerate(text.split("\n"), start=1):
         line = raw.lstrip(_BLANKS)
         if pending is None:
             if not line or line[0] in "#!":
@@ -116,12 +119,11 @@ def _logical_lines(text: str) -> list[tuple[int, str]]:
         backslashes = len(pending[1]) - len(pending[1].rstrip("\\"))
         if backslashes % 2:
             pending = (pending[0], pending[1][:-1])
-            continue
-        lines.append(pending)
-        pending = None
+        else:
+            yield pending
+            pending = None
     if pending is not None:
-        lines.append(pending)
-    return lines
+        yield pending
 
 
 def _split(line: str) -> tuple[str, str]:
@@ -136,24 +138,13 @@ def _split(line: str) -> tuple[str, str]:
 
 
 def _unescape(text: str) -> str:
-    if "\\" not in text:
-        return text
-    out: list[str] = []
-    at = 0
-    while at < len(text):
-        if text[at] != "\\":
-            out.append(text[at])
-            at += 1
-            continue
-        follower = text[at + 1 : at + 2]
-        if follower == "u":
-            digits = text[at + 2 : at + 6]
-            if len(digits) != 4:
-                raise ValueError(f"malformed \\u escape in {text!r}")
-            out.append(chr(int(digits, 16)))
-            at += 6
-        else:
-            out.append(_ESCAPES.get(follower, follower))
-            at += 2
+    """Replace backslash escapes. Raises ValueError for a malformed one."""
+
+    def character(escape: re.Match[str]) -> str:
+        escaped = escape[1]
+        if escaped == "u":
+            raise ValueError(f"malformed \\u escape in {text!r}")
+        return chr(int(escaped[1:], 16)) if len(escaped) > 1 else _ESCAPES.get(escaped, escaped)
+
     # \uXXXX escapes name UTF-16 units; two of them make one character beyond the basic plane.
-    return "".join(out).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return _ESCAPE.sub(character, text).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -16,13 +16,13 @@ from handlergen.server.doctor.situation import (
     Finding,
     Situation,
     error,
-    has_trailing_whitespace,
     note,
     ok,
     warning,
 )
 from handlergen.server.ports import command_of, listeners, unavailable
 from handlergen.server.properties import check, unknown_keys
+from handlergen.server.property_text import LAUNCHER_KEYS, line_not_utf8
 
 _FREE_A_PORT = "stop that program, or choose another port: handlergen config --help"
 _WRITE_ANOTHER = "handlergen config -o NEW/config.properties   # writes one beside it, to copy from"
@@ -43,22 +43,22 @@ def file(situation: Situation) -> Iterator[Finding]:
 def syntax(situation: Situation) -> Iterator[Finding]:
     """Check for lines that do not mean what they seem to."""
     name = situation.config.name
-    if situation.problem:
+    if problems := situation.parsed[1]:
         yield error(
-            situation.problem,
+            "\n".join(f"{name}:{problem}" for problem in problems),
             "TorchServe does not start with this line, or misreads it. The other checks leave it out.",
             "handlergen config --help   # lists the settings and their values",
         )
-    if situation.line_not_utf8:
+    if situation.text is not None and (line := line_not_utf8(situation.config)):
         yield error(
-            f"{name}:{situation.line_not_utf8}: a byte that is not UTF-8",
+            f"{name}:{line}: a byte that is not UTF-8",
             "TorchServe's launcher fails with a traceback; Java would read the file as ISO-8859-1.",
             "write characters outside ASCII as \\uXXXX",
         )
     by_key = defaultdict(list)
     for entry in situation.entries:
         by_key[entry.key].append(entry)
-        if has_trailing_whitespace(entry):
+        if entry.key not in LAUNCHER_KEYS and entry.value != entry.value.rstrip():
             yield error(
                 f"{name}:{entry.line}: the value of {entry.key} has trailing whitespace: {entry.value!r}",
                 "Java reads it as part of the value: a number aborts the start, true is read as false.",

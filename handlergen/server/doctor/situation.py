@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
@@ -15,17 +14,8 @@ from handlergen.errors import HandlergenError
 from handlergen.server.configuration import handlergen_command
 from handlergen.server.launching import ServerState, read_state
 from handlergen.server.model_store import StoredArchive, readable_archives
-from handlergen.server.properties import ServerSettings, parse_properties
-from handlergen.server.property_text import (
-    LAUNCHER_KEYS,
-    Property,
-    format_entry,
-    parse_entries,
-    read_text,
-)
-from handlergen.server.property_text import (
-    line_not_utf8 as first_line_not_utf8,
-)
+from handlergen.server.properties import ServerSettings, valid_settings
+from handlergen.server.property_text import Property, parse_entries, read_text
 
 
 class Severity(IntEnum):
@@ -92,38 +82,23 @@ class Situation:
 
     @cached_property
     def entries(self) -> list[Property]:
-        """The file's entries as TorchServe reads them; the valid ones of a file that it refuses."""
-        text = self.text or ""
-        try:
-            return parse_entries(text)
-        except ValueError:
-            found = []
-            for number, line in enumerate(text.splitlines(), start=1):
-                with contextlib.suppress(ValueError):
-                    found += [replace(entry, line=number) for entry in parse_entries(line)]
-            return found
+        """The file's entries as TorchServe reads them, with trailing whitespace."""
+        return parse_entries(self.text or "")
 
     @cached_property
-    def problem(self) -> str:
-        """Why TorchServe cannot read the file, apart from trailing whitespace; empty when it can."""
-        try:
-            self._parsed()
-        except HandlergenError as found:
-            return found.message
-        return ""
+    def parsed(self) -> tuple[ServerSettings, list[str]]:
+        """The settings in the file, and the problems of the entries that they leave out; the defaults without a file.
 
-    @cached_property
-    def line_not_utf8(self) -> int:
-        """The first line with a byte that is not UTF-8; 0 when there is none."""
-        return first_line_not_utf8(self.config) if self.text is not None else 0
+        Trailing whitespace is removed first.
+        """
+        if self.text is None:
+            return ServerSettings(), []
+        return valid_settings(replace(entry, value=entry.value.rstrip()) for entry in self.entries)
 
-    @cached_property
+    @property
     def settings(self) -> ServerSettings:
-        """The settings in the file, without trailing whitespace and invalid lines; the defaults without a file."""
-        try:
-            return self._parsed()
-        except HandlergenError:
-            return parse_properties("\n".join(self._valid_lines()))
+        """The settings in the file; see `parsed`."""
+        return self.parsed[0]
 
     @cached_property
     def archives(self) -> list[StoredArchive]:
@@ -159,22 +134,6 @@ class Situation:
         """The command that restarts the server."""
         return f"{self.command('stop')} && {self.command('serve')}"
 
-    def _valid_lines(self) -> Iterator[str]:
-        """Yield the valid entries without trailing whitespace."""
-        for entry in self.entries:
-            try:
-                line = format_entry(entry.key, entry.value.rstrip())
-                parse_properties(line)
-            except (HandlergenError, ValueError):
-                continue
-            yield line
-
-    def _parsed(self) -> ServerSettings:
-        if self.text is None:
-            return ServerSettings()
-        lines = "\n".join(line.rstrip(" \t\f") for line in self.text.splitlines())
-        return parse_properties(lines, file=self.config.name)
-
 
 def look_around(config: Path, environ: Mapping[str, str] | None = None) -> Situation:
     """Return the situation of a configuration, which need not exist.
@@ -191,11 +150,6 @@ def look_around(config: Path, environ: Mapping[str, str] | None = None) -> Situa
     named = [tempfile.gettempdir(), environ.get("TEMP"), "/tmp"]  # noqa: S108 - only read
     temp_dirs = dict.fromkeys(Path(name).resolve() for name in named if name)
     return Situation(config, text, environ, tuple(path for path in temp_dirs if path.is_dir()))
-
-
-def has_trailing_whitespace(entry: Property) -> bool:
-    """Return whether Java reads whitespace at the end of this line as part of the value."""
-    return entry.key not in LAUNCHER_KEYS and entry.value != entry.value.rstrip()
 
 
 def counted(number: int, noun: str) -> str:
