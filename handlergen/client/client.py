@@ -7,24 +7,26 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
 from handlergen.client.connection import KEY_FILE, ApiConnection, KeyFile, Tokens
-from handlergen.client.rest import UNSET, ManagementApi, PredictionApi
+from handlergen.client.rest import UNSET, FieldValue, ManagementApi, path_of, payload
 from handlergen.client.results import Answer
 from handlergen.errors import RequestFailed
 from handlergen.runtime.codec.errors import error_of
 from handlergen.server.properties import ServerSettings, read_properties
 
 if TYPE_CHECKING:
-    from handlergen.client.grpc import GrpcInference, GrpcManagement
+    from handlergen.client.grpc import GrpcInference, GrpcManagement, GrpcService
+
+_Service = TypeVar("_Service", bound="GrpcService")
 
 _DEFAULT_TIMEOUT_S = 300.0
 
 
-class Client(PredictionApi, ManagementApi):
+class Client(ManagementApi):
     """Predictions and management of one TorchServe. Threads may share a client; use it in a `with` statement.
 
     Args:
@@ -69,13 +71,58 @@ class Client(PredictionApi, ManagementApi):
         path = Path(config)
         return cls(read_properties(path), key_file=key_file or path.parent / KEY_FILE, timeout=timeout)
 
-    def predict_grpc(
+    def predict(
         self,
         name: str,
         json: Any = UNSET,
         *,
-        inputs: Mapping[str, bytes] | None = None,
+        content: bytes | None = None,
+        file: Path | None = None,
+        fields: Mapping[str, FieldValue] | None = None,
+        content_type: str | None = None,
+        headers: Mapping[str, str] | None = None,
         version: str | None = None,
+    ) -> Answer:
+        """Request one prediction over REST, with exactly one kind of body.
+
+        Args:
+            json: Any JSON value.
+            content: Raw bytes (`application/octet-stream` unless `content_type` is given).
+            file: A file's bytes, with the content type guessed from its name.
+            fields: A multipart form: text, bytes, or Path for a file.
+
+        Raises:
+            RequestFailed: The response is an error; `.status` and `.body` hold it.
+            ServerError: No server is listening.
+        """
+        own, options = payload(json=json, content=content, file=file, fields=fields, content_type=content_type)
+        response = self._inference.request(
+            "POST", path_of("predictions", name, version), headers={**own, **(headers or {})}, **options
+        )
+        return Answer(response.status_code, response.content, {k.lower(): v for k, v in response.headers.items()})
+
+    def stream(
+        self,
+        name: str,
+        json: Any = UNSET,
+        *,
+        headers: Mapping[str, str] | None = None,
+        version: str | None = None,
+        **body: Any,
+    ) -> Iterator[bytes]:
+        """Like `predict`; yield the answer in chunks as they arrive."""
+        own, options = payload(json=json, **body)
+        with self._inference.stream(
+            "POST", path_of("predictions", name, version), headers={**own, **(headers or {})}, **options
+        ) as response:
+            yield from response.iter_raw()
+
+    def ping(self) -> str:
+        """Return the server's health as it reports it ("Healthy", also while models are still loading)."""
+        return str(self._inference.request("GET", "/ping").json()["status"])
+
+    def predict_grpc(
+        self, name: str, json: Any = UNSET, *, inputs: Mapping[str, bytes] | None = None, version: str | None = None
     ) -> Answer:
         """Request one prediction over gRPC.
 
@@ -95,12 +142,7 @@ class Client(PredictionApi, ManagementApi):
         return Answer(200, body)
 
     def stream_grpc(
-        self,
-        name: str,
-        json: Any = UNSET,
-        *,
-        inputs: Mapping[str, bytes] | None = None,
-        version: str | None = None,
+        self, name: str, json: Any = UNSET, *, inputs: Mapping[str, bytes] | None = None, version: str | None = None
     ) -> Iterator[bytes]:
         """Like `predict_grpc`, through StreamPredictions; yield the parts of the answer as they arrive.
 
@@ -118,18 +160,14 @@ class Client(PredictionApi, ManagementApi):
         """The inference service over gRPC; connected on first use."""
         from handlergen.client.grpc import GrpcInference
 
-        service = GrpcInference(*self._grpc_address("gRPC inference"))
-        self._connections.callback(service.close)
-        return service
+        return self._grpc_service(GrpcInference)
 
     @cached_property
     def grpc_management(self) -> GrpcManagement:
         """The management service over gRPC; connected on first use."""
         from handlergen.client.grpc import GrpcManagement
 
-        service = GrpcManagement(*self._grpc_address("gRPC management"))
-        self._connections.callback(service.close)
-        return service
+        return self._grpc_service(GrpcManagement)
 
     def close(self) -> None:
         """Close every connection."""
@@ -141,12 +179,13 @@ class Client(PredictionApi, ManagementApi):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _grpc_address(self, purpose: str) -> tuple[str, Tokens, int]:
-        """Return address, tokens and largest message in bytes for a gRPC service."""
-        host, port = self.settings.addresses()[purpose]
+    def _grpc_service(self, kind: type[_Service]) -> _Service:
+        host, port = self.settings.addresses()[f"gRPC {kind.kind}"]
         # gRPC's default limit is 4 MiB, less than what the server accepts and sends.
         largest = max(self.settings.max_request_size, self.settings.max_response_size) + 65_536
-        return f"{host}:{port}", self._tokens, largest
+        service = kind(f"{host}:{port}", self._tokens, largest)
+        self._connections.callback(service.close)
+        return service
 
 
 def _grpc_inputs(json: Any, inputs: Mapping[str, bytes] | None) -> Mapping[str, bytes]:

@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,15 @@ class KeyFile:
 
     def expired(self, kind: str) -> bool:
         """Return whether the key has expired, or expires within a second."""
-        text = self._entry(kind).get("expiration time")
-        if text is None:
+        instant = self._entry(kind).get("expiration time")
+        if instant is None:
             return False
-        return _instant(str(text)) - EXPIRY_MARGIN_S <= time.time()
+        # A Java Instant in UTC. Python 3.10 cannot parse its nanoseconds and Z.
+        return datetime.fromisoformat(f"{instant[:19]}+00:00").timestamp() - EXPIRY_MARGIN_S <= time.time()
 
     def _entry(self, kind: str) -> dict[str, Any]:
         try:
-            entry = json.loads(self.path.read_text("utf-8"))[kind]
+            entry: dict[str, Any] = json.loads(self.path.read_text("utf-8"))[kind]
             entry["key"]
         except FileNotFoundError:
             raise ServerError(
@@ -66,15 +67,7 @@ class KeyFile:
                 f"{self.path} is not a TorchServe key file (no {kind} key)",
                 hint=f"TorchServe writes {KEY_FILE} into the directory it was started in",
             ) from error
-        assert isinstance(entry, dict)
         return entry
-
-
-def _instant(text: str) -> float:
-    """Convert a Java Instant, whose nanoseconds and Z Python 3.10 cannot parse, to seconds since the epoch."""
-    whole, _, fraction = text.removesuffix("Z").partition(".")
-    moment = datetime.strptime(whole, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=timezone.utc).timestamp()
-    return moment + (float(f"0.{fraction}") if fraction else 0.0)
 
 
 class Tokens:
@@ -142,10 +135,9 @@ class ApiConnection:
     ) -> Iterator[httpx.Response]:
         """Send a request; the caller reads the body as it arrives. Raises like `request`."""
         url = self._base_url + path
-        sent = dict(headers or {})
-        # The caller's own Authorization header overrides the key file.
-        if "authorization" not in {name.lower() for name in sent}:
-            sent = {**self._tokens.header(self._kind), **sent}
+        sent = httpx.Headers(headers)
+        if "authorization" not in sent:  # the caller's own overrides the key file
+            sent.update(self._tokens.header(self._kind))
         try:
             with self._http.stream(method, url, headers=sent, **options) as response:
                 if response.status_code >= 400:

@@ -21,60 +21,46 @@ from handlergen.client.results import ModelStatus
 from handlergen.errors import NoServer, RequestFailed
 from handlergen.runtime.codec.content import STREAM_WISH
 
-_TYPES = {
-    "string": descriptor_pb2.FieldDescriptorProto.TYPE_STRING,
-    "bytes": descriptor_pb2.FieldDescriptorProto.TYPE_BYTES,
-    "int32": descriptor_pb2.FieldDescriptorProto.TYPE_INT32,
-    "bool": descriptor_pb2.FieldDescriptorProto.TYPE_BOOL,
-}
 _MAP = "map<string, bytes>"
 
 INFERENCE = "org.pytorch.serve.grpc.inference"
 MANAGEMENT = "org.pytorch.serve.grpc.management"
 
-#: package -> message -> {field: (number, type)}
-_MESSAGES: dict[str, dict[str, dict[str, tuple[int, str]]]] = {
+#: package -> message -> {field: type}, in the order of the fields' numbers, from 1.
+_MESSAGES: dict[str, dict[str, dict[str, str]]] = {
     INFERENCE: {
-        "PredictionsRequest": {
-            "model_name": (1, "string"),
-            "model_version": (2, "string"),
-            "input": (3, _MAP),
-        },
-        "PredictionResponse": {"prediction": (1, "bytes")},
-        "TorchServeHealthResponse": {"health": (1, "string")},
+        "PredictionsRequest": {"model_name": "string", "model_version": "string", "input": _MAP},
+        "PredictionResponse": {"prediction": "bytes"},
+        "TorchServeHealthResponse": {"health": "string"},
     },
     MANAGEMENT: {
-        "ManagementResponse": {"msg": (1, "string")},
-        "DescribeModelRequest": {
-            "model_name": (1, "string"),
-            "model_version": (2, "string"),
-            "customized": (3, "bool"),
-        },
-        "ListModelsRequest": {"limit": (1, "int32"), "next_page_token": (2, "int32")},
+        "ManagementResponse": {"msg": "string"},
+        "DescribeModelRequest": {"model_name": "string", "model_version": "string", "customized": "bool"},
+        "ListModelsRequest": {"limit": "int32", "next_page_token": "int32"},
         "RegisterModelRequest": {
-            "batch_size": (1, "int32"),
-            "handler": (2, "string"),
-            "initial_workers": (3, "int32"),
-            "max_batch_delay": (4, "int32"),
-            "model_name": (5, "string"),
-            "response_timeout": (6, "int32"),
-            "runtime": (7, "string"),
-            "synchronous": (8, "bool"),
-            "url": (9, "string"),
-            "s3_sse_kms": (10, "bool"),
-            "startup_timeout": (11, "int32"),
+            "batch_size": "int32",
+            "handler": "string",
+            "initial_workers": "int32",
+            "max_batch_delay": "int32",
+            "model_name": "string",
+            "response_timeout": "int32",
+            "runtime": "string",
+            "synchronous": "bool",
+            "url": "string",
+            "s3_sse_kms": "bool",
+            "startup_timeout": "int32",
         },
         "ScaleWorkerRequest": {
-            "model_name": (1, "string"),
-            "model_version": (2, "string"),
-            "max_worker": (3, "int32"),
-            "min_worker": (4, "int32"),
-            "number_gpu": (5, "int32"),
-            "synchronous": (6, "bool"),
-            "timeout": (7, "int32"),
+            "model_name": "string",
+            "model_version": "string",
+            "max_worker": "int32",
+            "min_worker": "int32",
+            "number_gpu": "int32",
+            "synchronous": "bool",
+            "timeout": "int32",
         },
-        "SetDefaultRequest": {"model_name": (1, "string"), "model_version": (2, "string")},
-        "UnregisterModelRequest": {"model_name": (1, "string"), "model_version": (2, "string")},
+        "SetDefaultRequest": {"model_name": "string", "model_version": "string"},
+        "UnregisterModelRequest": {"model_name": "string", "model_version": "string"},
     },
 }
 
@@ -126,10 +112,7 @@ class GrpcService:
         self._address = address
         self._tokens = tokens
         package, service = self.package, f"{self.package}.{self.service}"
-        limits = [
-            ("grpc.max_receive_message_length", max_message),
-            ("grpc.max_send_message_length", max_message),
-        ]
+        limits = [(f"grpc.max_{way}_message_length", max_message) for way in ("receive", "send")]
         self._channel = grpc.insecure_channel(address, options=limits)
         self._stubs: dict[str, Any] = {}
         for method, (request, response) in METHODS[service].items():
@@ -181,28 +164,18 @@ class GrpcService:
 
 
 class GrpcInference(GrpcService):
-    """Predictions over gRPC. A response has neither headers nor a status of its own."""
+    """Predictions over gRPC: an answer has neither headers nor a status."""
 
     package, service, kind = INFERENCE, "InferenceAPIsService", "inference"
 
     def predict(
-        self,
-        name: str,
-        inputs: Mapping[str, bytes],
-        *,
-        version: str | None = None,
-        timeout: float | None = None,
+        self, name: str, inputs: Mapping[str, bytes], *, version: str | None = None, timeout: float | None = None
     ) -> bytes:
         request = self._request(name, version, inputs)
         return bytes(self.call("Predictions", request, timeout=timeout).prediction)
 
     def predict_stream(
-        self,
-        name: str,
-        inputs: Mapping[str, bytes],
-        *,
-        version: str | None = None,
-        timeout: float | None = None,
+        self, name: str, inputs: Mapping[str, bytes], *, version: str | None = None, timeout: float | None = None
     ) -> Iterator[bytes]:
         """Yield the parts of the answer as they arrive, without the empty part that ends a stream."""
         # A worker cannot tell StreamPredictions from Predictions: the extra entry requests a stream.
@@ -232,10 +205,8 @@ class GrpcManagement(GrpcService):
         return ModelStatus.from_description(json_module.loads(self.call("DescribeModel", request, timeout=30).msg)[0])
 
     def models(self) -> list[str]:
-        answer = json_module.loads(
-            self.call("ListModels", self.message("ListModelsRequest", limit=1000), timeout=30).msg
-        )
-        return sorted(model["modelName"] for model in answer["models"])
+        answer = self.call("ListModels", self.message("ListModelsRequest", limit=1000), timeout=30).msg
+        return sorted(model["modelName"] for model in json_module.loads(answer)["models"])
 
     def scale(self, name: str, workers: int, *, version: str | None = None, timeout: float | None = None) -> str:
         """Set the number of workers, wait until the server has done so, and return its message."""
@@ -267,38 +238,22 @@ def _pool() -> descriptor_pool.DescriptorPool:
     pool = descriptor_pool.DescriptorPool()
     for package, messages in _MESSAGES.items():
         file = descriptor_pb2.FileDescriptorProto(name=f"handlergen/{package}.proto", package=package, syntax="proto3")
-        for message_name, message_fields in messages.items():
-            message = file.message_type.add(name=message_name)
-            for field_name, (number, kind) in message_fields.items():
-                if kind == _MAP:
-                    _add_map(message, f".{package}.{message_name}", field_name, number)
-                else:
-                    message.field.add(
-                        name=field_name,
-                        number=number,
-                        type=_TYPES[kind],
-                        label=descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL,
-                    )
+        for name, fields in messages.items():
+            _add_fields(file.message_type.add(name=name), fields, scope=f".{package}.{name}")
         pool.Add(file)  # type: ignore[no-untyped-call,unused-ignore]
     return pool
 
 
-def _add_map(message: descriptor_pb2.DescriptorProto, scope: str, name: str, number: int) -> None:
-    """Add a `map<string, bytes>` field, which a descriptor spells as a repeated message of key and value."""
-    entry_name = "".join(part.capitalize() for part in name.split("_")) + "Entry"
-    entry = message.nested_type.add(name=entry_name)
-    entry.options.map_entry = True
-    for field_number, (field_name, kind) in enumerate((("key", "string"), ("value", "bytes")), start=1):
-        entry.field.add(
-            name=field_name,
-            number=field_number,
-            type=_TYPES[kind],
-            label=descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL,
-        )
-    message.field.add(
-        name=name,
-        number=number,
-        type=descriptor_pb2.FieldDescriptorProto.TYPE_MESSAGE,
-        type_name=f"{scope}.{entry_name}",
-        label=descriptor_pb2.FieldDescriptorProto.LABEL_REPEATED,
-    )
+def _add_fields(message: descriptor_pb2.DescriptorProto, fields: Mapping[str, str], *, scope: str) -> None:
+    """Add fields to a message; a descriptor spells a map as a repeated message of key and value."""
+    for number, (name, kind) in enumerate(fields.items(), start=1):
+        field = message.field.add(name=name, number=number, label=descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL)
+        if kind == _MAP:
+            entry = message.nested_type.add(name=f"{name.capitalize()}Entry")
+            entry.options.map_entry = True
+            _add_fields(entry, {"key": "string", "value": "bytes"}, scope="")
+            field.label = descriptor_pb2.FieldDescriptorProto.LABEL_REPEATED
+            field.type_name = f"{scope}.{entry.name}"
+            field.type = descriptor_pb2.FieldDescriptorProto.TYPE_MESSAGE
+        else:
+            field.type = descriptor_pb2.FieldDescriptorProto.Type.Value(f"TYPE_{kind.upper()}")

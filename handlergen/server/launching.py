@@ -64,10 +64,7 @@ class ServerState:
         """Return whether the frontend is still alive."""
         try:
             process = psutil.Process(self.pid)
-            return (
-                abs(process.create_time() - self.created) < _CREATE_TIME_SLACK_S
-                and process.status() != psutil.STATUS_ZOMBIE
-            )
+            return abs(process.create_time() - self.created) < _CREATE_TIME_SLACK_S and _alive(process)
         except psutil.Error:
             return False
 
@@ -219,10 +216,6 @@ def marked(marker: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if (
-                process.uids().real == os.getuid()
-                and process.environ().get(MARKER) == marker
-                and process.status() != psutil.STATUS_ZOMBIE
-            ):
+            if process.uids().real == os.getuid() and process.environ().get(MARKER) == marker and _alive(process):
                 found.append(process)
     return found

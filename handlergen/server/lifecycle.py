@@ -134,7 +134,11 @@ def serve(
     """
     path = Path(config).resolve()
     settings = read_properties(path)
-    _require_utf8(path)
+    if line := line_not_utf8(path):  # Java can read it
+        raise HandlergenError(
+            f"{path}:{line}: this line is not UTF-8, and TorchServe's launcher cannot read it",
+            hint="write characters outside ASCII as \\uXXXX",
+        )
     environ = dict(os.environ if environ is None else environ)
     java = find_java(environ)
     with _starting(path):
@@ -159,15 +163,6 @@ def serve(
                 end_marked(marker, grace=_WORKER_GRACE_S)
                 _clean_up(path, temp_dir)
             raise
-
-
-def _require_utf8(config: Path) -> None:
-    """Raise HandlergenError for a configuration that Java can read, but TorchServe's launcher cannot."""
-    if line := line_not_utf8(config):
-        raise HandlergenError(
-            f"{config}:{line}: this line is not UTF-8, and TorchServe's launcher cannot read it",
-            hint="write characters outside ASCII as \\uXXXX",
-        )
 
 
 def running_server(config: Path | str = "config.properties") -> RunningServer | None:

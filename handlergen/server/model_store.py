@@ -15,7 +15,7 @@ from handlergen.errors import HandlergenError, ServerError
 from handlergen.project.names import MANIFEST_FILE, MODEL_CONFIG_FILE
 from handlergen.project.settings import shown
 from handlergen.runtime.contract import CONTRACT_FILE
-from handlergen.server.properties import ServerSettings, read_properties
+from handlergen.server.properties import ServerSettings
 
 ModelVersion = tuple[str, str]
 """A model's name and version."""
@@ -108,16 +108,8 @@ def expected_models(store: Path, load_models: str) -> dict[ModelVersion, str]:
     return expected
 
 
-def configuration_warnings(config: Path, settings: ServerSettings | None = None) -> list[str]:
-    """Return warnings about archives in the model store that do not fit the configuration.
-
-    Args:
-        settings: The configuration's contents; None to read them.
-
-    Raises:
-        HandlergenError: The configuration cannot be read.
-    """
-    settings = settings or read_properties(config)
+def configuration_warnings(config: Path, settings: ServerSettings) -> list[str]:
+    """Return warnings about archives in the model store that do not fit the configuration in `config`."""
     warnings = []
     envelope = dict(settings.other).get("service_envelope")
     for archive in readable_archives(config.resolve().parent / settings.model_store):

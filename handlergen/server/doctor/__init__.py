@@ -18,13 +18,7 @@ Check = Callable[[Situation], Iterable[Finding]]
 #: Section title -> checks, in the order of the report.
 CHECKS: dict[str, tuple[Check, ...]] = {
     "Java": (environment.java,),
-    "Python packages": (
-        environment.python,
-        environment.torchserve,
-        environment.torch,
-        environment.pyyaml,
-        environment.transport,
-    ),
+    "Python packages": (environment.python, environment.packages, environment.torch, environment.transport),
     "Devices": (environment.visible_devices, environment.cuda_visible_devices, environment.metrics_packages),
     "Configuration": (
         configuration.file,

@@ -89,7 +89,11 @@ def fit(situation: Situation) -> Iterator[Finding]:
 def models_key(situation: Situation) -> Iterator[Finding]:
     """Check the key `models` of config.properties: its syntax, and settings that an archive overrides."""
     try:
-        settings = _models_key(situation)
+        settings = {
+            (model, version): dict(chosen)
+            for model, versions in json.loads(dict(situation.settings.other).get("models", "{}")).items()
+            for version, chosen in versions.items()
+        }
     except (ValueError, TypeError, AttributeError) as wrong:
         yield error(
             f"models: not JSON of the form {{model: {{version: {{setting: value}}}}}} ({wrong})",
@@ -136,16 +140,6 @@ def readable_config(archive: StoredArchive) -> dict[str, Any]:
         return model_config(archive)
     except HandlergenError:  # a finding of `archives`
         return {}
-
-
-def _models_key(situation: Situation) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return (model, version) -> settings. Raises ValueError, TypeError, AttributeError."""
-    text = dict(situation.settings.other).get("models", "{}")
-    return {
-        (model, version): dict(chosen)
-        for model, versions in json.loads(text).items()
-        for version, chosen in versions.items()
-    }
 
 
 def _overridden(chosen: Mapping[str, Any], archived: Mapping[str, Any]) -> list[str]:

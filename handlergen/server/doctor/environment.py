@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -64,23 +65,26 @@ def python(_situation: Situation) -> Iterator[Finding]:
     yield ok(f"Python {platform.python_version()} ({sys.executable})")
 
 
-def torchserve(_situation: Situation) -> Iterator[Finding]:
-    """Check that TorchServe and its archiver have the version that handlergen was tested with."""
-    for package, needed_for in (
-        ("torchserve", "It is the server."),
-        ("torch-model-archiver", "It writes the archives."),
+def packages(_situation: Situation) -> Iterator[Finding]:
+    """Check for the packages of TorchServe, and for the versions that handlergen was tested with."""
+    for package, tested, needed_for in (
+        ("torchserve", TORCHSERVE, "It is the server."),
+        ("torch-model-archiver", TORCHSERVE, "It writes the archives."),
+        (
+            "pyyaml",
+            "",
+            "TorchServe's workers import it, but pip does not install it with torchserve: every worker dies.",
+        ),
     ):
         version = _version(package)
+        fix = f"pip install {shlex.quote(f'{package}=={tested}.*' if tested else package)}"
         if version is None:
-            yield error(f"{package} is not installed", needed_for, f"pip install '{package}=={TORCHSERVE}.*'")
-        elif version == TORCHSERVE or version.startswith(f"{TORCHSERVE}."):
+            yield error(f"{package} is not installed", needed_for, fix)
+        elif f"{version}.".startswith(f"{tested}." if tested else ""):
             yield ok(f"{package} {version}")
         else:
-            yield warning(
-                f"{package} {version}",
-                f"handlergen was tested with {TORCHSERVE}; other versions may read archives differently.",
-                f"pip install '{package}=={TORCHSERVE}.*'",
-            )
+            why = f"handlergen was tested with {tested}; other versions may read archives differently."
+            yield warning(f"{package} {version}", why, fix)
 
 
 def torch(_situation: Situation) -> Iterator[Finding]:
@@ -121,19 +125,6 @@ def transport(_situation: Situation) -> Iterator[Finding]:
             )
             return
     yield ok("tensors can be sent to a predictor process")
-
-
-def pyyaml(_situation: Situation) -> Iterator[Finding]:
-    """Check for PyYAML, which TorchServe imports without declaring it."""
-    version = _version("pyyaml")
-    if version is None:
-        yield error(
-            "pyyaml is not installed",
-            "TorchServe's workers import it, but pip does not install it with torchserve: every worker dies.",
-            "pip install pyyaml",
-        )
-    else:
-        yield ok(f"pyyaml {version}")
 
 
 def _version(package: str) -> str | None:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from handlergen.errors import HandlergenError
@@ -43,20 +43,10 @@ class Finding:
     fix: str = ""
 
 
-def ok(what: str) -> Finding:
-    return Finding(Severity.OK, what)
-
-
-def note(what: str, why: str = "", fix: str = "") -> Finding:
-    return Finding(Severity.NOTE, what, why, fix)
-
-
-def warning(what: str, why: str, fix: str = "") -> Finding:
-    return Finding(Severity.WARNING, what, why, fix)
-
-
-def error(what: str, why: str, fix: str = "") -> Finding:
-    return Finding(Severity.ERROR, what, why, fix)
+ok = partial(Finding, Severity.OK)
+note = partial(Finding, Severity.NOTE)
+warning = partial(Finding, Severity.WARNING)
+error = partial(Finding, Severity.ERROR)
 
 
 @dataclass(frozen=True)
@@ -145,8 +135,8 @@ def look_around(config: Path, environ: Mapping[str, str] | None = None) -> Situa
     config = config.resolve()
     try:
         text = read_text(config) if config.exists() else None
-    except OSError as error:
-        raise HandlergenError(f"{config} cannot be read: {error}") from error
+    except OSError as wrong:
+        raise HandlergenError(f"{config} cannot be read: {wrong}") from wrong
     named = [tempfile.gettempdir(), environ.get("TEMP"), "/tmp"]  # noqa: S108 - only read
     temp_dirs = dict.fromkeys(Path(name).resolve() for name in named if name)
     return Situation(config, text, environ, tuple(path for path in temp_dirs if path.is_dir()))
