@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
-from handlergen.client.connection import KEY_FILE, ApiConnection, KeyFile, Tokens
+from handlergen.client.connection import KEY_FILE, ApiConnection, Tokens
 from handlergen.client.rest import UNSET, FieldValue, ManagementApi, path_of, payload
 from handlergen.client.results import Answer
 from handlergen.errors import RequestFailed
@@ -50,7 +50,7 @@ class Client(ManagementApi):
         )
         self._connections.callback(self._http.close)
         self._timeout = timeout
-        keys = KeyFile(key_file or Path(KEY_FILE)) if settings.token_authorization else None
+        keys = key_file or Path(KEY_FILE) if settings.token_authorization else None
         self._tokens = Tokens(keys, self.renew_token)
         self._inference = ApiConnection(self._http, settings.inference_address, "inference", self._tokens)
         self._management = ApiConnection(self._http, settings.management_address, "management", self._tokens)

@@ -22,87 +22,78 @@ from handlergen.errors import NoServer, RequestFailed, ServerError
 from handlergen.runtime.codec.errors import error_text
 
 KEY_FILE = "key_file.json"
-EXPIRY_MARGIN_S = 1.0
+_EXPIRY_MARGIN_S = 1.0
+_NEVER = "9999-01-01T00:00:00Z"
 
 #: TorchServe answers a wrong, expired or missing token with 400 and this type (InvalidKeyException.java).
 _TOKEN_REFUSED = "InvalidKeyException"  # noqa: S105 - the name of an exception, no password
 
 
-class KeyFile:
-    """A key file. Each method reads the file again, because another program may have renewed a key."""
+def read_key(path: Path, kind: str) -> dict[str, Any]:
+    """Return `key` and `expiration time` for `inference`, `management` or `API` (which has only a key).
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def token(self, kind: str) -> str:
-        """Return the key for `inference`, `management` or `API`.
-
-        Raises:
-            ServerError: The file is missing, unreadable or not a key file.
-        """
-        return str(self._entry(kind)["key"])
-
-    def expired(self, kind: str) -> bool:
-        """Return whether the key has expired, or expires within a second."""
-        instant = self._entry(kind).get("expiration time")
-        if instant is None:
-            return False
-        # A Java Instant in UTC. Python 3.10 cannot parse its nanoseconds and Z.
-        return datetime.fromisoformat(f"{instant[:19]}+00:00").timestamp() - EXPIRY_MARGIN_S <= time.time()
-
-    def _entry(self, kind: str) -> dict[str, Any]:
-        try:
-            entry: dict[str, Any] = json.loads(self.path.read_text("utf-8"))[kind]
-            entry["key"]
-        except FileNotFoundError:
-            raise ServerError(
-                f"no key file at {self.path}",
-                hint="TorchServe writes it into the directory it was started in; is the server running? "
-                "Name another file with --key-file.",
-            ) from None
-        except OSError as error:
-            raise ServerError(f"the key file {self.path} cannot be read: {error}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise ServerError(
-                f"{self.path} is not a TorchServe key file (no {kind} key)",
-                hint=f"TorchServe writes {KEY_FILE} into the directory it was started in",
-            ) from error
-        return entry
+    Raises:
+        ServerError: The file is missing, unreadable or not a key file.
+    """
+    try:
+        entry: dict[str, Any] = json.loads(path.read_text("utf-8"))[kind]
+        entry["key"]
+    except FileNotFoundError:
+        raise ServerError(
+            f"no key file at {path}",
+            hint="TorchServe writes it into the directory it was started in; is the server running? "
+            "Name another file with --key-file.",
+        ) from None
+    except OSError as error:
+        raise ServerError(f"the key file {path} cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ServerError(
+            f"{path} is not a TorchServe key file (no {kind} key)",
+            hint=f"TorchServe writes {KEY_FILE} into the directory it was started in",
+        ) from error
+    return entry
 
 
 class Tokens:
     """Authorization headers for inference and management; renews expired tokens.
+
+    The file is read for each header, because another program may have renewed a key.
 
     Args:
         key_file: None when the server requires no token.
         renew: Called with the kind of an expired token and the API key.
     """
 
-    def __init__(self, key_file: KeyFile | None, renew: Callable[[str, str], None]) -> None:
+    def __init__(self, key_file: Path | None, renew: Callable[[str, str], None]) -> None:
         self._key_file = key_file
         self._renew = renew
 
     def header(self, kind: str) -> dict[str, str]:
         """Return `{"Authorization": "Bearer …"}`, or an empty dict when there is no token to send."""
-        if self._key_file is None or not self._key_file.path.exists():
+        path = self._key_file
+        if path is None or not path.exists():
             # Without a key file the request is sent without a token: the errors "no server is listening" and "the
             # server requires a token" both help more than "no key file".
             return {}
-        if self._key_file.expired(kind):
-            self._renew(kind, self._key_file.token("API"))
-        return {"Authorization": f"Bearer {self._key_file.token(kind)}"}
+        entry = read_key(path, kind)
+        # A Java Instant in UTC. Python 3.10 cannot parse its nanoseconds and Z.
+        instant = f"{entry.get('expiration time', _NEVER)[:19]}+00:00"
+        if datetime.fromisoformat(instant).timestamp() - _EXPIRY_MARGIN_S <= time.time():
+            self._renew(kind, read_key(path, "API")["key"])
+            entry = read_key(path, kind)
+        return {"Authorization": f"Bearer {entry['key']}"}
 
     def advice(self) -> str:
         """Return what to do when the server refuses the token, or the lack of one."""
         if self._key_file is None:
             return "the server requires a token, but the configuration that this client read turns tokens off"
-        if not self._key_file.path.exists():
+        if not self._key_file.exists():
             return (
-                f"the server requires a token, and there is no {self._key_file.path}: run handlergen in the server's "
+                f"the server requires a token, and there is no {self._key_file}: run handlergen in the server's "
                 "directory or pass --key-file"
             )
         return (
-            f"the tokens in {self._key_file.path} belong to another server: TorchServe writes {KEY_FILE} into the "
+            f"the tokens in {self._key_file} belong to another server: TorchServe writes {KEY_FILE} into the "
             "directory it was started in; pass that file with --key-file"
         )
 
@@ -142,7 +133,13 @@ class ApiConnection:
             with self._http.stream(method, url, headers=sent, **options) as response:
                 if response.status_code >= 400:
                     response.read()
-                    raise self._failure(response)
+                    kind, message = error_text(response.content)
+                    raise RequestFailed(
+                        f"{response.status_code}: {message or response.reason_phrase}",
+                        status=response.status_code,
+                        body=response.content,
+                        hint=self._tokens.advice() if kind == _TOKEN_REFUSED else None,
+                    )
                 yield response
         except httpx.ConnectError as error:
             raise NoServer(
@@ -155,12 +152,3 @@ class ApiConnection:
             ) from error
         except httpx.HTTPError as error:
             raise ServerError(f"the connection to {url} broke: {error or type(error).__name__}") from error
-
-    def _failure(self, response: httpx.Response) -> RequestFailed:
-        kind, message = error_text(response.content)
-        return RequestFailed(
-            f"{response.status_code}: {message or response.reason_phrase}",
-            status=response.status_code,
-            body=response.content,
-            hint=self._tokens.advice() if kind == _TOKEN_REFUSED else None,
-        )

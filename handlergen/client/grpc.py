@@ -188,11 +188,7 @@ class GrpcInference(GrpcService):
         return self.message("PredictionsRequest", model_name=name, model_version=version or "", input=dict(inputs))
 
     def ping(self) -> str:
-        health = self.call("Ping", message_class(INFERENCE, "google.protobuf.Empty")(), timeout=10).health
-        try:
-            return str(json_module.loads(health)["status"])
-        except (ValueError, KeyError, TypeError):
-            return str(health)
+        return str(json_module.loads(self.call("Ping", empty_pb2.Empty(), timeout=10).health)["status"])
 
 
 class GrpcManagement(GrpcService):

@@ -110,16 +110,14 @@ def temp_directory() -> Path:
     return Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=base))
 
 
-def environment(
-    environ: Mapping[str, str], *, java_home: Path, temp_dir: Path, marker: str, console: bool
+def _environment(
+    environ: Mapping[str, str], *, java_home: Path, marker: str, temp_dir: Path, console: bool
 ) -> dict[str, str]:
-    """Return the environment of a server's processes.
-
-    Directories are made absolute, because each process works in a directory of its own.
-    """
+    """Return the environment of a server's processes."""
     from handlergen.runtime.telemetry.recording import TRACE_DIR_VARIABLE  # imports torch
 
     names = (TRACE_DIR_VARIABLE, STATE_DIR_VARIABLE)
+    # Absolute, because each process works in a directory of its own.
     directories = {name: str(Path(environ[name]).expanduser().resolve()) for name in names if environ.get(name)}
     changed = {
         **environ,
@@ -137,12 +135,15 @@ def environment(
     return changed
 
 
-def launch(config: Path, environ: Mapping[str, str], *, marker: str, temp_dir: Path, console: bool) -> ServerState:
+def launch(
+    config: Path, environ: Mapping[str, str], *, java_home: Path, marker: str, temp_dir: Path, console: bool
+) -> ServerState:
     """Run TorchServe's own launcher in a new session; it starts Java and exits.
 
     Raises:
         ServerError: TorchServe did not start; the message holds the launcher's output.
     """
+    environ = _environment(environ, java_home=java_home, marker=marker, temp_dir=temp_dir, console=console)
     script = Path(sysconfig.get_path("scripts")) / "torchserve"
     # The script, not `-m ts.model_server`: -m puts the working directory first on sys.path, so that a user's
     # platform.py or ts.py would be imported.

@@ -29,7 +29,6 @@ from handlergen.server.launching import (
     TEMP_PREFIX,
     ServerState,
     end_marked,
-    environment,
     launch,
     read_state,
     running_neighbours,
@@ -42,7 +41,6 @@ from handlergen.server.properties import ServerSettings, read_properties
 from handlergen.server.property_text import line_not_utf8
 from handlergen.server.readiness import Progress, ServerLogs, wait_until_ready
 
-DEFAULT_TIMEOUT_S = 600.0
 _POLL_S = 0.25
 _ENDING_POLL_S = 0.05
 _WORKER_GRACE_S = 3.0
@@ -107,7 +105,7 @@ class RunningServer:
 def serve(
     config: Path | str = "config.properties",
     *,
-    timeout: float = DEFAULT_TIMEOUT_S,
+    timeout: float = 600.0,
     progress: Progress | None = None,
     environ: Mapping[str, str] | None = None,
     console: bool = False,
@@ -153,8 +151,7 @@ def serve(
         temp_dir = temp_directory()
         logs = ServerLogs(log_directory(path.parent, environ))
         try:
-            own = environment(environ, java_home=java.home, temp_dir=temp_dir, marker=marker, console=console)
-            state = launch(path, own, marker=marker, temp_dir=temp_dir, console=console)
+            state = launch(path, environ, java_home=java.home, marker=marker, temp_dir=temp_dir, console=console)
             write_state(state)
             models = wait_until_ready(state, settings, logs, expected=expected, timeout=timeout, progress=progress)
             return RunningServer(state, settings, models)

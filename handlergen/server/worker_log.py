@@ -16,7 +16,8 @@ _BORN = re.compile(r"s_name_part0=|Listening on (addr:)?port")
 _LINE = re.compile(
     r"\[\w+ *\] (?P<worker>W-\d+)-(?P<model>\S+)-(?:stdout|stderr) (?:MODEL_LOG|org\.\S+) - (?P<text>.*)$"
 )
-_EVENT = re.compile(r"^\d{4}-\d\d-\d\dT[\d:,.]+ +\[(?P<level>\w+) *\] \S.*? - (?P<text>.*)$")
+#: The start of an event, which may have several lines: time, level, thread, logger.
+_EVENT = re.compile(r"^\d{4}-\d\d-\d\dT[\d:,.]+ +\[\w+ *\] \S.*? - ", re.MULTILINE)
 _FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line \d+')
 #: TorchServe unpacks an archive into TEMP/models/<32 hex digits>; the rest is the path inside the archive.
 _MODEL_DIR = re.compile(r"(?:/[^/\"\n]+)*/models/[0-9a-f]{32}/")
@@ -112,19 +113,12 @@ def registration_failures(log: str) -> dict[str, str]:
     be installed.
     """
     refused: dict[str, str] = {}
-    event: list[str] = []
     before = ""
-    for line in [*log.splitlines(), "9999-01-01T00:00:00,000 [INFO ] end end - end"]:
-        if _EVENT.match(line) is None:
-            event.append(line)
-            continue
-        if event:
-            head = _EVENT.match(event[0])
-            text = head["text"] if head else event[0]
-            if text.startswith("Failed to load model: "):
-                name = text.removeprefix("Failed to load model: ").strip().rpartition("/")[2]
-                causes = [part for part in event[1:] if part and not part.startswith(("\t", " "))]
-                refused[name] = "\n".join([*causes, before] if before else causes).strip()
-            before = "\n".join([text, *event[1:]]) if "pip package installation failed" in text else ""
-        event = [line]
+    for event in _EVENT.split(log):
+        text, *more = event.splitlines() or [""]
+        if text.startswith("Failed to load model: "):
+            name = text.removeprefix("Failed to load model: ").strip().rpartition("/")[2]
+            causes = [line for line in more if line and not line.startswith(("\t", " "))]
+            refused[name] = "\n".join([*causes, before]).strip()
+        before = "\n".join([text, *more]) if "pip package installation failed" in text else ""
     return refused

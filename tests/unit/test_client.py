@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from handlergen.client import Client, ModelStatus
-from handlergen.client.connection import KeyFile
+from handlergen.client.connection import read_key
 from handlergen.client.rest import payload
 from handlergen.errors import RequestFailed, ServerError
 from handlergen.server.properties import server_settings
@@ -121,7 +121,7 @@ def test_a_callers_own_authorization_wins(tmp_path: Path):
 def test_a_key_file_of_something_else_is_an_error_with_its_name(tmp_path: Path):
     (tmp_path / "key_file.json").write_text("[]")
     with pytest.raises(ServerError, match=r"key_file\.json is not a TorchServe key file"):
-        KeyFile(tmp_path / "key_file.json").token("inference")
+        read_key(tmp_path / "key_file.json", "inference")
 
 
 def test_models_of_all_pages_are_listed():

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import psutil
 
-from handlergen.client.connection import KEY_FILE, KeyFile
+from handlergen.client.connection import KEY_FILE, read_key
 from handlergen.errors import ServerError
 from handlergen.runtime.device.lock import lock_directory
 from handlergen.runtime.store import open_store
 from handlergen.server.doctor.situation import Finding, Situation, counted, error, note, ok, warning
 from handlergen.server.launching import TEMP_PREFIX, marked, state_path
+from handlergen.server.lifecycle import log_directory
 
 _FRONTEND = "org.pytorch.serve.ModelServer"
 _UNIX_SOCKETS = Path("/proc/net/unix")
@@ -45,7 +46,7 @@ def key_file(situation: Situation) -> Iterator[Finding]:
             f"chmod 600 {shlex.quote(str(path))}",
         )
     try:
-        KeyFile(path).token("inference")
+        read_key(path, "inference")
     except ServerError as wrong:
         yield warning(wrong.message, "Clients have no token: the server refuses every request.", situation.restart)
     else:
@@ -150,18 +151,21 @@ def stale_pid_files(situation: Situation) -> Iterator[Finding]:
 
 def writable(situation: Situation) -> Iterator[Finding]:
     """Check that TorchServe, its workers and handlergen can write to their directories."""
-    logs = situation.logs
     metrics = situation.directory / situation.environ.get("METRICS_LOCATION", "logs")
     wanted = {
         situation.directory: "TorchServe writes its tokens there, handlergen the server's state.",
-        logs: "TorchServe logs there.",
+        log_directory(situation.directory, situation.environ): "TorchServe logs there.",
         metrics: "TorchServe logs its metrics there.",
         open_store("any", situation.environ).path.parent: "context.store saves its values there.",
     }
-    refused = [(path, why) for path, why in wanted.items() if not _can_write(path)]
-    for path, why in refused:
+    refused = False
+    for path, why in wanted.items():
+        existing = _existing(path)
+        if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+            continue
+        refused = True
         fix = f"chown -R $USER {shlex.quote(str(path))}"
-        if _is_read_only(path):
+        if os.statvfs(existing).f_flag & os.ST_RDONLY:
             fix = "start the server in another directory, or mount this one read-write"
         yield error(f"{path} cannot be written", why, fix)
     store = situation.store
@@ -201,17 +205,6 @@ def _is_frontend(pid: int) -> bool:
         return True
     except psutil.Error:
         return False
-
-
-def _is_read_only(path: Path) -> bool:
-    """Return whether the file system is mounted read-only."""
-    return bool(os.statvfs(_existing(path)).f_flag & os.ST_RDONLY)
-
-
-def _can_write(path: Path) -> bool:
-    """Return whether a file can be created there, with the directory itself if necessary."""
-    path = _existing(path)
-    return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
 
 
 def _existing(path: Path) -> Path:

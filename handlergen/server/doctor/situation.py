@@ -100,11 +100,6 @@ class Situation:
         """The model store."""
         return self.directory / self.settings.model_store
 
-    @property
-    def logs(self) -> Path:
-        """TorchServe's log directory (ConfigManager.java)."""
-        return self.directory / self.environ.get("LOG_LOCATION", "logs")
-
     @cached_property
     def state(self) -> ServerState | None:
         """The state that `serve` recorded for this configuration."""
