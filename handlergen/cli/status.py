@@ -119,7 +119,7 @@ def _load_failures(config: Path, models: Sequence[ModelStatus]) -> dict[str, str
     if not lacking:
         return {}
     from handlergen.server.lifecycle import log_directory
-    from handlergen.server.worker_log import load_failures
+    from handlergen.server.readiness import load_failures
 
     try:
         with (log_directory(config.parent) / "model_log.log").open("rb") as log:

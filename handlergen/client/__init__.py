@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from handlergen.client.client import Client
-from handlergen.client.rest import UNSET
+from handlergen.client.client import UNSET, Client
 from handlergen.client.results import Answer, ModelStatus, WorkerStatus
 
 __all__ = ["UNSET", "Answer", "Client", "ModelStatus", "WorkerStatus"]

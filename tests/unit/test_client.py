@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from handlergen.client import Client, ModelStatus
+from handlergen.client.client import payload
 from handlergen.client.connection import read_key
-from handlergen.client.rest import payload
 from handlergen.errors import RequestFailed, ServerError
 from handlergen.server.properties import server_settings
 

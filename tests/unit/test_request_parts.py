@@ -10,7 +10,7 @@ import pytest
 from handlergen.cli import main
 from handlergen.cli.invoke import _grpc_inputs, _rest_body
 from handlergen.cli.requests import field_of, headers_of
-from handlergen.client.rest import payload
+from handlergen.client.client import payload
 from handlergen.local.requests import form_request
 from handlergen.performance.bench.measure import of_fields, of_json_text
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from handlergen.server.worker_log import load_failures, registration_failures, silent_deaths
+from handlergen.server.readiness import load_failures, registration_failures, silent_deaths
 
 MODEL_DIR = "/tmp/handlergen-4r_kn2io/models/74fc773a10d5421e85c4b8ec6a50c857"
 SITE = "/venv/lib/python3.11/site-packages/ts"

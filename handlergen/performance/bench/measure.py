@@ -12,7 +12,7 @@ from urllib.parse import quote
 import psutil
 
 from handlergen.client import Client, ModelStatus
-from handlergen.client.rest import FieldValue
+from handlergen.client.client import FieldValue
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
 from handlergen.local.offline.sources import open_source
 from handlergen.local.requests import content_type_of, read_file
@@ -65,7 +65,7 @@ def of_fields(fields: Mapping[str, FieldValue]) -> Sample:
     """
     import httpx
 
-    from handlergen.client.rest import payload
+    from handlergen.client.client import payload
 
     entries = {}
     for name, value in fields.items():

@@ -18,16 +18,14 @@ Check = Callable[[Situation], Iterable[Finding]]
 #: Section title -> checks, in the order of the report.
 CHECKS: dict[str, tuple[Check, ...]] = {
     "Java": (environment.java,),
-    "Python packages": (environment.python, environment.packages, environment.torch, environment.transport),
+    "Python packages": (environment.packages, environment.torch, environment.transport),
     "Devices": (environment.visible_devices, environment.cuda_visible_devices, environment.metrics_packages),
     "Configuration": (
         configuration.file,
         configuration.syntax,
-        configuration.unknown,
         configuration.values,
         archives.models_key,
         configuration.named_files,
-        configuration.undeclared_metrics,
         configuration.environment,
     ),
     "Access": (configuration.exposed, files.key_file),

@@ -79,14 +79,10 @@ def syntax(situation: Situation) -> Iterator[Finding]:
             )
 
 
-def unknown(situation: Situation) -> Iterator[Finding]:
-    """Check for keys that TorchServe does not know."""
+def values(situation: Situation) -> Iterator[Finding]:
+    """Check for keys that TorchServe does not know, and for settings that it cannot start with."""
     for message in unknown_keys(situation.settings):
         yield warning(message, "The line has no effect.", "correct or remove the line")
-
-
-def values(situation: Situation) -> Iterator[Finding]:
-    """Check for settings that TorchServe cannot start with: a port used twice, sizes out of range."""
     try:
         check(situation.settings)
     except HandlergenError as wrong:
@@ -95,7 +91,10 @@ def values(situation: Situation) -> Iterator[Finding]:
 
 
 def named_files(situation: Situation) -> Iterator[Finding]:
-    """Check that the files named in the configuration exist (consequences tried with TorchServe 0.12.0)."""
+    """Check the files named in the configuration: they exist, and the metrics file declares handlergen's metrics.
+
+    The consequences were tried with TorchServe 0.12.0.
+    """
     if situation.text is None:
         return
     logs = situation.settings.log_config.removeprefix("file://")
@@ -105,24 +104,16 @@ def named_files(situation: Situation) -> Iterator[Finding]:
             "TorchServe then logs several lines per request, which costs up to half the throughput.",
             _WRITE_ANOTHER,
         )
-    metrics = situation.settings.metrics_config
-    if metrics and not (situation.directory / metrics).is_file():
-        yield error(
-            f"metrics_config names {metrics}, which does not exist",
-            "Every worker dies when it starts.",
-            _WRITE_ANOTHER,
-        )
-
-
-def undeclared_metrics(situation: Situation) -> Iterator[Finding]:
-    """Check that the metrics file declares every metric of handlergen; an old one may not."""
     named = situation.settings.metrics_config
-    if situation.text is None or not named:
+    metrics = situation.directory / named
+    if not named:
         return
-    try:
-        text = (situation.directory / named).read_text("utf-8", "replace")
-    except OSError:
+    if not metrics.is_file():
+        yield error(
+            f"metrics_config names {named}, which does not exist", "Every worker dies when it starts.", _WRITE_ANOTHER
+        )
         return
+    text = metrics.read_text("utf-8", "replace")
     names = re.findall(r"name: (handlergen_\w+)", (template_dir() / "metrics.yaml").read_text("utf-8"))
     missing = [name for name in names if not re.search(rf"\b{name}\b", text)]
     if missing:
@@ -171,7 +162,7 @@ def ports(situation: Situation) -> Iterator[Finding]:
         problem = unavailable({purpose: (host, port)})
         holder = held.get(port)
         if running is not None and holder == running.pid:
-            own.append(port)
+            own.append(str(port))
         elif running is not None:
             yield warning(
                 f"the running server (pid {running.pid}) does not listen on port {port} ({purpose})",
@@ -185,9 +176,9 @@ def ports(situation: Situation) -> Iterator[Finding]:
             text = problem[0] if "in use" not in problem[0] else f"port {port} ({purpose}) is in use{who}"
             yield error(text, "The server cannot start.", _FREE_A_PORT)
         else:
-            free.append(port)
+            free.append(str(port))
     if own and running is not None:
-        yield ok(f"ports {_listed(own)}: the running server (pid {running.pid})")
+        yield ok(f"ports {', '.join(own)}: the running server (pid {running.pid})")
     for pid in sorted(plain_servers):
         yield note(
             f"a TorchServe that `handlergen serve` did not start (pid {pid}) runs here and holds these ports",
@@ -195,8 +186,4 @@ def ports(situation: Situation) -> Iterator[Finding]:
             "torchserve --stop",
         )
     if free:
-        yield ok(f"ports {_listed(free)} are free")
-
-
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))
+        yield ok(f"ports {', '.join(free)} are free")

@@ -12,7 +12,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -60,13 +59,9 @@ def java(situation: Situation) -> Iterator[Finding]:
         )
 
 
-def python(_situation: Situation) -> Iterator[Finding]:
-    """Report this Python, in which the workers run, too."""
-    yield ok(f"Python {platform.python_version()} ({sys.executable})")
-
-
 def packages(_situation: Situation) -> Iterator[Finding]:
-    """Check for the packages of TorchServe, and for the versions that handlergen was tested with."""
+    """Report this Python, in which the workers run, too; check its packages and their versions."""
+    yield ok(f"Python {platform.python_version()} ({sys.executable})")
     for package, tested, needed_for in (
         ("torchserve", TORCHSERVE, "It is the server."),
         ("torch-model-archiver", TORCHSERVE, "It writes the archives."),
@@ -257,7 +252,10 @@ def workers(situation: Situation) -> Iterator[Finding]:
     """Check that cores and memory suffice for all workers and their copies of the models."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = psutil.virtual_memory().total
-    wanted = [(one, _workers(readable_config(one), cores)) for one in situation.archives]
+    wanted = []
+    for archive in situation.archives:
+        number = readable_config(archive).get("minWorkers")
+        wanted.append((archive, number if isinstance(number, int) and number > 0 else cores))
     count = sum(number for _, number in wanted)
     machine = f"{counted(cores, 'core')}, {_bytes(memory)} of memory"
     if not count:
@@ -285,11 +283,6 @@ def workers(situation: Situation) -> Iterator[Finding]:
         )
     else:
         yield ok(f"{machine}, for {counted(count, 'worker')}")
-
-
-def _workers(config: dict[str, Any], default: int) -> int:
-    value = config.get("minWorkers", default)
-    return value if isinstance(value, int) and value > 0 else default
 
 
 def _bytes(number: float) -> str:
