@@ -86,11 +86,8 @@ def command(
       handlergen config --inference-port 9080
       handlergen config --show
     """
-    from handlergen.server.configuration import (
-        exposures,
-        relative_to_config,
-        write_configuration,
-    )
+    from handlergen.server.configuration import relative_to_config, write_configuration
+    from handlergen.server.doctor.configuration import exposures
     from handlergen.server.model_store import configuration_warnings, store_has_requirements
     from handlergen.server.properties import explain, read_properties, server_settings, unknown_keys
 

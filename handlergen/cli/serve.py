@@ -22,7 +22,7 @@ from handlergen.server.configuration import DEFAULT_CONFIG, archive_command, han
 
 if TYPE_CHECKING:
     from handlergen.client import ModelStatus
-    from handlergen.server.configuration import Exposure
+    from handlergen.server.doctor import Finding
     from handlergen.server.lifecycle import RunningServer
     from handlergen.server.readiness import Progress
 
@@ -127,10 +127,8 @@ def _serve(config: Path, *, foreground: bool, as_json: bool, trace: Path | None,
 
 def _configure(config: Path) -> None:
     """Write the configuration if it does not exist; warn about problems in it and in the model store."""
-    from handlergen.server.configuration import (
-        exposures,
-        write_configuration,
-    )
+    from handlergen.server.configuration import write_configuration
+    from handlergen.server.doctor.configuration import exposures
     from handlergen.server.model_store import configuration_warnings, store_has_requirements
     from handlergen.server.properties import ServerSettings, read_properties, unknown_keys
 
@@ -152,7 +150,7 @@ def _failure(error: HandlergenError) -> dict[str, Any]:
     }
 
 
-def _warn_of_exposure(opened: Sequence[Exposure], config: Path) -> None:
+def _warn_of_exposure(opened: Sequence[Finding], config: Path) -> None:
     """Warn prominently, because another person may have made these settings long ago."""
     if not opened:
         return

@@ -1,34 +1,23 @@
-"""Write a server's configuration files, and report the settings that expose the server to others."""
+"""Write a server's configuration files; commands of handlergen for a server."""
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import re
 import shlex
 import shutil
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from handlergen.errors import HandlergenError
 from handlergen.project.settings import shown
 from handlergen.project.templates import template_dir
-from handlergen.server.properties import (
-    NO_URL,
-    ServerSettings,
-    host_and_port,
-    render_properties,
-)
+from handlergen.server.properties import ServerSettings, render_properties
 from handlergen.server.property_text import read_text
 
 DEFAULT_CONFIG = "config.properties"
 DEFAULT_STORE = "model-store"
 
 _OWN_FILES = {"log_config": "log4j2.xml", "metrics_config": "metrics.yaml"}
-_ANY_URL = "https://example.org/model.mar"
-_LOCAL_URL = re.compile(r"file:", re.IGNORECASE)
 
 
 def handlergen_command(verb: str, config: Path) -> str:
@@ -100,97 +89,3 @@ def relative_to_config(store: Path, config: Path) -> str:
     if store.is_absolute():
         return str(store)
     return Path(os.path.relpath(store, config.resolve().parent)).as_posix()
-
-
-@dataclass(frozen=True)
-class Exposure:
-    """A setting that exposes the server to others.
-
-    Attributes:
-        what: The setting.
-        why: What others can do because of it.
-        fix: The line of config.properties that closes the server again.
-        severe: Others need no token, or can make the server run their code.
-    """
-
-    what: str
-    why: str
-    fix: str
-    severe: bool = False
-
-
-def exposures(settings: ServerSettings) -> list[Exposure]:
-    """Return every setting that lets others use, change or read the server; none with the defaults."""
-    return [*_addresses(settings), *_access(settings)]
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can connect to a host. Any name except localhost counts as reachable."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
-
-
-def _addresses(settings: ServerSettings) -> Iterator[Exposure]:
-    guarded = settings.token_authorization
-    for key, purpose, address in (
-        ("inference_address", "predictions", settings.inference_address),
-        ("grpc_inference_address", "predictions over gRPC", settings.grpc_inference_address),
-        ("management_address", "management", settings.management_address),
-        ("grpc_management_address", "management over gRPC", settings.grpc_management_address),
-        ("metrics_address", "metrics", settings.metrics_address),
-    ):
-        url = "://" in address
-        host, port = host_and_port(address) if url else (address, 0)
-        if is_loopback(host):
-            continue
-        managing = "management" in purpose
-        can = "scale models" + (" and load archives, which run code" if settings.model_api else "")
-        can = can if managing else "read the metrics" if purpose == "metrics" else "predict"
-        if purpose == "metrics":
-            why = f"Anyone who can connect to this machine can {can}: metrics need no token."
-        elif guarded:
-            clear = "" if address.startswith("https:") else ", and tokens are sent unencrypted"
-            why = f"Anyone who can connect to this machine and has a token can {can}{clear}."
-        else:
-            why = f"Anyone who can connect to this machine can {can}: no token is required."
-        scheme = address.partition("://")[0]
-        own = f"{key}={scheme}://127.0.0.1:{port}" if url else f"{key}=127.0.0.1"
-        severe = purpose != "metrics" and not guarded
-        yield Exposure(f"{purpose} can be reached from other machines ({key}={address})", why, own, severe)
-
-
-def _access(settings: ServerSettings) -> Iterator[Exposure]:
-    if not settings.token_authorization:
-        yield Exposure(
-            "token authorization is off (disable_token_authorization=true)",
-            "Every user and program on this machine can predict, scale and describe models.",
-            "disable_token_authorization=false",
-        )
-    if settings.model_api:
-        yield Exposure(
-            "models can be registered at run time (enable_model_api=true)",
-            "Anyone who can register an archive can run code as this user"
-            + ("." if settings.token_authorization else ", and no token is required."),
-            "enable_model_api=false",
-            severe=not settings.token_authorization,
-        )
-    patterns = [part.strip() for part in settings.allowed_urls.split(",") if part.strip()]
-    remote = [part for part in patterns if part != NO_URL and not _LOCAL_URL.match(part)]
-    if any(_matches(part, _ANY_URL) for part in patterns):
-        remote = ["any URL"]
-    if remote:
-        yield Exposure(
-            f"models can be downloaded from {', '.join(remote)} (allowed_urls)",
-            "A downloaded archive runs code as this user.",
-            f"allowed_urls={NO_URL}",
-            severe=settings.model_api and not settings.token_authorization,
-        )
-
-
-def _matches(pattern: str, url: str) -> bool:
-    try:
-        return re.fullmatch(pattern, url) is not None
-    except re.error:
-        return True  # Java accepts expressions that Python does not: warn to be safe

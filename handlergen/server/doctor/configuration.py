@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import shlex
 from collections import defaultdict
@@ -10,7 +11,6 @@ from collections.abc import Iterator
 from handlergen.errors import HandlergenError
 from handlergen.project.settings import shown
 from handlergen.project.templates import template_dir
-from handlergen.server.configuration import exposures
 from handlergen.server.doctor.files import is_plain_server
 from handlergen.server.doctor.situation import (
     Finding,
@@ -21,10 +21,12 @@ from handlergen.server.doctor.situation import (
     warning,
 )
 from handlergen.server.ports import command_of, listeners, unavailable
-from handlergen.server.properties import check, unknown_keys
+from handlergen.server.properties import NO_URL, ServerSettings, check, host_and_port, unknown_keys
 from handlergen.server.property_text import LAUNCHER_KEYS, line_not_utf8
 
 _FREE_A_PORT = "stop that program, or choose another port: handlergen config --help"
+_ANY_URL = "https://example.org/model.mar"
+_LOCAL_URL = re.compile(r"file:", re.IGNORECASE)
 _WRITE_ANOTHER = "handlergen config -o NEW/config.properties   # writes one beside it, to copy from"
 
 
@@ -147,8 +149,7 @@ def environment(situation: Situation) -> Iterator[Finding]:
 def exposed(situation: Situation) -> Iterator[Finding]:
     """Check for settings that expose the server; `serve` gives the same warnings."""
     found = exposures(situation.settings)
-    for one in found:
-        yield (error if one.severe else warning)(one.what, one.why, one.fix)
+    yield from found
     if not found:
         yield ok("only this machine can connect, with tokens, and only archives of the store are loaded")
 
@@ -187,3 +188,81 @@ def ports(situation: Situation) -> Iterator[Finding]:
         )
     if free:
         yield ok(f"ports {', '.join(free)} are free")
+
+
+def exposures(settings: ServerSettings) -> list[Finding]:
+    """Return every setting that lets others use, change or read the server; none with the defaults.
+
+    An error: others need no token, or can make the server run their code.
+    """
+    return [*_addresses(settings), *_access(settings)]
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can connect to a host. Any name except localhost counts as reachable."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _addresses(settings: ServerSettings) -> Iterator[Finding]:
+    guarded = settings.token_authorization
+    for key, purpose, address in (
+        ("inference_address", "predictions", settings.inference_address),
+        ("grpc_inference_address", "predictions over gRPC", settings.grpc_inference_address),
+        ("management_address", "management", settings.management_address),
+        ("grpc_management_address", "management over gRPC", settings.grpc_management_address),
+        ("metrics_address", "metrics", settings.metrics_address),
+    ):
+        url = "://" in address
+        host, port = host_and_port(address) if url else (address, 0)
+        if is_loopback(host):
+            continue
+        managing = "management" in purpose
+        can = "scale models" + (" and load archives, which run code" if settings.model_api else "")
+        can = can if managing else "read the metrics" if purpose == "metrics" else "predict"
+        if purpose == "metrics":
+            why = f"Anyone who can connect to this machine can {can}: metrics need no token."
+        elif guarded:
+            clear = "" if address.startswith("https:") else ", and tokens are sent unencrypted"
+            why = f"Anyone who can connect to this machine and has a token can {can}{clear}."
+        else:
+            why = f"Anyone who can connect to this machine can {can}: no token is required."
+        scheme = address.partition("://")[0]
+        own = f"{key}={scheme}://127.0.0.1:{port}" if url else f"{key}=127.0.0.1"
+        exposed = warning if guarded or purpose == "metrics" else error
+        yield exposed(f"{purpose} can be reached from other machines ({key}={address})", why, own)
+
+
+def _access(settings: ServerSettings) -> Iterator[Finding]:
+    if not settings.token_authorization:
+        yield warning(
+            "token authorization is off (disable_token_authorization=true)",
+            "Every user and program on this machine can predict, scale and describe models.",
+            "disable_token_authorization=false",
+        )
+    if settings.model_api:
+        yield (warning if settings.token_authorization else error)(
+            "models can be registered at run time (enable_model_api=true)",
+            "Anyone who can register an archive can run code as this user"
+            + ("." if settings.token_authorization else ", and no token is required."),
+            "enable_model_api=false",
+        )
+    patterns = [part.strip() for part in settings.allowed_urls.split(",") if part.strip()]
+    remote = [part for part in patterns if part != NO_URL and not _LOCAL_URL.match(part)]
+    if any(_matches(part, _ANY_URL) for part in patterns):
+        remote = ["any URL"]
+    if remote:
+        yield (error if settings.model_api and not settings.token_authorization else warning)(
+            f"models can be downloaded from {', '.join(remote)} (allowed_urls)",
+            "A downloaded archive runs code as this user.",
+            f"allowed_urls={NO_URL}",
+        )
+
+
+def _matches(pattern: str, url: str) -> bool:
+    try:
+        return re.fullmatch(pattern, url) is not None
+    except re.error:
+        return True  # Java accepts expressions that Python does not: warn to be safe
