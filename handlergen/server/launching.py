@@ -138,11 +138,7 @@ def _environment(
 def launch(
     config: Path, environ: Mapping[str, str], *, java_home: Path, marker: str, temp_dir: Path, console: bool
 ) -> ServerState:
-    """Run TorchServe's own launcher in a new session; it starts Java and exits.
-
-    Raises:
-        ServerError: TorchServe did not start; the message holds the launcher's output.
-    """
+    """Run TorchServe's launcher in a new session; it starts Java and exits. Raises ServerError with its output."""
     environ = _environment(environ, java_home=java_home, marker=marker, temp_dir=temp_dir, console=console)
     script = Path(sysconfig.get_path("scripts")) / "torchserve"
     # The script, not `-m ts.model_server`: -m puts the working directory first on sys.path, so that a user's

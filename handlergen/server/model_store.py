@@ -42,11 +42,7 @@ class StoredArchive:
 
 
 def read_archive(path: Path) -> StoredArchive:
-    """Return the facts about an archive; nothing is unpacked.
-
-    Raises:
-        ServerError: The file is not a model archive.
-    """
+    """Return the facts about an archive; nothing is unpacked. Raises ServerError when the file is not an archive."""
     try:
         with zipfile.ZipFile(path) as mar:
             model = json.loads(mar.read(MANIFEST_FILE))["model"]

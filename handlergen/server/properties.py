@@ -223,11 +223,7 @@ def _check_host(host: str) -> None:
 
 
 def check(settings: ServerSettings) -> None:
-    """Refuse settings that TorchServe cannot start with.
-
-    Raises:
-        HandlergenError: Names every problem, one a line.
-    """
+    """Raise HandlergenError for settings that TorchServe cannot start with: every problem, one a line."""
     wrong = []
     purposes: dict[int, str] = {}
     try:
@@ -255,11 +251,7 @@ def check(settings: ServerSettings) -> None:
 
 
 def render_properties(settings: ServerSettings) -> str:
-    """Return the text of `config.properties` for these settings: commented, and independent of the machine.
-
-    Raises:
-        HandlergenError: TorchServe cannot start with the settings (see `check`).
-    """
+    """Return the commented text of a `config.properties`, independent of the machine. Raises like `check`."""
     check(settings)
     lines = [
         "# TorchServe's configuration, written by `handlergen config`; `handlergen config --show` explains it.",
@@ -308,11 +300,7 @@ def valid_settings(entries: Iterable[Property]) -> tuple[ServerSettings, list[st
 
 
 def read_properties(path: Path) -> ServerSettings:
-    """Return the settings in a file.
-
-    Raises:
-        HandlergenError: The file is missing, unreadable or invalid.
-    """
+    """Return the settings in a file. Raises HandlergenError when it is missing, unreadable or invalid."""
     try:
         return parse_properties(read_text(path), file=str(path))
     except FileNotFoundError:

@@ -39,11 +39,7 @@ class Property:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file: UTF-8, as the launcher reads it, else ISO-8859-1, as Java does.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
+    """Return the text of a file: UTF-8, as the launcher reads it, else ISO-8859-1, as Java does. Raises OSError."""
     raw = path.read_bytes()
     try:
         text = raw.decode("utf-8")
@@ -53,11 +49,7 @@ def read_text(path: Path) -> str:
 
 
 def line_not_utf8(path: Path) -> int:
-    """Return the first line with a byte that is not UTF-8, on which the launcher fails; 0 when there is none.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
+    """Return the first line with a byte that is not UTF-8, on which the launcher fails, or 0. Raises OSError."""
     raw = path.read_bytes()
     try:
         raw.decode("utf-8")
@@ -67,11 +59,7 @@ def line_not_utf8(path: Path) -> int:
 
 
 def parse_entries(text: str) -> list[Property]:
-    """Return the entries of a properties text, in order, without comments (`#`, `!`) and blank lines.
-
-    Args:
-        text: As `read_text` returns it, with `\n` between lines.
-    """
+    """Return the entries of a text from `read_text`, in order, without comments (`#`, `!`) and blank lines."""
     entries = []
     for number, logical in _logical_lines(text):
         key, value = _split(logical)

@@ -157,10 +157,7 @@ def _check_workers(logs: ServerLogs) -> None:
 
 
 def _last_output(state: ServerState, logs: ServerLogs) -> str:
-    try:
-        console = Path(state.console).read_text("utf-8", "replace")
-    except OSError:
-        console = ""
+    console = Path(state.console).read_text("utf-8", "replace")
     lines = (console + logs.new_text(logs.server_log)).strip().splitlines()
     return "\n".join(lines[-_LAST_LINES:])
 

@@ -25,7 +25,7 @@ def test_versions(text: str, version: int | None):
 
 def test_java_home_comes_first():
     java = find_java({"JAVA_HOME": "/opt/j", "PATH": ""}, version_of=lambda path: 21)
-    assert (java.origin, java.executable) == ("JAVA_HOME", Path("/opt/j/bin/java"))
+    assert (java.origin, java.home) == ("JAVA_HOME", Path("/opt/j"))
 
 
 def test_what_does_not_run_or_is_too_old_is_passed_over(tmp_path: Path):

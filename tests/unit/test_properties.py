@@ -194,7 +194,7 @@ def test_java_itself_reads_what_we_write(tmp_path: Path):
     text = "\n".join(format_entry(key, value) for key, value in values.items()) + "\n"
     (tmp_path / "x.properties").write_text(text, "utf-8")
     done = subprocess.run(
-        [java.executable, str(source), str(tmp_path / "x.properties")], capture_output=True, check=True
+        [java.home / "bin" / "java", str(source), str(tmp_path / "x.properties")], capture_output=True, check=True
     )
     read = dict(line.split("=", 1) for line in done.stdout.decode().split("\0") if line)
     assert read == values

@@ -118,11 +118,7 @@ def models_key(situation: Situation) -> Iterator[Finding]:
 
 
 def model_config(archive: StoredArchive) -> dict[str, Any]:
-    """Return the model configuration in an archive; empty without one.
-
-    Raises:
-        HandlergenError: The file is not YAML.
-    """
+    """Return the model configuration in an archive; empty without one. Raises HandlergenError when it is not YAML."""
     try:
         with zipfile.ZipFile(archive.path) as mar:
             info = mar.NameToInfo.get(archive.config_file)
@@ -152,13 +148,7 @@ def _overridden(chosen: Mapping[str, Any], archived: Mapping[str, Any]) -> list[
 
 
 def _worker_settings(where: str, chosen: Mapping[str, Any], *, line: str) -> Iterator[Finding]:
-    """Check the numbers of workers and the batch delay of a model.
-
-    Args:
-        where: Start of each finding's text.
-        chosen: minWorkers, maxWorkers, batchSize, maxBatchDelay, ...
-        line: How a setting is written there, with `{key}` and `{value}`.
-    """
+    """Check a model's workers and batch delay; `line` says how a setting is written, with `{key}` and `{value}`."""
     low, high = chosen.get("minWorkers"), chosen.get("maxWorkers")
     if (low is None) != (high is None):
         given, other = ("minWorkers", "maxWorkers") if high is None else ("maxWorkers", "minWorkers")

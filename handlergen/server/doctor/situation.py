@@ -77,10 +77,7 @@ class Situation:
 
     @cached_property
     def parsed(self) -> tuple[ServerSettings, list[str]]:
-        """The settings in the file, and the problems of the entries that they leave out; the defaults without a file.
-
-        Trailing whitespace is removed first.
-        """
+        """The settings in the file (without one, the defaults), and the problems of the entries that they leave out."""
         if self.text is None:
             return ServerSettings(), []
         return valid_settings(replace(entry, value=entry.value.rstrip()) for entry in self.entries)
@@ -121,11 +118,7 @@ class Situation:
 
 
 def look_around(config: Path, environ: Mapping[str, str] | None = None) -> Situation:
-    """Return the situation of a configuration, which need not exist.
-
-    Raises:
-        HandlergenError: The file exists and cannot be read.
-    """
+    """Return the situation of a configuration, which need not exist. Raises HandlergenError if it cannot be read."""
     environ = os.environ if environ is None else environ
     config = config.resolve()
     try:
