@@ -92,16 +92,6 @@ def write_state(state: ServerState) -> None:
     temporary.replace(path)
 
 
-def running_neighbours(config: Path) -> list[ServerState]:
-    """Return the running servers on other configuration files of the same directory."""
-    found = []
-    for path in sorted(state_path(config).parent.glob("*.json")):
-        state = read_state(path.parent.parent / path.stem)
-        if state and path.stem != config.name and state.running():
-            found.append(state)
-    return found
-
-
 def temp_directory() -> Path:
     """Create a private directory (0700) whose path is short enough for unix sockets in it."""
     base = tempfile.gettempdir()

@@ -31,7 +31,6 @@ from handlergen.server.launching import (
     end_marked,
     launch,
     read_state,
-    running_neighbours,
     state_path,
     temp_directory,
     write_state,
@@ -256,11 +255,13 @@ def _refuse_conflicts(config: Path, settings: ServerSettings) -> None:
             f"overwrites {shown(config)})",
         )
     if settings.token_authorization:
-        for neighbour in running_neighbours(config):
-            raise ServerError(
-                f"the server on {neighbour.config} (pid {neighbour.pid}) keeps its tokens in the same directory",
-                hint=f"move one of the two configurations to another directory: both servers write {KEY_FILE}",
-            )
+        for path in sorted(state_path(config).parent.glob("*.json")):
+            neighbour = read_state(config.parent / path.stem)
+            if neighbour is not None and neighbour.running():
+                raise ServerError(
+                    f"the server on {neighbour.config} (pid {neighbour.pid}) keeps its tokens in the same directory",
+                    hint=f"move one of the two configurations to another directory: both servers write {KEY_FILE}",
+                )
 
 
 def _require_lock_directory(environ: Mapping[str, str]) -> None:

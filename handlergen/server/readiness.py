@@ -228,10 +228,9 @@ def user_traceback(lines: list[str]) -> str:
     start = next((number for number, text in enumerate(lines) if text == _TRACEBACK), None)
     if start is None:
         return ""
-    kept = [_MODEL_DIR.sub("", line) for line in _cut(lines[start:])]
-    if not any(_FRAME.match(line) for line in kept):
-        kept = [_MODEL_DIR.sub("", line) for line in lines[start:]]
-    return "\n".join(kept).rstrip()
+    found = [_MODEL_DIR.sub("", line) for line in lines[start:]]
+    kept = _cut(found)
+    return "\n".join(kept if any(map(_FRAME.match, kept)) else found).rstrip()
 
 
 def _cut(lines: list[str]) -> list[str]:

@@ -207,32 +207,30 @@ def is_loopback(host: str) -> bool:
 
 
 def _addresses(settings: ServerSettings) -> Iterator[Finding]:
-    guarded = settings.token_authorization
-    for key, purpose, address in (
-        ("inference_address", "predictions", settings.inference_address),
-        ("grpc_inference_address", "predictions over gRPC", settings.grpc_inference_address),
-        ("management_address", "management", settings.management_address),
-        ("grpc_management_address", "management over gRPC", settings.grpc_management_address),
-        ("metrics_address", "metrics", settings.metrics_address),
+    scale = "scale models" + (" and load archives, which run code" if settings.model_api else "")
+    for key, purpose, can in (
+        ("inference_address", "predictions", "predict"),
+        ("grpc_inference_address", "predictions over gRPC", "predict"),
+        ("management_address", "management", scale),
+        ("grpc_management_address", "management over gRPC", scale),
+        ("metrics_address", "metrics", "read the metrics"),
     ):
-        url = "://" in address
-        host, port = host_and_port(address) if url else (address, 0)
+        address = getattr(settings, key)
+        host, fix = address, f"{key}=127.0.0.1"
+        if "://" in address:
+            host, port = host_and_port(address)
+            fix = f"{key}={address.partition('://')[0]}://127.0.0.1:{port}"
         if is_loopback(host):
             continue
-        managing = "management" in purpose
-        can = "scale models" + (" and load archives, which run code" if settings.model_api else "")
-        can = can if managing else "read the metrics" if purpose == "metrics" else "predict"
+        what = f"{purpose} can be reached from other machines ({key}={address})"
+        anyone = "Anyone who can connect to this machine"
         if purpose == "metrics":
-            why = f"Anyone who can connect to this machine can {can}: metrics need no token."
-        elif guarded:
+            yield warning(what, f"{anyone} can {can}: metrics need no token.", fix)
+        elif settings.token_authorization:
             clear = "" if address.startswith("https:") else ", and tokens are sent unencrypted"
-            why = f"Anyone who can connect to this machine and has a token can {can}{clear}."
+            yield warning(what, f"{anyone} and has a token can {can}{clear}.", fix)
         else:
-            why = f"Anyone who can connect to this machine can {can}: no token is required."
-        scheme = address.partition("://")[0]
-        own = f"{key}={scheme}://127.0.0.1:{port}" if url else f"{key}=127.0.0.1"
-        exposed = warning if guarded or purpose == "metrics" else error
-        yield exposed(f"{purpose} can be reached from other machines ({key}={address})", why, own)
+            yield error(what, f"{anyone} can {can}: no token is required.", fix)
 
 
 def _access(settings: ServerSettings) -> Iterator[Finding]:
