@@ -21,46 +21,27 @@ from handlergen.client.results import ModelStatus
 from handlergen.errors import NoServer, RequestFailed
 from handlergen.runtime.codec.content import STREAM_WISH
 
-_MAP = "map<string, bytes>"
-
 INFERENCE = "org.pytorch.serve.grpc.inference"
 MANAGEMENT = "org.pytorch.serve.grpc.management"
 
-#: package -> message -> {field: type}, in the order of the fields' numbers, from 1.
-_MESSAGES: dict[str, dict[str, dict[str, str]]] = {
+#: package -> message -> its fields, in the order of their numbers, from 1; `map` is map<string, bytes>.
+_MESSAGES: dict[str, dict[str, str]] = {
     INFERENCE: {
-        "PredictionsRequest": {"model_name": "string", "model_version": "string", "input": _MAP},
-        "PredictionResponse": {"prediction": "bytes"},
-        "TorchServeHealthResponse": {"health": "string"},
+        "PredictionsRequest": "string model_name, string model_version, map input",
+        "PredictionResponse": "bytes prediction",
+        "TorchServeHealthResponse": "string health",
     },
     MANAGEMENT: {
-        "ManagementResponse": {"msg": "string"},
-        "DescribeModelRequest": {"model_name": "string", "model_version": "string", "customized": "bool"},
-        "ListModelsRequest": {"limit": "int32", "next_page_token": "int32"},
-        "RegisterModelRequest": {
-            "batch_size": "int32",
-            "handler": "string",
-            "initial_workers": "int32",
-            "max_batch_delay": "int32",
-            "model_name": "string",
-            "response_timeout": "int32",
-            "runtime": "string",
-            "synchronous": "bool",
-            "url": "string",
-            "s3_sse_kms": "bool",
-            "startup_timeout": "int32",
-        },
-        "ScaleWorkerRequest": {
-            "model_name": "string",
-            "model_version": "string",
-            "max_worker": "int32",
-            "min_worker": "int32",
-            "number_gpu": "int32",
-            "synchronous": "bool",
-            "timeout": "int32",
-        },
-        "SetDefaultRequest": {"model_name": "string", "model_version": "string"},
-        "UnregisterModelRequest": {"model_name": "string", "model_version": "string"},
+        "ManagementResponse": "string msg",
+        "DescribeModelRequest": "string model_name, string model_version, bool customized",
+        "ListModelsRequest": "int32 limit, int32 next_page_token",
+        "RegisterModelRequest": "int32 batch_size, string handler, int32 initial_workers, int32 max_batch_delay, "
+        "string model_name, int32 response_timeout, string runtime, bool synchronous, string url, bool s3_sse_kms, "
+        "int32 startup_timeout",
+        "ScaleWorkerRequest": "string model_name, string model_version, int32 max_worker, int32 min_worker, "
+        "int32 number_gpu, bool synchronous, int32 timeout",
+        "SetDefaultRequest": "string model_name, string model_version",
+        "UnregisterModelRequest": "string model_name, string model_version",
     },
 }
 
@@ -240,14 +221,15 @@ def _pool() -> descriptor_pool.DescriptorPool:
     return pool
 
 
-def _add_fields(message: descriptor_pb2.DescriptorProto, fields: Mapping[str, str], *, scope: str) -> None:
+def _add_fields(message: descriptor_pb2.DescriptorProto, fields: str, *, scope: str) -> None:
     """Add fields to a message; a descriptor spells a map as a repeated message of key and value."""
-    for number, (name, kind) in enumerate(fields.items(), start=1):
+    for number, declaration in enumerate(fields.split(","), start=1):
+        kind, name = declaration.split()
         field = message.field.add(name=name, number=number, label=descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL)
-        if kind == _MAP:
+        if kind == "map":
             entry = message.nested_type.add(name=f"{name.capitalize()}Entry")
             entry.options.map_entry = True
-            _add_fields(entry, {"key": "string", "value": "bytes"}, scope="")
+            _add_fields(entry, "string key, bytes value", scope="")
             field.label = descriptor_pb2.FieldDescriptorProto.LABEL_REPEATED
             field.type_name = f"{scope}.{entry.name}"
             field.type = descriptor_pb2.FieldDescriptorProto.TYPE_MESSAGE

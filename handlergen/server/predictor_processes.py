@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
@@ -86,8 +87,6 @@ def servers_of(workers: Iterable[int]) -> set[int]:
     """Return the process ids of the workers' ancestors, which include their servers."""
     found: set[int] = set()
     for pid in workers:
-        try:
+        with suppress(psutil.Error):
             found.update(parent.pid for parent in psutil.Process(pid).parents())
-        except psutil.Error:
-            continue
     return found

@@ -55,7 +55,7 @@ def store(situation: Situation) -> Iterator[Finding]:
 
 
 def archives(situation: Situation) -> Iterator[Finding]:
-    """Check each archive, and its model settings."""
+    """Check each archive: its model settings, and whether it fits the configuration."""
     if not situation.settings.model_store:
         return
     for path in sorted(situation.store.glob("*.mar")):
@@ -77,11 +77,7 @@ def archives(situation: Situation) -> Iterator[Finding]:
                 "TorchServe 0.12 loses requests with it, and keeps answered requests in memory forever.",
                 f"asyncCommunication: false   # in its {MODEL_CONFIG_FILE}",
             )
-
-
-def fit(situation: Situation) -> Iterator[Finding]:
-    """Check that the archives fit the configuration; `serve` gives the same warnings."""
-    if situation.text is not None and situation.store.is_dir():
+    if situation.text is not None:  # `serve` gives the same warnings
         for message in configuration_warnings(situation.config, situation.settings):
             yield warning(message, "The model fails, or its workers are killed.")
 

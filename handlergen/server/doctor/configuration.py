@@ -31,27 +31,23 @@ _WRITE_ANOTHER = "handlergen config -o NEW/config.properties   # writes one besi
 
 
 def file(situation: Situation) -> Iterator[Finding]:
-    """Check that the configuration exists."""
+    """Check that the configuration exists, and for lines that do not mean what they seem to."""
+    name = situation.config.name
     if situation.text is None:
         yield note(
-            f"there is no {situation.config.name} in {situation.directory}",
+            f"there is no {name} in {situation.directory}",
             "The other checks use handlergen's defaults, which `serve` writes.",
             f"handlergen config -o {shlex.quote(shown(situation.config))}",
         )
-    else:
-        yield ok(str(situation.config))
-
-
-def syntax(situation: Situation) -> Iterator[Finding]:
-    """Check for lines that do not mean what they seem to."""
-    name = situation.config.name
+        return
+    yield ok(str(situation.config))
     if problems := situation.parsed[1]:
         yield error(
             "\n".join(f"{name}:{problem}" for problem in problems),
             "TorchServe does not start with this line, or misreads it. The other checks leave it out.",
             "handlergen config --help   # lists the settings and their values",
         )
-    if situation.text is not None and (line := line_not_utf8(situation.config)):
+    if line := line_not_utf8(situation.config):
         yield error(
             f"{name}:{line}: a byte that is not UTF-8",
             "TorchServe's launcher fails with a traceback; Java would read the file as ISO-8859-1.",
