@@ -33,10 +33,7 @@ def archive_command(store: Path) -> str:
 
 
 def write_configuration(path: Path, settings: ServerSettings, *, force: bool = False) -> list[Path]:
-    """Write `path`, and the log and metrics configuration that it names if they do not exist.
-
-    Returns:
-        The files written.
+    """Write `path`, and the log and metrics configuration that it names if they do not exist; return what was written.
 
     Raises:
         HandlergenError: `path` exists with other contents, and `force` is false; or the settings are invalid.
@@ -81,11 +78,7 @@ def replace_content(path: Path, content: bytes) -> None:
 
 
 def relative_to_config(store: Path, config: Path) -> str:
-    """Return `store` relative to the configuration's directory, in which TorchServe is started.
-
-    Args:
-        store: A path relative to this process's working directory; an absolute path is returned unchanged.
-    """
+    """Return a path relative to the configuration's directory, in which TorchServe runs; an absolute one unchanged."""
     if store.is_absolute():
         return str(store)
     return Path(os.path.relpath(store, config.resolve().parent)).as_posix()

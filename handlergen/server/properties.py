@@ -213,13 +213,11 @@ def _check_host(host: str) -> None:
             f"{host!r}: TorchServe does not support IPv6 addresses; set a port with its own option",
             hint=hint,
         )
-    numeric = host.replace(".", "").isdigit()
-    try:
-        valid = bool(ipaddress.IPv4Address(host)) if numeric else bool(_HOST_NAME.fullmatch(host))
-    except ValueError:
-        valid = False
-    if not valid:
-        raise HandlergenError(f"{host!r} is neither a host name nor an IPv4 address", hint=hint)
+    if host.replace(".", "").isdigit() or not _HOST_NAME.fullmatch(host):
+        try:
+            ipaddress.IPv4Address(host)
+        except ValueError:
+            raise HandlergenError(f"{host!r} is neither a host name nor an IPv4 address", hint=hint) from None
 
 
 def check(settings: ServerSettings) -> None:

@@ -89,10 +89,7 @@ def values(situation: Situation) -> Iterator[Finding]:
 
 
 def named_files(situation: Situation) -> Iterator[Finding]:
-    """Check the files named in the configuration: they exist, and the metrics file declares handlergen's metrics.
-
-    The consequences were tried with TorchServe 0.12.0.
-    """
+    """Check the files that the configuration names (consequences tried with TorchServe 0.12.0)."""
     if situation.text is None:
         return
     logs = situation.settings.log_config.removeprefix("file://")
@@ -187,10 +184,7 @@ def ports(situation: Situation) -> Iterator[Finding]:
 
 
 def exposures(settings: ServerSettings) -> list[Finding]:
-    """Return every setting that lets others use, change or read the server; none with the defaults.
-
-    An error: others need no token, or can make the server run their code.
-    """
+    """Return every setting that opens the server to others: an error if they need no token. None by default."""
     return [*_addresses(settings), *_access(settings)]
 
 
