@@ -26,7 +26,6 @@ from handlergen.server.property_text import LAUNCHER_KEYS, line_not_utf8
 
 _FREE_A_PORT = "stop that program, or choose another port: handlergen config --help"
 _ANY_URL = "https://example.org/model.mar"
-_LOCAL_URL = re.compile(r"file:", re.IGNORECASE)
 _WRITE_ANOTHER = "handlergen config -o NEW/config.properties   # writes one beside it, to copy from"
 
 
@@ -238,7 +237,7 @@ def _access(settings: ServerSettings) -> Iterator[Finding]:
             "enable_model_api=false",
         )
     patterns = [part.strip() for part in settings.allowed_urls.split(",") if part.strip()]
-    remote = [part for part in patterns if part != NO_URL and not _LOCAL_URL.match(part)]
+    remote = [part for part in patterns if part != NO_URL and not part.lower().startswith("file:")]
     if any(_matches(part, _ANY_URL) for part in patterns):
         remote = ["any URL"]
     if remote:
