@@ -52,11 +52,9 @@ class _Refused(yaml.YAMLError):
 
 
 class PlainLoader(yaml.SafeLoader):
-    """A loader of plain values; it raises yaml.YAMLError, ValueError or RecursionError for all that is refused."""
+    """A loader of plain values; it raises yaml.YAMLError or ValueError for all that is refused."""
 
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self._depth = 0
+    _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -117,8 +115,6 @@ def read_yaml(  # noqa: PLR0911 - one return per way to fail
         return _failed(shown, 0, f"this is not valid YAML: {error}", "")
     except ValueError as error:  # e.g. the date 2020-13-45
         return _failed(shown, 0, f"a value cannot be read: {error}", "Write it in quotes.")
-    except RecursionError:
-        return _failed(shown, 0, "the file is nested too deeply", "")
 
 
 def plain_value(text: str) -> Any:
@@ -131,8 +127,6 @@ def plain_value(text: str) -> Any:
         return yaml.load(text, Loader=PlainLoader)  # noqa: S506 - a SafeLoader that accepts less
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
 
 
 def _read(text: str, shown: str, as_written: tuple[str, ...]) -> YamlSource:
