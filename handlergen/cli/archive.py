@@ -1,4 +1,4 @@
-"""`handlergen archive`: pack SOURCE into a `.mar` in the model store."""
+"""`handlergen archive` and `generate`: pack SOURCE into a `.mar` in the model store; print its handler."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from handlergen import __version__
+from handlergen.cli.errors import interrupted_by
 from handlergen.cli.options import json_option, setting_options
 from handlergen.cli.printing import in_order, print_json, runtime_line, warn
+from handlergen.errors import HandlergenError
 
 if TYPE_CHECKING:
     from handlergen.archives.build import ArchiveResult
@@ -76,7 +78,7 @@ def command(
     if dry_run:
         _report_plan(project, model_store, force=force, all_files=all_files, as_json=as_json)
         return
-    with _terminated_like_ctrl_c(), _progress_bar() as progress:
+    with interrupted_by(signal.SIGTERM), _progress_bar() as progress:
         result = archive_project(
             project, model_store=model_store, force=force, verify=verify, sign=sign, progress=progress
         )
@@ -96,6 +98,40 @@ def command(
         click.echo("verified every file's CRC-32 and SHA-256 match, and the zip is deterministic")
     if result.signature:
         click.echo(f"signed   {result.signature.path} with {result.signature.fingerprint}")
+
+
+@click.command("generate")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write to this file instead of stdout.",
+)
+@setting_options("name", "form", "call", "weights", "weights_format", "batch", "lock")
+def generate(source: Path, output: Path | None, **overrides: Any) -> None:
+    """Print the handler that `archive` would generate for SOURCE.
+
+    SOURCE is a .py file, a package directory, or a directory with handlergen.yaml.
+
+    \b
+    Example:
+      handlergen generate digits.py
+      handlergen generate . -o handler.py
+    """
+    from handlergen.archives.render import render_handler
+    from handlergen.inspection.project import open_project
+
+    project = open_project(source, overrides=overrides)
+    text = render_handler(project.contract, project.settings, version=__version__)
+    warn(*project.warnings)
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise HandlergenError(f"{output} could not be written: {error}") from error
 
 
 def _workers(result: ArchiveResult) -> str:
@@ -196,17 +232,3 @@ def _progress_bar() -> Iterator[Callable[[int, int], None] | None]:
     finally:
         if bar is not None:
             bar.__exit__(None, None, None)
-
-
-@contextmanager
-def _terminated_like_ctrl_c() -> Iterator[None]:
-    """Handle SIGTERM like Ctrl-C, so that the command removes its partial files."""
-
-    def interrupt(_signal: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from handlergen.cli.errors import interrupted_by
 from handlergen.cli.options import config_option, json_option, timeout_option
 from handlergen.cli.printing import counted, per_device, print_json, warn
 from handlergen.errors import HandlergenError, ModuleFailed
@@ -91,6 +92,7 @@ def command(
         raise
 
 
+@interrupted_by(signal.SIGTERM, signal.SIGHUP)
 def _serve(config: Path, *, foreground: bool, as_json: bool, trace: Path | None, **options: Any) -> None:
     """Start the server and report it; `options` are further arguments of `serve`."""
     from handlergen.runtime.telemetry.recording import TRACE_DIR_VARIABLE
@@ -98,9 +100,6 @@ def _serve(config: Path, *, foreground: bool, as_json: bool, trace: Path | None,
 
     _configure(config)
     environ = {**os.environ, **({TRACE_DIR_VARIABLE: str(trace.absolute())} if trace else {})}
-    # A closed terminal or a supervisor must leave no more behind than Ctrl-C does.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
     before = running_server(config)
     try:
         with _reported(quiet=as_json) as progress:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from handlergen.cli.errors import interrupted_by
 from handlergen.cli.options import gpu_option, json_option, setting_options
 from handlergen.cli.printing import print_json
 
@@ -36,6 +37,7 @@ from handlergen.cli.printing import print_json
 @click.option("--apply", "applies", is_flag=True, help="Write the settings to handlergen.yaml.")
 @json_option
 @setting_options("name", "form", "call", "weights", "weights_format", "batch", "config")
+@interrupted_by(signal.SIGTERM, signal.SIGHUP)
 def command(
     *,
     source: Path,
@@ -61,9 +63,6 @@ def command(
     from handlergen.performance.tune.apply import apply
     from handlergen.performance.tune.measuring import Subject, lines, plain, tune
 
-    # A closed terminal or a supervisor must leave no more behind than Ctrl-C does.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
     given = {name: value for name, value in overrides.items() if value is not None}
     tuned = tune(
         Subject(source, sample, gpu, given, seconds),
