@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import click
 from handlergen import __version__
 from handlergen.cli.errors import interrupted_by
 from handlergen.cli.options import json_option, setting_options
-from handlergen.cli.printing import in_order, print_json, runtime_line, warn
+from handlergen.cli.printing import listed, print_json, warn
 from handlergen.errors import HandlergenError
 
 if TYPE_CHECKING:
@@ -172,32 +172,29 @@ def _report_plan(project: Project, model_store: Path, *, force: bool, all_files:
     target = target_path(project, model_store, force=force)
     plan = make_plan(project, gpus=gpus_for(project.settings), model_store=model_store)
     warn(*project.warnings, *plan.warnings)
-    rows = [
-        (file.archive_path, file.size, str(file.origin) if isinstance(file.origin, Path) else None)
-        for file in plan.files
+    files = [
+        (file.size, file.archive_path, file.origin if isinstance(file.origin, Path) else None) for file in plan.files
     ]
     if as_json:
-        files = [{"path": place, "size": size, "origin": origin} for place, size, origin in rows]
         report = {
             "path": str(target),
             "size": plan.size,
             "placement": project.placement.as_json(),
-            "files": files,
+            "files": [
+                {"path": place, "size": size, "origin": str(origin) if origin else None}
+                for size, place, origin in files
+            ],
         }
         print_json(report)
         return
-    click.echo(f"{target} would hold {len(rows) + 1} files, {plan.size:,} bytes:")
-    first, runtime = in_order(rows, lambda row: row[0])
-    lines = [
-        (size, place, shown(Path(origin)) if origin else "written by handlergen")
-        for place, size, origin in (*first, *(runtime if all_files else ()))
-    ]
-    if not all_files:
-        size = sum(size for _, size, _ in runtime)
-        lines.append((size, runtime_line(len(runtime)), f"handlergen {__version__}"))
-    width = max(len(f"{size:,}") for size, _, _ in lines)
-    for size, place, origin in lines:
-        click.echo(f"  {size:>{width},}  {place}  <- {origin}")
+    click.echo(f"{target} would hold {len(files) + 1} files, {plan.size:,} bytes:")
+    rows, width = listed(
+        ((size, place, shown(origin) if origin else "written by handlergen") for size, place, origin in files),
+        all_files=all_files,
+        version=f"handlergen {__version__}",
+    )
+    for size, place, origin_shown in rows:
+        click.echo(f"  {size:>{width},}  {place}  <- {origin_shown}")
     _report_placement(project.placement)
 
 
@@ -214,21 +211,13 @@ def _progress_bar() -> Iterator[Callable[[int, int], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    bar: Any = None
-    shown = 0
+    with ExitStack() as stack:
+        bar: Any = None
 
-    def progress(done: int, total: int) -> None:
-        nonlocal bar, shown
-        if total < _PROGRESS_FROM:
-            return
-        if bar is None:
-            bar = click.progressbar(length=total, label="packing", file=sys.stderr, show_pos=False)
-            bar.__enter__()
-        bar.update(done - shown)
-        shown = done
+        def progress(done: int, total: int) -> None:
+            nonlocal bar
+            if total >= _PROGRESS_FROM:
+                bar = bar or stack.enter_context(click.progressbar(length=total, label="packing", file=sys.stderr))
+                bar.update(done - bar.pos)
 
-    try:
         yield progress
-    finally:
-        if bar is not None:
-            bar.__exit__(None, None, None)

@@ -7,15 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from handlergen.cli.options import (
-    config_option,
-    connected,
-    json_option,
-    key_file_option,
-    multipart_options,
-    timeout_option,
-    version_option,
-)
+from handlergen.cli.options import connected, multipart_options, server_options, timeout_option, version_option
 from handlergen.cli.printing import print_json, writable
 from handlergen.cli.requests import field_of, headers_of
 
@@ -88,9 +80,7 @@ if TYPE_CHECKING:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write an HTML file with the distributions and the timeline.",
 )
-@config_option
-@key_file_option
-@json_option
+@server_options
 def command(
     *,
     name: str,
@@ -136,7 +126,7 @@ def command(
     if report is not None:
         writable(report)
     from handlergen.performance.bench.measure import LoadPlan, measure
-    from handlergen.performance.bench.report import lines, plain
+    from handlergen.performance.bench.report import lines, page, plain
     from handlergen.performance.bench.traffic import Closed, Open
 
     samples = _samples(data, files, inputs, fields, content_type)
@@ -154,8 +144,6 @@ def command(
             click.echo(f"sending load to {name} for {warmup + duration:g} s ...", err=True)
         measurement = measure(client, name, samples, plan, trace_dir=trace)
     if report is not None:
-        from handlergen.performance.bench.report import page
-
         report.write_text(page(measurement), encoding="utf-8")
     if as_json:
         print_json(plain(measurement))

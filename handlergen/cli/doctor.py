@@ -28,7 +28,7 @@ EXIT_STATUS = {"OK": 0, "NOTE": 0, "WARNING": 10, "ERROR": 20}
 
 
 @click.command("doctor")
-@config_option
+@config_option()
 @click.option("-q", "--quiet", is_flag=True, help="Show only warnings and errors.")
 @json_option
 @click.pass_context

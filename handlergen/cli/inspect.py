@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from handlergen.cli.options import json_option
-from handlergen.cli.printing import in_order, print_json, runtime_line
+from handlergen.cli.printing import listed, print_json
 from handlergen.errors import HandlergenError
 
 if TYPE_CHECKING:
@@ -102,13 +102,9 @@ def _as_text(archive: Mar, *, all_files: bool) -> str:
         lines += _rows(json.loads(archive.bundle.to_json())["settings"])
     if archive.model_config:
         lines += ["", "model-config.yaml", *_rows(archive.model_config)]
-    first, runtime = in_order(archive.files, lambda file: file.name)
-    rows = [(file.size, file.sha256, file.name) for file in (*first, *(runtime if all_files else ()))]
-    if runtime and not all_files:
-        rows.append((sum(file.size for file in runtime), "", runtime_line(len(runtime))))
-    width = max((len(f"{size:,}") for size, _, _ in rows), default=1)
+    rows, width = listed(((file.size, file.name, file.sha256) for file in archive.files), all_files=all_files)
     lines += ["", f"files ({len(archive.files)}): bytes, SHA-256, name"]
-    lines += [f"  {size:>{width},}  {sha256:<64}  {_clean(name)}" for size, sha256, name in rows]
+    lines += [f"  {size:>{width},}  {sha256:<64}  {_clean(name)}" for size, name, sha256 in rows]
     return "\n".join(lines)
 
 

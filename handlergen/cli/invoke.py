@@ -7,26 +7,15 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from handlergen.cli.options import (
-    config_option,
-    connected,
-    json_option,
-    key_file_option,
-    multipart_options,
-    timeout_option,
-    version_option,
-)
+from handlergen.cli.options import connected, multipart_options, server_options, timeout_option, version_option
 from handlergen.cli.printing import named, print_json, writable
 from handlergen.cli.requests import advised, field_of, headers_of, instead_of, refuse_file_name
 from handlergen.errors import RequestFailed
 from handlergen.runtime.codec.content import JSON
-
-if TYPE_CHECKING:
-    from handlergen.client import Answer
 
 
 @click.command("invoke")
@@ -45,9 +34,7 @@ if TYPE_CHECKING:
 @version_option
 @timeout_option(300.0, "Seconds to wait.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the answer to a file.")
-@config_option
-@key_file_option
-@json_option
+@server_options
 def command(
     *,
     name: str,
@@ -101,9 +88,9 @@ def command(
                 with advised(client, config, name, data=data):
                     _write(call(name, version=version, **body), output)
                 return
+            predict = client.predict_grpc if over_grpc else client.predict
             with advised(client, config, name, data=data):
-                predict = client.predict_grpc if over_grpc else client.predict
-                answer: Answer = predict(name, version=version, **body)
+                answer = predict(name, version=version, **body)
         except RequestFailed as error:
             if as_json:
                 print_json({"status": error.status, "body": _readable(error.body)})

@@ -7,17 +7,18 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import click
 
 from handlergen.errors import HandlergenError
 from handlergen.project.names import HANDLER_FILE, MANIFEST_FILE, MODEL_CONFIG_FILE, RUNTIME_PACKAGE
 from handlergen.runtime.contract import CONTRACT_FILE
+from handlergen.server.configuration import handlergen_command
 
-_Entry = TypeVar("_Entry")
+_Row = tuple[int, str, str]
 _GENERATED = (HANDLER_FILE, CONTRACT_FILE, MODEL_CONFIG_FILE, MANIFEST_FILE)
 
 _FAILED = "request %s failed"
@@ -40,25 +41,36 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+def restart_command(config: Path) -> str:
+    """Return the commands that restart the server of a configuration."""
+    return f"{handlergen_command('stop', config)} && {handlergen_command('serve', config)}"
+
+
 def per_device(placement: dict[str, int]) -> str:
     """Return `2 on gpu:0, 1 on gpu:1` for a number of workers per device; "" for no workers."""
     return ", ".join(f"{count} on {device}" for device, count in placement.items())
 
 
-def in_order(entries: Sequence[_Entry], name: Callable[[_Entry], str]) -> tuple[list[_Entry], list[_Entry]]:
-    """Split an archive's files into (the user's and the generated files, in this order; the runtime's files).
+def listed(files: Iterable[_Row], *, all_files: bool, version: str = "") -> tuple[list[_Row], int]:
+    """Order an archive's files for a list, and return the width of their sizes.
 
     Args:
-        name: Returns an entry's path in the archive.
+        files: (size in bytes, path in the archive, note).
+        all_files: Whether to list the runtime's files; else one row stands for them, with `version` as its note.
+
+    Returns:
+        The user's files, the generated ones, then the runtime's.
     """
-    runtime = [entry for entry in entries if name(entry).startswith(f"{RUNTIME_PACKAGE}/")]
-    others = [entry for entry in entries if not name(entry).startswith(f"{RUNTIME_PACKAGE}/")]
-    return sorted(others, key=lambda entry: name(entry) in _GENERATED), runtime
-
-
-def runtime_line(count: int) -> str:
-    """Return the line that replaces the runtime's files in a list."""
-    return f"{RUNTIME_PACKAGE}/ ({count} files, listed with --all)"
+    runtime, others = [], []
+    for row in files:
+        (runtime if row[1].startswith(f"{RUNTIME_PACKAGE}/") else others).append(row)
+    rows = sorted(others, key=lambda row: row[1] in _GENERATED)
+    if all_files:
+        rows += runtime
+    elif runtime:
+        name = f"{RUNTIME_PACKAGE}/ ({len(runtime)} files, listed with --all)"
+        rows.append((sum(size for size, _, _ in runtime), name, version))
+    return rows, max((len(f"{size:,}") for size, _, _ in rows), default=1)
 
 
 def writable(path: Path) -> Path:
@@ -89,26 +101,21 @@ def named(path: Path) -> Iterator[None]:
         raise
 
 
-class _FewTracebacks(logging.Filter):
-    """Pass only the first records about failed requests, so that a million bad rows do not bury one message."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self._left = limit
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if not str(record.msg).startswith(_FAILED):
-            return True
-        self._left -= 1
-        if self._left == 0:
-            record.msg, record.args = f"{record.getMessage()}\n(further tracebacks are omitted)", ()
-        return self._left >= 0
-
-
 @contextlib.contextmanager
 def few_tracebacks(limit: int) -> Iterator[None]:
     """Print the model's log on stderr, with the tracebacks of the first `limit` failed requests only."""
-    with _log_on_stderr(_FewTracebacks(limit)):
+    left = limit
+
+    def show(record: logging.LogRecord) -> bool:
+        nonlocal left
+        if not str(record.msg).startswith(_FAILED):
+            return True
+        left -= 1
+        if left == 0:
+            record.msg, record.args = f"{record.getMessage()}\n(further tracebacks are omitted)", ()
+        return left >= 0
+
+    with _log_on_stderr(show):
         yield
 
 
@@ -127,9 +134,7 @@ def failures_kept(kept: list[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _log_on_stderr(
-    keep: logging.Filter | Callable[[logging.LogRecord], bool], level: int | None = None
-) -> Iterator[None]:
+def _log_on_stderr(keep: Callable[[logging.LogRecord], bool], level: int | None = None) -> Iterator[None]:
     logger = logging.getLogger("handlergen")
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(keep)

@@ -17,26 +17,18 @@ import click
 
 from handlergen.cli.errors import interrupted_by
 from handlergen.cli.options import config_option, json_option, timeout_option
-from handlergen.cli.printing import counted, per_device, print_json, warn
+from handlergen.cli.printing import counted, per_device, print_json, restart_command, warn
 from handlergen.errors import HandlergenError, ModuleFailed
-from handlergen.server.configuration import DEFAULT_CONFIG, archive_command, handlergen_command
+from handlergen.server.configuration import archive_command, handlergen_command
 
 if TYPE_CHECKING:
     from handlergen.client import ModelStatus
-    from handlergen.server.configuration import Exposure
     from handlergen.server.lifecycle import RunningServer
     from handlergen.server.readiness import Progress
 
 
 @click.command("serve")
-@click.option(
-    "-c",
-    "--config",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path(DEFAULT_CONFIG),
-    show_default=True,
-    help="The server's configuration; written with defaults if it does not exist.",
-)
+@config_option("The server's configuration; written with defaults if it does not exist.")
 @click.option(
     "--foreground", is_flag=True, help="Stay in the foreground and show the server's output; Ctrl-C stops it."
 )
@@ -88,7 +80,8 @@ def command(
         )
     except HandlergenError as error:
         if as_json:
-            print_json(_failure(error))
+            traceback = error.traceback if isinstance(error, ModuleFailed) else None
+            print_json({"error": error.message, "hint": error.hint, "traceback": traceback})
         raise
 
 
@@ -105,7 +98,7 @@ def _serve(config: Path, *, foreground: bool, as_json: bool, trace: Path | None,
         with _reported(quiet=as_json) as progress:
             running = serve(config, environ=environ, console=foreground, progress=progress, **options)
         if as_json:
-            print_json(_report(running))
+            print_json(_as_json(running))
         else:
             _print(running)
         if foreground:
@@ -126,10 +119,7 @@ def _serve(config: Path, *, foreground: bool, as_json: bool, trace: Path | None,
 
 def _configure(config: Path) -> None:
     """Write the configuration if it does not exist; warn about problems in it and in the model store."""
-    from handlergen.server.configuration import (
-        exposures,
-        write_configuration,
-    )
+    from handlergen.server.configuration import exposures, write_configuration
     from handlergen.server.model_store import configuration_warnings, store_has_requirements
     from handlergen.server.properties import ServerSettings, read_properties, unknown_keys
 
@@ -140,22 +130,10 @@ def _configure(config: Path) -> None:
             click.echo(f"wrote {path}", err=True)
     settings = read_properties(config)
     warn(*unknown_keys(settings), *configuration_warnings(config, settings))
-    _warn_of_exposure(exposures(settings), config)
-
-
-def _failure(error: HandlergenError) -> dict[str, Any]:
-    return {
-        "error": error.message,
-        "hint": error.hint,
-        "traceback": error.traceback if isinstance(error, ModuleFailed) else None,
-    }
-
-
-def _warn_of_exposure(opened: Sequence[Exposure], config: Path) -> None:
-    """Warn prominently, because another person may have made these settings long ago."""
-    if not opened:
-        return
-    click.secho(f"WARNING: {config} exposes this server to others.", err=True, fg="red", bold=True)
+    # Warn prominently, because another person may have made these settings long ago.
+    opened = exposures(settings)
+    if opened:
+        click.secho(f"WARNING: {config} exposes this server to others.", err=True, fg="red", bold=True)
     for one in opened:
         click.echo(f"  - {one.what}", err=True)
         click.echo(textwrap.fill(one.why, 100, initial_indent=" " * 4, subsequent_indent=" " * 4), err=True)
@@ -182,7 +160,7 @@ def _reported(*, quiet: bool) -> Iterator[Progress]:
             click.echo(err=True)
 
 
-def _report(running: RunningServer) -> dict[str, Any]:
+def _as_json(running: RunningServer) -> dict[str, Any]:
     return {
         "pid": running.pid,
         "config": running.state.config,
@@ -190,11 +168,7 @@ def _report(running: RunningServer) -> dict[str, Any]:
         "key_file": str(running.key_file) if running.key_file else None,
         "logs": str(running.log_directory),
         "models": {
-            model.name: {
-                "version": model.version,
-                "workers": model.ready_workers,
-                "placement": model.placement,
-            }
+            model.name: {"version": model.version, "workers": model.ready_workers, "placement": model.placement}
             for model in running.models
         },
     }
@@ -213,9 +187,7 @@ def _print(running: RunningServer) -> None:
     if not running.models:
         store = running.directory / settings.model_store
         click.echo(f"no models: {shown(store)} has no archive that load_models selects. To add one:")
-        click.echo(f"  {archive_command(store)}")
-        again = (handlergen_command(verb, config) for verb in ("stop", "serve"))
-        click.echo(f"  {' && '.join(again)}")
+        click.echo(f"  {archive_command(store)}\n  {restart_command(config)}")
     click.echo()
     click.echo(f"predictions  {settings.inference_address}   gRPC {addresses['gRPC inference']}")
     click.echo(f"management   {settings.management_address}   gRPC {addresses['gRPC management']}")
@@ -228,25 +200,21 @@ def _print(running: RunningServer) -> None:
         name = running.models[0].name
         click.echo("\nTry it:")
         click.echo(f"  {handlergen_command(f'invoke {name}', config)} --data 'JSON'     (or --file PATH)")
-        click.echo(f"  {_curl(running, name)}")
+        click.echo(f"  curl {_token(running)}-H 'Content-Type: application/json' -d 'JSON' ", nl=False)
+        click.echo(f"{settings.inference_address}/predictions/{name}")
 
 
-def _curl(running: RunningServer, name: str) -> str:
-    token = ""
-    if running.key_file:
-        reader = (
-            f"{shlex.quote(sys.executable)} -c 'import json,sys; print(json.load(open(sys.argv[1]))"
-            f'["inference"]["key"])\' {shlex.quote(str(running.key_file))}'
-        )
-        token = f'-H "Authorization: Bearer $({reader})" '
-    return (
-        f"curl {token}-H 'Content-Type: application/json' -d 'JSON' "
-        f"{running.settings.inference_address}/predictions/{name}"
-    )
+def _token(running: RunningServer) -> str:
+    """Return curl's arguments that read the token from the key file, if the server requires one."""
+    if not running.key_file:
+        return ""
+    read = """'import json,sys; print(json.load(open(sys.argv[1]))["inference"]["key"])'"""
+    reader = f"{shlex.quote(sys.executable)} -c {read} {shlex.quote(str(running.key_file))}"
+    return f'-H "Authorization: Bearer $({reader})" '
 
 
 @click.command("stop")
-@config_option
+@config_option()
 @timeout_option(30.0, "Seconds until the server is killed.", zero=True)
 @json_option
 def stop(*, config: Path, timeout: float, as_json: bool) -> None:

@@ -11,17 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from handlergen.cli.options import (
-    config_option,
-    connected,
-    json_option,
-    key_file_option,
-    timeout_option,
-    version_option,
-)
-from handlergen.cli.printing import counted, per_device, print_json, warn
+from handlergen.cli.options import connected, server_options, timeout_option, version_option
+from handlergen.cli.printing import counted, per_device, print_json, restart_command, warn
 from handlergen.cli.requests import advised
-from handlergen.server.configuration import handlergen_command
 
 if TYPE_CHECKING:
     from handlergen.client import ModelStatus, WorkerStatus
@@ -32,9 +24,7 @@ _LOG_TAIL = 2**20  # bytes of the log to search
 
 
 @click.command("status")
-@config_option
-@key_file_option
-@json_option
+@server_options
 def command(*, config: Path, key_file: Path | None, as_json: bool) -> None:
     """Show the models of a running server: workers with their device and memory, and queued requests.
 
@@ -63,8 +53,7 @@ def command(*, config: Path, key_file: Path | None, as_json: bool) -> None:
         return
     click.echo(f"{health}; {counted(len(models), 'model')}")
     if not models:
-        again = " && ".join(handlergen_command(verb, config) for verb in ("stop", "serve"))
-        click.echo(f"to add one: `handlergen archive SOURCE`, then `{again}`")
+        click.echo(f"to add one: `handlergen archive SOURCE`, then `{restart_command(config)}`")
     for model in models:
         queue = ""
         if model.queue_waiting is not None and model.queue_free is not None:
@@ -171,9 +160,7 @@ def _memory(worker: WorkerStatus) -> int:
 @click.option("--workers", type=click.IntRange(min=0), required=True, help="Number of workers.")
 @version_option
 @timeout_option(300.0, "Seconds to wait for READY.")
-@config_option
-@key_file_option
-@json_option
+@server_options
 def scale(
     *,
     name: str,
