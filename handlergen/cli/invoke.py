@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import click
 
 from handlergen.cli.options import connected, multipart_options, server_options, timeout_option, version_option
 from handlergen.cli.printing import named, print_json, writable
-from handlergen.cli.requests import advised, field_of, headers_of, instead_of, refuse_file_name
+from handlergen.cli.requests import advised, field_of, headers_of, option_for, refuse_file_name
 from handlergen.errors import RequestFailed
 from handlergen.runtime.codec.content import JSON
 
@@ -64,7 +65,7 @@ def command(
       handlergen invoke digits --field image=@three.png --field top=3
     """
     if surplus:
-        raise click.UsageError(f"Got unexpected extra argument ({surplus[0]}). Did you mean {instead_of(surplus[0])} ?")
+        raise click.UsageError(f"Got unexpected extra argument ({surplus[0]}). Did you mean {option_for(surplus[0])} ?")
     if sum((data is not None, file is not None, bool(fields))) != 1:
         raise click.UsageError("give exactly one of --data, --file and --field")
     if over_grpc and (headers or content_type):
@@ -77,8 +78,8 @@ def command(
     if over_grpc:
         body = {"inputs": _grpc_inputs(data, file, fields)}
     else:
-        overridden = {"content_type": content_type} if content_type else {}
-        body = {**_rest_body(data, file, fields), "headers": headers_of(headers), **overridden}
+        body = {**_rest_body(data, file, fields), "headers": headers_of(headers)}
+        body |= {"content_type": content_type} if content_type else {}
     if output is not None:
         writable(output)
     with connected(config, key_file, timeout=timeout) as client:
@@ -139,11 +140,7 @@ def _write(parts: Iterable[bytes], output: Path | None) -> None:
 
 def _readable(body: bytes) -> Any:
     """Return JSON as a value, other text as a string, and the number of other bytes."""
-    try:
-        return json.loads(body)
-    except ValueError:
-        pass
-    try:
-        return body.decode()
-    except UnicodeDecodeError:
-        return {"bytes": len(body)}
+    for read in (json.loads, bytes.decode):
+        with suppress(ValueError):
+            return read(body)
+    return {"bytes": len(body)}
