@@ -18,10 +18,10 @@ VERBS = (
     *("init", "check", "generate", "archive", "inspect", "config", "serve", "stop", "status", "invoke", "scale"),
     *("predict", "map", "trace", "doctor", "bench", "tune"),
 )
-"""The verbs, in the order of the help. `handlergen.cli.VERB` defines the click command `command`."""
+"""The verbs, in the order of the help. The module `handlergen.cli.VERB` defines the click command `command`."""
 
-_BESIDE = {"stop": "serve", "scale": "status", "generate": "archive"}
-"""Verbs whose command is in the module of another verb, under its own name."""
+_TOGETHER = {"archive": ("generate", "inspect"), "serve": ("stop", "status", "scale"), "bench": ("trace", "tune")}
+"""Modules that define further verbs, each as a click command of its own name."""
 
 
 class VerbGroup(click.Group):
@@ -41,8 +41,9 @@ class VerbGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        module = importlib.import_module(f"handlergen.cli.{_BESIDE.get(cmd_name, cmd_name)}")
-        command: click.Command = getattr(module, cmd_name if cmd_name in _BESIDE else "command")
+        place = next((module for module, verbs in _TOGETHER.items() if cmd_name in verbs), cmd_name)
+        module = importlib.import_module(f"handlergen.cli.{place}")
+        command: click.Command = getattr(module, "command" if place == cmd_name else cmd_name)
         return command
 
     def resolve_command(

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from handlergen.cli.options import gpu_option, setting_options
+from handlergen.cli.options import EXISTING_FILE, gpu_option, setting_options
 from handlergen.cli.printing import counted, print_json, stdout_of_its_own, warn
 from handlergen.errors import ContractError, HandlergenError, ModuleFailed, Problem, RequestFailed
 from handlergen.inspection.project import Project, open_project
@@ -41,7 +41,7 @@ _WHEN = {
 )
 @click.option(
     "--sample",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=EXISTING_FILE,
     help="Also send this file as a request in a separate process, and show what each stage receives and returns.",
 )
 @gpu_option
@@ -159,11 +159,8 @@ def _report(project: Project, warned: int) -> None:
     for definition, line, when in rows:
         click.echo(f"  {definition:<{widths[0]}}  {line:<{widths[1]}}  {when}".rstrip())
     if contract.call == "keywords":
-        keys = [
-            p.name if p.required else f"{p.name} (optional)"
-            for p in contract.hooks["predict"].parameters
-            if p.source == "key"
-        ]
+        parameters = [p for p in contract.hooks["predict"].parameters if p.source == "key"]
+        keys = [p.name if p.required else f"{p.name} (optional)" for p in parameters]
         click.echo(f"  predict takes the keys of a JSON object: {', '.join(keys)}")
     placed = project.placement
     tied = placed.reasons if placed.stages == "predictor" else ()  # overruled ones are warnings

@@ -12,7 +12,15 @@ from typing import Any
 
 import click
 
-from handlergen.cli.options import connected, multipart_options, server_options, timeout_option, version_option
+from handlergen.cli.options import (
+    EXISTING_FILE,
+    FILE,
+    connected,
+    multipart_options,
+    server_options,
+    timeout_option,
+    version_option,
+)
 from handlergen.cli.printing import named, print_json, writable
 from handlergen.cli.requests import advised, field_of, headers_of, option_for, refuse_file_name
 from handlergen.errors import RequestFailed
@@ -25,7 +33,7 @@ from handlergen.runtime.codec.content import JSON
 @click.option("--data", default=None, help="The request as JSON.")
 @click.option(
     "--file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=EXISTING_FILE,
     default=None,
     help="The request as a file; its name determines the content type.",
 )
@@ -34,7 +42,7 @@ from handlergen.runtime.codec.content import JSON
 @click.option("--stream", is_flag=True, help="Print the parts of the answer as they arrive.")
 @version_option
 @timeout_option(300.0, "Seconds to wait.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the answer to a file.")
+@click.option("-o", "--output", type=FILE, help="Write the answer to a file.")
 @server_options
 def command(
     *,

@@ -22,6 +22,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 _LONGEST_TIMEOUT_S = 1_000_000.0  # the system cannot wait for much longer
 
+FILE = click.Path(dir_okay=False, path_type=Path)
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+DIRECTORY = click.Path(file_okay=False, path_type=Path)
+POSITIVE = click.FloatRange(min=0, min_open=True)
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 gpu_option = click.option("--gpu", type=int, help="Use this GPU instead of the CPU.")
 version_option = click.option("--version", help="The model's version.  [default: the default version]")
@@ -31,15 +36,14 @@ def config_option(
     help: str = "The server's configuration. TorchServe runs in the directory of this file.",
 ) -> Callable[[Function], Function]:
     """Return a decorator that adds `-c/--config`, which selects the server."""
-    file = click.Path(dir_okay=False, path_type=Path)
-    return click.option("-c", "--config", type=file, default=Path(DEFAULT_CONFIG), show_default=True, help=help)
+    return click.option("-c", "--config", type=FILE, default=Path(DEFAULT_CONFIG), show_default=True, help=help)
 
 
 def server_options(function: Function) -> Function:
     """Add `--config`, which selects the server, `--key-file`, the file with its tokens, and `--json`."""
     key_file = click.option(
         "--key-file",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        type=EXISTING_FILE,
         help="TorchServe's key_file.json.  [default: beside the configuration]",
     )
     return config_option()(key_file(json_option(function)))

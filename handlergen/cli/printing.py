@@ -1,4 +1,4 @@
-"""Output of the verbs: JSON, warnings, lists of files, files written, and the output of hooks."""
+"""Output of the verbs: JSON, warnings, files written, and the output of hooks."""
 
 from __future__ import annotations
 
@@ -7,19 +7,14 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import click
 
 from handlergen.errors import HandlergenError
-from handlergen.project.names import HANDLER_FILE, MANIFEST_FILE, MODEL_CONFIG_FILE, RUNTIME_PACKAGE
-from handlergen.runtime.contract import CONTRACT_FILE
 from handlergen.server.configuration import handlergen_command
-
-_Row = tuple[int, str, str]
-_GENERATED = (HANDLER_FILE, CONTRACT_FILE, MODEL_CONFIG_FILE, MANIFEST_FILE)
 
 _FAILED = "request %s failed"
 """Start of the pipeline's log message about a failed request."""
@@ -49,28 +44,6 @@ def restart_command(config: Path) -> str:
 def per_device(placement: dict[str, int]) -> str:
     """Return `2 on gpu:0, 1 on gpu:1` for a number of workers per device; "" for no workers."""
     return ", ".join(f"{count} on {device}" for device, count in placement.items())
-
-
-def listed(files: Iterable[_Row], *, all_files: bool, version: str = "") -> tuple[list[_Row], int]:
-    """Order an archive's files for a list, and return the width of their sizes.
-
-    Args:
-        files: (size in bytes, path in the archive, note).
-        all_files: Whether to list the runtime's files; else one row stands for them, with `version` as its note.
-
-    Returns:
-        The user's files, the generated ones, then the runtime's.
-    """
-    runtime, others = [], []
-    for row in files:
-        (runtime if row[1].startswith(f"{RUNTIME_PACKAGE}/") else others).append(row)
-    rows = sorted(others, key=lambda row: row[1] in _GENERATED)
-    if all_files:
-        rows += runtime
-    elif runtime:
-        name = f"{RUNTIME_PACKAGE}/ ({len(runtime)} files, listed with --all)"
-        rows.append((sum(size for size, _, _ in runtime), name, version))
-    return rows, max((len(f"{size:,}") for size, _, _ in rows), default=1)
 
 
 def writable(path: Path) -> Path:

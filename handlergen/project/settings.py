@@ -321,22 +321,32 @@ def read_settings(
     """
     values: dict[str, Any] = {}
     problems: list[Problem] = []
+
+    def put(key: str, value: Any, file: str, line: int = 0, *, as_text: bool = False) -> None:
+        setting = SETTINGS.get(key)
+        if setting is None:
+            problems.append(Problem(file, line, f"there is no setting `{key}`", _nearest(key)))
+        elif value is not None:  # `weights:` without a value is the default, as in the starter file
+            try:
+                value = setting.kind.parse(value) if as_text else value
+                values[key] = setting.kind.convert(value)
+            except ValueError as error:
+                problems.append(Problem(file, line, *_refusal(setting, value, str(error))))
+
     written = read_yaml(path, shown=shown(path), as_written=("version", "name")) if path is not None else None
     for source in filter(None, (defaults, written)):
         problems += source.problems
         for key, value in source.values.items():
-            _set(values, problems, key, value, file=source.file, line=source.lines.get(key, 0))
+            put(key, value, source.file, source.lines.get(key, 0))
     for variable, raw in environ.items():
+        key = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
         if not variable.startswith(ENVIRONMENT_PREFIX) or variable in _OTHER_VARIABLES:
             continue
-        key = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
         # Other programs may use the prefix: only a name that looks misspelt is refused.
         if difflib.get_close_matches(key, SETTINGS, n=1, cutoff=0.85):
-            _set(values, problems, key, raw, file=f"environment variable {variable}", as_text=True)
+            put(key, raw, f"environment variable {variable}", as_text=True)
     for key, value in overrides.items():
-        if value is not None:
-            flag = SETTINGS[key].flag if key in SETTINGS else key
-            _set(values, problems, key, value, file=f"option {flag}")
+        put(key, value, f"option {SETTINGS[key].flag if key in SETTINGS else key}")
     return Settings(**values), problems
 
 
@@ -347,8 +357,7 @@ def to_runtime(settings: Settings) -> RuntimeSettings:
         settings: The settings of a `Project`: name filled in, `batch`, `predictor` and `stages` resolved, paths
             normalised.
     """
-    names = [item.name for item in fields(RuntimeSettings) if item.name in SETTINGS]
-    values = {name: getattr(settings, name) for name in names}
+    values = {item.name: getattr(settings, item.name) for item in fields(RuntimeSettings) if item.name in SETTINGS}
     values["weights"] = archive_path(settings.weights) if settings.weights else None
     return RuntimeSettings(**values)
 
@@ -370,27 +379,6 @@ def shown(path: Path) -> str:
     except (ValueError, OSError):
         return str(absolute)
     return str(relative)
-
-
-def _set(
-    values: dict[str, Any],
-    problems: list[Problem],
-    key: str,
-    value: Any,
-    *,
-    file: str,
-    line: int = 0,
-    as_text: bool = False,
-) -> None:
-    setting = SETTINGS.get(key)
-    if setting is None:
-        problems.append(Problem(file, line, f"there is no setting `{key}`", _nearest(key)))
-    elif value is not None:  # `weights:` without a value is the default, as in the starter file
-        try:
-            value = setting.kind.parse(value) if as_text else value
-            values[key] = setting.kind.convert(value)
-        except ValueError as error:
-            problems.append(Problem(file, line, *_refusal(setting, value, str(error))))
 
 
 def _refusal(setting: SettingInfo, value: Any, reason: str) -> tuple[str, str]:

@@ -66,8 +66,7 @@ class PlainLoader(yaml.SafeLoader):
         self._depth += 1
         node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
-        number = node is not None and node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-        if isinstance(node, yaml.ScalarNode) and number and len(node.value) > _LONGEST_NUMBER:
+        if isinstance(node, yaml.ScalarNode) and _is_number(node) and len(node.value) > _LONGEST_NUMBER:
             raise _Refused(node.start_mark, f"a number of {len(node.value)} digits is not supported here", "")
         return node
 
@@ -131,28 +130,25 @@ def plain_value(text: str) -> Any:
 
 def _read(text: str, shown: str, as_written: tuple[str, ...]) -> YamlSource:
     loader = PlainLoader(text)
-    try:
-        root = loader.get_single_node()
-        if root is None:
-            return YamlSource(shown)
-        if not isinstance(root, yaml.MappingNode):
-            return _failed(
-                shown,
-                root.start_mark.line + 1,
-                f"this is a {'list' if isinstance(root, yaml.SequenceNode) else 'value'}, not a mapping of settings",
-                "Write lines such as `name: digits`.",
-            )
-        lines: dict[str, int] = {}
-        for key, value in root.value:
-            if isinstance(key, yaml.ScalarNode):
-                lines.setdefault(key.value, key.start_mark.line + 1)
-                number = value.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-                if key.value in as_written and number:
-                    value.tag = "tag:yaml.org,2002:str"
-        values = loader.construct_document(root)
-        return YamlSource(shown, {str(key): value for key, value in values.items()}, lines)
-    finally:
-        loader.dispose()
+    root = loader.get_single_node()
+    if root is None:
+        return YamlSource(shown)
+    if not isinstance(root, yaml.MappingNode):
+        what = "list" if isinstance(root, yaml.SequenceNode) else "value"
+        fix = "Write lines such as `name: digits`."
+        raise _Refused(root.start_mark, f"this is a {what}, not a mapping of settings", fix)
+    lines: dict[str, int] = {}
+    for key, value in root.value:
+        if isinstance(key, yaml.ScalarNode):
+            lines.setdefault(key.value, key.start_mark.line + 1)
+            if key.value in as_written and _is_number(value):
+                value.tag = "tag:yaml.org,2002:str"
+    values = loader.construct_document(root)
+    return YamlSource(shown, {str(key): value for key, value in values.items()}, lines)
+
+
+def _is_number(node: yaml.Node | None) -> bool:
+    return node is not None and node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def _failed(shown: str, line: int, message: str, fix: str) -> YamlSource:
