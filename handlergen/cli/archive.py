@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from handlergen import __version__
+from handlergen.cli import options
 from handlergen.cli.errors import interrupted_by
-from handlergen.cli.options import DIRECTORY, FILE, json_option, setting_options
 from handlergen.cli.printing import print_json, warn
 from handlergen.errors import HandlergenError
 from handlergen.project.names import HANDLER_FILE, MANIFEST_FILE, MODEL_CONFIG_FILE, RUNTIME_PACKAGE
@@ -39,7 +39,7 @@ _PROGRESS_FROM = 64 << 20
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option(
     "--model-store",
-    type=DIRECTORY,
+    type=options.DIRECTORY,
     default="model-store",
     show_default=True,
     help="Directory of the archives.",
@@ -48,14 +48,14 @@ _PROGRESS_FROM = 64 << 20
 @click.option("--verify", is_flag=True, help="Read the archive back and compare every file with its source.")
 @click.option(
     "--sign",
-    type=FILE,
+    type=options.FILE,
     metavar="KEY",
     help="Sign with this Ed25519 private key (PEM or OpenSSH); writes NAME.mar.sig.",
 )
 @click.option("--dry-run", is_flag=True, help="List the files that would be packed; write nothing.")
 @click.option("--all", "all_files", is_flag=True, help="With --dry-run: also list the files of handlergen's runtime.")
-@json_option
-@setting_options()
+@options.json
+@options.settings()
 def command(
     source: Path,
     *,
@@ -111,8 +111,8 @@ def command(
 
 @click.command("generate")
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=FILE, help="Write to this file instead of stdout.")
-@setting_options("name", "form", "call", "weights", "weights_format", "batch", "lock")
+@click.option("-o", "--output", type=options.FILE, help="Write to this file instead of stdout.")
+@options.settings("name", "form", "call", "weights", "weights_format", "batch", "lock")
 def generate(source: Path, output: Path | None, **overrides: Any) -> None:
     """Print the handler that `archive` would generate for SOURCE.
 
@@ -252,12 +252,12 @@ def _progress_bar() -> Iterator[Callable[[int, int], None] | None]:
 @click.option(
     "--verify-signature",
     "public_key",
-    type=FILE,
+    type=options.FILE,
     metavar="PUBKEY",
     help="Fail unless MAR.sig is a signature of MAR with this Ed25519 key (PEM or OpenSSH).",
 )
 @click.option("--sbom", "as_sbom", is_flag=True, help="Print a software bill of materials (CycloneDX 1.6, JSON).")
-@json_option
+@options.json
 def inspect(mar: Path, *, all_files: bool, public_key: Path | None, as_sbom: bool, as_json: bool) -> None:
     """Show the manifest, contract, settings and files of the archive MAR.
 

@@ -9,25 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from handlergen.cli import options
 from handlergen.cli.errors import interrupted_by
-from handlergen.cli.options import (
-    EXISTING_FILE,
-    FILE,
-    POSITIVE,
-    connected,
-    gpu_option,
-    json_option,
-    multipart_options,
-    server_options,
-    setting_options,
-    timeout_option,
-    version_option,
-)
 from handlergen.cli.printing import counted, named, print_json, writable
 from handlergen.cli.requests import field_of, headers_of
 
 if TYPE_CHECKING:
-    from handlergen.performance.bench.measure import Sample
     from handlergen.performance.trace.convert import TraceSummary
 
 _STDOUT = Path("-")
@@ -39,7 +26,7 @@ _STDOUT = Path("-")
 @click.option(
     "--file",
     "files",
-    type=EXISTING_FILE,
+    type=options.EXISTING_FILE,
     multiple=True,
     help="A request as a file. May be repeated: requests take turns.",
 )
@@ -48,7 +35,7 @@ _STDOUT = Path("-")
     metavar="PATH",
     help="Many requests, sent in turn: JSONL, CSV, .npy, a directory or a glob, as for `map`.",
 )
-@multipart_options
+@options.multipart
 @click.option(
     "--clients",
     type=click.IntRange(min=1, max=4096),
@@ -56,7 +43,7 @@ _STDOUT = Path("-")
 )
 @click.option(
     "--rate",
-    type=POSITIVE,
+    type=options.POSITIVE,
     help="Open loop: this many requests a second, whether or not earlier ones were answered.",
 )
 @click.option(
@@ -66,7 +53,7 @@ _STDOUT = Path("-")
     show_default=True,
     help="With --rate: random intervals, as with independent users, or even ones.",
 )
-@click.option("--duration", type=POSITIVE, default=10.0, show_default=True, help="Seconds to measure.")
+@click.option("--duration", type=options.POSITIVE, default=10.0, show_default=True, help="Seconds to measure.")
 @click.option(
     "--warmup",
     type=click.FloatRange(min=0),
@@ -74,16 +61,16 @@ _STDOUT = Path("-")
     show_default=True,
     help="Seconds of load before that.",
 )
-@timeout_option(30.0, "Seconds after which a request counts as failed.")
+@options.timeout(30.0, "Seconds after which a request counts as failed.")
 @click.option("--grpc", "over_grpc", is_flag=True, help="Use gRPC instead of REST.")
-@version_option
+@options.version
 @click.option(
     "--trace",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="The server's span directory.  [default: found for a server on this machine]",
 )
-@click.option("--report", type=FILE, help="Write an HTML file with the distributions and the timeline.")
-@server_options
+@click.option("--report", type=options.FILE, help="Write an HTML file with the distributions and the timeline.")
+@options.server
 def command(
     *,
     name: str,
@@ -128,11 +115,18 @@ def command(
         raise click.UsageError("--header and --content-type have no effect over gRPC, which has no headers")
     if report is not None:
         writable(report)
-    from handlergen.performance.bench.measure import LoadPlan, measure
+    from handlergen.performance.bench.measure import LoadPlan, measure, of_fields, of_file, of_input, of_json_text
     from handlergen.performance.bench.report import lines, page, plain
     from handlergen.performance.bench.traffic import Closed, Open
 
-    samples = _samples(data, files, inputs, fields, content_type)
+    if data:
+        samples = [of_json_text(text) for text in data]
+    elif files:
+        samples = [of_file(path, content_type) for path in files]
+    elif inputs:
+        samples = of_input(inputs, content_type=content_type)
+    else:
+        samples = [of_fields(dict(field_of(text) for text in fields))]
     plan = LoadPlan(
         pace=Closed(clients or 16) if rate is None else Open(rate, even=arrivals == "even"),
         seconds=duration,
@@ -142,7 +136,7 @@ def command(
         headers=headers_of(headers),
         longest_answer_s=timeout,
     )
-    with connected(config, key_file) as client:
+    with options.connected(config, key_file) as client:
         if not as_json:
             click.echo(f"sending load to {name} for {warmup + duration:g} s ...", err=True)
         measurement = measure(client, name, samples, plan, trace_dir=trace)
@@ -151,44 +145,25 @@ def command(
     if as_json:
         print_json(plain(measurement))
         return
-    for line in lines(measurement):
-        click.echo(line)
+    click.echo("\n".join(lines(measurement)))
     if report is not None:
         click.echo(f"Report: {report}")
-
-
-def _samples(
-    data: tuple[str, ...],
-    files: tuple[Path, ...],
-    inputs: str | None,
-    fields: tuple[str, ...],
-    content_type: str | None,
-) -> list[Sample]:
-    from handlergen.performance.bench.measure import of_fields, of_file, of_input, of_json_text
-
-    if data:
-        return [of_json_text(text) for text in data]
-    if files:
-        return [of_file(path, content_type) for path in files]
-    if inputs:
-        return of_input(inputs, content_type=content_type)
-    return [of_fields(dict(field_of(text) for text in fields))]
 
 
 @click.command("tune")
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.option(
     "--sample",
-    type=EXISTING_FILE,
+    type=options.EXISTING_FILE,
     required=True,
     help="A file with a typical request; it is sent as `invoke --file` sends it.",
 )
 @click.option(
     "--target-p99-ms",
-    type=POSITIVE,
+    type=options.POSITIVE,
     help="Keep the 99th percentile of the latency below this.  [default: maximise the throughput]",
 )
-@gpu_option
+@options.gpu
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0.1),
@@ -197,8 +172,8 @@ def _samples(
     help="Length of each measurement.",
 )
 @click.option("--apply", "applies", is_flag=True, help="Write the settings to handlergen.yaml.")
-@json_option
-@setting_options("name", "form", "call", "weights", "weights_format", "batch", "config")
+@options.json
+@options.settings("name", "form", "call", "weights", "weights_format", "batch", "config")
 @interrupted_by(signal.SIGTERM, signal.SIGHUP)
 def tune(
     *,
@@ -237,8 +212,7 @@ def tune(
         applied = str(file) if file is not None else None
         print_json({**plain(tuned), "applied": applied})
         return
-    for line in lines(tuned):
-        click.echo(line)
+    click.echo("\n".join(lines(tuned)))
     click.echo(f"Wrote {file}" if file is not None else "--apply writes the settings to handlergen.yaml.")
 
 
@@ -253,16 +227,16 @@ def tune(
 @click.option(
     "-o",
     "--output",
-    type=FILE,
+    type=options.FILE,
     default=Path("trace.json"),
     show_default=True,
     help="The file to write, compressed if its name ends in .gz; - is stdout.",
 )
 @click.option("--model", metavar="NAME", help="Only this model's spans.")
-@click.option("--last", "last_s", type=POSITIVE, metavar="SECONDS", help="Only this many seconds at the end.")
+@click.option("--last", "last_s", type=options.POSITIVE, metavar="SECONDS", help="Only this many seconds at the end.")
 @click.option("--from", "from_s", type=float, metavar="SECOND", help="Only spans after this second of the recording.")
 @click.option("--to", "to_s", type=float, metavar="SECOND", help="Only spans before this second of the recording.")
-@json_option
+@options.json
 def trace(
     *,
     directory: Path | None,
@@ -330,8 +304,7 @@ def _report_trace(summary: TraceSummary, output: Path) -> None:
         lines.append(f"left out: {counted(summary.backwards, 'span')} that end before they start")
     if output != _STDOUT:
         lines.append("open it at https://ui.perfetto.dev (nothing is uploaded)")
-    for line in lines:
-        click.echo(line, err=True)
+    click.echo("\n".join(lines), err=True)
 
 
 def _trace_as_json(summary: TraceSummary, output: Path) -> dict[str, Any]:

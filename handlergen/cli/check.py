@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from handlergen.cli.options import EXISTING_FILE, gpu_option, setting_options
+from handlergen.cli import options
 from handlergen.cli.printing import counted, print_json, stdout_of_its_own, warn
 from handlergen.errors import ContractError, HandlergenError, ModuleFailed, Problem, RequestFailed
 from handlergen.inspection.project import Project, open_project
@@ -41,11 +41,11 @@ _WHEN = {
 )
 @click.option(
     "--sample",
-    type=EXISTING_FILE,
+    type=options.EXISTING_FILE,
     help="Also send this file as a request in a separate process, and show what each stage receives and returns.",
 )
-@gpu_option
-@setting_options()
+@options.gpu
+@options.settings()
 @click.pass_context
 def command(
     context: click.Context,
@@ -123,11 +123,7 @@ def _types(source: Path, overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def _files(project: Project) -> tuple[str, ...]:
-    """Check the files that the archive would contain; return the warnings.
-
-    Raises:
-        ContractError: Files are missing, or their names in the archive conflict.
-    """
+    """Return the warnings about the archive's files; raise ContractError if files are missing or names conflict."""
     from handlergen.archives.staging import make_plan
 
     try:

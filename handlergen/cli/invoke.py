@@ -12,15 +12,7 @@ from typing import Any
 
 import click
 
-from handlergen.cli.options import (
-    EXISTING_FILE,
-    FILE,
-    connected,
-    multipart_options,
-    server_options,
-    timeout_option,
-    version_option,
-)
+from handlergen.cli import options
 from handlergen.cli.printing import named, print_json, writable
 from handlergen.cli.requests import advised, field_of, headers_of, option_for, refuse_file_name
 from handlergen.errors import RequestFailed
@@ -33,17 +25,17 @@ from handlergen.runtime.codec.content import JSON
 @click.option("--data", default=None, help="The request as JSON.")
 @click.option(
     "--file",
-    type=EXISTING_FILE,
+    type=options.EXISTING_FILE,
     default=None,
     help="The request as a file; its name determines the content type.",
 )
-@multipart_options
+@options.multipart
 @click.option("--grpc", "over_grpc", is_flag=True, help="Use gRPC instead of REST.")
 @click.option("--stream", is_flag=True, help="Print the parts of the answer as they arrive.")
-@version_option
-@timeout_option(300.0, "Seconds to wait.")
-@click.option("-o", "--output", type=FILE, help="Write the answer to a file.")
-@server_options
+@options.version
+@options.timeout(300.0, "Seconds to wait.")
+@click.option("-o", "--output", type=options.FILE, help="Write the answer to a file.")
+@options.server
 def command(
     *,
     name: str,
@@ -90,7 +82,7 @@ def command(
         body |= {"content_type": content_type} if content_type else {}
     if output is not None:
         writable(output)
-    with connected(config, key_file, timeout=timeout) as client:
+    with options.connected(config, key_file, timeout=timeout) as client:
         try:
             if stream:
                 call = client.stream_grpc if over_grpc else client.stream

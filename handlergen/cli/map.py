@@ -7,11 +7,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from handlergen.cli.options import gpu_option, json_option
+from handlergen.cli import options
 from handlergen.cli.printing import counted, few_tracebacks, print_json, stdout_of_its_own, warn
 from handlergen.errors import HandlergenError
 
@@ -61,7 +61,7 @@ _TRACEBACKS = 5
     help="Stop with exit status 7 when more rows than this have failed.",
 )
 @click.option("--overwrite", is_flag=True, help="Start over and overwrite existing output.")
-@gpu_option
+@options.gpu
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
@@ -69,7 +69,7 @@ _TRACEBACKS = 5
     show_default=True,
     help="Run in this process, or on a Ray cluster (needs handlergen[ray]).",
 )
-@json_option
+@options.json
 def command(
     *,
     source: Path,
@@ -78,15 +78,13 @@ def command(
     input_format: str | None,
     id_field: str | None,
     content_type: str | None,
-    batch_size: int,
     workers: int | None,
     threads: bool,
     unordered: bool,
-    max_errors: int | None,
-    overwrite: bool,
     gpu: int | None,
     engine: str,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Predict for many inputs with the model of SOURCE (a source as for `handlergen archive`, or a .mar).
 
@@ -131,11 +129,9 @@ def command(
                 answering,
                 rows,
                 stdout if output == "-" else path,
-                batch_size=batch_size,
                 ordered=not unordered,
-                max_errors=max_errors,
-                overwrite=overwrite,
                 progress=progress,
+                **options,  # named like its parameters
             )
     except KeyboardInterrupt:
         if output != "-" and can_resume(path):

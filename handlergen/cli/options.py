@@ -27,39 +27,35 @@ EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 POSITIVE = click.FloatRange(min=0, min_open=True)
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-gpu_option = click.option("--gpu", type=int, help="Use this GPU instead of the CPU.")
-version_option = click.option("--version", help="The model's version.  [default: the default version]")
+json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+gpu = click.option("--gpu", type=int, help="Use this GPU instead of the CPU.")
+version = click.option("--version", help="The model's version.  [default: the default version]")
 
 
-def config_option(
+def config(
     help: str = "The server's configuration. TorchServe runs in the directory of this file.",
 ) -> Callable[[Function], Function]:
     """Return a decorator that adds `-c/--config`, which selects the server."""
     return click.option("-c", "--config", type=FILE, default=Path(DEFAULT_CONFIG), show_default=True, help=help)
 
 
-def server_options(function: Function) -> Function:
+def server(function: Function) -> Function:
     """Add `--config`, which selects the server, `--key-file`, the file with its tokens, and `--json`."""
     key_file = click.option(
         "--key-file",
         type=EXISTING_FILE,
         help="TorchServe's key_file.json.  [default: beside the configuration]",
     )
-    return config_option()(key_file(json_option(function)))
+    return config()(key_file(json(function)))
 
 
-def timeout_option(default: float, help: str, *, zero: bool = False) -> Callable[[Function], Function]:
-    """Return a decorator that adds `--timeout`, in seconds.
-
-    Args:
-        zero: Whether 0 (do not wait) is allowed.
-    """
+def timeout(default: float, help: str, *, zero: bool = False) -> Callable[[Function], Function]:
+    """Return a decorator that adds `--timeout`, in seconds; `zero` allows 0 (do not wait)."""
     seconds = click.FloatRange(min=0, max=_LONGEST_TIMEOUT_S, min_open=not zero)
     return click.option("--timeout", type=seconds, default=default, show_default=True, help=help)
 
 
-def multipart_options(function: Function) -> Function:
+def multipart(function: Function) -> Function:
     """Add `--field`, `--content-type` and `--header`, which describe a request body that is not plain JSON."""
     field = click.option(
         "--field",
@@ -108,7 +104,7 @@ def connected(config: Path, key_file: Path | None, *, timeout: float = 300.0) ->
             raise
 
 
-def setting_options(*names: str) -> Callable[[Function], Function]:
+def settings(*names: str) -> Callable[[Function], Function]:
     """Return a decorator that adds a flag for each of some settings.
 
     The command receives each value under the setting's name, as a Python value, or None without the flag: declare
@@ -144,11 +140,7 @@ def _option(setting: SettingInfo) -> Callable[[Function], Function]:
 
 
 def _value(kind: Kind, raw: str | tuple[str, ...] | None) -> Any:
-    """Convert a flag's text to a value of a setting's kind; join the values of a repeated list flag.
-
-    Raises:
-        click.BadParameter: The text is invalid; the message says what kind of value is expected.
-    """
+    """Convert a flag's text to a value of a setting's kind; join the values of a repeated list flag."""
     if raw is None or raw == ():
         return None
     texts = [raw] if isinstance(raw, str) else raw

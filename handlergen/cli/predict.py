@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from handlergen.cli.options import gpu_option, multipart_options, setting_options
+from handlergen.cli import options
 from handlergen.cli.printing import failures_kept, named, stdout_of_its_own, writable
 from handlergen.cli.requests import HOW_TO_QUOTE, field_of, headers_of, refuse_file_name
 from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed
@@ -33,8 +33,8 @@ _ENCODING = "EncodeError: "
     multiple=True,
     help="Send a file; - is standard input. May be repeated.",
 )
-@multipart_options
-@gpu_option
+@options.multipart
+@options.gpu
 @click.option(
     "-o",
     "--output",
@@ -44,7 +44,7 @@ _ENCODING = "EncodeError: "
 @click.option(
     "--raise", "raises", is_flag=True, help="Show the module's traceback for a failed request; exit status 4."
 )
-@setting_options("name", "form", "call", "weights", "weights_format", "batch", "config", "nan")
+@options.settings("name", "form", "call", "weights", "weights_format", "batch", "config", "nan")
 def command(
     *,
     source: Path,

@@ -97,11 +97,7 @@ def headers_of(texts: Iterable[str]) -> dict[str, str]:
 
 @contextmanager
 def advised(client: Client, config: Path, name: str, *, data: str | None = None) -> Iterator[None]:
-    """Add a hint to the error of a failed request to model `name`.
-
-    Args:
-        data: The JSON text that was sent; None for other requests.
-    """
+    """Add a hint to the error of a failed request to model `name`; `data` is its JSON text, if it was JSON."""
     try:
         yield
     except RequestFailed as error:

@@ -15,17 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from handlergen.cli import options
 from handlergen.cli.errors import interrupted_by
-from handlergen.cli.options import (
-    DIRECTORY,
-    FILE,
-    config_option,
-    connected,
-    json_option,
-    server_options,
-    timeout_option,
-    version_option,
-)
 from handlergen.cli.printing import counted, per_device, print_json, restart_command, warn
 from handlergen.cli.requests import advised
 from handlergen.errors import HandlergenError, ModuleFailed
@@ -41,35 +32,25 @@ _LOG_TAIL = 2**20  # bytes of the log to search
 
 
 @click.command("serve")
-@config_option("The server's configuration; written with defaults if it does not exist.")
+@options.config("The server's configuration; written with defaults if it does not exist.")
 @click.option(
     "--foreground", is_flag=True, help="Stay in the foreground and show the server's output; Ctrl-C stops it."
 )
-@timeout_option(600.0, "Seconds to wait for READY.")
+@options.timeout(600.0, "Seconds to wait for READY.")
 @click.option("--keep", is_flag=True, help="Leave the server running when a model fails to load.")
 @click.option(
     "--require-signature",
-    "public_key",
-    type=FILE,
+    type=options.FILE,
     metavar="PUBKEY",
     help="Refuse to start unless every archive is signed with this Ed25519 key (PEM or OpenSSH).",
 )
 @click.option(
     "--trace",
-    type=DIRECTORY,
+    type=options.DIRECTORY,
     help="Record the start and end of each request's stages in this directory, for `bench` and `trace`.",
 )
-@json_option
-def command(
-    *,
-    config: Path,
-    foreground: bool,
-    timeout: float,
-    keep: bool,
-    public_key: Path | None,
-    trace: Path | None,
-    as_json: bool,
-) -> None:
+@options.json
+def command(*, config: Path, foreground: bool, trace: Path | None, as_json: bool, **options: Any) -> None:
     """Start TorchServe and wait until every worker of every model is READY.
 
     The server keeps running in the background; `handlergen stop` stops it. If a worker cannot load its model, serve
@@ -82,15 +63,7 @@ def command(
       handlergen invoke digits --file three.png
     """
     try:
-        _serve(
-            config,
-            foreground=foreground,
-            as_json=as_json,
-            trace=trace,
-            timeout=timeout,
-            keep=keep,
-            require_signature=public_key,
-        )
+        _serve(config, foreground=foreground, as_json=as_json, trace=trace, **options)
     except HandlergenError as error:
         if as_json:
             traceback = error.traceback if isinstance(error, ModuleFailed) else None
@@ -227,9 +200,9 @@ def _token(running: RunningServer) -> str:
 
 
 @click.command("stop")
-@config_option()
-@timeout_option(30.0, "Seconds until the server is killed.", zero=True)
-@json_option
+@options.config()
+@options.timeout(30.0, "Seconds until the server is killed.", zero=True)
+@options.json
 def stop(*, config: Path, timeout: float, as_json: bool) -> None:
     """Stop the server that `handlergen serve` started on this configuration, including its workers.
 
@@ -257,7 +230,7 @@ def stop(*, config: Path, timeout: float, as_json: bool) -> None:
 
 
 @click.command("status")
-@server_options
+@options.server
 def status(*, config: Path, key_file: Path | None, as_json: bool) -> None:
     """Show the models of a running server: workers with their device and memory, and queued requests.
 
@@ -268,7 +241,7 @@ def status(*, config: Path, key_file: Path | None, as_json: bool) -> None:
       handlergen status
       handlergen status --json
     """
-    with connected(config, key_file, timeout=30) as client:
+    with options.connected(config, key_file, timeout=30) as client:
         health = client.ping()
         models = client.status()
     why = _load_failures(config, models)
@@ -391,9 +364,9 @@ def _memory(worker: WorkerStatus) -> int:
 @click.command("scale")
 @click.argument("name")
 @click.option("--workers", type=click.IntRange(min=0), required=True, help="Number of workers.")
-@version_option
-@timeout_option(300.0, "Seconds to wait for READY.")
-@server_options
+@options.version
+@options.timeout(300.0, "Seconds to wait for READY.")
+@options.server
 def scale(
     *,
     name: str,
@@ -413,7 +386,7 @@ def scale(
     Example:
       handlergen scale digits --workers 4
     """
-    with connected(config, key_file) as client, advised(client, config, name):
+    with options.connected(config, key_file) as client, advised(client, config, name):
         status = client.scale(name, workers, version=version, timeout=timeout)
     if as_json:
         report = {"model": status.name, "workers": status.ready_workers, "placement": status.placement}

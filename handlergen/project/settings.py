@@ -58,8 +58,8 @@ class Settings:
 
     name: str = _setting(
         "",
-        "Name of the model and of its archive; clients call /predictions/NAME. "
-        "Default: the name of the source file or directory.",
+        "Name of the model and of its archive; clients call /predictions/NAME. Default: the name of the source file "
+        "or directory.",
         kinds.text("a model name", check=check_model_name),
         group="The model",
         example="digits",
@@ -83,9 +83,8 @@ class Settings:
     )
     call: str = _setting(
         "auto",
-        "How a module that has predict but no preprocess receives a JSON object: positional (one argument) "
-        "or keywords (its keys are the arguments). auto: keywords when predict takes several plain "
-        "parameters.",
+        "How a module that has predict but no preprocess receives a JSON object: positional (one argument) or "
+        "keywords (its keys are the arguments). auto: keywords when predict takes several plain parameters.",
         kinds.choice("auto", "positional", "keywords"),
     )
     weights: str | None = _setting(
@@ -117,8 +116,8 @@ class Settings:
     requirements: tuple[str, ...] = _setting(
         (),
         "Packages that pip must install for the model, or a requirements file (a name that ends in .txt). TorchServe "
-        "installs them only with install_py_dep_per_model=true in config.properties, which `handlergen config` "
-        "writes if an archive in the model store has requirements.",
+        "installs them only with install_py_dep_per_model=true in config.properties, which `handlergen config` writes "
+        "if an archive in the model store has requirements.",
         kinds.requirements(),
         example="[pillow>=10]",
     )
@@ -143,16 +142,16 @@ class Settings:
     )
     secrets: tuple[str, ...] = _setting(
         (),
-        "Names of the server's environment variables that hooks read from context.secrets. Only names: values "
-        "are never packed.",
+        "Names of the server's environment variables that hooks read from context.secrets. Only names: values are "
+        "never packed.",
         kinds.strings("a list of names"),
         example="[HF_TOKEN]",
     )
     batch: str = _setting(
         "auto",
         "What predict receives when TorchServe delivers several requests at once: each (one call per request), "
-        "collate (one collated batch) or list (a list in, a list of the same length out). auto: the default "
-        "of the form; each for functions.",
+        "collate (one collated batch) or list (a list in, a list of the same length out). auto: the default of the "
+        "form; each for functions.",
         kinds.choice("auto", "each", "collate", "list"),
         group="Workers, devices and batches",
     )
@@ -165,16 +164,15 @@ class Settings:
     )
     max_batch_delay_ms: int = _setting(
         1,
-        "How long TorchServe waits for a batch to fill, in milliseconds. A busy device fills batches "
-        "anyway, and an idle one gains nothing by waiting: hence 1, the minimum (TorchServe reads 0 as "
-        "its default of 100).",
+        "How long TorchServe waits for a batch to fill, in milliseconds. A busy device fills batches anyway, and an "
+        "idle one gains nothing by waiting: hence 1, the minimum (TorchServe reads 0 as its default of 100).",
         kinds.whole(least=1),
     )
     workers_per_device: int = _setting(
         4,
-        "Workers on each device: while one predicts, the others preprocess and postprocess. 4 keep a device "
-        "busy if the other two stages take as long as predict. Each has a copy of the model unless there is a "
-        "predictor process; if the copies do not fit, write predictor: process, or use fewer workers.",
+        "Workers on each device: while one predicts, the others preprocess and postprocess. 4 keep a device busy if "
+        "the other two stages take as long as predict. Each has a copy of the model unless there is a predictor "
+        "process; if the copies do not fit, write predictor: process, or use fewer workers.",
         kinds.whole(least=1, most=256),
     )
     devices: str | tuple[int, ...] = _setting(
@@ -184,9 +182,9 @@ class Settings:
     )
     predictor: str = _setting(
         "auto",
-        "Which process has the model: worker (each worker has its own copy), process (one process per device "
-        "has the only copy, and predicts for all workers of that device) or auto (process, but worker for a "
-        "flow, and for a module without load and weights).",
+        "Which process has the model: worker (each worker has its own copy), process (one process per device has the "
+        "only copy, and predicts for all workers of that device) or auto (process, but worker for a flow, and for a "
+        "module without load and weights).",
         kinds.choice("auto", "process", "worker"),
     )
     stages: str = _setting(
@@ -198,20 +196,20 @@ class Settings:
     )
     max_batch: int = _setting(
         32,
-        "Maximum number of requests, of several workers, in one predict (batch: collate or list, with a "
-        "predictor process). There are never more than workers_per_device x batch_size.",
+        "Maximum number of requests, of several workers, in one predict (batch: collate or list, with a predictor "
+        "process). There are never more than workers_per_device x batch_size.",
         kinds.whole(least=1, most=65536),
     )
     linger_ms: float = _setting(
         0.0,
-        "How long an idle device waits for more requests after the first, in milliseconds (with a predictor "
-        "process). 0: not at all; a busy device fills its batches anyway.",
+        "How long an idle device waits for more requests after the first, in milliseconds (with a predictor process). "
+        "0: not at all; a busy device fills its batches anyway.",
         kinds.milliseconds(),
     )
     lock: str = _setting(
         "device",
-        "device: one predict at a time on each physical device, across all models and servers of this user. "
-        "model: one at a time for this model only. none: no lock.",
+        "device: one predict at a time on each physical device, across all models and servers of this user. model: "
+        "one at a time for this model only. none: no lock.",
         kinds.choice("device", "model", "none"),
         group="Time limits and queues",
     )
@@ -223,23 +221,22 @@ class Settings:
     )
     predict_timeout_s: float | None = _setting(
         None,
-        "Time limit of one predict. The other limits are checked against it. A predictor process that exceeds it "
-        "is killed and restarted; a worker that predicts itself cannot be interrupted, so that only "
-        "response_timeout_s ends it. If predict streams: the time limit from one chunk to the next, after which "
-        "the stream is ended.",
+        "Time limit of one predict. The other limits are checked against it. A predictor process that exceeds it is "
+        "killed and restarted; a worker that predicts itself cannot be interrupted, so that only response_timeout_s "
+        "ends it. If predict streams: the time limit from one chunk to the next, after which the stream is ended.",
         kinds.seconds(),
         example="2",
     )
     response_timeout_s: int = _setting(
         120,
-        "TorchServe kills a worker that has not answered after this many seconds, and its whole batch fails. "
-        "Must exceed preprocess + workers on the device x predict + postprocess.",
+        "TorchServe kills a worker that has not answered after this many seconds, and its whole batch fails. Must "
+        "exceed preprocess + workers on the device x predict + postprocess.",
         kinds.whole(least=1),
     )
     startup_timeout_s: int = _setting(
         300,
-        "How long a worker may take to start and load. Workers of one device load one after another, so that "
-        "this limit is for all of them together; TorchServe's default of 120 s is short for large weights.",
+        "How long a worker may take to start and load. Workers of one device load one after another, so that this "
+        "limit is for all of them together; TorchServe's default of 120 s is short for large weights.",
         kinds.whole(least=1),
     )
     queue_size: int = _setting(
@@ -255,9 +252,8 @@ class Settings:
     )
     max_response_bytes: int = _setting(
         6_553_500,
-        "Maximum size of an answer; a longer one is a 500 for its request. TorchServe closes the worker's "
-        "connection above its own max_response_size, so keep this at or below that (6553500 unless "
-        "configured).",
+        "Maximum size of an answer; a longer one is a 500 for its request. TorchServe closes the worker's connection "
+        "above its own max_response_size, so keep this at or below that (6553500 unless configured).",
         kinds.whole(least=1),
     )
     compression: str = _setting(
