@@ -240,7 +240,8 @@ def _progress_bar() -> Iterator[Callable[[int, int], None] | None]:
         def progress(done: int, total: int) -> None:
             nonlocal bar
             if total >= _PROGRESS_FROM:
-                bar = bar or stack.enter_context(click.progressbar(length=total, label="packing", file=sys.stderr))
+                if bar is None:
+                    bar = stack.enter_context(click.progressbar(length=total, label="packing", file=sys.stderr))
                 bar.update(done - bar.pos)
 
         yield progress

@@ -84,7 +84,7 @@ def command(
     gpu: int | None,
     engine: str,
     as_json: bool,
-    **options: Any,
+    **arguments: Any,
 ) -> None:
     """Predict for many inputs with the model of SOURCE (a source as for `handlergen archive`, or a .mar).
 
@@ -106,12 +106,7 @@ def command(
     from handlergen.local.offline.sources import open_source
 
     rows = open_source(
-        input,
-        format=input_format,
-        id_field=id_field,
-        content_type=content_type,
-        stdin=sys.stdin.buffer,
-        warn=warn,
+        input, format=input_format, id_field=id_field, content_type=content_type, stdin=sys.stdin.buffer, warn=warn
     )
     if as_json and output == "-":
         raise click.UsageError("--json and -o - cannot be combined: both write to stdout")
@@ -131,7 +126,7 @@ def command(
                 stdout if output == "-" else path,
                 ordered=not unordered,
                 progress=progress,
-                **options,  # named like its parameters
+                **arguments,  # options that are named like its parameters
             )
     except KeyboardInterrupt:
         if output != "-" and can_resume(path):

@@ -50,7 +50,7 @@ _LOG_TAIL = 2**20  # bytes of the log to search
     help="Record the start and end of each request's stages in this directory, for `bench` and `trace`.",
 )
 @options.json
-def command(*, config: Path, foreground: bool, trace: Path | None, as_json: bool, **options: Any) -> None:
+def command(*, config: Path, foreground: bool, trace: Path | None, as_json: bool, **arguments: Any) -> None:
     """Start TorchServe and wait until every worker of every model is READY.
 
     The server keeps running in the background; `handlergen stop` stops it. If a worker cannot load its model, serve
@@ -63,7 +63,7 @@ def command(*, config: Path, foreground: bool, trace: Path | None, as_json: bool
       handlergen invoke digits --file three.png
     """
     try:
-        _serve(config, foreground=foreground, as_json=as_json, trace=trace, **options)
+        _serve(config, foreground=foreground, as_json=as_json, trace=trace, **arguments)
     except HandlergenError as error:
         if as_json:
             traceback = error.traceback if isinstance(error, ModuleFailed) else None
@@ -72,8 +72,8 @@ def command(*, config: Path, foreground: bool, trace: Path | None, as_json: bool
 
 
 @interrupted_by(signal.SIGTERM, signal.SIGHUP)
-def _serve(config: Path, *, foreground: bool, as_json: bool, trace: Path | None, **options: Any) -> None:
-    """Start the server and report it; `options` are further arguments of `serve`."""
+def _serve(config: Path, *, foreground: bool, as_json: bool, trace: Path | None, **arguments: Any) -> None:
+    """Start the server and report it; `arguments` are further ones of `serve`."""
     from handlergen.runtime.telemetry.recording import TRACE_DIR_VARIABLE
     from handlergen.server.lifecycle import running_server, serve
 
@@ -82,7 +82,7 @@ def _serve(config: Path, *, foreground: bool, as_json: bool, trace: Path | None,
     before = running_server(config)
     try:
         with _reported(quiet=as_json) as progress:
-            running = serve(config, environ=environ, console=foreground, progress=progress, **options)
+            running = serve(config, environ=environ, console=foreground, progress=progress, **arguments)
         if as_json:
             print_json(_as_json(running))
         else:
@@ -218,15 +218,11 @@ def stop(*, config: Path, timeout: float, as_json: bool) -> None:
     stopped = server.stop(config, timeout=timeout)
     if as_json:
         print_json({"stopped": stopped, "config": str(config)}, indent=None)
-    elif stopped:
-        click.echo("stopped")
-    else:
-        click.echo(f"no server started by `handlergen serve` is running on {config}")
-        if not config.exists():
-            click.echo(
-                f"Hint: there is no {config} here: change to the server's directory, or select one with -c",
-                err=True,
-            )
+        return
+    click.echo("stopped" if stopped else f"no server started by `handlergen serve` is running on {config}")
+    if not stopped and not config.exists():
+        hint = f"there is no {config} here: change to the server's directory, or select one with -c"
+        click.echo(f"Hint: {hint}", err=True)
 
 
 @click.command("status")
@@ -297,14 +293,12 @@ def _predictors(models: Sequence[ModelStatus]) -> dict[str, list[PredictorStatus
     from handlergen.server.predictor_processes import running_predictors, servers_of
 
     running = running_predictors()
-    found = {}
-    for model in models:
-        servers = servers_of(worker.pid for worker in model.workers) if running else set()
-        found[_key(model)] = [
-            each
-            for each in running
-            if each.server in servers and (each.model, each.version) == (model.name, model.version)
-        ]
+    found: dict[str, list[PredictorStatus]] = {_key(model): [] for model in models}
+    for model in models if running else ():
+        servers = servers_of(worker.pid for worker in model.workers)
+        for each in running:
+            if each.server in servers and (each.model, each.version) == (model.name, model.version):
+                found[_key(model)].append(each)
     return found
 
 

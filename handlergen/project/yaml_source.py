@@ -84,9 +84,7 @@ class PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def read_yaml(  # noqa: PLR0911 - one return per way to fail
-    path: Path, *, shown: str, as_written: tuple[str, ...] = ()
-) -> YamlSource:
+def read_yaml(path: Path, *, shown: str, as_written: tuple[str, ...] = ()) -> YamlSource:
     """Read a YAML mapping.
 
     Args:
@@ -98,22 +96,23 @@ def read_yaml(  # noqa: PLR0911 - one return per way to fail
         OSError: The file cannot be read.
     """
     raw = path.read_bytes()
-    if len(raw) > LARGEST_FILE:
-        return _failed(shown, 0, f"{len(raw)} bytes are too many for a settings file", "")
+    line, fix = 0, ""
     try:
-        return _read(raw.decode("utf-8-sig"), shown, as_written)
+        if len(raw) <= LARGEST_FILE:
+            return _read(raw.decode("utf-8-sig"), shown, as_written)
+        message = f"{len(raw)} bytes are too many for a settings file"
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        return _failed(shown, line, "the file is not UTF-8", "Save it as UTF-8.")
+        line, message, fix = raw[: error.start].count(b"\n") + 1, "the file is not UTF-8", "Save it as UTF-8."
     except _Refused as error:
-        return _failed(shown, error.mark.line + 1, error.message, error.fix)
+        line, message, fix = error.mark.line + 1, error.message, error.fix
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        return _failed(shown, mark.line + 1 if mark else 0, f"this is not valid YAML: {error.problem}", "")
+        line, message = mark.line + 1 if mark else 0, f"this is not valid YAML: {error.problem}"
     except yaml.YAMLError as error:
-        return _failed(shown, 0, f"this is not valid YAML: {error}", "")
+        message = f"this is not valid YAML: {error}"
     except ValueError as error:  # e.g. the date 2020-13-45
-        return _failed(shown, 0, f"a value cannot be read: {error}", "Write it in quotes.")
+        message, fix = f"a value cannot be read: {error}", "Write it in quotes."
+    return YamlSource(shown, problems=(Problem(shown, line, message, fix),))
 
 
 def plain_value(text: str) -> Any:
@@ -149,7 +148,3 @@ def _read(text: str, shown: str, as_written: tuple[str, ...]) -> YamlSource:
 
 def _is_number(node: yaml.Node | None) -> bool:
     return node is not None and node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-
-
-def _failed(shown: str, line: int, message: str, fix: str) -> YamlSource:
-    return YamlSource(shown, problems=(Problem(shown, line, message, fix),))
