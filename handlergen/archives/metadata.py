@@ -15,7 +15,7 @@ from handlergen.archives.zip_safety import name_problem
 from handlergen.errors import HandlergenError
 from handlergen.project import setting_kinds as kinds
 from handlergen.project.names import MANIFEST_FILE, check_model_name, check_version
-from handlergen.project.setting_fields import SETTINGS
+from handlergen.project.settings import SETTINGS
 from handlergen.project.yaml_source import DEEPEST, LARGEST_FILE, plain_value
 from handlergen.runtime.contract import CONTRACT_FILE, Bundle, Contract, RuntimeSettings
 from handlergen.runtime.forms.table import FORMS

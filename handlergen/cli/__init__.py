@@ -2,66 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import importlib
 import io
 import sys
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from handlergen.cli.errors import fail, let_go_of_broken_output, reader_is_gone, refused_by_system
+from handlergen.cli.errors import broken_pipes_caught, fail, let_go_of_broken_output, refused_by_system
 from handlergen.errors import HandlergenError
 
-# Verb -> module that defines the click command, named `command` or as given after the colon. It is imported
-# when the verb is used, so that `check` never waits for torch or grpc.
-VERBS: dict[str, str] = {
-    "init": "handlergen.cli.init",
-    "check": "handlergen.cli.check",
-    "generate": "handlergen.cli.generate",
-    "archive": "handlergen.cli.archive",
-    "inspect": "handlergen.cli.inspect",
-    "config": "handlergen.cli.config",
-    "serve": "handlergen.cli.serve",
-    "stop": "handlergen.cli.serve:stop",
-    "status": "handlergen.cli.status",
-    "invoke": "handlergen.cli.invoke",
-    "scale": "handlergen.cli.status:scale",
-    "predict": "handlergen.cli.predict",
-    "map": "handlergen.cli.map",
-    "trace": "handlergen.cli.trace",
-    "doctor": "handlergen.cli.doctor",
-    "bench": "handlergen.cli.bench",
-    "tune": "handlergen.cli.tune",
-}
+VERBS = (
+    *("init", "check", "generate", "archive", "inspect", "config", "serve", "stop", "status", "invoke", "scale"),
+    *("predict", "map", "trace", "doctor", "bench", "tune"),
+)
+"""The verbs, in the order of the help. The module `handlergen.cli.VERB` defines the click command `command`."""
 
-
-class _ReaderGone(Exception):
-    """The reader of stdout has exited. Not an OSError, because click exits with status 1 on EPIPE."""
-
-
-@contextlib.contextmanager
-def _reader_watched() -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError as error:
-        if reader_is_gone():
-            raise _ReaderGone from error
-        raise refused_by_system(error) from error
+_TOGETHER = {"archive": ("generate", "inspect"), "serve": ("stop", "status", "scale"), "bench": ("trace", "tune")}
+"""Modules that define further verbs, each as a click command of its own name."""
 
 
 class VerbGroup(click.Group):
-    """A click group that imports a verb's module when that verb is used."""
+    """A click group that imports a verb's module when that verb is used: `check` never waits for torch or grpc."""
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        with _reader_watched():  # --help prints here
+        with broken_pipes_caught():  # --help prints here
             return super().make_context(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _reader_watched():
+        with broken_pipes_caught():
             return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -70,9 +41,9 @@ class VerbGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        module, _, name = VERBS[cmd_name].partition(":")
-        command = getattr(importlib.import_module(module), name or "command")
-        assert isinstance(command, click.Command)
+        place = next((module for module, verbs in _TOGETHER.items() if cmd_name in verbs), cmd_name)
+        module = importlib.import_module(f"handlergen.cli.{place}")
+        command: click.Command = getattr(module, "command" if place == cmd_name else cmd_name)
         return command
 
     def resolve_command(
@@ -115,7 +86,9 @@ def cli() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the `handlergen` command and exit with its status."""
-    _print_names_as_they_are()
+    # Print file names that are not UTF-8 byte for byte (PEP 383), as the C locale does.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="surrogateescape")
     # torch warns once where numpy is not installed; nothing here needs it.
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy", category=UserWarning)
     try:
@@ -128,17 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except _ReaderGone:
-        # `handlergen generate . | head`: exit silently, like a program that SIGPIPE kills.
-        let_go_of_broken_output()
-        sys.exit(141)
     except OSError as error:
         let_go_of_broken_output()
         fail(refused_by_system(error))
     sys.exit(status if isinstance(status, int) else 0)
-
-
-def _print_names_as_they_are() -> None:
-    """Print file names that are not UTF-8 byte for byte (PEP 383), as the C locale does."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="surrogateescape")

@@ -1,24 +1,35 @@
-"""`handlergen archive`: pack SOURCE into a `.mar` in the model store."""
+"""`handlergen archive`, `generate` and `inspect`: pack SOURCE into a `.mar`, print its handler, show a `.mar`."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from handlergen import __version__
-from handlergen.cli.options import json_option, setting_options
-from handlergen.cli.printing import in_order, print_json, runtime_line, warn
+from handlergen.cli import options
+from handlergen.cli.errors import interrupted_by
+from handlergen.cli.printing import print_json, warn
+from handlergen.errors import HandlergenError
+from handlergen.project.names import HANDLER_FILE, MANIFEST_FILE, MODEL_CONFIG_FILE, RUNTIME_PACKAGE
+from handlergen.runtime.contract import CONTRACT_FILE
 
 if TYPE_CHECKING:
     from handlergen.archives.build import ArchiveResult
+    from handlergen.archives.mar import Mar
     from handlergen.inspection.project import Project
     from handlergen.inspection.stage_rule import Placement
+    from handlergen.runtime.contract import Bundle
+
+_Row = tuple[int, str, str]
+_GENERATED = (HANDLER_FILE, CONTRACT_FILE, MODEL_CONFIG_FILE, MANIFEST_FILE)
 
 _PROGRESS_FROM = 64 << 20
 """Bytes; smaller archives are packed too quickly for a progress bar."""
@@ -28,7 +39,7 @@ _PROGRESS_FROM = 64 << 20
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option(
     "--model-store",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=options.DIRECTORY,
     default="model-store",
     show_default=True,
     help="Directory of the archives.",
@@ -37,14 +48,14 @@ _PROGRESS_FROM = 64 << 20
 @click.option("--verify", is_flag=True, help="Read the archive back and compare every file with its source.")
 @click.option(
     "--sign",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=options.FILE,
     metavar="KEY",
     help="Sign with this Ed25519 private key (PEM or OpenSSH); writes NAME.mar.sig.",
 )
 @click.option("--dry-run", is_flag=True, help="List the files that would be packed; write nothing.")
 @click.option("--all", "all_files", is_flag=True, help="With --dry-run: also list the files of handlergen's runtime.")
-@json_option
-@setting_options()
+@options.json
+@options.settings()
 def command(
     source: Path,
     *,
@@ -76,7 +87,7 @@ def command(
     if dry_run:
         _report_plan(project, model_store, force=force, all_files=all_files, as_json=as_json)
         return
-    with _terminated_like_ctrl_c(), _progress_bar() as progress:
+    with interrupted_by(signal.SIGTERM), _progress_bar() as progress:
         result = archive_project(
             project, model_store=model_store, force=force, verify=verify, sign=sign, progress=progress
         )
@@ -96,6 +107,35 @@ def command(
         click.echo("verified every file's CRC-32 and SHA-256 match, and the zip is deterministic")
     if result.signature:
         click.echo(f"signed   {result.signature.path} with {result.signature.fingerprint}")
+
+
+@click.command("generate")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=options.FILE, help="Write to this file instead of stdout.")
+@options.settings("name", "form", "call", "weights", "weights_format", "batch", "lock")
+def generate(source: Path, output: Path | None, **overrides: Any) -> None:
+    """Print the handler that `archive` would generate for SOURCE.
+
+    SOURCE is a .py file, a package directory, or a directory with handlergen.yaml.
+
+    \b
+    Example:
+      handlergen generate digits.py
+      handlergen generate . -o handler.py
+    """
+    from handlergen.archives.render import render_handler
+    from handlergen.inspection.project import open_project
+
+    project = open_project(source, overrides=overrides)
+    text = render_handler(project.contract, project.settings, version=__version__)
+    warn(*project.warnings)
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise HandlergenError(f"{output} could not be written: {error}") from error
 
 
 def _workers(result: ArchiveResult) -> str:
@@ -136,33 +176,49 @@ def _report_plan(project: Project, model_store: Path, *, force: bool, all_files:
     target = target_path(project, model_store, force=force)
     plan = make_plan(project, gpus=gpus_for(project.settings), model_store=model_store)
     warn(*project.warnings, *plan.warnings)
-    rows = [
-        (file.archive_path, file.size, str(file.origin) if isinstance(file.origin, Path) else None)
-        for file in plan.files
+    files = [
+        (file.size, file.archive_path, file.origin if isinstance(file.origin, Path) else None) for file in plan.files
     ]
     if as_json:
-        files = [{"path": place, "size": size, "origin": origin} for place, size, origin in rows]
         report = {
             "path": str(target),
             "size": plan.size,
             "placement": project.placement.as_json(),
-            "files": files,
+            "files": [
+                {"path": place, "size": size, "origin": str(origin) if origin else None}
+                for size, place, origin in files
+            ],
         }
         print_json(report)
         return
-    click.echo(f"{target} would hold {len(rows) + 1} files, {plan.size:,} bytes:")
-    first, runtime = in_order(rows, lambda row: row[0])
-    lines = [
-        (size, place, shown(Path(origin)) if origin else "written by handlergen")
-        for place, size, origin in (*first, *(runtime if all_files else ()))
-    ]
-    if not all_files:
-        size = sum(size for _, size, _ in runtime)
-        lines.append((size, runtime_line(len(runtime)), f"handlergen {__version__}"))
-    width = max(len(f"{size:,}") for size, _, _ in lines)
-    for size, place, origin in lines:
-        click.echo(f"  {size:>{width},}  {place}  <- {origin}")
+    click.echo(f"{target} would hold {len(files) + 1} files, {plan.size:,} bytes:")
+    rows, width = _listed(
+        ((size, place, shown(origin) if origin else "written by handlergen") for size, place, origin in files),
+        all_files=all_files,
+        version=f"handlergen {__version__}",
+    )
+    for size, place, origin_shown in rows:
+        click.echo(f"  {size:>{width},}  {place}  <- {origin_shown}")
     _report_placement(project.placement)
+
+
+def _listed(files: Iterable[_Row], *, all_files: bool, version: str = "") -> tuple[list[_Row], int]:
+    """Return the rows of a list of an archive's files, and the width of their sizes.
+
+    The user's files come first, then the generated ones, then the runtime's or a row that stands for them. A row has
+    size, path in the archive and note, which is `version` for the runtime's row.
+    """
+    runtime: list[_Row] = []
+    others: list[_Row] = []
+    for row in files:
+        (runtime if row[1].startswith(f"{RUNTIME_PACKAGE}/") else others).append(row)
+    rows = sorted(others, key=lambda row: row[1] in _GENERATED)
+    if all_files:
+        rows += runtime
+    elif runtime:
+        name = f"{RUNTIME_PACKAGE}/ ({len(runtime)} files, listed with --all)"
+        rows.append((sum(size for size, _, _ in runtime), name, version))
+    return rows, max((len(f"{size:,}") for size, _, _ in rows), default=1)
 
 
 def _report_placement(placed: Placement) -> None:
@@ -178,35 +234,131 @@ def _progress_bar() -> Iterator[Callable[[int, int], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    bar: Any = None
-    shown = 0
+    with ExitStack() as stack:
+        bar: Any = None
 
-    def progress(done: int, total: int) -> None:
-        nonlocal bar, shown
-        if total < _PROGRESS_FROM:
-            return
-        if bar is None:
-            bar = click.progressbar(length=total, label="packing", file=sys.stderr, show_pos=False)
-            bar.__enter__()
-        bar.update(done - shown)
-        shown = done
+        def progress(done: int, total: int) -> None:
+            nonlocal bar
+            if total >= _PROGRESS_FROM:
+                if bar is None:
+                    bar = stack.enter_context(click.progressbar(length=total, label="packing", file=sys.stderr))
+                bar.update(done - bar.pos)
 
-    try:
         yield progress
-    finally:
-        if bar is not None:
-            bar.__exit__(None, None, None)
 
 
-@contextmanager
-def _terminated_like_ctrl_c() -> Iterator[None]:
-    """Handle SIGTERM like Ctrl-C, so that the command removes its partial files."""
+@click.command("inspect")
+@click.argument("mar", type=click.Path(path_type=Path))
+@click.option("--all", "all_files", is_flag=True, help="Also list the files of handlergen's runtime.")
+@click.option(
+    "--verify-signature",
+    "public_key",
+    type=options.FILE,
+    metavar="PUBKEY",
+    help="Fail unless MAR.sig is a signature of MAR with this Ed25519 key (PEM or OpenSSH).",
+)
+@click.option("--sbom", "as_sbom", is_flag=True, help="Print a software bill of materials (CycloneDX 1.6, JSON).")
+@options.json
+def inspect(mar: Path, *, all_files: bool, public_key: Path | None, as_sbom: bool, as_json: bool) -> None:
+    """Show the manifest, contract, settings and files of the archive MAR.
 
-    def interrupt(_signal: int, _frame: object) -> None:
-        raise KeyboardInterrupt
+    Nothing is unpacked. An archive with links, or with absolute, duplicate or escaping names, is refused.
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    \b
+    Example:
+      handlergen inspect model-store/digits.mar
+      handlergen inspect digits.mar --json | jq .files
+      handlergen inspect digits.mar --sbom > digits.cdx.json
+      handlergen inspect digits.mar --verify-signature team.pub
+    """
+    from handlergen.archives.mar import read_mar
+    from handlergen.archives.sbom import sbom
+    from handlergen.archives.signing import read_public_key, verify
+
+    if as_json and as_sbom:
+        raise click.UsageError("--json and --sbom cannot be combined")
+    signature = verify(mar, read_public_key(public_key)) if public_key else None
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        archive = read_mar(mar)
+    except HandlergenError as error:
+        error.hint = error.hint or _hint(mar)
+        raise
+    if as_sbom:
+        print_json(sbom(archive), ensure_ascii=False)
+    elif as_json:
+        signed = {"path": str(signature.path), "key": signature.fingerprint} if signature else None
+        print_json({**_mar_as_json(archive), "signature": signed}, ensure_ascii=False)
+    else:
+        click.echo(_mar_as_text(archive, all_files=all_files))
+        if signature:
+            click.echo(f"\nvalid signature: {signature.path} with {signature.fingerprint}")
+
+
+def _hint(mar: Path) -> str:
+    """Return a hint for a path that is not an archive."""
+    directory = mar if mar.is_dir() else mar.parent
+    found = [path for path in sorted(directory.glob("*.mar")) if path != mar]
+    if found:
+        return f"archives here: {', '.join(map(str, found))}"
+    return "`handlergen archive SOURCE` creates an archive; `handlergen check SOURCE` shows a source's contract"
+
+
+def _mar_as_json(archive: Mar) -> dict[str, Any]:
+    bundle = archive.bundle
+    return {
+        "path": str(archive.path),
+        "size": archive.size,
+        "sha256": archive.sha256(),
+        "manifest": archive.manifest,
+        "handlergen": json.loads(bundle.to_json()) if bundle else None,
+        "model_config": archive.model_config,
+        "files": [dataclasses.asdict(file) for file in archive.files],
+    }
+
+
+def _mar_as_text(archive: Mar, *, all_files: bool) -> str:
+    model = archive.manifest.get("model", {})
+    lines = [
+        f"{archive.path}: {_clean(archive.name)} {_clean(archive.version)}",
+        "",
+        "manifest",
+        *_rows({**model, **{key: value for key, value in archive.manifest.items() if key != "model"}}),
+    ]
+    if archive.bundle is None:
+        lines += ["", "not created by handlergen: no contract"]
+    else:
+        lines += ["", "contract", *_rows(_contract(archive.bundle)), "", "settings"]
+        lines += _rows(json.loads(archive.bundle.to_json())["settings"])
+    if archive.model_config:
+        lines += ["", "model-config.yaml", *_rows(archive.model_config)]
+    rows, width = _listed(((file.size, file.name, file.sha256) for file in archive.files), all_files=all_files)
+    lines += ["", f"files ({len(archive.files)}): bytes, SHA-256, name"]
+    lines += [f"  {size:>{width},}  {sha256:<64}  {_clean(name)}" for size, name, sha256 in rows]
+    return "\n".join(lines)
+
+
+def _contract(bundle: Bundle) -> dict[str, Any]:
+    from handlergen.archives.render import ordered_hooks, signature
+    from handlergen.inspection.stage_rule import Placement
+
+    contract = bundle.contract
+    rows: dict[str, Any] = {"form": contract.form, "module": contract.module}
+    if contract.class_name:
+        rows["class"] = contract.class_name
+    rows.update({role: signature(hook) for role, hook in ordered_hooks(contract).items()})
+    rows["model"] = Placement(bundle.settings.predictor, bundle.settings.stages).summary
+    return {**rows, "written by": f"handlergen {bundle.handlergen}"}
+
+
+def _rows(values: Any) -> list[str]:
+    width = max((len(_clean(key)) for key in values), default=0)
+    return [f"  {_clean(key):<{width}}  {_value_as_text(value)}" for key, value in values.items()]
+
+
+def _value_as_text(value: Any) -> str:
+    return _clean(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=True, default=str)
+
+
+def _clean(text: Any) -> str:
+    """Return untrusted text without the control characters that a terminal would obey."""
+    return "".join(character if character.isprintable() else "?" for character in str(text))

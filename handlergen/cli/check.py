@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
-from handlergen.cli.options import gpu_option, setting_options
+from handlergen.cli import options
 from handlergen.cli.printing import counted, print_json, stdout_of_its_own, warn
 from handlergen.errors import ContractError, HandlergenError, ModuleFailed, Problem, RequestFailed
 from handlergen.inspection.project import Project, open_project
@@ -40,11 +41,11 @@ _WHEN = {
 )
 @click.option(
     "--sample",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=options.EXISTING_FILE,
     help="Also send this file as a request in a separate process, and show what each stage receives and returns.",
 )
-@gpu_option
-@setting_options()
+@options.gpu
+@options.settings()
 @click.pass_context
 def command(
     context: click.Context,
@@ -83,21 +84,18 @@ def command(
     if as_json:
         ran_as_json = {"sample": dataclasses.asdict(ran)} if ran is not None else {}
         print_json({**_as_json(project, warnings), **types, **ran_as_json})
-        context.exit(_sample_status(ran))
-    warn(*warnings)
-    _report(project, len(warnings))
-    without = "no schema" if find_spec("pydantic") else "no schema: install pydantic (handlergen[typed]) for schemas"
-    for name, found in types.items():
-        click.echo(f"{name}: {json.dumps(found['schema'], indent=2) if found['schema'] else without}")
-    if ran is not None:
-        _report_sample(ran, str(sample))
-    context.exit(_sample_status(ran))
-
-
-def _sample_status(ran: SampleRun | None) -> int:
-    if ran is None or ran.status < 400:
-        return 0
-    return ModuleFailed.exit_status if ran.status >= 500 else RequestFailed.exit_status
+    else:
+        warn(*warnings)
+        _report(project, len(warnings))
+        without = (
+            "no schema" if find_spec("pydantic") else "no schema: install pydantic (handlergen[typed]) for schemas"
+        )
+        for name, found in types.items():
+            click.echo(f"{name}: {json.dumps(found['schema'], indent=2) if found['schema'] else without}")
+        if ran is not None:
+            _report_sample(ran, str(sample))
+    if ran is not None and ran.status >= 400:
+        context.exit(ModuleFailed.exit_status if ran.status >= 500 else RequestFailed.exit_status)
 
 
 def _report_sample(ran: SampleRun, sample: str) -> None:
@@ -125,11 +123,7 @@ def _types(source: Path, overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def _files(project: Project) -> tuple[str, ...]:
-    """Check the files that the archive would contain; return the warnings.
-
-    Raises:
-        ContractError: Files are missing, or their names in the archive conflict.
-    """
+    """Return the warnings about the archive's files; raise ContractError if files are missing or names conflict."""
     from handlergen.archives.staging import make_plan
 
     try:
@@ -142,12 +136,12 @@ def _files(project: Project) -> tuple[str, ...]:
 
 
 def _report(project: Project, warned: int) -> None:
-    contract, settings = project.contract, project.settings
-    click.echo(f"{shown(project.source)}: form {contract.form}, model {settings.name} {settings.version}")
     from handlergen.archives.render import calls
 
+    contract, settings = project.contract, project.settings
+    click.echo(f"{shown(project.source)}: form {contract.form}, model {settings.name} {settings.version}")
     rows = [
-        (_definition(call.hook), _line(call.hook), _WHEN.get(call.step, ""))
+        (_definition(call.hook), f"line {call.hook.line}" if call.hook.line else "imported", _WHEN.get(call.step, ""))
         if call.hook
         else (call.model, call.role.replace("predict", "stage"), _WHEN["predict"])
         for call in calls(contract)
@@ -161,11 +155,8 @@ def _report(project: Project, warned: int) -> None:
     for definition, line, when in rows:
         click.echo(f"  {definition:<{widths[0]}}  {line:<{widths[1]}}  {when}".rstrip())
     if contract.call == "keywords":
-        keys = [
-            p.name if p.required else f"{p.name} (optional)"
-            for p in contract.hooks["predict"].parameters
-            if p.source == "key"
-        ]
+        parameters = [p for p in contract.hooks["predict"].parameters if p.source == "key"]
+        keys = [p.name if p.required else f"{p.name} (optional)" for p in parameters]
         click.echo(f"  predict takes the keys of a JSON object: {', '.join(keys)}")
     placed = project.placement
     tied = placed.reasons if placed.stages == "predictor" else ()  # overruled ones are warnings
@@ -178,10 +169,6 @@ def _report(project: Project, warned: int) -> None:
 def _definition(hook: Hook) -> str:
     prefix = "async " if hook.is_async else ""
     return f"{prefix}{hook.name}({', '.join(parameter.name for parameter in hook.parameters)})"
-
-
-def _line(hook: Hook) -> str:
-    return f"line {hook.line}" if hook.line else "imported"
 
 
 def _as_json(project: Project, warnings: tuple[str, ...]) -> dict[str, Any]:
@@ -213,12 +200,12 @@ def _as_json(project: Project, warnings: tuple[str, ...]) -> dict[str, Any]:
 
 def _failed_as_json(source: Path, error: HandlergenError) -> dict[str, Any]:
     place = shown(source)
-    problems = (
-        error.problems if isinstance(error, ContractError) else (Problem(place, 0, error.message, error.hint or ""),)
-    )
+    problems: Sequence[Problem] = [Problem(place, 0, error.message, error.hint or "")]
+    if isinstance(error, ContractError):
+        problems = error.problems
     return {
         "ok": False,
         "source": place,
-        "problems": [{"file": p.file, "line": p.line, "message": p.message, "fix": p.fix} for p in problems],
+        "problems": [dataclasses.asdict(problem) for problem in problems],
         **({"traceback": error.traceback} if isinstance(error, ModuleFailed) else {}),
     }

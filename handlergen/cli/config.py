@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from handlergen.cli.options import json_option
+from handlergen.cli import options
 from handlergen.cli.printing import print_json, warn
 from handlergen.server.configuration import DEFAULT_CONFIG, DEFAULT_STORE, archive_command
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=options.FILE,
     default=Path(DEFAULT_CONFIG),
     show_default=True,
     help="The file to write. TorchServe must be started in its directory.",
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Overwrite a file with different contents.")
 @click.option(
     "--model-store",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=options.DIRECTORY,
     default=Path(DEFAULT_STORE),
     show_default=True,
     help="Directory of the archives.",
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 @click.option("--max-response-size", type=int, default=6_553_500, show_default=True, help="In bytes.")
 @click.option("--log-config", default="log4j2.xml", show_default=True, help="Written if it does not exist.")
 @click.option("--metrics-config", default="metrics.yaml", show_default=True, help="Written if it does not exist.")
-@json_option
+@options.json
 def command(
     *,
     output: Path,

@@ -7,12 +7,13 @@ import shutil
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from handlergen.cli.options import config_option, json_option
+from handlergen.cli import options
 from handlergen.cli.printing import counted, print_json
 from handlergen.errors import HandlergenError
 from handlergen.server.configuration import DEFAULT_CONFIG
@@ -28,9 +29,9 @@ EXIT_STATUS = {"OK": 0, "NOTE": 0, "WARNING": 10, "ERROR": 20}
 
 
 @click.command("doctor")
-@config_option
+@options.config()
 @click.option("-q", "--quiet", is_flag=True, help="Show only warnings and errors.")
-@json_option
+@options.json
 @click.pass_context
 def command(context: click.Context, /, *, config: Path, quiet: bool, as_json: bool) -> None:
     """Find problems, explain why they matter and how to fix them.
@@ -81,21 +82,12 @@ def _text(found: Finding) -> str:
     width = min(80, shutil.get_terminal_size((80, 24)).columns)
     name = found.severity.name
     label = click.style(f"{name.lower():<{_INDENT - 4}}", fg=_COLOURS[name])
-    what = [wrapped for line in found.what.splitlines() for wrapped in _wrapped(line, width)]
-    lines = [f"  {label}  {what[0]}", *(f"{'':{_INDENT}}{line}" for line in what[1:])]
-    if found.why:
-        lines += [f"{'':{_INDENT}}{line}" for line in _wrapped(found.why, width)]
+    wrapper = textwrap.TextWrapper(width - _INDENT, break_long_words=False, break_on_hyphens=False)
+    what = [wrapped for line in found.what.splitlines() for wrapped in wrapper.wrap(line) or [""]]
+    text = "\n".join([*what, *wrapper.wrap(found.why)])
     if found.fix:
-        fix = found.fix.splitlines()
-        lines += [
-            f"{'':{_INDENT}}{click.style('fix:', bold=True)} {fix[0]}",
-            *(f"{'':{_INDENT + 5}}{line}" for line in fix[1:]),
-        ]
-    return "\n".join(lines)
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width - _INDENT, break_long_words=False, break_on_hyphens=False) or [""]
+        text += f"\n{click.style('fix:', bold=True)} " + found.fix.replace("\n", "\n" + " " * 5)
+    return f"  {label}  " + textwrap.indent(text, " " * _INDENT).lstrip()
 
 
 def _as_json(config: Path, sections: Sequence[Section], gravest: str) -> dict[str, object]:
@@ -103,13 +95,7 @@ def _as_json(config: Path, sections: Sequence[Section], gravest: str) -> dict[st
         "config": str(config),
         "severity": gravest.lower(),
         "findings": [
-            {
-                "section": section.title,
-                "severity": found.severity.name.lower(),
-                "what": found.what,
-                "why": found.why,
-                "fix": found.fix,
-            }
+            {"section": section.title, **asdict(found), "severity": found.severity.name.lower()}
             for section in sections
             for found in section.findings
         ],

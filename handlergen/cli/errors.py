@@ -6,7 +6,9 @@ import contextlib
 import errno
 import os
 import select
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,26 +30,32 @@ _HINTS = {
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
-def render(error: HandlergenError) -> str:
-    """Return the text for an error: the traceback of the user's code, the message, then what to do next."""
-    parts = []
-    if isinstance(error, ModuleFailed) and error.traceback:
-        parts.append(error.traceback.rstrip())
-    parts.append(f"Error: {error.message}")
-    if error.hint:
-        parts.append(f"Hint: {error.hint}")
-    return "\n".join(parts)
-
-
 def fail(error: HandlergenError) -> NoReturn:
-    """Print an error on stderr and exit with its status."""
-    click.echo(render(error), err=True)
+    """Print the traceback of the user's code, the message and the hint on stderr; exit with the error's status."""
+    if isinstance(error, ModuleFailed) and error.traceback:
+        click.echo(error.traceback.rstrip(), err=True)
+    click.echo(f"Error: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"Hint: {error.hint}", err=True)
     sys.exit(error.exit_status)
+
+
+@contextlib.contextmanager
+def interrupted_by(*signals: signal.Signals) -> Iterator[None]:
+    """Handle signals like Ctrl-C: a supervisor or a closed terminal must leave no more behind."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def refused_by_system(error: OSError) -> HandlergenError:
     """Convert an OSError to an error with the system's message, the file concerned and what to do next."""
-    if not _has_working_directory():
+    try:
+        Path.cwd()
+    except OSError:
         return HandlergenError(
             "the working directory no longer exists: it was removed or moved",
             hint="cd to an existing directory, and run the command again",
@@ -60,13 +68,26 @@ def refused_by_system(error: OSError) -> HandlergenError:
     return HandlergenError(f"{' -> '.join(files)}: {reason}" if files else reason, hint=hint)
 
 
-def reader_is_gone() -> bool:
-    """Return whether the reader of stdout or stderr has exited; if not, another pipe broke."""
-    poll = select.poll()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # replaced by an object without a descriptor
-            poll.register(stream.fileno(), 0)
-    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+@contextlib.contextmanager
+def broken_pipes_caught() -> Iterator[None]:
+    """Exit silently when the reader of stdout or stderr has exited (`handlergen generate . | head`), as SIGPIPE would.
+
+    click would exit with status 1, also when another pipe broke.
+
+    Raises:
+        HandlergenError: Another pipe broke.
+    """
+    try:
+        yield
+    except BrokenPipeError as error:
+        poll = select.poll()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # replaced by an object without a descriptor
+                poll.register(stream.fileno(), 0)
+        if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+            let_go_of_broken_output()
+            sys.exit(141)
+        raise refused_by_system(error) from error
 
 
 def let_go_of_broken_output() -> None:
@@ -75,11 +96,3 @@ def let_go_of_broken_output() -> None:
         sys.stdout.flush()
     except (OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _has_working_directory() -> bool:
-    try:
-        Path.cwd()
-    except OSError:
-        return False
-    return True

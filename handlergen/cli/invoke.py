@@ -6,27 +6,17 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from handlergen.cli.options import (
-    config_option,
-    connected,
-    json_option,
-    key_file_option,
-    multipart_options,
-    timeout_option,
-    version_option,
-)
+from handlergen.cli import options
 from handlergen.cli.printing import named, print_json, writable
-from handlergen.cli.requests import advised, field_of, headers_of, instead_of, refuse_file_name
+from handlergen.cli.requests import advised, field_of, headers_of, option_for, refuse_file_name
 from handlergen.errors import RequestFailed
 from handlergen.runtime.codec.content import JSON
-
-if TYPE_CHECKING:
-    from handlergen.client import Answer
 
 
 @click.command("invoke")
@@ -35,19 +25,17 @@ if TYPE_CHECKING:
 @click.option("--data", default=None, help="The request as JSON.")
 @click.option(
     "--file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=options.EXISTING_FILE,
     default=None,
     help="The request as a file; its name determines the content type.",
 )
-@multipart_options
+@options.multipart
 @click.option("--grpc", "over_grpc", is_flag=True, help="Use gRPC instead of REST.")
 @click.option("--stream", is_flag=True, help="Print the parts of the answer as they arrive.")
-@version_option
-@timeout_option(300.0, "Seconds to wait.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the answer to a file.")
-@config_option
-@key_file_option
-@json_option
+@options.version
+@options.timeout(300.0, "Seconds to wait.")
+@click.option("-o", "--output", type=options.FILE, help="Write the answer to a file.")
+@options.server
 def command(
     *,
     name: str,
@@ -77,7 +65,7 @@ def command(
       handlergen invoke digits --field image=@three.png --field top=3
     """
     if surplus:
-        raise click.UsageError(f"Got unexpected extra argument ({surplus[0]}). Did you mean {instead_of(surplus[0])} ?")
+        raise click.UsageError(f"Got unexpected extra argument ({surplus[0]}). Did you mean {option_for(surplus[0])} ?")
     if sum((data is not None, file is not None, bool(fields))) != 1:
         raise click.UsageError("give exactly one of --data, --file and --field")
     if over_grpc and (headers or content_type):
@@ -90,20 +78,20 @@ def command(
     if over_grpc:
         body = {"inputs": _grpc_inputs(data, file, fields)}
     else:
-        overridden = {"content_type": content_type} if content_type else {}
-        body = {**_rest_body(data, file, fields), "headers": headers_of(headers), **overridden}
+        body = {**_rest_body(data, file, fields), "headers": headers_of(headers)}
+        body |= {"content_type": content_type} if content_type else {}
     if output is not None:
         writable(output)
-    with connected(config, key_file, timeout=timeout) as client:
+    with options.connected(config, key_file, timeout=timeout) as client:
         try:
             if stream:
                 call = client.stream_grpc if over_grpc else client.stream
                 with advised(client, config, name, data=data):
                     _write(call(name, version=version, **body), output)
                 return
+            predict = client.predict_grpc if over_grpc else client.predict
             with advised(client, config, name, data=data):
-                predict = client.predict_grpc if over_grpc else client.predict
-                answer: Answer = predict(name, version=version, **body)
+                answer = predict(name, version=version, **body)
         except RequestFailed as error:
             if as_json:
                 print_json({"status": error.status, "body": _readable(error.body)})
@@ -152,11 +140,7 @@ def _write(parts: Iterable[bytes], output: Path | None) -> None:
 
 def _readable(body: bytes) -> Any:
     """Return JSON as a value, other text as a string, and the number of other bytes."""
-    try:
-        return json.loads(body)
-    except ValueError:
-        pass
-    try:
-        return body.decode()
-    except UnicodeDecodeError:
-        return {"bytes": len(body)}
+    for read in (json.loads, bytes.decode):
+        with suppress(ValueError):
+            return read(body)
+    return {"bytes": len(body)}

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from handlergen.cli.options import gpu_option, json_option
+from handlergen.cli import options
 from handlergen.cli.printing import counted, few_tracebacks, print_json, stdout_of_its_own, warn
 from handlergen.errors import HandlergenError
 
@@ -62,7 +61,7 @@ _TRACEBACKS = 5
     help="Stop with exit status 7 when more rows than this have failed.",
 )
 @click.option("--overwrite", is_flag=True, help="Start over and overwrite existing output.")
-@gpu_option
+@options.gpu
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
@@ -70,7 +69,7 @@ _TRACEBACKS = 5
     show_default=True,
     help="Run in this process, or on a Ray cluster (needs handlergen[ray]).",
 )
-@json_option
+@options.json
 def command(
     *,
     source: Path,
@@ -79,15 +78,13 @@ def command(
     input_format: str | None,
     id_field: str | None,
     content_type: str | None,
-    batch_size: int,
     workers: int | None,
     threads: bool,
     unordered: bool,
-    max_errors: int | None,
-    overwrite: bool,
     gpu: int | None,
     engine: str,
     as_json: bool,
+    **arguments: Any,
 ) -> None:
     """Predict for many inputs with the model of SOURCE (a source as for `handlergen archive`, or a .mar).
 
@@ -109,21 +106,16 @@ def command(
     from handlergen.local.offline.sources import open_source
 
     rows = open_source(
-        input,
-        format=input_format,
-        id_field=id_field,
-        content_type=content_type,
-        stdin=sys.stdin.buffer,
-        warn=warn,
+        input, format=input_format, id_field=id_field, content_type=content_type, stdin=sys.stdin.buffer, warn=warn
     )
     if as_json and output == "-":
         raise click.UsageError("--json and -o - cannot be combined: both write to stdout")
     if output != "-":
         _check_output(output)
-    bar = _ProgressBar() if sys.stderr.isatty() else None
     path = Path(output).absolute()
     try:
         with (
+            _progress_line() as progress,
             few_tracebacks(_TRACEBACKS),
             stdout_of_its_own() as stdout,
             _opened(engine, source, gpu=gpu, workers=workers, threads=threads) as answering,
@@ -132,19 +124,14 @@ def command(
                 answering,
                 rows,
                 stdout if output == "-" else path,
-                batch_size=batch_size,
                 ordered=not unordered,
-                max_errors=max_errors,
-                overwrite=overwrite,
-                progress=bar.show if bar is not None else lambda _progress: None,
+                progress=progress,
+                **arguments,  # options that are named like its parameters
             )
     except KeyboardInterrupt:
         if output != "-" and can_resume(path):
             click.echo(f"\nThe finished rows are in {output}; repeat the command to resume.", err=True)
         raise
-    finally:
-        if bar is not None:
-            bar.clear()
     if as_json:
         print_json(plain(summary), indent=None)
     elif output != "-" or summary.failed:
@@ -164,9 +151,8 @@ def _check_output(output: str) -> None:
         warn(f"{output} will contain JSON lines; other formats: {', '.join(sorted(CONVERTERS))}")
 
 
-def _opened(
-    engine: str, source: Path, *, gpu: int | None, workers: int | None, threads: bool
-) -> AbstractContextManager[Engine]:
+@contextlib.contextmanager
+def _opened(engine: str, source: Path, *, gpu: int | None, workers: int | None, threads: bool) -> Iterator[Engine]:
     if engine == "ray":
         if gpu is not None or threads:
             raise click.UsageError(
@@ -174,13 +160,9 @@ def _opened(
             )
         from handlergen.local.offline.ray_engine import open_ray_engine
 
-        opened: AbstractContextManager[Engine] = open_ray_engine(source, actors=workers)
-        return opened
-    return _local(source, gpu=gpu, workers=workers, threads=threads)
-
-
-@contextlib.contextmanager
-def _local(source: Path, *, gpu: int | None, workers: int | None, threads: bool) -> Iterator[Engine]:
+        with open_ray_engine(source, actors=workers) as ray_engine:
+            yield ray_engine
+        return
     from handlergen.local.model import load, working_directory
     from handlergen.local.offline.engine import LocalEngine
 
@@ -198,25 +180,28 @@ def _sentence(summary: Summary, output: str) -> str:
     return f"{text}: {output}" if output != "-" else text
 
 
-class _ProgressBar:
-    """A progress line on the terminal: share, rows, rate, time left."""
+@contextlib.contextmanager
+def _progress_line() -> Iterator[Callable[[Progress], None]]:
+    """Yield a function that shows share, rows, rate and time left, on a terminal only."""
+    if not sys.stderr.isatty():
+        yield lambda _progress: None
+        return
+    shown_at = 0.0
 
-    def __init__(self) -> None:
-        self._shown_at = 0.0
-
-    def show(self, progress: Progress) -> None:
+    def show(progress: Progress) -> None:
+        nonlocal shown_at
         now = time.monotonic()
-        if now - self._shown_at < _REFRESH_S:
-            return
-        self._shown_at = now
-        click.echo(f"\r\x1b[K{bar_text(progress)}", err=True, nl=False)
+        if now - shown_at >= _REFRESH_S:
+            shown_at = now
+            click.echo(f"\r\x1b[K{_bar_text(progress)}", err=True, nl=False)
 
-    def clear(self) -> None:
+    try:
+        yield show
+    finally:
         click.echo("\r\x1b[K", err=True, nl=False)
 
 
-def bar_text(progress: Progress) -> str:
-    """Return the text of the progress line."""
+def _bar_text(progress: Progress) -> str:
     rate = progress.new_rows / progress.seconds if progress.seconds > 0 else 0.0
     parts = [f"{progress.rows} rows", f"{rate:.0f} rows/s"]
     if progress.failed:

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from handlergen.cli.options import gpu_option, multipart_options, setting_options
+from handlergen.cli import options
 from handlergen.cli.printing import failures_kept, named, stdout_of_its_own, writable
 from handlergen.cli.requests import HOW_TO_QUOTE, field_of, headers_of, refuse_file_name
 from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed
@@ -17,6 +17,7 @@ from handlergen.runtime.codec.content import JSON
 
 if TYPE_CHECKING:
     from handlergen.local.model import LocalAnswer, LocalModel
+    from handlergen.runtime.contract import Hook
 
 _ENCODING = "EncodeError: "
 
@@ -32,8 +33,8 @@ _ENCODING = "EncodeError: "
     multiple=True,
     help="Send a file; - is standard input. May be repeated.",
 )
-@multipart_options
-@gpu_option
+@options.multipart
+@options.gpu
 @click.option(
     "-o",
     "--output",
@@ -43,7 +44,7 @@ _ENCODING = "EncodeError: "
 @click.option(
     "--raise", "raises", is_flag=True, help="Show the module's traceback for a failed request; exit status 4."
 )
-@setting_options("name", "form", "call", "weights", "weights_format", "batch", "config", "nan")
+@options.settings("name", "form", "call", "weights", "weights_format", "batch", "config", "nan")
 def command(
     *,
     source: Path,
@@ -78,6 +79,7 @@ def command(
     form = dict(map(field_of, fields))
     named = headers_of(headers)
     from handlergen.local.model import load, working_directory
+    from handlergen.runtime.codec.errors import body_without_server
 
     settings = {name: value for name, value in overrides.items() if value is not None}
     tracebacks: list[str] = []
@@ -91,12 +93,13 @@ def command(
     ):
         if len(inputs) > 1:
             answers = model.batch(inputs, content_type=kind, headers=named)
-            _write_lines(answers, output, stdout)
+            bodies = [body_without_server(a.body) if a.status >= 400 else a.body for a in answers]
+            _write(b"".join(body + b"\n" for body in bodies), output, stdout)
         else:
             body = {"fields": form} if form else {"data": inputs[0], "content_type": kind}
             answers = [_one(model, {**body, "headers": named}, output, stdout)]
-        last_hook = _last_hook(model)
-    _check(answers, tracebacks, raises=raises, last_hook=last_hook)
+        hooks = model.worker.bundle.contract.hooks
+    _check(answers, tracebacks, raises=raises, last_hook=hooks.get("postprocess") or hooks.get("predict"))
 
 
 def _inputs(data: tuple[str, ...], files: tuple[Path, ...], content_type: str | None) -> tuple[list[Any], str | None]:
@@ -124,43 +127,39 @@ def _one(model: LocalModel, body: dict[str, Any], output: Path | None, stdout: I
 
     answer = model.request(**body, on_chunk=write if output is None else None)
     if answer.status < 400:
-        if output is not None:
-            with named(output):
-                output.write_bytes(answer.body)
-        else:
-            ending = b"\n" if answer.content_type.startswith((JSON, "text/")) else b""
-            write(answer.body + ending)
+        newline = output is None and answer.content_type.startswith((JSON, "text/"))
+        _write(answer.body + (b"\n" if newline else b""), output, stdout)
     return answer
 
 
-def _write_lines(answers: list[LocalAnswer], output: Path | None, stdout: IO[bytes]) -> None:
-    from handlergen.runtime.codec.errors import body_without_server
-
-    bodies = [body_without_server(a.body) if a.status >= 400 else a.body for a in answers]
-    lines = b"".join(body + b"\n" for body in bodies)
-    if output is not None:
-        with named(output):
-            output.write_bytes(lines)
-    else:
-        stdout.write(lines)
+def _write(data: bytes, output: Path | None, stdout: IO[bytes]) -> None:
+    if output is None:
+        stdout.write(data)
+        stdout.flush()
+        return
+    with named(output):
+        output.write_bytes(data)
 
 
-def _check(answers: list[LocalAnswer], tracebacks: list[str], *, raises: bool, last_hook: str) -> None:
-    """Raise an error if any request failed."""
+def _check(answers: list[LocalAnswer], tracebacks: list[str], *, raises: bool, last_hook: Hook | None) -> None:
+    """Raise an error if any request failed; `last_hook` is the one whose value is the answer."""
     from handlergen.local.model import error_message
 
     failed = [answer for answer in answers if answer.status >= 400]
     if not failed:
         return
     first = failed[0]
+    what = f"{len(failed)} of {len(answers)} requests failed"
     if len(answers) == 1:
         what = f"{first.status}: {error_message(first)}"
-    else:
-        what = f"{len(failed)} of {len(answers)} requests failed"
     hint: str | None
     if any(_ENCODING in text for text in tracebacks):
         # handlergen raised it after the hook returned: the traceback has no frame of the user's code.
-        hint = f"{last_hook} returned this value; return dicts, lists, text, numbers, tensors, arrays or bytes"
+        what_returned = last_hook.name if last_hook else "the model"
+        line = f" (line {last_hook.line})" if last_hook and last_hook.line else ""
+        hint = (
+            f"{what_returned}{line} returned this value; return dicts, lists, text, numbers, tensors, arrays or bytes"
+        )
         tracebacks = [text for text in tracebacks if _ENCODING not in text]
     elif b'"type":"BadRequest"' in first.body and b"not valid JSON" in first.body:
         hint = HOW_TO_QUOTE
@@ -169,12 +168,3 @@ def _check(answers: list[LocalAnswer], tracebacks: list[str], *, raises: bool, l
     if raises and (tracebacks or hint):
         raise ModuleFailed(what, traceback="\n".join(tracebacks), hint=hint)
     raise RequestFailed(what, status=first.status, body=first.body, hint=hint)
-
-
-def _last_hook(model: LocalModel) -> str:
-    """Return the name and line of the hook whose value is the answer."""
-    hooks = model.worker.bundle.contract.hooks
-    hook = hooks.get("postprocess") or hooks.get("predict")
-    if hook is None:
-        return "the model"
-    return f"{hook.name} (line {hook.line})" if hook.line else hook.name

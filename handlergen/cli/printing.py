@@ -1,4 +1,4 @@
-"""Output of the verbs: JSON, warnings, lists of files, files written, and the output of hooks."""
+"""Output of the verbs: JSON, warnings, files written, and the output of hooks."""
 
 from __future__ import annotations
 
@@ -7,18 +7,14 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import click
 
 from handlergen.errors import HandlergenError
-from handlergen.project.names import HANDLER_FILE, MANIFEST_FILE, MODEL_CONFIG_FILE, RUNTIME_PACKAGE
-from handlergen.runtime.contract import CONTRACT_FILE
-
-_Entry = TypeVar("_Entry")
-_GENERATED = (HANDLER_FILE, CONTRACT_FILE, MODEL_CONFIG_FILE, MANIFEST_FILE)
+from handlergen.server.configuration import handlergen_command
 
 _FAILED = "request %s failed"
 """Start of the pipeline's log message about a failed request."""
@@ -40,25 +36,14 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+def restart_command(config: Path) -> str:
+    """Return the commands that restart the server of a configuration."""
+    return f"{handlergen_command('stop', config)} && {handlergen_command('serve', config)}"
+
+
 def per_device(placement: dict[str, int]) -> str:
     """Return `2 on gpu:0, 1 on gpu:1` for a number of workers per device; "" for no workers."""
     return ", ".join(f"{count} on {device}" for device, count in placement.items())
-
-
-def in_order(entries: Sequence[_Entry], name: Callable[[_Entry], str]) -> tuple[list[_Entry], list[_Entry]]:
-    """Split an archive's files into (the user's and the generated files, in this order; the runtime's files).
-
-    Args:
-        name: Returns an entry's path in the archive.
-    """
-    runtime = [entry for entry in entries if name(entry).startswith(f"{RUNTIME_PACKAGE}/")]
-    others = [entry for entry in entries if not name(entry).startswith(f"{RUNTIME_PACKAGE}/")]
-    return sorted(others, key=lambda entry: name(entry) in _GENERATED), runtime
-
-
-def runtime_line(count: int) -> str:
-    """Return the line that replaces the runtime's files in a list."""
-    return f"{RUNTIME_PACKAGE}/ ({count} files, listed with --all)"
 
 
 def writable(path: Path) -> Path:
@@ -89,26 +74,21 @@ def named(path: Path) -> Iterator[None]:
         raise
 
 
-class _FewTracebacks(logging.Filter):
-    """Pass only the first records about failed requests, so that a million bad rows do not bury one message."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self._left = limit
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if not str(record.msg).startswith(_FAILED):
-            return True
-        self._left -= 1
-        if self._left == 0:
-            record.msg, record.args = f"{record.getMessage()}\n(further tracebacks are omitted)", ()
-        return self._left >= 0
-
-
 @contextlib.contextmanager
 def few_tracebacks(limit: int) -> Iterator[None]:
     """Print the model's log on stderr, with the tracebacks of the first `limit` failed requests only."""
-    with _log_on_stderr(_FewTracebacks(limit)):
+    left = limit
+
+    def show(record: logging.LogRecord) -> bool:
+        nonlocal left
+        if not str(record.msg).startswith(_FAILED):
+            return True
+        left -= 1
+        if left == 0:
+            record.msg, record.args = f"{record.getMessage()}\n(further tracebacks are omitted)", ()
+        return left >= 0
+
+    with _log_on_stderr(show):
         yield
 
 
@@ -127,9 +107,7 @@ def failures_kept(kept: list[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _log_on_stderr(
-    keep: logging.Filter | Callable[[logging.LogRecord], bool], level: int | None = None
-) -> Iterator[None]:
+def _log_on_stderr(keep: Callable[[logging.LogRecord], bool], level: int | None = None) -> Iterator[None]:
     logger = logging.getLogger("handlergen")
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(keep)

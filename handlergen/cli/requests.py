@@ -31,6 +31,15 @@ _TOO_LARGE = ("RST_STREAM", "Sent message larger than max")
 """Messages about a gRPC request that is too large: from the server, which resets the stream, and from the client."""
 
 
+def option_for(text: str) -> str:
+    """Return the option that sends a text: `--file PATH` for an existing file's name, else `--data JSON`."""
+    path = text.removeprefix("@")
+    with suppress(OSError, ValueError):  # too long for a name, or a zero byte
+        if Path(path).is_file():
+            return f"--file {shlex.quote(path)}"
+    return f"--data {shlex.quote(text)}"
+
+
 def refuse_file_name(text: str) -> None:
     """Refuse the name of an existing file where JSON is expected, the most common mistake in a request.
 
@@ -40,25 +49,11 @@ def refuse_file_name(text: str) -> None:
     try:
         json.loads(text)
     except (ValueError, RecursionError):
-        if _is_file(text.removeprefix("@")):
-            path = shlex.quote(text.removeprefix("@"))
+        option = option_for(text)
+        if option.startswith("--file"):
             raise click.UsageError(
-                f"{text} is not JSON but the name of a file. To send its contents: --file {path}"
+                f"{text} is not JSON but the name of a file. To send its contents: {option}"
             ) from None
-
-
-def instead_of(text: str) -> str:
-    """Return the option that the user probably meant by an unexpected argument."""
-    if _is_file(text.removeprefix("@")):
-        return f"--file {shlex.quote(text.removeprefix('@'))}"
-    return f"--data {shlex.quote(text)}"
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except (OSError, ValueError):  # too long for a name, or a zero byte
-        return False
 
 
 def field_of(text: str) -> tuple[str, str | Path]:
@@ -66,7 +61,7 @@ def field_of(text: str) -> tuple[str, str | Path]:
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise click.UsageError(f"--field requires NAME=VALUE or NAME=@PATH, not {text!r}")
-    if not _is_text(name):
+    if any("\ud800" <= character <= "\udfff" for character in name):  # PEP 383
         raise click.UsageError(f"a field's name must be UTF-8, not {name!r}")
     if not value.startswith("@"):
         return name, value
@@ -77,42 +72,32 @@ def field_of(text: str) -> tuple[str, str | Path]:
 
 
 def headers_of(texts: Iterable[str]) -> dict[str, str]:
-    """Parse headers of the form `NAME:VALUE`."""
+    """Parse headers of the form `NAME:VALUE`.
+
+    Raises:
+        click.UsageError: An HTTP request cannot have such a header.
+    """
     headers = {}
     for text in texts:
-        name, colon, value = text.partition(":")
-        if not name.strip() or not colon:
+        name, colon, value = (part.strip() for part in text.partition(":"))
+        if not name or not colon:
             raise click.UsageError(f"--header requires NAME:VALUE, not {text!r}")
-        headers[name.strip()] = value.strip()
-        _check_header(name.strip(), value.strip())
+        if not _HEADER_NAME.fullmatch(name):
+            raise click.UsageError(f"--header: {name!r} is not a valid header name (RFC 9110, 5.6.2)")
+        if not _HEADER_VALUE.fullmatch(value):
+            raise click.UsageError(
+                f"--header: the value {value!r} of {name} is not printable ASCII; encode it (percent-encoding, base64) "
+                "and decode it in the module"
+            )
+        if name.lower() in _BODY_HEADERS:
+            raise click.UsageError(f"--header: {name} follows from the body and cannot be set")
+        headers[name] = value
     return headers
-
-
-def _check_header(name: str, value: str) -> None:
-    """Raise click.UsageError for a header that an HTTP request cannot have."""
-    if not _HEADER_NAME.fullmatch(name):
-        raise click.UsageError(f"--header: {name!r} is not a valid header name (RFC 9110, 5.6.2)")
-    if not _HEADER_VALUE.fullmatch(value):
-        raise click.UsageError(
-            f"--header: the value {value!r} of {name} is not printable ASCII; encode it (percent-encoding, base64) and "
-            "decode it in the module"
-        )
-    if name.lower() in _BODY_HEADERS:
-        raise click.UsageError(f"--header: {name} follows from the body and cannot be set")
-
-
-def _is_text(text: str) -> bool:
-    """Return whether the text was UTF-8 on the command line (PEP 383)."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 @contextmanager
 def advised(client: Client, config: Path, name: str, *, data: str | None = None) -> Iterator[None]:
-    """Add a hint to the error of a failed request to model `name`.
-
-    Args:
-        data: The JSON text that was sent; None for other requests.
-    """
+    """Add a hint to the error of a failed request to model `name`; `data` is its JSON text, if it was JSON."""
     try:
         yield
     except RequestFailed as error:
@@ -124,7 +109,10 @@ def advised(client: Client, config: Path, name: str, *, data: str | None = None)
 def _hint(error: RequestFailed, client: Client, config: Path, name: str, data: str | None) -> str | None:
     request_id = logged_request_id(error.message)
     if request_id is not None:
-        return _where_it_is_logged(config, request_id)
+        from handlergen.server.lifecycle import log_directory
+
+        log = log_directory(config.parent) / "model_log.log"
+        return f"grep -A 20 {request_id} {shlex.quote(shown(log))}" if log.is_file() else None
     if error.status == 413 or any(text in error.message for text in _TOO_LARGE):
         return (
             f"the server accepts requests of up to {client.settings.max_request_size:,} bytes: max_request_size in "
@@ -139,22 +127,18 @@ def _hint(error: RequestFailed, client: Client, config: Path, name: str, data: s
 
 def _of_the_model(error: RequestFailed, client: Client, config: Path, name: str) -> str | None:
     if error.status == 404:
-        return _registered(client, config, name)
-    if "has no worker" in error.message:
-        return _no_worker(client, config, name)
+        return _of_unknown_model(client, config, name)
+    status = f"`{handlergen_command('status', config)}` shows"
     if "Worker died" in error.message:  # WorkerThread.java: the worker died during this request, or before
-        return f"`{handlergen_command('status', config)}` shows the workers, and why a worker could not load the model"
-    return None
+        return f"{status} the workers, and why a worker could not load the model"
+    if "has no worker" not in error.message:
+        return None
+    if client.describe(name).min_workers:
+        return f"{status} why its workers do not start"
+    return f"the model was scaled to 0 workers: `{handlergen_command(f'scale {name} --workers 1', config)}`"
 
 
-def _where_it_is_logged(config: Path, request_id: str) -> str | None:
-    from handlergen.server.lifecycle import log_directory
-
-    log = log_directory(config.parent) / "model_log.log"
-    return f"grep -A 20 {request_id} {shlex.quote(shown(log))}" if log.is_file() else None
-
-
-def _registered(client: Client, config: Path, name: str) -> str:
+def _of_unknown_model(client: Client, config: Path, name: str) -> str:
     models = client.models()
     if name in models:
         versions = ", ".join(status.version for status in client.status() if status.name == name)
@@ -168,9 +152,3 @@ def _registered(client: Client, config: Path, name: str) -> str:
         f"the server has: {', '.join(models)}. To load an archive that was added later: "
         f"`{handlergen_command('stop', config)}`, then `{handlergen_command('serve', config)}`"
     )
-
-
-def _no_worker(client: Client, config: Path, name: str) -> str:
-    if client.describe(name).min_workers == 0:
-        return f"the model was scaled to 0 workers: `{handlergen_command(f'scale {name} --workers 1', config)}`"
-    return f"`{handlergen_command('status', config)}` shows why its workers do not start"

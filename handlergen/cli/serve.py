@@ -1,69 +1,56 @@
-"""`handlergen serve` and `stop`: start TorchServe and wait until it is ready; stop it."""
+"""`handlergen serve`, `stop`, `status` and `scale`: start and stop TorchServe, show its models, set their workers."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from handlergen.cli.options import config_option, json_option, timeout_option
-from handlergen.cli.printing import counted, per_device, print_json, warn
+from handlergen.cli import options
+from handlergen.cli.errors import interrupted_by
+from handlergen.cli.printing import counted, per_device, print_json, restart_command, warn
+from handlergen.cli.requests import advised
 from handlergen.errors import HandlergenError, ModuleFailed
-from handlergen.server.configuration import DEFAULT_CONFIG, archive_command, handlergen_command
+from handlergen.server.configuration import archive_command, handlergen_command
 
 if TYPE_CHECKING:
-    from handlergen.client import ModelStatus
-    from handlergen.server.doctor import Finding
+    from handlergen.client import ModelStatus, WorkerStatus
     from handlergen.server.lifecycle import RunningServer
+    from handlergen.server.predictor_processes import PredictorStatus
     from handlergen.server.readiness import Progress
+
+_LOG_TAIL = 2**20  # bytes of the log to search
 
 
 @click.command("serve")
-@click.option(
-    "-c",
-    "--config",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path(DEFAULT_CONFIG),
-    show_default=True,
-    help="The server's configuration; written with defaults if it does not exist.",
-)
+@options.config("The server's configuration; written with defaults if it does not exist.")
 @click.option(
     "--foreground", is_flag=True, help="Stay in the foreground and show the server's output; Ctrl-C stops it."
 )
-@timeout_option(600.0, "Seconds to wait for READY.")
+@options.timeout(600.0, "Seconds to wait for READY.")
 @click.option("--keep", is_flag=True, help="Leave the server running when a model fails to load.")
 @click.option(
     "--require-signature",
-    "public_key",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=options.FILE,
     metavar="PUBKEY",
     help="Refuse to start unless every archive is signed with this Ed25519 key (PEM or OpenSSH).",
 )
 @click.option(
     "--trace",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=options.DIRECTORY,
     help="Record the start and end of each request's stages in this directory, for `bench` and `trace`.",
 )
-@json_option
-def command(
-    *,
-    config: Path,
-    foreground: bool,
-    timeout: float,
-    keep: bool,
-    public_key: Path | None,
-    trace: Path | None,
-    as_json: bool,
-) -> None:
+@options.json
+def command(*, config: Path, foreground: bool, trace: Path | None, as_json: bool, **arguments: Any) -> None:
     """Start TorchServe and wait until every worker of every model is READY.
 
     The server keeps running in the background; `handlergen stop` stops it. If a worker cannot load its model, serve
@@ -76,37 +63,28 @@ def command(
       handlergen invoke digits --file three.png
     """
     try:
-        _serve(
-            config,
-            foreground=foreground,
-            as_json=as_json,
-            trace=trace,
-            timeout=timeout,
-            keep=keep,
-            require_signature=public_key,
-        )
+        _serve(config, foreground=foreground, as_json=as_json, trace=trace, **arguments)
     except HandlergenError as error:
         if as_json:
-            print_json(_failure(error))
+            traceback = error.traceback if isinstance(error, ModuleFailed) else None
+            print_json({"error": error.message, "hint": error.hint, "traceback": traceback})
         raise
 
 
-def _serve(config: Path, *, foreground: bool, as_json: bool, trace: Path | None, **options: Any) -> None:
-    """Start the server and report it; `options` are further arguments of `serve`."""
+@interrupted_by(signal.SIGTERM, signal.SIGHUP)
+def _serve(config: Path, *, foreground: bool, as_json: bool, trace: Path | None, **arguments: Any) -> None:
+    """Start the server and report it; `arguments` are further ones of `serve`."""
     from handlergen.runtime.telemetry.recording import TRACE_DIR_VARIABLE
     from handlergen.server.lifecycle import running_server, serve
 
     _configure(config)
     environ = {**os.environ, **({TRACE_DIR_VARIABLE: str(trace.absolute())} if trace else {})}
-    # A closed terminal or a supervisor must leave no more behind than Ctrl-C does.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
     before = running_server(config)
     try:
         with _reported(quiet=as_json) as progress:
-            running = serve(config, environ=environ, console=foreground, progress=progress, **options)
+            running = serve(config, environ=environ, console=foreground, progress=progress, **arguments)
         if as_json:
-            print_json(_report(running))
+            print_json(_as_json(running))
         else:
             _print(running)
         if foreground:
@@ -139,29 +117,17 @@ def _configure(config: Path) -> None:
             click.echo(f"wrote {path}", err=True)
     settings = read_properties(config)
     warn(*unknown_keys(settings), *configuration_warnings(config, settings))
-    _warn_of_exposure(exposures(settings), config)
-
-
-def _failure(error: HandlergenError) -> dict[str, Any]:
-    return {
-        "error": error.message,
-        "hint": error.hint,
-        "traceback": error.traceback if isinstance(error, ModuleFailed) else None,
-    }
-
-
-def _warn_of_exposure(opened: Sequence[Finding], config: Path) -> None:
-    """Warn prominently, because another person may have made these settings long ago."""
-    if not opened:
-        return
-    click.secho(f"WARNING: {config} exposes this server to others.", err=True, fg="red", bold=True)
+    # Warn prominently, because another person may have made these settings long ago.
+    opened = exposures(settings)
+    if opened:
+        click.secho(f"WARNING: {config} exposes this server to others.", err=True, fg="red", bold=True)
     for one in opened:
         click.echo(f"  - {one.what}", err=True)
         click.echo(textwrap.fill(one.why, 100, initial_indent=" " * 4, subsequent_indent=" " * 4), err=True)
         click.echo(f"    To change that: {one.fix}", err=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _reported(*, quiet: bool) -> Iterator[Progress]:
     """Yield a function that prints the progress: on a terminal one changing line, elsewhere a line per change."""
     terminal = sys.stderr.isatty()
@@ -181,7 +147,7 @@ def _reported(*, quiet: bool) -> Iterator[Progress]:
             click.echo(err=True)
 
 
-def _report(running: RunningServer) -> dict[str, Any]:
+def _as_json(running: RunningServer) -> dict[str, Any]:
     return {
         "pid": running.pid,
         "config": running.state.config,
@@ -189,11 +155,7 @@ def _report(running: RunningServer) -> dict[str, Any]:
         "key_file": str(running.key_file) if running.key_file else None,
         "logs": str(running.log_directory),
         "models": {
-            model.name: {
-                "version": model.version,
-                "workers": model.ready_workers,
-                "placement": model.placement,
-            }
+            model.name: {"version": model.version, "workers": model.ready_workers, "placement": model.placement}
             for model in running.models
         },
     }
@@ -212,9 +174,7 @@ def _print(running: RunningServer) -> None:
     if not running.models:
         store = running.directory / settings.model_store
         click.echo(f"no models: {shown(store)} has no archive that load_models selects. To add one:")
-        click.echo(f"  {archive_command(store)}")
-        again = (handlergen_command(verb, config) for verb in ("stop", "serve"))
-        click.echo(f"  {' && '.join(again)}")
+        click.echo(f"  {archive_command(store)}\n  {restart_command(config)}")
     click.echo()
     click.echo(f"predictions  {settings.inference_address}   gRPC {addresses['gRPC inference']}")
     click.echo(f"management   {settings.management_address}   gRPC {addresses['gRPC management']}")
@@ -227,27 +187,23 @@ def _print(running: RunningServer) -> None:
         name = running.models[0].name
         click.echo("\nTry it:")
         click.echo(f"  {handlergen_command(f'invoke {name}', config)} --data 'JSON'     (or --file PATH)")
-        click.echo(f"  {_curl(running, name)}")
+        click.echo(f"  curl {_token(running)}-H 'Content-Type: application/json' -d 'JSON' ", nl=False)
+        click.echo(f"{settings.inference_address}/predictions/{name}")
 
 
-def _curl(running: RunningServer, name: str) -> str:
-    token = ""
-    if running.key_file:
-        reader = (
-            f"{shlex.quote(sys.executable)} -c 'import json,sys; print(json.load(open(sys.argv[1]))"
-            f'["inference"]["key"])\' {shlex.quote(str(running.key_file))}'
-        )
-        token = f'-H "Authorization: Bearer $({reader})" '
-    return (
-        f"curl {token}-H 'Content-Type: application/json' -d 'JSON' "
-        f"{running.settings.inference_address}/predictions/{name}"
-    )
+def _token(running: RunningServer) -> str:
+    """Return curl's arguments that read the token from the key file, if the server requires one."""
+    if not running.key_file:
+        return ""
+    read = """'import json,sys; print(json.load(open(sys.argv[1]))["inference"]["key"])'"""
+    reader = f"{shlex.quote(sys.executable)} -c {read} {shlex.quote(str(running.key_file))}"
+    return f'-H "Authorization: Bearer $({reader})" '
 
 
 @click.command("stop")
-@config_option
-@timeout_option(30.0, "Seconds until the server is killed.", zero=True)
-@json_option
+@options.config()
+@options.timeout(30.0, "Seconds until the server is killed.", zero=True)
+@options.json
 def stop(*, config: Path, timeout: float, as_json: bool) -> None:
     """Stop the server that `handlergen serve` started on this configuration, including its workers.
 
@@ -263,12 +219,179 @@ def stop(*, config: Path, timeout: float, as_json: bool) -> None:
     stopped = server.stop(config, timeout=timeout)
     if as_json:
         print_json({"stopped": stopped, "config": str(config)}, indent=None)
-    elif stopped:
-        click.echo("stopped")
-    else:
-        click.echo(f"no server started by `handlergen serve` is running on {config}")
-        if not config.exists():
+        return
+    click.echo("stopped" if stopped else f"no server started by `handlergen serve` is running on {config}")
+    if not stopped and not config.exists():
+        hint = f"there is no {config} here: change to the server's directory, or select one with -c"
+        click.echo(f"Hint: {hint}", err=True)
+
+
+@click.command("status")
+@options.server
+def status(*, config: Path, key_file: Path | None, as_json: bool) -> None:
+    """Show the models of a running server: workers with their device and memory, and queued requests.
+
+    Works with any TorchServe on this configuration, also one that handlergen did not start.
+
+    \b
+    Example:
+      handlergen status
+      handlergen status --json
+    """
+    with options.connected(config, key_file, timeout=30) as client:
+        health = client.ping()
+        models = client.status()
+    why = _load_failures(config, models)
+    shared = _predictors(models)
+    if as_json:
+        rows = [
+            {
+                **_plain(model),
+                "predictors": [asdict(each) for each in shared[_key(model)]],
+                "load_failure": why.get(_key(model)),
+            }
+            for model in models
+        ]
+        print_json({"health": health, "models": rows})
+        return
+    click.echo(f"{health}; {counted(len(models), 'model')}")
+    if not models:
+        click.echo(f"to add one: `handlergen archive SOURCE`, then `{restart_command(config)}`")
+    for model in models:
+        queue = ""
+        if model.queue_waiting is not None and model.queue_free is not None:
+            queue = f", queue {model.queue_waiting} of {model.queue_waiting + model.queue_free}"
+        click.echo(
+            f"\n{model.name} {model.version}: {model.ready_workers} of {model.min_workers} workers READY, "
+            f"batch size {model.batch_size}{queue}"
+        )
+        for worker in model.workers:
             click.echo(
-                f"Hint: there is no {config} here: change to the server's directory, or select one with -c",
-                err=True,
+                f"  worker {worker.id:<6} {worker.state:<10} pid {worker.pid:<8} {worker.device:<6} "
+                f"{_memory(worker) / 2**20:>8.0f} MB"
             )
+        for each in shared[_key(model)]:
+            restarts = f", {counted(each.restarts, 'restart')}" if each.restarts else ""
+            batches = f" of {each.mean_batch:g} requests" if each.mean_batch > 1 else ""
+            click.echo(
+                f"  predictor     {each.state:<10} pid {each.pid:<8} {each.device:<6} "
+                f"{each.memory_bytes / 2**20:>8.0f} MB  {counted(each.predictions, 'prediction')}{batches}{restarts}"
+            )
+            click.echo(f"    output in {each.log}")
+            if each.stages_because:
+                click.echo(f"    runs whole requests (stages: predictor): {each.stages_because}")
+        if _key(model) in why:
+            click.echo("  a worker could not load the model:\n" + textwrap.indent(why[_key(model)].rstrip(), "    "))
+
+
+def _key(model: ModelStatus) -> str:
+    """Return the model's name in TorchServe's log."""
+    return f"{model.name}_{model.version}"
+
+
+def _predictors(models: Sequence[ModelStatus]) -> dict[str, list[PredictorStatus]]:
+    """Return the predictor processes of each model whose workers run on this machine."""
+    from handlergen.server.predictor_processes import running_predictors, servers_of
+
+    running = running_predictors()
+    found: dict[str, list[PredictorStatus]] = {_key(model): [] for model in models}
+    for model in models if running else ():
+        servers = servers_of(worker.pid for worker in model.workers)
+        for each in running:
+            if each.server in servers and (each.model, each.version) == (model.name, model.version):
+                found[_key(model)].append(each)
+    return found
+
+
+def _load_failures(config: Path, models: Sequence[ModelStatus]) -> dict[str, str]:
+    """Return the traceback of the last failed load of each model that lacks workers, from the end of the log."""
+    lacking = {_key(model) for model in models if model.ready_workers < model.min_workers}
+    if not lacking:
+        return {}
+    from handlergen.server.lifecycle import log_directory
+    from handlergen.server.readiness import load_failures
+
+    try:
+        with (log_directory(config.parent) / "model_log.log").open("rb") as log:
+            log.seek(max(0, log.seek(0, 2) - _LOG_TAIL))
+            text = log.read().decode("utf-8", "replace")
+    except OSError:
+        return {}
+    return {failure.model: failure.traceback for failure in load_failures(text) if failure.model in lacking}
+
+
+def _plain(model: ModelStatus) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "version": model.version,
+        "ready": model.ready,
+        "min_workers": model.min_workers,
+        "max_workers": model.max_workers,
+        "batch_size": model.batch_size,
+        "max_batch_delay_ms": model.max_batch_delay_ms,
+        "response_timeout_s": model.response_timeout_s,
+        "queue": {"waiting": model.queue_waiting, "free": model.queue_free},
+        "placement": model.placement,
+        "workers": [
+            {
+                "id": worker.id,
+                "state": worker.state,
+                "pid": worker.pid,
+                "device": worker.device,
+                "memory_bytes": _memory(worker),
+            }
+            for worker in model.workers
+        ],
+    }
+
+
+def _memory(worker: WorkerStatus) -> int:
+    """Return the current resident bytes of a local worker, else the server's last measurement."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(worker.pid)
+        if any("model_service_worker" in part for part in process.cmdline()):
+            return int(process.memory_info().rss)
+    return worker.memory
+
+
+@click.command("scale")
+@click.argument("name")
+@click.option("--workers", type=click.IntRange(min=0), required=True, help="Number of workers.")
+@options.version
+@options.timeout(300.0, "Seconds to wait for READY.")
+@options.server
+def scale(
+    *,
+    name: str,
+    workers: int,
+    version: str | None,
+    timeout: float,
+    config: Path,
+    key_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Set the number of workers of model NAME and wait until they are READY.
+
+    Reports the number of workers on each device. The change lasts until the server stops; at the next start the
+    archive's number applies again.
+
+    \b
+    Example:
+      handlergen scale digits --workers 4
+    """
+    with options.connected(config, key_file) as client, advised(client, config, name):
+        status = client.scale(name, workers, version=version, timeout=timeout)
+    if as_json:
+        report = {"model": status.name, "workers": status.ready_workers, "placement": status.placement}
+        print_json(report, indent=None)
+        return
+    devices = f" ({per_device(status.placement)})" if status.placement else ""
+    click.echo(f"{status.name}: {counted(status.ready_workers, 'worker')} READY{devices}")
+    counts = set(status.placement.values())
+    if len(counts) > 1 and max(counts) - min(counts) > 1:
+        warn(
+            "the workers are distributed unevenly, because TorchServe does not restart its device counter after "
+            "scaling down. Restart the server to distribute them evenly."
+        )

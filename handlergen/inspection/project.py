@@ -15,18 +15,12 @@ from handlergen.errors import ContractError, HandlergenError, Problem
 from handlergen.inspection.findings import Findings
 from handlergen.inspection.reading import read_source
 from handlergen.inspection.stage_rule import Placement, place
+from handlergen.project.contradictions import contradictions
 from handlergen.project.names import check_model_name, module_name_problem
-from handlergen.project.settings import (
-    SETTINGS,
-    SETTINGS_FILE,
-    Settings,
-    contradictions,
-    read_settings,
-    shown,
-)
-from handlergen.project.truss import CONFIG_FILE, Truss, is_truss, read_truss
+from handlergen.project.settings import SETTINGS, SETTINGS_FILE, Settings, read_settings, shown
+from handlergen.project.truss import CONFIG_FILE, Truss, is_truss
 from handlergen.project.weights_file import weights_format
-from handlergen.project.yaml_source import YamlSource, read_yaml
+from handlergen.project.yaml_source import read_yaml
 from handlergen.runtime.contract import Contract
 from handlergen.runtime.forms.table import FORMS
 
@@ -96,10 +90,7 @@ def open_project(
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     chosen = given.pop("source", None) or environ.get("HANDLERGEN_SOURCE")
     where = _find(_absolute(Path(source)), chosen)
-    defaults = None
-    if where.truss:
-        file = shown(where.root / CONFIG_FILE)
-        defaults = YamlSource(file, where.truss.settings, where.truss.lines, tuple(where.truss.problems))
+    defaults = where.truss.as_defaults() if where.truss else None
     settings, problems = read_settings(where.settings_file, environ=environ, overrides=given, defaults=defaults)
     settings = _with_paths(settings, where, set(given))
     if not settings.name:
@@ -172,7 +163,7 @@ def _find(path: Path, chosen: str | None) -> _Location:
     named = chosen or (_source_setting(settings_file) if settings_file.is_file() else None)
     used = settings_file if settings_file.is_file() else None
     if not named and is_truss(path):
-        truss = read_truss(path)
+        truss = Truss(path)
         return _Location(truss.package or truss.module, path, used, path.name, tuple(truss.warnings), truss)
     if used:
         target = _source_of(path, named)

@@ -49,30 +49,24 @@ def check_model_name(name: str) -> None:
     Raises:
         HandlergenError: Says what is wrong with the name and suggests another.
     """
-    hint = f"name the model {propose(name)!r}: `name:` in handlergen.yaml or --name"
     if not _NAME.fullmatch(name):
-        raise HandlergenError(
-            f"{name!r} is not a valid model name: use letters, digits, '_', '-', '.'; begin with a letter or digit",
-            hint=hint,
+        problem = (
+            f"{name!r} is not a valid model name: use letters, digits, '_', '-', '.'; begin with a letter or digit"
         )
-    if len(name) > _LONGEST_NAME:
-        raise HandlergenError(
-            f"the model name {name[:40]}... has {len(name)} characters; the maximum is {_LONGEST_NAME}",
-            hint=hint,
-        )
-    if name.lower() in ("all", "none"):
-        raise HandlergenError(
-            f"the model name {name!r} is reserved by TorchServe (load_models={name})",
-            hint=hint,
-        )
-    if name.startswith(_RESERVED_PREFIX):
-        raise HandlergenError(
+    elif len(name) > _LONGEST_NAME:
+        problem = f"the model name {name[:40]}... has {len(name)} characters; the maximum is {_LONGEST_NAME}"
+    elif name.lower() in ("all", "none"):
+        problem = f"the model name {name!r} is reserved by TorchServe (load_models={name})"
+    elif name.startswith(_RESERVED_PREFIX):
+        problem = (
             f"the model name {name!r} begins with {_RESERVED_PREFIX!r}: TorchServe treats every URL with /token in it "
-            "as a request for a new key",
-            hint=hint,
+            "as a request for a new key"
         )
-    if name.lower().endswith(".mar"):
-        raise HandlergenError(f"the model name {name!r} ends in .mar, which its file name gets anyway", hint=hint)
+    elif name.lower().endswith(".mar"):
+        problem = f"the model name {name!r} ends in .mar, which its file name gets anyway"
+    else:
+        return
+    raise HandlergenError(problem, hint=f"name the model {propose(name)!r}: `name:` in handlergen.yaml or --name")
 
 
 def check_version(version: str) -> None:
@@ -81,11 +75,8 @@ def check_version(version: str) -> None:
     Raises:
         HandlergenError: It has characters that a model name cannot have, or it is reserved (`all`).
     """
-    if (
-        not _NAME.fullmatch(version)
-        or version.lower() in ("all", "set-default")
-        or version.startswith(_RESERVED_PREFIX)
-    ):
+    reserved = version.lower() in ("all", "set-default") or version.startswith(_RESERVED_PREFIX)
+    if reserved or not _NAME.fullmatch(version):
         raise HandlergenError(
             f"{version!r} is not a valid model version: it is part of URLs, so use letters, digits, '_', '-' and '.'; "
             f"'all' and a leading {_RESERVED_PREFIX!r} are reserved",
@@ -147,8 +138,8 @@ def clashes(paths: Iterable[str]) -> Iterator[tuple[str, str, str]]:
     """
     files: dict[str, str] = {}
     directories: dict[str, str] = {}
-    ordered = list(paths)
-    for path in ordered:
+    paths = list(paths)
+    for path in paths:
         folded = path.casefold()
         if folded in files:
             reason = "is the name of two files" if files[folded] == path else "differ only in upper and lower case"
@@ -163,10 +154,7 @@ def clashes(paths: Iterable[str]) -> Iterator[tuple[str, str, str]]:
     for folded, path in files.items():
         if folded in directories:
             yield path, directories[folded] + "/", "would be a file and a directory with the same name"
-        if path.endswith(".py") and path.removesuffix(".py") + "/__init__.py" in ordered:
-            package = path.removesuffix(".py") + "/__init__.py"
-            yield (
-                path,
-                package,
-                "are a module and a package with the same name: Python would import only the package",
-            )
+        package = path.removesuffix(".py") + "/__init__.py"
+        if path.endswith(".py") and package in paths:
+            reason = "are a module and a package with the same name: Python would import only the package"
+            yield path, package, reason

@@ -5,6 +5,7 @@ Every kind describes in words what it accepts, for messages and help.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from handlergen.errors import HandlergenError
 from handlergen.project.yaml_source import plain_value
 
 
@@ -35,81 +37,83 @@ class Kind:
     repeatable: bool = False
 
 
-def text(*, wanted: str = "a string") -> Kind:
-    """Return the kind of a string that is not blank."""
+def text(wanted: str = "a string", *, check: Callable[[str], None] = lambda _text: None) -> Kind:
+    """Return the kind of a string that is not blank, and passes a check of `handlergen.project.names`."""
 
-    def convert(value: Any) -> str:
+    def accepts(value: Any) -> bool:
         if not isinstance(value, str) or not value.strip():
-            raise ValueError
-        return value
+            return False
+        try:
+            check(value)
+        except HandlergenError as error:
+            raise ValueError(error.message) from error
+        return True
 
-    return Kind(wanted, "TEXT", convert, str)
+    return _single(accepts, str, wanted, "TEXT")
 
 
-def path(*, wanted: str = "a path") -> Kind:
+def path() -> Kind:
     """Return the kind of a path, kept as it is written."""
-
-    def convert(value: Any) -> str:
-        if not isinstance(value, str | PurePath) or not str(value).strip():
-            raise ValueError
-        return str(value)
-
-    return Kind(wanted, "PATH", convert, str)
+    return _single(lambda value: isinstance(value, str | PurePath) and bool(str(value).strip()), str, "a path", "PATH")
 
 
 def choice(*choices: str) -> Kind:
     """Return the kind of a value that is one of some words."""
-
-    def convert(value: Any) -> str:
-        if not isinstance(value, str) or value not in choices:
-            raise ValueError
-        return value
-
-    wanted = choices[0] if len(choices) == 1 else f"{', '.join(choices[:-1])} or {choices[-1]}"
-    return Kind(wanted, "|".join(choices), convert, str)
+    wanted = " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
+    return _single(lambda value: isinstance(value, str) and value in choices, str, wanted, "|".join(choices))
 
 
 def whole(*, least: int, most: int = 2**31 - 1) -> Kind:
     """Return the kind of a whole number. The upper bound is a Java int, as which TorchServe reads its settings."""
-
-    def convert(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise ValueError
-        return value
-
     limit = f"of at least {least}" if most >= 2**31 - 1 else f"from {least} to {most}"
-    return Kind(f"a whole number {limit}", "NUMBER", convert, int)
+    return _single(
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most,
+        int,
+        f"a whole number {limit}",
+        "NUMBER",
+    )
 
 
 def seconds() -> Kind:
     """Return the kind of a positive, finite number of seconds."""
-    number = milliseconds()
 
-    def convert(value: Any) -> float:
-        converted: float = number.convert(value)
-        if converted == 0:
-            raise ValueError
-        if converted >= 2**31:
+    def accepts(value: Any) -> bool:
+        if _is_finite(value) and value >= 2**31:
             raise ValueError(f"{value:g} seconds are more than Java or the system can represent")
-        return converted
+        return _is_finite(value) and value > 0
 
-    return Kind("a number of seconds above 0", "SECONDS", convert, float)
+    return _single(accepts, float, "a number of seconds above 0", "SECONDS")
 
 
 def milliseconds() -> Kind:
     """Return the kind of a finite number of milliseconds, 0 or more."""
+    return _single(
+        lambda value: _is_finite(value) and value >= 0, float, "a number of milliseconds, 0 or more", "MILLISECONDS"
+    )
 
-    def convert(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
+
+def _single(accepts: Callable[[Any], bool], as_type: type, wanted: str, metavar: str) -> Kind:
+    """Return the kind of a single value that `accepts` approves, converted to a type and parsed by it."""
+
+    def convert(value: Any) -> Any:
+        if not accepts(value):
             raise ValueError
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError
-        return float(value)
+        return value if isinstance(value, as_type) else as_type(value)
 
-    return Kind("a number of milliseconds, 0 or more", "MILLISECONDS", convert, float)
+    def parse(raw: str) -> Any:
+        try:
+            return as_type(raw)
+        except ValueError:
+            raise ValueError from None  # `wanted` is clearer than int()'s message
+
+    return Kind(wanted, metavar, convert, parse)
 
 
-def strings(*, wanted: str = "a list of strings", metavar: str = "TEXT") -> Kind:
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def strings(wanted: str = "a list of strings", metavar: str = "TEXT") -> Kind:
     """Return the kind of a list of strings; duplicates are removed."""
 
     def convert(value: Any) -> tuple[str, ...]:
@@ -120,18 +124,26 @@ def strings(*, wanted: str = "a list of strings", metavar: str = "TEXT") -> Kind
                 raise ValueError(f"item {index + 1} is {item!r}, not a string")
         return tuple(dict.fromkeys(str(item) for item in value))
 
-    return Kind(wanted, metavar, convert, _parse_strings, repeatable=True)
+    def parse(raw: str) -> Any:
+        """Parse `a,b`, or a YAML list if the text begins with a bracket (for items with a comma)."""
+        split = [part.strip() for part in raw.split(",") if part.strip()]
+        return _structure(raw) if raw.lstrip().startswith("[") else split
+
+    return Kind(wanted, metavar, convert, parse, repeatable=True)
 
 
 def requirements() -> Kind:
     """Return the kind of the lines of a requirements file; a single string is one line."""
-    many = strings(wanted="a list of requirements, or the path of a requirements file", metavar="REQUIREMENT")
+    many = strings("a list of requirements, or the path of a requirements file", "REQUIREMENT")
 
-    def convert(value: Any) -> tuple[str, ...]:
-        converted: tuple[str, ...] = many.convert([value] if isinstance(value, str | PurePath) else value)
-        return converted
+    def parse(raw: str) -> Any:
+        """Parse a YAML list if the text is one, else the text alone: `torch>=2,<3` is one requirement."""
+        return _structure(raw) if raw.lstrip().startswith("[") else [raw]
 
-    return Kind(many.wanted, many.metavar, convert, _parse_lines, repeatable=True)
+    def convert(value: Any) -> Any:
+        return many.convert([value] if isinstance(value, str | PurePath) else value)
+
+    return dataclasses.replace(many, convert=convert, parse=parse)
 
 
 def values() -> Kind:
@@ -142,19 +154,31 @@ def values() -> Kind:
             raise ValueError
         return tuple(_plain(list(value), ""))
 
-    return Kind("a list", "VALUE", convert, _parse_values, repeatable=True)
+    def parse(raw: str) -> Any:
+        value = _structure(raw)
+        return value if isinstance(value, list) else [value]
+
+    return Kind("a list", "VALUE", convert, parse, repeatable=True)
 
 
 def mapping() -> Kind:
     """Return the kind of a mapping from strings to JSON values."""
 
-    def convert(value: Any) -> Mapping[str, Any]:
+    def convert(value: Any) -> Any:
         if not isinstance(value, Mapping):
             raise ValueError
-        plain: dict[str, Any] = _plain(value, "")
-        return plain
+        return _plain(value, "")
 
-    return Kind("a mapping", "KEY=VALUE", convert, _parse_mapping, repeatable=True)
+    def parse(raw: str) -> Any:
+        """Parse a YAML or JSON mapping, or `key=value` with a YAML value."""
+        if raw.lstrip().startswith("{"):
+            return _structure(raw)
+        key, equals, value = raw.partition("=")
+        if not equals or not key.strip():
+            raise ValueError
+        return {key.strip(): _structure(value)}
+
+    return Kind("a mapping", "KEY=VALUE", convert, parse, repeatable=True)
 
 
 def devices() -> Kind:
@@ -178,47 +202,14 @@ def devices() -> Kind:
         try:
             return [int(part) for part in raw.strip("[] ").split(",")]
         except ValueError:
-            raise ValueError("") from None
+            raise ValueError from None
 
-    return Kind(
-        "auto, cpu, or a list of GPU indices such as [0, 1]",
-        "auto|cpu|INDEX",
-        convert,
-        parse,
-        repeatable=True,
-    )
+    wanted = "auto, cpu, or a list of GPU indices such as [0, 1]"
+    return Kind(wanted, "auto|cpu|INDEX", convert, parse, repeatable=True)
 
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
-
-
-def _parse_strings(raw: str) -> Any:
-    """Parse `a,b`, or a YAML list if the text begins with a bracket (for items with a comma)."""
-    if raw.lstrip().startswith("["):
-        return _structure(raw)
-    return [part.strip() for part in raw.split(",") if part.strip()]
-
-
-def _parse_lines(raw: str) -> Any:
-    """Parse a YAML list if the text is one, else the text alone: `torch>=2,<3` is one requirement."""
-    return _structure(raw) if raw.lstrip().startswith("[") else [raw]
-
-
-def _parse_values(raw: str) -> Any:
-    """Parse a YAML list if the text is one, else a list of a single YAML value."""
-    value = _structure(raw)
-    return value if isinstance(value, list) else [value]
-
-
-def _parse_mapping(raw: str) -> Any:
-    """Parse a YAML or JSON mapping, or `key=value` with a YAML value."""
-    if raw.lstrip().startswith("{"):
-        return _structure(raw)
-    key, equals, value = raw.partition("=")
-    if not equals or not key.strip():
-        raise ValueError("")
-    return {key.strip(): _structure(value)}
 
 
 def _structure(raw: str) -> Any:
@@ -230,10 +221,11 @@ def _structure(raw: str) -> Any:
 
 def _plain(value: Any, place: str) -> Any:
     """Copy a JSON value; raise ValueError, with the path inside the value, for anything else."""
+    inside = f" in {place}" if place else ""
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                raise ValueError(f"the key {key!r}{_inside(place)} is not a string; write it in quotes")
+                raise ValueError(f"the key {key!r}{inside} is not a string; write it in quotes")
         return {key: _plain(item, f"{place}.{key}" if place else key) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, f"{place}[{index}]") for index, item in enumerate(value)]
@@ -241,10 +233,6 @@ def _plain(value: Any, place: str) -> Any:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
         raise ValueError(
-            f"the {type(value).__name__} {value}{_inside(place)} is not a JSON value; write it in quotes"
+            f"the {type(value).__name__} {value}{inside} is not a JSON value; write it in quotes"
         ) from None
     return value
-
-
-def _inside(place: str) -> str:
-    return f" in {place}" if place else ""

@@ -5,19 +5,18 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 
 from handlergen.errors import HandlergenError
 from handlergen.project.names import propose
-from handlergen.project.setting_fields import SETTINGS, SettingInfo
-from handlergen.project.settings import SETTINGS_FILE
+from handlergen.project.settings import SETTINGS, SETTINGS_FILE
 from handlergen.project.templates import template_dir
 from handlergen.runtime.forms.table import DEFAULT_FORM, FORMS
 
 _WIDTH = 96
-_HEADING = "Settings of this model. A line that is commented out shows the default, or else an example."
 
 
 def create_starter(directory: Path, *, form: str = DEFAULT_FORM) -> tuple[str, tuple[Path, ...]]:
@@ -61,39 +60,30 @@ def create_starter(directory: Path, *, form: str = DEFAULT_FORM) -> tuple[str, t
     return name, tuple(directory / file for file in texts)
 
 
-def starter_yaml(values: Mapping[str, Any] | None = None, *, heading: str = "") -> str:
+def starter_yaml(values: Mapping[str, Any] = MappingProxyType({})) -> str:
     """Return the text of a `handlergen.yaml` that explains every setting.
 
     Args:
         values: Settings to write out; all others are comments that show their defaults.
-        heading: The first comment line, without `#`.
 
     Returns:
         YAML that `read_settings` reads back as `values`.
     """
-    written = dict(values or {})
     lines = [
-        f"# {heading or _HEADING}",
+        "# Settings of this model. A line that is commented out shows the default, or else an example.",
         "# An environment variable overrides this file (HANDLERGEN_BATCH_SIZE=8), a flag overrides both "
         "(--batch-size 8).",
     ]
-    group = ""
     for setting in SETTINGS.values():
-        if setting.group != group:
-            group = setting.group
-            lines += ["", f"# ---- {group} ".ljust(_WIDTH, "-")]
+        if setting.group:
+            lines += ["", f"# ---- {setting.group} ".ljust(_WIDTH, "-")]
         lines += ["", *(f"# {line}" for line in textwrap.wrap(setting.help, _WIDTH))]
-        lines.append(_line(setting, written))
+        if setting.name in values:
+            lines.append(f"{setting.name}: {_yaml(values[setting.name])}")
+        else:
+            shown = setting.example or ("" if setting.default is None else _yaml(setting.default))
+            lines.append(f"# {setting.name}: {shown}".rstrip())
     return "\n".join(lines) + "\n"
-
-
-def _line(setting: SettingInfo, written: Mapping[str, Any]) -> str:
-    if setting.name in written:
-        return f"{setting.name}: {_yaml(written[setting.name])}"
-    if setting.example:
-        return f"# {setting.name}: {setting.example}"
-    shown = "" if setting.default is None else f" {_yaml(setting.default)}"
-    return f"# {setting.name}:{shown}"
 
 
 def _yaml(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import jinja2
@@ -30,13 +30,13 @@ def render(name: str, **values: object) -> str:
     Raises:
         jinja2.UndefinedError: The template uses a value that is missing.
     """
-    return _environment(template_dir()).get_template(name).render(**values)
+    return _environment().get_template(name).render(**values)
 
 
-@lru_cache(maxsize=1)
-def _environment(directory: Path) -> jinja2.Environment:
+@cache
+def _environment() -> jinja2.Environment:
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(directory),
+        loader=jinja2.FileSystemLoader(template_dir()),
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # noqa: S701 - the output is Python and configuration text, never HTML
         keep_trailing_newline=True,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -85,28 +84,13 @@ UNSUPPORTED: Mapping[str, str] = {
 _ALL_KEYS = (*HONOURED, *WITHOUT_EFFECT, *FUTILE, *UNSUPPORTED)
 
 
-@dataclass
-class Truss:
-    """The configuration in a Truss directory.
-
-    Attributes:
-        module: The file with the class.
-        package: The directory that is packed with it; None if the file is in the Truss directory itself.
-        class_name: The model's class.
-        settings: Values for handlergen's settings, by name; `handlergen.yaml` and flags override them.
-        details: For the contract: `data_dir`, `environment_variables`.
-        lines: The line in config.yaml of each setting, 1-based.
-        problems, warnings: Keys that are wrong or not supported, and keys that have no effect.
-    """
-
-    module: Path
-    package: Path | None
-    class_name: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
-    lines: dict[str, int] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+_DEFAULTS = {
+    "model_module_dir": "model",
+    "model_class_filename": "model.py",
+    "model_class_name": "Model",
+    "data_dir": "data",
+    "bundled_packages_dir": "packages",
+}
 
 
 def is_truss(directory: Path) -> bool:
@@ -118,46 +102,40 @@ def is_truss(directory: Path) -> bool:
     return (directory / _text(values, "model_module_dir") / _text(values, "model_class_filename")).is_file()
 
 
-def read_truss(directory: Path) -> Truss:
-    """Read `config.yaml`.
-
-    Args:
-        directory: Absolute, of a Truss (`is_truss`).
-    """
-    return _Reader(directory).read()
-
-
-_DEFAULTS = {
-    "model_module_dir": "model",
-    "model_class_filename": "model.py",
-    "model_class_name": "Model",
-    "data_dir": "data",
-    "bundled_packages_dir": "packages",
-}
-
-
 def _text(values: Mapping[str, Any], key: str) -> str:
     value = values.get(key)
     return value if isinstance(value, str) and value else _DEFAULTS[key]
 
 
-class _Reader:
-    """A reader of one config.yaml, key by key."""
+class Truss:
+    """The configuration in a Truss directory, translated key by key.
+
+    Args:
+        directory: Absolute, of a Truss (`is_truss`).
+
+    Attributes:
+        module: The file with the class.
+        package: The directory that is packed with it; None if the file is in the Truss directory itself.
+        class_name: The model's class.
+        settings: Values for handlergen's settings, by name; `handlergen.yaml` and flags override them.
+        details: For the contract: `data_dir`, `environment_variables`.
+        problems, warnings: Keys that are wrong or not supported, and keys that have no effect.
+    """
 
     def __init__(self, directory: Path) -> None:
+        config = directory / CONFIG_FILE
         self._directory = directory
-        self._source: YamlSource = read_yaml(
-            directory / CONFIG_FILE, shown=shown(directory / CONFIG_FILE), as_written=("model_name",)
-        )
+        self._source = read_yaml(config, shown=shown(config), as_written=("model_name",))
         self._values = self._source.values
+        self._lines: dict[str, int] = {}
         module_dir = _text(self._values, "model_module_dir").strip("/")
-        module = directory / module_dir / _text(self._values, "model_class_filename")
-        inside = module_dir not in ("", ".")
-        self._truss = Truss(module, directory / module_dir if inside else None, _text(self._values, "model_class_name"))
-
-    def read(self) -> Truss:
-        truss = self._truss
-        truss.problems += self._source.problems
+        self.module = directory / module_dir / _text(self._values, "model_class_filename")
+        self.package = directory / module_dir if module_dir not in ("", ".") else None
+        self.class_name = _text(self._values, "model_class_name")
+        self.settings: dict[str, Any] = {}
+        self.details: dict[str, Any] = {}
+        self.problems: list[Problem] = list(self._source.problems)
+        self.warnings: list[str] = []
         self._keys()
         self._model()
         self._files()
@@ -166,7 +144,10 @@ class _Reader:
         self._runtime()
         self._environment_variables()
         self._set("config", self._config(), "model_metadata")
-        return truss
+
+    def as_defaults(self) -> YamlSource:
+        """Return the settings and problems as those of a file that `handlergen.yaml` overrides."""
+        return YamlSource(self._source.file, self.settings, self._lines, tuple(self.problems))
 
     def _keys(self) -> None:
         for key, value in self._values.items():
@@ -176,10 +157,7 @@ class _Reader:
                 self._warn(key, f"`{key}` has no effect: {FUTILE[key]}")
             elif key not in _ALL_KEYS:
                 near = difflib.get_close_matches(key, _ALL_KEYS, n=1, cutoff=0.8)
-                self._warn(
-                    key,
-                    f"`{key}` is an unknown key" + (f". Did you mean `{near[0]}`?" if near else ""),
-                )
+                self._warn(key, f"`{key}` is an unknown key" + (f". Did you mean `{near[0]}`?" if near else ""))
 
     def _model(self) -> None:
         for key in _DEFAULTS:
@@ -199,10 +177,10 @@ class _Reader:
 
     def _files(self) -> None:
         data = _text(self._values, "data_dir")
-        if _has_files(self._directory / data):
+        if any(path.is_file() and not path.name.startswith(".") for path in (self._directory / data).rglob("*")):
             self._set("extra_files", [data], "data_dir")
         if data != _DEFAULTS["data_dir"]:
-            self._truss.details["data_dir"] = data
+            self.details["data_dir"] = data
         bundled = _text(self._values, "bundled_packages_dir")
         packages = self._importable(bundled)
         outside = self._typed("external_package_dirs", list, "a list of directories") or []
@@ -229,8 +207,7 @@ class _Reader:
         secrets = self._typed("secrets", dict, "a mapping of names") or {}
         if any(secrets.values()):
             self._warn(
-                "secrets",
-                "the values of `secrets` are ignored: they are read from the server's environment only",
+                "secrets", "the values of `secrets` are ignored: they are read from the server's environment only"
             )
         if secrets:
             self._set("secrets", [str(name) for name in secrets], "secrets")
@@ -267,7 +244,7 @@ class _Reader:
     def _environment_variables(self) -> None:
         variables = self._typed("environment_variables", dict, "a mapping") or {}
         if variables:
-            self._truss.details["environment_variables"] = {
+            self.details["environment_variables"] = {
                 str(name): str(value).lower() if isinstance(value, bool) else str(value)
                 for name, value in variables.items()
                 if value is not None
@@ -288,15 +265,11 @@ class _Reader:
         return value
 
     def _set(self, setting: str, value: Any, key: str) -> None:
-        self._truss.settings[setting] = value
-        self._truss.lines[setting] = self._source.lines.get(key, 0)
+        self.settings[setting] = value
+        self._lines[setting] = self._source.lines.get(key, 0)
 
     def _problem(self, key: str, message: str, fix: str = "") -> None:
-        self._truss.problems.append(Problem(self._source.file, self._source.lines.get(key, 0), message, fix))
+        self.problems.append(Problem(self._source.file, self._source.lines.get(key, 0), message, fix))
 
     def _warn(self, key: str, message: str) -> None:
-        self._truss.warnings.append(f"{self._source.file}:{self._source.lines.get(key, 0)}: {message}")
-
-
-def _has_files(directory: Path) -> bool:
-    return directory.is_dir() and any(path.is_file() and not path.name.startswith(".") for path in directory.rglob("*"))
+        self.warnings.append(f"{self._source.file}:{self._source.lines.get(key, 0)}: {message}")

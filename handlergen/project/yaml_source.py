@@ -52,11 +52,9 @@ class _Refused(yaml.YAMLError):
 
 
 class PlainLoader(yaml.SafeLoader):
-    """A loader of plain values; it raises yaml.YAMLError, ValueError or RecursionError for all that is refused."""
+    """A loader of plain values; it raises yaml.YAMLError or ValueError for all that is refused."""
 
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self._depth = 0
+    _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -68,8 +66,7 @@ class PlainLoader(yaml.SafeLoader):
         self._depth += 1
         node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
-        number = node is not None and node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-        if isinstance(node, yaml.ScalarNode) and number and len(node.value) > _LONGEST_NUMBER:
+        if isinstance(node, yaml.ScalarNode) and _is_number(node) and len(node.value) > _LONGEST_NUMBER:
             raise _Refused(node.start_mark, f"a number of {len(node.value)} digits is not supported here", "")
         return node
 
@@ -87,9 +84,7 @@ class PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def read_yaml(  # noqa: PLR0911 - one return per way to fail
-    path: Path, *, shown: str, as_written: tuple[str, ...] = ()
-) -> YamlSource:
+def read_yaml(path: Path, *, shown: str, as_written: tuple[str, ...] = ()) -> YamlSource:
     """Read a YAML mapping.
 
     Args:
@@ -101,24 +96,23 @@ def read_yaml(  # noqa: PLR0911 - one return per way to fail
         OSError: The file cannot be read.
     """
     raw = path.read_bytes()
-    if len(raw) > LARGEST_FILE:
-        return _failed(shown, 0, f"{len(raw)} bytes are too many for a settings file", "")
+    line, fix = 0, ""
     try:
-        return _read(raw.decode("utf-8-sig"), shown, as_written)
+        if len(raw) <= LARGEST_FILE:
+            return _read(raw.decode("utf-8-sig"), shown, as_written)
+        message = f"{len(raw)} bytes are too many for a settings file"
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        return _failed(shown, line, "the file is not UTF-8", "Save it as UTF-8.")
+        line, message, fix = raw[: error.start].count(b"\n") + 1, "the file is not UTF-8", "Save it as UTF-8."
     except _Refused as error:
-        return _failed(shown, error.mark.line + 1, error.message, error.fix)
+        line, message, fix = error.mark.line + 1, error.message, error.fix
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        return _failed(shown, mark.line + 1 if mark else 0, f"this is not valid YAML: {error.problem}", "")
+        line, message = mark.line + 1 if mark else 0, f"this is not valid YAML: {error.problem}"
     except yaml.YAMLError as error:
-        return _failed(shown, 0, f"this is not valid YAML: {error}", "")
+        message = f"this is not valid YAML: {error}"
     except ValueError as error:  # e.g. the date 2020-13-45
-        return _failed(shown, 0, f"a value cannot be read: {error}", "Write it in quotes.")
-    except RecursionError:
-        return _failed(shown, 0, "the file is nested too deeply", "")
+        message, fix = f"a value cannot be read: {error}", "Write it in quotes."
+    return YamlSource(shown, problems=(Problem(shown, line, message, fix),))
 
 
 def plain_value(text: str) -> Any:
@@ -131,35 +125,26 @@ def plain_value(text: str) -> Any:
         return yaml.load(text, Loader=PlainLoader)  # noqa: S506 - a SafeLoader that accepts less
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
 
 
 def _read(text: str, shown: str, as_written: tuple[str, ...]) -> YamlSource:
     loader = PlainLoader(text)
-    try:
-        root = loader.get_single_node()
-        if root is None:
-            return YamlSource(shown)
-        if not isinstance(root, yaml.MappingNode):
-            return _failed(
-                shown,
-                root.start_mark.line + 1,
-                f"this is a {'list' if isinstance(root, yaml.SequenceNode) else 'value'}, not a mapping of settings",
-                "Write lines such as `name: digits`.",
-            )
-        lines: dict[str, int] = {}
-        for key, value in root.value:
-            if isinstance(key, yaml.ScalarNode):
-                lines.setdefault(key.value, key.start_mark.line + 1)
-                number = value.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-                if key.value in as_written and number:
-                    value.tag = "tag:yaml.org,2002:str"
-        values = loader.construct_document(root)
-        return YamlSource(shown, {str(key): value for key, value in values.items()}, lines)
-    finally:
-        loader.dispose()
+    root = loader.get_single_node()
+    if root is None:
+        return YamlSource(shown)
+    if not isinstance(root, yaml.MappingNode):
+        what = "list" if isinstance(root, yaml.SequenceNode) else "value"
+        fix = "Write lines such as `name: digits`."
+        raise _Refused(root.start_mark, f"this is a {what}, not a mapping of settings", fix)
+    lines: dict[str, int] = {}
+    for key, value in root.value:
+        if isinstance(key, yaml.ScalarNode):
+            lines.setdefault(key.value, key.start_mark.line + 1)
+            if key.value in as_written and _is_number(value):
+                value.tag = "tag:yaml.org,2002:str"
+    values = loader.construct_document(root)
+    return YamlSource(shown, {str(key): value for key, value in values.items()}, lines)
 
 
-def _failed(shown: str, line: int, message: str, fix: str) -> YamlSource:
-    return YamlSource(shown, problems=(Problem(shown, line, message, fix),))
+def _is_number(node: yaml.Node | None) -> bool:
+    return node is not None and node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")

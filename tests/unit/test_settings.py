@@ -14,14 +14,8 @@ from hypothesis import settings as hypothesis_settings
 from handlergen.archives.staging import make_bundle
 from handlergen.errors import ContractError
 from handlergen.inspection.project import open_project
-from handlergen.project.settings import (
-    SETTINGS,
-    Settings,
-    archive_path,
-    contradictions,
-    read_settings,
-    to_runtime,
-)
+from handlergen.project.contradictions import contradictions
+from handlergen.project.settings import SETTINGS, Settings, archive_path, read_settings, to_runtime
 from handlergen.project.starter import starter_yaml
 from handlergen.runtime.contract import Bundle
 
