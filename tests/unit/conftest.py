@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -46,6 +47,14 @@ class ServedProject:
         (body,) = self.worker.handle([{}], context)
         assert context.statuses == [200]
         return json.loads(body)
+
+
+@pytest.fixture
+def ended() -> int:
+    """The id of a process that is no more."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
 
 
 @pytest.fixture
