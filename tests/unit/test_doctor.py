@@ -37,11 +37,7 @@ class Project:
         self.config = directory / "config.properties"
         self.temp = directory / "temp"
         self.temp.mkdir()
-        self.environ = {
-            **os.environ,
-            "TMPDIR": str(self.temp),
-            "HANDLERGEN_STATE_DIR": str(directory / "state"),
-        }
+        self.environ = {**os.environ, "TMPDIR": str(self.temp), "HANDLERGEN_STATE_DIR": str(directory / "state")}
         for name in ("CUDA_VISIBLE_DEVICES", "TS_CONFIG_FILE", "JAVA_HOME", "LOG_LOCATION", "TEMP"):
             self.environ.pop(name, None)
         self.settings = server_settings(**free_port_settings())
@@ -62,7 +58,9 @@ class Project:
         with self.config.open("a") as file:
             file.write("".join(f"{line}\n" for line in lines))
 
-    def change(self, key: str, line: str) -> None:
+    def change(self, line: str, *, key: str = "") -> None:
+        """Replace the line of that key, by default the line's own."""
+        key = key or line.partition("=")[0]
         lines = self.config.read_text().splitlines()
         (at,) = [number for number, old in enumerate(lines) if old.startswith(f"{key}=")]
         lines[at] = line
@@ -128,7 +126,7 @@ def test_a_line_that_is_wrong(project: Project, line: str, what: str, fix: str) 
     ports = {"grpc_inference_port": project.settings.grpc_inference_port}
     key = line.partition("=")[0]
     if f"\n{key}=" in project.config.read_text():
-        project.change(key, line.format(**ports))
+        project.change(line.format(**ports))
     else:
         project.add(line)
     found = project.only()
@@ -145,15 +143,15 @@ def test_a_key_that_stands_there_twice(project: Project) -> None:
 
 
 def test_what_looks_like_a_comment(project: Project) -> None:
-    project.change("load_models", "load_models=all # every one")
+    project.change("load_models=all # every one")
     found = {one.what: one for one in project.wrong()}
     (comment,) = [one for what, one in found.items() if "looks like a comment" in what]
     assert comment.fix == "load_models=all"
 
 
 def test_a_value_that_is_none_of_its_kind_hides_no_other_trap(project: Project) -> None:
-    project.change("job_queue_size", "job_queue_size=many")
-    project.change("enable_model_api", "enable_model_api=true")
+    project.change("job_queue_size=many")
+    project.change("enable_model_api=true")
     queue, api = project.wrong()
     assert "config.properties:" in queue.what
     assert "'many' is not a number" in queue.what
@@ -247,28 +245,27 @@ def test_variables_that_win_over_the_file(project: Project) -> None:
 )
 def test_what_opens_the_server(project: Project, line: str, fix: str) -> None:
     (port,) = free_ports(1)
-    key = line.partition("=")[0]
-    project.change(key, line.format(port=port))
+    project.change(line.format(port=port))
     found = project.wrong()
     opened = [one for one in found if "cannot listen" not in one.what]
     assert [(one.severity, one.fix) for one in opened] == [(Severity.WARNING, fix.format(port=port))]
     # No other machine's address is one of this machine.
     assert (len(found) > 1) == ("10.1.2.3" in line or "myhost" in line)
-    project.change(key, opened[0].fix)
+    project.change(opened[0].fix)
     assert project.wrong() == []
 
 
 def test_torchserves_own_list_of_urls_is_open_and_local_files_and_addresses_are_not(project: Project) -> None:
-    project.change("allowed_urls", "# TorchServe's own default")
+    project.change("# TorchServe's own default", key="allowed_urls")
     assert project.only().fix == "allowed_urls=(?!)"
     text = "allowed_urls=file:///models/.*\ninference_address=http://localhost:1\nmetrics_address=http://127.9.9.9:2"
     assert exposures(parse_properties(text)) == []
 
 
 def test_open_to_others_without_tokens_is_an_error(project: Project) -> None:
-    project.change("disable_token_authorization", "disable_token_authorization=true")
-    project.change("grpc_management_address", "grpc_management_address=0.0.0.0")
-    project.change("enable_model_api", "enable_model_api=true")
+    project.change("disable_token_authorization=true")
+    project.change("grpc_management_address=0.0.0.0")
+    project.change("enable_model_api=true")
     severities = {one.fix.partition("=")[0]: one.severity for one in project.wrong()}
     assert severities == {
         "grpc_management_address": Severity.ERROR,
@@ -280,7 +277,7 @@ def test_open_to_others_without_tokens_is_an_error(project: Project) -> None:
 
 
 def test_serve_warns_of_the_same(project: Project) -> None:
-    project.change("enable_model_api", "enable_model_api=true")
+    project.change("enable_model_api=true")
     with socket.create_server(("127.0.0.1", project.settings.grpc_inference_port)):
         # A port that is taken: it warns, and then starts nothing.
         result = CliRunner().invoke(cli, ["serve", "-c", str(project.config)])
@@ -380,7 +377,7 @@ def test_a_gpu_that_torch_does_not_see(project: Project, monkeypatch: pytest.Mon
     (found,) = environment.visible_devices(project.situation())
     assert found.severity is Severity.WARNING
     assert "2 NVIDIA GPUs on this machine" in found.what
-    project.change("system_metrics_cmd", "system_metrics_cmd=ts/metrics/metric_collector.py")
+    project.change("system_metrics_cmd=ts/metrics/metric_collector.py")
     asked = list(environment.metrics_packages(project.situation()))
     missing = any(importlib.util.find_spec(name) is None for name in ("nvgpu", "pynvml"))
     assert [one.severity for one in asked] == [Severity.NOTE] * missing
@@ -423,9 +420,9 @@ def test_a_file_that_is_no_archive(project: Project) -> None:
 
 
 def test_no_model_store(project: Project) -> None:
-    project.change("model_store", "model_store=elsewhere")
+    project.change("model_store=elsewhere")
     assert "there is no model store at" in project.only().what
-    project.change("model_store", "# none")
+    project.change("# none", key="model_store")
     assert "model_store is not set" in project.only().what
 
 
@@ -570,9 +567,7 @@ def test_little_shared_memory(project: Project, monkeypatch: pytest.MonkeyPatch)
     real = environment.shutil.disk_usage
     small = usage(64 << 20, 0, 64 << 20)
     monkeypatch.setattr(
-        environment.shutil,
-        "disk_usage",
-        lambda path: small if path == environment.SHARED_MEMORY else real(path),
+        environment.shutil, "disk_usage", lambda path: small if path == environment.SHARED_MEMORY else real(path)
     )
     assert "--shm-size" in project.only().fix
 
@@ -609,7 +604,7 @@ def test_a_check_that_fails_does_not_hide_the_others(project: Project, monkeypat
         raise RuntimeError("no such luck")
 
     monkeypatch.setattr(environment.shutil, "disk_usage", broken)
-    project.change("enable_model_api", "enable_model_api=true")
+    project.change("enable_model_api=true")
     found = [one.what for one in project.wrong()]
     assert "the check environment.disk failed: RuntimeError: no such luck" in found
     assert any("enable_model_api" in what for what in found)
@@ -631,15 +626,15 @@ def doctor(project: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[..., A
 
 def test_exit_statuses_say_how_bad_it_is(project: Project, doctor: Callable[..., Any]) -> None:
     assert doctor().exit_code == 0
-    project.change("enable_model_api", "enable_model_api=true")
+    project.change("enable_model_api=true")
     assert doctor().exit_code == EXIT_STATUS["WARNING"] == 10
-    project.change("job_queue_size", "job_queue_size=100 ")
+    project.change("job_queue_size=100 ")
     assert doctor().exit_code == EXIT_STATUS["ERROR"] == 20
 
 
 def test_it_reads_well_on_80_columns(project: Project, doctor: Callable[..., Any]) -> None:
-    project.change("enable_model_api", "enable_model_api=true")
-    project.change("inference_address", f"inference_address=http://0.0.0.0:{free_ports(1)[0]}")
+    project.change("enable_model_api=true")
+    project.change(f"inference_address=http://0.0.0.0:{free_ports(1)[0]}")
     text = doctor().stdout
     assert "\x1b" not in text
     for line in text.splitlines():
@@ -651,7 +646,7 @@ def test_it_reads_well_on_80_columns(project: Project, doctor: Callable[..., Any
 
 
 def test_quiet_shows_what_needs_something_done(project: Project, doctor: Callable[..., Any]) -> None:
-    project.change("enable_model_api", "enable_model_api=true")
+    project.change("enable_model_api=true")
     text = doctor("--quiet").stdout
     assert "enable_model_api" in text
     assert "Java" not in text
@@ -665,7 +660,7 @@ def test_colours_on_a_terminal_only(doctor: Callable[..., Any], monkeypatch: pyt
 
 
 def test_json_for_programs(project: Project, doctor: Callable[..., Any]) -> None:
-    project.change("enable_model_api", "enable_model_api=true")
+    project.change("enable_model_api=true")
     result = doctor("--json")
     report = json.loads(result.stdout)
     assert (report["severity"], result.exit_code) == ("warning", 10)

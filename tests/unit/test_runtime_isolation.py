@@ -109,9 +109,7 @@ def predict(inputs):
 """
 
 
-def test_a_failed_batch_is_tried_again_with_the_inputs_as_they_were(
-    serve_project: Callable[..., Any],
-) -> None:
+def test_a_failed_batch_is_tried_again_with_the_inputs_as_they_were(serve_project: Callable[..., Any]) -> None:
     model = serve_project(CHANGES_INPUTS.format(collate=""), batch="list")
     answers = model(10, 20, -30)
     assert answers[:2] == [(200, 1.0), (200, 2.0)]

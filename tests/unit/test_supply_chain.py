@@ -22,14 +22,7 @@ from handlergen.archives import deterministic_zip
 from handlergen.archives.build import archive
 from handlergen.archives.mar import read_mar
 from handlergen.archives.sbom import sbom
-from handlergen.archives.signing import (
-    read_private_key,
-    read_public_key,
-    sign,
-    signature_path,
-    verify,
-)
-from handlergen.cli import main
+from handlergen.archives.signing import read_private_key, read_public_key, sign, signature_path, verify
 from handlergen.errors import HandlergenError, ServerError
 from handlergen.server.model_store import require_signatures
 from handlergen.server.properties import ServerSettings
@@ -40,6 +33,7 @@ from cryptography.hazmat.primitives import serialization as forms
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+Run = Callable[..., tuple[int, str, str]]
 SOURCE = "def predict(a, b):\n    return a + b\n"
 
 
@@ -74,13 +68,6 @@ def source(tmp_path: Path) -> Path:
 
 def made(source: Path, **more: Any) -> Any:
     return archive(source, model_store=source.parent / "store", environ={}, devices="cpu", **more)
-
-
-def run(command: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(command)
-    printed = capsys.readouterr()
-    return int(ended.value.code or 0), printed.out, printed.err
 
 
 def test_a_signed_archive_is_the_same_bytes_and_its_signature_good(source: Path, keys: tuple[Path, Path]) -> None:
@@ -160,13 +147,11 @@ TAMPERED: dict[str, tuple[Callable[[Path, Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", TAMPERED)
-def test_what_was_tampered_with_is_refused(
-    case: str, source: Path, keys: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_was_tampered_with_is_refused(case: str, source: Path, keys: tuple[Path, Path], run: Run) -> None:
     path = made(source, sign=keys[0]).path
     tamper, reason = TAMPERED[case]
     tamper(path, source.parent)
-    status, out, err = run(["inspect", str(path), "--verify-signature", str(keys[1])], capsys)
+    status, out, err = run("inspect", str(path), "--verify-signature", str(keys[1]))
     assert (status, out) == (1, "")
     assert reason in err
     with pytest.raises(ServerError, match=reason):
@@ -242,18 +227,17 @@ def test_an_old_signature_beside_a_new_archive_is_warned_of(source: Path, keys: 
 
 
 def test_the_commands_say_what_they_did(
-    source: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    source: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     monkeypatch.chdir(source.parent)
-    command = ["archive", "add.py", "--verify", "--sign", str(keys[0]), "--json"]
-    status, out, _ = run(command, capsys)
+    status, out, _ = run("archive", "add.py", "--verify", "--sign", str(keys[0]), "--json")
     report = json.loads(out)
     assert status == 0
     assert report["verified"] is True
     key = report["signature"]["key"]
     assert key.startswith("SHA256:")
     mar = report["path"]
-    status, out, _ = run(["inspect", mar, "--verify-signature", str(keys[1]), "--json"], capsys)
+    status, out, _ = run("inspect", mar, "--verify-signature", str(keys[1]), "--json")
     shown = json.loads(out)
     assert shown["signature"] == {"path": f"{mar}.sig", "key": key}
     assert shown["sha256"] == report["sha256"] == hashlib.sha256(Path(mar).read_bytes()).hexdigest()
@@ -261,10 +245,9 @@ def test_the_commands_say_what_they_did(
         assert {file["name"]: file["sha256"] for file in shown["files"]} == {
             name: hashlib.sha256(opened.read(name)).hexdigest() for name in opened.namelist()
         }
-    assert f"valid signature: {mar}.sig with {key}" in run(
-        ["inspect", mar, "--verify-signature", str(keys[1])], capsys
-    )[1]  # fmt: skip
-    assert run(["inspect", mar, "--json", "--sbom"], capsys)[0] == 2
+    told = run("inspect", mar, "--verify-signature", str(keys[1]))[1]
+    assert f"valid signature: {mar}.sig with {key}" in told
+    assert run("inspect", mar, "--json", "--sbom")[0] == 2
 
 
 def test_verifying_notices_what_is_not_reproducible(

@@ -173,12 +173,7 @@ def test_arrays_of_every_size_arrive_and_can_be_written(ends: tuple[Transport, T
 
 def test_numbers_are_aligned_whatever_lies_before_them(ends: tuple[Transport, Transport]) -> None:
     for odd in range(1, 20):
-        value = [
-            "x" * odd,
-            numpy.zeros(odd, numpy.uint8),
-            numpy.arange(4.0),
-            torch.arange(4, dtype=torch.float64),
-        ]
+        value = ["x" * odd, numpy.zeros(odd, numpy.uint8), numpy.arange(4.0), torch.arange(4, dtype=torch.float64)]
         _, _, array, tensor = carried(ends, value)
         assert array.flags.aligned
         assert array.ctypes.data % 16 == 0

@@ -62,10 +62,7 @@ def test_a_single_file_of_another_kind_is_not_written_over_either(module: Path, 
 
 @pytest.mark.parametrize("name", ["answers.jsonl", "answers.npy"])
 @pytest.mark.parametrize("pattern", ["", "/*"])
-def test_an_output_in_the_input_directory_is_no_input(
-    tmp_path: Path, name: str, pattern: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HANDLERGEN_STATE_DIR", str(tmp_path / "state"))
+def test_an_output_in_the_input_directory_is_no_input(tmp_path: Path, name: str, pattern: str) -> None:
     sizes = tmp_path / "sizes.py"
     sizes.write_text("def preprocess(data):\n    return len(data)\n\ndef predict(inputs):\n    return inputs\n")
     scans = tmp_path / "scans"
@@ -114,7 +111,6 @@ def test_an_output_that_cannot_be_there_is_named(module: Path, tmp_path: Path, p
 
 
 def test_an_interrupted_conversion_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HANDLERGEN_STATE_DIR", str(tmp_path / "state"))
     (tmp_path / "echo.py").write_text("def predict(inputs):\n    return inputs\n")
     (tmp_path / "rows.jsonl").write_text("1\n2\n")
 
