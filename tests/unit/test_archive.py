@@ -135,8 +135,13 @@ def test_an_existing_archive_stays_unless_forced(source: Path, tmp_path: Path) -
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_an_archive_that_appears_meanwhile_stays(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("links", [True, False])
+def test_an_archive_that_appears_meanwhile_stays(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
     target = tmp_path / "store" / "digits.mar"
+    if not links:
+        monkeypatch.setattr(os, "link", refuse_links)
 
     def progress(done: int, total: int) -> None:
         target.write_bytes(b"somebody else's")
@@ -322,22 +327,15 @@ def test_verify_notices_a_difference(source: Path, tmp_path: Path, monkeypatch: 
     assert list((tmp_path / "store").iterdir()) == []
 
 
-def test_a_file_system_without_hard_links(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise PermissionError(1, "Operation not permitted")
+def refuse_links(*_: Any, **__: Any) -> None:
+    raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(os, "link", refuse)
+
+def test_a_file_system_without_hard_links(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", refuse_links)
     first = build(source, tmp_path / "store")
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["digits.mar"]
     assert hashlib.sha256(first.path.read_bytes()).hexdigest() == first.sha256
-    (tmp_path / "other").mkdir()
-
-    def progress(done: int, total: int) -> None:
-        (tmp_path / "other" / "digits.mar").write_bytes(b"theirs")
-
-    with pytest.raises(HandlergenError, match="exists already"):
-        build(source, tmp_path / "other", progress=progress)
-    assert (tmp_path / "other" / "digits.mar").read_bytes() == b"theirs"
 
 
 def test_the_archive_is_readable_as_the_umask_says(source: Path, tmp_path: Path) -> None:
@@ -392,3 +390,53 @@ def test_the_private_directory_of_a_killed_process_is_removed_by_the_next(
     assert all(other.exists() for other in others)
     assert link.is_symlink()
     link.unlink()
+
+
+# A project that its model store lies in: what an archive holds does not depend on the archives made before.
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> Path:
+    (tmp_path / "digits.py").write_text(MODULE)
+    return tmp_path / "digits.py"
+
+
+def test_a_package_that_holds_its_model_store_stays_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "digits"
+    package.mkdir()
+    (package / "__init__.py").write_text(MODULE)
+    monkeypatch.chdir(package)
+    first = archive(".", environ={})
+    assert not [warning for warning in first.warnings if "model store" in warning]
+    (package / "model-store" / "digits.mar.sig").touch()
+    again = archive(".", force=True, environ={})
+    assert again.sha256 == first.sha256
+    assert "left out the archives in the model store model-store (digits.mar, …)" in again.warnings
+    monkeypatch.chdir(tmp_path)
+    assert archive("digits", force=True, environ={}).sha256 == first.sha256
+    assert archive("digits", model_store="digits", force=True, environ={}).sha256 == first.sha256
+    assert archive("digits", model_store="digits", force=True, environ={}).sha256 == first.sha256
+
+
+@pytest.mark.parametrize("extra", ["*", "model-store", "model-store/*"])
+def test_extra_files_take_no_archives_of_the_model_store(
+    module: Path, monkeypatch: pytest.MonkeyPatch, extra: str
+) -> None:
+    monkeypatch.chdir(module.parent)
+    (module.parent / "model-store").mkdir()
+    (module.parent / "model-store" / "notes.txt").touch()
+    first = archive(module, extra_files=[extra], environ={})
+    again = archive(module, extra_files=[extra], force=True, environ={})
+    assert again.sha256 == first.sha256
+    assert "model-store/notes.txt" in {file.archive_path for file in again.files}
+    assert [warning for warning in again.warnings if "model store" in warning] == [
+        "left out the archives in the model store model-store (digits.mar)"
+    ]
+
+
+def test_an_archive_that_is_named_itself_is_packed(module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(module.parent)
+    (module.parent / "model-store").mkdir()
+    (module.parent / "model-store" / "other.mar").touch()
+    made = archive(module, extra_files=["model-store/other.mar"], environ={})
+    assert "model-store/other.mar" in {file.archive_path for file in made.files}

@@ -65,9 +65,6 @@ def models(tmp_path: Path) -> Path:
     return tmp_path
 
 
-# ---- reading FLOW ----
-
-
 def test_stages_files_and_functions_are_read_without_importing(models: Path) -> None:
     contract = read(
         models,
@@ -127,9 +124,6 @@ def test_a_state_dict_needs_the_one_class_of_the_module(models: Path) -> None:
     torch.save(nn.Linear(3, 1), models / "whole.pt")
     (found,) = problems(models, 'FLOW = [("torch", "whole.pt")]')
     assert "a pickle of a whole object (torch.nn.modules.linear.Linear)" in found
-
-
-# ---- stage types, on real models ----
 
 
 @pytest.mark.parametrize(
@@ -242,9 +236,6 @@ def test_a_state_dict_with_its_class(tmp_path: Path, serve_project: Serve) -> No
         model_kwargs={"features": 2},
     )
     assert model([[1, 1]]) == [(200, [[5.0]])]
-
-
-# ---- hooks ----
 
 
 def test_arities_files_and_the_original_input_at_every_stage(models: Path, serve_project: Serve) -> None:

@@ -208,9 +208,6 @@ def test_load_returns_the_finished_module(serve_project: Callable[..., Any]) -> 
         serve_project(textwrap.dedent(SUMS) + "def load(context):\n    return {}\n")
 
 
-# ---- weights ----
-
-
 class Sums(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -46,9 +46,6 @@ def weights(tmp_path: Path) -> Path:
     return tmp_path / "model.pth"
 
 
-# ---- inspection ----
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -65,8 +62,6 @@ def test_the_default_model_fn_loads_torchscript_only(tmp_path: Path) -> None:
     found = problems(tmp_path, "def input_fn(d, c): ...", weights="model.pt")
     assert "its default loads TorchScript: the weights model.pt have the format state_dict" in found
 
-
-# ---- what the functions are called with ----
 
 ECHO = """
     from types import SimpleNamespace
@@ -194,9 +189,6 @@ def test_one_bad_body_is_a_400_and_harms_nobody_else(serve_project: Serve) -> No
     model = serve_project(MODEL_FN)
     assert model([1.0], [[1.0], [1.0, 2.0]], [3.0])[0::2] == [(200, [2.0]), (200, [6.0])]
     assert model([[1.0], [1.0, 2.0]])[0][0] == 400
-
-
-# ---- the defaults ----
 
 
 def test_only_weights_and_one_function(serve_project: Serve, weights: Path) -> None:

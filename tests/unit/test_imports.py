@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 
 import handlergen
+from handlergen.inspection.forms import FORMS as INSPECTED
+from handlergen.project.templates import template_dir
+from handlergen.runtime.forms.table import DEFAULT_FORM, FORMS
 
 PACKAGE = Path(handlergen.__file__).resolve().parent
 TESTS = Path(__file__).resolve().parents[1]
@@ -283,4 +286,30 @@ def test_scripts_import_names_that_exist() -> None:
             for alias in node.names:
                 if not hasattr(module, alias.name) and f"{node.module}.{alias.name}".partition(".")[2] not in MODULES:
                     wrong.append(f"{path.relative_to(root)}:{node.lineno}: {node.module}.{alias.name}")
+    assert wrong == []
+
+
+#: Besides the forms' own files: a Truss is of one form; where stages run depends on which functions load the model.
+NAME_FORMS = ("project.truss", "inspection.stage_rule")
+
+
+def test_every_form_has_its_parts() -> None:
+    assert [form.name for form in INSPECTED] == list(FORMS)
+    for name, row in FORMS.items():
+        module = importlib.import_module(f"handlergen.runtime.forms.{row.module}")
+        for method in ("setup", "load", "load_without_model", "hooks", "is_healthy"):
+            assert callable(getattr(module.USER_MODULE, method)), (name, method)
+        assert list((template_dir() / "starters" / name).glob("*.py")), name
+    assert DEFAULT_FORM in FORMS
+
+
+def test_nothing_else_names_a_form() -> None:
+    names = {"model-class", "sagemaker"}  # the others are words that mean something else as well
+    wrong = [
+        (module, node.value, node.lineno)
+        for module in MODULES
+        if not module.startswith(("inspection.forms", "runtime.forms", *NAME_FORMS))
+        for node in ast.walk(tree_of(module))
+        if isinstance(node, ast.Constant) and node.value in names
+    ]
     assert wrong == []

@@ -134,9 +134,6 @@ def test_decorators_leave_the_signature_as_written(tmp_path: Path) -> None:
     assert passed(contract, "predict") == [("x", "inputs"), ("device", "device")]
 
 
-# ---- keys of a JSON object ----
-
-
 @pytest.mark.parametrize(
     ("parameters", "call"),
     [
@@ -169,9 +166,6 @@ def test_one_predict_for_many_requests_has_no_keys_and_no_request(batch: str, tm
     assert "not the keys" in problems(tmp_path, "def predict(a, b): ...", batch=batch)[0]
     assert "asks for `request`" in problems(tmp_path, "def predict(a, request): ...", batch=batch)[0]
     assert read(tmp_path, "def predict(a): ...", batch=batch).form == "functions"
-
-
-# ---- where hooks come from ----
 
 
 def test_hooks_are_followed_through_aliases_and_the_projects_own_imports(tmp_path: Path) -> None:
@@ -246,8 +240,6 @@ def test_what_counts_is_what_the_import_binds_last(text: str, tmp_path: Path) ->
     assert [p.name for p in read(tmp_path, text).hooks["predict"].parameters] == ["x"]
 
 
-# ---- forms ----
-
 MODEL = "class Model:\n    def predict(self, x): ...\n"
 MODULE = "import torch\nclass Base(torch.nn.Module): ...\nclass Net(Base):\n    def postprocess(self, y): ...\n"
 
@@ -302,9 +294,6 @@ def test_torchserve_handlers_are_refused_with_the_command(text: str, tmp_path: P
     (problem,) = refused.value.problems
     assert "torch-model-archiver --model-name x --version 1.0 --handler" in problem.fix
     assert "--serialized-file w.pt" in problem.fix
-
-
-# ---- text ----
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from handlergen.cli.invoke import _grpc_inputs, _rest_body
+from handlergen.cli.printing import writable
 from handlergen.cli.requests import field_of, headers_of
 from handlergen.client.rest import payload
+from handlergen.errors import HandlergenError
 from handlergen.local.requests import form_request
 from handlergen.performance.bench.measure import of_fields, of_json_text
 
@@ -85,3 +87,9 @@ def test_a_timeout_that_means_nothing_is_refused(
     refusal: Callable[..., str], verb: tuple[str, ...], seconds: str
 ) -> None:
     assert "Invalid value for '--timeout'" in refusal(*verb, "--timeout", seconds)
+
+
+def test_output_that_cannot_be_written_is_told_first(tmp_path: Path) -> None:
+    assert writable(tmp_path / "x") == tmp_path / "x"
+    with pytest.raises(HandlergenError, match="there is no directory"):
+        writable(tmp_path / "no" / "x")

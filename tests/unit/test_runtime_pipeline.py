@@ -13,16 +13,12 @@ from typing import Any
 
 import pytest
 
+from handlergen.performance.recordings import read_spans
 from handlergen.runtime.device.device import Device
 from handlergen.runtime.device.lock import DeviceLock, lock_directory
 from tests.serving import ServerContext
 
 Serve = Callable[..., Any]
-
-
-def spans(tmp_path: Path) -> list[dict[str, Any]]:
-    lines = [line for path in (tmp_path / "spans").glob("*.jsonl") for line in path.read_text().splitlines()]
-    return [json.loads(line) for line in lines]
 
 
 def test_the_three_stages(serve_project: Serve) -> None:
@@ -108,7 +104,7 @@ def test_a_ready_request_does_not_wait_for_its_batch(serve_project: Serve, tmp_p
             return outputs
         """)
     assert model(0, 1) == [(200, 0), (200, 1)]
-    starts = {(s["stage"], s["request_id"]): s["start_ns"] for s in spans(tmp_path)}
+    starts = {(s.stage, s.request_id): s.start_ns for s in read_spans(tmp_path / "spans")}
     assert starts["predict", "r1"] < starts["postprocess", "r1"] < starts["predict", "r0"]
 
 
@@ -296,13 +292,13 @@ def test_spans_of_one_request(serve_project: Serve, tmp_path: Path) -> None:
             return outputs
         """)
     model(1)
-    found = spans(tmp_path)
+    found = read_spans(tmp_path / "spans")
     stages = ["decode", "preprocess", "lock_wait", "predict", "postprocess", "encode"]
-    assert [span["stage"] for span in found] == stages
-    assert all(span["start_ns"] <= span["end_ns"] for span in found)
-    assert all(a["end_ns"] <= b["end_ns"] for a, b in itertools.pairwise(found))
-    assert {span["request_id"] for span in found} == {"r0"}
-    assert {(span["model"], span["device"]) for span in found} == {("m", "cpu")}
+    assert [span.stage for span in found] == stages
+    assert all(span.start_ns <= span.end_ns for span in found)
+    assert all(a.end_ns <= b.end_ns for a, b in itertools.pairwise(found))
+    assert {span.request_id for span in found} == {"r0"}
+    assert {(span.model, span.device) for span in found} == {("m", "cpu")}
 
 
 def test_an_answered_request_leaves_nothing_behind(serve_project: Serve) -> None:

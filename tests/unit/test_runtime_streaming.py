@@ -20,7 +20,6 @@ from handlergen.runtime.pipeline.hooks import Item
 from handlergen.runtime.request import Request
 from handlergen.runtime.torchserve.streaming import (
     Chunks,
-    ConsumerGone,
     StreamTimeout,
     drain,
     drain_async,
@@ -157,24 +156,6 @@ def test_an_async_stream_stays_in_one_task() -> None:
 
     asyncio.run(drain_async(stream(), lambda _: None, 1.0))
     assert len(tasks) == 1
-
-
-def test_a_consumer_that_is_gone_closes_the_generator() -> None:
-    closed = []
-
-    def stream() -> Any:
-        try:
-            yield 1
-            yield 2
-        finally:
-            closed.append(True)
-
-    def gone(_: Any) -> None:
-        raise ConsumerGone
-
-    with pytest.raises(ConsumerGone):
-        drain(stream(), gone, None)
-    assert closed == [True]
 
 
 def test_predict_gathers_and_stream_does_not(model: Callable[..., LocalModel]) -> None:
