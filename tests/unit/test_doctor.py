@@ -25,6 +25,7 @@ from handlergen.server.doctor import Finding, Severity, Situation, diagnose, env
 from handlergen.server.launching import MARKER, ServerState, write_state
 from handlergen.server.ports import free_port_settings, free_ports
 from handlergen.server.properties import parse_properties, render_properties, server_settings
+from tests.archives import write_mar
 
 SOUND = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 1, "maxBatchDelay": 1}
 
@@ -46,13 +47,9 @@ class Project:
         self.archive("digits")
 
     def archive(self, name: str, **model_config: Any) -> Path:
-        path = self.directory / "model-store" / f"{name}.mar"
-        model = {"modelName": name, "handler": "h.py", "modelVersion": "1.0", "configFile": "model.yaml"}
-        with zipfile.ZipFile(path, "w") as mar:
-            mar.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": model}))
-            mar.writestr("h.py", "")
-            mar.writestr("model.yaml", json.dumps(model_config or SOUND))
-        return path
+        model = {"handler": "h.py", "modelVersion": "1.0", "configFile": "model.yaml"}
+        files = {"h.py": "", "model.yaml": model_config or SOUND}
+        return write_mar(self.directory / "model-store" / f"{name}.mar", model, files)
 
     def add(self, *lines: str) -> None:
         with self.config.open("a") as file:
@@ -433,10 +430,7 @@ def test_an_empty_model_store(project: Project) -> None:
 
 
 def test_an_envelope_that_breaks_archives_is_named_as_serve_names_it(project: Project) -> None:
-    path = project.archive("requires")
-    with zipfile.ZipFile(path, "w") as mar:
-        model = {"modelName": "requires", "requirementsFile": "requirements.txt"}
-        mar.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": model}))
+    write_mar(project.directory / "model-store" / "requires.mar", {"requirementsFile": "requirements.txt"}, {})
     (found,) = project.wrong()
     assert "requires.mar contains requirements.txt, which TorchServe does not install" in found.what
 

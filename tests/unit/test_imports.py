@@ -100,12 +100,7 @@ def own(name: str) -> str | None:
 
 @cache
 def imports_of(module: str, *, at_load: bool = False) -> list[tuple[str, int]]:
-    """(absolute name, line) of the imports of a module.
-
-    Args:
-        at_load: Only those that run when the module is loaded: not the ones inside functions, nor those that are
-            there for the type checker.
-    """
+    """(absolute name, line) of a module's imports; `at_load`: without those in functions and for the type checker."""
     found = []
     waiting: list[ast.AST] = [tree_of(module)]
     while waiting:

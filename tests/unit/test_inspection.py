@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -351,9 +350,3 @@ def test_no_source_fails_in_another_way(tmp_path: Path, content: bytes | str) ->
         assert refused.problems  # noqa: PT017 - either way out is right
     else:
         assert "predict" in contract.hooks
-
-
-def test_nothing_of_the_users_is_imported(tmp_path: Path) -> None:
-    path = write(tmp_path, "raise SystemExit('imported')\n" + PREDICT, "never_imported.py")
-    assert inspect_source(path).hooks
-    assert "never_imported" not in sys.modules

@@ -26,6 +26,7 @@ from handlergen.archives.signing import read_private_key, read_public_key, sign,
 from handlergen.errors import HandlergenError, ServerError
 from handlergen.server.model_store import require_signatures
 from handlergen.server.properties import ServerSettings
+from tests.archives import write_mar
 
 pytest.importorskip("cryptography", reason="the extra handlergen[signing] is not installed")
 
@@ -126,6 +127,10 @@ def changed_signature(path: Path, _home: Path) -> None:
     signature_path(path).write_text("\n".join(lines))
 
 
+LIE = f"""-----BEGIN SSH SIGNATURE-----
+{base64.b64encode(b"SSHSIG" + bytes([0, 0, 0, 1]) + bytes([255] * 4)).decode()}
+-----END SSH SIGNATURE-----
+"""
 TAMPERED: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "archive": (changed_archive, "is not a signature of"),
     "signature": (changed_signature, "is not a signature of"),
@@ -135,14 +140,7 @@ TAMPERED: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "garbage": (lambda path, _: signature_path(path).write_bytes(bytes(range(256))), "is not a signature, or"),
     "cut": (lambda p, _: signature_path(p).write_text(signature_path(p).read_text()[:200]), "not a signature, or"),
     "large": (lambda path, _: signature_path(path).write_text("-" * 100_000), "too large for a signature"),
-    "a lie about lengths": (
-        lambda path, _: signature_path(path).write_text(
-            "-----BEGIN SSH SIGNATURE-----\n"
-            + base64.b64encode(b"SSHSIG\0\0\0\1\xff\xff\xff\xff").decode()
-            + "\n-----END SSH SIGNATURE-----\n"
-        ),
-        "is not a signature, or",
-    ),
+    "a lie about lengths": (lambda path, _: signature_path(path).write_text(LIE), "is not a signature, or"),
 }  # fmt: skip
 
 
@@ -320,13 +318,6 @@ def test_the_bill_of_materials_is_valid_cyclonedx(source: Path) -> None:
 
 
 def test_the_bill_of_materials_of_somebody_elses_archive(tmp_path: Path) -> None:
-    path = tmp_path / "other.mar"
-    with zipfile.ZipFile(path, "w") as opened:
-        opened.writestr("MAR-INF/MANIFEST.json", '{"model": {"modelName": "other"}}')
-        opened.writestr("requirements.txt", "a==1\n")
-    found = sbom(read_mar(path))
-    assert [each["bom-ref"] for each in found["components"]] == [
-        "requirement:1",
-        "file:MAR-INF/MANIFEST.json",
-        "file:requirements.txt",
-    ]
+    found = sbom(read_mar(write_mar(tmp_path / "other.mar", {}, {"requirements.txt": "a==1\n"})))
+    parts = [each["bom-ref"] for each in found["components"]]
+    assert parts == ["requirement:1", "file:MAR-INF/MANIFEST.json", "file:requirements.txt"]

@@ -16,10 +16,6 @@ from handlergen.local.offline import journal as journals
 from tests.unit.offline.conftest import lines, run, write_rows
 
 
-def _itself(rows: Path) -> Path:
-    return rows
-
-
 def _linked(rows: Path) -> Path:
     (rows.parent / "link.jsonl").symlink_to(rows)
     return rows.parent / "link.jsonl"
@@ -30,15 +26,16 @@ def _hard_linked(rows: Path) -> Path:
     return rows.parent / "other.jsonl"
 
 
-def _its_journal(rows: Path) -> Path:
-    return rows.rename(rows.parent / "out.jsonl.journal").with_name("out.jsonl")
+OUTPUTS: dict[str, Callable[[Path], Path]] = {
+    "itself": lambda rows: rows,
+    "a link to it": _linked,
+    "a hard link to it": _hard_linked,
+    "its journal": lambda rows: rows.rename(rows.with_name("out.jsonl.journal")).with_name("out.jsonl"),
+    "its lines": lambda rows: rows.rename(rows.with_name("out.npy.rows.jsonl")).with_name("out.npy"),
+}
 
 
-def _its_lines(rows: Path) -> Path:
-    return rows.rename(rows.parent / "out.npy.rows.jsonl").with_name("out.npy")
-
-
-@pytest.mark.parametrize("output_of", [_itself, _linked, _hard_linked, _its_journal, _its_lines])
+@pytest.mark.parametrize("output_of", OUTPUTS.values(), ids=OUTPUTS)
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_an_output_that_is_the_input_is_refused_and_left_alone(
     module: Path, tmp_path: Path, output_of: Callable[[Path], Path], overwrite: bool

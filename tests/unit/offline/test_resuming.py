@@ -25,6 +25,11 @@ from handlergen.runtime.pipeline.pipeline import open_items
 from tests.unit.offline.conftest import SOURCE, lines, map_command, run, started, wait_for_rows, write_rows
 
 
+def assert_gone(processes: list[psutil.Process]) -> None:
+    psutil.wait_procs(processes, timeout=10)
+    assert not [one for one in processes if one.is_running() and one.status() != "zombie"]
+
+
 def test_a_killed_run_goes_on_without_losing_or_repeating_a_row(module: Path, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "rows.jsonl", list(range(600)))
     whole, output, seen = tmp_path / "whole.jsonl", tmp_path / "out.jsonl", tmp_path / "seen"
@@ -37,8 +42,7 @@ def test_a_killed_run_goes_on_without_losing_or_repeating_a_row(module: Path, tm
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         # The preparing processes die with it, in no time.
-        psutil.wait_procs(children, timeout=10)
-        assert not [child for child in children if child.is_running() and child.status() != "zombie"]
+        assert_gone(children)
         assert journal_path(output).exists()
         with output.open("ab") as torn:
             torn.write(b'{"id":1000,"sta')
@@ -165,8 +169,7 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_no_process(module: Path, tmp_path: 
     assert process.returncode == 130
     assert b"repeat the command to resume" in errors
     assert b"Traceback" not in errors
-    psutil.wait_procs(children, timeout=10)
-    assert not [child for child in children if child.is_running() and child.status() != "zombie"]
+    assert_gone(children)
     summary = run(module, source, output, batch_size=8)
     assert summary.resumed_rows >= 24
     assert [row["id"] for row in lines(output)] == list(range(600))
