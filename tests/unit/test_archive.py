@@ -397,8 +397,10 @@ def test_the_private_directory_of_a_killed_process_is_removed_by_the_next(
 
 @pytest.fixture
 def module(tmp_path: Path) -> Path:
-    (tmp_path / "digits.py").write_text(MODULE)
-    return tmp_path / "digits.py"
+    path = tmp_path / "beside" / "digits.py"
+    path.parent.mkdir()
+    path.write_text(MODULE)
+    return path
 
 
 def test_a_package_that_holds_its_model_store_stays_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
