@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -13,11 +14,14 @@ from typing import Any
 import pytest
 
 from handlergen.archives.staging import make_bundle
+from handlergen.cli import main
 from handlergen.inspection.project import open_project
 from handlergen.local.model import LocalModel, load
 from handlergen.runtime.contract import Bundle
 from handlergen.runtime.worker import Worker
 from tests.serving import ServerContext
+
+Run = Callable[..., tuple[int, str, str]]
 
 
 class ServedProject:
@@ -46,6 +50,46 @@ class ServedProject:
         (body,) = self.worker.handle([{}], context)
         assert context.statuses == [200]
         return json.loads(body)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """`run("check", "digits.py")` -> exit status, stdout and stderr of that command, in this process."""
+
+    def handlergen(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+    return handlergen
+
+
+@pytest.fixture
+def write_onnx_sums() -> Callable[..., None]:
+    """`write_onnx_sums(path, columns=3)`: an ONNX model, (n, columns) to (n,): the rows' sums."""
+    onnx = pytest.importorskip("onnx")
+    helper, real = onnx.helper, onnx.TensorProto.FLOAT
+
+    def write(path: Path, *, columns: int) -> None:
+        graph = helper.make_graph(
+            [helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=0)],
+            "sums",
+            [helper.make_tensor_value_info("x", real, ["n", columns])],
+            [helper.make_tensor_value_info("y", real, ["n"])],
+            [helper.make_tensor("axes", onnx.TensorProto.INT64, [1], [1])],
+        )
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+
+    return write
+
+
+@pytest.fixture
+def ended() -> int:
+    """The id of a process that is no more."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
 
 
 @pytest.fixture

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from handlergen.cli import main
-
 MODULE = """
 def setup(context):
     pass
@@ -28,24 +26,16 @@ def predict(inputs):
 """
 
 
-@pytest.fixture
-def run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """`run(*arguments)`: exit status, stdout and stderr of handlergen in a directory with digits.py."""
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def _source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "digits.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
 
-    def handlergen(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(list(arguments))
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
 
-    return handlergen
-
-
-def test_archive_reports_what_it_wrote(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_archive_reports_what_it_wrote(run: Run, tmp_path: Path) -> None:
     status, out, err = run("archive", "digits.py", "--devices", "cpu", "--workers-per-device", "2", "--verify")
     assert (status, err) == (0, "")
     content = (tmp_path / "model-store" / "digits.mar").read_bytes()
@@ -57,7 +47,7 @@ def test_archive_reports_what_it_wrote(run: Callable[..., tuple[int, str, str]],
     assert "verified" in out
 
 
-def test_archive_as_json(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_archive_as_json(run: Run, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / ".env").write_text("SECRET=1")
     (tmp_path / "data" / "a.txt").write_text("a")
@@ -71,7 +61,7 @@ def test_archive_as_json(run: Callable[..., tuple[int, str, str]], tmp_path: Pat
     assert {"path": "data/a.txt", "size": 1} in report["files"]
 
 
-def test_a_dry_run_lists_and_writes_nothing(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_a_dry_run_lists_and_writes_nothing(run: Run, tmp_path: Path) -> None:
     status, out, _ = run("archive", "digits.py", "--dry-run")
     assert status == 0
     assert "digits.py  <- digits.py" in out
@@ -82,9 +72,7 @@ def test_a_dry_run_lists_and_writes_nothing(run: Callable[..., tuple[int, str, s
     assert [path.name for path in tmp_path.iterdir()] == ["digits.py"]
 
 
-def test_the_users_files_come_first_and_the_runtime_is_one_line(
-    run: Callable[..., tuple[int, str, str]],
-) -> None:
+def test_the_users_files_come_first_and_the_runtime_is_one_line(run: Run) -> None:
     planned = run("archive", "digits.py", "--dry-run")[1].splitlines()
     assert planned[1].split()[1:] == ["digits.py", "<-", "digits.py"]
     assert "handlergen_runtime/ (" in planned[-2]
@@ -97,7 +85,7 @@ def test_the_users_files_come_first_and_the_runtime_is_one_line(
     assert "handlergen_runtime/worker.py" in run("inspect", "model-store/digits.mar", "--all")[1]
 
 
-def test_a_dry_run_lists_what_archive_packs(run: Callable[..., tuple[int, str, str]]) -> None:
+def test_a_dry_run_lists_what_archive_packs(run: Run) -> None:
     listed = json.loads(run("archive", "digits.py", "--dry-run", "--json")[1])
     packed = json.loads(run("archive", "digits.py", "--json")[1])
     assert [file["path"] for file in listed["files"]] == [file["path"] for file in packed["files"]]
@@ -105,7 +93,7 @@ def test_a_dry_run_lists_what_archive_packs(run: Callable[..., tuple[int, str, s
     assert listed["placement"] == packed["placement"]
 
 
-def test_where_the_stages_run_is_told_before_and_after(run: Callable[..., tuple[int, str, str]]) -> None:
+def test_where_the_stages_run_is_told_before_and_after(run: Run) -> None:
     for predictor, said in (
         ("worker", "every worker predicts for itself"),
         ("process", "one process a device"),
@@ -116,13 +104,13 @@ def test_where_the_stages_run_is_told_before_and_after(run: Callable[..., tuple[
         assert said in run("inspect", "model-store/digits.mar")[1].partition("\nsettings\n")[0]
 
 
-def test_a_dry_run_fails_as_the_run_would(run: Callable[..., tuple[int, str, str]]) -> None:
+def test_a_dry_run_fails_as_the_run_would(run: Run) -> None:
     assert run("archive", "digits.py")[0] == 0
     assert run("archive", "digits.py", "--dry-run")[0] == run("archive", "digits.py")[0] == 1
     assert run("archive", "digits.py", "--dry-run", "--force")[0] == 0
 
 
-def test_generate_prints_what_archive_packs(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_generate_prints_what_archive_packs(run: Run, tmp_path: Path) -> None:
     status, out, err = run("generate", "digits.py")
     assert (status, err) == (0, "")
     assert any(isinstance(node, ast.ClassDef) and node.name == "DigitsHandler" for node in ast.parse(out).body)
@@ -134,23 +122,18 @@ def test_generate_prints_what_archive_packs(run: Callable[..., tuple[int, str, s
     assert handler["sha256"] == hashlib.sha256(out.encode()).hexdigest()
 
 
-def test_generate_into_a_directory_that_is_not_there(run: Callable[..., tuple[int, str, str]]) -> None:
+def test_generate_into_a_directory_that_is_not_there(run: Run) -> None:
     status, out, err = run("generate", "digits.py", "-o", "missing/handler.py")
     assert (status, out) == (1, "")
     assert "missing/handler.py could not be written" in err
 
 
-def test_inspect(run: Callable[..., tuple[int, str, str]]) -> None:
+def test_inspect(run: Run) -> None:
     run("archive", "digits.py", "--config", "limit=3")
     status, out, _ = run("inspect", "model-store/digits.mar")
     assert status == 0
-    for text in (
-        "digits 1.0",
-        "preprocess(data)",
-        '{"limit": 3}',
-        "minWorkers",
-        hashlib.sha256(MODULE.encode()).hexdigest(),
-    ):
+    sha256 = hashlib.sha256(MODULE.encode()).hexdigest()
+    for text in ("digits 1.0", "preprocess(data)", '{"limit": 3}', "minWorkers", sha256):
         assert text in out
     report = json.loads(run("inspect", "model-store/digits.mar", "--json")[1])
     assert report["handlergen"]["contract"]["module"] == "digits"
@@ -159,17 +142,9 @@ def test_inspect(run: Callable[..., tuple[int, str, str]]) -> None:
 
 
 def test_the_progress_bar_is_for_terminals(tmp_path: Path) -> None:
-    (tmp_path / "digits.py").write_text(MODULE)
     with (tmp_path / "weights.bin").open("wb") as weights:
         weights.truncate(80 << 20)
-    command = [
-        sys.executable,
-        "-c",
-        "from handlergen.cli import main; main()",
-        "archive",
-        "digits.py",
-        "--force",
-    ]
+    command = [sys.executable, "-c", "from handlergen.cli import main; main()", "archive", "digits.py", "--force"]
     command += ["--extra-file", "weights.bin"]
     plain = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert plain.stderr == ""

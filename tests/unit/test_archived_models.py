@@ -56,33 +56,21 @@ def test_keyword_arguments_and_setup(archived: Callable[..., Any]) -> None:
             model.predict({"nmae": "you"})
 
 
-def test_weights_that_predict_by_themselves(archived: Callable[..., Any], tmp_path: Path) -> None:
+def test_weights_that_predict_by_themselves(
+    archived: Callable[..., Any], write_onnx_sums: Callable[..., None], tmp_path: Path
+) -> None:
     network = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Flatten(0))
     nn.init.ones_(network[0].weight)
     torch.jit.save(torch.jit.trace(network, torch.zeros(3, 2)), tmp_path / "net.pt")  # type: ignore[no-untyped-call]
     batch = {0: torch.export.Dim("batch")}
     torch.export.save(torch.export.export(network, (torch.zeros(3, 2),), dynamic_shapes=(batch,)), tmp_path / "net.pt2")
-    write_onnx(tmp_path / "net.onnx")
+    write_onnx_sums(tmp_path / "net.onnx", columns=2)
     with archived('"""No predict: the weights predict."""\n', weights="net.pt") as model:
         assert list(model.predict([[1.5, 2], [3, 4]])) == [3.5, 7.0]
     for weights in ("net.pt2", "net.onnx"):
         with archived(ROUND_OFF, weights=weights) as model:
             assert model.predict({"x": [[1.5, 2], [3, 4]]}) == {"y": [3.5, 7.0]}
             assert model.predict({"x": [[1, 2], [3, 4]]}) == {"y": [3.0, 7.0]}  # JSON's whole numbers too
-
-
-def write_onnx(path: Path) -> None:
-    """(N, 2) to (N,): the rows' sums."""
-    onnx = pytest.importorskip("onnx")
-    helper, real = onnx.helper, onnx.TensorProto.FLOAT
-    graph = helper.make_graph(
-        [helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=0)],
-        "sums",
-        [helper.make_tensor_value_info("x", real, ["n", 2])],
-        [helper.make_tensor_value_info("y", real, ["n"])],
-        [helper.make_tensor("axes", onnx.TensorProto.INT64, [1], [1])],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
 
 
 @pytest.mark.parametrize(
@@ -94,11 +82,7 @@ def write_onnx(path: Path) -> None:
     ],
 )
 def test_an_example_gives_its_samples_true_answer(
-    archived: Callable[..., Any],
-    example: Callable[[str], Path],
-    name: str,
-    module: str,
-    settings: dict[str, Any],
+    archived: Callable[..., Any], example: Callable[[str], Path], name: str, module: str, settings: dict[str, Any]
 ) -> None:
     directory = example(name)
     sample = json.loads((directory / "sample.json").read_text(encoding="utf-8"))

@@ -7,39 +7,20 @@ import time
 from typing import Any
 
 from handlergen.runtime.pipeline.hooks import Item
-from handlergen.runtime.predictor_process.batch_queue import Batch, BatchQueue, InUserCode, QueuedRequest
+from handlergen.runtime.predictor_process.batch_queue import BatchQueue, QueuedRequest
 from handlergen.runtime.request import Request
-
-
-class StatusStandIn:
-    def __init__(self, told: list[str]) -> None:
-        self.told = told
-
-    def take_slot(self, _connection: int, _number: int) -> int:
-        self.told.append("entered")
-        return 0
-
-    def free_slot(self, _slot: int) -> None:
-        self.told.append("done")
 
 
 class Asked(QueuedRequest):
     abandoned = False
 
     def __init__(self, name: str, *, explains: bool = False) -> None:
-        self.name = name
-        self.told: list[str] = []
-        item = Item(0, {}, {}, Request({}, name))
-        in_user_code: Any = InUserCode(StatusStandIn(self.told), None, 0)  # type: ignore[arg-type]
-        super().__init__(item, in_user_code, self.answered, explains=explains)
-
-    def answered(self) -> None:
-        assert self.item.failure is not None
-        self.told.append(f"{self.item.failure.status}")
+        in_user_code: Any = None
+        super().__init__(Item(0, {}, {}, Request({}, name)), in_user_code, lambda: None, explains=explains)
 
 
 def names(taken: Any) -> str:
-    return "".join(each.name for each in taken)
+    return "".join(each.item.request.id for each in taken)
 
 
 def test_what_is_there_is_taken_in_order_up_to_the_most() -> None:
@@ -47,12 +28,6 @@ def test_what_is_there_is_taken_in_order_up_to_the_most() -> None:
     for name in "abcde":
         queue.put(Asked(name))
     assert [names(queue.take()), names(queue.take())] == ["abc", "de"]
-
-
-def test_a_request_alone_does_not_wait_for_others() -> None:
-    queue = BatchQueue(max_batch=8, linger_s=0)
-    threading.Timer(0.1, queue.put, [Asked("a")]).start()
-    assert names(queue.take()) == "a"
 
 
 def test_it_lingers_for_others_as_long_as_it_is_told_and_no_longer_than_it_needs() -> None:
@@ -86,27 +61,11 @@ def test_requests_that_come_one_at_a_time_soon_do_not_linger_and_do_again_when_o
     assert lingers()
 
 
-def test_requests_that_nobody_waits_for_are_left_out_and_told() -> None:
-    queue = BatchQueue(max_batch=4, linger_s=0)
-    asked = [Asked(name) for name in "abcd"]
-    asked[0].abandoned = asked[2].abandoned = True
-    for each in asked:
-        queue.put(each)
-    assert names(queue.take()) == "bd"
-    assert [each.told for each in asked] == [["499"], [], ["499"], []]
-
-
 def test_an_explanation_comes_alone_and_in_its_turn() -> None:
     queue = BatchQueue(max_batch=8, linger_s=0)
     for name in "abXcY":
         queue.put(Asked(name, explains=name.isupper()))
     assert [names(queue.take()) for _ in range(4)] == ["ab", "X", "c", "Y"]
-
-
-def test_nothing_is_taken_after_the_end() -> None:
-    queue = BatchQueue(max_batch=8, linger_s=5)
-    threading.Timer(0.1, queue.end).start()
-    assert queue.take() == []
 
 
 def test_the_end_comes_while_it_lingers() -> None:
@@ -116,17 +75,3 @@ def test_the_end_comes_while_it_lingers() -> None:
     began = time.monotonic()
     assert names(queue.take()) in ("a", "")
     assert time.monotonic() - began < 30
-
-
-def test_all_that_was_taken_is_there_and_each_is_told_when_it_is_done() -> None:
-    asked = [Asked("a"), Asked("b")]
-    taken = Batch(asked)
-    first = taken.next()
-    assert first is asked[0].item
-    assert taken.more
-    assert taken.next_ready() is None
-    second = taken.next()
-    assert second is asked[1].item
-    assert taken.next() is None
-    taken.done(second)
-    assert [each.told for each in asked] == [[], ["done"]]

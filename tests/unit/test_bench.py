@@ -22,7 +22,7 @@ from handlergen.performance.bench.bottleneck import CpuMeter, CpuUse, Readings, 
 from handlergen.performance.bench.measure import LoadPlan, Measurement, of_fields, of_input
 from handlergen.performance.bench.report import latency_bars, lines, over_time, page, plain, timeline_of
 from handlergen.performance.bench.traffic import RIGHT, Closed, Figures, Load, Open, Pace, TimedAnswer
-from handlergen.performance.recordings import Recorded, Span, covered, read_spans, recorded_so_far, summarize
+from handlergen.performance.recordings import Recorded, Span, read_spans, recorded_so_far, summarize
 from handlergen.runtime.telemetry.stages import STAGE_NAMES
 
 MS = 1_000_000
@@ -76,31 +76,16 @@ def test_a_predict_over_a_batch_counts_for_all_its_requests() -> None:
 
 
 def test_overlaps_and_other_models_on_the_device_are_seen() -> None:
-    spans = [
-        span("predict", 0, 10, "a"),
-        span("predict", 5, 15, "b", pid=2, model="other"),
-        span("predict", 50, 60, "c"),
-    ]
-    (device,) = recorded_of(spans).devices
-    assert device.overlaps == 1
-    assert device.busy == 0.25
-    assert device.busy_with_others == 0.1
-    assert device.predictions == 2
-
-
-def test_an_explanation_has_the_device_too() -> None:
-    spans = [span("predict", 0, 10, "a"), span("explain", 20, 50, "b"), span("lock_wait", 10, 20, "b")]
-    (device,) = recorded_of(spans).devices
-    assert (device.busy, device.busy_with_others, device.predictions, device.overlaps) == (0.4, 0.3, 1, 0)
-    assert device.limit_per_s == pytest.approx(100)
+    other = span("predict", 5, 15, "b", pid=2, model="other")
+    (device,) = recorded_of([span("predict", 0, 10, "a"), other, span("predict", 50, 60, "c")]).devices
+    assert (device.overlaps, device.busy, device.busy_with_others, device.predictions) == (1, 0.25, 0.1, 2)
+    # An explanation has the device too.
+    (device,) = recorded_of([span("predict", 0, 10, "a"), span("explain", 20, 50, "b")]).devices
+    assert (device.overlaps, device.busy, device.busy_with_others, device.predictions) == (0, 0.4, 0.3, 1)
 
 
 def test_nothing_recorded_of_the_model() -> None:
     assert summarize([span("predict", 0, 10, "a", model="other")], "m", WINDOW) is None
-
-
-def test_covered_is_no_more_than_the_whole() -> None:
-    assert covered([(-5, 10), (5, 20), (15, 16), (90, 200)], (0, 100)) == 0.3
 
 
 def test_only_what_was_recorded_since(tmp_path: Path) -> None:
@@ -133,36 +118,21 @@ RARE = replace(IDLE, occupied=dict.fromkeys("123", 0.2))
 SHARED = replace(BUSY_DEVICE, devices=(replace(BUSY_DEVICE.devices[0], busy_with_others=0.5),))
 
 
+BUSY = "1.8 of 2 cores of the CPU are in use, 1.6 of them by the workers"
+MIXED = use(workers=1.6, others=0.0, frontend=0.05, client=0.15)
+ALONE = "busy 100.0% of the time, 50% of the time with other models"
+UNANSWERED = figures(0, due=60, outcomes={"status 500": 9})
+
+
 @pytest.mark.parametrize(
     ("bottleneck", "said", "pace", "found", "spans", "cpu"),
     [
-        (
-            "device",
-            "busy 100.0% of the time, 50% of the time with other models",
-            Closed(16),
-            figures(50),
-            SHARED,
-            use(),
-        ),
+        ("device", ALONE, Closed(16), figures(50), SHARED, use()),
         ("device", "It runs predict 100.0% of the time", Closed(16), figures(98), BUSY_DEVICE, use()),
         ("workers", "All 3 have a request 97% of the time", Closed(16), figures(60), OCCUPIED, use()),
         ("workers", "about 4: the other stages take 13.0 ms", Closed(16), figures(60), OCCUPIED, use()),
-        (
-            "preprocessing CPU",
-            "1.8 of them by the workers",
-            Closed(16),
-            figures(60),
-            OCCUPIED,
-            use(workers=1.8),
-        ),
-        (
-            "preprocessing CPU",
-            "1.8 of 2 cores of the CPU are in use, 1.6 of them by the workers",
-            Closed(16),
-            figures(60),
-            RARE,
-            use(workers=1.6, others=0.0, frontend=0.05, client=0.15),
-        ),
+        ("preprocessing CPU", "1.8 of them by the workers", Closed(16), figures(60), OCCUPIED, use(workers=1.8)),
+        ("preprocessing CPU", BUSY, Closed(16), figures(60), RARE, MIXED),
         ("server", "stages take 0.23 at most", Closed(16), figures(10), OCCUPIED, use(workers=1.8)),
         ("server", "1.7 of them by TorchServe", Closed(16), figures(60), RARE, use(frontend=1.7)),
         ("workers", "All 3 have a request", Closed(16), figures(60), OCCUPIED, use(others=1.7)),
@@ -173,14 +143,7 @@ SHARED = replace(BUSY_DEVICE, devices=(replace(BUSY_DEVICE.devices[0], busy_with
         ("none", "keeps up with 50 requests/s, its device busy 40%", Open(50), figures(49.0), IDLE, use()),
         ("workers", "All 3", Open(90), figures(60, due=90), OCCUPIED, use()),
         ("unknown", "Without spans", Closed(16), figures(60), None, None),
-        (
-            "errors",
-            "No request was answered",
-            Closed(16),
-            figures(0, due=60, outcomes={"status 500": 9}),
-            IDLE,
-            use(),
-        ),
+        ("errors", "No request was answered", Closed(16), UNANSWERED, IDLE, use()),
     ],
 )
 def test_the_bottleneck_is_named(
@@ -261,14 +224,8 @@ def test_requests_that_lie_beside_each_other_in_a_worker_get_lanes_of_their_own(
     ]
     laid = timeline_of(spans, "m", WINDOW)
     assert laid["rows"] == [{"label": "device cpu", "lanes": 1}, {"label": "worker 1", "lanes": 2}]
-    assert sorted(tuple(part[:2]) for part in laid["spans"]) == [
-        (0, 0),
-        (1, 0),
-        (1, 0),
-        (1, 0),
-        (1, 1),
-        (1, 1),
-    ]
+    places = sorted(tuple(part[:2]) for part in laid["spans"])
+    assert places == [(0, 0), (1, 0), (1, 0), (1, 0), (1, 1), (1, 1)]
     assert {part[6] for part in laid["spans"] if laid["stages"][part[2]] == "predict"} == {2}
 
 
@@ -298,8 +255,7 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no chromium")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1100])
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1100, "light")])
 def test_a_browser_draws_the_page_and_it_fits(tmp_path: Path, width: int, scheme: str) -> None:
     """In a frame as wide as a phone: a window is never narrower than 500 pixels."""
     (tmp_path / "report.html").write_text(page(measurement(model="a_rather_long_name_of_a_model" * 3)), "utf-8")
@@ -393,10 +349,8 @@ def test_rows_of_many_kinds(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "three.png").write_bytes(b"PNG")
     rows = of_input(str(tmp_path / "rows.jsonl"))
-    assert [(row.content, row.content_type) for row in rows] == [
-        (b'{"a": 1}', "application/json"),
-        (b"[2]", "application/json"),
-    ]
+    json_rows = [(b'{"a": 1}', "application/json"), (b"[2]", "application/json")]
+    assert [(row.content, row.content_type) for row in rows] == json_rows
     (image,) = of_input(str(tmp_path / "images"))
     assert (image.content, image.content_type, image.fields) == (b"PNG", "image/png", {"data": b"PNG"})
     form = of_fields({"top": "3", "image": tmp_path / "images" / "three.png"})
@@ -426,9 +380,7 @@ def test_options_that_contradict_each_other(arguments: list[str], said: str) -> 
 
 def test_no_server(tmp_path: Path) -> None:
     config = tmp_path / "config.properties"
-    config.write_text(
-        "inference_address=http://127.0.0.1:1\nmanagement_address=http://127.0.0.1:1\nmodel_store=.\n"
-        "disable_token_authorization=true\n"
-    )
+    addresses = "inference_address=http://127.0.0.1:1\nmanagement_address=http://127.0.0.1:1\n"
+    config.write_text(f"{addresses}model_store=.\ndisable_token_authorization=true\n")
     result = CliRunner().invoke(cli, ["bench", "m", "--data", "1", "-c", str(config)])
     assert "no server answers" in str(result.exception)

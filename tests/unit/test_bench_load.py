@@ -19,17 +19,12 @@ from handlergen.performance.bench.traffic import Closed, Load, Open, TimedAnswer
 from handlergen.performance.recordings import percentile
 
 
-@pytest.mark.parametrize(
-    ("percent", "expected"), [(0, 10), (25, 10), (26, 20), (50, 20), (75, 30), (95, 40), (100, 40)]
-)
-def test_percentile_is_the_nearest_rank(percent: float, expected: int) -> None:
-    assert percentile([40, 10, 30, 20], percent) == expected
-
-
-@pytest.mark.parametrize(("values", "percent"), [([], 50), ([1], -1), ([1], 101)])
-def test_percentile_of_nothing(values: list[int], percent: float) -> None:
-    with pytest.raises(ValueError, match="percentile"):
-        percentile(values, percent)
+def test_percentile_is_the_nearest_rank() -> None:
+    ranks = {0: 10, 25: 10, 26: 20, 50: 20, 75: 30, 95: 40, 100: 40}
+    assert {percent: percentile([40, 10, 30, 20], percent) for percent in ranks} == ranks
+    for values, percent in (([], 50), ([1], -1), ([1], 101)):
+        with pytest.raises(ValueError, match="percentile"):
+            percentile(values, percent)
 
 
 def test_figures_count_what_ended_within_the_window() -> None:

@@ -44,34 +44,17 @@ def test_time_in_which_a_predict_ran_counts_once(peers, spans, busy, overlaps):
 
 
 def turn(peers, subject: str, clients: int, rate: float, **others):
-    return peers("figures").Turn(
-        **{
-            "subject": subject,
-            "clients": clients,
-            "requests_per_s": rate,
-            "p50_ms": 1.0,
-            "p99_ms": 2.0,
-            "busy": 0.5,
-            "overlaps": 1,
-            "predictions": 10,
-            "copies": 4,
-            "others": 0.1,
-            "errors": {},
-            **others,
-        }
-    )
+    times = {"p50_ms": 1.0, "p99_ms": 2.0, "busy": 0.5, "overlaps": 1, "predictions": 10, "copies": 4, "others": 0.1}
+    named = {"subject": subject, "clients": clients, "requests_per_s": rate, "errors": {}}
+    return peers("figures").Turn(**{**times, **named, **others})
 
 
 def test_medians_of_turns_and_sums_of_what_must_not_happen(peers):
     turns = [turn(peers, "truss", 16, rate, errors={"wrong": 1}) for rate in (3.0, 100.0, 5.0)]
     [(key, figures)] = peers("figures").medians(turns).items()
     assert key == ("truss", 16)
-    assert (figures["requests_per_s"], figures["overlaps"], figures["errors"], figures["turns"]) == (
-        5.0,
-        3,
-        3,
-        3,
-    )
+    assert figures["requests_per_s"] == 5.0
+    assert figures["overlaps"] == figures["errors"] == figures["turns"] == 3
 
 
 def test_an_answer_is_found_in_the_wrapping_of_the_response(peers):
@@ -102,11 +85,7 @@ def test_each_workload_has_its_module_and_each_subject_its_own_key(peers, monkey
 
 
 def test_table_and_plot_show_every_subject_the_fastest_first(peers):
-    turns = [
-        turn(peers, "truss", 16, 99.0),
-        turn(peers, "litserve-4", 16, 133.0),
-        turn(peers, "truss", 1, 30.0),
-    ]
+    turns = [turn(peers, "truss", 16, 99.0), turn(peers, "litserve-4", 16, 133.0), turn(peers, "truss", 1, 30.0)]
     workload = {
         "name": "waits",
         "title": "waits & predicts",
@@ -120,10 +99,5 @@ def test_table_and_plot_show_every_subject_the_fastest_first(peers):
     assert "Without LitServe, one copy: not installed: no wheel" in lines
     drawing = ElementTree.fromstring(peers("plot").svg([workload], subjects, clients=16))
     texts = [element.text for element in drawing.iter("{http://www.w3.org/2000/svg}text")]
-    assert texts == [
-        "waits & predicts: requests/s with 16 clients",
-        "LitServe, four copies",
-        "133",
-        "Truss",
-        "99",
-    ]
+    title = "waits & predicts: requests/s with 16 clients"
+    assert texts == [title, "LitServe, four copies", "133", "Truss", "99"]

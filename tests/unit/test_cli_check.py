@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from handlergen.cli import main
-
 MODULE = "async def preprocess(data):\n    return data\n\n\ndef predict(x, *, device=None):\n    return x\n"
 
 
-def check(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(["check", *arguments])
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
+Check = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def check(run: Callable[..., tuple[int, str, str]]) -> Check:
+    return lambda *arguments: run("check", *arguments)
 
 
 @pytest.fixture
@@ -29,34 +29,30 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_a_good_source(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check("digits.py") == 0
-    printed = capsys.readouterr()
-    assert printed.out.splitlines() == [
+def test_a_good_source(source: Path, check: Check) -> None:
+    status, out, err = check("digits.py")
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [
         "digits.py: form functions, model digits 1.0",
         "  async preprocess(data)  line 1  beside other requests",
         "  predict(x, device)      line 5  one at a time on the device",
         "  every worker predicts for itself (neither load nor weights: no model to share)",
         "No problems.",
     ]
-    assert printed.err == ""
 
 
-def test_keys_are_listed(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_are_listed(source: Path, check: Check) -> None:
     source.write_text("def predict(prompt, temperature=0.7, *, context): ...\n", encoding="utf-8")
-    assert check("digits.py") == 0
-    assert "takes the keys of a JSON object: prompt, temperature (optional)\n" in capsys.readouterr().out
+    status, out, _ = check("digits.py")
+    assert status == 0
+    assert "takes the keys of a JSON object: prompt, temperature (optional)\n" in out
 
 
-def test_json_of_a_good_source(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check("digits.py", "--json", "--name", "other") == 0
-    report = json.loads(capsys.readouterr().out)
-    assert (report["ok"], report["name"], report["form"], report["problems"]) == (
-        True,
-        "other",
-        "functions",
-        [],
-    )
+def test_json_of_a_good_source(source: Path, check: Check) -> None:
+    status, out, _ = check("digits.py", "--json", "--name", "other")
+    report = json.loads(out)
+    assert (status, report["ok"], report["problems"]) == (0, True, [])
+    assert (report["name"], report["form"]) == ("other", "functions")
     assert report["hooks"]["predict"]["parameters"] == [
         {"name": "x", "receives": "inputs", "required": True},
         {"name": "device", "receives": "device", "required": False},
@@ -64,55 +60,54 @@ def test_json_of_a_good_source(source: Path, capsys: pytest.CaptureFixture[str])
     assert report["hooks"]["preprocess"]["kind"] == "async"
 
 
-def test_json_of_a_bad_source_holds_all_problems(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_of_a_bad_source_holds_all_problems(source: Path, check: Check) -> None:
     source.write_text("def preprocess(): ...\ndef predict(*x): ...\n", encoding="utf-8")
-    assert check("digits.py", "--json") == 3
-    printed = capsys.readouterr()
-    report = json.loads(printed.out)
-    assert report["ok"] is False
+    status, out, err = check("digits.py", "--json")
+    report = json.loads(out)
+    assert (status, err, report["ok"]) == (3, "", False)
     assert [problem["line"] for problem in report["problems"]] == [1, 2]
-    assert printed.err == ""
 
 
-def test_files_that_cannot_be_packed_are_problems_too(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check("digits.py", "--extra-file", "lost.txt", "--extra-file", "gone.txt") == 3
-    said = capsys.readouterr().err
+def test_files_that_cannot_be_packed_are_problems_too(source: Path, check: Check) -> None:
+    status, _, said = check("digits.py", "--extra-file", "lost.txt", "--extra-file", "gone.txt")
+    assert status == 3
     assert "lost.txt" in said
     assert "gone.txt" in said
 
 
-def test_a_flag_that_makes_no_sense_is_a_usage_error(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check("digits.py", "--batch-size", "many") == 2
-    assert "expected a whole number from 1 to 65536" in capsys.readouterr().err
-    assert check("digits.py", "--max-batch", "0") == 2
-    assert "expected a whole number from 1 to 65536" in capsys.readouterr().err
+def test_a_flag_that_makes_no_sense_is_a_usage_error(source: Path, check: Check) -> None:
+    for flag, value, message in (
+        ("--batch-size", "many", "expected a whole number from 1 to 65536"),
+        ("--max-batch", "0", "expected a whole number from 1 to 65536"),
+        ("--devices", "0,0", "a duplicate index"),
+    ):
+        status, _, said = check("digits.py", flag, value)
+        assert status == 2
+        assert message in said
 
 
-def test_schemas_come_of_the_loaded_module(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_schemas_come_of_the_loaded_module(source: Path, check: Check) -> None:
     source.write_text(
         "from __future__ import annotations\nfrom dataclasses import dataclass\n\n"
         "@dataclass\nclass Query:\n    text: str\n\n"
         "def predict(query: Query) -> list[float]:\n    return [len(query.text)]\n",
         encoding="utf-8",
     )
-    assert check("digits.py", "--schema", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(check("digits.py", "--schema", "--json")[1])
     assert found["input"]["schema"]["properties"]["text"]["type"] == "string"
     assert found["output"]["schema"] == {"type": "array", "items": {"type": "number"}}
-    assert check("digits.py", "--schema") == 0
-    assert '"title": "Query"' in capsys.readouterr().out
+    assert '"title": "Query"' in check("digits.py", "--schema")[1]
     source.write_text("def predict(inputs): ...\nraise ValueError('no')\n", encoding="utf-8")
-    assert check("digits.py", "--schema") == 4
-    assert "ValueError: no" in capsys.readouterr().err
+    status, _, said = check("digits.py", "--schema")
+    assert status == 4
+    assert "ValueError: no" in said
 
 
-def test_lists_are_repeated_singular_flags(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lists_are_repeated_singular_flags(source: Path, check: Check) -> None:
     for name in ("a.txt", "b.txt"):
         (source.parent / name).touch()
     flags = ["--extra-file", "a.txt", "--extra-file", "b.txt", "--device", "0", "--device", "1"]
-    assert check("digits.py", *flags, "--config", "a=1", "--config", "b=[x]", "--workers-per-device", "4") == 0
-    assert check("digits.py", "--devices", "0,0") == 2
-    assert "a duplicate index" in capsys.readouterr().err
+    assert check("digits.py", *flags, "--config", "a=1", "--config", "b=[x]", "--workers-per-device", "4")[0] == 0
 
 
 def test_neither_the_module_nor_torch_is_imported(source: Path) -> None:
@@ -136,20 +131,18 @@ def test_json_is_all_that_stands_on_standard_output(source: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [("--schema",), ("--sample", "sample.json")])
-def test_a_module_that_fails_is_reported_as_json(
-    source: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
-) -> None:
+def test_a_module_that_fails_is_reported_as_json(source: Path, check: Check, more: tuple[str, ...]) -> None:
     source.write_text("def load(context):\n    raise ValueError('boom')\n\n" + MODULE)
     (source.parent / "sample.json").write_text("1")
-    assert check("digits.py", "--json", *more) == 4
-    report = json.loads(capsys.readouterr().out)
-    assert report["ok"] is False
+    status, out, _ = check("digits.py", "--json", *more)
+    report = json.loads(out)
+    assert (status, report["ok"]) == (4, False)
     (problem,) = report["problems"]
     assert "could not be loaded: ValueError: boom" in problem["message"]
     assert "line 2, in load" in report["traceback"]
 
 
-def test_a_source_that_is_not_there_is_reported_as_json(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check("nothing.py", "--json") == 1
-    report = json.loads(capsys.readouterr().out)
-    assert (report["ok"], report["problems"][0]["message"]) == (False, "nothing.py does not exist")
+def test_a_source_that_is_not_there_is_reported_as_json(source: Path, check: Check) -> None:
+    status, out, _ = check("nothing.py", "--json")
+    report = json.loads(out)
+    assert (status, report["ok"], report["problems"][0]["message"]) == (1, False, "nothing.py does not exist")

@@ -148,14 +148,7 @@ def described(*workers: dict[str, Any], wanted: int = 2) -> dict[str, Any]:
 
 
 def worker(number: int, state: str = "READY", *, usage: str = "N/A", gpu: bool = False) -> dict[str, Any]:
-    return {
-        "id": str(number),
-        "status": state,
-        "pid": number,
-        "gpu": gpu,
-        "gpuUsage": usage,
-        "memoryUsage": 5,
-    }
+    return {"id": str(number), "status": state, "pid": number, "gpu": gpu, "gpuUsage": usage, "memoryUsage": 5}
 
 
 def test_placement_is_read_from_the_description():
@@ -250,11 +243,7 @@ def refused(status: int, kind: str) -> httpx.Response:
 
 def test_workers_are_ended_before_a_model_is_unregistered():
     no_version, gave_up = refused(404, "ModelVersionNotFoundException"), refused(500, "NullPointerException")
-    refusals = {
-        "DELETE of none": [no_version],
-        "PUT 1": [gave_up],
-        "PUT 0": [refused(500, "NullPointerException")],
-    }
+    refusals = {"DELETE of none": [no_version], "PUT 1": [gave_up], "PUT 0": [gave_up]}
     server = FakeServer(3, refusals=refusals)
     assert client(server).unregister("digits") == 'Model "digits" unregistered'
     assert server.asked == ["DELETE of none", "PUT 1", "PUT 1", "PUT 0", "PUT 0", "DELETE"]
@@ -262,10 +251,7 @@ def test_workers_are_ended_before_a_model_is_unregistered():
 
 @pytest.mark.parametrize(("versions", "status"), [(1, 405), (2, 403)])
 def test_a_model_that_cannot_be_unregistered_keeps_its_workers(versions: int, status: int):
-    refusals = {
-        "DELETE of none": [refused(405, "MethodNotAllowed")],
-        "DELETE": [refused(403, "InvalidModelVersion")],
-    }
+    refusals = {"DELETE of none": [refused(405, "MethodNotAllowed")], "DELETE": [refused(403, "InvalidModelVersion")]}
     server = FakeServer(2, versions=versions, refusals=refusals)
     with pytest.raises(RequestFailed) as caught:
         client(server).unregister("digits")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import xml.etree.ElementTree as ET
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,17 +14,13 @@ from handlergen.server.configuration import relative_to_config, write_configurat
 from handlergen.server.lifecycle import serve
 from handlergen.server.model_store import configuration_warnings
 from handlergen.server.properties import ServerSettings, read_properties, server_settings
+from tests.archives import write_mar
 
 
 def mar(path: Path, *, requirements: str | None = None, max_response_bytes: int | None = None) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    model = {"modelName": path.stem, **({"requirementsFile": requirements} if requirements else {})}
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": model}))
-        if max_response_bytes is not None:
-            bundle = {"settings": {"max_response_bytes": max_response_bytes}}
-            archive.writestr("handlergen.json", json.dumps(bundle))
-    return path
+    model = {"requirementsFile": requirements} if requirements else {}
+    bundle = {"settings": {"max_response_bytes": max_response_bytes}}
+    return write_mar(path, model, {} if max_response_bytes is None else {"handlergen.json": bundle})
 
 
 def test_the_file_and_what_it_names_are_written(tmp_path: Path):

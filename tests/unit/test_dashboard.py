@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from handlergen.project.templates import template_dir
+from handlergen.runtime.telemetry.stages import STAGE_NAMES, label_of
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 DASHBOARD: dict[str, Any] = json.loads((DOCS / "grafana-dashboard.json").read_text(encoding="utf-8"))
@@ -146,3 +147,28 @@ def test_variables_stand_before_those_that_need_them() -> None:
     for index, variable in enumerate(DASHBOARD["templating"]["list"][1:], 1):
         asked = json.dumps(variable)
         assert not [name for name in names[index:] if f"${name}" in asked]
+
+
+def test_a_stage_that_is_not_known_has_a_label_too() -> None:
+    assert label_of("lock_wait") == "lock wait"
+    assert label_of("some_other") == "some other"
+
+
+def test_the_dashboard_asks_for_stages_that_there_are() -> None:
+    choices = [found for text in EXPRESSIONS for found in re.findall(r'stage=~?"([^"]+)"', text)]
+    named = {name for choice in choices for name in choice.split("|")}
+    assert {"lock_wait", "predict"} <= named <= set(STAGE_NAMES)
+
+
+def test_the_documents_explain_every_stage() -> None:
+    table = PAGE.split("| stage | from, to |")[1].split("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines()[2:]))) == set(
+        STAGE_NAMES
+    )
+
+
+def test_the_metrics_file_names_every_stage() -> None:
+    text = (template_dir() / "metrics.yaml").read_text("utf-8")
+    listed = re.search(r"How long each stage took \(([^)]*)\)", text)
+    assert listed is not None
+    assert listed[1].split(", ") == list(STAGE_NAMES)

@@ -1,4 +1,4 @@
-"""What the documents say is so: verbs are explained, commands have their options, links lead somewhere."""
+"""What the documents say is so: verbs are explained, links lead somewhere, every promise names tests that exist."""
 
 from __future__ import annotations
 
@@ -97,4 +97,27 @@ def test_commands_in_the_documents_are_understood() -> None:
         used = {word.partition("=")[0] for word in words[1:] if word.startswith("-")}
         if verb is None or not used <= options | {"--help"}:
             wrong.append(" ".join(words))
+    assert wrong == []
+
+
+PROMISED, _ = (ROOT / "docs" / "guarantees.md").read_text("utf-8").split("## Figures")
+ROWS = [
+    [cell.strip() for cell in line.split("|")[1:-1]]
+    for line in PROMISED.splitlines()
+    if line.startswith("| ") and line.count("|") == 4
+]
+PROMISES = [row for row in ROWS if row[0] not in ("", "guarantee", "---")]
+
+
+def test_every_promise_names_tests_that_exist() -> None:
+    assert len(PROMISES) > 40
+    wrong = []
+    for promise, _, proof in PROMISES:
+        files = re.findall(r"`(?:tests/)?([\w/]*\w+\.py)(?:::(\w+))?`", proof)
+        if not files and "`make soak`" not in proof and "`Makefile`" not in proof:
+            wrong.append((promise, "no proof"))
+        for file, test in files:
+            found = [path for path in (ROOT / "tests").rglob("*.py") if str(path).endswith("/" + file)]
+            if not found or (test and not any(f"def {test}(" in path.read_text("utf-8") for path in found)):
+                wrong.append((promise, f"{file}::{test}"))
     assert wrong == []

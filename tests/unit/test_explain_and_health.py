@@ -64,12 +64,8 @@ def test_an_explanations_time_on_the_device_is_recorded(serve_project: Callable[
     assert [status for status, _ in explain(served, [1.0, 2.0], [0.0, 0.0])] == [200, 500]
     served.raw((b"[1.0, 2.0]", {}))
     spans = read_spans(tmp_path / "spans")
-    assert [len(of_stage(spans, stage)) for stage in ("preprocess", "lock_wait", "explain", "predict")] == [
-        3,
-        3,
-        2,
-        1,
-    ]
+    counts = {stage: len(of_stage(spans, stage)) for stage in ("preprocess", "lock_wait", "explain", "predict")}
+    assert counts == {"preprocess": 3, "lock_wait": 3, "explain": 2, "predict": 1}
     assert overlapping(of_stage(spans, *ON_DEVICE)) == []
     for explained in of_stage(spans, "explain"):
         (waited,) = [s for s in of_stage(spans, "lock_wait") if s.end_ns == explained.start_ns]

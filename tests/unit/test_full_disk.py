@@ -133,10 +133,7 @@ except OSError as error:
 def test_a_mapped_file_is_not_made_on_a_full_disk(disk: Disk, what: str) -> None:
     with disk.full():
         done = subprocess.run(
-            [sys.executable, "-c", MAKES, str(disk.directory), what],
-            capture_output=True,
-            text=True,
-            check=False,
+            [sys.executable, "-c", MAKES, str(disk.directory), what], capture_output=True, text=True, check=False
         )
     assert done.returncode == 0, done.returncode  # -7 would be SIGBUS: writing to a page of memory that has no place
     assert "No space left on device" in done.stdout

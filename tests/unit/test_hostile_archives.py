@@ -18,11 +18,11 @@ import pytest
 
 from handlergen.archives.build import archive
 from handlergen.archives.mar import unpack
-from handlergen.cli import main
 from handlergen.errors import HandlergenError
 
 # Each is a good archive with one thing changed.
 
+Run = Callable[..., tuple[int, str, str]]
 Make = Callable[[Path], bytes]
 """The path of a good archive to the bytes of a hostile one."""
 
@@ -331,23 +331,15 @@ def contents(directory: Path) -> dict[str, bytes | None]:
     }
 
 
-def run(command: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(command)
-    printed = capsys.readouterr()
-    return int(ended.value.code or 0), printed.out + printed.err
-
-
 @pytest.mark.parametrize("case", HOSTILE)
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_hostile_archives_are_refused_by_every_verb(
-    case: str, good: Path, place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_hostile_archives_are_refused_by_every_verb(case: str, good: Path, place: Path, run: Run) -> None:
     make, reason = HOSTILE[case]
     (place / "evil.mar").write_bytes(make(good))
     before = contents(place)
     for verb, command in VERBS.items():
-        status, printed = run(command, capsys)
+        status, out, err = run(*command)
+        printed = out + err
         assert status == 1, (verb, printed)
         assert printed.startswith("Error: "), (verb, printed)
         assert re.search(reason, printed), (verb, printed)
@@ -371,12 +363,11 @@ def test_unpacking_alone_refuses_what_leads_astray(case: str, good: Path, place:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_the_same_archive_unchanged_is_taken(
-    verb: str, good: Path, place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_same_archive_unchanged_is_taken(verb: str, good: Path, place: Path, run: Run) -> None:
     """The control: without the one change the verbs succeed, and those that run the model leave the canary."""
     (place / "evil.mar").write_bytes(edited()(good))
-    status, printed = run(VERBS[verb], capsys)
+    status, out, err = run(*VERBS[verb])
+    printed = out + err
     assert status == 0, printed
     assert (place / "canary").exists() == (verb in ("predict", "map"))
 
@@ -406,23 +397,25 @@ FILES = {"extra file of a shell": ('extra_files: ["$(touch canary)"]', "does not
     [(case, verb) for case in SETTINGS for verb in ("archive", "check", "predict", "generate")]
     + [("extra file of a shell", "archive")],
 )
-def test_hostile_settings_are_refused(case: str, verb: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hostile_settings_are_refused(case: str, verb: str, place: Path, run: Run) -> None:
     text, reason = {**SETTINGS, **FILES}[case]
     (place / "project").mkdir()
     (place / "project" / "m.py").write_text(SOURCE)
     (place / "project" / "handlergen.yaml").write_text(text)
     before = contents(place)
-    status, printed = run([verb, "project", *(["[1]"] if verb == "predict" else [])], capsys)
+    status, out, err = run(verb, "project", *(["[1]"] if verb == "predict" else []))
+    printed = out + err
     assert status in (1, 3), printed
     assert re.search(reason, printed), printed
     assert contents(place) == before
 
 
-def test_a_hostile_truss_configuration_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_hostile_truss_configuration_is_refused(place: Path, run: Run) -> None:
     (place / "project" / "model").mkdir(parents=True)
     (place / "project" / "model" / "model.py").write_text("class Model:\n    def predict(self, x): return x\n")
     (place / "project" / "config.yaml").write_text(YAML_BOMB)
-    status, printed = run(["archive", "project"], capsys)
+    status, out, err = run("archive", "project")
+    printed = out + err
     assert status in (1, 3)
     assert "the alias *a is not supported here" in printed
     assert not (place / "model-store").exists()

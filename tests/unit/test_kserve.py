@@ -104,10 +104,7 @@ def test_v2_tensors_in_and_out(serve_project: Callable[..., Any]) -> None:
         "model_name": "m",
         "model_version": "1.0",
         "id": "mine",
-        "outputs": [
-            {"name": "sum", "shape": [1], "datatype": "FP32", "data": [10.0]},
-            {"name": "twice", "shape": [2, 2], "datatype": "FP32", "data": [2.0, 4.0, 6.0, 8.0]},
-        ],
+        "outputs": [tensor([10.0], [1], name="sum"), tensor([2.0, 4.0, 6.0, 8.0], [2, 2], name="twice")],
     }
     wanted = {"inputs": [tensor([1.0], [1])], "outputs": [{"name": "twice"}]}
     ((_, body),) = ask(served, wanted)
@@ -120,16 +117,16 @@ def test_v2_tensors_in_and_out(serve_project: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("answer", "output"),
     [
-        ("1", {"name": "x", "shape": [1], "datatype": "INT64", "data": [1]}),
-        ("[True, False]", {"name": "x", "shape": [2], "datatype": "BOOL", "data": [True, False]}),
-        ("[[1.5], [2.5]]", {"name": "x", "shape": [2, 1], "datatype": "FP64", "data": [1.5, 2.5]}),
-        ("'text'", {"name": "x", "shape": [1], "datatype": "BYTES", "data": ["text"]}),
-        ("['a', 'b']", {"name": "x", "shape": [2], "datatype": "BYTES", "data": ["a", "b"]}),
-        ("[{'a': 1}]", {"name": "x", "shape": [1], "datatype": "BYTES", "data": ['{"a":1}']}),
-        ("[[1], [2, 3]]", {"name": "x", "shape": [2], "datatype": "BYTES", "data": ["[1]", "[2,3]"]}),
-        ("None", {"name": "x", "shape": [1], "datatype": "BYTES", "data": ["null"]}),
-        ("float('nan')", {"name": "x", "shape": [1], "datatype": "FP64", "data": [None]}),
-        ("{'y': 2}", {"name": "y", "shape": [1], "datatype": "INT64", "data": [2]}),
+        ("1", tensor([1], [1], "INT64", "x")),
+        ("[True, False]", tensor([True, False], [2], "BOOL", "x")),
+        ("[[1.5], [2.5]]", tensor([1.5, 2.5], [2, 1], "FP64", "x")),
+        ("'text'", tensor(["text"], [1], "BYTES", "x")),
+        ("['a', 'b']", tensor(["a", "b"], [2], "BYTES", "x")),
+        ("[{'a': 1}]", tensor(['{"a":1}'], [1], "BYTES", "x")),
+        ("[[1], [2, 3]]", tensor(["[1]", "[2,3]"], [2], "BYTES", "x")),
+        ("None", tensor(["null"], [1], "BYTES", "x")),
+        ("float('nan')", tensor([None], [1], "FP64", "x")),
+        ("{'y': 2}", tensor([2], [1], "INT64", "y")),
     ],
 )
 def test_v2_answers_of_every_kind(serve_project: Callable[..., Any], answer: str, output: dict[str, Any]) -> None:
@@ -173,41 +170,40 @@ def test_v2_text_several_inputs_and_keywords(serve_project: Callable[..., Any]) 
     assert ask(served, {"inputs": body["inputs"][:1]})[0][1]["outputs"][0]["data"] == ["a", "ü"]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"shape": [3]}, 'inputs[0]: "data" has 2 elements, which do not fit shape [3]'),
-        ({"shape": [-2, 2]}, 'inputs[0]: "shape" is a list of whole numbers'),
-        ({"shape": [-1, -1]}, 'inputs[0]: "shape" has more than one -1'),
-        ({"shape": [-1, 3]}, 'inputs[0]: "data" has 2 elements, which do not fit shape [-1, 3]'),
-        ({"shape": [10**30, 0], "data": []}, "do not fit shape"),
-        ({"shape": [1] * 200 + [2]}, "do not fit shape"),
-        ({"datatype": "FP128"}, "datatype 'FP128' is not one of BOOL, INT8"),
-        ({"datatype": "INT8", "data": [1, 300]}, 'inputs[0]: "data" is not INT8'),
-        ({"datatype": "INT8", "data": [1, 1.5]}, 'inputs[0]: "data" is not INT8'),
-        ({"datatype": "BOOL"}, 'inputs[0]: "data" is not BOOL'),
-        ({"data": ["a", "b"]}, 'inputs[0]: "data" is not FP32'),
-        ({"data": [[1], [2, 3]]}, 'inputs[0]: "data" is not FP32'),
-        ({"data": [None, {}]}, 'inputs[0]: "data" is not FP32'),
-        ({"datatype": "BYTES"}, 'inputs[0]: "data" is not BYTES'),
-        ({"name": 3}, 'inputs[0] has no "name"'),
-    ],
-)
-def test_v2_tensors_that_are_none(serve_project: Callable[..., Any], change: dict[str, Any], message: str) -> None:
+BAD_TENSORS: list[tuple[dict[str, Any], str]] = [
+    ({"shape": [3]}, 'inputs[0]: "data" has 2 elements, which do not fit shape [3]'),
+    ({"shape": [-2, 2]}, 'inputs[0]: "shape" is a list of whole numbers'),
+    ({"shape": [-1, -1]}, 'inputs[0]: "shape" has more than one -1'),
+    ({"shape": [-1, 3]}, 'inputs[0]: "data" has 2 elements, which do not fit shape [-1, 3]'),
+    ({"shape": [10**30, 0], "data": []}, "do not fit shape"),
+    ({"shape": [1] * 200 + [2]}, "do not fit shape"),
+    ({"datatype": "FP128"}, "datatype 'FP128' is not one of BOOL, INT8"),
+    ({"datatype": "INT8", "data": [1, 300]}, 'inputs[0]: "data" is not INT8'),
+    ({"datatype": "INT8", "data": [1, 1.5]}, 'inputs[0]: "data" is not INT8'),
+    ({"datatype": "BOOL"}, 'inputs[0]: "data" is not BOOL'),
+    ({"data": ["a", "b"]}, 'inputs[0]: "data" is not FP32'),
+    ({"data": [[1], [2, 3]]}, 'inputs[0]: "data" is not FP32'),
+    ({"data": [None, {}]}, 'inputs[0]: "data" is not FP32'),
+    ({"datatype": "BYTES"}, 'inputs[0]: "data" is not BYTES'),
+    ({"name": 3}, 'inputs[0] has no "name"'),
+]
+
+
+def test_v2_tensors_that_are_none(serve_project: Callable[..., Any]) -> None:
     served = serve_project(DOUBLE)
-    bad, good = ask(served, {"inputs": [{**tensor([1, 2], [2]), **change}]}, {"inputs": [tensor([1], [1])]})
-    assert bad[0] == 400
-    assert message in bad[1]["error"]
-    assert good[0] == 200
+    for change, message in BAD_TENSORS:
+        bad, good = ask(served, {"inputs": [{**tensor([1, 2], [2]), **change}]}, {"inputs": [tensor([1], [1])]})
+        assert bad[0] == 400, change
+        assert message in bad[1]["error"]
+        assert good[0] == 200, change
 
 
-@pytest.mark.parametrize(
-    "body", [{}, [], 1, "x", {"instances": 3}, {"instances": []}, {"inputs": []}, {"inputs": {"a": 1}}]
-)
-def test_what_is_neither_protocol(serve_project: Callable[..., Any], body: Any) -> None:
-    ((status, answer),) = ask(serve_project(DOUBLE), body)
-    assert status == 400
-    assert set(answer) == {"error", "code", "type", "message", "request_id"}
+def test_what_is_neither_protocol(serve_project: Callable[..., Any]) -> None:
+    served = serve_project(DOUBLE)
+    for body in ({}, [], 1, "x", {"instances": 3}, {"instances": []}, {"inputs": []}, {"inputs": {"a": 1}}):
+        ((status, answer),) = ask(served, body)
+        assert status == 400
+        assert set(answer) == {"error", "code", "type", "message", "request_id"}
 
 
 def test_a_kserve_body_under_predictions_is_the_module_s_own(serve_project: Callable[..., Any]) -> None:
@@ -218,14 +214,10 @@ def test_a_kserve_body_under_predictions_is_the_module_s_own(serve_project: Call
 
 def test_explanations_by_both_protocols(serve_project: Callable[..., Any]) -> None:
     served = serve_project(DOUBLE)
-    assert ask(served, {"instances": [1, 2]}, explain="True") == [
-        (200, {"explanations": [{"because": 1}, {"because": 2}]})
-    ]
+    explanations = [{"because": 1}, {"because": 2}]
+    assert ask(served, {"instances": [1, 2]}, explain="True") == [(200, {"explanations": explanations})]
     ((status, body),) = ask(served, {"inputs": [tensor([7], [1], "INT32")]}, explain="True")
-    assert (status, body["outputs"]) == (
-        200,
-        [{"name": "because", "shape": [1], "datatype": "INT32", "data": [7]}],
-    )
+    assert (status, body["outputs"]) == (200, [tensor([7], [1], "INT32", "because")])
     served = serve_project("def predict(inputs): return inputs")
     ((status, body),) = ask(served, {"instances": [1]}, explain="True")
     assert (status, body["error"]) == (501, body["message"])

@@ -78,12 +78,7 @@ class OneWay(io.RawIOBase):
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_other_ways_to_write_a_zip_file_are_read(tmp_path: Path, method: int) -> None:
-    contents = {
-        "MAR-INF/MANIFEST.json": MANIFEST.encode(),
-        "a.py": b"a = 1\n" * 999,
-        "empty": b"",
-        "ü.txt": b"x",
-    }
+    contents = {"MAR-INF/MANIFEST.json": MANIFEST.encode(), "a.py": b"a = 1\n" * 999, "empty": b"", "ü.txt": b"x"}
     one_way, wide, appended = (tmp_path / f"{name}.mar" for name in ("one-way", "wide", "appended"))
     output = OneWay(one_way)
     with zipfile.ZipFile(output, "w", method) as opened:  # type: ignore[type-var]

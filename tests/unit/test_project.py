@@ -75,11 +75,8 @@ def test_the_only_module_or_model_py(tmp_path: Path) -> None:
 
 
 def test_source_names_a_file_or_a_package(tmp_path: Path) -> None:
-    lay(
-        tmp_path,
-        handlergen_yaml="name: x\nsource: src/digits.py\nextra_files: [labels.txt]\n",
-        src__digits_py=PREDICT,
-    )
+    settings = "name: x\nsource: src/digits.py\nextra_files: [labels.txt]\n"
+    lay(tmp_path, handlergen_yaml=settings, src__digits_py=PREDICT)
     project = opened(tmp_path)
     assert (project.root, project.source) == (tmp_path, tmp_path / "src" / "digits.py")
     assert project.settings.extra_files == ("labels.txt",)
@@ -100,10 +97,8 @@ def test_a_file_takes_the_settings_beside_it_only_when_they_are_its_own(tmp_path
 @pytest.mark.parametrize(
     ("files", "source", "words"),
     [
-        ({}, "lost.py", "does not exist"),
         ({"digits_txt": ""}, "digits.txt", "not a .py file"),
         ({"digits_mar": ""}, "digits.mar", "already an archive"),
-        ({"a_py": ""}, ".", "neither handlergen.yaml nor"),
         ({"handlergen_yaml": ""}, ".", "no .py file"),
         ({"handlergen_yaml": "source: lost.py"}, ".", "source: lost.py does not exist"),
         ({"handlergen_yaml": "source: a.txt", "a_txt": ""}, ".", "not a .py file"),
@@ -130,11 +125,8 @@ def test_overrides_and_the_environment(tmp_path: Path) -> None:
     lay(tmp_path, digits_py=PREDICT)
     environ = {"HANDLERGEN_NAME": "from-environment", "HANDLERGEN_BATCH_SIZE": "3"}
     project = open_project(str(tmp_path / "digits.py"), overrides={"name": "flag", "lock": None}, environ=environ)
-    assert (project.settings.name, project.settings.batch_size, project.settings.lock) == (
-        "flag",
-        3,
-        "device",
-    )
+    settings = project.settings
+    assert (settings.name, settings.batch_size, settings.lock) == ("flag", 3, "device")
 
 
 def test_a_source_given_for_a_directory_without_settings(tmp_path: Path) -> None:
@@ -173,11 +165,6 @@ def test_a_module_that_would_hide_another_is_refused(tmp_path: Path) -> None:
         (tmp_path / f"{name}.py").write_text(PREDICT)
         with pytest.raises(ContractError, match="cannot be named"):
             opened(tmp_path / f"{name}.py")
-
-
-def test_contradictions_become_warnings(tmp_path: Path) -> None:
-    lay(tmp_path, digits_py=PREDICT)
-    assert any("lock_timeout_s" in w for w in opened(tmp_path / "digits.py", lock_timeout_s=500.0).warnings)
 
 
 def test_links_keep_the_name_they_are_called_by(tmp_path: Path) -> None:

@@ -24,8 +24,7 @@ def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "written",
-    [SECRET, quote(SECRET), quote(SECRET, safe=""), repr(SECRET), json.dumps(SECRET), f"x{SECRET}{SECRET}y"],
+    "written", [SECRET, quote(SECRET), quote(SECRET, safe=""), repr(SECRET), json.dumps(SECRET), f"x{SECRET}{SECRET}y"]
 )
 def test_a_secret_is_found_however_it_is_quoted(written: str) -> None:
     assert without_secrets(written) == written

@@ -7,10 +7,6 @@ import logging
 import math
 import os
 import signal
-import socket
-import struct
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -37,21 +33,11 @@ def identity(**changes: Any) -> Identity:
     return replace(Identity(pid, started(pid), "model", "1.0", "/somewhere", "cpu"), **changes)
 
 
-def gone() -> int:
-    """A process id that nobody has any more."""
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    return child.pid
-
-
 @pytest.fixture
 def directory(tmp_path: Path) -> RunDirectory:
     found = RunDirectory(identity(), tmp_path)
     found.make()
     return found
-
-
-# -- the directory ------------------------------------------------------------------------------------------------
 
 
 def test_equal_identities_meet_and_others_do_not(tmp_path: Path) -> None:
@@ -83,21 +69,8 @@ def test_a_path_that_no_socket_address_can_hold(tmp_path: Path) -> None:
     found = RunDirectory(identity(), deep)
     found.make()
     assert len(str(found.path / "socket")) > 200
-    with found.listen() as listener:
+    with found.listen():
         connection = found.connect()
-        assert connection is not None
-        accepted, _ = listener.accept()
-        accepted.close()
-        connection.close()
-
-
-def test_nobody_listens_at_a_stale_socket(directory: RunDirectory) -> None:
-    assert directory.connect() is None
-    directory.listen().close()
-    assert (directory.path / "socket").exists()
-    assert directory.connect() is None
-    with directory.listen():  # the next process's takes its place
-        connection = directory.connect()
         assert connection is not None
         connection.close()
 
@@ -112,45 +85,6 @@ def test_another_users_process_is_refused_at_both_ends(
         accepted, _ = listener.accept()
         with accepted, pytest.raises(ForeignProcess):
             check_peer(accepted)
-
-
-def test_one_owner_until_it_dies(directory: RunDirectory) -> None:
-    first = directory.own()
-    assert first is not None
-    assert directory.own() is None
-    descriptors.close(first)
-    second = directory.own()
-    assert second is not None
-    descriptors.close(second)
-
-
-def test_a_forked_child_does_not_keep_the_ownership(directory: RunDirectory) -> None:
-    owner = directory.own()
-    assert owner is not None
-    child = os.fork()
-    if child == 0:
-        time.sleep(30)
-        os._exit(0)
-    try:
-        time.sleep(0.1)
-        descriptors.close(owner)
-        again = directory.own()
-        assert again is not None
-        descriptors.close(again)
-    finally:
-        os.kill(child, 9)
-        os.waitpid(child, 0)
-
-
-def test_one_starts_at_a_time(directory: RunDirectory) -> None:
-    with directory.starting(0) as mine:
-        assert mine
-        began = time.monotonic()
-        with directory.starting(0.1) as other:
-            assert not other
-        assert time.monotonic() - began >= 0.1
-    with directory.starting(0) as again:
-        assert again
 
 
 def test_an_owner_removes_its_own_directory_only(directory: RunDirectory) -> None:
@@ -169,35 +103,21 @@ def test_an_owner_removes_its_own_directory_only(directory: RunDirectory) -> Non
     directory.remove(other)
 
 
-def test_the_directory_of_an_ended_server_goes_though_a_worker_has_not_noticed(tmp_path: Path) -> None:
-    ended = RunDirectory(identity(server=gone(), server_started=1), tmp_path)
-    ended.path.mkdir(mode=0o700)
-    owner = ended.own()
-    assert owner is not None
-    with ended.starting(0):
-        ended.remove(owner)
-    assert not ended.path.exists()
-    descriptors.close(owner)
-
-
-def test_nothing_is_started_for_an_ended_server(tmp_path: Path) -> None:
-    ended = RunDirectory(identity(server=gone(), server_started=1), tmp_path)
+def test_nothing_is_started_for_an_ended_server(tmp_path: Path, ended: int) -> None:
+    ended = RunDirectory(identity(server=ended, server_started=1), tmp_path)
     launcher = Launcher(ended, {}, logging.getLogger("test"))
     with pytest.raises(Unavailable, match="the server has ended"):
         launcher.connect(math.inf)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_directories_of_dead_servers_are_removed_and_no_others(tmp_path: Path) -> None:
-    dead = gone()
-    mine, theirs = (
-        RunDirectory(identity(), tmp_path),
-        RunDirectory(identity(server=dead, server_started=1), tmp_path),
-    )
+def test_directories_of_dead_servers_are_removed_and_no_others(tmp_path: Path, ended: int) -> None:
+    mine = RunDirectory(identity(), tmp_path)
+    theirs = RunDirectory(identity(server=ended, server_started=1), tmp_path)
     reused = RunDirectory(identity(server_started=1), tmp_path)  # the number is another process's by now
-    unwritten = tmp_path / f"predictor-{dead}-model-0123"  # its maker was killed just then
+    unwritten = tmp_path / f"predictor-{ended}-model-0123"  # its maker was killed just then
     written_now = tmp_path / f"predictor-{os.getpid()}-model-0123"
-    held = RunDirectory(identity(server=dead, server_started=2), tmp_path)
+    held = RunDirectory(identity(server=ended, server_started=2), tmp_path)
     for each in (mine, theirs, reused, held):
         each.path.mkdir(mode=0o700)
         (each.path / "identity.json").write_text(json.dumps(each.identity.__dict__))
@@ -213,10 +133,8 @@ def test_directories_of_dead_servers_are_removed_and_no_others(tmp_path: Path) -
     assert not held.path.exists()
 
 
-def test_a_forked_child_does_not_keep_the_start_to_itself(tmp_path: Path) -> None:
+def test_a_forked_child_does_not_keep_the_start_to_itself(directory: RunDirectory) -> None:
     """Of a pool that a hook makes while the worker starts the predictor process."""
-    directory = RunDirectory(identity(), tmp_path)
-    directory.make()
     with directory.starting(0) as ours:
         assert ours
         child = os.fork()
@@ -229,17 +147,6 @@ def test_a_forked_child_does_not_keep_the_start_to_itself(tmp_path: Path) -> Non
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-
-
-def test_a_peer_is_known_by_its_user() -> None:
-    one, other = socket.socketpair()
-    with one, other:
-        check_peer(one)
-        raw = one.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        assert struct.unpack("3i", raw)[1] == os.geteuid()
-
-
-# -- back-off -----------------------------------------------------------------------------------------------------
 
 
 def test_the_first_death_costs_nothing_and_the_next_ones_more_and_more() -> None:

@@ -1,4 +1,4 @@
-"""Devices: nested values, and how many threads torch gets."""
+"""Devices: nested values, how many threads torch gets, and memory that a process keeps for the next request."""
 
 from __future__ import annotations
 
@@ -128,3 +128,60 @@ def test_threads_of_a_worker(environ: dict[str, str], expected: int) -> None:
         [sys.executable, "-c", script], env={**clean, **environ}, capture_output=True, text=True, check=True
     )
     assert int(done.stdout) == expected
+
+
+only_glibc = pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="only glibc is told")
+
+REQUESTS = """
+import ctypes, resource
+from handlergen.runtime.device.device import keep_freed_memory
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes = [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+
+def request():
+    kept = [libc.malloc(3 << 20) for _ in range(8)]
+    for place in kept:
+        ctypes.memset(place, 1, 3 << 20)
+    for place in reversed(kept):
+        libc.free(place)
+
+{keep}
+for _ in range(3):
+    request()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    request()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+PAGES = 10 * (24 << 20) // os.sysconf("SC_PAGE_SIZE")
+
+
+def page_faults(keep: str = "keep_freed_memory()", **environ: str) -> int:
+    """Of ten requests that take 24 MB each, after three."""
+    ran = subprocess.run(
+        [sys.executable, "-c", REQUESTS.format(keep=keep)],
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(ran.stdout)
+
+
+@only_glibc
+def test_pages_are_there_for_the_next_request() -> None:
+    assert page_faults(keep="") > PAGES / 4  # without it: the test sees the difference
+    assert page_faults() < PAGES / 100
+
+
+@only_glibc
+@pytest.mark.parametrize(
+    "own",
+    [{"MALLOC_TRIM_THRESHOLD_": "131072"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"}],
+    ids=["variable", "tunable"],
+)
+def test_who_has_said_how_much_is_obeyed(own: dict[str, str]) -> None:
+    assert page_faults(**own) > PAGES / 4

@@ -136,10 +136,7 @@ CASES: list[tuple[Any, str]] = [
     (torch.max(torch.tensor([[1, 3]]), 1), "[[3],[1]]"),
     (torch.Size([1, 2]), "[1,2]"),
     # other types
-    (
-        Box((1, 2), inner=Box((3, 4))),
-        '{"corner":[1,2],"_note":"n","inner":{"corner":[3,4],"_note":"n","inner":null}}',
-    ),
+    (Box((1, 2), inner=Box((3, 4))), '{"corner":[1,2],"_note":"n","inner":{"corner":[3,4],"_note":"n","inner":null}}'),
     (Label(name="x", when=datetime.date(2020, 1, 2)), '{"name":"x","when":"2020-01-02","score":0.5}'),
     ([Label(name="x", score=NAN)], '[{"name":"x","when":null,"score":null}]'),
     (Foreign(array=numpy.ones(2)), '{"array":[1.0,1.0]}'),
@@ -169,18 +166,12 @@ class TestJson:
             ([(x for x in ())], r"answer\[0\] is of type generator; return a list"),
             ({"z": 1j}, r"answer\['z'\] is of type complex"),
             ({"z": numpy.ones(2, complex)}, r"answer\['z'\] is a ndarray that cannot be converted"),
-            (
-                {"z": torch.ones(100, dtype=torch.complex64)},
-                r"answer\['z'\] is a Tensor that cannot be converted",
-            ),
+            ({"z": torch.ones(100, dtype=torch.complex64)}, r"answer\['z'\] is a Tensor that cannot be converted"),
             ({"m": torch.ones(2, device="meta")}, r"answer\['m'\] is a Tensor that cannot be converted"),
             ({"n": numpy.array([b"x"])}, r"answer\['n'\]\[0\] is of type bytes"),
             ({"k": {(1, 2): 3}}, r"answer\['k'\] has a key of type tuple"),
             ({"k": {b"b": 3}}, r"answer\['k'\] has a key of type bytes"),
-            (
-                {"image": Image.new("L", (1, 1))},
-                r"answer\['image'\] is of type PIL.Image.Image; return the image",
-            ),
+            ({"image": Image.new("L", (1, 1))}, r"answer\['image'\] is of type PIL.Image.Image; return the image"),
             ([threading.Lock()], r"answer\[0\] is of type _thread.lock"),
             ([10**5000], r"answer\[0\] is a number of too many digits"),
             ({"t": int}, r"answer\['t'\] is of type type"),

@@ -145,12 +145,10 @@ class TestStatus:
         failure = told(ValueError("no pixels"), hook, form)
         assert failure.status == status
         assert ("no pixels" in failure.message) == (status == 400)
-
-    def test_of_a_value_error_names_its_class(self) -> None:
-        with pytest.raises(ValueError) as caught:  # noqa: PT011
-            json.loads("{")
-        assert told(caught.value, "preprocess").type == "JSONDecodeError"
-        assert told(ValueError(), "preprocess").message == "The request's data is not valid"
+        if status == 400:
+            error = json.JSONDecodeError("no JSON", "{", 0)
+            assert told(error, hook, form).type == "JSONDecodeError"
+            assert told(ValueError(), hook, form).message == "The request's data is not valid"
 
     @pytest.mark.parametrize(
         ("hook", "form", "status"),
@@ -217,20 +215,14 @@ class TestHeaders:
     def test_of_an_exception_are_made_fit_to_send(self) -> None:
         error = HTTPException(401, "x", {"WWW-Authenticate": "Bearer\r\nX-Evil: é", "Content-Length": 3})
         assert told(error).headers == {"WWW-Authenticate": "Bearer X-Evil: ?"}
-
-    def test_that_are_none_are_left_out(self) -> None:
-        assert told(HTTPException(400, "x", headers=17)).headers == {}
-        assert told(HTTPException(400, "x", headers=["ab", 1])).headers == {}
+        for headers in (17, ["ab", 1]):
+            assert told(HTTPException(400, "x", headers=headers)).headers == {}
 
 
 class TestBody:
     def test_has_four_keys(self) -> None:
-        assert json.loads(Failure(404, "NotFound", "weg: é\ud800").body("r-1")) == {
-            "code": 404,
-            "type": "NotFound",
-            "message": "weg: é\ud800",
-            "request_id": "r-1",
-        }
+        body = {"code": 404, "type": "NotFound", "message": "weg: é\ud800", "request_id": "r-1"}
+        assert json.loads(Failure(404, "NotFound", "weg: é\ud800").body("r-1")) == body
 
     @pytest.mark.parametrize(("status", "phrase"), [(404, "Not Found"), (507, "Insufficient Storage"), (599, "")])
     def test_phrase(self, status: int, phrase: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import numpy
 import pytest
 import torch
 
-from handlergen.runtime.codec.errors import Failure, LockTimeout, is_out_of_memory
+from handlergen.runtime.codec.errors import LockTimeout, is_out_of_memory
 from handlergen.runtime.pipeline.batching import RequestQueue, own_copy
 from handlergen.runtime.pipeline.hooks import Item
 from handlergen.runtime.request import Request
@@ -110,9 +109,7 @@ def predict(inputs):
 """
 
 
-def test_a_failed_batch_is_tried_again_with_the_inputs_as_they_were(
-    serve_project: Callable[..., Any],
-) -> None:
+def test_a_failed_batch_is_tried_again_with_the_inputs_as_they_were(serve_project: Callable[..., Any]) -> None:
     model = serve_project(CHANGES_INPUTS.format(collate=""), batch="list")
     answers = model(10, 20, -30)
     assert answers[:2] == [(200, 1.0), (200, 2.0)]
@@ -166,13 +163,6 @@ def test_an_own_copy_shares_no_memory(wrap: Callable[[Any], Any], make: Callable
         assert copied["new"] == []
 
 
-def test_an_own_copy_of_containers_that_are_filled_again() -> None:
-    once: dict[str, Any] = {"scores": [1.0] * 1000, "few": [1, [2]]}
-    copied = own_copy(once)
-    once["scores"][0], once["few"][1][0], once["new"] = 2.0, 3, 4
-    assert copied == {"scores": [1.0] * 1000, "few": [1, [2]]}
-
-
 def test_other_objects_are_not_copied() -> None:
     thing = object()
     assert own_copy([thing])[0] is thing
@@ -181,23 +171,6 @@ def test_other_objects_are_not_copied() -> None:
 
 def item(number: int) -> Item:
     return Item(number, {}, {}, Request({}, f"r{number}"))
-
-
-def test_who_waits_for_a_request_that_failed_in_an_earlier_stage_is_woken() -> None:
-    """The predictor process hands requests back on another thread than the one that waits for the next."""
-    requests = RequestQueue(1, last_model=1, finished=lambda _item: None)
-    first = item(0)
-    requests.put(first)
-    assert requests.next() is first
-    found: list[Any] = []
-    waiting = threading.Thread(target=lambda: found.append(requests.next()), daemon=True)
-    waiting.start()
-    time.sleep(0.1)  # until it waits; if it does not yet, it sees that there is none left
-    first.failure = Failure(500, "InternalError", "it failed in the first stage")
-    requests.done(first)
-    waiting.join(10)
-    assert found == [None]
-    assert requests.next_ready() is None
 
 
 def test_only_those_give_up_that_cannot_wait_any_longer(serve_project: Callable[..., Any]) -> None:
@@ -233,16 +206,3 @@ def test_only_those_give_up_that_cannot_wait_any_longer(serve_project: Callable[
     assert waits[0] == 0
     assert 0 < waits[1] <= 5
     assert waits[2] == -1
-
-
-def test_metrics_do_not_go_to_where_a_hook_has_sent_its_output(capsys: pytest.CaptureFixture[str]) -> None:
-    import contextlib
-    import io
-
-    from handlergen.runtime.telemetry.metrics import printer
-
-    write = printer()
-    with contextlib.redirect_stdout(io.StringIO()) as captured:
-        write("of the predictor process\n")
-    assert captured.getvalue() == ""
-    assert capsys.readouterr().out == "of the predictor process\n"

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,13 @@ store = Store(Path(sys.argv[1]))
 store.save("kept", {"n": 1})
 os.kill(os.getpid(), 9)
 """
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    found = Store(tmp_path / "s" / "m.sqlite")
+    yield found
+    _close(found)
 
 
 def _close(store: Store) -> None:
@@ -41,8 +49,7 @@ def test_a_store_that_another_process_is_just_beginning(tmp_path: Path) -> None:
     _close(store)
 
 
-def test_save_get_delete(tmp_path: Path) -> None:
-    store = Store(tmp_path / "s" / "m.sqlite")
+def test_save_get_delete(store: Store) -> None:
     assert store.get("x") is None
     assert store.get("x", 7) == 7
     store.save("x", {"a": (1, b"2")})
@@ -52,11 +59,9 @@ def test_save_get_delete(tmp_path: Path) -> None:
     assert store.delete("x") is True
     assert store.delete("x") is False
     assert store.path.parent.stat().st_mode & 0o777 == 0o700
-    _close(store)
 
 
-def test_time_to_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(tmp_path / "m.sqlite")
+def test_time_to_live(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(store_module.time, "time", lambda: now)
     store.save("x", 1, ttl_s=5)
@@ -68,7 +73,6 @@ def test_time_to_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert store.get("for ever") == 2
     with pytest.raises(ValueError, match="positive"):
         store.save("x", 1, ttl_s=0)
-    _close(store)
 
 
 def test_a_killed_process_leaves_what_it_saved(tmp_path: Path) -> None:
@@ -79,8 +83,7 @@ def test_a_killed_process_leaves_what_it_saved(tmp_path: Path) -> None:
     _close(store)
 
 
-def test_threads_share_it(tmp_path: Path) -> None:
-    store = Store(tmp_path / "m.sqlite")
+def test_threads_share_it(store: Store) -> None:
 
     def save(number: int) -> None:
         store.save(f"n{number}", number)
@@ -92,7 +95,6 @@ def test_threads_share_it(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert [store.get(f"n{number}") for number in range(8)] == list(range(8))
-    _close(store)
 
 
 def test_where_it_lives(tmp_path: Path) -> None:

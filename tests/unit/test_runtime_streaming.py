@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -17,19 +16,16 @@ import pytest
 from handlergen.errors import RequestFailed
 from handlergen.local.model import LocalModel
 from handlergen.performance.recordings import of_stage, overlapping, read_spans
-from handlergen.runtime.contract import Bundle
 from handlergen.runtime.pipeline.hooks import Item
 from handlergen.runtime.request import Request
 from handlergen.runtime.torchserve.streaming import (
     Chunks,
-    ConsumerGone,
     StreamTimeout,
     drain,
     drain_async,
     gathered,
     wants_chunks,
 )
-from handlergen.runtime.worker import Worker
 from tests.serving import ServerContext
 
 REST = {"body": {"content-type": "application/json"}, "content-type": "application/json", "Host": "h"}
@@ -162,24 +158,6 @@ def test_an_async_stream_stays_in_one_task() -> None:
     assert len(tasks) == 1
 
 
-def test_a_consumer_that_is_gone_closes_the_generator() -> None:
-    closed = []
-
-    def stream() -> Any:
-        try:
-            yield 1
-            yield 2
-        finally:
-            closed.append(True)
-
-    def gone(_: Any) -> None:
-        raise ConsumerGone
-
-    with pytest.raises(ConsumerGone):
-        drain(stream(), gone, None)
-    assert closed == [True]
-
-
 def test_predict_gathers_and_stream_does_not(model: Callable[..., LocalModel]) -> None:
     loaded = model(COUNT)
     assert loaded.predict({"n": 3}) == [0, 1, 2]
@@ -273,38 +251,30 @@ def test_a_preprocess_that_is_an_async_generator_is_handed_on(model: Callable[..
     assert loaded.predict(4) == [0, 1, 4, 9]
 
 
-def batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, *requests: tuple[Any, dict[str, Any]]
-) -> tuple[ServerContext, list[bytes]]:
-    """One TorchServe batch for a module: (data, properties) a request."""
-    from handlergen.inspection.project import open_project
-    from handlergen.project.settings import to_runtime
+@pytest.fixture
+def stream_batch(serve_project: Callable[..., Any]) -> Callable[..., tuple[ServerContext, list[bytes]]]:
+    """`stream_batch(source, *requests)`: one TorchServe batch of (data, properties) pairs; chunks go to a Recorder."""
 
-    name = f"batch_{tmp_path.name.replace('-', '_')}"
-    (tmp_path / f"{name}.py").write_text(textwrap.dedent(source))
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("HANDLERGEN_TRACE_DIR", str(tmp_path / "spans"))
-    project = open_project(tmp_path / f"{name}.py", environ={})
-    bundle = Bundle("0", project.contract, to_runtime(project.settings))
-    worker = Worker(Bundle.from_json(bundle.to_json()), tmp_path, gpu_id=None, batch_size=len(requests))
-    try:
+    def answer(source: str, *requests: tuple[Any, dict[str, Any]]) -> tuple[ServerContext, list[bytes]]:
+        worker = serve_project(source, batch_size=len(requests)).worker
         context = ServerContext([properties for _, properties in requests])
         context.outlet = Recorder()
+        names = ["body" if properties else "data" for _, properties in requests]
         entries = [
-            {"data" if not properties else "body": bytearray(json.dumps(data).encode())}
-            for data, properties in requests
+            {name: bytearray(json.dumps(data).encode())} for name, (data, _) in zip(names, requests, strict=True)
         ]
         return context, worker.handle(entries, context)
-    finally:
-        worker.close()
+
+    return answer
+
+
+StreamBatch = Callable[..., tuple[ServerContext, list[bytes]]]
 
 
 def test_a_batch_streams_one_after_the_other_in_the_predicting_thread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stream_batch: StreamBatch, tmp_path: Path
 ) -> None:
-    context, bodies = batch(
-        tmp_path,
-        monkeypatch,
+    context, bodies = stream_batch(
         COUNT,
         ({"n": 3}, REST),
         ({"n": 2}, {**REST, "Accept": "application/json"}),
@@ -329,35 +299,39 @@ def test_a_batch_streams_one_after_the_other_in_the_predicting_thread(
     assert overlapping(predictions) == []
 
 
-def test_a_failed_stream_alone_is_broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    context, bodies = batch(tmp_path, monkeypatch, COUNT, ({"n": 3, "fail at": 1}, REST))
+def test_a_failed_stream_alone_is_broken_off(stream_batch: StreamBatch) -> None:
+    context, bodies = stream_batch(COUNT, ({"n": 3, "fail at": 1}, REST))
     assert bodies == [b""]
     assert context.outlet.failure.status == 500
 
 
+@pytest.mark.parametrize(
+    ("define", "wait"),
+    [
+        ("def", "assert begun[1 - x].wait(30)"),
+        ("async def", "while not begun[1 - x].is_set(): await asyncio.sleep(0.001)"),
+    ],
+)
 def test_postprocesses_that_stream_do_so_beside_each_other_outside_the_lock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stream_batch: StreamBatch, tmp_path: Path, define: str, wait: str
 ) -> None:
     """Each waits, between its chunks, for the other to have begun: one after the other they would wait for ever."""
-    for kind in ("sync", "async"):
-        wait = {
-            "sync": "assert begun[1 - x].wait(30)",
-            "async": "while not begun[1 - x].is_set(): await asyncio.sleep(0.001)",
-        }[kind]
-        body = "".join(f"\n        {line}" for line in ("yield 'a'", "begun[x].set()", wait, "yield 'b'"))
-        define = {"sync": "def", "async": "async def"}[kind]
-        source = (
-            "import asyncio, threading\nbegun = [threading.Event(), threading.Event()]\n"
-            f"class Model:\n    def predict(self, x):\n        return x\n    {define} postprocess(self, x):{body}\n"
-        )
-        home = tmp_path / kind
-        home.mkdir()
-        context, bodies = batch(home, monkeypatch, source, (0, REST), (1, REST))
-        assert bodies == [b"", b""]
-        assert sorted((index, text) for index, text, _ in context.outlet.sent) == [
-            (0, b"a"), (0, b"b"), (1, b"a"), (1, b"b"),
-        ]  # fmt: skip
-        spans = read_spans(home / "spans")
-        ended = max(span.end_ns for span in of_stage(spans, "predict"))
-        assert len(of_stage(spans, "predict")) == 2
-        assert ended < time.monotonic_ns()
+    source = f"""
+        import asyncio, threading
+        begun = [threading.Event(), threading.Event()]
+        class Model:
+            def predict(self, x):
+                return x
+            {define} postprocess(self, x):
+                yield 'a'
+                begun[x].set()
+                {wait}
+                yield 'b'
+        """
+    context, bodies = stream_batch(source, (0, REST), (1, REST))
+    assert bodies == [b"", b""]
+    sent = sorted((index, text) for index, text, _ in context.outlet.sent)
+    assert sent == [(0, b"a"), (0, b"b"), (1, b"a"), (1, b"b")]
+    predictions = of_stage(read_spans(tmp_path / "spans"), "predict")
+    assert len(predictions) == 2
+    assert max(span.end_ns for span in predictions) < time.monotonic_ns()

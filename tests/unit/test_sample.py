@@ -20,8 +20,7 @@ HANDLERGEN = str(Path(sys.executable).with_name("handlergen"))
 
 
 @pytest.fixture
-def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HANDLERGEN_STATE_DIR", str(tmp_path / "state"))
+def sample(tmp_path: Path) -> Path:
     path = tmp_path / "sample.json"
     path.write_text('{"x": [1, 2, 3]}')
     return path

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from handlergen import runtime
+from handlergen.archives.collecting import named_but_not_packed
 from handlergen.archives.staging import make_plan
 from handlergen.errors import HandlergenError
 from handlergen.inspection.project import Project, open_project
@@ -61,24 +62,33 @@ def test_the_whole_runtime_travels_and_nothing_else_of_handlergen(project: Calla
     assert found["handlergen_runtime/worker.py"] == directory / "worker.py"
 
 
-def test_files_keep_their_place(project: Callable[..., Project]) -> None:
-    made = project(
-        {"models/rf.joblib": "w", "data/a/labels.txt": "l", "data/b.txt": "b"},
-        weights="models/rf.joblib",
-        weights_format="other",
-        extra_files=["data"],
-    )
-    found = places(made)
-    assert {"models/rf.joblib", "data/a/labels.txt", "data/b.txt"} <= set(found)
-    assert make_plan(made).bundle.settings.weights == "models/rf.joblib"
+WEIGHTS = {"weights": "models/rf.joblib", "weights_format": "other"}
 
 
-def test_packages_stay_packages(project: Callable[..., Project]) -> None:
-    made = project(
-        {"libs/shapes/__init__.py": "", "libs/shapes/deep/circle.py": "", "libs/one.py": ""},
-        packages=["libs/shapes", "libs/one.py"],
-    )
-    assert {"shapes/__init__.py", "shapes/deep/circle.py", "one.py"} <= set(places(made))
+@pytest.mark.parametrize(
+    ("files", "settings", "packed"),
+    [
+        ("models/rf.joblib data/a/labels.txt data/b.txt", {**WEIGHTS, "extra_files": ["data"]}, None),
+        (
+            "libs/shapes/__init__.py libs/shapes/deep/circle.py libs/one.py",
+            {"packages": ["libs/shapes", "libs/one.py"]},
+            "shapes/__init__.py shapes/deep/circle.py one.py",
+        ),
+        ("a.json b.json c.txt", {"extra_files": ["*.json"]}, "a.json b.json"),
+        ("a[1].json a1.json", {"extra_files": ["a[1].json"]}, "a[1].json"),
+        ("data/.vocab", {"extra_files": ["data/.vocab"]}, None),  # a hidden file that is named
+        # Without __init__.py a directory never wins over a module of that name that comes later on the path.
+        ("email/a.txt", {"extra_files": ["email"]}, None),
+    ],
+)
+def test_where_files_are_packed(
+    project: Callable[..., Project], files: str, settings: dict[str, Any], packed: str | None
+) -> None:
+    made = project(dict.fromkeys(files.split(), ""), **settings)
+    own = {"digits.py", "handlergen.json", "handlergen_handler.py", "model-config.yaml"}
+    assert set(places(made)) - own == set((packed or files).split())
+    assert make_plan(made).warnings == ()
+    assert make_plan(made).bundle.settings.weights == settings.get("weights")
 
 
 def test_a_package_as_source(tmp_path: Path) -> None:
@@ -91,17 +101,6 @@ def test_a_package_as_source(tmp_path: Path) -> None:
     assert made.settings.name == "finder"
     user = [place for place in places(made) if place.startswith("detector")]
     assert user == ["detector/__init__.py", "detector/parts/labels.txt"]
-
-
-def test_patterns(project: Callable[..., Project]) -> None:
-    made = project({"a.json": "", "b.json": "", "c.txt": ""}, extra_files=["*.json"])
-    assert {"a.json", "b.json"} <= set(places(made))
-    assert "c.txt" not in places(made)
-    assert "nothing in" in refusal(project(extra_files=["*.csv"]))
-
-
-def test_a_name_with_brackets_is_a_name_first(project: Callable[..., Project]) -> None:
-    assert "a[1].json" in places(project({"a[1].json": "", "a1.json": ""}, extra_files=["a[1].json"]))
 
 
 def test_caches_and_hidden_files_stay_at_home(project: Callable[..., Project]) -> None:
@@ -118,17 +117,6 @@ def test_caches_and_hidden_files_stay_at_home(project: Callable[..., Project]) -
     assert [place for place in places(made) if place.startswith("data")] == ["data/keep.txt"]
     (warning,) = make_plan(made).warnings
     assert ".env" in warning
-
-
-def test_a_hidden_file_that_is_named_is_packed(project: Callable[..., Project]) -> None:
-    made = project({"data/.vocab": "v"}, extra_files=["data/.vocab"])
-    assert "data/.vocab" in places(made)
-    assert make_plan(made).warnings == ()
-
-
-def test_a_hidden_directory_cannot_be_packed(project: Callable[..., Project]) -> None:
-    # torch-model-archiver would drop it without a word.
-    assert "silently drops the directory '.hub'" in refusal(project({".hub/x": "v"}, extra_files=[".hub"]))
 
 
 def test_a_file_from_outside_lands_in_the_root_with_a_warning(project: Callable[..., Project], tmp_path: Path) -> None:
@@ -149,26 +137,15 @@ def test_weights_from_outside_are_found_by_the_runtime(project: Callable[..., Pr
     assert "elsewhere.bin" in [file.archive_path for file in made.files]
 
 
-def test_missing_files_are_all_named(project: Callable[..., Project]) -> None:
-    message = refusal(project(extra_files=["lost.txt", "gone/"], packages=["nowhere"], requirements=["need.txt"]))
-    for name in ("lost.txt", "gone", "nowhere", "need.txt"):
-        assert name in message
-
-
-@pytest.mark.parametrize("name", ["lost.txt", "directory"])
-def test_links_out_of_the_project_are_refused(project: Callable[..., Project], tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "target"), [("data/x.txt", "secret"), ("data/x", "."), ("x.txt", "secret")])
+def test_links_out_of_the_project_are_refused(
+    project: Callable[..., Project], tmp_path: Path, name: str, target: str
+) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret").write_text("s")
-    made = project({"data/keep.txt": ""}, extra_files=["data"])
-    (made.root / "data" / name).symlink_to(outside / "secret" if name == "lost.txt" else outside)
-    assert "link out of the project" in refusal(made)
-
-
-def test_a_named_link_out_of_the_project_is_refused(project: Callable[..., Project], tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text("s")
-    made = project(extra_files=["innocent.txt"])
-    (made.root / "innocent.txt").symlink_to(tmp_path / "secret")
+    made = project({"data/keep.txt": ""}, extra_files=[name.partition("/")[0]])
+    (made.root / name).symlink_to(outside / target)
     assert "link out of the project" in refusal(made)
 
 
@@ -194,31 +171,21 @@ def test_a_pipe_is_no_file(project: Callable[..., Project]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "named"),
+    ("file", "message"),
     [
-        ({"handlergen_handler.py": ""}, "handlergen_handler.py"),
-        ({"handlergen.json": ""}, "handlergen.json"),
-        ({"model-config.yaml": ""}, "model-config.yaml"),
-        ({"handlergen_runtime/worker.py": ""}, "handlergen_runtime"),
+        ("handlergen_handler.py", "handlergen_handler.py"),
+        ("handlergen_runtime/worker.py", "handlergen_runtime"),
+        ("MAR-INF/MANIFEST.json", "manifest"),
+        # What the worker imports must not be shadowed.
+        ("torch/__init__.py", "would replace"),
+        ("ts/__init__.py", "would replace"),
+        ("numpy.py", "would replace"),
+        ("logging/__init__.py", "would replace"),
+        ("digits/__init__.py", "only the package"),  # beside the module digits.py
     ],
 )
-def test_handlergens_own_names_are_taken(project: Callable[..., Project], files: dict[str, str], named: str) -> None:
-    assert named in refusal(project(files, extra_files=list(files)))
-
-
-def test_the_manifests_directory_is_taken(project: Callable[..., Project]) -> None:
-    assert "manifest" in refusal(project({"MAR-INF/MANIFEST.json": "{}"}, extra_files=["MAR-INF"]))
-
-
-@pytest.mark.parametrize("name", ["json.py", "torch/__init__.py", "ts/__init__.py", "numpy.py", "logging/__init__.py"])
-def test_an_extra_module_must_not_shadow_what_the_worker_imports(project: Callable[..., Project], name: str) -> None:
-    message = refusal(project({name: ""}, extra_files=[name]))
-    assert "would replace" in message
-
-
-def test_a_data_directory_may_be_named_as_a_module(project: Callable[..., Project]) -> None:
-    # Without __init__.py a directory never wins over a module of that name that comes later on the path.
-    assert "email/a.txt" in places(project({"email/a.txt": ""}, extra_files=["email"]))
+def test_names_that_are_taken(project: Callable[..., Project], file: str, message: str) -> None:
+    assert message in refusal(project({file: ""}, extra_files=[file]))
 
 
 def test_two_files_of_one_name(project: Callable[..., Project], tmp_path: Path) -> None:
@@ -232,16 +199,6 @@ def test_the_same_file_named_twice_is_one_file(project: Callable[..., Project]) 
         {"data/w.bin": "w"}, extra_files=["data", "data/w.bin"], weights="data/w.bin", weights_format="other"
     )
     assert places(made).count("data/w.bin") == 1
-
-
-def test_names_that_differ_only_in_case(project: Callable[..., Project]) -> None:
-    made = project({"data/Labels.txt": "", "data/labels.txt": ""}, extra_files=["data"])
-    assert "upper and lower case" in refusal(made)
-
-
-def test_a_module_and_a_package_of_one_name(project: Callable[..., Project]) -> None:
-    made = project({"digits/__init__.py": ""}, extra_files=["digits"])
-    assert "only the package" in refusal(made)
 
 
 @pytest.mark.parametrize(
@@ -280,15 +237,40 @@ def test_requirements_that_name_files_are_refused(project: Callable[..., Project
     assert "names another file" in refusal(made)
 
 
-def test_planning_writes_nothing(project: Callable[..., Project], tmp_path: Path) -> None:
-    made = project({"data/x": ""}, extra_files=["data"])
-    before = sorted(tmp_path.rglob("*"))
-    make_plan(made)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
 def test_names_that_java_may_not_unpack_are_warned_about(project: Callable[..., Project]) -> None:
     made = make_plan(project({"data/größe.txt": "", "data/ä.txt": ""}, extra_files=["data"]))
     (warning,) = made.warnings
     assert "größe.txt" in warning
     assert "C.UTF-8" in warning
+
+
+NAMES_FILES = '''
+"""weights.bin is read by load."""
+HIDDEN = "secrets/key.pem"
+
+def load(context):
+    return open(context.model_dir / "weights.bin"), open("labels.txt"), "helper.py", "no/such.file"
+'''
+
+
+def test_a_named_file_that_is_not_packed_is_warned_about(tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    for name in ("weights.bin", "labels.txt", "helper.py", "secrets/key.pem"):
+        (tmp_path / name).write_text("x")
+    module = tmp_path / "model.py"
+    module.write_text(NAMES_FILES)
+    warnings = named_but_not_packed({"model.py": module, "labels.txt": tmp_path / "labels.txt"}, tmp_path)
+    assert [warning.split(" is named")[0] for warning in warnings] == [
+        "model.py:3: 'secrets/key.pem'",
+        "model.py:6: 'weights.bin'",
+    ]
+    assert "--extra-file secrets/key.pem" in warnings[0]
+
+
+def test_files_elsewhere_and_broken_modules_are_no_concern(tmp_path: Path) -> None:
+    module = tmp_path / "model.py"
+    module.write_text("path = '../outside.txt'\nother = '/etc/hosts.conf'\n")
+    (tmp_path.parent / "outside.txt").write_text("x")
+    broken = tmp_path / "broken.py"
+    broken.write_text("def (")
+    assert named_but_not_packed({"model.py": module, "broken.py": broken}, tmp_path) == []

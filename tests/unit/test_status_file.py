@@ -20,8 +20,7 @@ def test_the_status_says_what_the_process_does_even_after_it(tmp_path: Path) -> 
     status.enter(PREDICTING)
     slot = status.take_slot(3, 7)
     assert seen.holds(3, 7)
-    assert not seen.holds(7, 3)
-    assert not seen.holds(3, 8)
+    assert not any(seen.holds(*other) for other in [(7, 3), (3, 8), (3 << 16, 7 << 16)])
     status.count(4)
     status.count(1)
     status.free_slot(slot)
@@ -71,15 +70,6 @@ def test_more_requests_than_the_status_has_room_for(tmp_path: Path) -> None:
     for slot in slots:
         status.free_slot(slot)
     assert status.take_slot(1, 5) >= 0
-
-
-def test_numbers_that_look_alike_in_memory_are_told_apart(tmp_path: Path) -> None:
-    status = StatusFile.make(tmp_path / "status")
-    status.take_slot(1 << 16, 1 << 16)
-    status.take_slot(0, 0)
-    assert not status.holds(1, 1)
-    assert not status.holds(1, 0)
-    assert status.holds(1 << 16, 1 << 16)
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 10, bytes(256 + SLOTS * 8)])

@@ -22,17 +22,11 @@ from handlergen.archives import deterministic_zip
 from handlergen.archives.build import archive
 from handlergen.archives.mar import read_mar
 from handlergen.archives.sbom import sbom
-from handlergen.archives.signing import (
-    read_private_key,
-    read_public_key,
-    sign,
-    signature_path,
-    verify,
-)
-from handlergen.cli import main
+from handlergen.archives.signing import read_private_key, read_public_key, sign, signature_path, verify
 from handlergen.errors import HandlergenError, ServerError
 from handlergen.server.model_store import require_signatures
 from handlergen.server.properties import ServerSettings
+from tests.archives import write_mar
 
 pytest.importorskip("cryptography", reason="the extra handlergen[signing] is not installed")
 
@@ -40,6 +34,7 @@ from cryptography.hazmat.primitives import serialization as forms
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+Run = Callable[..., tuple[int, str, str]]
 SOURCE = "def predict(a, b):\n    return a + b\n"
 
 
@@ -74,13 +69,6 @@ def source(tmp_path: Path) -> Path:
 
 def made(source: Path, **more: Any) -> Any:
     return archive(source, model_store=source.parent / "store", environ={}, devices="cpu", **more)
-
-
-def run(command: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(command)
-    printed = capsys.readouterr()
-    return int(ended.value.code or 0), printed.out, printed.err
 
 
 def test_a_signed_archive_is_the_same_bytes_and_its_signature_good(source: Path, keys: tuple[Path, Path]) -> None:
@@ -139,6 +127,10 @@ def changed_signature(path: Path, _home: Path) -> None:
     signature_path(path).write_text("\n".join(lines))
 
 
+LIE = f"""-----BEGIN SSH SIGNATURE-----
+{base64.b64encode(b"SSHSIG" + bytes([0, 0, 0, 1]) + bytes([255] * 4)).decode()}
+-----END SSH SIGNATURE-----
+"""
 TAMPERED: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "archive": (changed_archive, "is not a signature of"),
     "signature": (changed_signature, "is not a signature of"),
@@ -148,25 +140,16 @@ TAMPERED: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "garbage": (lambda path, _: signature_path(path).write_bytes(bytes(range(256))), "is not a signature, or"),
     "cut": (lambda p, _: signature_path(p).write_text(signature_path(p).read_text()[:200]), "not a signature, or"),
     "large": (lambda path, _: signature_path(path).write_text("-" * 100_000), "too large for a signature"),
-    "a lie about lengths": (
-        lambda path, _: signature_path(path).write_text(
-            "-----BEGIN SSH SIGNATURE-----\n"
-            + base64.b64encode(b"SSHSIG\0\0\0\1\xff\xff\xff\xff").decode()
-            + "\n-----END SSH SIGNATURE-----\n"
-        ),
-        "is not a signature, or",
-    ),
+    "a lie about lengths": (lambda path, _: signature_path(path).write_text(LIE), "is not a signature, or"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", TAMPERED)
-def test_what_was_tampered_with_is_refused(
-    case: str, source: Path, keys: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_was_tampered_with_is_refused(case: str, source: Path, keys: tuple[Path, Path], run: Run) -> None:
     path = made(source, sign=keys[0]).path
     tamper, reason = TAMPERED[case]
     tamper(path, source.parent)
-    status, out, err = run(["inspect", str(path), "--verify-signature", str(keys[1])], capsys)
+    status, out, err = run("inspect", str(path), "--verify-signature", str(keys[1]))
     assert (status, out) == (1, "")
     assert reason in err
     with pytest.raises(ServerError, match=reason):
@@ -242,18 +225,17 @@ def test_an_old_signature_beside_a_new_archive_is_warned_of(source: Path, keys: 
 
 
 def test_the_commands_say_what_they_did(
-    source: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    source: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     monkeypatch.chdir(source.parent)
-    command = ["archive", "add.py", "--verify", "--sign", str(keys[0]), "--json"]
-    status, out, _ = run(command, capsys)
+    status, out, _ = run("archive", "add.py", "--verify", "--sign", str(keys[0]), "--json")
     report = json.loads(out)
     assert status == 0
     assert report["verified"] is True
     key = report["signature"]["key"]
     assert key.startswith("SHA256:")
     mar = report["path"]
-    status, out, _ = run(["inspect", mar, "--verify-signature", str(keys[1]), "--json"], capsys)
+    status, out, _ = run("inspect", mar, "--verify-signature", str(keys[1]), "--json")
     shown = json.loads(out)
     assert shown["signature"] == {"path": f"{mar}.sig", "key": key}
     assert shown["sha256"] == report["sha256"] == hashlib.sha256(Path(mar).read_bytes()).hexdigest()
@@ -261,10 +243,9 @@ def test_the_commands_say_what_they_did(
         assert {file["name"]: file["sha256"] for file in shown["files"]} == {
             name: hashlib.sha256(opened.read(name)).hexdigest() for name in opened.namelist()
         }
-    assert f"valid signature: {mar}.sig with {key}" in run(
-        ["inspect", mar, "--verify-signature", str(keys[1])], capsys
-    )[1]  # fmt: skip
-    assert run(["inspect", mar, "--json", "--sbom"], capsys)[0] == 2
+    told = run("inspect", mar, "--verify-signature", str(keys[1]))[1]
+    assert f"valid signature: {mar}.sig with {key}" in told
+    assert run("inspect", mar, "--json", "--sbom")[0] == 2
 
 
 def test_verifying_notices_what_is_not_reproducible(
@@ -337,13 +318,6 @@ def test_the_bill_of_materials_is_valid_cyclonedx(source: Path) -> None:
 
 
 def test_the_bill_of_materials_of_somebody_elses_archive(tmp_path: Path) -> None:
-    path = tmp_path / "other.mar"
-    with zipfile.ZipFile(path, "w") as opened:
-        opened.writestr("MAR-INF/MANIFEST.json", '{"model": {"modelName": "other"}}')
-        opened.writestr("requirements.txt", "a==1\n")
-    found = sbom(read_mar(path))
-    assert [each["bom-ref"] for each in found["components"]] == [
-        "requirement:1",
-        "file:MAR-INF/MANIFEST.json",
-        "file:requirements.txt",
-    ]
+    found = sbom(read_mar(write_mar(tmp_path / "other.mar", {}, {"requirements.txt": "a==1\n"})))
+    parts = [each["bom-ref"] for each in found["components"]]
+    assert parts == ["requirement:1", "file:MAR-INF/MANIFEST.json", "file:requirements.txt"]

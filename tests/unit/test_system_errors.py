@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from handlergen.cli import main
 from handlergen.cli.invoke import _write
 
+Run = Callable[..., tuple[int, str, str]]
 HANDLERGEN = str(Path(sys.executable).with_name("handlergen"))
 
 
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HANDLERGEN_STATE_DIR", str(tmp_path / "state"))
     (tmp_path / "echo.py").write_text("def predict(inputs):\n    return inputs\n")
     (tmp_path / "rows.jsonl").write_text("1\n2\n")
     return tmp_path / "echo.py"
@@ -39,10 +39,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
         ("$H predict echo.py 1 2 -o /dev/full", "cannot write /dev/full: No space left on device"),
         ("$H map echo.py rows.jsonl -o - > /dev/full", "cannot write the output: No space left on device"),
         ("$H map echo.py rows.jsonl -o $(printf 'x%.0s' {1..300}).npy", "File name too long"),
-        (
-            "mkdir gone && cd gone && rmdir ../gone && $H check ../echo.py",
-            "the working directory no longer exists",
-        ),
+        ("mkdir gone && cd gone && rmdir ../gone && $H check ../echo.py", "the working directory no longer exists"),
         ("mkdir gone && cd gone && rmdir ../gone && $H doctor", "the working directory no longer exists"),
     ],
 )
@@ -66,14 +63,10 @@ def test_a_limit_on_the_size_of_files_is_told_and_the_run_goes_on(source: Path) 
     assert (source.parent / "answers.jsonl").read_bytes().count(b"\n") == 3000
 
 
-def test_an_output_that_is_a_directory_is_refused_before_the_work(
-    source: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_output_that_is_a_directory_is_refused_before_the_work(source: Path, run: Run) -> None:
     source.write_text("raise RuntimeError('imported')\n\ndef predict(inputs):\n    return inputs\n")
-    with pytest.raises(SystemExit) as ended:
-        main(["predict", "echo.py", "1", "-o", "."])
-    assert ended.value.code == 1
-    said = capsys.readouterr().err
+    status, _, said = run("predict", "echo.py", "1", "-o", ".")
+    assert status == 1
     assert "it is a directory" in said
     assert "Hint: give a file in it" in said
 
@@ -84,8 +77,7 @@ def test_an_answer_that_finds_no_room_names_its_file() -> None:
 
 
 @pytest.mark.parametrize(
-    "command",
-    ["seq 100000 | $H map echo.py - -o -", "$H --help", "$H check --help", "$H check echo.py"],
+    "command", ["seq 100000 | $H map echo.py - -o -", "$H --help", "$H check --help", "$H check echo.py"]
 )
 def test_a_reader_that_goes_away_ends_the_verb_quietly(source: Path, command: str) -> None:
     done = shell(f"{{ {command}; echo ended with $? >&2; }} | true")
@@ -103,14 +95,9 @@ def test_a_path_that_is_no_text_is_printed_as_it_is(source: Path) -> None:
     assert b"caf\xe9/echo.py: form functions" in done.stdout
 
 
-def test_another_pipe_that_breaks_is_told(
-    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_pipe_that_breaks_is_told(source: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     def broken(*_args: object, **_named: object) -> None:
         raise BrokenPipeError(32, "Broken pipe")
 
     monkeypatch.setattr("handlergen.cli.check.open_project", broken)
-    with pytest.raises(SystemExit) as ended:
-        main(["check", "echo.py"])
-    assert ended.value.code == 1
-    assert capsys.readouterr().err == "Error: Broken pipe\n"
+    assert run("check", "echo.py") == (1, "", "Error: Broken pipe\n")

@@ -50,13 +50,11 @@ def opened(directory: Path, **overrides: Any) -> Project:
 
 def test_the_least_truss(truss: Make) -> None:
     project = opened(truss())
-    assert (project.contract.form, project.contract.module, project.contract.class_name) == (
-        "model-class",
-        "model.model",
-        "Model",
-    )
+    contract = project.contract
+    assert (contract.form, contract.module, contract.class_name) == ("model-class", "model.model", "Model")
     assert (project.settings.name, project.settings.devices, project.warnings) == ("my-truss", "auto", ())
     assert project.settings.config["model_metadata"] == {}
+    assert opened(truss("model_name: token reader\n") / "config.yaml").settings.name == "model-token-reader"
 
 
 def test_every_honoured_key(truss: Make) -> None:
@@ -119,14 +117,6 @@ def test_the_model_may_lie_in_the_directory_itself(truss: Make) -> None:
     directory = truss("model_module_dir: .\nmodel_class_filename: main.py\n", {"main.py": MODEL})
     project = opened(directory)
     assert (project.contract.module, project.is_package) == ("main", False)
-
-
-def test_its_config_file_names_it_too(truss: Make) -> None:
-    assert opened(truss() / "config.yaml").contract.module == "model.model"
-
-
-def test_its_name_becomes_a_valid_one(truss: Make) -> None:
-    assert opened(truss("model_name: token reader\n")).settings.name == "model-token-reader"
 
 
 def test_a_config_yaml_alone_makes_no_truss(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_dataclass_arrives_as_one(job: Any) -> None:
         ({"at": {}}, "at.x: Field required"),
         ({"at": {"x": 1, "z": 2}}, "at.z: Unexpected keyword argument"),
         ({"at": [1]}, "at: Input should be a dictionary or an instance of Point"),
-        ({"count": "many"}, "count: Input should be a valid integer"),
+        ({"count": "hunter2"}, "count: Input should be a valid integer"),
         ({"count": 1.5}, "count: Input should be a valid integer, got a number with a fractional part"),
         ({"count": -1}, "Value error, count must not be negative"),
         ({"name": 7}, "name: Input should be a valid string"),
@@ -105,6 +105,7 @@ def test_each_field_error_is_told_and_nobody_else_fails(job: Any, change: dict[s
     assert first[1]["type"] == "ValidationError"
     for part in message.split("; "):
         assert part in first[1]["message"]
+    assert "hunter2" not in json.dumps(first)  # what was sent is not told
     assert second[0] == 200
 
 
@@ -113,11 +114,6 @@ def test_no_object_at_all(job: Any, value: Any) -> None:
     ((status, answer),) = job(value)
     assert status == 400
     assert answer["message"] == "Input should be a dictionary or an instance of Job"
-
-
-def test_the_values_that_were_sent_are_not_told(job: Any) -> None:
-    ((_, answer),) = job({**GOOD, "count": "hunter2"})
-    assert "hunter2" not in json.dumps(answer)
 
 
 def test_describe_has_both_schemas(job: Any) -> None:
@@ -160,36 +156,6 @@ def test_pydantic_models_convert_by_pydantic(serve_project: Callable[..., Any]) 
     described = served.worker.describe()
     assert described["input"]["schema"]["$defs"]["Inner"]["properties"]["n"]["minimum"] == 0
     assert described["output"]["schema"]["properties"]["length"]["type"] == "integer"
-
-
-def test_typed_dicts_lists_of_records_and_arrays(serve_project: Callable[..., Any]) -> None:
-    served = serve_project(
-        """
-        from dataclasses import dataclass
-        from typing_extensions import TypedDict
-        import numpy, torch
-        from pydantic import BaseModel
-        class Box(BaseModel):
-            side: float
-        class Row(TypedDict, total=False):
-            id: int
-            box: Box
-        @dataclass
-        class Batch:
-            rows: list[Row]
-            pixels: numpy.ndarray
-            weights: torch.Tensor
-        def predict(batches: list[Batch]):
-            (batch,) = batches
-            return [batch.rows[0], str(batch.pixels.shape), str(tuple(batch.weights.shape))]
-        """
-    )
-    batch = {"rows": [{"id": 1, "box": {"side": 2}}], "pixels": [[1, 2]], "weights": [0.5]}
-    ragged = {"rows": [{"id": "x", "box": {}}], "pixels": [[1], [1, 2]], "weights": ["a"]}
-    (good, bad) = served([batch], [ragged])
-    assert good == (200, [{"id": 1, "box": {"side": 2.0}}, "(1, 2)", "(1,)"])
-    for place in ("0.rows.0.id: ", "0.rows.0.box.side: Field required", "0.pixels: ", "0.weights: "):
-        assert place in bad[1]["message"]
 
 
 @pytest.mark.parametrize("module", ["typing", "typing_extensions"])
@@ -235,11 +201,7 @@ def test_typed_dicts_of_either_module_nested_in_all_records(serve_project: Calla
     )
     leaf = {"n": "4"}
     tree = {"leaf": leaf, "children": [{"leaf": leaf, "children": [], "note": "x"}]}
-    worse = {
-        "leaf": {},
-        "children": [{"leaf": {"n": -1}, "children": [], "note": 5, "other": 1}],
-        "extra": "?",
-    }
+    worse = {"leaf": {}, "children": [{"leaf": {"n": -1}, "children": [], "note": 5, "other": 1}], "extra": "?"}
     good, bad = served({"trees": {"a": tree}, "pair": [leaf, 2]}, {"trees": {"a": worse}, "pair": [{}, 2]})
     assert good[0] == 200
     assert good[1][:2] == ["Forest", "dict"]
@@ -333,10 +295,7 @@ def test_plain_annotations_do_not_convert_but_are_described(serve_project: Calla
     )
     assert served(["a", "b"]) == [(200, {"n": 2})]
     described = served.worker.describe()
-    assert described["input"] == {
-        "schema": {"type": "array", "items": {"type": "integer"}},
-        "validated": False,
-    }
+    assert described["input"] == {"schema": {"type": "array", "items": {"type": "integer"}}, "validated": False}
     assert described["output"]["schema"] == {"type": "object", "additionalProperties": {"type": "number"}}
 
 
@@ -346,10 +305,8 @@ def test_keyword_arguments_are_described_as_an_object(serve_project: Callable[..
     described = served.worker.describe()["input"]
     schema = described["schema"]
     assert described["validated"] is True
-    assert {name: each["type"] for name, each in schema["properties"].items()} == {
-        "text": "string",
-        "top_k": "integer",
-    }
+    types = {name: each["type"] for name, each in schema["properties"].items()}
+    assert types == {"text": "string", "top_k": "integer"}
     assert (schema["type"], schema["required"], schema["additionalProperties"]) == ("object", ["text"], False)
 
 
@@ -433,47 +390,52 @@ def test_without_pydantic_other_annotations_are_no_matter(
 
 
 @pytest.mark.parametrize(
-    ("source", "message"),
+    "source",
     [
-        (
-            "from dataclasses import dataclass\n@dataclass\nclass Row:\n    x: 'Nowhere'",
-            "name 'Nowhere' is not defined",
-        ),
-        (
-            "from typing import TypedDict\nclass Row(TypedDict):\n    x: 'Nowhere'",
-            "name 'Nowhere' is not defined",
-        ),
+        "from dataclasses import dataclass\n@dataclass\nclass Row:",
+        "from typing import TypedDict\nclass Row(TypedDict):",
     ],
 )
-def test_what_pydantic_cannot_validate_is_refused_at_load(
-    serve_project: Callable[..., Any], source: str, message: str
-) -> None:
+def test_what_pydantic_cannot_validate_is_refused_at_load(serve_project: Callable[..., Any], source: str) -> None:
     with pytest.raises(AnnotationError, match=r"predict is annotated with Row, .*or drop it") as caught:
-        serve_project(f"{source}\ndef predict(row: Row): return row")
-    assert message in str(caught.value)
+        serve_project(f"{source}\n    x: 'Nowhere'\ndef predict(row: Row): return row")
+    assert "name 'Nowhere' is not defined" in str(caught.value)
 
 
 def test_arrays_in_fields_are_made_of_lists_wherever_they_stand(serve_project: Callable[..., Any]) -> None:
     served = serve_project(
         """
         from dataclasses import dataclass, field
+        from typing import Optional
         import numpy, numpy.typing, torch
+        from pydantic import BaseModel
+        class Box(BaseModel):
+            side: float
         @dataclass
         class Part:
             image: numpy.typing.NDArray[numpy.float32]
+            weights: Optional[torch.Tensor] = None
+            boxes: list[Box] = field(default_factory=list)
         @dataclass(slots=True)
         class Whole:
             part: Part
             masks: dict[str, torch.Tensor | None] = field(default_factory=dict)
-        def predict(whole: Whole) -> numpy.ndarray:
-            return [type(whole.part.image).__name__, [type(mask).__name__ for mask in whole.masks.values()]]
+        def predict(wholes: list[Whole]) -> numpy.ndarray:
+            (whole,) = wholes
+            values = [whole.part.image, whole.part.weights, *whole.part.boxes, *whole.masks.values()]
+            return [type(value).__name__ for value in values]
         """
     )
-    good, bad = served({"part": {"image": [1.5]}, "masks": {"a": [1], "b": None}}, {"part": {"image": [[1], [1, 2]]}})
-    assert good == (200, ["ndarray", ["Tensor", "NoneType"]])
-    assert bad[1]["message"] == (
-        "part.image: Value error, Input should be an array of numbers, each row of the same length"
+    good, bad, worse = served(
+        [{"part": {"image": [1.5], "weights": [0.5], "boxes": [{"side": 2}]}, "masks": {"a": [1], "b": None}}],
+        [{"part": {"image": [[1], [1, 2]]}}],
+        [{"part": {"image": [1], "weights": ["a"], "boxes": [{}]}}],
     )
+    assert good == (200, ["ndarray", "Tensor", "Box", "Tensor", "NoneType"])
+    message = "0.part.image: Value error, Input should be an array of numbers, each row of the same length"
+    assert bad[1]["message"] == message
+    for place in ("0.part.boxes.0.side: Field required", "0.part.weights: "):
+        assert place in worse[1]["message"]
     assert served.worker.describe()["output"] == {"schema": None}
 
 

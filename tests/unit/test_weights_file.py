@@ -11,29 +11,27 @@ from handlergen.project.weights_file import weights_format
 from tests.inspecting import problems, read
 
 
-def torchscript(path: Path) -> Path:
+def archive_of(path: Path, *names: str) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
-        for name in ("m/data.pkl", "m/code/__torch__.py", "m/constants.pkl", "m/version"):
+        for name in ("m/data.pkl", "m/version", *names):
             archive.writestr(name, "")
     return path
+
+
+def torchscript(path: Path) -> Path:
+    return archive_of(path, "m/code/__torch__.py", "m/constants.pkl")
 
 
 def state_dict(path: Path) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in ("m/data.pkl", "m/byteorder", "m/data/0", "m/version"):
-            archive.writestr(name, "")
-    return path
+    return archive_of(path, "m/byteorder", "m/data/0")
 
 
 def test_formats_of_weights(tmp_path: Path) -> None:
     assert weights_format(torchscript(tmp_path / "a.pt")) == "torchscript"
-    assert weights_format(state_dict(tmp_path / "b.pt")) == "state_dict"
     (tmp_path / "old.pth").write_bytes(b"\x80\x02")
     assert weights_format(tmp_path / "old.pth") == "state_dict"
-    assert weights_format(tmp_path / "c.pt2") == "exported"
-    assert weights_format(tmp_path / "c.ONNX") == "onnx"
-    assert weights_format(tmp_path / "c.safetensors") == "safetensors"
-    assert weights_format(tmp_path / "c.joblib") == "other"
+    named = {"c.pt2": "exported", "c.ONNX": "onnx", "c.safetensors": "safetensors", "c.joblib": "other"}
+    assert {name: weights_format(tmp_path / name) for name in named} == named
     assert weights_format(tmp_path / "missing.pt") is None
 
 

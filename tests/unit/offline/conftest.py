@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +46,22 @@ def postprocess(outputs):
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HANDLERGEN_STATE_DIR", str(tmp_path / "state"))
+def module(tmp_path: Path) -> Path:
     path = tmp_path / "doubler.py"
     path.write_text(SOURCE)
     return path
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], Path]:
+    """`write(source)`: a module of that text."""
+
+    def module_of(source: str) -> Path:
+        path = tmp_path / f"written{len(list(tmp_path.glob('written*')))}.py"
+        path.write_text(textwrap.dedent(source))
+        return path
+
+    return module_of
 
 
 def write_rows(path: Path, values: list[Any]) -> Path:

@@ -22,33 +22,27 @@ from handlergen.local.offline.sources import open_source
 from tests.unit.offline.conftest import HANDLERGEN, lines, run, write_rows
 
 
+def answers(path: Path) -> list[Any]:
+    return [row["answer"] for row in lines(path)]
+
+
 def test_inputs_of_every_kind(module: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text('x,note\n1,"a, b"\n2,c\n')
     (tmp_path / "echo.py").write_text("def predict(inputs):\n    return inputs\n")
     run(tmp_path / "echo.py", tmp_path / "rows.csv", tmp_path / "csv.jsonl")
-    assert [row["answer"] for row in lines(tmp_path / "csv.jsonl")] == [
-        {"x": "1", "note": "a, b"},
-        {"x": "2", "note": "c"},
-    ]
+    assert answers(tmp_path / "csv.jsonl") == [{"x": "1", "note": "a, b"}, {"x": "2", "note": "c"}]
 
     numpy.save(tmp_path / "rows.npy", numpy.arange(6, dtype="float32").reshape(3, 2))
     (tmp_path / "rows.py").write_text("def predict(inputs):\n    return [str(inputs.dtype), inputs.sum()]\n")
     run(tmp_path / "rows.py", tmp_path / "rows.npy", tmp_path / "npy.jsonl")
-    assert [row["answer"] for row in lines(tmp_path / "npy.jsonl")] == [
-        ["float32", 1.0],
-        ["float32", 5.0],
-        ["float32", 9.0],
-    ]
+    assert answers(tmp_path / "npy.jsonl") == [["float32", total] for total in (1.0, 5.0, 9.0)]
 
     (tmp_path / "scans" / "deep").mkdir(parents=True)
     for name in ("b.bin", "a.bin", "deep/c.bin", ".hidden"):
         (tmp_path / "scans" / name).write_bytes(b"x" * len(name))
     run(module, tmp_path / "scans", tmp_path / "files.jsonl", workers=2)
-    assert [(row["id"], row["answer"]["y"]) for row in lines(tmp_path / "files.jsonl")] == [
-        ("a.bin", 10.0),
-        ("b.bin", 10.0),
-        ("deep/c.bin", 20.0),
-    ]
+    found = [(row["id"], row["answer"]["y"]) for row in lines(tmp_path / "files.jsonl")]
+    assert found == [("a.bin", 10.0), ("b.bin", 10.0), ("deep/c.bin", 20.0)]
     run(module, f"{tmp_path}/scans/*.bin", tmp_path / "glob.jsonl")
     assert [row["answer"]["y"] for row in lines(tmp_path / "glob.jsonl")] == [10.0, 10.0]
     with pytest.raises(HandlergenError, match="no file matches"):
@@ -64,11 +58,8 @@ def test_content_types_go_with_files(tmp_path: Path) -> None:
         (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "in" / name).write_text("{}")
     run(tmp_path / "kind.py", tmp_path / "in", tmp_path / "out.jsonl", workers=1)
-    assert [row["answer"] for row in lines(tmp_path / "out.jsonl")] == [
-        ["image/png", "bytes"],
-        ["application/json", "dict"],
-        ["text/plain", "str"],
-    ]
+    kinds = [["image/png", "bytes"], ["application/json", "dict"], ["text/plain", "str"]]
+    assert answers(tmp_path / "out.jsonl") == kinds
 
 
 def test_a_row_keeps_its_own_id(module: Path, tmp_path: Path) -> None:
@@ -79,23 +70,15 @@ def test_a_row_keeps_its_own_id(module: Path, tmp_path: Path) -> None:
             open_source(str(tmp_path / "rows.jsonl"), id_field="key"),
             tmp_path / "out.jsonl",
         )
-    assert [(row["id"], row["status"]) for row in lines(tmp_path / "out.jsonl")] == [
-        ("a", 200),
-        (7, 200),
-        (2, 400),
-    ]
+    found = [(row["id"], row["status"]) for row in lines(tmp_path / "out.jsonl")]
+    assert found == [("a", 200), (7, 200), (2, 400)]
 
 
 def test_standard_input_to_standard_output_with_hooks_that_print(tmp_path: Path) -> None:
-    (tmp_path / "noisy.py").write_text(
-        "def predict(inputs):\n    print('noise')\n    return b'\\xff' if inputs else 'text'\n"
-    )
-    done = subprocess.run(
-        [HANDLERGEN, "map", str(tmp_path / "noisy.py"), "-", "-o", "-"],
-        input=b"0\n1\n",
-        capture_output=True,
-        check=True,
-    )
+    source = "def predict(inputs):\n    print('noise')\n    return b'\\xff' if inputs else 'text'\n"
+    (tmp_path / "noisy.py").write_text(source)
+    command = [HANDLERGEN, "map", str(tmp_path / "noisy.py"), "-", "-o", "-"]
+    done = subprocess.run(command, input=b"0\n1\n", capture_output=True, check=True)
     assert done.stdout.splitlines() == [
         b'{"id":0,"status":200,"answer":"text"}',
         b'{"id":1,"status":200,"answer":"/w==","content_type":"application/octet-stream","encoding":"base64"}',
@@ -165,11 +148,7 @@ def test_a_parquet_output_of_files_errors_and_bytes(tmp_path: Path) -> None:
     assert table["id"].to_pylist() == ["a.bin", "b.bin", "c.bin"]
     assert table["status"].to_pylist() == [200, 500, 200]
     assert table["answer"].to_pylist() == [b"\xff\x00", None, b"c"]
-    assert [error and sorted(error) for error in table["error"].to_pylist()] == [
-        None,
-        ["message", "type"],
-        None,
-    ]
+    assert [error and sorted(error) for error in table["error"].to_pylist()] == [None, ["message", "type"], None]
     assert {path.name for path in tmp_path.glob("out*")} == {"out.parquet"}
 
 
@@ -195,9 +174,8 @@ def test_map_says_what_an_output_will_be(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("1\n")
 
     def told(output: str) -> tuple[int, str]:
-        command = [str(Path(sys.executable).with_name("handlergen")), "map", "echo.py", "rows.jsonl"]
-        words = [*command, "--workers", "0", "-o", output]
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+        command = [HANDLERGEN, "map", "echo.py", "rows.jsonl", "--workers", "0", "-o", output]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         return done.returncode, done.stderr
 
     status, said = told("answers.csv")

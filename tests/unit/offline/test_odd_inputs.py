@@ -20,8 +20,7 @@ ECHO = "def predict(inputs):\n    return inputs\n"
 
 
 @pytest.fixture
-def echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HANDLERGEN_STATE_DIR", str(tmp_path / "state"))
+def echo(tmp_path: Path) -> Path:
     path = tmp_path / "echo.py"
     path.write_text(ECHO)
     return path

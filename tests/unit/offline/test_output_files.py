@@ -16,10 +16,6 @@ from handlergen.local.offline import journal as journals
 from tests.unit.offline.conftest import lines, run, write_rows
 
 
-def _itself(rows: Path) -> Path:
-    return rows
-
-
 def _linked(rows: Path) -> Path:
     (rows.parent / "link.jsonl").symlink_to(rows)
     return rows.parent / "link.jsonl"
@@ -30,15 +26,16 @@ def _hard_linked(rows: Path) -> Path:
     return rows.parent / "other.jsonl"
 
 
-def _its_journal(rows: Path) -> Path:
-    return rows.rename(rows.parent / "out.jsonl.journal").with_name("out.jsonl")
+OUTPUTS: dict[str, Callable[[Path], Path]] = {
+    "itself": lambda rows: rows,
+    "a link to it": _linked,
+    "a hard link to it": _hard_linked,
+    "its journal": lambda rows: rows.rename(rows.with_name("out.jsonl.journal")).with_name("out.jsonl"),
+    "its lines": lambda rows: rows.rename(rows.with_name("out.npy.rows.jsonl")).with_name("out.npy"),
+}
 
 
-def _its_lines(rows: Path) -> Path:
-    return rows.rename(rows.parent / "out.npy.rows.jsonl").with_name("out.npy")
-
-
-@pytest.mark.parametrize("output_of", [_itself, _linked, _hard_linked, _its_journal, _its_lines])
+@pytest.mark.parametrize("output_of", OUTPUTS.values(), ids=OUTPUTS)
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_an_output_that_is_the_input_is_refused_and_left_alone(
     module: Path, tmp_path: Path, output_of: Callable[[Path], Path], overwrite: bool
@@ -62,10 +59,7 @@ def test_a_single_file_of_another_kind_is_not_written_over_either(module: Path, 
 
 @pytest.mark.parametrize("name", ["answers.jsonl", "answers.npy"])
 @pytest.mark.parametrize("pattern", ["", "/*"])
-def test_an_output_in_the_input_directory_is_no_input(
-    tmp_path: Path, name: str, pattern: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HANDLERGEN_STATE_DIR", str(tmp_path / "state"))
+def test_an_output_in_the_input_directory_is_no_input(tmp_path: Path, name: str, pattern: str) -> None:
     sizes = tmp_path / "sizes.py"
     sizes.write_text("def preprocess(data):\n    return len(data)\n\ndef predict(inputs):\n    return inputs\n")
     scans = tmp_path / "scans"
@@ -114,7 +108,6 @@ def test_an_output_that_cannot_be_there_is_named(module: Path, tmp_path: Path, p
 
 
 def test_an_interrupted_conversion_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HANDLERGEN_STATE_DIR", str(tmp_path / "state"))
     (tmp_path / "echo.py").write_text("def predict(inputs):\n    return inputs\n")
     (tmp_path / "rows.jsonl").write_text("1\n2\n")
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,10 @@ import handlergen
 from handlergen.cli import cli
 from handlergen.errors import HandlergenError
 from handlergen.local.offline.journal import journal_path
+from handlergen.runtime.device.lock import DeviceLock, lock_directory
 from tests.unit.offline.conftest import lines, run, write_rows
+
+Write = Callable[[str], Path]
 
 
 @pytest.mark.parametrize(
@@ -31,11 +33,8 @@ def test_every_row_is_answered_in_order_and_a_bad_one_fails_alone(
     found = lines(tmp_path / "out.jsonl")
     assert [row["id"] for row in found] == list(range(50))
     assert found[3] == {"id": 3, "status": 200, "answer": {"y": 6.0}}
-    assert found[40] == {
-        "id": 40,
-        "status": 400,
-        "error": {"type": "ValueError", "message": "x must not be negative"},
-    }
+    error = {"type": "ValueError", "message": "x must not be negative"}
+    assert found[40] == {"id": 40, "status": 400, "error": error}
     assert (summary.rows, summary.failed, summary.resumed_rows) == (50, 1, 0)
     assert not journal_path(tmp_path / "out.jsonl").exists()
 
@@ -46,31 +45,29 @@ def test_unordered_rows_are_all_there_once(module: Path, tmp_path: Path) -> None
     assert sorted(row["id"] for row in lines(tmp_path / "out.jsonl")) == list(range(60))
 
 
-def test_a_postprocess_that_waits_waits_in_several_threads(tmp_path: Path) -> None:
-    (tmp_path / "asks.py").write_text(
-        textwrap.dedent(
-            """
-            import threading
-            import time
-            here, most = 0, 0
-            counting = threading.Lock()
+def test_a_postprocess_that_waits_waits_in_several_threads(write: Write) -> None:
+    module = write(
+        """
+        import threading
+        import time
+        here, most = 0, 0
+        counting = threading.Lock()
 
-            def predict(inputs):
-                return inputs
+        def predict(inputs):
+            return inputs
 
-            def postprocess(outputs):
-                global here, most
-                with counting:
-                    here += 1
-                    most = max(most, here)
-                time.sleep(0.005)
-                with counting:
-                    here -= 1
-                return [outputs, most]
-            """
-        )
+        def postprocess(outputs):
+            global here, most
+            with counting:
+                here += 1
+                most = max(most, here)
+            time.sleep(0.005)
+            with counting:
+                here -= 1
+            return [outputs, most]
+        """
     )
-    with handlergen.load(tmp_path / "asks.py") as model:
+    with handlergen.load(module) as model:
         values = [result.value for result in model.map(range(64), batch_size=8)]
     assert [value for value, _ in values] == list(range(64))
     assert values[7][1] == 1  # nothing is known of the first batch
@@ -96,100 +93,84 @@ def test_an_endless_input_is_read_no_further_than_needed(module: Path) -> None:
     assert not [child for child in psutil.Process().children() if "python" in child.name()]
 
 
-def test_what_cannot_cross_processes_is_prepared_here_and_said_so(tmp_path: Path) -> None:
-    (tmp_path / "closure.py").write_text(
-        "def preprocess(data):\n    return lambda: data + 1\n\ndef predict(inputs):\n    return inputs()\n"
-    )
+def test_what_cannot_cross_processes_is_prepared_here_and_said_so(tmp_path: Path, write: Write) -> None:
+    module = write("def preprocess(data):\n    return lambda: data + 1\n\ndef predict(inputs):\n    return inputs()\n")
     (tmp_path / "rows.jsonl").write_text("1\n2\n3\n")
     told: list[str] = []
-    run(
-        tmp_path / "closure.py",
-        tmp_path / "rows.jsonl",
-        tmp_path / "out.jsonl",
-        workers=2,
-        batch_size=1,
-        warn=told.append,
-    )
+    rows, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    run(module, rows, output, workers=2, batch_size=1, warn=told.append)
     assert [row["answer"] for row in lines(tmp_path / "out.jsonl")] == [2, 3, 4]
     assert len(told) == 1
     assert "cannot be sent to another process" in told[0]
 
 
-def test_metadata_files_and_input_data_cross_with_the_row(tmp_path: Path) -> None:
-    (tmp_path / "whole.py").write_text(
-        textwrap.dedent(
-            """
-            import os
+def test_metadata_files_and_input_data_cross_with_the_row(tmp_path: Path, write: Write) -> None:
+    module = write(
+        """
+        import os
 
-            def preprocess(data, request):
-                request.metadata["pid"] = os.getpid()
-                return data
+        def preprocess(data, request):
+            request.metadata["pid"] = os.getpid()
+            return data
 
-            async def predict(inputs):
-                return inputs
+        async def predict(inputs):
+            return inputs
 
-            async def postprocess(outputs, input_data, files, request):
-                return [outputs, input_data, len(files), request.metadata["pid"] != os.getpid(), request.id]
-            """
-        )
+        async def postprocess(outputs, input_data, files, request):
+            return [outputs, input_data, len(files), request.metadata["pid"] != os.getpid(), request.id]
+        """
     )
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n')
-    run(tmp_path / "whole.py", tmp_path / "rows.jsonl", tmp_path / "out.jsonl", workers=1)
+    run(module, tmp_path / "rows.jsonl", tmp_path / "out.jsonl", workers=1)
     assert lines(tmp_path / "out.jsonl")[0]["answer"] == [{"a": 1}, {"a": 1}, 0, True, "0"]
 
 
-def test_async_preprocess_runs_side_by_side(tmp_path: Path) -> None:
-    (tmp_path / "meet.py").write_text(
-        textwrap.dedent(
-            """
-            import asyncio
-            here = []
+def test_async_preprocess_runs_side_by_side(tmp_path: Path, write: Write) -> None:
+    module = write(
+        """
+        import asyncio
+        here = []
 
-            async def preprocess(data):
-                here.append(data)
-                while len(here) < 4:
-                    await asyncio.sleep(0.001)
-                return data
+        async def preprocess(data):
+            here.append(data)
+            while len(here) < 4:
+                await asyncio.sleep(0.001)
+            return data
 
-            def predict(inputs):
-                return inputs
-            """
-        )
+        def predict(inputs):
+            return inputs
+        """
     )
     (tmp_path / "rows.jsonl").write_text("0\n1\n2\n3\n")
-    run(tmp_path / "meet.py", tmp_path / "rows.jsonl", tmp_path / "out.jsonl", workers=1, batch_size=4)
+    run(module, tmp_path / "rows.jsonl", tmp_path / "out.jsonl", workers=1, batch_size=4)
     assert [row["answer"] for row in lines(tmp_path / "out.jsonl")] == [0, 1, 2, 3]
 
 
-def test_batches_are_collated_and_only_the_culprit_fails(tmp_path: Path) -> None:
-    (tmp_path / "together.py").write_text(
-        textwrap.dedent(
-            """
-            import torch
-            sizes = []
+def test_batches_are_collated_and_only_the_culprit_fails(tmp_path: Path, write: Write) -> None:
+    module = write(
+        """
+        import torch
+        sizes = []
 
-            def preprocess(data):
-                return torch.tensor([float(data)])
+        def preprocess(data):
+            return torch.tensor([float(data)])
 
-            def predict(inputs):
-                if (inputs == 5).any():
-                    raise RuntimeError("five")
-                sizes.append(len(inputs))
-                return inputs + len(inputs)
-            """
-        )
+        def predict(inputs):
+            if (inputs == 5).any():
+                raise RuntimeError("five")
+            sizes.append(len(inputs))
+            return inputs + len(inputs)
+        """
     )
     (tmp_path / "rows.jsonl").write_text("".join(f"{number}\n" for number in range(8)))
-    with handlergen.load(tmp_path / "together.py", batch="collate") as model:
+    with handlergen.load(module, batch="collate") as model:
         found = [(result.status, result.value) for result in model.map(range(8), batch_size=4)]
     assert [status for status, _ in found] == [200, 200, 200, 200, 200, 500, 200, 200]
     assert [value for status, value in found[:4]] == [[4.0], [5.0], [6.0], [7.0]]
     assert found[4][1] == [5.0]  # predicted again, alone
 
 
-def test_map_takes_turns_on_the_device(module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from handlergen.runtime.device.lock import DeviceLock, lock_directory
-
+def test_map_takes_turns_on_the_device(module: Path) -> None:
     lock = DeviceLock("cpu", lock_directory())
     got: list[Any] = []
     with handlergen.load(module, lock_timeout_s=0.05) as model:
@@ -201,49 +182,6 @@ def test_map_takes_turns_on_the_device(module: Path, tmp_path: Path, monkeypatch
         lock.release()
         thread.join()
     assert [result.status for result in got] == [200]
-
-
-CROSSING = """
-import numpy
-import torch
-
-VALUES = [
-    torch.arange(12, dtype=torch.float32).reshape(3, 4),
-    torch.arange(12).reshape(3, 4).t(),
-    torch.zeros(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
-    torch.tensor(3.5, dtype=torch.bfloat16),
-    torch.tensor([True, False]),
-    torch.empty(0, 3),
-    torch.ones(1).expand(5),
-    torch.arange(10)[::2],
-    torch.rand(8, 6)[1::3, ::2],
-    torch.rand(4, 1, 3).expand(4, 5, 3)[:, 1:],
-    torch.arange(10).unfold(0, 4, 1),
-    torch.rand(200, 200),
-    torch.rand(2000, 500).t(),
-]
-
-def preprocess(data):
-    value = VALUES[data]
-    small, large = numpy.arange(data, dtype="float64"), numpy.arange(data * 10_000)
-    return data, value, {"same": value}, small, large, bytes(data)
-
-def predict(inputs):
-    number, value, same, small, large, text = inputs
-    sent = VALUES[number]
-    alike = torch.equal(value, sent) and value.dtype == sent.dtype and value.stride() == sent.stride()
-    numbers = (small == numpy.arange(number)).all() and (large == numpy.arange(number * 10_000)).all()
-    value.clone().zero_()
-    large += 1  # a hook may change its input in place
-    return bool(alike and same["same"] is value and numbers and text == bytes(number))
-"""
-
-
-def test_values_arrive_from_a_preparing_process_as_they_are(tmp_path: Path) -> None:
-    (tmp_path / "crossing.py").write_text(CROSSING)
-    with handlergen.load(tmp_path / "crossing.py") as model:
-        found = [result.value for result in model.map(range(13), batch_size=3, workers=2)]
-    assert found == [True] * 13
 
 
 KEEPING = """
@@ -263,57 +201,52 @@ def postprocess(outputs):
 """
 
 
-def test_inputs_that_a_module_keeps_are_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HANDLERGEN_STATE_DIR", str(tmp_path / "state"))
-    (tmp_path / "keeping.py").write_text(KEEPING)
-    with handlergen.load(tmp_path / "keeping.py") as model:
+def test_inputs_that_a_module_keeps_are_not_overwritten(write: Write) -> None:
+    module = write(KEEPING)
+    with handlergen.load(module) as model:
         found = [result.value for result in model.map(range(1, 161), batch_size=8, workers=2)]
     assert found == [sum(range(1, number + 1)) for number in range(1, 161)]
 
 
-def test_what_fails_in_a_fork_only_is_prepared_here_and_said_so(tmp_path: Path) -> None:
-    (tmp_path / "on_gpu.py").write_text(
-        textwrap.dedent(
-            """
-            import os
-            loaded_in = os.getpid()
+def test_what_fails_in_a_fork_only_is_prepared_here_and_said_so(tmp_path: Path, write: Write) -> None:
+    module = write(
+        """
+        import os
+        loaded_in = os.getpid()
 
-            def preprocess(data):
-                if os.getpid() != loaded_in:
-                    raise RuntimeError("Cannot re-initialize CUDA in forked subprocess. Use 'spawn'")
-                return data
+        def preprocess(data):
+            if os.getpid() != loaded_in:
+                raise RuntimeError("Cannot re-initialize CUDA in forked subprocess. Use 'spawn'")
+            return data
 
-            def predict(inputs):
-                return inputs
-            """
-        )
+        def predict(inputs):
+            return inputs
+        """
     )
     (tmp_path / "rows.jsonl").write_text("".join(f"{number}\n" for number in range(20)))
     told: list[str] = []
     rows = tmp_path / "rows.jsonl"
-    run(tmp_path / "on_gpu.py", rows, tmp_path / "out.jsonl", workers=2, batch_size=4, warn=told.append)
+    run(module, rows, tmp_path / "out.jsonl", workers=2, batch_size=4, warn=told.append)
     assert [row.get("answer") for row in lines(tmp_path / "out.jsonl")] == list(range(20))
     assert len(told) == 1
     assert "preprocess uses the GPU" in told[0]
 
 
-def test_preparing_processes_draw_different_random_numbers(tmp_path: Path) -> None:
-    (tmp_path / "random_crop.py").write_text(
-        textwrap.dedent(
-            """
-            import random
-            import numpy
-            import torch
+def test_preparing_processes_draw_different_random_numbers(write: Write) -> None:
+    module = write(
+        """
+        import random
+        import numpy
+        import torch
 
-            def preprocess(data):
-                return [random.random(), float(numpy.random.rand()), float(torch.rand(1))]
+        def preprocess(data):
+            return [random.random(), float(numpy.random.rand()), float(torch.rand(1))]
 
-            def predict(inputs):
-                return inputs
-            """
-        )
+        def predict(inputs):
+            return inputs
+        """
     )
-    with handlergen.load(tmp_path / "random_crop.py") as model:
+    with handlergen.load(module) as model:
         drawn = [result.value for result in model.map(range(32), batch_size=8, workers=2)]
     for numbers in zip(*drawn, strict=True):
         assert len(set(numbers)) == 32
