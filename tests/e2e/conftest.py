@@ -41,9 +41,10 @@ from handlergen.errors import RequestFailed
 from handlergen.performance.recordings import Span, read_spans
 from handlergen.server.configuration import write_configuration
 from handlergen.server.launching import marked
-from handlergen.server.lifecycle import RunningServer, serve
+from handlergen.server.lifecycle import RunningServer, serve, stop
 from handlergen.server.ports import free_port_settings
 from handlergen.server.properties import ServerSettings, server_settings
+from tests.commands import processes_of
 
 ECHO = '''
 import json
@@ -244,6 +245,28 @@ def _register(server: Server, archive: Path) -> None:
 def ports() -> Callable[[], dict[str, int]]:
     """`ports()` -> five free ports as arguments for `server_settings`."""
     return free_port_settings
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """`project(*archives)` -> config.properties in a new directory with these in its model store.
+
+    Whatever a test has left running in it is ended.
+    """
+    config = tmp_path / "project" / "config.properties"
+
+    def make(*archives: Path) -> Path:
+        (config.parent / "model-store").mkdir(parents=True)
+        for archive in archives:
+            shutil.copy(archive, config.parent / "model-store")
+        settings: dict[str, Any] = free_port_settings()
+        write_configuration(config, server_settings(**settings))
+        return config
+
+    yield make
+    stop(config)
+    for process in processes_of(config):
+        process.kill()
 
 
 @pytest.fixture

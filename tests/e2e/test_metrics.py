@@ -9,15 +9,14 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from handlergen.archives.build import archive
 from handlergen.runtime.telemetry.stages import STAGE_NAMES
+from tests.archives import make_archive
 
 pytestmark = pytest.mark.e2e
 
@@ -66,8 +65,8 @@ class Metrics:
     """What /metrics says at one moment: name and labels (but `Hostname`) of every sample."""
 
     def __init__(self, server: Any) -> None:
-        address = f"{server.settings.metrics_address}/metrics"
-        text = httpx.get(address, trust_env=False).text
+        # Without a token, unlike all else: docs/metrics.md says so.
+        text = httpx.get(f"{server.settings.metrics_address}/metrics", trust_env=False).text
         self.types: dict[str, str] = {}
         self.samples: dict[tuple[str, Labels], float] = {}
         for family in text_string_to_metric_families(text):
@@ -100,19 +99,10 @@ class Metrics:
 @pytest.fixture(scope="module")
 def server(shared: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
     home = tmp_path_factory.mktemp("metrics")
-    mars = []
-    for name, settings in MODELS.items():
-        (home / f"{name}.py").write_text(SOURCE)
-        mars.append(archive(home / f"{name}.py", model_store=home / "store", **settings).path)
-    (home / "gathered.py").write_text(BATCHED)
-    batched: dict[str, Any] = {
-        "workers_per_device": 1,
-        "batch": "collate",
-        "batch_size": 4,
-        "max_batch_delay_ms": 3000,
-    }
-    mars.append(archive(home / "gathered.py", model_store=home / "store", **batched).path)
-    return shared(*mars)
+    return shared(
+        *[make_archive(home, name, SOURCE, **settings) for name, settings in MODELS.items()],
+        make_archive(home, "gathered", BATCHED, batch="collate", batch_size=4, max_batch_delay_ms=3000),
+    )
 
 
 def post(server: Any, path: str, body: Any) -> httpx.Response:
@@ -176,11 +166,6 @@ def test_histograms_are_as_prometheus_wants_them(server: Any) -> None:
         assert values == sorted(values)
         assert values[-1] == buckets["+Inf"] == found("handlergen_stage_seconds_count", **labels) > 0
     assert {dict(labels)["device"] for name, labels in found.samples if name.startswith("handlergen_")} == {"cpu"}
-
-
-def test_reading_them_needs_no_token(server: Any) -> None:
-    """Unlike all else: docs/metrics.md says so."""
-    assert httpx.get(f"{server.settings.metrics_address}/metrics", trust_env=False).status_code == 200
 
 
 def test_a_batch_is_one_predict(server: Any) -> None:
@@ -268,21 +253,3 @@ def test_metrics_leave_no_line_in_the_log(server: Any) -> None:
     text = server.log_text()
     assert "predictor process" in text
     assert not [line for line in text.splitlines() if "METRICS" in line or "handlergen_stage" in line]
-
-
-def test_a_server_with_metrics_of_its_own_hears_nothing(torchserve: Callable[..., Any], tmp_path: Path) -> None:
-    """It would log every line and drop it: model_metrics_auto_detect is off."""
-    (tmp_path / "plain.py").write_text("def predict(inputs):\n    return inputs\n")
-    mar = archive(tmp_path / "plain.py", model_store=tmp_path / "store").path
-    home = tmp_path / "server"
-    home.mkdir()
-    own = (
-        "dimensions: []\n"
-        "ts_metrics: {}\n"
-        "model_metrics: {gauge: [{name: HandlerTime, unit: ms, dimensions: [ModelName, Level]}]}\n"
-    )
-    (home / "metrics.yaml").write_text(own)
-    server = torchserve(mar, directory=home, other=(("model_metrics_auto_detect", "true"),))
-    assert server.client.predict("plain", 1).json() == 1
-    time.sleep(2)
-    assert not [name for name in Metrics(server).types if name.startswith("handlergen_")]

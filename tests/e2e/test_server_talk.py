@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import json
-import os
 import threading
 import time
 from pathlib import Path
@@ -152,32 +151,6 @@ def test_requests_leave_no_line_but_prints_do(server):
     assert "echo is loading" in server.log_text()
 
 
-NVIDIA_SMI = """#!/bin/sh
-case "$*" in
-*query-gpu=index*) echo index; echo 0; echo 1 ;;
-*) echo "utilization.gpu [%], utilization.memory [%], memory.used [MiB]"; echo "0 %, 0 %, 400 MiB" ;;
-esac
-"""
-
-
-def test_on_a_gpu_host_the_system_metrics_work_without_nvgpu(torchserve, make_mar, tmp_path: Path):
-    """Two GPUs as far as TorchServe can tell: an nvidia-smi that says so comes first on the PATH."""
-    (tmp_path / "nvidia-smi").write_text(NVIDIA_SMI)
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    server = torchserve(
-        make_mar("echo", workers=2),
-        environ={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
-        other=(("metric_time_interval", "1"),),
-    )
-    assert server.client.describe("echo").placement == {"gpu:0": 1, "gpu:1": 1}
-    deadline = time.monotonic() + 60
-    while not all(w.memory for w in server.client.describe("echo").workers) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert all(worker.memory > 10 * 2**20 for worker in server.client.describe("echo").workers)
-    assert "Traceback" not in server.log_text()
-    assert "nvgpu" not in server.log_text()
-
-
 def test_no_model_is_downloaded_even_with_the_model_api_on(server, echo_mar, tmp_path: Path):
     asked: list[str] = []
 
@@ -217,18 +190,6 @@ def test_no_model_is_downloaded_even_with_the_model_api_on(server, echo_mar, tmp
     assert server.client.predict("late", 1).json() == {"body": 1}
     server.client.unregister("late")
     assert server.client.models() == MODELS
-
-
-def test_tokens_are_renewed_when_they_expire(torchserve, echo_mar):
-    server = torchserve(echo_mar, token_expiration_min=0.05)
-    first = json.loads((server.directory / "key_file.json").read_text())
-    time.sleep(3.5)
-    assert server.client.predict("echo", 1).json() == {"body": 1}
-    assert server.client.models() == ["echo"]
-    time.sleep(3.5)
-    assert server.client.predict_grpc("echo", 1).json() == {"data": "1"}
-    last = json.loads((server.directory / "key_file.json").read_text())
-    assert first["inference"]["key"] != last["inference"]["key"]
 
 
 def test_nobody_there(ports):
