@@ -37,7 +37,6 @@ DOUBLE = """
 import torch
 
 def load(context):
-    print("double is loading")
     return torch.nn.Linear(1, 1)
 
 def preprocess(data):
@@ -94,6 +93,7 @@ COUNT = """
 import torch
 
 def load(context):
+    print("count is loading")
     return torch.arange(3)
 
 def predict(inputs, model):
@@ -106,7 +106,7 @@ SETTINGS = {
     "double": {"workers_per_device": 2},
     "kinds": {"workers_per_device": 2},
     "batches": {"workers_per_device": 1, "batch_size": 4, "max_batch_delay_ms": 1000},
-    "count": {"workers_per_device": 1},
+    "count": {"workers_per_device": 1, "predictor": "worker"},
 }
 
 
@@ -219,9 +219,9 @@ def test_an_environment_with_torchserve_torch_and_pyyaml_alone(environment: Envi
         assert {model["name"] for model in json.loads(handlergen("status", "--json"))["models"]} == set(MODELS)
         # Our log configuration is in force: what models print is there, and no line per request.
         console, logs = (alone.directory / "torchserve.out").read_text(), alone.directory / "logs"
-        assert "double is loading" in console
-        assert "double is loading" in (logs / "model_log.log").read_text()
-        assert "/predictions/double" not in console + (logs / "access_log.log").read_text()
+        assert "count is loading" in console
+        assert "count is loading" in (logs / "model_log.log").read_text()
+        assert "/predictions/count" not in console + (logs / "access_log.log").read_text()
         assert "no server started by `handlergen serve`" in handlergen("stop")
         assert client.predict("double", [1]).json() == [2]
 

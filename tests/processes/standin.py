@@ -71,6 +71,7 @@ def serve(orders: Connection, model: Path, address: str, environ: Mapping[str, s
     """Fork a worker off for each log file that `orders` names, until nobody can send one any more."""
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     os.environ.update(environ)
+    os.chdir(model.parent)  # where its logs are
     torch.set_num_threads(1)
     while True:
         try:
