@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from handlergen.runtime.telemetry.stages import STAGE_NAMES
 from tests.archives import make_archive
+from tests.histories import until
 
 pytestmark = pytest.mark.e2e
 
@@ -115,12 +116,13 @@ def post(server: Any, path: str, body: Any) -> httpx.Response:
     )
 
 
-def when(server: Any, holds: Callable[[Metrics], bool], *, within_s: float = 30.0) -> Metrics:
-    """The metrics, once that is so; as they are in the end, when it never is."""
-    deadline = time.monotonic() + within_s
-    while not holds(found := Metrics(server)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return found
+def when(server: Any, holds: Callable[[Metrics], bool]) -> Metrics:
+    """The metrics, once that is so."""
+
+    def found() -> Metrics | None:
+        return now if holds(now := Metrics(server)) else None
+
+    return until(found)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -234,18 +236,18 @@ def test_memory_is_that_of_a_process_with_torch(server: Any) -> None:
 def test_copies_are_counted_through_scaling_and_kills(server: Any) -> None:
     copies = "handlergen_model_copies"
 
-    def become(number: int) -> bool:
-        return when(server, lambda now: now(copies, model="copies") == number)(copies, model="copies") == number
+    def become(number: int) -> None:
+        when(server, lambda now: now(copies, model="copies") == number)
 
     found = Metrics(server).by("model", copies)
     expected = {"copies": 4, "process": 1, "relayed": 1, "gathered": 1}
     assert {name: found.get(name) for name in server.models} == expected
     server.client.scale("copies", 2)
-    assert become(2)
+    become(2)
     server.client.scale("process", 1)
     os.kill(server.worker_pids("copies")[0], signal.SIGKILL)
-    assert become(1)
-    assert become(2)  # TorchServe starts another one
+    become(1)
+    become(2)  # TorchServe starts another one
     assert Metrics(server)(copies, model="process") == 1
 
 

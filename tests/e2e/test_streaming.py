@@ -107,10 +107,6 @@ def calls(client: Any, over: str) -> Callable[..., Iterable[bytes]]:
     return found
 
 
-def collect(call: Callable[..., Iterable[bytes]], model: str, question: dict[str, Any]) -> list[bytes]:
-    return list(call(model, question))
-
-
 @pytest.mark.parametrize("over", ["rest", "grpc"])
 @pytest.mark.parametrize("model", ["words", "words8"])
 def test_chunks_arrive_while_the_rest_is_made(server: Any, tmp_path: Path, model: str, over: str) -> None:
@@ -127,7 +123,7 @@ def test_chunks_arrive_while_the_rest_is_made(server: Any, tmp_path: Path, model
 @pytest.mark.parametrize("over", ["rest", "grpc"])
 @pytest.mark.parametrize("model", ["squares", "squares8"])
 def test_an_async_generator_from_an_async_generator(server: Any, model: str, over: str) -> None:
-    chunks = collect(calls(server.client, over), model, {"n": 5})
+    chunks = calls(server.client, over)(model, {"n": 5})
     assert [json.loads(chunk) for chunk in chunks] == [{"square": n * n} for n in range(5)]
 
 
@@ -194,7 +190,7 @@ def test_streams_at_once_each_get_their_own_chunks(server: Any, model: str) -> N
         (over, {"words": words, "pause": 0.02}) for over in ("rest", "grpc") for words in (1, 3, 5)
     ]
     with ThreadPoolExecutor(8) as pool:
-        streams = [pool.submit(collect, calls(client, over), model, question) for over, question in kinds]
+        streams = [pool.submit(list, calls(client, over)(model, question)) for over, question in kinds]
         wholes = [
             pool.submit(client.predict, model, {"words": 2, "pause": 0.02}, headers={"Accept": "application/json"})
             for _ in range(2)
@@ -223,7 +219,7 @@ def test_the_device_is_held_for_the_life_of_the_generator(server: Any) -> None:
     client = server.client
     began = time.monotonic_ns()
     with ThreadPoolExecutor(4) as pool:
-        streams = [pool.submit(collect, client.stream, "words", {"pause": 0.1}) for _ in range(2)]
+        streams = [pool.submit(lambda: list(client.stream("words", {"pause": 0.1}))) for _ in range(2)]
         time.sleep(0.15)
         others = [pool.submit(client.predict, "whole", {"x": x}) for x in range(2)]
         assert [len(stream.result(60)) for stream in streams] == [6, 6]
