@@ -242,12 +242,6 @@ def _register(server: Server, archive: Path) -> None:
 
 
 @pytest.fixture
-def ports() -> Callable[[], dict[str, int]]:
-    """`ports()` -> five free ports as arguments for `server_settings`."""
-    return free_port_settings
-
-
-@pytest.fixture
 def project(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     """`project(*archives)` -> config.properties in a new directory with these in its model store.
 

@@ -19,6 +19,7 @@ import pytest
 from handlergen.errors import ModuleFailed, ServerError
 from handlergen.server.configuration import write_configuration
 from handlergen.server.lifecycle import running_server, serve, stop
+from handlergen.server.ports import free_port_settings
 from handlergen.server.properties import server_settings
 from tests.archives import make_archive
 from tests.commands import HANDLERGEN, handlergen, processes_of
@@ -186,9 +187,9 @@ def test_a_port_in_use_names_its_holder(project, echo_mar):
     assert f"port {port} (management) is in use by pid {os.getpid()}" in caught.value.message
 
 
-def test_two_configurations_in_one_directory_would_share_their_tokens(shared, ports):
+def test_two_configurations_in_one_directory_would_share_their_tokens(shared):
     server = shared()
-    other: dict[str, Any] = dict(ports())
+    other: dict[str, Any] = free_port_settings()
     write_configuration(server.directory / "other.properties", server_settings(**other))
     with pytest.raises(ServerError, match="keeps its tokens in the same directory"):
         serve(server.directory / "other.properties")
