@@ -213,7 +213,7 @@ def test_a_lock_timeout_is_counted(server: Any, model: str) -> None:
     before = Metrics(server)
     long: list[int] = []
     first = threading.Thread(
-        target=lambda: long.append(post(server, f"/predictions/{model}", {"sleep": 5}).status_code)
+        target=lambda: long.append(post(server, f"/predictions/{model}", {"sleep": 3}).status_code)
     )
     first.start()
     time.sleep(1)  # it has the device
