@@ -125,14 +125,6 @@ def test_an_async_generator_from_an_async_generator(server: Any, over: str) -> N
     assert [json.loads(chunk) for chunk in chunks] == [{"square": n * n} for n in range(5)]
 
 
-@pytest.mark.parametrize("model", ["words", "words8"])
-def test_one_value_for_a_client_that_wants_json(server: Any, model: str) -> None:
-    client = server.client
-    answer = client.predict(model, {"words": 2}, headers={"Accept": "application/json"})
-    assert (answer.content_type, answer.json()) == ("application/json", "one two ")
-    assert client.predict_grpc(model, {"words": 2}).json() == "one two "
-
-
 def test_the_content_type_is_that_of_the_first_chunk(server: Any) -> None:
     client = server.client
     assert client.predict("words", {"words": 1}).content_type.startswith("text/plain")
@@ -140,6 +132,8 @@ def test_the_content_type_is_that_of_the_first_chunk(server: Any) -> None:
     events = client.predict("words", {"words": 1}, headers={"Accept": "text/event-stream"})
     assert events.content_type == "text/event-stream"
     assert client.predict("words", {"words": 0}).body == b""
+    whole = client.predict("words", {"words": 2}, headers={"Accept": "application/json"})
+    assert (whole.content_type, whole.json()) == ("application/json", "one two ")
 
 
 def test_a_failure_midway_breaks_the_stream_off_and_the_next_works(server: Any) -> None:

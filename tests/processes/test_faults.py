@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -170,26 +169,3 @@ def test_a_worker_that_dies_while_its_request_waits_is_skipped(crew: Crews) -> N
     workers[1].kill()
     assert [blocker.result(20)[0], behind.result(20)[0]] == [200, 200]
     assert [span[1] for span in found.history()] == [1, 3]
-
-
-def test_every_fault_under_load_every_request_answered_once(crew: Crews) -> None:
-    found = crew(MODULE, predict_timeout_s=1.0)
-    workers = found.ready(6)
-    faults = [None, "exit", None, "memory", "error", None, "kill", None]
-
-    def client(index: int) -> list[tuple[int, int, Any]]:
-        got = []
-        for turn in range(8):
-            n = index * 100 + turn
-            fault = faults[(index + turn) % len(faults)] if turn == 4 or index == 0 else None
-            status, body = workers[index].ask({"n": n, "predict": fault})
-            got.append((n, status, body))
-        return got
-
-    with ThreadPoolExecutor(6) as pool:
-        answers = [each for part in pool.map(client, range(6)) for each in part]
-    assert len(answers) == 48
-    assert all(status in (200, 500, 503, 507) for _, status, _ in answers)
-    assert all(body["n"] == n for n, status, body in answers if status == 200)
-    assert sum(status == 200 for _, status, _ in answers) >= 24
-    assert not found.overlapping()

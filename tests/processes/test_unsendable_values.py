@@ -80,7 +80,7 @@ def test_the_request_is_answered_rightly_and_so_are_those_after_it(crew: Crews, 
 
 def test_the_others_of_its_batch_are_answered_once_and_instances_of_one_request_too(crew: Crews) -> None:
     found = crew(MODULE)
-    worker, other = found.ready(2)
+    worker, other = found.worker(), found.worker()
     values: list[Any] = [{"n": n} for n in range(6)]
     values[2]["inputs"] = "unpicklable"
     answers = [json.loads(body) for _, _, body in worker.batch(values)]
