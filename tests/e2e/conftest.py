@@ -291,12 +291,7 @@ def make_mar(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         **model_config: Any,
     ) -> Path:
         path = tmp_path_factory.mktemp("mar") / f"{name}.mar"
-        model = {
-            "modelName": name,
-            "handler": "handler.py",
-            "modelVersion": "1.0",
-            "configFile": "model.yaml",
-        }
+        model = {"modelName": name, "handler": "handler.py", "modelVersion": "1.0", "configFile": "model.yaml"}
         if requirements is not None:
             model["requirementsFile"] = "requirements.txt"
         config = {

@@ -186,10 +186,7 @@ def test_the_wheel_holds_the_package_and_the_templates(tmp_path: Path) -> None:
     expected = {name.replace("templates/", "handlergen/_templates/", 1) for name in tracked}
     held = set(zipfile.ZipFile(wheel).namelist())
     assert expected <= held
-    assert {name.split("/")[0] for name in held} == {
-        "handlergen",
-        wheel.name.rsplit("-", 3)[0] + ".dist-info",
-    }
+    assert {name.split("/")[0] for name in held} == {"handlergen", wheel.name.rsplit("-", 3)[0] + ".dist-info"}
 
 
 @pytest.mark.e2e

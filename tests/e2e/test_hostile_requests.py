@@ -146,13 +146,7 @@ def send_grpc(server: Any, model: str, request: tuple[bool, dict[str, bytes]]) -
     grpc=st.lists(GRPC, max_size=2),
     number=st.integers(0, 9999),
 )
-def test_nobody_notices(
-    server: Any,
-    model: str,
-    rest: list[Any],
-    grpc: list[Any],
-    number: int,
-) -> None:
+def test_nobody_notices(server: Any, model: str, rest: list[Any], grpc: list[Any], number: int) -> None:
     pids = [server.worker_pids(name) for name in MODELS] if number % 10 == 0 else None
     with ThreadPoolExecutor(6) as pool:
         bad = [pool.submit(send_rest, server, model, each) for each in rest]

@@ -17,18 +17,7 @@ import pytest
 
 from handlergen.cli import main
 from tests.archives import make_archive
-from tests.histories import (
-    SOURCE,
-    Load,
-    lost,
-    overlapping,
-    predicted,
-    predictors,
-    recovery_s,
-    statuses,
-    until,
-    wrong,
-)
+from tests.histories import SOURCE, Load, lost, overlapping, predicted, predictors, recovery_s, statuses, until, wrong
 
 pytestmark = pytest.mark.e2e
 

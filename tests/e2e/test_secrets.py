@@ -160,12 +160,7 @@ def test_a_server_as_it_starts_is_closed_to_others(server: Any, place: Path) -> 
     ):
         refused = httpx.get(url, trust_env=False)
         assert (refused.status_code, refused.json()["type"]) == (400, "InvalidKeyException")
-    private = [
-        server.directory / ".handlergen",
-        Path(server.running.state.temp_dir),
-        place / "state",
-        place / "spans",
-    ]
+    private = [server.directory / ".handlergen", Path(server.running.state.temp_dir), place / "state", place / "spans"]
     for directory in private:
         assert directory.stat().st_mode & 0o777 == 0o700, directory
 
@@ -178,11 +173,7 @@ def test_a_secret_that_is_not_set_is_named(tmp_path: Path) -> None:
         "except handlergen.HandlergenError as error:\n    print(error)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"OTHER_KEY": SECRET},
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env={"OTHER_KEY": SECRET}
     )
     assert "secret not set: API_KEY" in done.stdout, done.stderr
     assert SECRET not in done.stdout + done.stderr

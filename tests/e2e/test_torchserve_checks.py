@@ -52,8 +52,7 @@ def explain(inputs, data):
 '''
 
 SCORES = DIGITS.replace(
-    "return int(outputs.argmax())",
-    "return {str(digit): float(p) for digit, p in enumerate(outputs.softmax(0))}",
+    "return int(outputs.argmax())", "return {str(digit): float(p) for digit, p in enumerate(outputs.softmax(0))}"
 )
 
 PICTURE = bytes([0, 1, 9, 3, 0, 0, 0, 0, 0, 0])

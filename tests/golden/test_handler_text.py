@@ -107,9 +107,7 @@ def test_golden_handlers_pass_ruff() -> None:
 def test_golden_handlers_pass_mypy_strict(tmp_path: Path) -> None:
     # ts has no types, hence the two exceptions; the runtime is the real one, under the name it travels by.
     shutil.copytree(
-        Path(runtime.__file__).parent,
-        tmp_path / "handlergen_runtime",
-        ignore=shutil.ignore_patterns("__pycache__"),
+        Path(runtime.__file__).parent, tmp_path / "handlergen_runtime", ignore=shutil.ignore_patterns("__pycache__")
     )
     for case in CASES:
         shutil.copyfile(HANDLERS / f"{case}.py", tmp_path / f"{case}.py")

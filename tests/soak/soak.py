@@ -133,10 +133,7 @@ class Soak:
                 moment = time.monotonic()
                 try:
                     moment = inject() or time.monotonic()
-                except (
-                    HandlergenError,
-                    AssertionError,
-                ) as error:  # in the middle of the last fault
+                except (HandlergenError, AssertionError) as error:  # in the middle of the last fault
                     print(f"{kind}: {error}", flush=True)
                 deadline = time.monotonic() + 30
                 while (taken := recovery_s(load.asked[-2000:], moment)) > 1e6 and time.monotonic() < deadline:
