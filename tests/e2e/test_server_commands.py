@@ -97,23 +97,6 @@ def test_error_answers_go_to_stderr_with_status_6(run: Run):
     assert report["status"] == 422
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ((), "exactly one of --data, --file and --field"),
-        (("--data", "1", "--field", "a=1"), "exactly one of"),
-        (("--field", "a"), "NAME=VALUE or NAME=@PATH"),
-        (("--field", "a=@/no/such/file"), "there is no file /no/such/file"),
-        (("--data", "1", "--header", "x"), "NAME:VALUE"),
-        (("--data", "1", "--grpc", "--header", "a:b"), "have no effect over gRPC"),
-    ],
-)
-def test_requests_that_make_no_sense_are_refused(run: Run, arguments: tuple[str, ...], said: str):
-    done = run("invoke", "echo", *arguments)
-    assert done.returncode in (1, 2)
-    assert said in done.stderr
-
-
 @pytest.mark.parametrize("way", [(), ("--grpc",)])
 def test_a_request_that_cannot_be_answered_says_what_can_be_done(run: Run, directory: Path, way: tuple[str, ...]):
     def told(*arguments: str) -> str:
