@@ -16,7 +16,8 @@ demo: $(STAMP) ## train, archive, serve, predict, scale and stop, on this machin
 	@exec $(BIN)/python examples/demo.py
 
 test: lint ## everything that CI runs (ARGS="-k scale" is passed to pytest)
-	@exec $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	@# In pytest's order: tests/e2e, whose files take longest, first. xdist would begin with the files of most tests.
+	@exec $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak: $(STAMP) ## half an hour of random faults under load (ARGS="--minutes 5"), then 200 clients for 5 minutes
 	@$(BIN)/python tests/soak/soak.py $(ARGS)

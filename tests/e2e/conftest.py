@@ -41,9 +41,10 @@ from handlergen.errors import RequestFailed
 from handlergen.performance.recordings import Span, read_spans
 from handlergen.server.configuration import write_configuration
 from handlergen.server.launching import marked
-from handlergen.server.lifecycle import RunningServer, serve
+from handlergen.server.lifecycle import RunningServer, serve, stop
 from handlergen.server.ports import free_port_settings
 from handlergen.server.properties import ServerSettings, server_settings
+from tests.commands import processes_of
 
 ECHO = '''
 import json
@@ -241,9 +242,25 @@ def _register(server: Server, archive: Path) -> None:
 
 
 @pytest.fixture
-def ports() -> Callable[[], dict[str, int]]:
-    """`ports()` -> five free ports as arguments for `server_settings`."""
-    return free_port_settings
+def project(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """`project(*archives)` -> config.properties in a new directory with these in its model store.
+
+    Whatever a test has left running in it is ended.
+    """
+    config = tmp_path / "project" / "config.properties"
+
+    def make(*archives: Path) -> Path:
+        (config.parent / "model-store").mkdir(parents=True)
+        for archive in archives:
+            shutil.copy(archive, config.parent / "model-store")
+        settings: dict[str, Any] = free_port_settings()
+        write_configuration(config, server_settings(**settings))
+        return config
+
+    yield make
+    stop(config)
+    for process in processes_of(config):
+        process.kill()
 
 
 @pytest.fixture
@@ -274,12 +291,7 @@ def make_mar(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         **model_config: Any,
     ) -> Path:
         path = tmp_path_factory.mktemp("mar") / f"{name}.mar"
-        model = {
-            "modelName": name,
-            "handler": "handler.py",
-            "modelVersion": "1.0",
-            "configFile": "model.yaml",
-        }
+        model = {"modelName": name, "handler": "handler.py", "modelVersion": "1.0", "configFile": "model.yaml"}
         if requirements is not None:
             model["requirementsFile"] = "requirements.txt"
         config = {

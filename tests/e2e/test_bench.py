@@ -6,23 +6,21 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from handlergen.archives.build import archive
 from handlergen.server.configuration import write_configuration
 from handlergen.server.lifecycle import RunningServer, running_server, stop
 from handlergen.server.ports import free_port_settings
 from handlergen.server.properties import server_settings
+from tests.archives import make_archive
+from tests.commands import handlergen
+from tests.histories import until
 
 pytestmark = pytest.mark.e2e
-
-HANDLERGEN = str(Path(sys.executable).parent / "handlergen")
 
 MODULE = """
 import time
@@ -59,27 +57,18 @@ def postprocess(outputs):
 
 
 def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [HANDLERGEN, *arguments],
-        cwd=directory,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env={name: value for name, value in os.environ.items() if name != "HANDLERGEN_TRACE_DIR"},
-    )
+    environ = {name: value for name, value in os.environ.items() if name != "HANDLERGEN_TRACE_DIR"}
+    return handlergen(*arguments, cwd=directory, timeout=240, env=environ)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory with a server that records spans, of the models `double`, `traced` and `relayed`."""
     directory = tmp_path_factory.mktemp("bench")
-    store = {"model_store": directory / "model-store", "devices": "cpu"}
-    for name in ("double", "traced"):
-        (directory / f"{name}.py").write_text(MODULE)
-        archive(directory / f"{name}.py", workers_per_device=2, **store)
-    (directory / "relayed.py").write_text(ONE_PROCESS)
-    archive(directory / "relayed.py", workers_per_device=1, predictor="process", stages="worker", **store)
+    make_archive(directory, "double", MODULE, workers_per_device=2, devices="cpu")
+    make_archive(directory, "traced", MODULE, workers_per_device=2, devices="cpu")
+    make_archive(directory, "relayed", ONE_PROCESS, predictor="process", stages="worker", devices="cpu")
+    (directory / "store").rename(directory / "model-store")
     write_configuration(directory / "config.properties", server_settings(**free_port_settings()))
     try:
         served = run(directory, "serve", "--trace", "spans", "--json")
@@ -205,9 +194,7 @@ def test_a_running_server_is_well(home: Path, running: RunningServer) -> None:
 def test_a_killed_server_is_told_of(home: Path, running: RunningServer) -> None:
     """The last test of the module: it kills the frontend."""
     os.kill(running.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 30
-    while running.running() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: not running.running())
     _, findings = doctor(home)
     told = [found for found in findings if f"(pid {running.pid})" in found["what"]]
     assert [found["fix"] for found in told] == ["handlergen stop"]

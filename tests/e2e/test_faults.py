@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
-from handlergen.performance.recordings import Span, of_stage, read_spans
+from handlergen.performance.recordings import of_stage, read_spans
 from handlergen.performance.recordings import overlapping as spans_overlapping
 from handlergen.server.ports import free_port_settings
 from tests.archives import make_archive
@@ -96,34 +96,29 @@ class Site:
 @pytest.fixture(scope="module")
 def site(torchserve_module: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     home = tmp_path_factory.mktemp("faults")
-    shared: dict[str, Any] = {
-        "config": {"history": str(home / "history")},
-        "lock_timeout_s": LOCK_TIMEOUT_S,
-        "response_timeout_s": RESPONSE_TIMEOUT_S,
-        "queue_size": 24,
-    }
-    process: dict[str, Any] = {"stages": "worker", "predict_timeout_s": PREDICT_TIMEOUT_S}
-    mars = [
-        make_archive(home, "worker", SOURCE, predictor="worker", workers_per_device=3, **shared),
-        make_archive(home, "process", SOURCE, predictor="process", workers_per_device=2, **process, **shared),
-    ]
-    second = home / "second"
-    make_archive(second, "worker", SOURCE, predictor="worker", version="2.0", workers_per_device=3, **shared)
-    make_archive(
-        second,
-        "process",
-        SOURCE,
-        predictor="process",
-        version="2.0",
-        workers_per_device=2,
-        **process,
-        **shared,
-    )
+
+    def made(place: Path, model: str, version: str) -> Path:
+        own = {"stages": "worker", "predict_timeout_s": PREDICT_TIMEOUT_S} if model == "process" else {}
+        return make_archive(
+            place,
+            model,
+            SOURCE,
+            predictor=model,
+            version=version,
+            workers_per_device=WORKERS[model],
+            config={"history": str(home / "history")},
+            lock_timeout_s=LOCK_TIMEOUT_S,
+            response_timeout_s=RESPONSE_TIMEOUT_S,
+            queue_size=24,
+            **own,
+        )
+
+    mars = [made(home, model, "1.0") for model in PLACEMENTS]
     with small_disk(home / "disk") as disk:
         (disk.directory / "server").mkdir(parents=True)
         site = Site(torchserve_module, mars, home, disk)
         for model in PLACEMENTS:
-            shutil.copy(second / "store" / f"{model}.mar", site.server.store / f"{model}-2.mar")
+            shutil.copy(made(home / "second", model, "2.0"), site.server.store / f"{model}-2.mar")
         try:
             yield site
         finally:
@@ -158,19 +153,9 @@ def answers_since(moment_s: float, *loads: Load, least: int = 300) -> int:
     return answered if answered >= least else 0
 
 
-def predict_spans_since(site: Site, moment_s: float) -> list[Span]:
-    """The predictions that began after a moment, as far as they could be written down."""
-    return [span for span in of_stage(read_spans(site.spans), "predict") if span.start_ns > moment_s * 1e9]
-
-
 def pages_of(file: Path) -> int:
     """How many blocks of 4 KiB a file takes."""
     return -(-file.stat().st_size // 4096)
-
-
-def predictors_pid(site: Site) -> int:
-    (pid,) = predictors(site.state)
-    return pid
 
 
 def until_refused(load: Load) -> bytes:
@@ -300,8 +285,10 @@ def test_a_full_disk(site: Site, how: str) -> None:
             assert len(failed) <= 3, failed  # the two above, and the one that was in the killed worker
             if how == "full":
                 # Only the rest of each file's last block was left, and the blocks that a killed worker gives back.
-                assert len(predict_spans_since(site, moment)) < answered / 2
-                os.kill(predictors_pid(site), signal.SIGKILL)
+                spans = of_stage(read_spans(site.spans), "predict")
+                assert sum(span.start_ns > moment * 1e9 for span in spans) < answered / 2
+                (predictor,) = predictors(site.state)
+                os.kill(predictor, signal.SIGKILL)
                 assert b"No space left on device" in until_refused(other)
             else:
                 assert {file: pages_of(file) for file in pages} == pages
@@ -323,12 +310,11 @@ def test_two_hundred_clients_at_full_queues(site: Site) -> None:
     with site.server.running.client(timeout=LIMIT_S) as client:
         loads = [Load(client, model, 100, LIMIT_S, pause_s=0.3) for model in PLACEMENTS]
         with loads[0], loads[1]:
-            time.sleep(15)
+            until(lambda: all(statuses(load.asked)[200] > 300 and statuses(load.asked)[503] > 300 for load in loads))
     for load in loads:
         assert set(statuses(load.asked)) == {200, 503}, statuses(load.asked)
         assert not wrong(load.asked)
         assert all(refused_by_the_queue(each) for each in load.asked if each.status == 503)
-        assert statuses(load.asked)[200] > 100
     until(lambda: all(now < before[name] + 5 for name, now in descriptors(watched).items()))
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import io
 import json
+import textwrap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import grpc
 import httpx
 import numpy as np
 import pytest
@@ -90,6 +90,60 @@ def predict_fn(input_data, model):
         return model(input_data.to(device))
 """
 
+TRUSS = {
+    "config.yaml": """
+        model_name: Say it
+        python_version: py311
+        model_metadata:
+          greeting: hello
+        requirements: []
+        resources:
+          cpu: "1"
+          memory: 2Gi
+          use_gpu: false
+          accelerator: null
+        secrets:
+          api_key: null
+        environment_variables:
+          SAY_STYLE: loud
+        runtime:
+          predict_concurrency: 1
+        """,
+    "model/__init__.py": "",
+    "model/helper.py": "def twice(text):\n    return f'{text} {text}'\n",
+    "model/model.py": """
+        import os
+        from pathlib import Path
+
+        from model.helper import twice
+        from shout import shout
+
+        STYLE = os.environ["SAY_STYLE"]
+
+
+        class Model:
+            def __init__(self, config, data_dir: Path, secrets):
+                self._greeting = config["model_metadata"]["greeting"]
+                self._data_dir = data_dir
+                self._secrets = secrets
+                self._tries = 0
+
+            def load(self):
+                self._tries += 1
+                if self._tries == 1:
+                    raise ConnectionError("the hub did not answer")
+                self._word = (self._data_dir / "word.txt").read_text().strip()
+
+            async def predict(self, model_input):
+                text = twice(f"{self._greeting} {self._word} {model_input['name']}")
+                key = self._secrets["api_key"][-4:]
+                return {"text": shout(text), "style": STYLE, "key": key, "tries": self._tries}
+        """,
+    "packages/shout/__init__.py": "def shout(text):\n    return text.upper()\n",
+    "data/word.txt": "dear",
+}
+"""A Truss directory; its load fails the first time."""
+
 
 def run(function: Callable[[Any], Any], values: list[Any]) -> list[Any]:
     with ThreadPoolExecutor(16) as pool:
@@ -98,7 +152,7 @@ def run(function: Callable[[Any], Any], values: list[Any]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def served(shared: Callable[..., Any], example: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The forms module, flow and sagemaker."""
+    """The forms module, flow, sagemaker and model-class."""
     pytest.importorskip("xgboost")
     home = tmp_path_factory.mktemp("forms")
     (home / "net.py").write_text(MODULE)
@@ -107,6 +161,10 @@ def served(shared: Callable[..., Any], example: Callable[[str], Path], tmp_path_
     torch.save({f"module.linear.{key}": value for key, value in linear.state_dict().items()}, home / "net.pt")
     (home / "inference.py").write_text(SAGEMAKER)
     torch.save({"fc.weight": torch.tensor([[1.0, 10.0]])}, home / "model.pth")
+    for name, text in TRUSS.items():
+        path = home / "speaker" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
     common: dict[str, Any] = {
         "batch_size": 8, "workers_per_device": 1, "max_batch_delay_ms": 20, "model_store": home / "store",
     }  # fmt: skip
@@ -116,6 +174,7 @@ def served(shared: Callable[..., Any], example: Callable[[str], Path], tmp_path_
         # Without its requirements, for which TorchServe would make a virtual environment.
         archive(example("cancer"), name="flow", requirements=[], **common),
         archive(home / "inference.py", name="sagemaker", weights="model.pth", **common),
+        archive(home / "speaker", name="say", **common),
     ]
     return shared(*[each.path for each in made])
 
@@ -159,6 +218,17 @@ def test_sagemaker(served: Any, way: str) -> None:
     assert answers == [[[x + 10.0]] for x in range(24)]
 
 
+@pytest.mark.parametrize("way", ["predict", "predict_grpc"])
+def test_a_truss_directory(served: Any, way: str) -> None:
+    ask = getattr(served.client, way)
+    answers = run(lambda name: ask("say", {"name": name}).json(), ["ann", "bob", "cid", "dan"])
+    texts = [f"HELLO DEAR {name} HELLO DEAR {name}" for name in ("ANN", "BOB", "CID", "DAN")]
+    assert answers == [{"text": text, "style": "loud", "key": "4711", "tries": 2} for text in texts]
+    log = served.log_text()
+    assert log.count("ConnectionError: the hub did not answer") == 1  # it is tried once more, and the log says why
+    assert "sesame" not in log  # the secret
+
+
 def test_sagemaker_content_types(served: Any) -> None:
     url = f"{served.settings.inference_address}/predictions/sagemaker"
     token = served.client.authorization()
@@ -192,9 +262,3 @@ def test_nothing_predicts_beside_anything_else(served: Any, example: Callable[[s
     assert len(flows) == 3 * len({span.request_id for span in flows})
     assert beside(of_stage(spans, "preprocess"), predictions)
     assert beside(of_stage(spans, "postprocess"), predictions)
-
-
-def test_grpc_statuses_of_the_forms(served: Any) -> None:
-    with pytest.raises(RequestFailed) as raised:
-        served.client.predict_grpc("sagemaker", [1])  # a list has no "inputs": the module's own TypeError
-    assert grpc.StatusCode.INTERNAL.name in str(raised.value)

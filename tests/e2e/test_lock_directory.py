@@ -13,55 +13,44 @@ from typing import Any
 import pytest
 
 from handlergen.client import Client
-from handlergen.server.configuration import write_configuration
-from handlergen.server.lifecycle import stop
-from handlergen.server.properties import server_settings
 from tests import full_disk, refusals
 from tests.archives import make_archive
+from tests.commands import HANDLERGEN
 from tests.histories import SOURCE, Load, overlapping, predicted, statuses, wrong
 
 pytestmark = pytest.mark.e2e
 
-HANDLERGEN = str(Path(sys.executable).parent / "handlergen")
 needs_filters = pytest.mark.skipif(not refusals.possible(), reason="no filters of system calls known here")
 
 
 @pytest.fixture
-def project(tmp_path: Path, ports: Callable[[], dict[str, int]]) -> Iterator[Callable[..., Path]]:
-    """`project(placement)` -> config.properties of a server with one model, `model`; it is stopped after the test."""
-    config = tmp_path / "config.properties"
+def served(project: Callable[..., Path], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`served(placement, refused="locks")` -> `handlergen serve`, where the kernel refuses such system calls.
 
-    def make(placement: str = "worker") -> Path:
-        (tmp_path / "model-store").mkdir()
+    Its model, `model`, has two workers.
+    """
+
+    def serve(placement: str = "worker", *, refused: str = "") -> subprocess.CompletedProcess[str]:
         settings: dict[str, Any] = {"predictor": placement, "config": {"history": str(tmp_path / "history")}}
-        mar = make_archive(tmp_path, "model", SOURCE, workers_per_device=2, **settings)
-        mar.rename(tmp_path / "model-store" / mar.name)
-        chosen: dict[str, Any] = ports()
-        write_configuration(config, server_settings(**chosen))
-        return config
+        config = project(make_archive(tmp_path, "model", SOURCE, workers_per_device=2, **settings))
+        filtered = [sys.executable, refusals.__file__, refused] if refused else []
+        return subprocess.run(
+            [*filtered, HANDLERGEN, "serve", "--timeout", "60"],
+            cwd=config.parent,
+            env={**os.environ, "HANDLERGEN_STATE_DIR": "state"},  # each worker has a working directory of its own
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
-    yield make
-    stop(config)
-
-
-def serve(config: Path, *, refused: str = "") -> subprocess.CompletedProcess[str]:
-    """`handlergen serve` where the kernel refuses some system calls."""
-    filtered = [sys.executable, refusals.__file__, refused] if refused else []
-    return subprocess.run(
-        [*filtered, HANDLERGEN, "serve", "--timeout", "60"],
-        cwd=config.parent,
-        env={**os.environ, "HANDLERGEN_STATE_DIR": "state"},  # each worker has a working directory of its own
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return serve
 
 
 @contextmanager
 def read_only(directory: Path) -> Iterator[None]:
     """Nothing can be written there: not even by root, who mounts a file system of that kind."""
     if os.geteuid():
-        directory.mkdir(mode=0o500)
+        directory.mkdir(mode=0o500, parents=True)
         yield
         directory.chmod(0o700)
         return
@@ -74,35 +63,36 @@ def read_only(directory: Path) -> Iterator[None]:
 
 
 def test_a_directory_that_cannot_be_written_is_told_before_anything_starts(
-    project: Callable[..., Path], tmp_path: Path
+    served: Callable[..., Any], tmp_path: Path
 ) -> None:
-    config = project()
-    with read_only(tmp_path / "state"):
-        done = serve(config)
+    with read_only(tmp_path / "project" / "state"):
+        done = served()
     assert done.returncode == 5, done.stderr
     assert "no directory for the device locks" in done.stderr
     assert "HANDLERGEN_STATE_DIR" in done.stderr
-    assert not (tmp_path / "logs").exists()
+    assert not (tmp_path / "project" / "logs").exists()
 
 
 @needs_filters
 @pytest.mark.parametrize(("placement", "refused"), [("worker", "locks,maps"), ("process", "locks")])
 def test_a_file_system_without_locks_is_told_by_every_worker(
-    project: Callable[..., Path], tmp_path: Path, placement: str, refused: str
+    served: Callable[..., Any], tmp_path: Path, placement: str, refused: str
 ) -> None:
-    done = serve(project(placement), refused=refused)
+    done = served(placement, refused=refused)
     assert done.returncode == 4, done.stderr
     assert "No locks available" in done.stderr
-    assert str(tmp_path / "state") in done.stderr
+    assert str(tmp_path / "project" / "state") in done.stderr
     assert "HANDLERGEN_STATE_DIR" in done.stderr
 
 
 @needs_filters
-def test_where_files_cannot_be_mapped_file_locks_serialize(project: Callable[..., Path], tmp_path: Path) -> None:
-    config = project()
-    done = serve(config, refused="maps")
+def test_where_files_cannot_be_mapped_file_locks_serialize(served: Callable[..., Any], tmp_path: Path) -> None:
+    done = served(refused="maps")
     assert done.returncode == 0, done.stderr
-    with Client.from_config(config, timeout=30) as client, Load(client, "model", 8) as load:
+    with (
+        Client.from_config(tmp_path / "project" / "config.properties", timeout=30) as client,
+        Load(client, "model", 8) as load,
+    ):
         while len(load.asked) < 200:
             load.ask()
     assert set(statuses(load.asked)) == {200}
@@ -110,5 +100,5 @@ def test_where_files_cannot_be_mapped_file_locks_serialize(project: Callable[...
     history = predicted(tmp_path / "history")
     assert len({each.pid for each in history}) == 2
     assert not overlapping(history)
-    (lock,) = (tmp_path / "state" / "locks").glob("cpu-*")
+    (lock,) = (tmp_path / "project" / "state" / "locks").glob("cpu-*")
     assert lock.suffix == ".flock"

@@ -9,15 +9,15 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from handlergen.archives.build import archive
 from handlergen.runtime.telemetry.stages import STAGE_NAMES
+from tests.archives import make_archive
+from tests.histories import until
 
 pytestmark = pytest.mark.e2e
 
@@ -66,8 +66,8 @@ class Metrics:
     """What /metrics says at one moment: name and labels (but `Hostname`) of every sample."""
 
     def __init__(self, server: Any) -> None:
-        address = f"{server.settings.metrics_address}/metrics"
-        text = httpx.get(address, trust_env=False).text
+        # Without a token, unlike all else: docs/metrics.md says so.
+        text = httpx.get(f"{server.settings.metrics_address}/metrics", trust_env=False).text
         self.types: dict[str, str] = {}
         self.samples: dict[tuple[str, Labels], float] = {}
         for family in text_string_to_metric_families(text):
@@ -100,19 +100,10 @@ class Metrics:
 @pytest.fixture(scope="module")
 def server(shared: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
     home = tmp_path_factory.mktemp("metrics")
-    mars = []
-    for name, settings in MODELS.items():
-        (home / f"{name}.py").write_text(SOURCE)
-        mars.append(archive(home / f"{name}.py", model_store=home / "store", **settings).path)
-    (home / "gathered.py").write_text(BATCHED)
-    batched: dict[str, Any] = {
-        "workers_per_device": 1,
-        "batch": "collate",
-        "batch_size": 4,
-        "max_batch_delay_ms": 3000,
-    }
-    mars.append(archive(home / "gathered.py", model_store=home / "store", **batched).path)
-    return shared(*mars)
+    return shared(
+        *[make_archive(home, name, SOURCE, **settings) for name, settings in MODELS.items()],
+        make_archive(home, "gathered", BATCHED, batch="collate", batch_size=4, max_batch_delay_ms=3000),
+    )
 
 
 def post(server: Any, path: str, body: Any) -> httpx.Response:
@@ -125,12 +116,13 @@ def post(server: Any, path: str, body: Any) -> httpx.Response:
     )
 
 
-def when(server: Any, holds: Callable[[Metrics], bool], *, within_s: float = 30.0) -> Metrics:
-    """The metrics, once that is so; as they are in the end, when it never is."""
-    deadline = time.monotonic() + within_s
-    while not holds(found := Metrics(server)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return found
+def when(server: Any, holds: Callable[[Metrics], bool]) -> Metrics:
+    """The metrics, once that is so."""
+
+    def found() -> Metrics | None:
+        return now if holds(now := Metrics(server)) else None
+
+    return until(found)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -178,11 +170,6 @@ def test_histograms_are_as_prometheus_wants_them(server: Any) -> None:
     assert {dict(labels)["device"] for name, labels in found.samples if name.startswith("handlergen_")} == {"cpu"}
 
 
-def test_reading_them_needs_no_token(server: Any) -> None:
-    """Unlike all else: docs/metrics.md says so."""
-    assert httpx.get(f"{server.settings.metrics_address}/metrics", trust_env=False).status_code == 200
-
-
 def test_a_batch_is_one_predict(server: Any) -> None:
     before = Metrics(server)
     with ThreadPoolExecutor(4) as pool:
@@ -226,7 +213,7 @@ def test_a_lock_timeout_is_counted(server: Any, model: str) -> None:
     before = Metrics(server)
     long: list[int] = []
     first = threading.Thread(
-        target=lambda: long.append(post(server, f"/predictions/{model}", {"sleep": 5}).status_code)
+        target=lambda: long.append(post(server, f"/predictions/{model}", {"sleep": 3}).status_code)
     )
     first.start()
     time.sleep(1)  # it has the device
@@ -249,18 +236,18 @@ def test_memory_is_that_of_a_process_with_torch(server: Any) -> None:
 def test_copies_are_counted_through_scaling_and_kills(server: Any) -> None:
     copies = "handlergen_model_copies"
 
-    def become(number: int) -> bool:
-        return when(server, lambda now: now(copies, model="copies") == number)(copies, model="copies") == number
+    def become(number: int) -> None:
+        when(server, lambda now: now(copies, model="copies") == number)
 
     found = Metrics(server).by("model", copies)
     expected = {"copies": 4, "process": 1, "relayed": 1, "gathered": 1}
     assert {name: found.get(name) for name in server.models} == expected
     server.client.scale("copies", 2)
-    assert become(2)
+    become(2)
     server.client.scale("process", 1)
     os.kill(server.worker_pids("copies")[0], signal.SIGKILL)
-    assert become(1)
-    assert become(2)  # TorchServe starts another one
+    become(1)
+    become(2)  # TorchServe starts another one
     assert Metrics(server)(copies, model="process") == 1
 
 
@@ -268,21 +255,3 @@ def test_metrics_leave_no_line_in_the_log(server: Any) -> None:
     text = server.log_text()
     assert "predictor process" in text
     assert not [line for line in text.splitlines() if "METRICS" in line or "handlergen_stage" in line]
-
-
-def test_a_server_with_metrics_of_its_own_hears_nothing(torchserve: Callable[..., Any], tmp_path: Path) -> None:
-    """It would log every line and drop it: model_metrics_auto_detect is off."""
-    (tmp_path / "plain.py").write_text("def predict(inputs):\n    return inputs\n")
-    mar = archive(tmp_path / "plain.py", model_store=tmp_path / "store").path
-    home = tmp_path / "server"
-    home.mkdir()
-    own = (
-        "dimensions: []\n"
-        "ts_metrics: {}\n"
-        "model_metrics: {gauge: [{name: HandlerTime, unit: ms, dimensions: [ModelName, Level]}]}\n"
-    )
-    (home / "metrics.yaml").write_text(own)
-    server = torchserve(mar, directory=home, other=(("model_metrics_auto_detect", "true"),))
-    assert server.client.predict("plain", 1).json() == 1
-    time.sleep(2)
-    assert not [name for name in Metrics(server).types if name.startswith("handlergen_")]

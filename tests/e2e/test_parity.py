@@ -198,10 +198,7 @@ REQUESTS: dict[str, list[dict[str, Any]]] = {
         {"body": "octets", "type": "application/octet-stream"},
     ],
     "keywords": as_json({"first": 1}, {"first": 1, "second": 5}, {"third": 3}, 7),
-    "model_class": [
-        *as_json({"x": [1, 2, 3, 4]}, {"x": "no"}),
-        *as_json({"x": [0, 0, 1, 0]}, **{"X-Word": "w"}),
-    ],
+    "model_class": [*as_json({"x": [1, 2, 3, 4]}, {"x": "no"}), *as_json({"x": [0, 0, 1, 0]}, **{"X-Word": "w"})],
     "stream": as_json({"n": 3}, {"n": 2, "rows": True}, {"n": 0}, {"m": 1}, **WHOLE),
     "module": as_json(1, 0.3, "bad"),
     "sagemaker": [*as_json([1.5, 2]), {"body": "3,4", "type": "text/csv"}, *as_json([1, 2, 3])],
@@ -245,9 +242,7 @@ MODELS = [*INLINE, *sorted(path.name for path in EXAMPLES.iterdir() if (path / "
 
 @pytest.fixture(scope="module")
 def answers(
-    shared: Callable[..., Any],
-    example: Callable[[str], Path],
-    tmp_path_factory: pytest.TempPathFactory,
+    shared: Callable[..., Any], example: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[list[Any]]]:
     """Model and way → its answers: status, content type, body, headers."""
     home = tmp_path_factory.mktemp("parity")
@@ -306,12 +301,7 @@ def _served(client: Any, name: str, request: dict[str, Any]) -> list[Any]:
     except RequestFailed as error:
         return [error.status, JSON, base64.b64encode(error.body).decode(), {}]
     headers = {key: value for key, value in answer.headers.items() if key == "x-kind"}
-    return [
-        answer.status,
-        answer.headers.get("content-type", ""),
-        base64.b64encode(answer.body).decode(),
-        headers,
-    ]
+    return [answer.status, answer.headers.get("content-type", ""), base64.b64encode(answer.body).decode(), headers]
 
 
 def _seen(answer: list[Any]) -> tuple[int, str, Any]:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -16,24 +17,13 @@ import pytest
 
 from handlergen.cli import main
 from tests.archives import make_archive
-from tests.histories import (
-    SOURCE,
-    Load,
-    lost,
-    overlapping,
-    predicted,
-    predictors,
-    recovery_s,
-    statuses,
-    until,
-    wrong,
-)
+from tests.histories import SOURCE, Load, lost, overlapping, predicted, predictors, recovery_s, statuses, until, wrong
 
 pytestmark = pytest.mark.e2e
 
 
 class Site:
-    """A server with `process` (its predictor a process), `other` (the same once more) and `worker` (a copy each)."""
+    """A server with `process` and `other`, each with a predictor process."""
 
     def __init__(self, server: Any, home: Path) -> None:
         self.server = server
@@ -50,37 +40,22 @@ class Site:
 @pytest.fixture(scope="module")
 def site(torchserve_module: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Site:
     home = tmp_path_factory.mktemp("process")
-    shared: dict[str, Any] = {
-        "config": {"history": str(home / "history")},
-        "stages": "worker",
-        "lock_timeout_s": 20,
-    }
-    mars = [
-        make_archive(home, "process", SOURCE, predictor="process", workers_per_device=2, **shared),
-        make_archive(home, "other", SOURCE, predictor="process", workers_per_device=1, **shared),
-        make_archive(home, "worker", SOURCE, predictor="worker", workers_per_device=1, **shared),
-    ]
-    second = make_archive(
-        home / "second", "process", SOURCE, predictor="process", version="2.0", workers_per_device=1, **shared
-    )
+    history = {"config": {"history": str(home / "history")}}
+
+    def made(place: Path, name: str, **settings: Any) -> Path:
+        return make_archive(
+            place, name, SOURCE, predictor="process", stages="worker", lock_timeout_s=20, **history, **settings
+        )
+
     server = torchserve_module(
-        *mars,
+        made(home, "process", workers_per_device=2),
+        made(home, "other"),
         environ={"HANDLERGEN_STATE_DIR": str(home / "state"), "HANDLERGEN_TRACE_DIR": str(home / "spans")},
         model_api=True,
     )
-    (server.store / "process-2.mar").write_bytes(second.read_bytes())
+    second = made(home / "second", "process", version="2.0")
+    shutil.copy(second, server.store / "process-2.mar")
     return Site(server, home)
-
-
-def test_answers_are_those_of_a_model_in_its_workers(site: Site) -> None:
-    answers = []
-    for name in ("process", "worker"):
-        rest = site.client.predict(name, {"n": 5}).json()
-        grpc = site.client.predict_grpc(name, {"n": 5}).json()
-        assert rest.keys() == grpc.keys()
-        answers.append((rest["n"], grpc["n"], rest["predictor"] == rest["worker"]))
-    assert answers == [(5, 5, False), (5, 5, True)]
-    assert site.client.predict("process", {"n": 1}).json()["predictor"] == site.predictor()
 
 
 def test_scaling_under_load_keeps_one_predictor_and_loses_nothing(site: Site) -> None:
@@ -160,15 +135,8 @@ def predict(inputs):
 
 
 def test_values_that_cannot_be_sent_are_no_failure_and_told_in_the_log_and_by_status(site: Site) -> None:
-    mar = make_archive(
-        site.home / "unsendable",
-        "unsendable",
-        UNSENDABLE,
-        predictor="process",
-        stages="worker",
-        workers_per_device=2,
-    )
-    (site.server.store / "unsendable.mar").write_bytes(mar.read_bytes())
+    settings: dict[str, Any] = {"predictor": "process", "stages": "worker", "workers_per_device": 2}
+    shutil.copy(make_archive(site.home / "more", "unsendable", UNSENDABLE, **settings), site.server.store)
     site.client.register("unsendable.mar", initial_workers=2, synchronous="true")
     try:
         answers = [site.client.predict("unsendable", {"n": n}).json() for n in range(8)]

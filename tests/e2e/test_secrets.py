@@ -123,7 +123,9 @@ def test_a_secret_is_in_no_archive_log_answer_span_or_argument(server: Any, plac
         "value": 400, "refused": 402, "other": 500, "predict": 500, "unsendable": 500, "postprocess": 507,
     }  # fmt: skip
     assert server.client.predict(model, "good").json() == len(SECRET)  # it does have it
-    seen += [("describe", json.dumps(described(server, model)).encode())]
+    described = server.describe(model)
+    assert "settings" in described  # the model's own part is there
+    seen += [("describe", json.dumps(described).encode())]
     # A predictor process writes its spans a moment after the answers.
     until(lambda: len(of_stage(read_spans(place / "spans", model=model), "predict")) >= 4, within_s=20)
     seen += files(place / "store", server.directory / "logs", server.directory, place / "spans", place / "state")
@@ -139,12 +141,6 @@ def test_a_secret_is_in_no_archive_log_answer_span_or_argument(server: Any, plac
     bodies = {name: content for name, content in seen if name.startswith("answer")}
     assert b"?key=[secret API_KEY]" in bodies["answer to 'value'"]
     assert set(json.loads(bodies["answer to 'other'"])) == {"code", "type", "message", "request_id"}
-
-
-def described(server: Any, model: str) -> Any:
-    found = server.describe(model)
-    assert "settings" in found  # the model's own part is there
-    return found
 
 
 def test_a_server_as_it_starts_is_closed_to_others(server: Any, place: Path) -> None:
@@ -164,12 +160,7 @@ def test_a_server_as_it_starts_is_closed_to_others(server: Any, place: Path) -> 
     ):
         refused = httpx.get(url, trust_env=False)
         assert (refused.status_code, refused.json()["type"]) == (400, "InvalidKeyException")
-    private = [
-        server.directory / ".handlergen",
-        Path(server.running.state.temp_dir),
-        place / "state",
-        place / "spans",
-    ]
+    private = [server.directory / ".handlergen", Path(server.running.state.temp_dir), place / "state", place / "spans"]
     for directory in private:
         assert directory.stat().st_mode & 0o777 == 0o700, directory
 
@@ -182,11 +173,7 @@ def test_a_secret_that_is_not_set_is_named(tmp_path: Path) -> None:
         "except handlergen.HandlergenError as error:\n    print(error)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"OTHER_KEY": SECRET},
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env={"OTHER_KEY": SECRET}
     )
     assert "secret not set: API_KEY" in done.stdout, done.stderr
     assert SECRET not in done.stdout + done.stderr

@@ -12,6 +12,7 @@ import base64
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -51,19 +52,18 @@ def explain(inputs, data):
 '''
 
 SCORES = DIGITS.replace(
-    "return int(outputs.argmax())",
-    "return {str(digit): float(p) for digit, p in enumerate(outputs.softmax(0))}",
+    "return int(outputs.argmax())", "return {str(digit): float(p) for digit, p in enumerate(outputs.softmax(0))}"
 )
 
 PICTURE = bytes([0, 1, 9, 3, 0, 0, 0, 0, 0, 0])
 TENSOR = {"name": "input-0", "shape": [1, 10], "datatype": "FP32", "data": [list(map(float, PICTURE))]}
 
 
+@dataclass(frozen=True)
 class Suite:
     """The requests of the suite, to the ports of one server."""
 
-    def __init__(self, server: Any) -> None:
-        self.server = server
+    server: Any
 
     def management(self, method: str, path: str) -> httpx.Response:
         return self._send("management", self.server.settings.management_address, method, path)
@@ -155,11 +155,7 @@ MANAGEMENT = [
     ("PUT", "/models/digits?min_worker=nan&synchronous=nan", 202),
     ("PUT", "/models/digits", 202),
     ("POST", "/models?url=&model_name=digits", 404),
-    (
-        "POST",
-        "/models?url=invalid-digits.mar&model_name=invalid",
-        404,
-    ),  # suite: 400, for a URL on the network
+    ("POST", "/models?url=invalid-digits.mar&model_name=invalid", 404),  # suite: 400, for a URL on the network
     ("GET", "/models/invalid_digits", 404),
     ("GET", "/models/digits/0.0", 404),
     ("PUT", "/models/digits?min_worker=1&synchronous=Nan", 202),
@@ -171,11 +167,7 @@ MANAGEMENT = [
     ("PUT", "/models/invalid_digits/1.0/set-default", 404),
     ("DELETE", "/models/digits/0.0", 404),
     ("DELETE", "/models/digits/?synchronous=true", 200),
-    (
-        "POST",
-        "/models?url=digits.mar&model_name=digits&batch_size=2&initial_workers=1&max_batch_delay=junk",
-        200,
-    ),
+    ("POST", "/models?url=digits.mar&model_name=digits&batch_size=2&initial_workers=1&max_batch_delay=junk", 200),
     ("DELETE", "/models/digits", 200),
     ("POST", "/models?url=digits.mar&model_name=digits&batch_size=dd&synchronous=true", 200),
     ("DELETE", "/models/digits/?timeout=true&synchronous=-1", 200),

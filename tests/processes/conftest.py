@@ -8,31 +8,31 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import os
-import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import textwrap
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from handlergen.archives.staging import make_bundle
 from handlergen.inspection.project import open_project
-from tests.histories import until
+from tests import histories
+from tests.processes import standin
 
-STANDIN = Path(__file__).with_name("standin.py")
 ANSWERS_WITHIN_S = 120
 """A slow machine's share included."""
+
+FORK_SERVER = multiprocessing.get_context("forkserver")
+FORK_SERVER.set_forkserver_preload(["pytest", "torch", "handlergen.runtime.worker"])
 
 
 class Died(Exception):
@@ -40,12 +40,11 @@ class Died(Exception):
 
 
 class CrewWorker:
-    """A worker process."""
+    """A worker process; `failure` says why it has not become ready."""
 
-    def __init__(self, connection: Connection, pid: int, failure: str | None, log: Path) -> None:
+    def __init__(self, connection: Connection, log: Path) -> None:
         self.connection = connection
-        self.pid = pid
-        self.failure = failure
+        self.pid, self.failure = connection.recv()
         self.log = log
         self.chunks: list[bytes] = []
         self.broken_off: int | None = None
@@ -61,17 +60,10 @@ class CrewWorker:
         """Requests that TorchServe would hand over at once."""
         self._count += 1
         names = [f"{self.pid}-{self._count}-{index}" for index in range(len(values))]
-        rows = [
-            (
-                json.dumps(value).encode(),
-                headers,
-            )
-            for value in values
-        ]
-        return self.tell("handle", names, rows)
+        return self.tell("handle", names, [(json.dumps(value).encode(), headers) for value in values])
 
     def later(self, value: Any, **headers: str) -> Future[tuple[int, Any]]:
-        """The same, without waiting."""
+        """The same as `ask`, without waiting."""
         return self._threads.submit(self.ask, value, **headers)
 
     def describe(self) -> dict[str, Any]:
@@ -106,42 +98,27 @@ class Crew:
         self.directory = directory
         self.state = directory / "state"
         self.model = directory / "model"
+        self.workers: list[CrewWorker] = []
+        self._launched = 0
         self._socket = tempfile.mkdtemp(prefix="crew-")  # a short path
-        self._listener = Listener(f"{self._socket}/socket")
-        self._count = 0
-        self._adding = threading.Lock()
+        self._listener = Listener(f"{self._socket}/socket", backlog=20)
         environ = {
-            **os.environ,
             "HANDLERGEN_STATE_DIR": str(self.state),
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         }
-        environ.pop("CUDA_VISIBLE_DEVICES", None)
-        self.server = subprocess.Popen(
-            [sys.executable, str(STANDIN), f"{self._socket}/socket"],
-            stdin=subprocess.PIPE,
-            text=True,
-            env=environ,
-            cwd=directory,
-        )
-        self.workers: list[CrewWorker] = []
+        orders, self._orders = FORK_SERVER.Pipe(duplex=False)
+        arguments = (orders, self.model, self._listener.address, environ)
+        self.server = FORK_SERVER.Process(target=standin.serve, args=arguments)
+        self.server.start()
+        orders.close()
 
     def launch(self) -> Path:
         """Begin to start a worker, and do not wait for it; its log."""
-        self._count += 1
-        log = self.directory / f"worker-{self._count}.log"
-        assert self.server.stdin is not None
-        self.server.stdin.write(f"{self.model} {log}\n")
-        self.server.stdin.flush()
+        self._launched += 1
+        log = self.directory / f"worker-{self._launched}.log"
+        self._orders.send(log)
         return log
-
-    def accept(self, log: Path) -> CrewWorker:
-        """A launched worker, when it is ready or has failed."""
-        connection = self._listener.accept()
-        pid, _, failure = connection.recv()
-        worker = CrewWorker(connection, pid, failure, log)
-        self.workers.append(worker)
-        return worker
 
     def accept_unready(self) -> Connection:
         """The connection of a launched worker that is just beginning."""
@@ -149,8 +126,22 @@ class Crew:
 
     def worker(self) -> CrewWorker:
         """Start a worker; it is ready, or has failed."""
-        with self._adding:
-            return self.accept(self.launch())
+        log = self.launch()
+        self.workers.append(CrewWorker(self._listener.accept(), log))
+        return self.workers[-1]
+
+    def ready(self, count: int) -> list[CrewWorker]:
+        """Workers that were started at once and are all ready."""
+        logs = [self.launch() for _ in range(count)]
+        workers = [CrewWorker(self._listener.accept(), log) for log in logs]
+        self.workers += workers
+        assert [worker.failure for worker in workers] == [None] * count
+        return workers
+
+    def stop_server(self) -> None:
+        """Kill the server, and not its workers."""
+        self.server.kill()
+        self.server.join()
 
     @property
     def homes(self) -> list[Path]:
@@ -158,24 +149,10 @@ class Crew:
 
     def predictors(self) -> list[int]:
         """Living predictor processes."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                command = process.cmdline()
-                dead = process.status() == psutil.STATUS_ZOMBIE
-            except psutil.Error:
-                continue
-            if not dead and command[-1:] and command[-1].startswith(str(self.state)):
-                found.append(process.pid)
-        return found
+        return list(histories.predictors(self.state))
 
     def predictor(self) -> int:
         (pid,) = self.predictors()
-        return pid
-
-    def predictor_of(self, worker: CrewWorker) -> int:
-        """Its process, as describe says: children that user code forked off it look like it."""
-        pid: int = worker.describe()["predictor"]["pid"]
         return pid
 
     def log(self) -> str:
@@ -187,8 +164,7 @@ class Crew:
         """What the module wrote down of its predicts: process, request, begin and end, by beginning."""
         path = self.model / "history"
         lines = path.read_text().splitlines() if path.exists() else []
-        spans = [json.loads(line) for line in lines]
-        return sorted((tuple(span) for span in spans), key=lambda span: span[2])
+        return sorted((tuple(json.loads(line)) for line in lines), key=lambda span: span[2])
 
     def overlapping(self) -> list[Any]:
         """Pairs of predicts that ran at once."""
@@ -199,25 +175,10 @@ class Crew:
             worker.connection.close()
         for pid in self.predictors():
             os.kill(pid, signal.SIGKILL)
-        self.server.kill()
-        self.server.wait()
-        if self.server.stdin is not None:
-            self.server.stdin.close()
+        self.stop_server()
+        self._orders.close()
         self._listener.close()
         shutil.rmtree(self._socket)
-
-
-def crew_of(found: Crew, count: int) -> list[CrewWorker]:
-    """Workers that were started at once and are all ready."""
-    logs = [found.launch() for _ in range(count)]
-    workers = [found.accept(log) for log in logs]
-    assert [worker.failure for worker in workers] == [None] * count
-    return workers
-
-
-def eventually(condition: Callable[[], Any], within: float = 15.0) -> Any:
-    """Wait until something is so, 15 seconds unless told otherwise; returns it."""
-    return until(condition, within)
 
 
 @pytest.fixture
@@ -229,8 +190,7 @@ def crew(tmp_path: Path) -> Iterator[Callable[..., Crew]]:
         directory = tmp_path / f"crew{len(opened)}"
         (directory / "model").mkdir(parents=True)
         (directory / "logs").mkdir()  # the server's
-        name = re.sub(r"\W", "_", f"model_{directory.name}")
-        file = directory / "model" / f"{name}.py"
+        file = directory / "model" / f"model_{directory.name}.py"
         file.write_text(textwrap.dedent(source))
         overrides = {"predictor": "process", "stages": "worker", "lock_timeout_s": 30, **settings}
         bundle = make_bundle(open_project(file, overrides=overrides))

@@ -1,7 +1,7 @@
-"""A stand-in for a server: forks workers off itself when it is told to, so that twenty cost no more than one import.
+"""A stand-in for a server: forks workers off itself when it is told to.
 
-`python standin.py ADDRESS`; each line on its standard input, `DIRECTORY LOG`, forks a worker off, which connects to
-ADDRESS and answers what it is sent there. It is the process whose death means that the server is gone.
+multiprocessing's fork server, which imports torch once for all tests, runs `serve` in a process whose death means that
+the server is gone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import logging
 import os
 import sys
 import traceback
-from multiprocessing.connection import Client
+from collections.abc import Mapping
+from multiprocessing.connection import Client, Connection
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +19,17 @@ import torch
 
 from handlergen.runtime.contract import Bundle
 from handlergen.runtime.worker import Worker, backend_of
+from tests.serving import ServerContext
 
 
-class Context:
-    """TorchServe's, as far as the runtime uses it; chunks go to the test."""
+class Context(ServerContext):
+    """Chunks go to the test."""
 
-    class Processor:
-        def __init__(self, properties: dict[str, Any]) -> None:
-            self.properties = properties
-
-        def get_request_properties(self) -> dict[str, Any]:
-            return self.properties
-
-    def __init__(self, connection: Any, names: list[str], properties: list[dict[str, Any]]) -> None:
+    def __init__(self, connection: Connection, names: list[str], properties: list[dict[str, Any]]) -> None:
+        super().__init__(properties)
         self.request_ids = dict(enumerate(names))
-        self.request_processor = [self.Processor(each) for each in properties]
-        self.statuses = [200] * len(names)
-        self.headers: list[dict[str, str]] = [{} for _ in names]
         self.connection = connection
         self.outlet = self
-
-    def set_response_content_type(self, index: int, value: str) -> None:
-        self.headers[index]["content-type"] = value
-
-    def set_response_status(self, code: int, _phrase: str, index: int) -> None:
-        self.statuses[index] = code
-
-    def set_response_header(self, index: int, name: str, value: str) -> None:
-        self.headers[index][name] = value
 
     def send(self, item: Any, body: bytes, _content_type: str) -> None:
         self.connection.send(("chunk", item.request.id, bytes(body)))
@@ -55,6 +39,7 @@ class Context:
 
 
 def work(directory: Path, address: str) -> None:
+    """Answer what is sent through a connection to `address`, as a worker of the model in `directory`."""
     os.chdir(directory)
     sys.path.insert(0, str(directory))
     connection = Client(address)
@@ -62,9 +47,9 @@ def work(directory: Path, address: str) -> None:
         bundle = Bundle.from_json((directory / "handlergen.json").read_text("utf-8"))
         worker = Worker(bundle, directory, gpu_id=None, batch_size=8, backend=backend_of(bundle))
     except Exception as error:
-        connection.send((os.getpid(), "failed", f"{type(error).__name__}: {error}"))
+        connection.send((os.getpid(), f"{type(error).__name__}: {error}"))
         return
-    connection.send((os.getpid(), "ready", None))
+    connection.send((os.getpid(), None))
     while True:
         kind, names, rows = connection.recv()
         if kind == "describe":
@@ -82,18 +67,26 @@ def work(directory: Path, address: str) -> None:
         connection.send(("done", answer))
 
 
-def main(address: str) -> None:
-    for line in sys.stdin:
-        directory, log = line.split()
+def serve(orders: Connection, model: Path, address: str, environ: Mapping[str, str]) -> None:
+    """Fork a worker off for each log file that `orders` names, until nobody can send one any more."""
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    os.environ.update(environ)
+    os.chdir(model.parent)  # where its logs are
+    torch.set_num_threads(1)
+    while True:
+        try:
+            log = orders.recv()
+        except EOFError:
+            return
         if os.fork():
             continue
         try:
-            os.close(0)
+            orders.close()
             descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
             logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO, force=True)
-            work(Path(directory), address)
+            work(model, address)
         except EOFError:
             pass
         except BaseException:
@@ -101,7 +94,3 @@ def main(address: str) -> None:
         finally:
             sys.stdout.flush()
             os._exit(0)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.processes.conftest import Crew, crew_of, eventually
+from tests.histories import until
+from tests.processes.conftest import Crew
 
 Crews = Callable[..., Crew]
 
@@ -92,9 +93,9 @@ def notes(found: Crew) -> list[list[Any]]:
 @pytest.mark.parametrize("stages", ["worker", "predictor"])
 def test_chunks_come_one_by_one_and_streams_take_turns(crew: Crews, stages: str) -> None:
     found = crew(STREAM, stages=stages)
-    one, other = crew_of(found, 2)
+    one, other = found.ready(2)
     first = one.later({"n": 1, "chunks": 10, "pause": 0.1})
-    eventually(lambda: len(one.chunks) >= 2)
+    until(lambda: len(one.chunks) >= 2)
     assert not first.done()
     second = other.later({"n": 2, "chunks": 3})
     assert first.result(20) == (200, None)
@@ -104,19 +105,12 @@ def test_chunks_come_one_by_one_and_streams_take_turns(crew: Crews, stages: str)
     assert [note[:2] for note in notes(found)] == [["begin", 1], ["end", 1], ["begin", 2], ["end", 2]]
 
 
-def test_a_client_that_wants_one_value_gets_the_chunks_together(crew: Crews) -> None:
-    worker = crew(STREAM).worker()
-    status, body = worker.ask({"n": 1, "chunks": 3}, accept="application/json")
-    assert (status, body) == (200, "1:0;1:1;1:2;")
-    assert worker.chunks == []
-
-
 @pytest.mark.parametrize("stages", ["worker", "predictor"])
 def test_a_worker_that_takes_no_chunks_holds_up_nobody(crew: Crews, stages: str) -> None:
     found = crew(STREAM, stages=stages)
-    slow, other = crew_of(found, 2)
+    slow, other = found.ready(2)
     asked = slow.later({"n": 1, "chunks": 200, "pause": 0.005})
-    eventually(lambda: slow.chunks)
+    until(lambda: slow.chunks)
     os.kill(slow.pid, signal.SIGSTOP)
     assert other.later({"n": 2, "chunks": 2}).result(20) == (200, None)
     os.kill(slow.pid, signal.SIGCONT)
@@ -127,16 +121,17 @@ def test_a_worker_that_takes_no_chunks_holds_up_nobody(crew: Crews, stages: str)
 @pytest.mark.parametrize("stages", ["worker", "predictor"])
 def test_a_stream_that_nobody_takes_any_more_is_closed(crew: Crews, stages: str) -> None:
     found = crew(STREAM, stages=stages)
-    one, other = crew_of(found, 2)
+    one, other = found.ready(2)
     one.later({"n": 1, "chunks": 10_000, "pause": 0.02})
-    eventually(lambda: one.chunks)
+    until(lambda: one.chunks)
     one.kill()
     assert other.ask({"n": 2, "chunks": 1})[0] == 200
     assert [note[:2] for note in notes(found)][:2] == [["begin", 1], ["end", 1]]
 
 
-@pytest.mark.parametrize("stages", ["worker", "predictor"])
-@pytest.mark.parametrize("how", ["fails at", "dies at"])
+@pytest.mark.parametrize(
+    ("how", "stages"), [("fails at", "worker"), ("fails at", "predictor"), ("dies at", "predictor")]
+)
 def test_a_stream_that_ends_midway_is_broken_off_and_the_next_one_works(crew: Crews, how: str, stages: str) -> None:
     found = crew(STREAM, stages=stages)
     worker = found.worker()
@@ -145,6 +140,9 @@ def test_a_stream_that_ends_midway_is_broken_off_and_the_next_one_works(crew: Cr
     assert worker.broken_off == 500
     assert worker.ask({"n": 2, "chunks": 1})[0] == 200
     assert b"".join(worker.chunks) == b"2:0;"
+    # A client that wants one value gets the chunks together.
+    assert worker.ask({"n": 3, "chunks": 3}, accept="application/json") == (200, "3:0;3:1;3:2;")
+    assert worker.chunks == []
 
 
 def test_a_chunk_that_does_not_come_is_limited_and_a_long_stream_is_not(crew: Crews) -> None:
@@ -159,7 +157,7 @@ def test_a_chunk_that_does_not_come_is_limited_and_a_long_stream_is_not(crew: Cr
 
 def test_what_several_workers_sent_is_one_batch(crew: Crews) -> None:
     found = crew(BATCHES, batch="list", max_batch=4)
-    workers = crew_of(found, 6)
+    workers = found.ready(6)
     first = workers[0].later({"n": 0})
     time.sleep(0.1)
     others = [worker.later({"n": n}) for n, worker in enumerate(workers[1:], 1)]
@@ -169,40 +167,26 @@ def test_what_several_workers_sent_is_one_batch(crew: Crews) -> None:
     assert (about["predictions"], about["largest_batch"], about["workers"]) == (3, 4, 6)
 
 
-def test_a_batch_of_one_worker_is_one_batch(crew: Crews) -> None:
-    found = crew(BATCHES, batch="list", max_batch=8, linger_ms=200)
-    answers = found.worker().batch([{"n": n} for n in range(5)])
+def test_a_batch_of_one_worker_is_one_batch_and_one_that_fails_is_tried_item_by_item(crew: Crews) -> None:
+    found = crew(BATCHES, batch="list", max_batch=8, linger_ms=300)
+    workers = found.ready(3)
+    answers = workers[0].batch([{"n": n} for n in range(5)])
     assert [json.loads(body) for _, _, body in answers] == [0, 2, 4, 6, 8]
     assert (found.model / "batches").read_text().split() == ["5"]
-
-
-def test_a_batch_that_fails_is_tried_item_by_item(crew: Crews) -> None:
-    found = crew(BATCHES, batch="list", max_batch=8, linger_ms=300)
-    workers = crew_of(found, 3)
     asked = [worker.later(value) for worker, value in zip(workers, ({"n": 1}, {"bad": 1}, {"n": 3}), strict=True)]
     assert [each.result(20)[0] for each in asked] == [200, 500, 200]
     assert [asked[0].result()[1], asked[2].result()[1]] == [2, 6]
 
 
-def test_samples_of_different_shapes_meet_and_none_fails(crew: Crews) -> None:
-    found = crew(COLLATED, max_batch=8, linger_ms=300)
-    workers = crew_of(found, 4)
+def test_samples_of_one_shape_are_collated_and_of_different_shapes_none_fails(crew: Crews) -> None:
+    found = crew(COLLATED, max_batch=8, linger_ms=500)
+    workers = found.ready(4)
+    asked = [worker.later([n, n]) for n, worker in enumerate(workers)]
+    assert [each.result(20)[1] for each in asked] == [[0, 0], [2, 2], [4, 4], [6, 6]]
+    assert (found.model / "batches").read_text().splitlines() == ["(4, 2)"]
     values: list[Any] = [[1, 2], [3, 4, 5], [6, 7], [[8]]]
     asked = [worker.later(value) for worker, value in zip(workers, values, strict=True)]
-    assert [each.result(20) for each in asked] == [
-        (200, [2, 4]),
-        (200, [6, 8, 10]),
-        (200, [12, 14]),
-        (200, [[16]]),
-    ]
-
-
-def test_samples_of_one_shape_are_collated(crew: Crews) -> None:
-    found = crew(COLLATED, max_batch=8, linger_ms=500)
-    workers = crew_of(found, 3)
-    asked = [worker.later([n, n]) for n, worker in enumerate(workers)]
-    assert [each.result(20)[1] for each in asked] == [[0, 0], [2, 2], [4, 4]]
-    assert (found.model / "batches").read_text().splitlines() == ["(3, 2)"]
+    assert [each.result(20) for each in asked] == [(200, [2, 4]), (200, [6, 8, 10]), (200, [12, 14]), (200, [[16]])]
 
 
 @pytest.mark.parametrize("stages", ["worker", "predictor"])

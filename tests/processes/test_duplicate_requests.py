@@ -82,19 +82,11 @@ class Frontend:
     def __init__(self, directory: Path, model_dir: Path, number: int) -> None:
         address = directory / f"socket.{number}"
         self.log = directory / f"log.{number}"
-        environ = {
-            **os.environ,
-            "HANDLERGEN_STATE_DIR": str(directory / "state"),
-            "PYTHONPATH": str(model_dir),
-        }
+        environ = {**os.environ, "HANDLERGEN_STATE_DIR": str(directory / "state"), "PYTHONPATH": str(model_dir)}
         command = [sys.executable, str(WORKER), "--sock-type", "unix", "--sock-name", str(address)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, "--metrics-config", str(METRICS)],
-                cwd=model_dir,
-                env=environ,
-                stdout=log,
-                stderr=log,
+                [*command, "--metrics-config", str(METRICS)], cwd=model_dir, env=environ, stdout=log, stderr=log
             )
         until(lambda: "Torch worker started" in self.log.read_text(), within_s=60)
         self.connection = socket.socket(socket.AF_UNIX)

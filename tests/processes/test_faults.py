@@ -7,17 +7,15 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from tests.processes.conftest import Crew, CrewWorker, crew_of, eventually
+from tests.histories import until
+from tests.processes.conftest import Crew, CrewWorker
 from tests.processes.faults import MODULE
 
 Crews = Callable[..., Crew]
-
-DEATHS = ["kill", "segfault", "exit"]
 
 
 def while_waiting(found: Crew, workers: list[CrewWorker], **fault: Any) -> tuple[Any, list[Any]]:
@@ -31,10 +29,10 @@ def while_waiting(found: Crew, workers: list[CrewWorker], **fault: Any) -> tuple
     return culprit.result(30), [each.result(30) for each in behind]
 
 
-@pytest.mark.parametrize("death", DEATHS)
+@pytest.mark.parametrize("death", ["kill", "segfault", "exit"])
 def test_a_death_in_predict_fails_its_request_and_no_other(crew: Crews, death: str) -> None:
     found = crew(MODULE)
-    workers = crew_of(found, 5)
+    workers = found.ready(5)
     before = found.predictor()
     (status, body), behind = while_waiting(found, workers, predict=death)
     assert (status, body["code"]) == (500, 500)
@@ -45,18 +43,17 @@ def test_a_death_in_predict_fails_its_request_and_no_other(crew: Crews, death: s
     assert after != before
     assert workers[0].describe()["predictor"]["restarts"] == 1
     if death == "segfault":
-        eventually(lambda: "Segmentation fault" in found.log())
+        until(lambda: "Segmentation fault" in found.log())
 
 
-@pytest.mark.parametrize("death", ["kill", "exit", "segfault"])
-def test_with_its_stages_there_a_death_in_preprocess_fails_its_request_and_no_other(crew: Crews, death: str) -> None:
+def test_with_its_stages_there_a_death_in_preprocess_fails_its_request_and_no_other(crew: Crews) -> None:
     found = crew(MODULE, stages="predictor")
-    workers = crew_of(found, 4)
+    workers = found.ready(4)
     blocker = workers[0].later({"predict": 1000})  # in predict: it dies too
     time.sleep(0.5)
     waiting = workers[1].later({"n": 5})  # has been preprocessed, and waits
     time.sleep(0.2)
-    status, body = workers[2].ask({"pre": death})
+    status, body = workers[2].ask({"pre": "segfault"})
     assert (status, body["code"]) == (500, 500)
     assert blocker.result(20)[0] == 500
     status, body = waiting.result(20)
@@ -66,7 +63,7 @@ def test_with_its_stages_there_a_death_in_preprocess_fails_its_request_and_no_ot
 
 def test_a_request_that_kills_every_process_it_waits_in_is_not_tried_for_ever(crew: Crews) -> None:
     found = crew(MODULE)
-    worker, other = crew_of(found, 2)
+    worker, other = found.ready(2)
     began = time.monotonic()
     statuses = [worker.ask({"predict": "exit"})[0] for _ in range(4)]
     assert statuses == [500] * 4
@@ -77,12 +74,12 @@ def test_a_request_that_kills_every_process_it_waits_in_is_not_tried_for_ever(cr
 @pytest.mark.parametrize("stages", ["worker", "predictor"])
 def test_a_predict_that_does_not_return_is_killed_in_time(crew: Crews, stages: str) -> None:
     found = crew(MODULE, predict_timeout_s=1.5, stages=stages)
-    workers = crew_of(found, 4)
+    workers = found.ready(4)
     (status, body), behind = while_waiting(found, workers, predict="spin")
     assert (status, body["code"]) == (504, 504)
     assert "1.5 s" in body["message"]
     assert [status for status, _ in behind] == [200, 200]
-    eventually(lambda: "predict_timeout_s" in found.log())
+    until(lambda: "predict_timeout_s" in found.log())
     assert len(found.predictors()) == 1
 
 
@@ -106,9 +103,9 @@ def test_a_model_that_cannot_be_loaded_says_why_once(crew: Crews) -> None:
     worker = found.worker()
     assert worker.failure is not None
     assert "RuntimeError: the weights are missing" in worker.failure
-    eventually(lambda: "RuntimeError: the weights are missing" in found.log())
+    until(lambda: "RuntimeError: the weights are missing" in found.log())
     assert found.log().count("Traceback") == 1
-    eventually(lambda: not found.predictors())
+    until(lambda: not found.predictors())
 
 
 def test_a_model_that_dies_while_it_loads_fails_the_worker(crew: Crews) -> None:
@@ -117,7 +114,7 @@ def test_a_model_that_dies_while_it_loads_fails_the_worker(crew: Crews) -> None:
     worker = found.worker()
     assert worker.failure is not None
     assert "ended while it loaded" in worker.failure
-    eventually(lambda: "Segmentation fault" in found.log())
+    until(lambda: "Segmentation fault" in found.log())
 
 
 @pytest.mark.parametrize("stages", ["worker", "predictor"])
@@ -126,13 +123,13 @@ def test_a_model_that_cannot_be_loaded_again_is_503_until_it_can(crew: Crews, st
     worker = found.worker()
     (found.model / "cannot-load").write_text("the weights have gone")
     os.kill(found.predictor(), signal.SIGKILL)
-    eventually(lambda: "the weights have gone" in found.log())
+    until(lambda: "the weights have gone" in found.log())
     ((status, headers, body),) = worker.batch([{"n": 1}])
     assert status == 503
     assert "the weights have gone" in json.loads(body)["message"]
     assert 1 <= int(headers["Retry-After"]) <= 30
     (found.model / "cannot-load").unlink()
-    eventually(lambda: worker.ask({"n": 2})[0] == 200, within=20)
+    until(lambda: worker.ask({"n": 2})[0] == 200, within_s=20)
 
 
 @pytest.mark.parametrize("stages", ["worker", "predictor"])
@@ -144,26 +141,26 @@ def test_errors_of_the_model_leave_the_process_as_it_is(crew: Crews, stages: str
     assert {what: worker.ask({"predict": what})[0] for what in expected} == expected
     assert worker.ask({"pre": "memory"})[0] == 507
     assert worker.ask({"n": 9})[1]["predictor"] == before
-    eventually(lambda: "CancelledError" in found.log())
-    eventually(lambda: "as asked" in found.log())  # once: the worker does not repeat it
+    until(lambda: "CancelledError" in found.log())
+    until(lambda: "as asked" in found.log())  # once: the worker does not repeat it
     time.sleep(0.3)
     assert found.log().count("RuntimeError: as asked") == 1
 
 
 def test_a_device_that_does_not_answer_any_more_costs_the_process_and_one_request(crew: Crews) -> None:
     found = crew(MODULE)
-    workers = crew_of(found, 4)
+    workers = found.ready(4)
     before = found.predictor()
     (status, _), behind = while_waiting(found, workers, predict="broken")
     assert status == 500
     assert [status for status, _ in behind] == [200, 200]
     assert all(body["predictor"] != before for _, body in behind)
-    eventually(lambda: "the device does not answer any more" in found.log())
+    until(lambda: "the device does not answer any more" in found.log())
 
 
 def test_a_worker_that_dies_while_its_request_waits_is_skipped(crew: Crews) -> None:
     found = crew(MODULE)
-    workers = crew_of(found, 3)
+    workers = found.ready(3)
     blocker = workers[0].later({"predict": 1.0, "n": 1})
     time.sleep(0.3)
     workers[1].later({"n": 2})
@@ -172,46 +169,3 @@ def test_a_worker_that_dies_while_its_request_waits_is_skipped(crew: Crews) -> N
     workers[1].kill()
     assert [blocker.result(20)[0], behind.result(20)[0]] == [200, 200]
     assert [span[1] for span in found.history()] == [1, 3]
-
-
-@pytest.mark.parametrize("stages", ["worker", "predictor"])
-@pytest.mark.parametrize("what", ["unpicklable", "unreadable"])
-@pytest.mark.parametrize("where", ["inputs", "outputs"])
-def test_values_that_cannot_cross_are_told_and_the_next_request_works(
-    crew: Crews, where: str, what: str, stages: str
-) -> None:
-    if stages == "predictor" and where == "inputs":
-        pytest.skip("they do not cross")
-    found = crew(MODULE, stages=stages)
-    worker = found.worker()
-    ((status, _, body),) = worker.batch([{where: what}])
-    assert status == 500
-    assert json.loads(body)["request_id"]
-    if stages == "worker":
-        word = {"unpicklable": "cannot be sent", "unreadable": "read"}[what]
-        eventually(lambda: word in found.log())
-    assert worker.ask({"n": 1})[0] == 200
-    assert len((found.model / "loads").read_text().split()) == 1
-
-
-def test_every_fault_under_load_every_request_answered_once(crew: Crews) -> None:
-    found = crew(MODULE, predict_timeout_s=1.0)
-    workers = crew_of(found, 6)
-    faults = [None, "exit", None, "memory", "error", None, "kill", None]
-
-    def client(index: int) -> list[tuple[int, int, Any]]:
-        got = []
-        for turn in range(8):
-            n = index * 100 + turn
-            fault = faults[(index + turn) % len(faults)] if turn == 4 or index == 0 else None
-            status, body = workers[index].ask({"n": n, "predict": fault})
-            got.append((n, status, body))
-        return got
-
-    with ThreadPoolExecutor(6) as pool:
-        answers = [each for part in pool.map(client, range(6)) for each in part]
-    assert len(answers) == 48
-    assert all(status in (200, 500, 503, 507) for _, status, _ in answers)
-    assert all(body["n"] == n for n, status, body in answers if status == 200)
-    assert sum(status == 200 for _, status, _ in answers) >= 24
-    assert not found.overlapping()

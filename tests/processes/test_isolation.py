@@ -31,8 +31,7 @@ def postprocess(outputs):
 @pytest.mark.parametrize("stages", ["worker", "predictor"])
 def test_a_model_may_fill_the_same_memory_again_and_again(crew: Crews, stages: str) -> None:
     found = crew(BUFFER, stages=stages)
-    workers = [found.worker() for _ in range(4)]
-    assert [worker.failure for worker in workers] == [None] * 4
+    workers = found.ready(4)
 
     def ask(number: int) -> list[Any]:
         return [workers[number].ask(number * 100 + turn) for turn in range(50)]
@@ -99,12 +98,12 @@ def predict(inputs):
 """
 
 
-@pytest.mark.parametrize("way", ["in", "out"])
-def test_a_lack_of_memory_on_the_way_is_told_as_one(crew: Crews, way: str) -> None:
+def test_a_lack_of_memory_on_the_way_is_told_as_one(crew: Crews) -> None:
     worker = crew(NO_MEMORY, stages="worker").worker()
-    status, answer = worker.ask(way)
-    assert (status, answer["type"]) == (507, "OutOfMemory")
-    assert worker.ask("fine") == (200, "fine")
+    for way in ("in", "out"):
+        status, answer = worker.ask(way)
+        assert (status, answer["type"]) == (507, "OutOfMemory")
+        assert worker.ask("fine") == (200, "fine")
 
 
 HEALTHY = """

@@ -8,14 +8,14 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import psutil
 import pytest
 
 from handlergen.runtime.predictor_process.run_directory import remove_orphans
 from handlergen.runtime.predictor_process.status import StatusFile
-from tests.processes.conftest import Crew, eventually
+from tests.histories import until
+from tests.processes.conftest import Crew
 from tests.processes.faults import MODULE
 
 Crews = Callable[..., Crew]
@@ -29,9 +29,7 @@ def without_orphans(found: Crew) -> bool:
 
 def test_twenty_workers_that_start_at_once_start_one_predictor(crew: Crews) -> None:
     found = crew(MODULE)
-    logs = [found.launch() for _ in range(20)]
-    workers = [found.accept(log) for log in logs]
-    assert [worker.failure for worker in workers] == [None] * 20
+    workers = found.ready(20)
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(lambda worker: worker.ask({"n": worker.pid, "predict": 0.01}), workers))
     assert [(status, body["n"], body["worker"]) for status, body in answers] == [
@@ -50,15 +48,15 @@ def test_a_worker_killed_while_it_starts_the_predictor(crew: Crews) -> None:
     for _ in range(3):
         found.launch()
         connection = found.accept_unready()
-        (home,) = eventually(lambda: found.homes)
-        eventually((home / "start.lock").exists)
+        (home,) = until(lambda: found.homes)
+        until((home / "start.lock").exists)
         for process in psutil.Process(found.server.pid).children():
             process.kill()
         connection.close()
     worker = found.worker()
     assert worker.failure is None
     assert worker.ask({"n": 1})[0] == 200
-    eventually(lambda: len(found.predictors()) == 1)
+    until(lambda: len(found.predictors()) == 1)
     time.sleep(0.5)
     assert worker.ask({"n": 2})[1]["predictor"] == found.predictor()
 
@@ -68,16 +66,16 @@ def test_a_start_that_takes_long_is_not_time_without_workers(crew: Crews) -> Non
     found = crew(MODULE)
     found.launch()
     connection = found.accept_unready()
-    (predictor,) = eventually(found.predictors)
+    (predictor,) = until(found.predictors)
     (home,) = found.homes
-    eventually((home / "socket").exists)
+    until((home / "socket").exists)
     os.kill(predictor, signal.SIGSTOP)
     for process in psutil.Process(found.server.pid).children():
         process.kill()
     connection.close()
     time.sleep(6)
     os.kill(predictor, signal.SIGCONT)
-    eventually(lambda: StatusFile.open(home / "status").look().state == "idle")
+    until(lambda: StatusFile.open(home / "status").look().state == "idle")
     time.sleep(0.5)
     worker = found.worker()
     assert worker.ask({"n": 1})[1]["predictor"] == predictor
@@ -85,54 +83,49 @@ def test_a_start_that_takes_long_is_not_time_without_workers(crew: Crews) -> Non
 
 def test_it_outlives_the_worker_that_started_it_and_ends_with_the_last(crew: Crews) -> None:
     found = crew(MODULE)
-    first, second = found.worker(), found.worker()
+    first, second = found.ready(2)
     predictor = found.predictor()
     first.kill()
     assert second.ask({"n": 1})[1]["predictor"] == predictor
     time.sleep(3)
     assert second.ask({"n": 2})[1]["predictor"] == predictor
     second.kill()
-    eventually(lambda: not found.predictors(), within=10)
+    until(lambda: not found.predictors(), within_s=10)
     assert found.homes == []
 
 
-@pytest.mark.parametrize("busy", [None, "hang", "spin"])
-def test_it_ends_when_the_server_is_gone(crew: Crews, busy: Any) -> None:
+@pytest.mark.parametrize("busy", ["hang", "spin"])
+def test_it_ends_when_the_server_is_gone(crew: Crews, busy: str) -> None:
     found = crew(MODULE)
     worker = found.worker()
     assert worker.ask({})[0] == 200
-    if busy:
-        worker.later({"predict": busy})
-        time.sleep(0.5)
-    found.server.kill()
-    found.server.wait()
+    worker.later({"predict": busy})
+    time.sleep(0.5)
+    found.stop_server()
     worker.kill()
     if busy == "spin":  # nothing in a process runs that lets no other thread run
         os.kill(found.predictor(), signal.SIGKILL)
-        eventually(lambda: without_orphans(found))
+        until(lambda: without_orphans(found))
     else:
-        eventually(lambda: not found.predictors(), within=10)
+        until(lambda: not found.predictors(), within_s=10)
         assert found.homes == []
 
 
-@pytest.mark.parametrize("busy", [None, 1000])
-def test_sigterm_ends_it_and_removes_its_directory(crew: Crews, busy: Any) -> None:
+def test_sigterm_ends_it_in_the_middle_of_a_predict(crew: Crews) -> None:
     found = crew(MODULE)
-    worker, other = found.worker(), found.worker()
+    worker, other = found.ready(2)
     predictor = found.predictor()
-    if busy:
-        asked = worker.later({"predict": busy})
-        time.sleep(0.5)
+    asked = worker.later({"predict": 1000})
+    time.sleep(0.5)
     began = time.monotonic()
     os.kill(predictor, signal.SIGTERM)
-    eventually(lambda: predictor not in found.predictors(), within=20)
+    until(lambda: predictor not in found.predictors(), within_s=20)
     assert time.monotonic() - began < 15
-    if busy:
-        assert asked.result(20)[0] == 500
+    assert asked.result(20)[0] == 500
     status, body = other.ask({"n": 1})  # they are still here: the next process serves them
     assert status == 200
     assert body["predictor"] != predictor
-    eventually(lambda: f"loaded by {body['predictor']}" in found.log())
+    until(lambda: f"loaded by {body['predictor']}" in found.log())
 
 
 def test_sigterm_to_the_last_one_leaves_nothing(crew: Crews) -> None:
@@ -140,7 +133,7 @@ def test_sigterm_to_the_last_one_leaves_nothing(crew: Crews) -> None:
     worker = found.worker()
     os.kill(worker.pid, signal.SIGSTOP)  # or it would start the next
     os.kill(found.predictor(), signal.SIGTERM)
-    eventually(lambda: not found.predictors(), within=8)
+    until(lambda: not found.predictors(), within_s=8)
     assert found.homes == []
     os.kill(worker.pid, signal.SIGCONT)
     assert worker.ask({"n": 1})[0] == 200
@@ -151,7 +144,7 @@ def test_a_predictor_whose_directory_is_deleted_gives_way_to_the_next(crew: Crew
     worker = found.worker()
     before = found.predictor()
     shutil.rmtree(found.homes[0])
-    eventually(lambda: before not in found.predictors())
+    until(lambda: before not in found.predictors())
     later = found.worker()
     assert worker.ask({"n": 1})[1]["predictor"] == later.ask({"n": 2})[1]["predictor"] == found.predictor()
 
@@ -161,19 +154,18 @@ def test_what_a_dead_server_left_goes_with_the_next_start(crew: Crews) -> None:
     worker = found.worker()
     os.kill(found.predictor(), signal.SIGKILL)
     worker.kill()
-    found.server.kill()
-    found.server.wait()
-    eventually(lambda: not found.predictors())
+    found.stop_server()
+    until(lambda: not found.predictors())
     assert len(found.homes) == 1
-    eventually(lambda: without_orphans(found))
+    until(lambda: without_orphans(found))
 
 
 def test_user_code_that_forks_keeps_neither_connections_nor_locks(crew: Crews) -> None:
     found = crew(MODULE)
-    worker, other = found.worker(), found.worker()
+    worker, other = found.ready(2)
     assert worker.ask({"predict": "fork"})[0] == 200
     assert worker.ask({"pre": "fork"})[0] == 200
-    predictor = found.predictor_of(other)
+    predictor = found.predictor()
     children = psutil.Process(predictor).children() + psutil.Process(worker.pid).children()
     forked = [child for child in children if child.pid != predictor]
     assert len(forked) == 2
@@ -184,7 +176,7 @@ def test_user_code_that_forks_keeps_neither_connections_nor_locks(crew: Crews) -
         assert body["predictor"] != predictor
         worker.kill()
         other.kill()
-        eventually(lambda: body["predictor"] not in found.predictors(), within=10)
+        until(lambda: body["predictor"] not in found.predictors(), within_s=10)
     finally:
         for child in forked:
             child.kill()
@@ -208,7 +200,7 @@ def test_a_pool_of_processes_in_predict_ends_its_own_processes(crew: Crews) -> N
     for _ in range(3):
         status, body = worker.ask([1, 2, 3])
         assert status == 200, (body, found.log())
-        assert (body["squares"], body["predictor"]) == ([1, 4, 9], found.predictor_of(worker))
+        assert (body["squares"], body["predictor"]) == ([1, 4, 9], found.predictor())
 
 
 def test_with_the_whole_lock_directory_deleted_the_next_process_starts(crew: Crews) -> None:
@@ -252,7 +244,7 @@ def test_a_signal_to_a_child_of_the_users_is_not_the_predictors(crew: Crews) -> 
     time.sleep(0.5)  # the predictor process looks ten times a second
     assert worker.ask(1) == (200, pid)
     os.kill(pid, signal.SIGTERM)
-    eventually(lambda: found.predictors() != [pid])
+    until(lambda: found.predictors() != [pid])
     (_, next_pid) = worker.ask(1)
     assert next_pid != pid
 

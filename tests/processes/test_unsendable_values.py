@@ -78,19 +78,17 @@ def test_the_request_is_answered_rightly_and_so_are_those_after_it(crew: Crews, 
     assert other.describe()["predictor"]["stages"] == "worker"
 
 
-def test_the_others_of_its_batch_are_answered_once(crew: Crews) -> None:
-    worker = crew(MODULE).worker()
+def test_the_others_of_its_batch_are_answered_once_and_instances_of_one_request_too(crew: Crews) -> None:
+    found = crew(MODULE)
+    worker, other = found.worker(), found.worker()
     values: list[Any] = [{"n": n} for n in range(6)]
     values[2]["inputs"] = "unpicklable"
     answers = [json.loads(body) for _, _, body in worker.batch(values)]
     assert [answer["n"] for answer in answers] == [0, 2, 4, 6, 8, 10]
     assert [answer["preprocessed"] == worker.pid for answer in answers] == [n != 2 for n in range(6)]
 
-
-def test_instances_of_one_request_too(crew: Crews) -> None:
-    worker = crew(MODULE).worker()
     instances = [{"n": 1}, {"n": 2, "inputs": "unpicklable"}, {"n": 3}]
-    status, body = worker.ask({"instances": instances}, explain="False")
+    status, body = other.ask({"instances": instances}, explain="False")
     assert status == 200
     assert [answer["n"] for answer in body["predictions"]] == [2, 4, 6]
 

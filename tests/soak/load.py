@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 import tempfile
@@ -21,12 +20,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from handlergen.archives.build import archive
 from handlergen.client import Client
 from handlergen.server.configuration import write_configuration
 from handlergen.server.lifecycle import RunningServer, serve
 from handlergen.server.ports import free_port_settings
 from handlergen.server.properties import server_settings
+from tests.archives import make_archive
 from tests.growth import Growth, Slope
 from tests.histories import (
     SOURCE,
@@ -41,7 +40,7 @@ from tests.histories import (
 )
 
 MODELS = ("worker", "process")
-WORKERS, QUEUE = 2, 20
+CLIENTS, WORKERS, QUEUE = 200, 2, 20
 LIMIT_S = 60.0
 PAUSE_S = 0.5
 """What a client waits that was refused."""
@@ -49,20 +48,12 @@ PAUSE_S = 0.5
 
 def start(home: Path) -> RunningServer:
     """A server with both models."""
-    for model in MODELS:
-        source = home / model / f"{model}.py"
-        source.parent.mkdir(parents=True)
-        source.write_text(SOURCE)
-        settings: dict[str, Any] = {"stages": "worker"} if model == "process" else {}
-        archive(
-            source,
-            model_store=home / "model-store",
-            predictor=model,
-            workers_per_device=WORKERS,
-            queue_size=QUEUE,
-            config={"history": str(home / "history")},
-            **settings,
-        )
+    common: dict[str, Any] = {
+        "workers_per_device": WORKERS, "queue_size": QUEUE, "config": {"history": str(home / "history")}
+    }  # fmt: skip
+    make_archive(home, "worker", SOURCE, predictor="worker", **common)
+    make_archive(home, "process", SOURCE, predictor="process", stages="worker", **common)
+    (home / "store").rename(home / "model-store")
     write_configuration(home / "config.properties", server_settings(**free_port_settings()))
     environ = {**os.environ, "HANDLERGEN_STATE_DIR": str(home / "state")}
     return serve(home / "config.properties", timeout=120, environ=environ)
@@ -78,12 +69,12 @@ def processes_of(server: RunningServer, client: Client, state: Path) -> dict[str
     return {**found, "process: predictor": predictor}
 
 
-def run(home: Path, clients: int, seconds: float) -> dict[str, Any]:
+def run(home: Path, seconds: float) -> dict[str, Any]:
     """Load for so long; what was seen."""
     with start(home) as server, contextlib.ExitStack() as stack:
         manager = stack.enter_context(server.client())
         asker = stack.enter_context(server.client(timeout=LIMIT_S))
-        loads = [Load(asker, model, clients // 2, LIMIT_S, pause_s=PAUSE_S) for model in MODELS]
+        loads = [Load(asker, model, CLIENTS // len(MODELS), LIMIT_S, pause_s=PAUSE_S) for model in MODELS]
         known = processes_of(server, manager, home / "state")
         with Growth(lambda: known, every_s=2.0) as growth, contextlib.ExitStack() as asking:
             for load in loads:
@@ -92,7 +83,7 @@ def run(home: Path, clients: int, seconds: float) -> dict[str, Any]:
         after = processes_of(server, manager, home / "state")
     asked = [each for load in loads for each in load.asked]
     return {
-        "clients": clients,
+        "clients": CLIENTS,
         "seconds": round(seconds),
         "requests": len(asked),
         "by status": dict(sorted(statuses(asked).items())),
@@ -129,14 +120,10 @@ def table(seen: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5.0)
-    parser.add_argument("--clients", type=int, default=200)
-    parser.add_argument("--json", type=Path, default=None, help="write the figures there")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="load-", ignore_cleanup_errors=True) as home:
-        seen = run(Path(home), options.clients, options.minutes * 60)
+        seen = run(Path(home), options.minutes * 60)
     print(table(seen))
-    if options.json is not None:
-        options.json.write_text(json.dumps(seen, indent=2), "utf-8")
     return 0 if is_sound(seen) else 1
 
 

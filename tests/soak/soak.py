@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import random
 import shutil
@@ -52,6 +51,7 @@ from tests.histories import (
     wrong,
 )
 
+PLACEMENTS = ("process", "worker")
 RECOVERY_S = 10.0
 NAME = "soaked"
 CLIENTS = 16
@@ -133,10 +133,7 @@ class Soak:
                 moment = time.monotonic()
                 try:
                     moment = inject() or time.monotonic()
-                except (
-                    HandlergenError,
-                    AssertionError,
-                ) as error:  # asked in the middle of a fault before: tried, and counted
+                except (HandlergenError, AssertionError) as error:  # in the middle of the last fault
                     print(f"{kind}: {error}", flush=True)
                 deadline = time.monotonic() + 30
                 while (taken := recovery_s(load.asked[-2000:], moment)) > 1e6 and time.monotonic() < deadline:
@@ -194,11 +191,8 @@ class Soak:
                 self._longest = measured
 
     def _faults(self, load: Load) -> list[tuple[str, Callable[[], float | None]]]:
-        def asking(**extra: Any) -> Callable[[], float | None]:
-            def ask() -> float:
-                return load.ask(**extra).ended_s
-
-            return ask
+        def asking(**extra: Any) -> Callable[[], float]:
+            return lambda: load.ask(**extra).ended_s
 
         faults = [
             (f"{what} in {hook}", asking(**{key: what}))
@@ -210,7 +204,7 @@ class Soak:
             ("out of device memory", asking(predict="cuda memory")),
             *((f"{what} left behind by predict", asking(predict=what)) for what in ("fork", "pool", "subprocess")),
             ("SIGSTOP in predict", lambda: self._stop_holder(load)),
-            ("lock directory deleted", self._delete_locks),
+            ("lock directory deleted", lambda: self._delete("locks")),
             ("disk full for logs and spans", self._fill_disk),
             ("SIGKILL of a worker", lambda: self._signal(self._workers(), signal.SIGKILL)),
             ("SIGSTOP of a worker", lambda: self._stop(self._workers())),
@@ -220,11 +214,11 @@ class Soak:
         ]
         if self.figures.placement == "process":
             faults += 3 * [
-                ("SIGKILL of the predictor", lambda: self._signal(self._predictors(), signal.SIGKILL)),
-                ("SIGTERM of the predictor", lambda: self._signal(self._predictors(), signal.SIGTERM)),
-                ("SIGSTOP of the predictor", lambda: self._stop(self._predictors())),
+                ("SIGKILL of the predictor", lambda: self._signal(list(predictors(self._state)), signal.SIGKILL)),
+                ("SIGTERM of the predictor", lambda: self._signal(list(predictors(self._state)), signal.SIGTERM)),
+                ("SIGSTOP of the predictor", lambda: self._stop(list(predictors(self._state)))),
             ]
-            faults.append(("predictor's directory deleted", self._delete_homes))
+            faults.append(("predictor's directory deleted", lambda: self._delete("locks/predictor-*")))
         return faults
 
     def _workers(self) -> list[int]:
@@ -232,9 +226,6 @@ class Soak:
             return [worker.pid for worker in self._client.describe(NAME).workers if worker.ready]
         except HandlergenError:
             return []
-
-    def _predictors(self) -> list[int]:
-        return list(predictors(self._state))
 
     def _signal(self, pids: list[int], number: signal.Signals) -> float:
         if pids:
@@ -260,8 +251,9 @@ class Soak:
             os.kill(pid, self._chance.choice((signal.SIGCONT, signal.SIGKILL)))
         return time.monotonic()
 
-    def _delete_locks(self) -> float:
-        shutil.rmtree(self._state / "locks", ignore_errors=True)
+    def _delete(self, pattern: str) -> float:
+        for path in self._state.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
         return time.monotonic()
 
     def _fill_disk(self) -> float:
@@ -304,11 +296,6 @@ class Soak:
         self._down.append((began - 0.1, time.monotonic()))
         return time.monotonic()
 
-    def _delete_homes(self) -> float:
-        for path in (self._state / "locks").glob("predictor-*"):
-            shutil.rmtree(path, ignore_errors=True)
-        return time.monotonic()
-
     def _serve(self) -> RunningServer:
         environ = {
             **os.environ,
@@ -332,19 +319,16 @@ def table(figures: Figures) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--placement", choices=("process", "worker"), action="append")
     parser.add_argument("--seed", type=int, default=None, help="repeat a run's choice of faults")
-    parser.add_argument("--json", type=Path, default=None, help="write the figures there")
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.randrange(10**6)
-    placements = options.placement or ["process", "worker"]
     print(f"seed {seed}", flush=True)
     results = []
-    for placement in placements:
+    for placement in PLACEMENTS:
         home = Path(tempfile.mkdtemp(prefix="soak-"))
         soak = Soak(placement, home, random.Random(seed))
         try:
-            results.append(soak.run(options.minutes * 60 / len(placements)))
+            results.append(soak.run(options.minutes * 60 / len(PLACEMENTS)))
         finally:
             soak.close()
         print(table(results[-1]), flush=True)
@@ -352,8 +336,6 @@ def main() -> int:
             shutil.rmtree(home, ignore_errors=True)
         else:
             print(f"its logs: {home}")
-    if options.json is not None:
-        options.json.write_text(json.dumps([asdict(each) for each in results], indent=2), "utf-8")
     return 0 if all(each.sound for each in results) else 1
 
 

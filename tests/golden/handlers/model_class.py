@@ -13,7 +13,7 @@ from ts.torch_handler.base_handler import BaseHandler
 class TrussHandler(BaseHandler):
     """Serves `model` (form: model-class).
 
-        predict  Model.predict(data)
+        predict  Model.predict(a, b)
 
     Several requests at once: predict is called for each of them, as soon as its inputs are ready.
     One predict at a time on each device, whichever worker, model or server runs it.

@@ -16,7 +16,7 @@ class Resnet50V2Handler(BaseHandler):
         postprocess  labels.postprocess(outputs)
 
     Several requests at once: their inputs are collated, predict runs once, its output is split.
-    One predict at a time on each device, whichever worker, model or server runs it.
+    One predict of this model at a time on each device.
     """
 
     def initialize(self, context: Any) -> None:
