@@ -12,7 +12,7 @@ from handlergen.cli.options import json_option
 from handlergen.cli.printing import counted, named, print_json, writable
 
 if TYPE_CHECKING:
-    from handlergen.performance.trace.convert import TraceSummary
+    from handlergen.performance.trace import TraceSummary
 
 _STDOUT = Path("-")
 
@@ -73,7 +73,7 @@ def command(
       handlergen trace spans
       handlergen trace spans --last 5 -o trace.json.gz
     """
-    from handlergen.performance.trace.convert import Trace, open_output, write_trace
+    from handlergen.performance.trace import Trace, open_output, write_trace
 
     if directory is None:
         raise click.UsageError("name the directory of the spans: handlergen trace DIR")

@@ -172,6 +172,18 @@ def busy_share(spans: Iterable[Span], start_ns: int, end_ns: int) -> float:
     return covered(((span.start_ns, span.end_ns) for span in spans), (start_ns, end_ns))
 
 
+def covered(intervals: Iterable[tuple[int, int]], window: tuple[int, int]) -> float:
+    """Return the part of a window, 0..1, that lies in at least one of the intervals."""
+    start_ns, end_ns = window
+    filled, reached = 0, start_ns
+    for start, end in sorted(intervals):
+        low, high = max(start, reached), min(end, end_ns)
+        if high > low:
+            filled += high - low
+            reached = high
+    return filled / (end_ns - start_ns)
+
+
 _MS = 1e6
 
 
@@ -262,30 +274,17 @@ def summarize(spans: Sequence[Span], model: str, window: tuple[int, int]) -> Rec
     whole = [span for span in spans if span.model == model]  # a request may have begun before the window
     requests = by_request(whole)
     ended = {name: (start, end) for name, (start, end) in requests.items() if start_ns <= end < end_ns} or requests
-    on_device = [span for span in inside if span.stage in ON_DEVICE]
-    devices = dict.fromkeys(span.device for span in on_device if _is_predict(span, model))
+    on_device: dict[str, list[Span]] = defaultdict(list)
+    for span in of_stage(inside, *ON_DEVICE):
+        on_device[span.device].append(span)
+    devices = sorted({span.device for span in of_stage(own, "predict")})
     return Recorded(
         requests=len(ended),
         stages=tuple(_stages(own, window)),
-        devices=tuple(
-            _device(device, [span for span in on_device if span.device == device], model, window)
-            for device in sorted(devices)
-        ),
+        devices=tuple(_device(device, on_device[device], model, window) for device in devices),
         occupied=_occupied(whole, window),
         in_workers_ms=fmean(end - start for start, end in ended.values()) / _MS,
     )
-
-
-def covered(intervals: Iterable[tuple[int, int]], window: tuple[int, int]) -> float:
-    """Return the part of a window, 0..1, that lies in at least one of the intervals."""
-    start_ns, end_ns = window
-    filled, reached = 0, start_ns
-    for start, end in sorted(intervals):
-        low, high = max(start, reached), min(end, end_ns)
-        if high > low:
-            filled += high - low
-            reached = high
-    return filled / (end_ns - start_ns)
 
 
 def only_predicts(spans: Iterable[Span]) -> bool:
@@ -323,19 +322,15 @@ def _stages(spans: Sequence[Span], window: tuple[int, int]) -> Iterable[StageTim
         )
 
 
-def _is_predict(span: Span, model: str) -> bool:
-    return span.model == model and span.stage == "predict"
-
-
 def _device(device: str, held: Sequence[Span], model: str, window: tuple[int, int]) -> DeviceUse:
-    own = [span for span in held if _is_predict(span, model)]
-    others = [(span.start_ns, span.end_ns) for span in held if not _is_predict(span, model)]
+    own = [span for span in held if span.model == model and span.stage == "predict"]
+    others = [span for span in held if span.model != model or span.stage != "predict"]
     requests = sum(span.request_id.count(",") + 1 for span in own)
     spent_ns = sum(span.end_ns - span.start_ns for span in own)
     return DeviceUse(
         device=device,
-        busy=covered(((span.start_ns, span.end_ns) for span in held), window),
-        busy_with_others=covered(others, window),
+        busy=busy_share(held, *window),
+        busy_with_others=busy_share(others, *window),
         predictions=len(own),
         predict_ms=spent_ns / len(own) / _MS,
         requests_each=requests / len(own),
@@ -364,9 +359,4 @@ def percentile(values: Sequence[float], percent: float) -> float:
     """
     if not values or not 0 <= percent <= 100:
         raise ValueError("a percentile needs values and a percentage")
-    return nearest_rank(sorted(values), percent)
-
-
-def nearest_rank(ascending: Sequence[float], percent: float) -> float:
-    """Return `percentile` of non-empty, sorted values."""
-    return ascending[max(0, math.ceil(len(ascending) * percent / 100) - 1)]
+    return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]

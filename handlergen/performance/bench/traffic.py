@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from handlergen.performance.recordings import nearest_rank
+from handlergen.performance.recordings import percentile
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Load:
         seconds = (end_ns - start_ns) / 1e9
         return Figures(
             requests_per_s=came / seconds,
-            latency_ms={p: nearest_rank(took, p) / 1e6 for p in (*PERCENTILES, 100)} if took else {},
+            latency_ms={p: percentile(took, p) / 1e6 for p in (*PERCENTILES, 100)} if took else {},
             outcomes=dict(Counter(answer.outcome for answer in inside)),
             due_per_s=len(inside) / seconds,
         )
