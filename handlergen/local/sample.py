@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -81,28 +80,14 @@ def run_sample(
         "gpu": gpu,
         "overrides": {key: value for key, value in (overrides or {}).items() if value is not None},
     }
-    reader, writer = os.pipe()
-    with os.fdopen(reader, "rb") as answers:
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "handlergen.local.sample_child", json.dumps(given), str(writer)],
-                pass_fds=[writer],
-                stdout=sys.__stderr__,  # hooks may print; standard output is for the report
-            )
-        finally:
-            os.close(writer)
-        try:
-            report = answers.read()
-            status = process.wait()
-        finally:
-            process.kill()  # on Ctrl-C, say
-            process.wait()
-    if status < 0:
-        name = signal.Signals(-status).name
+    command = [sys.executable, "-m", "handlergen.local.sample_child", json.dumps(given)]
+    process = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
         raise ModuleFailed(f"the module's process was terminated by {name} while it answered the sample")
-    if not report:
-        raise ModuleFailed(f"the module's process exited with status {status} without an answer")
-    found = json.loads(report)
+    if not process.stdout:
+        raise ModuleFailed(f"the module's process exited with status {process.returncode} without an answer")
+    found = json.loads(process.stdout)
     if "error" in found:
         raise ModuleFailed(found["error"], traceback=found.get("traceback", ""), hint=found.get("hint"))
     stages = tuple(StageRun(**stage) for stage in found.pop("stages"))

@@ -26,11 +26,8 @@ if TYPE_CHECKING:
     from handlergen.local.model import LocalModel
     from handlergen.local.offline.journal import PendingOutputs
 
-_CALLS_AT_ONCE = 2
-"""Per actor: one chunk's preprocess and postprocess run during another's predict."""
-
-_CALLS_AHEAD = 2
-"""Calls that wait per actor, so that it never waits for its next chunk."""
+_CALLS_AT_ONCE = 2  # per actor: one chunk's preprocess and postprocess run during another's predict
+_CALLS_AHEAD = 2  # calls that wait per actor, so that it never waits for its next chunk
 
 
 @contextlib.contextmanager

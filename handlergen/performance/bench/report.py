@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -266,13 +267,11 @@ def latency_bars(measurement: Measurement) -> dict[str, Any]:
     if logarithmic:
         low = max(low, 1e-3)
         edges = [low * (high / low) ** (i / _BARS) for i in range(_BARS + 1)]
-        place = [math.log(max(ms, low) / low) / math.log(high / low) for ms in right]
     else:
         edges = [low + (high - low) * i / _BARS for i in range(_BARS + 1)]
-        place = [(ms - low) / (high - low) for ms in right]
     counts = [0] * _BARS
-    for at in place:
-        counts[min(_BARS - 1, int(at * _BARS))] += 1
+    for ms in right:
+        counts[min(_BARS - 1, max(0, bisect_right(edges, ms) - 1))] += 1
     marks = measurement.figures.latency_ms
     return {
         "edges": [round(edge, 4) for edge in edges],
@@ -291,7 +290,8 @@ def over_time(measurement: Measurement) -> dict[str, Any]:
     """
     load, (start_ns, end_ns) = measurement.load, measurement.window
     length_s = (end_ns - load.started_ns) / 1e9
-    step_s = next(step for step in _steps() if length_s / step <= _MOST_POINTS)
+    widths = [0.25, 0.5, *(factor * 10.0**power for power in range(6) for factor in (1, 2, 5))]
+    step_s = next(step for step in widths if length_s / step <= _MOST_POINTS)
     steps: list[list[TimedAnswer]] = [[] for _ in range(max(1, math.floor(length_s / step_s)))]
     for answer in load.answers:
         at = int((answer.ended_ns - load.started_ns) / 1e9 / step_s)
@@ -306,10 +306,6 @@ def over_time(measurement: Measurement) -> dict[str, Any]:
         "p50": [round(percentile(step, 50), 3) if step else None for step in right],
         "p99": [round(percentile(step, 99), 3) if step else None for step in right],
     }
-
-
-def _steps() -> list[float]:
-    return [0.25, 0.5, *(factor * 10.0**power for power in range(6) for factor in (1, 2, 5))]
 
 
 def _ms(answer: TimedAnswer) -> float:
@@ -365,11 +361,13 @@ def _stage_rows(measurement: Measurement) -> list[dict[str, str]]:
 
 def _cpu_rows(measurement: Measurement) -> list[tuple[str, str]]:
     """Return (process group, cores) of the CPU use that was measured."""
-    names = {
-        "workers": "workers",
-        "frontend": "TorchServe",
-        "client": "load generator",
-        "others": "other processes",
+    cpu = measurement.cpu
+    if cpu is None:
+        return []
+    used = {
+        "workers": cpu.workers,
+        "TorchServe": cpu.frontend,
+        "load generator": cpu.client,
+        "other processes": cpu.others,
     }
-    used = {label: getattr(measurement.cpu, name, None) for name, label in names.items()}
     return [(label, f"{cores:.2f}") for label, cores in used.items() if cores is not None]
