@@ -32,11 +32,7 @@ def body_request(body: bytes, content_type: str) -> RequestParts:
 
 
 def form_request(fields: Mapping[str, Any]) -> RequestParts:
-    """Return a multipart form: name -> a `Path` (a file), bytes, text, or a JSON value.
-
-    Raises:
-        HandlergenError: A file cannot be read.
-    """
+    """Return a multipart form: name -> a `Path` (a file), bytes, text, or a JSON value. Raises as `body_of` does."""
     entry: dict[str, Any] = {}
     types: dict[str, Any] = {}
     for name, value in fields.items():

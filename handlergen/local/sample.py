@@ -19,11 +19,9 @@ class StageRun:
     """One call of a hook.
 
     Attributes:
-        name: The hook's name in the user's source.
-        role: `preprocess`, `predict` or `postprocess`.
+        name, role: The hook's name in the user's source; `preprocess`, `predict` or `postprocess`.
         received, returned: Types and shapes: `bytes (1832)`, `tensor(1, 8, 8) float32`.
         milliseconds: Duration; of predict, including the wait for the device to finish.
-        failed: Whether the hook raised.
     """
 
     name: str
@@ -40,8 +38,6 @@ class SampleRun:
 
     Attributes:
         load_s: Duration of import and load.
-        device: The device that predict ran on.
-        stages: The hooks' calls, in order.
         findings: Problems that would show elsewhere, and likely mistakes.
         status, content_type, body: The answer; the body is truncated if it is long, and base64 if it is not text.
         traceback: Of the user's code, if a hook failed.
@@ -66,7 +62,6 @@ def run_sample(
         source: A source as for `handlergen archive`, or a .mar.
         sample: A file with the request's body.
         gpu: Index of the GPU; None: the CPU.
-        overrides: Settings.
 
     Raises:
         ModuleFailed: The module cannot be loaded, or its process died.

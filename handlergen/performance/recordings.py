@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
@@ -114,6 +115,12 @@ def span_files(directory: Path | str) -> list[Path]:
     return files
 
 
+def grouped(spans: Iterable[Span], attribute: str) -> dict[str, list[Span]]:
+    """Return the spans by the value of an attribute, in the order of the values."""
+    key = attrgetter(attribute)
+    return {value: list(own) for value, own in groupby(sorted(spans, key=key), key)}
+
+
 def of_stage(spans: Iterable[Span], *stages: str) -> list[Span]:
     """Return the spans of these stages, in the given order."""
     return [span for span in spans if span.stage in stages]
@@ -155,11 +162,7 @@ def beside(spans: Iterable[Span], others: Iterable[Span]) -> list[Span]:
 
 
 def busy_share(spans: Iterable[Span], start_ns: int, end_ns: int) -> float:
-    """Return the part of the window, 0..1, that the spans cover.
-
-    Raises:
-        ValueError: The window is empty.
-    """
+    """Return the part of the window, 0..1, that the spans cover; raise ValueError if the window is empty."""
     if end_ns <= start_ns:
         raise ValueError("the window must end after it starts")
     return covered(((span.start_ns, span.end_ns) for span in spans), (start_ns, end_ns))
@@ -271,15 +274,20 @@ def summarize(spans: Sequence[Span], model: str, window: tuple[int, int]) -> Rec
     whole = [span for span in spans if span.model == model]  # a request may have begun before the window
     requests = by_request(whole)
     ended = {name: (start, end) for name, (start, end) in requests.items() if start_ns <= end < end_ns} or requests
-    on_device: dict[str, list[Span]] = defaultdict(list)
-    for span in of_stage(inside, *ON_DEVICE):
-        on_device[span.device].append(span)
-    devices = sorted({span.device for span in of_stage(own, "predict")})
+    predicted_on = {span.device for span in of_stage(own, "predict")}
+    on_device = grouped(of_stage(inside, *ON_DEVICE), "device")
     return Recorded(
         requests=len(ended),
         stages=tuple(_stages(own, window)),
-        devices=tuple(_device(device, on_device[device], model, window) for device in devices),
-        occupied=_occupied(whole, window),
+        devices=tuple(
+            _device(device, held, model, window) for device, held in on_device.items() if device in predicted_on
+        ),
+        # Predictor processes are not workers.
+        occupied={
+            worker: covered(by_request(parts).values(), window)
+            for worker, parts in grouped(whole, "worker").items()
+            if not only_predicts(parts)
+        },
         in_workers_ms=fmean(end - start for start, end in ended.values()) / _MS,
     )
 
@@ -334,18 +342,6 @@ def _device(device: str, held: Sequence[Span], model: str, window: tuple[int, in
         limit_per_s=requests / max(spent_ns, 1) * 1e9,
         overlaps=len(overlapping(held)),
     )
-
-
-def _occupied(spans: Sequence[Span], window: tuple[int, int]) -> dict[str, float]:
-    """Return for each worker the share of the time it had a request. Predictor processes are not workers."""
-    there: dict[str, list[Span]] = defaultdict(list)
-    for span in spans:
-        there[span.worker].append(span)
-    return {
-        worker: covered(by_request(own).values(), window)
-        for worker, own in sorted(there.items())
-        if not only_predicts(own)
-    }
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

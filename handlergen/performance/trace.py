@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from handlergen.errors import HandlergenError
-from handlergen.performance.recordings import Span, busy_share, of_stage, overlapping, read_file, span_files
+from handlergen.performance.recordings import Span, busy_share, grouped, of_stage, overlapping, read_file, span_files
 from handlergen.runtime.telemetry.stages import BY_PREDICTOR, FIRST, LAST, ON_DEVICE, STAGE_NAMES, label_of
 
 _Event = dict[str, Any]
@@ -100,8 +100,7 @@ class DeviceTotals:
     """How one device was used.
 
     Attributes:
-        predicts: Number of predict calls.
-        total_ns: Sum of their durations.
+        predicts, total_ns: Number of predict calls, and the sum of their durations.
         busy: Share of the trace's time, 0..1, during which at least one ran.
         overlaps: How often one started while another ran: never, with `lock: device`.
     """
@@ -120,9 +119,7 @@ class TraceSummary:
         requests: Answered requests (whose `encode` is in the trace).
         spans: Slices in the workers' rows.
         seconds: From the first start to the last end.
-        pids: The processes that recorded spans.
-        torn: Unfinished lines of killed workers; left out.
-        backwards: Spans that end before they start; left out.
+        torn, backwards: Left out: unfinished lines of killed workers, and spans that end before they start.
     """
 
     requests: int
@@ -139,7 +136,6 @@ class Trace:
     """Which spans of a recording to convert.
 
     Attributes:
-        directory: Where the spans were recorded.
         model: Only this model's spans.
         last_s: Only the last so many seconds.
         from_s, to_s: Only spans that run between these times, in seconds since the recording's start; None: no limit.
@@ -185,11 +181,7 @@ def write_trace(trace: Trace, output: BinaryIO) -> TraceSummary:
 
 @contextlib.contextmanager
 def open_output(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for a trace, compressed if its name ends in .gz. The file appears when it is complete.
-
-    Raises:
-        HandlergenError: The file cannot be written.
-    """
+    """Open a file for a trace, compressed if its name ends in .gz. The file appears when it is complete."""
     # A device or a pipe (/dev/stdout) is written to, not replaced.
     replaced = path.is_file() or not path.exists()
     target = path.with_name(f".{path.name}.{os.getpid()}.part") if replaced else path
@@ -229,9 +221,6 @@ def wanted_spans(trace: Trace, recording: Survey) -> list[Span]:
 
 def _summarize(spans: Sequence[Span], *, torn: int, backwards: int) -> TraceSummary:
     start_ns, end_ns = spans[0].start_ns, max(span.end_ns for span in spans)
-    on_device: dict[str, list[Span]] = defaultdict(list)
-    for span in of_stage(spans, *ON_DEVICE):
-        on_device[span.device].append(span)
     return TraceSummary(
         requests=len(of_stage(spans, LAST)),
         spans=len(spans),
@@ -244,7 +233,7 @@ def _summarize(spans: Sequence[Span], *, torn: int, backwards: int) -> TraceSumm
                 busy=busy_share(own, start_ns, max(end_ns, start_ns + 1)),
                 overlaps=len(overlapping(own)),
             )
-            for device, own in on_device.items()
+            for device, own in grouped(of_stage(spans, *ON_DEVICE), "device").items()
         },
         torn=torn,
         backwards=backwards,

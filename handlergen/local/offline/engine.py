@@ -72,9 +72,7 @@ class LocalEngine:
         warn: Callable[[str], None] = lambda _message: None,
     ) -> None:
         self._model = model
-        self._workers = workers
-        self._threads = threads
-        self._warn = warn
+        self._preparation = Preparation(model, workers=workers, threads=threads, warn=warn)
 
     @property
     def identity(self) -> str:
@@ -121,22 +119,16 @@ class LocalEngine:
     ) -> Generator[_Finished, None, None]:
         """Answer chunks as `run` does: one in predict, one in postprocess and a few in preparation at a time.
 
-        Args:
-            finish: Called with each chunk and its items, which have their reply or failure; one at a time, in order.
-
         Yields:
-            What `finish` returns.
+            What `finish` returns for each chunk and its items, which have their reply or failure.
 
         Raises:
             Exception: What `chunks` or `finish` raises, and HandlergenError when a preparing process died.
         """
         self._model.worker.disable_lock_timeout()
         pipeline = self._model.worker.pipeline
-        preparation = Preparation(
-            self._model, workers=self._workers, threads=self._threads, ordered=ordered, warn=self._warn
-        )
         with (
-            contextlib.closing(preparation.run(chunks)) as prepared,
+            contextlib.closing(self._preparation.run(chunks, ordered=ordered)) as prepared,
             contextlib.closing(_Postprocessing(pipeline, finish, pending)) as postprocessing,
         ):
             for chunk, items in prepared:  # processes are forked before this process starts a second thread

@@ -26,8 +26,7 @@ class Progress:
 
     Attributes:
         rows, failed: Rows in the output, including those of earlier runs, and those of them that are errors.
-        new_rows: Rows that this run has added.
-        seconds: Time since this run started.
+        new_rows, seconds: Rows that this run has added, and the time since it started.
         fraction: Share of the input that has been read; None when its size is unknown.
     """
 
@@ -89,8 +88,6 @@ def map_to_file(
     """Answer every row of an input. Resumes an earlier run with the same input, model and batch size.
 
     Args:
-        engine: Answers the rows.
-        source: The input.
         output: A path that ends in `.jsonl`, `.npy` or `.parquet`, or a stream for lines, which cannot be resumed.
         batch_size: Rows that are predicted, written and recorded together.
         ordered: Keep the order of the input.
@@ -169,11 +166,7 @@ def _check_errors(writer: Journal | LineStream, max_errors: int | None, output: 
 
 
 def _unanswered(chunks: Iterator[Chunk], done: dict[int, int], output: Path) -> Iterator[Chunk]:
-    """Yield the chunks that no earlier run wrote; `done` has the checksums of those that one did.
-
-    Raises:
-        HandlergenError: An earlier run answered another input.
-    """
+    """Yield the chunks that no earlier run wrote; `done` has the checksums of those that one did."""
 
     def changed(why: str) -> HandlergenError:
         return HandlergenError(

@@ -257,9 +257,6 @@ class PendingOutputs:
 
         Returns:
             False if they are too large or cannot be pickled. Later chunks are not stored then.
-
-        Raises:
-            HandlergenError: The file cannot be written.
         """
         content = None if self._given_up else _pickled(chunk, items)
         if content is None:

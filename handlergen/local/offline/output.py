@@ -14,9 +14,6 @@ from typing import Any
 from handlergen.errors import HandlergenError
 from handlergen.local.offline.journal import PENDING_SUFFIX, journal_path
 
-_LINES = ".rows.jsonl"
-_PARTIAL = ".partial"
-
 _ROWS_AT_ONCE = 4096
 _JSON = "json"  # instead of a column's type: its values have no type in common, and are written as JSON text
 
@@ -35,7 +32,7 @@ class OutputFiles:
     @property
     def lines(self) -> Path:
         """Where the lines are written."""
-        return self.output.with_name(self.output.name + _LINES) if self.converted else self.output
+        return self.output.with_name(self.output.name + ".rows.jsonl") if self.converted else self.output
 
     @property
     def journal(self) -> Path:
@@ -48,7 +45,7 @@ class OutputFiles:
     @property
     def partial(self) -> Path:
         """The name of a converted output until it is complete."""
-        return self.output.with_name(self.output.name + _PARTIAL)
+        return self.output.with_name(self.output.name + ".partial")
 
     def refuse_as_input(self, path: Path) -> None:
         """Raise HandlergenError if an input is one of these files, perhaps under another name: it would be lost."""
@@ -107,11 +104,7 @@ def to_npy(lines: Path, target: Path) -> None:
 
 
 def to_parquet(lines: Path, target: Path) -> None:
-    """Write columns `id`, `status`, `answer`, `error`. Answers of one type keep it, others become JSON text.
-
-    Raises:
-        HandlergenError: pyarrow is not installed.
-    """
+    """Write columns `id`, `status`, `answer`, `error`. Answers of one type keep it, others become JSON text."""
     pyarrow = _pyarrow()
     types: dict[str, Any] = {"id": None, "status": pyarrow.int16(), "answer": None, "error": None}
     for batch in _batches(lines):

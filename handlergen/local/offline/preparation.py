@@ -79,7 +79,6 @@ class Preparation:
         workers: Number of processes or threads; 0: prepare in the predicting thread; None: one per core if that is
             faster, which it always is for files, and which the first chunk shows for other rows.
         threads: Use threads instead of processes.
-        ordered: Yield chunks in the order of the input, not as they are ready.
         warn: Called once if rows cannot be prepared in processes.
     """
 
@@ -89,7 +88,6 @@ class Preparation:
         *,
         workers: int | None,
         threads: bool,
-        ordered: bool,
         warn: Callable[[str], None],
     ) -> None:
         self._pipeline = model.worker.pipeline
@@ -97,11 +95,15 @@ class Preparation:
         self._directory = model.root
         self._workers = workers
         self._threads = threads
-        self._ordered = ordered
         self._warn: Callable[[str], None] | None = warn
 
-    def run(self, chunks: Iterable[Chunk]) -> Generator[Prepared, None, None]:
-        """Prepare each chunk, at most `_CHUNKS_AHEAD` per worker ahead; raise HandlergenError if a process died."""
+    def run(self, chunks: Iterable[Chunk], *, ordered: bool) -> Generator[Prepared, None, None]:
+        """Prepare each chunk, at most `_CHUNKS_AHEAD` per worker ahead, and yield them in order or as they are ready.
+
+        Raises:
+            HandlergenError: A preparing process died.
+        """
+        self._ordered = ordered
         chunks = iter(chunks)
         workers, measured = self._workers, list[Prepared]()
         if workers is None:
@@ -225,12 +227,6 @@ class _PreparingProcess:
 
     A fork has the model's hooks and their state without pickling or loading them. It is safe because this process
     starts its threads afterwards.
-
-    Args:
-        number: From 0.
-        hook_inputs: The parts of a request that the later stages read.
-        directory: The working directory of hooks.
-        earlier: The processes that were forked before.
     """
 
     def __init__(
@@ -258,12 +254,7 @@ class _PreparingProcess:
         theirs.close()
 
     def prepare(self, rows: Sequence[Row]) -> list[Item]:
-        """Prepare rows in the process.
-
-        Raises:
-            _NotInAFork: The rows must be prepared in this process.
-            HandlergenError: The process died.
-        """
+        """Prepare rows in the process; raise HandlergenError if it died, and _NotInAFork if it cannot prepare them."""
         try:
             self._connection.send(rows)
             answer = self._connection.recv()

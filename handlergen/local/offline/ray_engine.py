@@ -161,11 +161,7 @@ class _ChunkFeeder(threading.Thread):
         future.add_done_callback(done)
 
     def answered(self) -> Iterator[tuple[Chunk, Future[Any]]]:
-        """Yield each chunk with the future of its answer.
-
-        Raises:
-            Exception: What reading the input raised, after the chunks before it.
-        """
+        """Yield each chunk with the future of its answer; at the end, raise what reading the input raised."""
         count, total = 0, -1
         while count != total:
             made = self._made.get()
@@ -179,7 +175,6 @@ class _ChunkFeeder(threading.Thread):
             raise self._error
 
     def stop(self) -> None:
-        """Stop reading."""
         self._stopped = True
         self._unwritten.release()
         self._idle.put(None)

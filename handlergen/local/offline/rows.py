@@ -65,13 +65,7 @@ def in_chunks(rows: Iterable[Row], size: int) -> Iterator[Chunk]:
 
 @dataclass(frozen=True)
 class Result:
-    """The answer to one row.
-
-    Attributes:
-        id: The row's id.
-        status: The HTTP status that a client would get.
-        body: The answer's bytes; for a failed row the error body.
-    """
+    """The answer to one row: the HTTP status and body that a client would get."""
 
     id: RowId
     status: int

@@ -37,7 +37,6 @@ class RowSource:
         stream: Read instead of `path`.
         directory: `pattern` is relative to it.
         leave_out: Whether to skip a file that was found, such as the run's own output.
-        warn: Gets warnings for the user.
         fraction: Share of the input that has been read, 0..1; None if its size is unknown.
     """
 
@@ -204,9 +203,6 @@ def _csv_rows(file: IO[bytes], name: str) -> Iterator[dict[str, str]]:
     """Yield the rows after the header, as they are read; `name` is the file's.
 
     A byte that is not UTF-8 is kept as a surrogate (PEP 383), so that only its row fails.
-
-    Raises:
-        HandlergenError: The header has duplicate or undecodable names, a row has another width, or quotes do not close.
     """
     csv.field_size_limit(max(csv.field_size_limit(), _LARGEST_FIELD))
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")

@@ -52,11 +52,7 @@ class CpuUse:
 
 
 class CpuMeter:
-    """Reads the CPU time of groups of processes.
-
-    Args:
-        groups: Name (`workers`, `frontend`) -> pids; a worker's children are added.
-    """
+    """Reads the CPU time of groups of processes: `workers`, whose children are added, and `frontend`."""
 
     def __init__(self, groups: Mapping[str, Iterable[int]]) -> None:
         self._groups: dict[str, list[psutil.Process]] = {"client": [psutil.Process()]}
@@ -131,12 +127,11 @@ def _cpu_s(process: psutil.Process) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The bottleneck and an explanation.
+    """The bottleneck, and why it is and what would help.
 
     Attributes:
         bottleneck: `device`, `preprocessing CPU`, `workers`, `server`, `load generator`, `other processes`, `clients`
             (too few to tell), `none` (the server keeps up with an open loop), `errors` or `unknown`.
-        sentence: Why, and what would help.
     """
 
     bottleneck: str

@@ -15,6 +15,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 from handlergen.errors import ServerError
@@ -31,7 +32,6 @@ class LoadConnection:
 
     Attributes:
         exchange, started_ns: The exchange in progress, and when it was due; set by the caller.
-        sent_ns: When it was sent.
         content: The body of the last complete response.
         ended: No further request can be sent.
 
@@ -184,14 +184,13 @@ class _RestLoop:
         self, address: tuple[str, int], exchanges: Sequence[Exchange], pace: Pace, longest_answer_s: float
     ) -> None:
         self._address = address
-        self._exchanges = exchanges
+        self._exchanges = cycle(exchanges)
         self._pace = pace
         self._longest_ns = int(longest_answer_s * 1e9)
         self._selector = selectors.DefaultSelector()
         self._idle: list[LoadConnection] = []
         self._busy: set[LoadConnection] = set()
         self._load = Load(0, open_loop=isinstance(pace, Open))
-        self._turn = 0
         self._next_check_ns = 0
 
     def run(self, length_ns: int) -> Load:
@@ -250,8 +249,7 @@ class _RestLoop:
         return connection
 
     def _send(self, connection: LoadConnection, started_ns: int) -> None:
-        connection.exchange = exchange = self._exchanges[self._turn % len(self._exchanges)]
-        self._turn += 1
+        connection.exchange = exchange = next(self._exchanges)
         connection.started_ns = started_ns
         self._busy.add(connection)
         if not connection.send(exchange.request):

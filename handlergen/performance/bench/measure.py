@@ -62,11 +62,7 @@ def of_fields(fields: Mapping[str, FieldValue]) -> Sample:
 
 
 def of_input(given: str, *, content_type: str | None = None) -> list[Sample]:
-    """Return the first 10,000 rows (or 1 GiB) of an input as for `map`: JSONL, CSV, .npy, a directory, a glob.
-
-    Raises:
-        HandlergenError: The input cannot be read, or has no rows.
-    """
+    """Return the first 10,000 rows (or 1 GiB) of an input as for `map`; raise HandlergenError if there are none."""
     kept: list[Sample] = []
     size = 0
     for row in islice(open_source(given, content_type=content_type).rows(), MOST_ROWS):
@@ -85,10 +81,8 @@ class ServerProcesses:
     """The processes of a model's server.
 
     Attributes:
-        workers: Pids of the model's workers and predictor processes.
-        frontend: TorchServe's own pid, as a list of one or none.
-        trace_dir: Where they record spans; None if they do not, or it is unknown.
-        missing: Why `trace_dir` is None.
+        workers, frontend: Pids of the model's workers and predictor processes, and TorchServe's own, if any.
+        trace_dir, missing: Where they record spans; None if they do not, or it is unknown, and why.
     """
 
     workers: Sequence[int] = ()
@@ -134,8 +128,7 @@ class LoadPlan:
     """A load test's options.
 
     Attributes:
-        seconds: Length of the measured window.
-        warmup_s: Time before the window.
+        seconds, warmup_s: Length of the measured window, and of the load before it.
         version: Of the model; None: the default version.
         headers: Sent with every request. REST only.
         longest_answer_s: Timeout of a response.
@@ -155,13 +148,11 @@ class Measurement:
     """The result of a load test.
 
     Attributes:
-        rows: Number of different requests.
-        workers: READY workers of the model.
+        rows, workers: Number of different requests, and of the model's READY workers.
         batch_size: The most requests that a worker gets at once.
         load: All answers, including those of the warm-up.
         window: The measured window, in ns of the monotonic clock.
-        spans: Spans of all models, since before the load; empty without a recording.
-        recorded: Their summary; None without spans.
+        spans, recorded: Spans of all models, since before the load, and their summary; empty and None without any.
         missing: Why there are no spans.
         cpu: CPU use by process group; None if it could not be measured.
     """

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from handlergen.performance.bench.measure import Measurement
 from handlergen.performance.bench.traffic import RIGHT, Closed, TimedAnswer
-from handlergen.performance.recordings import Recorded, Span, by_request, only_predicts, percentile
+from handlergen.performance.recordings import Recorded, Span, by_request, grouped, of_stage, only_predicts, percentile
 from handlergen.project.templates import render
 from handlergen.runtime.telemetry.stages import ON_DEVICE, STAGE, STAGE_NAMES, STAGES, label_of
 
@@ -181,16 +180,10 @@ def timeline_of(spans: Sequence[Span], model: str, window: tuple[int, int]) -> d
 
     rows: list[dict[str, Any]] = []
     laid: list[tuple[int, int, Span]] = []
-    predictions = [span for span in inside if span.stage in ON_DEVICE]
-    for device in sorted({span.device for span in predictions}):
-        laid += [(len(rows), 0, span) for span in predictions if span.device == device]
+    for device, own in grouped(of_stage(inside, *ON_DEVICE), "device").items():
+        laid += [(len(rows), 0, span) for span in own]
         rows.append({"label": f"device {device}", "lanes": 1})
-    by_worker: dict[str, list[Span]] = defaultdict(list)
-    for span in inside:
-        if span.model == model:
-            by_worker[span.worker].append(span)
-    for worker in sorted(by_worker):
-        own = by_worker[worker]
+    for worker, own in grouped((span for span in inside if span.model == model), "worker").items():
         lanes = _lanes(own)
         kind = "predictor" if only_predicts(own) else "worker"
         laid += [
@@ -212,13 +205,10 @@ def timeline_of(spans: Sequence[Span], model: str, window: tuple[int, int]) -> d
 def _lanes(spans: Sequence[Span]) -> dict[str, int]:
     """Return request id -> a lane in which it overlaps no other request."""
     lanes: dict[str, int] = {}
-    free_from: list[int] = []
+    free_from: dict[int, int] = {}
     for name, (start, end) in sorted(by_request(spans).items(), key=lambda item: item[1]):
-        lane = next((lane for lane, free in enumerate(free_from) if free <= start), len(free_from))
-        if lane == len(free_from):
-            free_from.append(end)
-        else:
-            free_from[lane] = end
+        lane = next((lane for lane, free in free_from.items() if free <= start), len(free_from))
+        free_from[lane] = end
         lanes[name] = lane
     return lanes
 
@@ -242,9 +232,10 @@ def page(measurement: Measurement) -> str:
         m=measurement,
         load=load_of(measurement),
         known_stages=STAGES,
+        stage_table=STAGE,
+        label_of=label_of,
         figures=plain(measurement),
         tiles=_tiles(measurement),
-        stages=_stage_rows(measurement),
         cpu=_cpu_rows(measurement),
         number=number,
         data=data,
@@ -341,22 +332,6 @@ def _tiles(measurement: Measurement) -> list[tuple[str, str, str]]:
             tiles.append(("wait for the device", f"{number(wait.p50_ms)} ms", f"p99 {number(wait.p99_ms)} ms"))
         tiles.append(("workers occupied", f"{recorded.mean_occupied:.0%}", f"{measurement.workers} of them"))
     return tiles
-
-
-def _stage_rows(measurement: Measurement) -> list[dict[str, str]]:
-    if measurement.recorded is None:
-        return []
-    return [
-        {
-            "stage": stage.stage,
-            "name": label_of(stage.stage),
-            "mean": number(stage.mean_ms),
-            "p50": number(stage.p50_ms),
-            "p99": number(stage.p99_ms),
-            "what": STAGE[stage.stage].description if stage.stage in STAGE else "",
-        }
-        for stage in measurement.recorded.stages
-    ]
 
 
 def _cpu_rows(measurement: Measurement) -> list[tuple[str, str]]:

@@ -67,10 +67,8 @@ def with_settings(text: str, settings: Mapping[str, int]) -> str:
     """Return a YAML mapping with these values at the top level.
 
     A line that sets a value is changed, and keeps its comment; a setting that is commented out (`# batch_size: 1`, as
-    `handlergen init` writes) is replaced; a missing setting is appended.
-
-    Raises:
-        HandlergenError: A value is not written on one line.
+    `handlergen init` writes) is replaced; a missing setting is appended. A value that is not written on one line raises
+    HandlergenError.
     """
     ending = "\r\n" if "\r\n" in text else "\n"
     for name, value in settings.items():

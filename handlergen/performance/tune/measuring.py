@@ -53,8 +53,7 @@ class Subject:
     """What to tune.
 
     Attributes:
-        source: A source as for `handlergen archive`.
-        sample: A file with a request body.
+        source, sample: A source as for `handlergen archive`, and a file with a request body.
         gpu: Index of the GPU; None: the CPU.
         overrides: Settings that override file and environment.
         seconds: Length of each load.

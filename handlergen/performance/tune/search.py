@@ -76,8 +76,7 @@ class Measured:
     """A candidate and its loads so far.
 
     Attributes:
-        kept: The load with the highest rate that met the latency goal; None so far.
-        missed: The lowest rate that did not meet it; infinite so far.
+        kept, missed: The load with the highest rate that met the latency goal, and the lowest rate that did not.
     """
 
     candidate: Candidate
