@@ -48,11 +48,7 @@ def form_request(fields: Mapping[str, Any]) -> RequestParts:
 
 
 def body_of(data: Any, content_type: str | None = None) -> tuple[bytes, str]:
-    """Return the bytes of one input and their content type.
-
-    Args:
-        data: A `Path` to a file, bytes, a numpy array (sent as `.npy`), or any JSON value.
-        content_type: Overrides the default.
+    """Return the bytes and content type of a `Path` to a file, bytes, a numpy array (as `.npy`), or any JSON value.
 
     Raises:
         HandlergenError: The file cannot be read, or the value is not JSON.
@@ -114,9 +110,6 @@ class LocalContext:
     Args:
         request_ids, properties: One per request; properties are its headers, as TorchServe passes them.
         outlet: Gets the chunks of a streamed answer; None: the body gets them.
-
-    Attributes:
-        statuses, headers: Of the answers.
     """
 
     def __init__(

@@ -56,12 +56,7 @@ class SampleRun:
 def run_sample(
     source: Path, sample: Path, *, gpu: int | None = None, overrides: Mapping[str, Any] | None = None
 ) -> SampleRun:
-    """Answer one request in a separate process.
-
-    Args:
-        source: A source as for `handlergen archive`, or a .mar.
-        sample: A file with the request's body.
-        gpu: Index of the GPU; None: the CPU.
+    """Answer one request, whose body is in the file `sample`, in a separate process; the other arguments are `load`'s.
 
     Raises:
         ModuleFailed: The module cannot be loaded, or its process died.

@@ -72,11 +72,8 @@ def read_spans(
 def read_file(file: Path, *, start: int = 0, size: int | None = None) -> Iterator[Span]:
     """Yield the spans of one file, in file order, without an unfinished last line (of a worker killed mid-write).
 
-    Args:
-        start, size: Offset of a line, and the most bytes to read: a worker may still be appending.
-
-    Raises:
-        HandlergenError: A line is not a span, or the file cannot be read.
+    `start` is the offset of a line; `size` the most bytes to read: a worker may still be appending. A file that cannot
+    be read, or has a line that is not a span, raises HandlergenError.
     """
     left = math.inf if size is None else size
     try:
@@ -127,10 +124,7 @@ def of_stage(spans: Iterable[Span], *stages: str) -> list[Span]:
 
 
 def overlapping(spans: Iterable[Span]) -> list[tuple[Span, Span]]:
-    """Return pairs of spans that ran at the same time on one device. Touching spans do not overlap.
-
-    Each span is paired with at most one earlier span, the one that ends last.
-    """
+    """Return pairs of spans that overlap on one device: each with the earlier span that ends last."""
     found = []
     last: dict[str, Span] = {}
     for span in sorted(spans, key=attrgetter("start_ns", "end_ns")):
@@ -143,10 +137,7 @@ def overlapping(spans: Iterable[Span]) -> list[tuple[Span, Span]]:
 
 
 def beside(spans: Iterable[Span], others: Iterable[Span]) -> list[Span]:
-    """Return the spans that overlap one of `others` that belongs to another request.
-
-    `others` must not overlap each other (predictions of one device do not).
-    """
+    """Return the spans that overlap one of another request in `others`, which must not overlap each other."""
     others = sorted(others, key=attrgetter("start_ns"))
     ends = [other.end_ns for other in others]
     found = []

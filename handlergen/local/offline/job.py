@@ -43,7 +43,7 @@ class Summary:
 
     Attributes:
         output: The output file; None for standard output.
-        rows, failed: Rows in the output, and those of them that are errors.
+        rows, failed: As in `Progress`.
         resumed_rows: Rows that earlier runs had written.
         seconds: Duration, without loading the model.
     """

@@ -141,11 +141,7 @@ class Journal:
 
 
 def open_journal(output: Path, run: dict[str, Any], *, restart: bool) -> Journal:
-    """Start an output of lines, or resume an unfinished one.
-
-    Args:
-        run: JSON values that must be the same to resume a run.
-        restart: Start over, whatever exists.
+    """Start an output of lines, or resume an unfinished one, whose `run` (JSON values) must be the same.
 
     Raises:
         HandlergenError: The output is complete, is another run's, is being written now, or cannot be written.

@@ -38,7 +38,6 @@ def open_ray_engine(source: Path, *, actors: int | None) -> Iterator[Engine]:
     there is none, one is started on this machine for the run.
 
     Args:
-        source: What `handlergen archive` takes, or a .mar.
         actors: Number of copies of the model; by default one per GPU of the cluster, or one per node without GPUs.
 
     Raises:

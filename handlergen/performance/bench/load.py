@@ -122,10 +122,7 @@ _TIMEOUT_CHECK_NS = 500_000_000
 
 
 class Exchange:
-    """A request to a path such as `/predictions/digits`, and the JSON value that must come back.
-
-    `answer` is that value, in any notation; without it, any 2xx response is right.
-    """
+    """A request, and the JSON value that must come back, in any notation; without it, any 2xx response is right."""
 
     def __init__(
         self,
@@ -171,10 +168,7 @@ def run_load(
     """Send the exchanges in turn for `seconds`; then wait for the outstanding responses.
 
     A connection that breaks and a response that takes more than `longest_answer_s` are outcomes; the connection is
-    replaced.
-
-    Raises:
-        ServerError: The server cannot be reached at `address`, a host and a port.
+    replaced. A server that cannot be reached raises ServerError.
     """
     return _RestLoop(address, exchanges, pace, longest_answer_s).run(int(seconds * 1e9))
 

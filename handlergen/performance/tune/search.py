@@ -112,7 +112,6 @@ class Recommendation:
 
     Attributes:
         target_p99_ms: The goal; None: as many requests/s as possible.
-        chosen, measured: The recommended candidate, and all that were measured.
         limits: Sentences on why further candidates were excluded.
     """
 
@@ -159,10 +158,7 @@ def search(
     """Measure the candidates and keep the better half, until one is left.
 
     The first round skips candidates that cannot win: more workers after two steps without a gain, larger batches after
-    one.
-
-    Args:
-        copies_bytes: Memory for the workers' copies of the model; None if they share one.
+    one. `copies_bytes` is the memory for the workers' copies of the model; None if they share one.
 
     Raises:
         HandlergenError: No candidate meets the goal, or none answers without errors.
