@@ -18,7 +18,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, pairwise
+from itertools import count
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -320,12 +320,13 @@ def _slice(span: Span, row: _Row, origin_ns: int, **named: Any) -> _Event:
 def _arrows(request: list[tuple[Span, _Row]], number: int, origin_ns: int) -> Iterator[_Event]:
     """Yield an arrow from slice to slice of a request: a start `s`, steps `t` and an end `f`; none for one slice."""
     # The arrow starts at decode if there is no preprocess, and ends at encode if there is no postprocess.
-    left_out = {
-        at + (later.stage == LAST)
-        for at, ((span, _), (later, _)) in enumerate(pairwise(request))
-        if (span.stage, later.stage) in ((FIRST, "preprocess"), ("postprocess", LAST))
-    }
-    slices = [each for at, each in enumerate(request) if at not in left_out]
+    slices: list[tuple[Span, _Row]] = []
+    for span, row in request:
+        stages = (slices[-1][0].stage if slices else "", span.stage)
+        if stages == (FIRST, "preprocess"):
+            slices.pop()
+        if stages != ("postprocess", LAST):
+            slices.append((span, row))
     if len(slices) < 2:
         return
     phases = ["s", *"t" * (len(slices) - 2), "f"]
