@@ -15,7 +15,7 @@ from handlergen.cli.printing import counted, named, print_json, writable
 from handlergen.cli.requests import field_of, headers_of
 
 if TYPE_CHECKING:
-    from handlergen.performance.trace.convert import TraceSummary
+    from handlergen.performance.trace import TraceSummary
 
 _STDOUT = Path("-")
 
@@ -260,7 +260,7 @@ def trace(
       handlergen trace spans
       handlergen trace spans --last 5 -o trace.json.gz
     """
-    from handlergen.performance.trace.convert import Trace, open_output, write_trace
+    from handlergen.performance.trace import Trace, open_output, write_trace
 
     if directory is None:
         raise click.UsageError("name the directory of the spans: handlergen trace DIR")

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from handlergen import __version__
@@ -43,11 +42,8 @@ if TYPE_CHECKING:
     from handlergen.runtime.worker import Worker
 
 _NO_EXIT = "a module must not end the process: raise an error, or guard a script with if __name__ == '__main__'"
-_MOST_HASHED = 1 << 20
-"""Larger files, in bytes, are identified by size and modification time instead of content."""
-
-_THREADS = 8
-"""Threads that preprocess and postprocess the requests of a batch."""
+_MOST_HASHED = 1 << 20  # larger files, in bytes, are identified by size and modification time instead of content
+_THREADS = 8  # threads that preprocess and postprocess the requests of a batch
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,34 @@ class LocalModel:
         Raises:
             RequestFailed: The request failed, perhaps after some chunks.
         """
-        return _streamed(lambda on_chunk: _succeeded(self.request(data, on_chunk=on_chunk)).body)
+        chunks: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        closed = threading.Event()
+
+        def put(body: bytes, _content_type: str) -> None:
+            if closed.is_set():
+                raise ConsumerGone
+            chunks.put(("chunk", body))
+
+        def run() -> None:
+            try:
+                chunks.put(("end", _succeeded(self.request(data, on_chunk=put)).body))
+            except BaseException as error:
+                chunks.put(("error", error))
+
+        thread = threading.Thread(target=run, name="handlergen-stream", daemon=True)
+        thread.start()
+        try:
+            while True:
+                kind, value = chunks.get()
+                if kind == "error":
+                    raise value
+                if value:
+                    yield value
+                if kind == "end":
+                    return
+        finally:
+            closed.set()
+            thread.join()
 
     def request(
         self,
@@ -161,10 +184,10 @@ class LocalModel:
             HandlergenError: A file cannot be read.
         """
         requests = [body_request(*body_of(data, content_type)) for data in inputs]
-        return self._answer(requests, headers or {}, None)
+        return self._answer(requests, headers or {})
 
     def _answer(
-        self, requests: Sequence[RequestParts], headers: Mapping[str, str], outlet: LocalOutlet | None
+        self, requests: Sequence[RequestParts], headers: Mapping[str, str], outlet: LocalOutlet | None = None
     ) -> list[LocalAnswer]:
         ids = [f"local-{next(self._numbers)}" for _ in requests]
         context = LocalContext(ids, [{**properties, **headers} for _, properties in requests], outlet)
@@ -249,29 +272,24 @@ def load(source: str | Path, *, gpu: int | None = None, **settings: Any) -> Loca
                     f"settings cannot be changed in an archive: {', '.join(settings)}",
                     hint="load the source instead, or archive it again with these settings",
                 )
-            bundle, root = _unpack(path, cleanup)
-            beside: set[Path] = set()
+            archived = read_mar(path).bundle
+            if archived is None:
+                raise HandlergenError(
+                    f"{path} was not made by handlergen",
+                    hint="load its source, or create an archive from it with `handlergen archive`",
+                )
+            bundle, beside = archived, set[Path]()
+            root = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="handlergen-")))
+            unpack(path, root)
             identity = partial(identity_of_archive, path.resolve())
         else:
             project = open_project(path, overrides=settings)
             bundle, root = Bundle(__version__, project.contract, to_runtime(project.settings)), project.root
-            identity = partial(identity_of_project, project, bundle)
+            identity = partial(_identity_of_project, project, bundle)
             beside = {(root / package).resolve().parent for package in project.settings.packages}
         root = root.resolve()
         worker = _open_worker(bundle, [root, *sorted(beside - {root})], gpu, cleanup)
         return LocalModel(worker, root, identity, cleanup.pop_all())
-
-
-def _unpack(path: Path, cleanup: contextlib.ExitStack) -> tuple[Bundle, Path]:
-    bundle = read_mar(path).bundle
-    if bundle is None:
-        raise HandlergenError(
-            f"{path} was not made by handlergen",
-            hint="load its source, or create an archive from it with `handlergen archive`",
-        )
-    root = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="handlergen-")))
-    unpack(path, root)
-    return bundle, root
 
 
 def _open_worker(bundle: Bundle, roots: Sequence[Path], gpu: int | None, cleanup: contextlib.ExitStack) -> Worker:
@@ -314,48 +332,6 @@ def error_message(answer: LocalAnswer) -> str:
     return without_server(str(value.get("message", value)), str(value.get("request_id")))
 
 
-def _streamed(make: Callable[[Callable[[bytes, str], None]], bytes]) -> Iterator[bytes]:
-    """Yield the chunks of an answer as they come.
-
-    A thread of its own produces and queues them, so that a slow consumer does not hold the device; closing the
-    iterator ends the stream at the next chunk.
-
-    Args:
-        make: Passes the chunks to its argument and returns the rest of the answer.
-
-    Raises:
-        Exception: What `make` raises, after the chunks before it.
-    """
-    chunks: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-    closed = threading.Event()
-
-    def put(body: bytes, _content_type: str) -> None:
-        if closed.is_set():
-            raise ConsumerGone
-        chunks.put(("chunk", body))
-
-    def run() -> None:
-        try:
-            chunks.put(("end", make(put)))
-        except BaseException as error:
-            chunks.put(("error", error))
-
-    thread = threading.Thread(target=run, name="handlergen-stream", daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = chunks.get()
-            if kind == "error":
-                raise value
-            if value:
-                yield value
-            if kind == "end":
-                return
-    finally:
-        closed.set()
-        thread.join()
-
-
 @contextlib.contextmanager
 def working_directory(path: Path) -> Iterator[None]:
     """Change the working directory, to that of hooks in a worker, and back."""
@@ -371,8 +347,7 @@ def working_directory(path: Path) -> Iterator[None]:
 def importable(roots: Sequence[Path], module: str) -> Iterator[None]:
     """Put directories first on the module path; afterwards remove them and all modules imported from them."""
     top = module.partition(".")[0]
-    stale = [name for name in sys.modules if name == top or name.startswith(f"{top}.")]
-    for name in stale:
+    for name in [name for name in sys.modules if name.partition(".")[0] == top]:
         del sys.modules[name]
     sys.path[:0] = [str(root) for root in roots]
     importlib.invalidate_caches()
@@ -389,15 +364,11 @@ def _forget(roots: Sequence[Path], before: set[str]) -> None:
         if str(root) in sys.path:
             sys.path.remove(str(root))
     for name in set(sys.modules) - before:
-        file = _place_of(sys.modules[name])
-        if file and any(file.is_relative_to(root) for root in roots) and "site-packages" not in str(file):
+        module = sys.modules[name]
+        # A package without `__init__.py` has a directory instead of a file.
+        file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
+        if file and any(Path(file).is_relative_to(root) for root in roots) and "site-packages" not in file:
             del sys.modules[name]
-
-
-def _place_of(module: ModuleType) -> Path | None:
-    """Return a module's file, or the directory of a package without `__init__.py`."""
-    file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
-    return Path(file) if file else None
 
 
 def identity_of_archive(path: Path) -> str:
@@ -409,12 +380,8 @@ def identity_of_archive(path: Path) -> str:
     return f"mar-{zlib.crc32(repr(entries).encode()):08x}"
 
 
-def identity_of_project(project: Project, bundle: Bundle) -> str:
-    """Return a text that changes with the files that an archive of the project would have, and with its settings.
-
-    Raises:
-        HandlergenError: The project cannot be archived.
-    """
+def _identity_of_project(project: Project, bundle: Bundle) -> str:
+    """Return a text that changes with the files that an archive of the project would have, and with its settings."""
     from handlergen.archives.staging import make_plan
 
     value = zlib.crc32(bundle.to_json().encode())
@@ -424,10 +391,9 @@ def identity_of_project(project: Project, bundle: Bundle) -> str:
         value = zlib.crc32(str(staged.archive_path).encode(), value)
         if isinstance(staged.origin, Path):
             status = staged.origin.stat()
-            if status.st_size > _MOST_HASHED:
-                value = zlib.crc32(f"{status.st_size} {status.st_mtime_ns}".encode(), value)
-            else:
-                value = zlib.crc32(staged.origin.read_bytes(), value)
+            large = status.st_size > _MOST_HASHED
+            content = f"{status.st_size} {status.st_mtime_ns}".encode() if large else staged.origin.read_bytes()
+            value = zlib.crc32(content, value)
     return f"source-{value:08x}"
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import mimetypes
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from handlergen.errors import HandlergenError
@@ -30,18 +32,12 @@ def body_request(body: bytes, content_type: str) -> RequestParts:
 
 
 def form_request(fields: Mapping[str, Any]) -> RequestParts:
-    """Return a multipart form: name -> a `Path` (a file), bytes, text, or a JSON value.
-
-    Raises:
-        HandlergenError: A file cannot be read.
-    """
+    """Return a multipart form: name -> a `Path` (a file), bytes, text, or a JSON value. Raises as `body_of` does."""
     entry: dict[str, Any] = {}
     types: dict[str, Any] = {}
     for name, value in fields.items():
-        if isinstance(value, Path):
-            body, kind = read_file(value), content_type_of(value)
-        elif isinstance(value, bytes | bytearray):
-            body, kind = bytes(value), OCTETS
+        if isinstance(value, Path | bytes | bytearray):
+            body, kind = body_of(value)
         else:
             # Bytes of the command line that are not UTF-8 are sent unchanged (PEP 383).
             text = value if isinstance(value, str) else json.dumps(value)
@@ -52,11 +48,7 @@ def form_request(fields: Mapping[str, Any]) -> RequestParts:
 
 
 def body_of(data: Any, content_type: str | None = None) -> tuple[bytes, str]:
-    """Return the bytes of one input and their content type.
-
-    Args:
-        data: A `Path` to a file, bytes, a numpy array (sent as `.npy`), or any JSON value.
-        content_type: Overrides the default.
+    """Return the bytes and content type of a `Path` to a file, bytes, a numpy array (as `.npy`), or any JSON value.
 
     Raises:
         HandlergenError: The file cannot be read, or the value is not JSON.
@@ -88,11 +80,7 @@ def npy_bytes(array: Any) -> bytes:
 
 
 def read_file(path: Path) -> bytes:
-    """Return a file's bytes.
-
-    Raises:
-        HandlergenError: The file cannot be read.
-    """
+    """Return a file's bytes; raise HandlergenError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -100,13 +88,9 @@ def read_file(path: Path) -> bytes:
 
 
 class LocalOutlet:
-    """Passes the chunks of a streamed answer to a function, in the thread that predicts.
+    """Passes the chunks of a streamed answer, and its content type, to a function in the thread that predicts.
 
-    Args:
-        on_chunk: Gets a chunk's bytes and the answer's content type. May raise `ConsumerGone` to end the stream.
-
-    Attributes:
-        failure: Why the stream ended early; None if it did not.
+    The function may raise `ConsumerGone` to end the stream. `failure` is why the stream ended early, if it did.
     """
 
     def __init__(self, on_chunk: Callable[[bytes, str], None]) -> None:
@@ -126,16 +110,13 @@ class LocalContext:
     Args:
         request_ids, properties: One per request; properties are its headers, as TorchServe passes them.
         outlet: Gets the chunks of a streamed answer; None: the body gets them.
-
-    Attributes:
-        statuses, headers: Of the answers.
     """
 
     def __init__(
         self, request_ids: Sequence[str], properties: Sequence[dict[str, Any]], outlet: LocalOutlet | None
     ) -> None:
         self.request_ids = dict(enumerate(request_ids))
-        self.request_processor = [_RequestProcessor(each) for each in properties]
+        self.request_processor = [SimpleNamespace(get_request_properties=partial(dict, each)) for each in properties]
         self.outlet = outlet
         self.statuses = [200] * len(properties)
         self.headers: list[dict[str, str]] = [{} for _ in properties]
@@ -148,11 +129,3 @@ class LocalContext:
 
     def set_response_header(self, index: int, name: str, value: str) -> None:
         self.headers[index][name] = value
-
-
-class _RequestProcessor:
-    def __init__(self, properties: dict[str, Any]) -> None:
-        self._properties = properties
-
-    def get_request_properties(self) -> dict[str, Any]:
-        return self._properties

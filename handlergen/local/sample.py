@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,11 +19,9 @@ class StageRun:
     """One call of a hook.
 
     Attributes:
-        name: The hook's name in the user's source.
-        role: `preprocess`, `predict` or `postprocess`.
+        name, role: The hook's name in the user's source; `preprocess`, `predict` or `postprocess`.
         received, returned: Types and shapes: `bytes (1832)`, `tensor(1, 8, 8) float32`.
         milliseconds: Duration; of predict, including the wait for the device to finish.
-        failed: Whether the hook raised.
     """
 
     name: str
@@ -41,8 +38,6 @@ class SampleRun:
 
     Attributes:
         load_s: Duration of import and load.
-        device: The device that predict ran on.
-        stages: The hooks' calls, in order.
         findings: Problems that would show elsewhere, and likely mistakes.
         status, content_type, body: The answer; the body is truncated if it is long, and base64 if it is not text.
         traceback: Of the user's code, if a hook failed.
@@ -61,13 +56,7 @@ class SampleRun:
 def run_sample(
     source: Path, sample: Path, *, gpu: int | None = None, overrides: Mapping[str, Any] | None = None
 ) -> SampleRun:
-    """Answer one request in a separate process.
-
-    Args:
-        source: A source as for `handlergen archive`, or a .mar.
-        sample: A file with the request's body.
-        gpu: Index of the GPU; None: the CPU.
-        overrides: Settings.
+    """Answer one request, whose body is in the file `sample`, in a separate process; the other arguments are `load`'s.
 
     Raises:
         ModuleFailed: The module cannot be loaded, or its process died.
@@ -81,28 +70,14 @@ def run_sample(
         "gpu": gpu,
         "overrides": {key: value for key, value in (overrides or {}).items() if value is not None},
     }
-    reader, writer = os.pipe()
-    with os.fdopen(reader, "rb") as answers:
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "handlergen.local.sample_child", json.dumps(given), str(writer)],
-                pass_fds=[writer],
-                stdout=sys.__stderr__,  # hooks may print; standard output is for the report
-            )
-        finally:
-            os.close(writer)
-        try:
-            report = answers.read()
-            status = process.wait()
-        finally:
-            process.kill()  # on Ctrl-C, say
-            process.wait()
-    if status < 0:
-        name = signal.Signals(-status).name
+    command = [sys.executable, "-m", "handlergen.local.sample_child", json.dumps(given)]
+    process = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
         raise ModuleFailed(f"the module's process was terminated by {name} while it answered the sample")
-    if not report:
-        raise ModuleFailed(f"the module's process exited with status {status} without an answer")
-    found = json.loads(report)
+    if not process.stdout:
+        raise ModuleFailed(f"the module's process exited with status {process.returncode} without an answer")
+    found = json.loads(process.stdout)
     if "error" in found:
         raise ModuleFailed(found["error"], traceback=found.get("traceback", ""), hint=found.get("hint"))
     stages = tuple(StageRun(**stage) for stage in found.pop("stages"))

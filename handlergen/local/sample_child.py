@@ -1,4 +1,4 @@
-"""The process of `run_sample`: loads the module, answers the sample, writes a JSON report to a descriptor."""
+"""The process of `run_sample`: loads the module, answers the sample, writes a JSON report to standard output."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
@@ -24,28 +25,32 @@ from handlergen.runtime.predictor_process.transport import round_trip
 from handlergen.runtime.worker import Worker
 
 _MAX_BODY = 4000
+_MAX_TRACEBACKS = 1000
 _MAX_DEPTH = 4
 _MAX_SHOWN = 6
 _MAX_INSPECTED = 1000
 
 
 def main() -> None:
-    """Run `python -m handlergen.local.sample_child ARGUMENTS DESCRIPTOR`."""
+    """Run `python -m handlergen.local.sample_child ARGUMENTS`."""
     given = json.loads(sys.argv[1])
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # hooks may print; standard output is for the report
     try:
         report = _answer(given)
     except HandlergenError as error:
         report = {"error": error.message, "hint": error.hint}
         if isinstance(error, ModuleFailed):
             report["traceback"] = error.traceback
-    with os.fdopen(int(sys.argv[2]), "wb") as answers:
+    with answers:
         answers.write(json.dumps(report).encode())
 
 
 def _answer(given: Mapping[str, Any]) -> dict[str, Any]:
     began = time.monotonic()
-    log = _Log()
-    logging.getLogger("handlergen").addHandler(log)
+    tracebacks = BufferingHandler(capacity=_MAX_TRACEBACKS)
+    tracebacks.setLevel(logging.ERROR)
+    logging.getLogger("handlergen").addHandler(tracebacks)
     with load(given["source"], gpu=given["gpu"], **given["overrides"]) as model:
         load_s = time.monotonic() - began
         seen = Observer(model.worker)
@@ -63,19 +68,8 @@ def _answer(given: Mapping[str, Any]) -> dict[str, Any]:
             "status": answer.status,
             "content_type": answer.content_type,
             "body": body if len(body) <= _MAX_BODY else f"{body[:_MAX_BODY]}…",
-            "traceback": "\n".join(log.texts),
+            "traceback": "\n".join(record.getMessage() for record in tracebacks.buffer),
         }
-
-
-class _Log(logging.Handler):
-    """Keeps the tracebacks that the pipeline logs."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
 
 
 class Observer:
@@ -125,17 +119,14 @@ class Observer:
                 found.append(f"{name} returns tensors on the CPU, not on {own}: was the model moved there?")
         if elsewhere:
             found.append(f"{name} leaves a tensor on {', '.join(sorted(elsewhere))}")
-        if role == "predict":
-            value = self._device.fetch(value) if not elsewhere else None
-        if role in ("preprocess", "predict") and not elsewhere:
-            self._try_to_send(name, value)
-
-    def _try_to_send(self, name: str, value: Any) -> None:
-        """Send a value as between a worker and the predictor process."""
+        if role == "predict" and not elsewhere:
+            value = self._device.fetch(value)
+        if role == "postprocess" or elsewhere:
+            return
         try:
-            round_trip(value)
+            round_trip(value)  # as between a worker and the predictor process
         except Exception as error:  # the pickling of the user's own types raises anything
-            self.findings.append(
+            found.append(
                 f"the result of {name} cannot be sent to another process ({error}): set `stages: predictor`, and "
                 "use --threads with `map`"
             )
@@ -216,7 +207,8 @@ def describe(value: Any, depth: int = 0) -> str:
         return f"{kind} {{{', '.join(parts)}{', …' if len(value) > _MAX_SHOWN else ''}}}"
     if isinstance(value, tuple) and len(value) <= _MAX_SHOWN:
         return f"{kind} ({', '.join(describe(item, depth + 1) for item in value)})"
-    kinds = {_inner(item, depth) for item in value[:_MAX_INSPECTED]}
+    items = value[:_MAX_INSPECTED]
+    kinds = {type(item).__name__ if isinstance(item, str | bytes) else describe(item, depth + 1) for item in items}
     inner = f" of {kinds.pop()}" if len(kinds) == 1 else " of different things" if kinds else ""
     return f"{kind} ({len(value)}){inner}"
 
@@ -236,23 +228,12 @@ def _leaf(value: Any) -> str | None:
     return "nothing (None)" if value is None else None
 
 
-def _inner(value: Any, depth: int) -> str:
-    return type(value).__name__ if isinstance(value, str | bytes) else describe(value, depth + 1)
-
-
 def _devices(value: Any) -> set[str]:
-    return {str(tensor.device) for tensor in _tensors(value)}
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Return the devices of the tensors in a value."""
     if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
+        return {str(value.device)}
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return set[str]().union(*map(_devices, parts))
 
 
 if __name__ == "__main__":

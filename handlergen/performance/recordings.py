@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
@@ -71,12 +72,8 @@ def read_spans(
 def read_file(file: Path, *, start: int = 0, size: int | None = None) -> Iterator[Span]:
     """Yield the spans of one file, in file order, without an unfinished last line (of a worker killed mid-write).
 
-    Args:
-        start: Offset in bytes to start at; the start of a line.
-        size: Read at most this many bytes; a worker may still be appending.
-
-    Raises:
-        HandlergenError: A line is not a span, or the file cannot be read.
+    `start` is the offset of a line; `size` the most bytes to read: a worker may still be appending. A file that cannot
+    be read, or has a line that is not a span, raises HandlergenError.
     """
     left = math.inf if size is None else size
     try:
@@ -97,8 +94,6 @@ def read_file(file: Path, *, start: int = 0, size: int | None = None) -> Iterato
 def _span(line: bytes) -> Span:
     """Parse a line. Raises ValueError or TypeError."""
     span = Span(**json.loads(line))
-    if type(span.start_ns) is not int or type(span.end_ns) is not int:
-        raise ValueError("its times are not whole numbers")
     for name, kind in _KINDS.items():
         if type(getattr(span, name)) is not kind:
             raise ValueError(f"its {name} is {getattr(span, name)!r}")
@@ -106,11 +101,7 @@ def _span(line: bytes) -> Span:
 
 
 def span_files(directory: Path | str) -> list[Path]:
-    """Return the files of a recording.
-
-    Raises:
-        HandlergenError: The directory has none.
-    """
+    """Return the files of a recording; raise HandlergenError if the directory has none."""
     files = sorted(Path(directory).glob("spans-*.jsonl"))
     if not files:
         missing = "" if Path(directory).is_dir() else ": there is no such directory"
@@ -121,16 +112,19 @@ def span_files(directory: Path | str) -> list[Path]:
     return files
 
 
+def grouped(spans: Iterable[Span], attribute: str) -> dict[str, list[Span]]:
+    """Return the spans by the value of an attribute, in the order of the values."""
+    key = attrgetter(attribute)
+    return {value: list(own) for value, own in groupby(sorted(spans, key=key), key)}
+
+
 def of_stage(spans: Iterable[Span], *stages: str) -> list[Span]:
     """Return the spans of these stages, in the given order."""
     return [span for span in spans if span.stage in stages]
 
 
 def overlapping(spans: Iterable[Span]) -> list[tuple[Span, Span]]:
-    """Return pairs of spans that ran at the same time on one device. Touching spans do not overlap.
-
-    Each span is paired with at most one earlier span, the one that ends last.
-    """
+    """Return pairs of spans that overlap on one device: each with the earlier span that ends last."""
     found = []
     last: dict[str, Span] = {}
     for span in sorted(spans, key=attrgetter("start_ns", "end_ns")):
@@ -143,10 +137,7 @@ def overlapping(spans: Iterable[Span]) -> list[tuple[Span, Span]]:
 
 
 def beside(spans: Iterable[Span], others: Iterable[Span]) -> list[Span]:
-    """Return the spans that overlap one of `others` that belongs to another request.
-
-    `others` must not overlap each other (predictions of one device do not).
-    """
+    """Return the spans that overlap one of another request in `others`, which must not overlap each other."""
     others = sorted(others, key=attrgetter("start_ns"))
     ends = [other.end_ns for other in others]
     found = []
@@ -162,14 +153,22 @@ def beside(spans: Iterable[Span], others: Iterable[Span]) -> list[Span]:
 
 
 def busy_share(spans: Iterable[Span], start_ns: int, end_ns: int) -> float:
-    """Return the part of the window, 0..1, that the spans cover.
-
-    Raises:
-        ValueError: The window is empty.
-    """
+    """Return the part of the window, 0..1, that the spans cover; raise ValueError if the window is empty."""
     if end_ns <= start_ns:
         raise ValueError("the window must end after it starts")
     return covered(((span.start_ns, span.end_ns) for span in spans), (start_ns, end_ns))
+
+
+def covered(intervals: Iterable[tuple[int, int]], window: tuple[int, int]) -> float:
+    """Return the part of a window, 0..1, that lies in at least one of the intervals."""
+    start_ns, end_ns = window
+    filled, reached = 0, start_ns
+    for start, end in sorted(intervals):
+        low, high = max(start, reached), min(end, end_ns)
+        if high > low:
+            filled += high - low
+            reached = high
+    return filled / (end_ns - start_ns)
 
 
 _MS = 1e6
@@ -247,6 +246,10 @@ class Recorded:
         """Mean over all workers, 0..1."""
         return fmean(self.occupied.values()) if self.occupied else 0.0
 
+    def per_request_ms(self, *, without: Sequence[str]) -> float:
+        """Return the time of a request in all stages but these."""
+        return sum(stage.per_request_ms for stage in self.stages if stage.stage not in without)
+
     def stage(self, name: str) -> StageTimes | None:
         """Return one stage, or None if it did not run."""
         return next((stage for stage in self.stages if stage.stage == name), None)
@@ -262,30 +265,22 @@ def summarize(spans: Sequence[Span], model: str, window: tuple[int, int]) -> Rec
     whole = [span for span in spans if span.model == model]  # a request may have begun before the window
     requests = by_request(whole)
     ended = {name: (start, end) for name, (start, end) in requests.items() if start_ns <= end < end_ns} or requests
-    on_device = [span for span in inside if span.stage in ON_DEVICE]
-    devices = dict.fromkeys(span.device for span in on_device if _is_predict(span, model))
+    predicted_on = {span.device for span in of_stage(own, "predict")}
+    on_device = grouped(of_stage(inside, *ON_DEVICE), "device")
     return Recorded(
         requests=len(ended),
         stages=tuple(_stages(own, window)),
         devices=tuple(
-            _device(device, [span for span in on_device if span.device == device], model, window)
-            for device in sorted(devices)
+            _device(device, held, model, window) for device, held in on_device.items() if device in predicted_on
         ),
-        occupied=_occupied(whole, window),
+        # Predictor processes are not workers.
+        occupied={
+            worker: covered(by_request(parts).values(), window)
+            for worker, parts in grouped(whole, "worker").items()
+            if not only_predicts(parts)
+        },
         in_workers_ms=fmean(end - start for start, end in ended.values()) / _MS,
     )
-
-
-def covered(intervals: Iterable[tuple[int, int]], window: tuple[int, int]) -> float:
-    """Return the part of a window, 0..1, that lies in at least one of the intervals."""
-    start_ns, end_ns = window
-    filled, reached = 0, start_ns
-    for start, end in sorted(intervals):
-        low, high = max(start, reached), min(end, end_ns)
-        if high > low:
-            filled += high - low
-            reached = high
-    return filled / (end_ns - start_ns)
 
 
 def only_predicts(spans: Iterable[Span]) -> bool:
@@ -323,37 +318,21 @@ def _stages(spans: Sequence[Span], window: tuple[int, int]) -> Iterable[StageTim
         )
 
 
-def _is_predict(span: Span, model: str) -> bool:
-    return span.model == model and span.stage == "predict"
-
-
 def _device(device: str, held: Sequence[Span], model: str, window: tuple[int, int]) -> DeviceUse:
-    own = [span for span in held if _is_predict(span, model)]
-    others = [(span.start_ns, span.end_ns) for span in held if not _is_predict(span, model)]
+    own = [span for span in held if span.model == model and span.stage == "predict"]
+    others = [span for span in held if span.model != model or span.stage != "predict"]
     requests = sum(span.request_id.count(",") + 1 for span in own)
     spent_ns = sum(span.end_ns - span.start_ns for span in own)
     return DeviceUse(
         device=device,
-        busy=covered(((span.start_ns, span.end_ns) for span in held), window),
-        busy_with_others=covered(others, window),
+        busy=busy_share(held, *window),
+        busy_with_others=busy_share(others, *window),
         predictions=len(own),
         predict_ms=spent_ns / len(own) / _MS,
         requests_each=requests / len(own),
         limit_per_s=requests / max(spent_ns, 1) * 1e9,
         overlaps=len(overlapping(held)),
     )
-
-
-def _occupied(spans: Sequence[Span], window: tuple[int, int]) -> dict[str, float]:
-    """Return for each worker the share of the time it had a request. Predictor processes are not workers."""
-    there: dict[str, list[Span]] = defaultdict(list)
-    for span in spans:
-        there[span.worker].append(span)
-    return {
-        worker: covered(by_request(own).values(), window)
-        for worker, own in sorted(there.items())
-        if not only_predicts(own)
-    }
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -364,9 +343,4 @@ def percentile(values: Sequence[float], percent: float) -> float:
     """
     if not values or not 0 <= percent <= 100:
         raise ValueError("a percentile needs values and a percentage")
-    return nearest_rank(sorted(values), percent)
-
-
-def nearest_rank(ascending: Sequence[float], percent: float) -> float:
-    """Return `percentile` of non-empty, sorted values."""
-    return ascending[max(0, math.ceil(len(ascending) * percent / 100) - 1)]
+    return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]

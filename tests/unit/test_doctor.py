@@ -22,7 +22,7 @@ from handlergen.cli import cli
 from handlergen.cli.doctor import EXIT_STATUS
 from handlergen.server.configuration import handlergen_command, write_configuration
 from handlergen.server.doctor import Finding, Severity, Situation, diagnose, environment, look_around, worst
-from handlergen.server.doctor.configuration import exposures, is_loopback
+from handlergen.server.doctor.configuration import exposures
 from handlergen.server.launching import MARKER, ServerState, write_state
 from handlergen.server.ports import free_port_settings, free_ports
 from handlergen.server.properties import parse_properties, render_properties, server_settings

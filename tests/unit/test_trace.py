@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from handlergen.cli import cli
 from handlergen.errors import HandlergenError
 from handlergen.performance.recordings import Span
-from handlergen.performance.trace.convert import Trace, TraceSummary, survey, wanted_spans, write_trace
+from handlergen.performance.trace import Trace, TraceSummary, survey, wanted_spans, write_trace
 
 MS = 1_000_000
 STAGES = ("decode", "preprocess", "lock_wait", "predict", "postprocess", "encode")

@@ -30,11 +30,8 @@ _WORTH_A_THREAD_S = 1e-3
 _WAITS_S = 5e-3
 """Seconds per chunk that postprocessing must wait (for a disk, a network) to be spread over several threads."""
 
-_THREADS = 8
-"""The most threads that postprocess one chunk; as many as for `LocalModel.batch`."""
-
-_MEASURED = 4
-"""Number of recent chunks whose shortest time counts: the first calls of a hook may import and compile."""
+_THREADS = 8  # the most threads that postprocess one chunk; as many as for `LocalModel.batch`
+_MEASURED = 4  # number of recent chunks whose shortest time counts: the first calls of a hook may import and compile
 
 _Finished = TypeVar("_Finished")
 
@@ -54,25 +51,17 @@ class Engine(Protocol):
         ordered: bool,
         pending: PendingOutputs | None,
     ) -> Generator[None, None, None]:
-        """Call `write` with each chunk's lines as soon as they are there; yield after each.
+        """Call `write` with each chunk's lines as soon as they are there, one at a time; yield after each.
 
         Args:
             chunks: Read as they are needed.
-            write: One call at a time.
             ordered: Keep the order of the chunks.
             pending: Stores outputs that are not written yet; None: they are not stored.
         """
 
 
 class LocalEngine:
-    """Answers with a model in this process.
-
-    Args:
-        model: A loaded model, which nobody else uses meanwhile.
-        workers: Number of processes (or threads) that prepare rows; 0: none; None: one per core if that is faster.
-        threads: Use threads instead of processes.
-        warn: Gets warnings for the user.
-    """
+    """Answers with a loaded model, which nobody else uses meanwhile; `workers` and `threads` as for `Preparation`."""
 
     def __init__(
         self,
@@ -83,9 +72,7 @@ class LocalEngine:
         warn: Callable[[str], None] = lambda _message: None,
     ) -> None:
         self._model = model
-        self._workers = workers
-        self._threads = threads
-        self._warn = warn
+        self._preparation = Preparation(model, workers=workers, threads=threads, warn=warn)
 
     @property
     def identity(self) -> str:
@@ -130,27 +117,18 @@ class LocalEngine:
         ordered: bool = True,
         pending: PendingOutputs | None = None,
     ) -> Generator[_Finished, None, None]:
-        """Answer chunks: one in predict, one in postprocess and a few in preparation at a time.
-
-        Args:
-            chunks: Read as they are needed.
-            finish: Called with each chunk and its items, which have their reply or failure; one at a time, in order.
-            ordered: Keep the order of the chunks.
-            pending: Stores the outputs of the chunk that is predicted and not finished; None: they are not stored.
+        """Answer chunks as `run` does: one in predict, one in postprocess and a few in preparation at a time.
 
         Yields:
-            What `finish` returns.
+            What `finish` returns for each chunk and its items, which have their reply or failure.
 
         Raises:
             Exception: What `chunks` or `finish` raises, and HandlergenError when a preparing process died.
         """
         self._model.worker.disable_lock_timeout()
         pipeline = self._model.worker.pipeline
-        preparation = Preparation(
-            self._model, workers=self._workers, threads=self._threads, ordered=ordered, warn=self._warn
-        )
         with (
-            contextlib.closing(preparation.run(chunks)) as prepared,
+            contextlib.closing(self._preparation.run(chunks, ordered=ordered)) as prepared,
             contextlib.closing(_Postprocessing(pipeline, finish, pending)) as postprocessing,
         ):
             for chunk, items in prepared:  # processes are forked before this process starts a second thread
@@ -171,11 +149,8 @@ class _Postprocessing(Generic[_Finished]):
     """Postprocesses chunks and passes them to `finish`, in order.
 
     By the measured times, it does so in the predicting thread, in one thread during the next prediction, or in several.
-
-    Args:
-        finish: Called with each chunk and its items, which have their reply or failure; one at a time.
-        pending: Stores a chunk's outputs, so that a run that is killed during the next prediction does not lose them.
-            A chunk whose outputs cannot be stored is finished before the next prediction.
+    `pending` stores a chunk's outputs, so that a run that is killed during the next prediction does not lose them; a
+    chunk whose outputs cannot be stored is finished before the next prediction.
     """
 
     def __init__(
@@ -187,19 +162,16 @@ class _Postprocessing(Generic[_Finished]):
         self._pipeline = pipeline
         self._finish = finish
         self._pending = pending
-        self._thread: ThreadPoolExecutor | None = None
-        self._pool: ThreadPoolExecutor | None = None
+        # An executor starts its threads when it gets work.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="handlergen-answer")
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="handlergen-postprocess")
         self._in_progress: Future[_Finished] | None = None
         self._predicted_s: deque[float] = deque(maxlen=_MEASURED)
         self._answered_s: deque[float] = deque(maxlen=_MEASURED)
         self._waited_s: deque[float] = deque(maxlen=_MEASURED)
 
     def add(self, chunk: Chunk, items: list[Item], predict_s: float) -> Iterator[_Finished]:
-        """Answer a chunk whose prediction took `predict_s`, or start to.
-
-        Yields:
-            What `finish` returned for the chunks that are done: the previous one, this one, both or neither.
-        """
+        """Answer a chunk, or start to; yield what `finish` returned for the previous one, this one, both or neither."""
         yield from self.rest()
         self._predicted_s.append(predict_s)
         saved_s = min(_least(self._predicted_s), _least(self._answered_s))
@@ -208,8 +180,6 @@ class _Postprocessing(Generic[_Finished]):
             return
         for item in items:  # the next predict may reuse the memory
             item.outputs = own_copy(item.outputs)
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="handlergen-answer")
         self._in_progress = self._thread.submit(self._answer, chunk, items)
 
     def rest(self) -> Iterator[_Finished]:
@@ -220,15 +190,12 @@ class _Postprocessing(Generic[_Finished]):
 
     def close(self) -> None:
         """End the threads."""
-        for pool in (self._thread, self._pool):
-            if pool is not None:
-                pool.shutdown()
+        self._thread.shutdown()
+        self._pool.shutdown()
 
     def _answer(self, chunk: Chunk, items: list[Item]) -> _Finished:
         started = time.perf_counter()
         if _least(self._waited_s) > _WAITS_S and len(items) > 1:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="handlergen-postprocess")
             parts = [items[start::_THREADS] for start in range(min(_THREADS, len(items)))]
             self._waited_s.append(sum(self._pool.map(self._postprocess, parts)))
         else:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from handlergen.errors import HandlergenError, TooManyErrors
 from handlergen.local.offline.engine import Engine
-from handlergen.local.offline.journal import PendingOutputs, explained_write_errors, open_journal
+from handlergen.local.offline.journal import Journal, PendingOutputs, explained_write_errors, open_journal
 from handlergen.local.offline.output import CONVERTERS, OutputFiles, check_installed
 from handlergen.local.offline.rows import Chunk, Lines, in_chunks
 from handlergen.local.offline.sources import RowSource
@@ -25,10 +25,8 @@ class Progress:
     """How far a run is.
 
     Attributes:
-        rows: Rows in the output, including those of earlier runs.
-        failed: Rows that are errors.
-        new_rows: Rows that this run has added.
-        seconds: Time since this run started.
+        rows, failed: Rows in the output, including those of earlier runs, and those of them that are errors.
+        new_rows, seconds: Rows that this run has added, and the time since it started.
         fraction: Share of the input that has been read; None when its size is unknown.
     """
 
@@ -45,8 +43,7 @@ class Summary:
 
     Attributes:
         output: The output file; None for standard output.
-        rows: Rows in the output.
-        failed: Rows that are errors.
+        rows, failed: As in `Progress`.
         resumed_rows: Rows that earlier runs had written.
         seconds: Duration, without loading the model.
     """
@@ -62,21 +59,8 @@ class Summary:
         return (self.rows - self.resumed_rows) / self.seconds if self.seconds > 0 else 0.0
 
 
-class LineWriter(Protocol):
-    """An output of lines: a `Journal` or a `LineStream`.
-
-    Attributes:
-        rows, failed: Number of rows written, and how many of them are errors.
-    """
-
-    rows: int
-    failed: int
-
-    def write(self, lines: Lines) -> None: ...
-
-
 class LineStream:
-    """An output that cannot be read again, so a run that writes to it cannot be resumed."""
+    """An output that cannot be read again, so a run that writes to it cannot be resumed. Counts as a `Journal` does."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -104,8 +88,6 @@ def map_to_file(
     """Answer every row of an input. Resumes an earlier run with the same input, model and batch size.
 
     Args:
-        engine: Answers the rows.
-        source: The input.
         output: A path that ends in `.jsonl`, `.npy` or `.parquet`, or a stream for lines, which cannot be resumed.
         batch_size: Rows that are predicted, written and recorded together.
         ordered: Keep the order of the input.
@@ -154,7 +136,7 @@ def _answer_chunks(
     engine: Engine,
     source: RowSource,
     chunks: Iterator[Chunk],
-    writer: LineWriter,
+    writer: Journal | LineStream,
     output: Path | None,
     *,
     pending: PendingOutputs | None = None,
@@ -173,7 +155,7 @@ def _answer_chunks(
     return Summary(output, writer.rows, writer.failed, before, time.monotonic() - started)
 
 
-def _check_errors(writer: LineWriter, max_errors: int | None, output: Path | None) -> None:
+def _check_errors(writer: Journal | LineStream, max_errors: int | None, output: Path | None) -> None:
     if max_errors is None or writer.failed <= max_errors:
         return
     kept = f"; {writer.rows} rows are in {output}" if output is not None else ""
@@ -184,11 +166,7 @@ def _check_errors(writer: LineWriter, max_errors: int | None, output: Path | Non
 
 
 def _unanswered(chunks: Iterator[Chunk], done: dict[int, int], output: Path) -> Iterator[Chunk]:
-    """Yield the chunks that no earlier run wrote; `done` has the checksums of those that one did.
-
-    Raises:
-        HandlergenError: An earlier run answered another input.
-    """
+    """Yield the chunks that no earlier run wrote; `done` has the checksums of those that one did."""
 
     def changed(why: str) -> HandlergenError:
         return HandlergenError(

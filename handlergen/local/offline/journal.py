@@ -36,11 +36,8 @@ SUFFIX = ".journal"
 PENDING_SUFFIX = ".predicted"
 _SYNC_EVERY_S = 0.25
 
-_MOST_PENDING = 32 << 20
-"""Outputs of more bytes take longer to write than the overlap of two stages saves."""
-
-_PENDING_HEAD = struct.Struct("<QI")
-"""Size and CRC-32 of the pickle that follows."""
+_MOST_PENDING = 32 << 20  # outputs of more bytes take longer to write than the overlap of two stages saves
+_PENDING_HEAD = struct.Struct("<QI")  # size and CRC-32 of the pickle that follows
 
 
 class JournalEntry(NamedTuple):
@@ -62,16 +59,16 @@ def journal_path(output: Path) -> Path:
     return output.with_name(output.name + SUFFIX)
 
 
+_RESUME = "the output so far is kept; fix the cause and repeat the command to resume"
+
+
 @contextlib.contextmanager
-def explained_write_errors(file: Path) -> Iterator[None]:
-    """Turn an OSError while a run's file is written into a HandlergenError that says how to resume."""
+def explained_write_errors(file: Path, *, hint: str = _RESUME) -> Iterator[None]:
+    """Turn an OSError while a run's file is written into a HandlergenError."""
     try:
         yield
     except OSError as error:
-        raise HandlergenError(
-            f"{file} cannot be written: {error.strerror or error}",
-            hint="the output so far is kept; fix the cause and repeat the command to resume",
-        ) from error
+        raise HandlergenError(f"{file} cannot be written: {error.strerror or error}", hint=hint) from error
 
 
 class Journal:
@@ -95,11 +92,7 @@ class Journal:
         self._syncer: threading.Thread | None = None
 
     def write(self, lines: Lines) -> None:
-        """Append a chunk's lines and journal entry.
-
-        Raises:
-            HandlergenError: A file cannot be written.
-        """
+        """Append a chunk's lines and journal entry; raise HandlergenError if a file cannot be written."""
         with explained_write_errors(self.output):
             if self._sync_error is not None:
                 raise self._sync_error
@@ -118,11 +111,7 @@ class Journal:
             self._syncer.start()
 
     def close(self, *, complete: bool) -> None:
-        """Sync and close; remove the journal of a complete output.
-
-        Raises:
-            OSError: The output may not have reached the disk.
-        """
+        """Sync and close; remove the journal of a complete output. OSError: the output may not be on the disk."""
         self._ending.set()
         self._dirty.set()
         if self._syncer is not None:
@@ -152,32 +141,22 @@ class Journal:
 
 
 def open_journal(output: Path, run: dict[str, Any], *, restart: bool) -> Journal:
-    """Start an output of lines, or resume an unfinished one.
-
-    Args:
-        run: JSON values that must be the same to resume a run.
-        restart: Start over, whatever exists.
+    """Start an output of lines, or resume an unfinished one, whose `run` (JSON values) must be the same.
 
     Raises:
         HandlergenError: The output is complete, is another run's, is being written now, or cannot be written.
     """
-    try:
-        return _opened(output, run, restart=restart)
-    except OSError as error:
-        raise HandlergenError(
-            f"{output} cannot be written: {error.strerror or error}", hint="name another output with -o"
-        ) from error
-
-
-def _opened(output: Path, run: dict[str, Any], *, restart: bool) -> Journal:
     path = journal_path(output)
-    if output.exists() and not path.exists() and not restart:
-        raise HandlergenError(f"{output} already exists", hint="use --overwrite to replace it")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as opened:
+    with explained_write_errors(output, hint="name another output with -o"), contextlib.ExitStack() as opened:
+        if output.exists() and not path.exists() and not restart:
+            raise HandlergenError(f"{output} already exists", hint="use --overwrite to replace it")
+        output.parent.mkdir(parents=True, exist_ok=True)
         journal = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         opened.callback(os.close, journal)
-        _claim(journal, output)
+        try:  # one run at a time; forked processes do not inherit a record lock (fcntl(2))
+            fcntl.lockf(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise HandlergenError(f"another run is writing {output}") from None
         lines = os.open(output, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         opened.callback(os.close, lines)
         described, found = _read(journal)
@@ -198,14 +177,6 @@ def _opened(output: Path, run: dict[str, Any], *, restart: bool) -> Journal:
         os.lseek(journal, 0, os.SEEK_END)
         opened.pop_all()
     return Journal(output, (lines, journal), found)
-
-
-def _claim(journal: int, output: Path) -> None:
-    """Allow one run at a time. Forked processes do not inherit a record lock (fcntl(2))."""
-    try:
-        fcntl.lockf(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise HandlergenError(f"another run is writing {output}") from None
 
 
 def _read(journal: int) -> tuple[dict[str, Any] | None, list[JournalEntry]]:
@@ -282,9 +253,6 @@ class PendingOutputs:
 
         Returns:
             False if they are too large or cannot be pickled. Later chunks are not stored then.
-
-        Raises:
-            HandlergenError: The file cannot be written.
         """
         content = None if self._given_up else _pickled(chunk, items)
         if content is None:
@@ -299,11 +267,7 @@ class PendingOutputs:
         return True
 
     def restore(self, chunk: Chunk, items: Sequence[Item]) -> bool:
-        """Give prepared items the outputs that an earlier run predicted.
-
-        Returns:
-            False if the stored outputs are not this chunk's.
-        """
+        """Give prepared items the outputs that an earlier run predicted; return False if they are another chunk's."""
         if self._left is None or self._left[:2] != (chunk.number, chunk.checksum()):
             return False
         _, _, pickled, buffers = self._left

@@ -14,12 +14,8 @@ from typing import Any
 from handlergen.errors import HandlergenError
 from handlergen.local.offline.journal import PENDING_SUFFIX, journal_path
 
-_LINES = ".rows.jsonl"
-_PARTIAL = ".partial"
-
 _ROWS_AT_ONCE = 4096
-_JSON = "json"
-"""Instead of a column's type: its values have no type in common, and are written as JSON text."""
+_JSON = "json"  # instead of a column's type: its values have no type in common, and are written as JSON text
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class OutputFiles:
     @property
     def lines(self) -> Path:
         """Where the lines are written."""
-        return self.output.with_name(self.output.name + _LINES) if self.converted else self.output
+        return self.output.with_name(self.output.name + ".rows.jsonl") if self.converted else self.output
 
     @property
     def journal(self) -> Path:
@@ -49,15 +45,11 @@ class OutputFiles:
     @property
     def partial(self) -> Path:
         """The name of a converted output until it is complete."""
-        return self.output.with_name(self.output.name + _PARTIAL)
+        return self.output.with_name(self.output.name + ".partial")
 
     def refuse_as_input(self, path: Path) -> None:
-        """Check that an input is not one of these files, which the run would overwrite.
-
-        Raises:
-            HandlergenError: It is one of them, perhaps under another name.
-        """
-        for own in self._all():
+        """Raise HandlergenError if an input is one of these files, perhaps under another name: it would be lost."""
+        for own in self._all:
             if _same_file(own, path):
                 same = "" if own == path else f": {own} is the same file"
                 raise HandlergenError(
@@ -69,12 +61,13 @@ class OutputFiles:
         """Return whether a path is one of these files, which need not exist at the moment."""
         return path.resolve() in self._places
 
+    @property
+    def _all(self) -> tuple[Path, ...]:
+        return self.output, self.lines, self.journal, self.pending, self.partial
+
     @cached_property
     def _places(self) -> frozenset[Path]:
-        return frozenset(path.resolve() for path in self._all())
-
-    def _all(self) -> Iterator[Path]:
-        yield from (self.output, self.lines, self.journal, self.pending, self.partial)
+        return frozenset(path.resolve() for path in self._all)
 
 
 def _same_file(one: Path, other: Path) -> bool:
@@ -111,12 +104,8 @@ def to_npy(lines: Path, target: Path) -> None:
 
 
 def to_parquet(lines: Path, target: Path) -> None:
-    """Write columns `id`, `status`, `answer`, `error`. Answers of one type keep it, others become JSON text.
-
-    Raises:
-        HandlergenError: pyarrow is not installed.
-    """
-    pyarrow, _ = _pyarrow()
+    """Write columns `id`, `status`, `answer`, `error`. Answers of one type keep it, others become JSON text."""
+    pyarrow = _pyarrow()
     types: dict[str, Any] = {"id": None, "status": pyarrow.int16(), "answer": None, "error": None}
     for batch in _batches(lines):
         for name, known in types.items():
@@ -136,11 +125,7 @@ CONVERTERS: Mapping[str, Callable[[Path, Path], None]] = {".npy": to_npy, ".parq
 
 
 def check_installed(output: Path) -> None:
-    """Check that the package that writes this kind of output is installed.
-
-    Raises:
-        HandlergenError: It is not.
-    """
+    """Raise HandlergenError if the package that writes this kind of output is not installed."""
     if output.suffix.lower() == ".parquet":
         _pyarrow()
     elif output.suffix.lower() == ".npy":
@@ -148,11 +133,7 @@ def check_installed(output: Path) -> None:
 
 
 def numpy_for(what: str) -> Any:
-    """Return numpy; `what` needs it.
-
-    Raises:
-        HandlergenError: numpy is not installed.
-    """
+    """Return numpy, which `what` needs; raise HandlergenError if it is not installed."""
     try:
         import numpy
     except ImportError as error:
@@ -162,7 +143,7 @@ def numpy_for(what: str) -> Any:
     return numpy
 
 
-def _pyarrow() -> tuple[Any, Any]:
+def _pyarrow() -> Any:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -171,15 +152,15 @@ def _pyarrow() -> tuple[Any, Any]:
             "a Parquet output needs pyarrow, which is not installed",
             hint="pip install 'handlergen[parquet]', or write to a .jsonl file",
         ) from error
-    return pyarrow, pyarrow.parquet
+    return pyarrow
 
 
 def _write(lines: Path, target: Path, types: Mapping[str, Any]) -> None:
-    pyarrow, parquet = _pyarrow()
+    pyarrow = _pyarrow()
     schema = pyarrow.schema(
         [(name, pyarrow.string() if kind == _JSON else kind or pyarrow.null()) for name, kind in types.items()]
     )
-    with parquet.ParquetWriter(target, schema) as writer:
+    with pyarrow.parquet.ParquetWriter(target, schema) as writer:
         for batch in _batches(lines):
             columns = {
                 name: [_json_text(row, name) if kind == _JSON else _cell(row, name) for row in batch]
@@ -224,13 +205,12 @@ def _json_text(row: dict[str, Any], name: str) -> str | None:
 
 def _numbers(row: dict[str, Any]) -> Any:
     numpy = numpy_for("a .npy output")
-    if "encoding" in row or "content_type" in row:
-        raise _unfit(row, f"is {row.get('content_type')}")
+    if "content_type" in row:
+        raise _unfit(row, f"is {row['content_type']}")
     try:
-        array = numpy.asarray(row["answer"], dtype=numpy.float64)
+        return numpy.asarray(row["answer"], dtype=numpy.float64)
     except (TypeError, ValueError):
         raise _unfit(row, "is not an array of numbers") from None
-    return array
 
 
 def _unfit(row: dict[str, Any], why: str) -> HandlergenError:

@@ -36,34 +36,28 @@ from handlergen.runtime.request import BadRequest
 if TYPE_CHECKING:
     from handlergen.local.model import LocalModel
 
-_CHUNKS_AHEAD = 2
-"""Chunks read ahead per worker."""
-
-_SMALLEST_PIECE = 4
-"""The fewest rows to send to a process at once."""
-
+_CHUNKS_AHEAD = 2  # chunks read ahead per worker
+_SMALLEST_PIECE = 4  # the fewest rows to send to a process at once
 _WORTH_A_PROCESS_S = 80e-6
 """Rows that take less are prepared in the predicting thread: on two cores, two processes begin to save time at about
 this much (rows of eight numbers)."""
 
-_NICENESS = 5
-"""Of a preparing process: the predicting process, which the device waits for, has priority."""
-
+_NICENESS = 5  # of a preparing process: the predicting process, which the device waits for, has priority
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 Prepared = tuple[Chunk, list[Item]]
+_PreparePiece = Callable[[Sequence[Row]], list[Item]]
 
 
 def prepare(pipeline: Pipeline, rows: Sequence[Row]) -> list[Item]:
     """Decode and preprocess rows in this thread. A row whose file cannot be read becomes a failed item."""
     bodies, unreadable = [], {}
     for index, row in enumerate(rows):
-        body = row.body if isinstance(row.body, bytes) else b""
-        if isinstance(row.body, Path):
-            try:
-                body = read_file(row.body)
-            except HandlergenError as error:
-                unreadable[index] = error.message
+        body = b""
+        try:
+            body = read_file(row.body) if isinstance(row.body, Path) else row.body
+        except HandlergenError as error:
+            unreadable[index] = error.message
         bodies.append({"body": bytearray(body)})
     items = _items_of(rows, bodies)
     for index, message in unreadable.items():
@@ -82,11 +76,9 @@ class Preparation:
     """Prepares chunks ahead of the predictions.
 
     Args:
-        model: The loaded model.
         workers: Number of processes or threads; 0: prepare in the predicting thread; None: one per core if that is
             faster, which it always is for files, and which the first chunk shows for other rows.
         threads: Use threads instead of processes.
-        ordered: Yield chunks in the order of the input, not as they are ready.
         warn: Called once if rows cannot be prepared in processes.
     """
 
@@ -96,7 +88,6 @@ class Preparation:
         *,
         workers: int | None,
         threads: bool,
-        ordered: bool,
         warn: Callable[[str], None],
     ) -> None:
         self._pipeline = model.worker.pipeline
@@ -104,15 +95,15 @@ class Preparation:
         self._directory = model.root
         self._workers = workers
         self._threads = threads
-        self._ordered = ordered
         self._warn: Callable[[str], None] | None = warn
 
-    def run(self, chunks: Iterable[Chunk]) -> Generator[Prepared, None, None]:
-        """Prepare each chunk, reading at most `_CHUNKS_AHEAD` chunks per worker ahead.
+    def run(self, chunks: Iterable[Chunk], *, ordered: bool) -> Generator[Prepared, None, None]:
+        """Prepare each chunk, at most `_CHUNKS_AHEAD` per worker ahead, and yield them in order or as they are ready.
 
         Raises:
             HandlergenError: A preparing process died.
         """
+        self._ordered = ordered
         chunks = iter(chunks)
         workers, measured = self._workers, list[Prepared]()
         if workers is None:
@@ -152,7 +143,7 @@ class Preparation:
         self,
         chunks: Iterable[Chunk],
         workers: int,
-        prepare_piece: Callable[[Sequence[Row]], list[Item]],
+        prepare_piece: _PreparePiece,
         abort: Callable[[], None],
     ) -> Iterator[Prepared]:
         """Prepare each chunk in pieces, one per worker. At the end, `abort` pieces in progress and wait for them."""
@@ -187,12 +178,8 @@ class Preparation:
             return chunk, prepare(self._pipeline, chunk.rows)
 
     @contextlib.contextmanager
-    def _processes(self, count: int) -> Iterator[tuple[Callable[[Sequence[Row]], list[Item]], Callable[[], None]]]:
-        """Fork preparing processes; kill them at the end.
-
-        Yields:
-            A function that prepares rows in an idle process, and one that kills all processes.
-        """
+    def _processes(self, count: int) -> Iterator[tuple[_PreparePiece, Callable[[], None]]]:
+        """Fork preparing processes; yield a function that prepares rows in an idle one, and one that kills all."""
         hook_inputs = HookInputs.of(self._contract, ("predict", "postprocess"))
         processes: list[_PreparingProcess] = []
         idle: queue.SimpleQueue[_PreparingProcess] = queue.SimpleQueue()
@@ -240,13 +227,6 @@ class _PreparingProcess:
 
     A fork has the model's hooks and their state without pickling or loading them. It is safe because this process
     starts its threads afterwards.
-
-    Args:
-        number: From 0.
-        pipeline: The loaded model's pipeline.
-        hook_inputs: The parts of a request that the later stages read.
-        directory: The working directory of hooks.
-        earlier: The processes that were forked before.
     """
 
     def __init__(
@@ -265,7 +245,7 @@ class _PreparingProcess:
             for each in [*(process._connection for process in earlier), self._connection]:
                 each.close()
             _set_up(number, directory)
-            _prepare_until_closed(theirs, _ForkedPipeline(pipeline), hook_inputs)
+            _prepare_until_closed(theirs, pipeline, hook_inputs)
 
         self._process = context.Process(target=run, daemon=True)
         with warnings.catch_warnings():
@@ -274,12 +254,7 @@ class _PreparingProcess:
         theirs.close()
 
     def prepare(self, rows: Sequence[Row]) -> list[Item]:
-        """Prepare rows in the process.
-
-        Raises:
-            _NotInAFork: The rows must be prepared in this process.
-            HandlergenError: The process died.
-        """
+        """Prepare rows in the process; raise HandlergenError if it died, and _NotInAFork if it cannot prepare them."""
         try:
             self._connection.send(rows)
             answer = self._connection.recv()
@@ -288,13 +263,21 @@ class _PreparingProcess:
             pickled, buffers = answer
         except (EOFError, OSError):
             self._process.join(1)
+            status = self._process.exitcode or 0
+            how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
             raise HandlergenError(
-                f"a process that prepares rows died ({_how_it_ended(self._process.exitcode)})",
+                f"a process that prepares rows died ({how})",
                 hint="the output so far is kept; fewer --workers or a smaller --batch-size need less memory",
             ) from None
         items = _items_of(rows, [{} for _ in rows])
-        for item, value in zip(items, serialization.unpack(pickled, buffers), strict=True):
-            _restore(item, value)
+        for item, (failure, *values) in zip(items, serialization.unpack(pickled, buffers), strict=True):
+            item.failure = failure
+            if failure is None:
+                item.inputs, metadata, item.data, item.files, entry, item.http = values
+                if metadata:
+                    item.request.metadata.update(metadata)
+                if entry is not None:
+                    item.entry = entry
         return items
 
     def kill(self) -> None:
@@ -306,12 +289,6 @@ class _PreparingProcess:
         self._process.join()
         self._process.close()
         self._connection.close()
-
-
-def _how_it_ended(status: int | None) -> str:
-    if status is None or status >= 0:
-        return f"exit status {status}"
-    return f"killed by {signal.Signals(-status).name}"
 
 
 def _set_up(number: int, directory: Path) -> None:
@@ -331,14 +308,26 @@ def _set_up(number: int, directory: Path) -> None:
         sys.modules["numpy"].random.seed(seed % 2**32)
 
 
-def _prepare_until_closed(connection: Connection, pipeline: _ForkedPipeline, hook_inputs: HookInputs) -> None:
+def _prepare_until_closed(connection: Connection, pipeline: Pipeline, hook_inputs: HookInputs) -> None:
     """Answer lists of rows until the parent closes the connection or ends."""
+    forked = pipeline.forked()
+    refused = ""
+
+    def fail(item: Item, error: BaseException, hook: str) -> None:
+        nonlocal refused
+        if isinstance(error, RuntimeError) and "forked subprocess" in str(error):  # only here: it is not logged
+            refused = "preprocess uses the GPU, which a forked process cannot do"
+            item.failure = Failure(500, type(error).__name__, str(error))
+        else:
+            pipeline.fail(item, error, hook)
+
+    forked.fail = fail
     with contextlib.suppress(EOFError, OSError):
         while True:
             rows = connection.recv()
-            items = prepare(pipeline.pipeline, rows) if not pipeline.refused else []
-            if pipeline.refused:
-                connection.send(pipeline.refused)
+            items = [] if refused else prepare(forked, rows)
+            if refused:
+                connection.send(refused)
                 continue
             try:
                 pickled, buffers = serialization.pack([_plain_values(item, hook_inputs) for item in items])
@@ -348,27 +337,6 @@ def _prepare_until_closed(connection: Connection, pipeline: _ForkedPipeline, hoo
             connection.send((pickled, [bytearray(buffer) for buffer in buffers]))
 
 
-class _ForkedPipeline:
-    """The pipeline in a preparing process. A failure that only the fork causes is not logged.
-
-    Attributes:
-        refused: Why rows must be prepared in the parent, or "".
-    """
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.pipeline = pipeline.forked()
-        self.refused = ""
-        self._fail = pipeline.fail
-        self.pipeline.fail = self._failed
-
-    def _failed(self, item: Item, error: BaseException, hook: str) -> None:
-        if isinstance(error, RuntimeError) and "forked subprocess" in str(error):
-            self.refused = "preprocess uses the GPU, which a forked process cannot do"
-            item.failure = Failure(500, type(error).__name__, str(error))
-        else:
-            self._fail(item, error, hook)
-
-
 def _plain_values(item: Item, hook_inputs: HookInputs) -> tuple[Any, ...]:
     """Return a prepared item as plain values: its failure, or what the later stages read."""
     if item.failure is not None:
@@ -376,19 +344,6 @@ def _plain_values(item: Item, hook_inputs: HookInputs) -> tuple[Any, ...]:
     return (None, item.inputs, item.request._metadata, *hook_inputs.of_item(item))
 
 
-def _restore(item: Item, value: tuple[Any, ...]) -> None:
-    """Apply `_plain_values` to an item in the predicting process."""
-    item.failure = value[0]
-    if item.failure is None:
-        _, item.inputs, metadata, item.data, item.files, entry, item.http = value
-        if metadata:
-            item.request.metadata.update(metadata)
-        if entry is not None:
-            item.entry = entry
-
-
 def available_cores() -> int:
     """Return the number of CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -26,11 +26,8 @@ if TYPE_CHECKING:
     from handlergen.local.model import LocalModel
     from handlergen.local.offline.journal import PendingOutputs
 
-_CALLS_AT_ONCE = 2
-"""Per actor: one chunk's preprocess and postprocess run during another's predict."""
-
-_CALLS_AHEAD = 2
-"""Calls that wait per actor, so that it never waits for its next chunk."""
+_CALLS_AT_ONCE = 2  # per actor: one chunk's preprocess and postprocess run during another's predict
+_CALLS_AHEAD = 2  # calls that wait per actor, so that it never waits for its next chunk
 
 
 @contextlib.contextmanager
@@ -41,7 +38,6 @@ def open_ray_engine(source: Path, *, actors: int | None) -> Iterator[Engine]:
     there is none, one is started on this machine for the run.
 
     Args:
-        source: What `handlergen archive` takes, or a .mar.
         actors: Number of copies of the model; by default one per GPU of the cluster, or one per node without GPUs.
 
     Raises:
@@ -164,11 +160,7 @@ class _ChunkFeeder(threading.Thread):
         future.add_done_callback(done)
 
     def answered(self) -> Iterator[tuple[Chunk, Future[Any]]]:
-        """Yield each chunk with the future of its answer.
-
-        Raises:
-            Exception: What reading the input raised, after the chunks before it.
-        """
+        """Yield each chunk with the future of its answer; at the end, raise what reading the input raised."""
         count, total = 0, -1
         while count != total:
             made = self._made.get()
@@ -182,7 +174,6 @@ class _ChunkFeeder(threading.Thread):
             raise self._error
 
     def stop(self) -> None:
-        """Stop reading."""
         self._stopped = True
         self._unwritten.release()
         self._idle.put(None)

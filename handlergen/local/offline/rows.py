@@ -65,13 +65,7 @@ def in_chunks(rows: Iterable[Row], size: int) -> Iterator[Chunk]:
 
 @dataclass(frozen=True)
 class Result:
-    """The answer to one row.
-
-    Attributes:
-        id: The row's id.
-        status: The HTTP status that a client would get.
-        body: The answer's bytes; for a failed row the error body.
-    """
+    """The answer to one row: the HTTP status and body that a client would get."""
 
     id: RowId
     status: int
@@ -91,11 +85,9 @@ class Result:
 
 def result_of(row_id: RowId, item: Item) -> Result:
     """Return the result of a row; `item` has its reply or its failure."""
-    failure = item.failure
+    failure, reply = item.failure, item.reply
     if failure is not None:
-        body = body_without_server(failure.body(str(row_id)))
-        return Result(row_id, failure.status, JSON, body)
-    reply = item.reply
+        return Result(row_id, failure.status, JSON, body_without_server(failure.body(str(row_id))))
     return Result(row_id, reply.status, reply.content_type, reply.body)
 
 
@@ -111,7 +103,7 @@ class Lines:
     def of(cls, chunk: Chunk, items: list[Item]) -> Lines:
         """Return the lines of a chunk, whose items have their reply or failure."""
         text = b"".join(line_of(row.id, item) for row, item in zip(chunk.rows, items, strict=True))
-        return cls(chunk, text, sum(map(_is_failed, items)))
+        return cls(chunk, text, sum(item.failure is not None or item.reply.status >= 400 for item in items))
 
 
 def line_of(row_id: RowId, item: Item) -> bytes:
@@ -120,7 +112,7 @@ def line_of(row_id: RowId, item: Item) -> bytes:
     An answer that is not JSON is written as text (`text/*`) or base64, with its `content_type`.
     """
     failure = item.failure
-    start = b'{"id":%s,"status":%d,' % (_id_bytes(row_id), failure.status if failure else item.reply.status)
+    start = b'{"id":%s,"status":%d,' % (_json(row_id), failure.status if failure else item.reply.status)
     if failure is not None:
         message = without_server(failure.message, str(row_id))
         return start + b'"error":%s}\n' % _json({"type": failure.type, "message": message})
@@ -138,16 +130,8 @@ def line_of(row_id: RowId, item: Item) -> bytes:
     return start + b'%s:"%s","content_type":%s,"encoding":"base64"}\n' % (key, encoded, kind)
 
 
-def _is_failed(item: Item) -> bool:
-    return item.failure is not None or item.reply.status >= 400
-
-
 def _is_json(content_type: str) -> bool:
     return content_type.startswith(JSON)
-
-
-def _id_bytes(row_id: RowId) -> bytes:
-    return b"%d" % row_id if isinstance(row_id, int) else _json(row_id)
 
 
 def _one_line(body: bytes) -> bytes | None:

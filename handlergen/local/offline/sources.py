@@ -19,11 +19,9 @@ from handlergen.local.offline.rows import Row, RowId
 from handlergen.local.requests import content_type_of, npy_bytes
 from handlergen.runtime.codec.content import JSON, NPY
 
-_BY_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".npy": "npy"}
-_TSV = {".tsv": "csv"}
+_BY_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".npy": "npy"}
 
-_LARGEST_FIELD = 1 << 30
-"""Characters of a CSV field. Python's own limit of 131,072 is less than an image in base64."""
+_LARGEST_FIELD = 1 << 30  # characters of a CSV field. Python's own limit of 131,072 is less than an image in base64
 
 
 @dataclass
@@ -39,7 +37,6 @@ class RowSource:
         stream: Read instead of `path`.
         directory: `pattern` is relative to it.
         leave_out: Whether to skip a file that was found, such as the run's own output.
-        warn: Gets warnings for the user.
         fraction: Share of the input that has been read, 0..1; None if its size is unknown.
     """
 
@@ -66,11 +63,7 @@ class RowSource:
         }
 
     def rows(self) -> Iterator[Row]:
-        """Yield the rows, read as they are needed.
-
-        Raises:
-            HandlergenError: The input cannot be read.
-        """
+        """Yield the rows, read as they are needed; raise HandlergenError if the input cannot be read."""
         try:
             yield from {"jsonl": self._jsonl, "csv": self._csv, "npy": self._npy, "files": self._files}[self.format]()
         except OSError as error:
@@ -90,7 +83,6 @@ class RowSource:
         with self._opened() as file:
             size = os.fstat(file.fileno()).st_size if self.path is not None else 0
             done = number = 0
-            own_id = self.id_field is not None
             for line in file:
                 done += len(line)
                 body = line.strip()
@@ -98,14 +90,13 @@ class RowSource:
                     continue
                 if size:
                     self.fraction = done / size
-                yield Row(self._id(number, body) if own_id else number, body, JSON)
+                yield Row(self._id(number, body), body, JSON)
                 number += 1
 
     def _csv(self) -> Iterator[Row]:
         with self._opened() as file:
             size = os.fstat(file.fileno()).st_size if self.path is not None else 0
-            delimiter = "\t" if self.path is not None and self.path.suffix.lower() in _TSV else ","
-            for number, row in enumerate(_csv_rows(file, delimiter=delimiter, name=self._name)):
+            for number, row in enumerate(_csv_rows(file, self._name)):
                 if size:
                     self.fraction = min(1.0, file.tell() / size)
                 body = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogateescape")
@@ -130,33 +121,29 @@ class RowSource:
             # Path.glob rejects absolute patterns, and normalizes the paths.
             names = glob.glob(self.pattern, root_dir=self.directory, recursive=True)  # noqa: PTH207
             found = sorted(name for name in names if self._is_input(self.directory / name))
-            if not found:
-                raise HandlergenError(f"no file matches {self.pattern}")
-            for number, name in enumerate(found):
-                self.fraction = (number + 1) / len(found)
-                yield self._file(name, self.directory / name)
-            return
-        assert self.path is not None
-        root = self.path.absolute()
-        skipped: list[Path] = []
-        total = sum(self._is_input(path) for path in _walk(root, skipped))
-        if skipped:
-            self.warn(
-                f"skipped {len(skipped)} symbolic link{'s' if len(skipped) > 1 else ''} to directories in "
-                f"{self.path} ({skipped[0].relative_to(root)}): give such a directory as an input of its own"
-            )
+            total = len(found)
+            inputs = ((name, self.directory / name) for name in found)
+        else:
+            assert self.path is not None
+            root = self.path.absolute()
+            skipped: list[Path] = []
+            total = sum(self._is_input(path) for path in _walk(root, skipped))
+            if skipped:
+                self.warn(
+                    f"skipped {len(skipped)} symbolic link{'s' if len(skipped) > 1 else ''} to directories in "
+                    f"{self.path} ({skipped[0].relative_to(root)}): give such a directory as an input of its own"
+                )
+            inputs = ((path.relative_to(root).as_posix(), path) for path in _walk(root, []) if self._is_input(path))
         if total == 0:
-            raise HandlergenError(f"there are no files in {self.path}")
-        inputs = (path for path in _walk(root, []) if self._is_input(path))
-        for number, path in enumerate(inputs):
+            raise HandlergenError(
+                f"no file matches {self.pattern}" if self.pattern else f"there are no files in {self.path}"
+            )
+        for number, (name, path) in enumerate(inputs):
             self.fraction = min(1.0, (number + 1) / total)
-            yield self._file(path.relative_to(root).as_posix(), path)
+            yield Row(name, path, self.content_type or content_type_of(name), _version(path))
 
     def _is_input(self, path: Path) -> bool:
         return path.is_file() and not self.leave_out(path)
-
-    def _file(self, name: str, path: Path) -> Row:
-        return Row(name, path, self.content_type or content_type_of(name), _version(path))
 
     def _id(self, number: int, row: bytes | dict[str, Any]) -> RowId:
         if self.id_field is None:
@@ -197,8 +184,7 @@ def open_source(
     if path.is_dir():
         return RowSource("files", path, content_type=content_type, warn=warn)
     if path.exists():
-        by_name = {**_BY_SUFFIX, **_TSV}.get(path.suffix.lower())
-        found = format or by_name or ("jsonl" if _is_pipe(path) else "files")
+        found = format or _BY_SUFFIX.get(path.suffix.lower()) or ("jsonl" if _is_pipe(path) else "files")
         if found != "files":
             return RowSource(found, path, id_field=id_field, content_type=content_type)
         if _is_pipe(path):
@@ -213,21 +199,20 @@ def open_source(
     )
 
 
-def _csv_rows(file: IO[bytes], *, delimiter: str, name: str) -> Iterator[dict[str, str]]:
-    """Yield the rows after the header, as they are read.
+def _csv_rows(file: IO[bytes], name: str) -> Iterator[dict[str, str]]:
+    """Yield the rows after the header, as they are read; `name` is the file's.
 
-    A byte that is not UTF-8 is kept as a surrogate (PEP 383), so that only its row fails. `name` is for messages.
-
-    Raises:
-        HandlergenError: The header has duplicate or undecodable names, a row has another width, or quotes do not close.
+    A byte that is not UTF-8 is kept as a surrogate (PEP 383), so that only its row fails.
     """
     csv.field_size_limit(max(csv.field_size_limit(), _LARGEST_FIELD))
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.DictReader(text, delimiter=delimiter, strict=True)
+    reader = csv.DictReader(text, delimiter="\t" if name.lower().endswith(".tsv") else ",", strict=True)
     try:
         _check_header(reader.fieldnames or (), name)
         for row in reader:
-            _check_width(row, name, reader.line_num)
+            if None in row or None in row.values():
+                width = "more" if None in row else "fewer"
+                raise HandlergenError(f"{name}, line {reader.line_num}: the row has {width} fields than the header")
             yield row
     except csv.Error as error:
         raise HandlergenError(f"{name}, line {reader.reader.line_num}: {error}") from error
@@ -246,13 +231,6 @@ def _check_header(names: Any, file: str) -> None:
         "".join(names).encode()
     except UnicodeEncodeError:
         raise HandlergenError(f"{file}, line 1: the header is not UTF-8", hint="save the file as UTF-8") from None
-
-
-def _check_width(row: dict[Any, Any], file: str, line: int) -> None:
-    if None in row or None in row.values():
-        raise HandlergenError(
-            f"{file}, line {line}: the row has {'more' if None in row else 'fewer'} fields than the header"
-        )
 
 
 def _is_pipe(path: Path) -> bool:

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 import psutil
 
+from handlergen.local.offline.preparation import available_cores
 from handlergen.performance.bench.traffic import RIGHT, Closed, Figures, Open, Pace
 from handlergen.performance.recordings import Recorded
 
-BUSY = 0.93
-"""A device or a CPU with this share of busy time is the bottleneck."""
-
+BUSY = 0.93  # a device or a CPU with this share of busy time is the bottleneck
 _NEARLY = 0.8
 _NEARLY_FULL = 0.85
 _OWN_SHARE = 0.5
@@ -26,6 +25,7 @@ _WAIT_SHARE = 0.25
 _KEPT_UP = 0.97
 _ONE_THREAD = 0.9
 _EARLY = 0.9  # share of a load after which the second reading may be taken
+_NOT_WORK = ("lock_wait", "predict")
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,10 @@ class CpuUse:
 
 
 class CpuMeter:
-    """Reads the CPU time of groups of processes.
-
-    Args:
-        groups: Name (`workers`, `frontend`) -> pids; a worker's children are added.
-    """
+    """Reads the CPU time of groups of processes: `workers`, whose children are added, and `frontend`."""
 
     def __init__(self, groups: Mapping[str, Iterable[int]]) -> None:
-        self._groups: dict[str, list[psutil.Process]] = {}
+        self._groups: dict[str, list[psutil.Process]] = {"client": [psutil.Process()]}
         for name, pids in groups.items():
             found = self._groups[name] = []
             for pid in pids:
@@ -68,8 +64,7 @@ class CpuMeter:
                     found.append(process)
                     if name == "workers":
                         found += process.children(recursive=True)
-        self._own = psutil.Process()
-        self.cores = cores()
+        self.cores = available_cores()
 
     def read(self) -> dict[str, float]:
         """Return name -> CPU seconds so far; also of the `machine`, and the clock (`at`)."""
@@ -77,11 +72,8 @@ class CpuMeter:
         reading = {
             "at": time.monotonic(),
             "machine": sum(getattr(every, kind, 0.0) for kind in ("user", "system", "nice", "irq", "softirq")),
-            "client": _cpu_s(self._own),
         }
-        for name, processes in self._groups.items():
-            reading[name] = sum(map(_cpu_s, processes))
-        return reading
+        return reading | {name: sum(map(_cpu_s, processes)) for name, processes in self._groups.items()}
 
     def use(self, before: Mapping[str, float], after: Mapping[str, float]) -> CpuUse:
         """Return the CPU use between two readings."""
@@ -91,13 +83,7 @@ class CpuMeter:
         # In a container, psutil reports the host's CPU time, which may include more cores than this process may use.
         whole = self.cores == (os.cpu_count() or 1)
         others = max(0.0, spent["machine"] / seconds - sum(known.values())) if whole else None
-        return CpuUse(
-            self.cores,
-            known["client"],
-            known["workers"] if self._groups.get("workers") else None,
-            known["frontend"] if self._groups.get("frontend") else None,
-            others,
-        )
+        return CpuUse(self.cores, others=others, **{name: known[name] for name in known if self._groups[name]})
 
 
 class Readings:
@@ -131,14 +117,6 @@ class Readings:
             self._readings.append(self._meter.read())
 
 
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        return os.cpu_count() or 1
-
-
 def _cpu_s(process: psutil.Process) -> float:
     try:
         times = process.cpu_times()
@@ -149,12 +127,11 @@ def _cpu_s(process: psutil.Process) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The bottleneck and an explanation.
+    """The bottleneck, and why it is and what would help.
 
     Attributes:
         bottleneck: `device`, `preprocessing CPU`, `workers`, `server`, `load generator`, `other processes`, `clients`
             (too few to tell), `none` (the server keeps up with an open loop), `errors` or `unknown`.
-        sentence: Why, and what would help.
     """
 
     bottleneck: str
@@ -162,13 +139,7 @@ class Verdict:
 
 
 def judge(pace: Pace, figures: Figures, recorded: Recorded | None, cpu: CpuUse | None, batch_size: int = 1) -> Verdict:
-    """Return the bottleneck of a load.
-
-    Args:
-        recorded: The summary of the spans; None without spans.
-        cpu: CPU use; None if it was not measured.
-        batch_size: The most requests that a worker gets at once.
-    """
+    """Return the bottleneck of a load; `batch_size` is the most requests that a worker gets at once."""
     return (
         _load_itself(figures, cpu)
         or _device(recorded, cpu)
@@ -242,8 +213,11 @@ def _cpu(figures: Figures, recorded: Recorded | None, cpu: CpuUse | None, full: 
         "other processes": cpu.others or 0.0,
     }
     most = max(parts, key=lambda name: parts[name])
-    if most == "other processes" and _only_wait(recorded, cpu):
-        return None
+    if most == "other processes" and recorded is not None and cpu.workers is not None:
+        # Workers that are occupied without using the CPU only wait: its load by others does not matter.
+        occupied = sum(recorded.occupied.values())
+        if recorded.mean_occupied >= _NEARLY and cpu.workers < _COMPUTES * occupied:
+            return None
     cores = f"All {cpu.cores} cores" if cpu.full >= BUSY else f"{cpu.full * cpu.cores:.1f} of {cpu.cores} cores"
     used = f"{cores} of the CPU are in use, {parts[most]:.1f} of them"
     busy = f" The device is busy only {recorded.busy:.0%} of the time." if recorded and recorded.devices else ""
@@ -259,48 +233,30 @@ def _cpu(figures: Figures, recorded: Recorded | None, cpu: CpuUse | None, full: 
 
 def _workers_cpu(figures: Figures, recorded: Recorded | None, cores: float, used: str, busy: str) -> Verdict:
     """Tell CPU use of the stages from that of passing requests and answers."""
-    stages = _stages_cores(figures, recorded)
-    if stages is not None and stages < _OWN_SHARE * cores:
-        return Verdict(
-            "server",
-            f"{used} by the workers, but the stages take {stages:.2f} at most: the rest is spent on passing requests "
-            f"and answers.{busy} Larger batches, or more work per request, reduce that share.",
-        )
+    on_cpu = recorded is not None and any(device.device == "cpu" for device in recorded.devices)
+    if recorded is not None:
+        # The most that the stages can have used: as if they waited for nothing but the device.
+        each_ms = recorded.per_request_ms(without=("lock_wait",) if on_cpu else _NOT_WORK)
+        stages = figures.requests_per_s * each_ms / 1e3
+        if stages < _OWN_SHARE * cores:
+            return Verdict(
+                "server",
+                f"{used} by the workers, but the stages take {stages:.2f} at most: the rest is spent on passing "
+                f"requests and answers.{busy} Larger batches, or more work per request, reduce that share.",
+            )
+    and_predict = ", and for predict, since the device is the CPU" if on_cpu else ""
     return Verdict(
         "preprocessing CPU",
-        f"{used} by the workers, for preprocessing and postprocessing{_and_predict(recorded)}.{busy} More cores, or "
-        "cheaper stages, would increase throughput; more workers would not.",
+        f"{used} by the workers, for preprocessing and postprocessing{and_predict}.{busy} More cores, or cheaper "
+        "stages, would increase throughput; more workers would not.",
     )
-
-
-def _only_wait(recorded: Recorded | None, cpu: CpuUse) -> bool:
-    """Return whether the workers are occupied without using the CPU, so that its load by others does not matter."""
-    if recorded is None or cpu.workers is None:
-        return False
-    return recorded.mean_occupied >= _NEARLY and cpu.workers < _COMPUTES * sum(recorded.occupied.values())
-
-
-def _stages_cores(figures: Figures, recorded: Recorded | None) -> float | None:
-    """Return the most CPU that the stages can have used, in cores: as if they waited for nothing but the device."""
-    if recorded is None:
-        return None
-    on_cpu = _and_predict(recorded) != ""
-    left_out = ("lock_wait",) if on_cpu else ("lock_wait", "predict")
-    each_ms = sum(stage.per_request_ms for stage in recorded.stages if stage.stage not in left_out)
-    return figures.requests_per_s * each_ms / 1e3
-
-
-def _and_predict(recorded: Recorded | None) -> str:
-    """Return a phrase if predict runs on the CPU, too."""
-    on_cpu = recorded is not None and any(device.device == "cpu" for device in recorded.devices)
-    return ", and for predict, since the device is the CPU" if on_cpu else ""
 
 
 def _workers(recorded: Recorded | None) -> Verdict | None:
     if recorded is None or recorded.mean_occupied < _NEARLY:
         return None
     predict = recorded.stage("predict")
-    others = sum(stage.per_request_ms for stage in recorded.stages if stage.stage not in ("lock_wait", "predict"))
+    others = recorded.per_request_ms(without=_NOT_WORK)
     advice = "Raise workers_per_device"
     if predict is not None and predict.per_request_ms > 0:
         wanted = math.ceil(1 + others / predict.per_request_ms) + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import grpc
@@ -48,12 +49,11 @@ class _GrpcLoop:
         self, call: Any, requests: Sequence[bytes], metadata: Mapping[str, str], longest_answer_s: float
     ) -> None:
         self._call = call
-        self._requests = requests
+        self._requests = cycle(requests)
         self._metadata = tuple((name.lower(), value) for name, value in metadata.items())
         self._longest_s = longest_answer_s
         self._response = message_class(INFERENCE, "PredictionResponse")
         self._outstanding = 0
-        self._turn = 0
         self._changed = threading.Condition()
 
     def run(self, pace: Pace, length_ns: int) -> Load:
@@ -80,8 +80,7 @@ class _GrpcLoop:
     def _send(self, started_ns: int) -> None:
         with self._changed:
             self._outstanding += 1
-            request = self._requests[self._turn % len(self._requests)]
-            self._turn += 1
+            request = next(self._requests)
         future = self._call.future(request, timeout=self._longest_s, metadata=self._metadata)
         future.add_done_callback(lambda done: self._done(done, started_ns))
 

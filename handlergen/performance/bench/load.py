@@ -15,6 +15,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 from handlergen.errors import ServerError
@@ -30,9 +31,7 @@ class LoadConnection:
     """A non-blocking HTTP connection.
 
     Attributes:
-        exchange: The exchange in progress; set by the caller.
-        started_ns: When it was due; set by the caller.
-        sent_ns: When it was sent.
+        exchange, started_ns: The exchange in progress, and when it was due; set by the caller.
         content: The body of the last complete response.
         ended: No further request can be sent.
 
@@ -93,15 +92,13 @@ class LoadConnection:
         status = head[9:12]
         return "" if status.startswith(b"2") else f"status {status.decode('latin-1')}"
 
-    def close(self) -> None:
-        self.socket.close()
-
 
 def _content(received: bytes, at: int, head: bytes) -> bytes | None:
-    """Return the body that starts at `at`; None while it is incomplete."""
-    length = _content_length(head)
-    if length is not None:
-        return received[at : at + length] if len(received) >= at + length else None
+    """Return the body that starts at `at`; None while it is incomplete. `head` is in lower case."""
+    _, found, rest = head.partition(b"\r\ncontent-length:")
+    if found:
+        end = at + int(rest.partition(b"\r\n")[0])
+        return received[at:end] if len(received) >= end else None
     if b"\r\ntransfer-encoding: chunked" not in head:
         return b""  # such as 204
     parts: list[bytes] = []
@@ -118,30 +115,14 @@ def _content(received: bytes, at: int, head: bytes) -> bytes | None:
         parts.append(received[line_end + 2 : at - 2])
 
 
-def _content_length(head: bytes) -> int | None:
-    """Return the Content-Length of a response head in lower case; None if there is none."""
-    at = head.find(b"\r\ncontent-length:")
-    if at < 0:
-        return None
-    return int(head[at + 17 :].split(b"\r\n", 1)[0])
-
-
 LONGEST_ANSWER_S = 30.0
-MOST_CONNECTIONS = 512
-"""In an open loop; when all are in use, further requests wait, which counts as latency."""
-
+MOST_CONNECTIONS = 512  # in an open loop; when all are in use, further requests wait, which counts as latency
 _ANY_ANSWER: Any = object()
 _TIMEOUT_CHECK_NS = 500_000_000
 
 
 class Exchange:
-    """A request, and the JSON value that must come back.
-
-    Args:
-        path: Such as `/predictions/digits`.
-        headers: Additional request headers.
-        answer: The expected JSON value, in any notation; without it, any 2xx response is right.
-    """
+    """A request, and the JSON value that must come back, in any notation; without it, any 2xx response is right."""
 
     def __init__(
         self,
@@ -186,14 +167,8 @@ def run_load(
 ) -> Load:
     """Send the exchanges in turn for `seconds`; then wait for the outstanding responses.
 
-    A connection that breaks and a response that does not arrive are outcomes; the connection is replaced.
-
-    Args:
-        address: Host and port.
-        longest_answer_s: Timeout of a response.
-
-    Raises:
-        ServerError: The server cannot be reached.
+    A connection that breaks and a response that takes more than `longest_answer_s` are outcomes; the connection is
+    replaced. A server that cannot be reached raises ServerError.
     """
     return _RestLoop(address, exchanges, pace, longest_answer_s).run(int(seconds * 1e9))
 
@@ -203,14 +178,13 @@ class _RestLoop:
         self, address: tuple[str, int], exchanges: Sequence[Exchange], pace: Pace, longest_answer_s: float
     ) -> None:
         self._address = address
-        self._exchanges = exchanges
+        self._exchanges = cycle(exchanges)
         self._pace = pace
         self._longest_ns = int(longest_answer_s * 1e9)
         self._selector = selectors.DefaultSelector()
         self._idle: list[LoadConnection] = []
         self._busy: set[LoadConnection] = set()
         self._load = Load(0, open_loop=isinstance(pace, Open))
-        self._turn = 0
         self._next_check_ns = 0
 
     def run(self, length_ns: int) -> Load:
@@ -233,7 +207,7 @@ class _RestLoop:
             load.client_cpu_s = time.process_time() - cpu_before
             self._selector.close()
             for connection in (*self._idle, *self._busy):
-                connection.close()
+                connection.socket.close()
 
     def _open(self, pace: Open, stop_ns: int) -> None:
         load = self._load
@@ -269,8 +243,7 @@ class _RestLoop:
         return connection
 
     def _send(self, connection: LoadConnection, started_ns: int) -> None:
-        connection.exchange = exchange = self._exchanges[self._turn % len(self._exchanges)]
-        self._turn += 1
+        connection.exchange = exchange = next(self._exchanges)
         connection.started_ns = started_ns
         self._busy.add(connection)
         if not connection.send(exchange.request):
@@ -298,19 +271,16 @@ class _RestLoop:
             elif connection in self._idle:
                 self._idle.remove(connection)
             if connection.ended:
-                connection = self._replaced(connection, needed=closed and now < self._load.ended_ns)
-                if connection is None:
-                    continue
+                self._drop(connection)
             if closed and now < self._load.ended_ns:
-                self._send(connection, now)
-            else:
+                self._send(self._connect() if connection.ended else connection, now)
+            elif not connection.ended:
                 self._idle.append(connection)
         self._give_up()
 
-    def _replaced(self, connection: LoadConnection, *, needed: bool) -> LoadConnection | None:
+    def _drop(self, connection: LoadConnection) -> None:
         self._selector.unregister(connection.socket)
-        connection.close()
-        return self._connect() if needed else None
+        connection.socket.close()
 
     def _give_up(self) -> None:
         """Twice a second, give up requests that have timed out."""
@@ -323,7 +293,6 @@ class _RestLoop:
                 TimedAnswer(connection.started_ns, now, f"no answer in {self._longest_ns / 1e9:g} s")
             )
             self._busy.discard(connection)
-            self._selector.unregister(connection.socket)
-            connection.close()
+            self._drop(connection)
             if not self._load.open_loop and now < self._load.ended_ns:
                 self._send(self._connect(), now)

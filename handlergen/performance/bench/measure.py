@@ -9,13 +9,14 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
+import httpx
 import psutil
 
 from handlergen.client import Client, ModelStatus
-from handlergen.client.client import FieldValue
+from handlergen.client.client import FieldValue, payload
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
 from handlergen.local.offline.sources import open_source
-from handlergen.local.requests import content_type_of, read_file
+from handlergen.local.requests import content_type_of, form_request, read_file
 from handlergen.performance.bench.bottleneck import CpuMeter, CpuUse, Readings, Verdict, judge
 from handlergen.performance.bench.load import LONGEST_ANSWER_S, Exchange, run_load
 from handlergen.performance.bench.traffic import RIGHT, Figures, Load, Pace
@@ -38,52 +39,30 @@ class Sample:
     fields: Mapping[str, bytes]
 
 
-def of_body(content: bytes, content_type: str) -> Sample:
-    """Return a request that consists of a body."""
+def _of_body(content: bytes, content_type: str) -> Sample:
     return Sample(content, content_type, {"data": content})
 
 
 def of_json_text(text: str) -> Sample:
     """Return a request with JSON text, which is not validated."""
-    return of_body(text.encode("utf-8", "surrogateescape"), JSON)
+    return _of_body(text.encode("utf-8", "surrogateescape"), JSON)
 
 
 def of_file(path: Path, content_type: str | None = None) -> Sample:
-    """Return a request with a file's bytes; the type is guessed from the file name.
-
-    Raises:
-        HandlergenError: The file cannot be read.
-    """
-    return of_body(read_file(path), content_type or content_type_of(path))
+    """Return a request with a file's bytes, whose type is guessed; raise HandlergenError if it cannot be read."""
+    return _of_body(read_file(path), content_type or content_type_of(path))
 
 
 def of_fields(fields: Mapping[str, FieldValue]) -> Sample:
-    """Return a request with a multipart form.
-
-    Raises:
-        HandlergenError: A file cannot be read.
-    """
-    import httpx
-
-    from handlergen.client.client import payload
-
-    entries = {}
-    for name, value in fields.items():
-        if isinstance(value, Path):
-            entries[name] = read_file(value)
-        else:
-            entries[name] = value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
-    headers, options = payload(fields=fields)
-    request = httpx.Request("POST", "http://localhost/", headers=headers, **options)
-    return Sample(request.read(), request.headers["Content-Type"], entries)
+    """Return a request with a multipart form; raise HandlergenError if a file cannot be read."""
+    entries, _ = form_request(fields)
+    _, options = payload(fields=fields)
+    request = httpx.Request("POST", "http://localhost/", **options)
+    return Sample(request.read(), request.headers["Content-Type"], {name: bytes(entries[name]) for name in entries})
 
 
 def of_input(given: str, *, content_type: str | None = None) -> list[Sample]:
-    """Return the first 10,000 rows (or 1 GiB) of an input as for `map`: JSONL, CSV, .npy, a directory, a glob.
-
-    Raises:
-        HandlergenError: The input cannot be read, or has no rows.
-    """
+    """Return the first 10,000 rows (or 1 GiB) of an input as for `map`; raise HandlergenError if there are none."""
     kept: list[Sample] = []
     size = 0
     for row in islice(open_source(given, content_type=content_type).rows(), MOST_ROWS):
@@ -91,7 +70,7 @@ def of_input(given: str, *, content_type: str | None = None) -> list[Sample]:
         size += len(content)
         if size > _MOST_BYTES:
             break
-        kept.append(of_body(content, row.content_type))
+        kept.append(_of_body(content, row.content_type))
     if not kept:
         raise HandlergenError(f"{given} has no rows", hint="give at least one request to send")
     return kept
@@ -102,10 +81,8 @@ class ServerProcesses:
     """The processes of a model's server.
 
     Attributes:
-        workers: Pids of the model's workers and predictor processes.
-        frontend: TorchServe's own pid, as a list of one or none.
-        trace_dir: Where they record spans; None if they do not, or it is unknown.
-        missing: Why `trace_dir` is None.
+        workers, frontend: Pids of the model's workers and predictor processes, and TorchServe's own, if any.
+        trace_dir, missing: Where they record spans; None if they do not, or it is unknown, and why.
     """
 
     workers: Sequence[int] = ()
@@ -129,14 +106,12 @@ def find_processes(status: ModelStatus) -> ServerProcesses:
         # A predictor process is not a child of its workers.
         pids |= {process.pid for process in marked(marker)}
     pids.discard(parent)
-    named = environ.get(TRACE_DIR_VARIABLE)
-    if not named:
+    directory = environ.get(TRACE_DIR_VARIABLE)
+    if not directory:
         return ServerProcesses(sorted(pids), [parent], None, f"the server records no spans: {TURN_ON}")
-    directory = Path(named)
-    if not directory.is_absolute():
-        with contextlib.suppress(psutil.Error):
-            directory = Path(first.cwd()) / directory
-    return ServerProcesses(sorted(pids), [parent], directory)
+    with contextlib.suppress(psutil.Error):
+        return ServerProcesses(sorted(pids), [parent], Path(first.cwd(), directory))
+    return ServerProcesses(sorted(pids), [parent], Path(directory))
 
 
 def _worker(pid: int) -> psutil.Process | None:
@@ -153,8 +128,7 @@ class LoadPlan:
     """A load test's options.
 
     Attributes:
-        seconds: Length of the measured window.
-        warmup_s: Time before the window.
+        seconds, warmup_s: Length of the measured window, and of the load before it.
         version: Of the model; None: the default version.
         headers: Sent with every request. REST only.
         longest_answer_s: Timeout of a response.
@@ -174,13 +148,11 @@ class Measurement:
     """The result of a load test.
 
     Attributes:
-        rows: Number of different requests.
-        workers: READY workers of the model.
+        rows, workers: Number of different requests, and of the model's READY workers.
         batch_size: The most requests that a worker gets at once.
         load: All answers, including those of the warm-up.
         window: The measured window, in ns of the monotonic clock.
-        spans: Spans of all models, since before the load; empty without a recording.
-        recorded: Their summary; None without spans.
+        spans, recorded: Spans of all models, since before the load, and their summary; empty and None without any.
         missing: Why there are no spans.
         cpu: CPU use by process group; None if it could not be measured.
     """
@@ -289,8 +261,7 @@ def _try_one(client: Client, name: str, sample: Sample, plan: LoadPlan) -> None:
 
 
 def _run(client: Client, name: str, samples: Sequence[Sample], plan: LoadPlan) -> Load:
-    seconds = plan.warmup_s + plan.seconds
-    limit = plan.longest_answer_s
+    timing = {"seconds": plan.warmup_s + plan.seconds, "longest_answer_s": plan.longest_answer_s}
     if plan.over_grpc:
         from handlergen.performance.bench.grpc_load import prediction_request, run_grpc_load
 
@@ -298,9 +269,8 @@ def _run(client: Client, name: str, samples: Sequence[Sample], plan: LoadPlan) -
             client.settings.addresses()["gRPC inference"],
             [prediction_request(name, sample.fields, version=plan.version) for sample in samples],
             pace=plan.pace,
-            seconds=seconds,
             metadata=client.authorization(),
-            longest_answer_s=limit,
+            **timing,
         )
     if client.settings.inference_address.startswith("https:"):
         raise HandlergenError(
@@ -313,8 +283,7 @@ def _run(client: Client, name: str, samples: Sequence[Sample], plan: LoadPlan) -
         client.settings.addresses()["inference"],
         [Exchange(path, sample.content, sample.content_type, headers=carried) for sample in samples],
         pace=plan.pace,
-        seconds=seconds,
-        longest_answer_s=limit,
+        **timing,
     )
 
 
@@ -326,7 +295,6 @@ def _spans(processes: ServerProcesses, name: str, before: dict[Path, int]) -> tu
         found = read_spans(processes.trace_dir, after=before)
     except HandlergenError as error:
         return [], error.message
-    if not any(span.model == name for span in found):
-        why = "only archives of handlergen record spans"
-        return [], f"nothing was recorded for {name} in {processes.trace_dir}: {why}"
-    return found, ""
+    if any(span.model == name for span in found):
+        return found, ""
+    return [], f"nothing was recorded for {name} in {processes.trace_dir}: only archives of handlergen record spans"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from handlergen.performance.bench.measure import Measurement
 from handlergen.performance.bench.traffic import RIGHT, Closed, TimedAnswer
-from handlergen.performance.recordings import Recorded, Span, by_request, only_predicts, percentile
+from handlergen.performance.recordings import Recorded, Span, by_request, grouped, of_stage, only_predicts, percentile
 from handlergen.project.templates import render
 from handlergen.runtime.telemetry.stages import ON_DEVICE, STAGE, STAGE_NAMES, STAGES, label_of
 
@@ -180,16 +180,10 @@ def timeline_of(spans: Sequence[Span], model: str, window: tuple[int, int]) -> d
 
     rows: list[dict[str, Any]] = []
     laid: list[tuple[int, int, Span]] = []
-    predictions = [span for span in inside if span.stage in ON_DEVICE]
-    for device in sorted({span.device for span in predictions}):
-        laid += [(len(rows), 0, span) for span in predictions if span.device == device]
+    for device, own in grouped(of_stage(inside, *ON_DEVICE), "device").items():
+        laid += [(len(rows), 0, span) for span in own]
         rows.append({"label": f"device {device}", "lanes": 1})
-    by_worker: dict[str, list[Span]] = defaultdict(list)
-    for span in inside:
-        if span.model == model:
-            by_worker[span.worker].append(span)
-    for worker in sorted(by_worker):
-        own = by_worker[worker]
+    for worker, own in grouped((span for span in inside if span.model == model), "worker").items():
         lanes = _lanes(own)
         kind = "predictor" if only_predicts(own) else "worker"
         laid += [
@@ -211,13 +205,10 @@ def timeline_of(spans: Sequence[Span], model: str, window: tuple[int, int]) -> d
 def _lanes(spans: Sequence[Span]) -> dict[str, int]:
     """Return request id -> a lane in which it overlaps no other request."""
     lanes: dict[str, int] = {}
-    free_from: list[int] = []
+    free_from: dict[int, int] = {}
     for name, (start, end) in sorted(by_request(spans).items(), key=lambda item: item[1]):
-        lane = next((lane for lane, free in enumerate(free_from) if free <= start), len(free_from))
-        if lane == len(free_from):
-            free_from.append(end)
-        else:
-            free_from[lane] = end
+        lane = next((lane for lane, free in free_from.items() if free <= start), len(free_from))
+        free_from[lane] = end
         lanes[name] = lane
     return lanes
 
@@ -241,9 +232,10 @@ def page(measurement: Measurement) -> str:
         m=measurement,
         load=load_of(measurement),
         known_stages=STAGES,
+        stage_table=STAGE,
+        label_of=label_of,
         figures=plain(measurement),
         tiles=_tiles(measurement),
-        stages=_stage_rows(measurement),
         cpu=_cpu_rows(measurement),
         number=number,
         data=data,
@@ -266,13 +258,11 @@ def latency_bars(measurement: Measurement) -> dict[str, Any]:
     if logarithmic:
         low = max(low, 1e-3)
         edges = [low * (high / low) ** (i / _BARS) for i in range(_BARS + 1)]
-        place = [math.log(max(ms, low) / low) / math.log(high / low) for ms in right]
     else:
         edges = [low + (high - low) * i / _BARS for i in range(_BARS + 1)]
-        place = [(ms - low) / (high - low) for ms in right]
     counts = [0] * _BARS
-    for at in place:
-        counts[min(_BARS - 1, int(at * _BARS))] += 1
+    for ms in right:
+        counts[min(_BARS - 1, max(0, bisect_right(edges, ms) - 1))] += 1
     marks = measurement.figures.latency_ms
     return {
         "edges": [round(edge, 4) for edge in edges],
@@ -291,7 +281,8 @@ def over_time(measurement: Measurement) -> dict[str, Any]:
     """
     load, (start_ns, end_ns) = measurement.load, measurement.window
     length_s = (end_ns - load.started_ns) / 1e9
-    step_s = next(step for step in _steps() if length_s / step <= _MOST_POINTS)
+    widths = [0.25, 0.5, *(factor * 10.0**power for power in range(6) for factor in (1, 2, 5))]
+    step_s = next(step for step in widths if length_s / step <= _MOST_POINTS)
     steps: list[list[TimedAnswer]] = [[] for _ in range(max(1, math.floor(length_s / step_s)))]
     for answer in load.answers:
         at = int((answer.ended_ns - load.started_ns) / 1e9 / step_s)
@@ -306,10 +297,6 @@ def over_time(measurement: Measurement) -> dict[str, Any]:
         "p50": [round(percentile(step, 50), 3) if step else None for step in right],
         "p99": [round(percentile(step, 99), 3) if step else None for step in right],
     }
-
-
-def _steps() -> list[float]:
-    return [0.25, 0.5, *(factor * 10.0**power for power in range(6) for factor in (1, 2, 5))]
 
 
 def _ms(answer: TimedAnswer) -> float:
@@ -347,29 +334,15 @@ def _tiles(measurement: Measurement) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _stage_rows(measurement: Measurement) -> list[dict[str, str]]:
-    if measurement.recorded is None:
-        return []
-    return [
-        {
-            "stage": stage.stage,
-            "name": label_of(stage.stage),
-            "mean": number(stage.mean_ms),
-            "p50": number(stage.p50_ms),
-            "p99": number(stage.p99_ms),
-            "what": STAGE[stage.stage].description if stage.stage in STAGE else "",
-        }
-        for stage in measurement.recorded.stages
-    ]
-
-
 def _cpu_rows(measurement: Measurement) -> list[tuple[str, str]]:
     """Return (process group, cores) of the CPU use that was measured."""
-    names = {
-        "workers": "workers",
-        "frontend": "TorchServe",
-        "client": "load generator",
-        "others": "other processes",
+    cpu = measurement.cpu
+    if cpu is None:
+        return []
+    used = {
+        "workers": cpu.workers,
+        "TorchServe": cpu.frontend,
+        "load generator": cpu.client,
+        "other processes": cpu.others,
     }
-    used = {label: getattr(measurement.cpu, name, None) for name, label in names.items()}
     return [(label, f"{cores:.2f}") for label, cores in used.items() if cores is not None]

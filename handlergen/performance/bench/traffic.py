@@ -7,17 +7,17 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple
 
-from handlergen.performance.recordings import nearest_rank
+from handlergen.performance.recordings import percentile
 
 
 @dataclass(frozen=True)
 class Closed:
     """A closed loop: each client sends its next request when it has its answer.
 
-    The number of outstanding requests is fixed, so a slow server gets fewer requests: this measures throughput, not the
-    latency of independent users.
+    A slow server gets fewer requests: this measures throughput, not the latency of independent users.
     """
 
     clients: int
@@ -59,8 +59,7 @@ class TimedAnswer(NamedTuple):
     """One answered (or failed) request.
 
     Attributes:
-        started_ns: `time.monotonic_ns()` when it was sent; in an open loop when it was due.
-        ended_ns: `time.monotonic_ns()` when the answer was complete.
+        started_ns, ended_ns: `time.monotonic_ns()` when it was sent (open loop: due), and completely answered.
         outcome: `right`, `wrong`, `status 503`, or what failed.
     """
 
@@ -104,11 +103,7 @@ class Load:
     late_ns: array[int] = field(default_factory=lambda: array("q"))
 
     def steady(self, *, skip_first_s: float, skip_last_s: float = 0.0) -> tuple[int, int]:
-        """Return the window, in ns, without the start (queues fill up) and the end (clients stop one by one).
-
-        Raises:
-            ValueError: Nothing is left.
-        """
+        """Return the window, in ns, without the start (queues fill up) and the end (clients stop one by one)."""
         window = (self.started_ns + int(skip_first_s * 1e9), self.ended_ns - int(skip_last_s * 1e9))
         if window[0] >= window[1]:
             raise ValueError("the load was shorter than what is cut off")
@@ -119,10 +114,8 @@ class Load:
 
         An open loop's answers that end within a window would leave out the slowest requests of an overloaded server.
         """
-        start_ns, end_ns = window
-        if self.open_loop:
-            return [answer for answer in self.answers if start_ns <= answer.started_ns < end_ns]
-        return [answer for answer in self.answers if start_ns <= answer.ended_ns < end_ns]
+        when = attrgetter("started_ns" if self.open_loop else "ended_ns")
+        return [answer for answer in self.answers if window[0] <= when(answer) < window[1]]
 
     def figures(self, window: tuple[int, int]) -> Figures:
         """Return the figures of the answers `inside` a window; the rate counts answers that ended within it."""
@@ -133,7 +126,7 @@ class Load:
         seconds = (end_ns - start_ns) / 1e9
         return Figures(
             requests_per_s=came / seconds,
-            latency_ms={p: nearest_rank(took, p) / 1e6 for p in (*PERCENTILES, 100)} if took else {},
+            latency_ms={p: percentile(took, p) / 1e6 for p in (*PERCENTILES, 100)} if took else {},
             outcomes=dict(Counter(answer.outcome for answer in inside)),
             due_per_s=len(inside) / seconds,
         )

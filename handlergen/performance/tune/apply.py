@@ -20,10 +20,18 @@ def apply(source: Path, settings: Mapping[str, int]) -> Path:
     Raises:
         HandlergenError: The file cannot be written, or does not decide these settings; it is left unchanged.
     """
-    file = settings_file(source)
+    file = _settings_file(source)
     before = file.read_bytes() if file.exists() else None
-    mark, text = _text(file, before) if before is not None else (b"", _new(source, file))
-    changed = mark + with_settings(text, settings).encode()
+    if before is None:
+        before_text = "" if source.absolute() == file.parent else f"source: {source.absolute().name}\n"
+        mark = b""
+    else:
+        mark = codecs.BOM_UTF8 if before.startswith(codecs.BOM_UTF8) else b""
+        try:
+            before_text = before.removeprefix(mark).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise HandlergenError(f"{file} is not UTF-8", hint="save it as UTF-8") from error
+    changed = mark + with_settings(before_text, settings).encode()
     problem = ""
     try:
         replace_content(file, changed)
@@ -47,24 +55,20 @@ def apply(source: Path, settings: Mapping[str, int]) -> Path:
     return file
 
 
-def settings_file(source: Path) -> Path:
+def _settings_file(source: Path) -> Path:
     """Return the path of a source's settings file, which need not exist."""
     path = source.absolute()
-    if path.name == SETTINGS_FILE:
-        return path
     if path.is_dir() and ((path / SETTINGS_FILE).exists() or is_truss(path)):
         return path / SETTINGS_FILE
-    return path.parent / SETTINGS_FILE
+    return path.with_name(SETTINGS_FILE)
 
 
 def with_settings(text: str, settings: Mapping[str, int]) -> str:
     """Return a YAML mapping with these values at the top level.
 
     A line that sets a value is changed, and keeps its comment; a setting that is commented out (`# batch_size: 1`, as
-    `handlergen init` writes) is replaced; a missing setting is appended.
-
-    Raises:
-        HandlergenError: A value is not written on one line.
+    `handlergen init` writes) is replaced; a missing setting is appended. A value that is not written on one line raises
+    HandlergenError.
     """
     ending = "\r\n" if "\r\n" in text else "\n"
     for name, value in settings.items():
@@ -88,17 +92,3 @@ def with_settings(text: str, settings: Mapping[str, int]) -> str:
 def _sets(text: str, name: str) -> bool:
     """Return whether the text has this setting."""
     return re.search(rf"""^["']?{name}["']?[ \t]*:""", text, flags=re.MULTILINE) is not None
-
-
-def _text(file: Path, raw: bytes) -> tuple[bytes, str]:
-    """Return a file's byte order mark and its text with unchanged line ends; raise HandlergenError if not UTF-8."""
-    mark = codecs.BOM_UTF8 if raw.startswith(codecs.BOM_UTF8) else b""
-    try:
-        return mark, raw.removeprefix(mark).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise HandlergenError(f"{file} is not UTF-8", hint="save it as UTF-8") from error
-
-
-def _new(source: Path, file: Path) -> str:
-    path = source.absolute()
-    return "" if path == file.parent else f"source: {path.name}\n"

@@ -18,7 +18,7 @@ from handlergen.archives.packing import private_directory
 from handlergen.client import Client
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
 from handlergen.inspection.project import Project, open_project
-from handlergen.performance.bench.bottleneck import cores
+from handlergen.local.offline.preparation import available_cores
 from handlergen.performance.bench.measure import LoadPlan, Measurement, measure, of_file
 from handlergen.performance.bench.report import number
 from handlergen.performance.bench.traffic import RIGHT, Closed, Open
@@ -53,8 +53,7 @@ class Subject:
     """What to tune.
 
     Attributes:
-        source: A source as for `handlergen archive`.
-        sample: A file with a request body.
+        source, sample: A source as for `handlergen archive`, and a file with a request body.
         gpu: Index of the GPU; None: the CPU.
         overrides: Settings that override file and environment.
         seconds: Length of each load.
@@ -145,24 +144,24 @@ class CandidateServer:
         self._sample = of_file(subject.sample)
         self._directory = directory
         self._running: RunningServer | None = None
-        self._now: Candidate | None = None
+        self._now = Candidate(0, 0)
 
     def measure(self, candidate: Candidate, rate: float | None) -> Turn:
         """Apply a candidate's settings, run a load, and return its result."""
-        running = self._running
-        if running is None or self._now is None or candidate.batch_size != self._now.batch_size:
+        running, now = self._running, self._now
+        if running is None or candidate.batch_size != now.batch_size:
             self.close()
             running = self._running = self._start(candidate.batch_size)
-            self._now = Candidate(candidate.batch_size, 1)
+            now = Candidate(candidate.batch_size, 1)
         plan = LoadPlan(
             pace=Closed(candidate.clients) if rate is None else Open(rate),
             seconds=self._subject.seconds,
             warmup_s=WARM_UP_S,
         )
         with running.client() as client:
-            if candidate != self._now:
+            if candidate != now:
                 self._scale(client, candidate.workers)
-                self._now = candidate
+            self._now = candidate
             self._check_device(client)
             try:
                 measurement = measure(client, self._name, [self._sample], plan)
@@ -246,7 +245,7 @@ def plain(tuned: Tuned) -> dict[str, Any]:
     return {
         "model": settings.name,
         "device": turn.device or None,
-        "cores": cores(),
+        "cores": available_cores(),
         "batch": settings.batch,
         "predictor": settings.predictor,
         "stages_run_in": settings.stages,
@@ -257,7 +256,7 @@ def plain(tuned: Tuned) -> dict[str, Any]:
         "settings": found.settings,
         "measured": _plain_candidate(found.chosen),
         "candidates": [_plain_candidate(one) for one in found.measured],
-        "why": list(reasons(found, batch=settings.batch, cores=cores())),
+        "why": list(reasons(found, batch=settings.batch, cores=available_cores())),
     }
 
 
@@ -286,7 +285,7 @@ def lines(tuned: Tuned) -> Iterator[str]:
         parts = "   ".join(f"{stage.replace('_', ' ')} {number(ms)}" for stage, ms in stages.items())
         yield f"A request with the recommended settings, ms: {parts}"
         yield ""
-    for reason in reasons(found, batch=settings.batch, cores=cores()):
+    for reason in reasons(found, batch=settings.batch, cores=available_cores()):
         yield f"- {reason}"
 
 

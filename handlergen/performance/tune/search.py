@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 
 from handlergen.errors import HandlergenError
 from handlergen.performance.bench.report import number
 
 WORKERS = (1, 2, 3, 4, 6, 8, 12, 16)
 BATCH_SIZES = (1, 4, 16, 32)
-BATCH_WORKERS = (1, 2, 4, 8)
-"""Numbers of workers to try with batches."""
-
-MAX_BATCH_DELAY_MS = 1
-"""A busy device fills batches without a delay, and an idle one gains nothing by waiting."""
-
+BATCH_WORKERS = (1, 2, 4, 8)  # numbers of workers to try with batches
+MAX_BATCH_DELAY_MS = 1  # a busy device fills batches without a delay, and an idle one gains nothing by waiting
 MOST_CLIENTS = 96
 _AS_GOOD = 0.97  # smaller differences are noise
 _MOST_ERRORS = 0.01
@@ -79,8 +76,7 @@ class Measured:
     """A candidate and its loads so far.
 
     Attributes:
-        kept: The load with the highest rate that met the latency goal; None so far.
-        missed: The lowest rate that did not meet it; infinite so far.
+        kept, missed: The load with the highest rate that met the latency goal, and the lowest rate that did not.
     """
 
     candidate: Candidate
@@ -92,7 +88,7 @@ class Measured:
     def capacity(self) -> float:
         """Mean requests/s of the closed loops."""
         closed = [turn.requests_per_s for turn in self.turns if turn.rate is None]
-        return sum(closed) / len(closed) if closed else 0.0
+        return fmean(closed) if closed else 0.0
 
     @property
     def fails(self) -> bool:
@@ -104,10 +100,10 @@ class Measured:
         """The load to report: the highest rate that met the goal, else the last closed loop."""
         return self.kept or next((t for t in reversed(self.turns) if t.rate is None), self.turns[-1])
 
-    def next_rate(self) -> float:
-        """Return the middle between the rates that met and missed the goal (at first 0 and the capacity)."""
-        low = self.kept.rate or 0.0 if self.kept else 0.0
-        return (low + min(self.missed, self.capacity)) / 2
+    @property
+    def kept_rate(self) -> float:
+        """The highest rate that met the latency goal; 0 so far."""
+        return self.kept.rate or 0.0 if self.kept else 0.0
 
 
 @dataclass(frozen=True)
@@ -116,8 +112,6 @@ class Recommendation:
 
     Attributes:
         target_p99_ms: The goal; None: as many requests/s as possible.
-        chosen: The recommended candidate.
-        measured: All candidates that were measured.
         limits: Sentences on why further candidates were excluded.
     """
 
@@ -164,10 +158,7 @@ def search(
     """Measure the candidates and keep the better half, until one is left.
 
     The first round skips candidates that cannot win: more workers after two steps without a gain, larger batches after
-    one.
-
-    Args:
-        copies_bytes: Memory for the workers' copies of the model; None if they share one.
+    one. `copies_bytes` is the memory for the workers' copies of the model; None if they share one.
 
     Raises:
         HandlergenError: No candidate meets the goal, or none answers without errors.
@@ -224,23 +215,21 @@ def _first_round(
 
 
 def _with_rate(result: Measured, measure: Measure, target_p99_ms: float) -> Measured:
-    """Load a candidate at the middle of the rates that are not decided yet."""
+    """Load a candidate at the middle between the rates that met and missed the goal (at first 0 and the capacity)."""
     if result.fails or not result.capacity:
         return result
-    turn = measure(result.candidate, result.next_rate())
-    assert turn.rate is not None
+    rate = (result.kept_rate + min(result.missed, result.capacity)) / 2
+    turn = measure(result.candidate, rate)
     turns = (*result.turns, turn)
     if turn.p99_ms <= target_p99_ms and turn.errors <= _MOST_ERRORS:
         return replace(result, turns=turns, kept=turn)
-    return replace(result, turns=turns, missed=turn.rate)
+    return replace(result, turns=turns, missed=rate)
 
 
 def _worth(result: Measured, target_p99_ms: float | None) -> float:
     if result.fails:
         return 0.0
-    if target_p99_ms is None:
-        return result.capacity
-    return result.kept.rate or 0.0 if result.kept else 0.0
+    return result.capacity if target_p99_ms is None else result.kept_rate
 
 
 def _ordered(results: Sequence[Measured], target_p99_ms: float | None) -> list[Measured]:
@@ -301,7 +290,7 @@ def reasons(found: Recommendation, *, batch: str, cores: int) -> Iterator[str]:
     elif chosen.kept is not None:
         yield (
             f"Goal: 99 of 100 requests within {target:g} ms. {_counted(workers)} kept it up to "
-            f"{number(chosen.kept.rate or 0.0)} requests/s (p99 {number(chosen.kept.p99_ms)} ms)"
+            f"{number(chosen.kept_rate)} requests/s (p99 {number(chosen.kept.p99_ms)} ms)"
             + (f", and missed it at {number(chosen.missed)}." if math.isfinite(chosen.missed) else ".")
         )
     if fewer:
