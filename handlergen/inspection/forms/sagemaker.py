@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ast
 
-from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
+from handlergen.inspection.forms import functions
 from handlergen.inspection.forms.form import Form, function_lines, generator_problem, misspelt, rename, yields
 from handlergen.inspection.hook_signatures import plain_parameters
 from handlergen.inspection.source_module import call_kind
@@ -44,30 +44,21 @@ def inspect(source: Source) -> Findings:
     """Return the contract of the functions that are defined; the toolkit's defaults replace the others."""
     findings = Findings()
     hooks = {}
-    for name, (role, order) in FUNCTIONS.items():
-        found = source.tree.function(source.module, name)
-        if isinstance(found, Problem):
-            findings.problems.append(found)
-        elif found is not None:
-            hooks[role] = _hook(source, name, order, found, findings)
+    for name, found in functions.found_functions(source, FUNCTIONS, findings).items():
+        role, order = FUNCTIONS[name]
+        hooks[role] = _hook(source, name, order, found, findings)
     transform = source.module.bindings.get("transform_fn")
     if transform is not None:
-        findings.problem(
-            source.module.file,
-            transform.line,
-            "transform_fn does all steps in one call, but only predict_fn may hold the device",
-            "Split it into input_fn, predict_fn and output_fn.",
-        )
+        message = "transform_fn does all steps in one call, but only predict_fn may hold the device"
+        fix = "Split it into input_fn, predict_fn and output_fn."
+        findings.problem(source.module.file, transform.line, message, fix)
     _check_model(source, hooks, findings)
     lines = function_lines(source.module)
     findings.warnings += misspelt(source.module.file, lines, FUNCTIONS, [hook.name for hook in hooks.values()])
     settings = source.settings
     if _reads_files(source) and not settings.weights and not settings.extra_files:
-        findings.warn(
-            source.module.file,
-            0,
-            "only the module is packed. If model_fn reads files of model_dir, name them: weights: or extra_files:",
-        )
+        message = "only the module is packed. If model_fn reads files of model_dir, name them: weights: or extra_files:"
+        findings.warn(source.module.file, 0, message)
     if not findings.problems:
         findings.contract = Contract("sagemaker", source.name, hooks)
     return findings
@@ -105,25 +96,18 @@ def _reads_files(source: Source) -> bool:
 
 def _check_model(source: Source, hooks: dict[str, Hook], findings: Findings) -> None:
     """Check that there is something to load: without model_fn, the toolkit's default reads TorchScript."""
-    settings, weights_format = source.settings, source.weights_format
+    weights, weights_format = source.settings.weights, source.weights_format
     if "load" in hooks or "model_fn" in source.module.bindings:
         return
-    if not settings.weights:
-        findings.problem(
-            source.module.file,
-            0,
-            "there is no model_fn, and no TorchScript file that its default could load",
-            rename(function_lines(source.module), "model_fn")
-            or "Write def model_fn(model_dir), or set weights: to a TorchScript file.",
-        )
+    if not weights:
+        message = "there is no model_fn, and no TorchScript file that its default could load"
+        fix = rename(function_lines(source.module), "model_fn")
+        fix = fix or "Write def model_fn(model_dir), or set weights: to a TorchScript file."
+        findings.problem(source.module.file, 0, message, fix)
     elif weights_format not in (None, "torchscript"):
-        findings.problem(
-            source.module.file,
-            0,
-            f"there is no model_fn, and its default loads TorchScript: the weights {settings.weights} have the "
-            f"format {weights_format}",
-            "Write def model_fn(model_dir), which returns the model.",
-        )
+        message = "there is no model_fn, and its default loads TorchScript: "
+        message += f"the weights {weights} have the format {weights_format}"
+        findings.problem(source.module.file, 0, message, "Write def model_fn(model_dir), which returns the model.")
 
 
 FORM = Form("sagemaker", recognise, inspect)
