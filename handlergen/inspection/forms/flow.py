@@ -23,16 +23,8 @@ from handlergen.runtime.contract import Contract, Hook
 _EXAMPLE = 'FLOW = [("torch", "encoder.pt"), ("sklearn_classifier", "head.joblib", to_label)]'
 
 STAGE_TYPES = (
-    "torch",
-    "sklearn",
-    "sklearn_classifier",
-    "sklearn_preprocessor",
-    "xgboost_classifier",
-    "xgboost_regressor",
-    "onnx",
-    "spacy",
-    "huggingface_pipeline",
-    "python",
+    *("torch", "sklearn", "sklearn_classifier", "sklearn_preprocessor", "xgboost_classifier", "xgboost_regressor"),
+    *("onnx", "spacy", "huggingface_pipeline", "python"),
 )
 
 # Names for a type in other systems, too far from it to be found by spelling.
@@ -114,9 +106,8 @@ class _FlowElement:
         self._node = node
         self._findings = findings
         self.hooks: dict[str, Hook] = {}
-        self._described: dict[str, Any] = {
-            "type": "", "file": "", "shown": "", "format": None, "class": None, "options": {},
-        }  # fmt: skip
+        self._described: dict[str, Any] = dict.fromkeys(("type", "file", "shown"), "")
+        self._described |= {"format": None, "class": None, "options": {}}
 
     def read(self) -> dict[str, Any]:
         """Return what the runtime must know of the stage; problems are added to the findings.
@@ -127,13 +118,11 @@ class _FlowElement:
         """
         parts = self._node.elts if isinstance(self._node, ast.Tuple | ast.List) else []
         if not 2 <= len(parts) <= 3:
-            self._problem(
-                self._node,
-                f"expected (type, file) or (type, file, post), got a tuple of {len(parts)}"
-                if parts
-                else "expected a tuple of type and file",
-                'Write ("torch", "encoder.pt") or ("torch", "encoder.pt", {"pre": prepare, "post": answer}).',
-            )
+            found = "expected a tuple of type and file"
+            if parts:
+                found = f"expected (type, file) or (type, file, post), got a tuple of {len(parts)}"
+            fix = 'Write ("torch", "encoder.pt") or ("torch", "encoder.pt", {"pre": prepare, "post": answer}).'
+            self._problem(self._node, found, fix)
             return self._described
         kind = self._described["type"] = self._type(parts[0])
         if kind == "python":
@@ -177,11 +166,10 @@ class _FlowElement:
             if kind == "torch":
                 self._torch(name, node)
         elif kind == "spacy" and "/" not in name:
-            self._findings.warn(
-                self._source.module.file,
-                node.lineno,
-                f"there is no directory {name} here: the worker looks for an installed spaCy package with that name",
+            message = (
+                f"there is no directory {name} here: the worker looks for an installed spaCy package with that name"
             )
+            self._findings.warn(self._source.module.file, node.lineno, message)
         else:
             what = "is a directory" if path.is_dir() else "does not exist"
             message = f"the file {name} {what}"
@@ -199,23 +187,18 @@ class _FlowElement:
             return
         pickled = pickled_class(path)
         if pickled:
-            self._problem(
-                node,
-                f"{name} is a pickle of a whole object ({pickled}), which runs code when it is loaded",
-                f'Export TorchScript, torch.jit.script(model).save("{name}"), or a state dict: '
-                f'torch.save(model.state_dict(), "{name}").',
-            )
+            message = f"{name} is a pickle of a whole object ({pickled}), which runs code when it is loaded"
+            fix = f'Export TorchScript, torch.jit.script(model).save("{name}"), or a state dict: '
+            self._problem(node, message, f'{fix}torch.save(model.state_dict(), "{name}").')
             return
         networks = self._networks()
         if len(networks) == 1:
             self._described["class"] = networks[0]
             return
-        self._problem(
-            node,
-            f"{name} is a state dict, which needs exactly one nn.Module class in this module; "
-            + (f"it has {' and '.join(networks)}" if networks else "there is none"),
-            f'Define it here, or export TorchScript: torch.jit.script(model).save("{name}").',
-        )
+        found = f"it has {' and '.join(networks)}" if networks else "there is none"
+        message = f"{name} is a state dict, which needs exactly one nn.Module class in this module; {found}"
+        fix = f'Define it here, or export TorchScript: torch.jit.script(model).save("{name}").'
+        self._problem(node, message, fix)
 
     def _networks(self) -> list[str]:
         """Return the nn.Module classes of the file that are not a base of another one."""
@@ -231,22 +214,16 @@ class _FlowElement:
         except ValueError:
             options = None
         if not isinstance(options, dict) or not isinstance(options.get("task"), str):
-            self._problem(
-                node,
-                "a huggingface_pipeline needs the arguments of transformers.pipeline",
-                'Write {"task": "text-classification", "model": "models/sentiment"}.',
-            )
+            fix = 'Write {"task": "text-classification", "model": "models/sentiment"}.'
+            self._problem(node, "a huggingface_pipeline needs the arguments of transformers.pipeline", fix)
             return
         model = options.get("model")
         self._described.update(options=options, shown=str(model or options["task"]))
         if isinstance(model, str) and (self._source.root / model).is_dir():
             self._described["file"] = archive_path(model)
         else:
-            self._findings.warn(
-                self._source.module.file,
-                node.lineno,
-                f"there is no directory {model} here: each worker downloads the model when it starts",
-            )
+            message = f"there is no directory {model} here: each worker downloads the model when it starts"
+            self._findings.warn(self._source.module.file, node.lineno, message)
 
     def _functions(self, node: ast.expr) -> None:
         """Read the third part: the `post` function, or a dict with `pre` and `post`."""
@@ -264,11 +241,7 @@ class _FlowElement:
                 self._function(str(name), value, PRE if name == "pre" else POST)
 
     def _function(self, role: str, node: ast.expr, wanted: Role) -> str:
-        """Read a function's signature.
-
-        Returns:
-            Its name, for messages.
-        """
+        """Read a function's signature, and return its name, for messages."""
         module: SourceModule = self._source.module
         function: Function
         if isinstance(node, ast.Lambda):
@@ -289,12 +262,11 @@ class _FlowElement:
                 return name
             function, module = found.node, found.module
         if yields(function):
-            self._findings.problem(
-                module.file,
-                first_yield(function),
+            message, fix = (
                 f"{name} is a generator, but a stage passes on one value",
                 "Return the value instead of yielding it.",
             )
+            self._findings.problem(module.file, first_yield(function), message, fix)
         parameters = read_signature(function, wanted, file=module.file, findings=self._findings)
         line = function.lineno if module is self._source.module else 0
         self.hooks[f"{role} {self._number}"] = Hook(name, line, call_kind(function), parameters)

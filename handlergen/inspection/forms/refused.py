@@ -30,12 +30,8 @@ def torchserve_handler(source: Source) -> Problem | None:
         command += ["--serialized-file", settings.weights]
     if settings.extra_files:
         command += ["--extra-files", ",".join(settings.extra_files)]
-    return Problem(
-        source.module.file,
-        0,
-        f"this is already a TorchServe handler ({evidence}), which needs no generated one",
-        f"Archive it as it is: {shlex.join(command)}",
-    )
+    message = f"this is already a TorchServe handler ({evidence}), which needs no generated one"
+    return Problem(source.module.file, 0, message, f"Archive it as it is: {shlex.join(command)}")
 
 
 def _handler(source: Source) -> str | None:
@@ -57,7 +53,7 @@ def _handler(source: Source) -> str | None:
 
 def nearest_form(source: Source) -> Problem | None:
     """Return what keeps a source of no form from being the form it resembles; None if it resembles none."""
-    return _flow(source) or _sagemaker(source) or _model_class(source) or _module(source)
+    return _flow(source) or _sagemaker(source) or _class(source) or _module(source)
 
 
 def _flow(source: Source) -> Problem | None:
@@ -76,7 +72,7 @@ def _sagemaker(source: Source) -> Problem | None:
     return None
 
 
-def _model_class(source: Source) -> Problem | None:
+def _class(source: Source) -> Problem | None:
     wanted = source.class_name
     for node in source.module.classes():
         if find_method(source.module, node, "predict"):
@@ -91,11 +87,8 @@ def _model_class(source: Source) -> Problem | None:
 def _module(source: Source) -> Problem | None:
     for node in source.module.classes():
         if is_module(source.module, node):
-            return Problem(
-                source.module.file,
-                node.lineno,
-                f"there is no module-level predict, and {node.name} has no preprocess or postprocess of its own",
-                f"Write def postprocess(self, output) in {node.name}, or def predict(inputs, model) beside it and "
-                f"def load(context) that returns a {node.name}.",
-            )
+            own = f"{node.name} has no preprocess or postprocess of its own"
+            fix = f"Write def postprocess(self, output) in {node.name}, or def predict(inputs, model) beside it and "
+            fix += f"def load(context) that returns a {node.name}."
+            return Problem(source.module.file, node.lineno, f"there is no module-level predict, and {own}", fix)
     return None
