@@ -10,7 +10,7 @@ from pathlib import Path
 
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
-from handlergen.inspection.forms import FORMS, Form, form_named
+from handlergen.inspection.forms import FORMS, form_named
 from handlergen.inspection.forms.refused import nearest_form, torchserve_handler
 from handlergen.inspection.hook_signatures import replaced_hooks
 from handlergen.inspection.source_module import SourceModule
@@ -56,20 +56,11 @@ def _inspect(source: Source, wanted: str | None) -> Findings:
     refused = torchserve_handler(source)
     if refused:
         return Findings(problems=[refused])
-    matches: list[tuple[Form, str]] = []
-    for form in FORMS:
-        evidence = form.recognise(source)
-        if evidence:
-            matches.append((form, evidence))
+    matches = [(form, evidence) for form in FORMS if (evidence := form.recognise(source))]
     if len(matches) > 1:
-        findings = Findings()
-        findings.problem(
-            source.module.file,
-            0,
-            f"the form is ambiguous: {' and '.join(f'{form.name} ({evidence})' for form, evidence in matches)}",
-            f"Choose one: --form {matches[0][0].name}, or form: in handlergen.yaml.",
-        )
-        return findings
+        found = " and ".join(f"{form.name} ({evidence})" for form, evidence in matches)
+        fix = f"Choose one: --form {matches[0][0].name}, or form: in handlergen.yaml."
+        return Findings(problems=[Problem(source.module.file, 0, f"the form is ambiguous: {found}", fix)])
     if matches:
         return matches[0][0].inspect(source)
     # No form is recognised: either executable weights predict, or `predict` is missing.
@@ -83,9 +74,7 @@ def _inspect(source: Source, wanted: str | None) -> Findings:
 def _imports_left_out(source: Source, own: Path) -> list[str]:
     """Return a warning for each import of a file of the project that is not packed: it would fail in the worker.
 
-    Args:
-        source: As it was read.
-        own: The file or directory that is packed as the source.
+    `own` is the file or directory that is packed as the source.
     """
     module = source.module
     packed = [*source.settings.extra_files, *source.settings.packages]

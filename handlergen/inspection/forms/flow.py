@@ -188,8 +188,8 @@ class _FlowElement:
         pickled = pickled_class(path)
         if pickled:
             message = f"{name} is a pickle of a whole object ({pickled}), which runs code when it is loaded"
-            fix = f'Export TorchScript, torch.jit.script(model).save("{name}"), or a state dict: '
-            self._problem(node, message, f'{fix}torch.save(model.state_dict(), "{name}").')
+            fix = f'torch.jit.script(model).save("{name}"), or a state dict: torch.save(model.state_dict(), "{name}").'
+            self._problem(node, message, f"Export TorchScript, {fix}")
             return
         networks = self._networks()
         if len(networks) == 1:

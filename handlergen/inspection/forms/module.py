@@ -108,8 +108,8 @@ def inspect(source: Source) -> Findings:
         _check_constructor(source, model, findings)
         _check_weights(source, model, findings)
     if source.settings.batch == "auto" and not collate and source.settings.batch_size > 1:
-        message = f"{model.name} has no collate(samples): what preprocess returns is stacked, and samples of different "
-        message += "shapes are predicted one by one. Write batch: collate to have them refused."
+        message = "what preprocess returns is stacked, and samples of different shapes are predicted one by one"
+        message = f"{model.name} has no collate(samples): {message}. Write batch: collate to have them refused."
         findings.warn(model.file, model.node.lineno, message)
     own = (*OWN_HOOKS, "explain", "collate")
     there = [name for name in own if model.method(name)]
@@ -238,10 +238,9 @@ def _check_weights(source: Source, model: ModelClass, findings: Findings) -> Non
     """Check that the weights are a state dict, or a pickle that `weights_format` asks for."""
     weights, weights_format = source.settings.weights, source.weights_format
     if not weights:
-        message = (
-            f"no weights: {model.name} keeps the values its constructor gives it. Set weights: to its state dict, "
-        )
-        findings.warn(model.file, model.node.lineno, f"{message}or write load(context).")
+        kept = f"no weights: {model.name} keeps the values its constructor gives it"
+        advice = "Set weights: to its state dict, or write load(context)."
+        findings.warn(model.file, model.node.lineno, f"{kept}. {advice}")
         return
     if weights_format in (None, "safetensors", "pickle"):
         return

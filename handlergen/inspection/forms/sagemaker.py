@@ -105,8 +105,8 @@ def _check_model(source: Source, hooks: dict[str, Hook], findings: Findings) -> 
         fix = fix or "Write def model_fn(model_dir), or set weights: to a TorchScript file."
         findings.problem(source.module.file, 0, message, fix)
     elif weights_format not in (None, "torchscript"):
-        message = "there is no model_fn, and its default loads TorchScript: "
-        message += f"the weights {weights} have the format {weights_format}"
+        found = f"the weights {weights} have the format {weights_format}"
+        message = f"there is no model_fn, and its default loads TorchScript: {found}"
         findings.problem(source.module.file, 0, message, "Write def model_fn(model_dir), which returns the model.")
 
 
