@@ -12,15 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from handlergen.archives.metadata import (
-    LARGEST_TEXT,
-    bundle_of,
-    manifest_of,
-    model_config_of,
-    requirements_of,
-)
+from handlergen.archives.metadata import LARGEST_TEXT, bundle_of, manifest_of, model_config_of, requirements_of
 from handlergen.archives.zip_safety import contents_of, entry_problems, sha256_of
 from handlergen.errors import HandlergenError
 from handlergen.project.names import MANIFEST_FILE, MODEL_CONFIG_FILE, REQUIREMENTS_FILE
@@ -81,8 +75,7 @@ class Mar:
 
     def sha256(self) -> str:
         """Read the archive and return its SHA-256 in hexadecimal."""
-        with self.path.open("rb") as content:
-            return _sha256_of(content)
+        return _sha256_of(self.path)
 
 
 def read_mar(path: Path | str) -> Mar:
@@ -94,19 +87,14 @@ def read_mar(path: Path | str) -> Mar:
     path = Path(path)
     with open_mar(path) as archive, path.open("rb") as raw:
         names = set(archive.namelist())
-        bundle: Bundle | None = None
-        config: Mapping[str, Any] = {}
-        requirements: tuple[str, ...] = ()
         try:
             manifest = manifest_of(_text(archive, MANIFEST_FILE))
-            if CONTRACT_FILE in names:
-                bundle = bundle_of(_text(archive, CONTRACT_FILE), names)
-            config_name = manifest.get("model", {}).get("configFile") or MODEL_CONFIG_FILE
-            if config_name in names:
-                config = model_config_of(_text(archive, config_name))
-            requirements_name = manifest.get("model", {}).get("requirementsFile") or REQUIREMENTS_FILE
-            if requirements_name in names:
-                requirements = requirements_of(_text(archive, requirements_name))
+            model = manifest.get("model", {})
+            config_name = model.get("configFile") or MODEL_CONFIG_FILE
+            requirements_name = model.get("requirementsFile") or REQUIREMENTS_FILE
+            bundle = bundle_of(_text(archive, CONTRACT_FILE), names) if CONTRACT_FILE in names else None
+            config = model_config_of(_text(archive, config_name)) if config_name in names else {}
+            listed = _text(archive, requirements_name) if requirements_name in names else ""
         except ValueError as error:
             raise HandlergenError(f"{path}: {error}") from error
         files = tuple(
@@ -115,7 +103,7 @@ def read_mar(path: Path | str) -> Mar:
             if not info.is_dir()
         )
         size = os.fstat(raw.fileno()).st_size
-    return Mar(path, manifest, bundle, config, files, size, requirements)
+    return Mar(path, manifest, bundle, config, files, size, requirements_of(listed))
 
 
 def unpack(path: Path | str, directory: Path) -> None:
@@ -185,13 +173,12 @@ def check_copy(path: Path, plan: Plan) -> None:
         HandlergenError: A file differs, is missing, or was not planned.
     """
     written = {file.name: file.sha256 for file in read_mar(path).files if file.name != MANIFEST_FILE}
-    expected = {}
-    for file in plan.files:
-        if isinstance(file.origin, bytes):
-            expected[file.archive_path] = hashlib.sha256(file.origin).hexdigest()
-        else:
-            with file.origin.open("rb") as content:
-                expected[file.archive_path] = _sha256_of(content)
+    expected = {
+        file.archive_path: hashlib.sha256(file.origin).hexdigest()
+        if isinstance(file.origin, bytes)
+        else _sha256_of(file.origin)
+        for file in plan.files
+    }
     wrong = sorted(name for name in written.keys() | expected.keys() if written.get(name) != expected.get(name))
     if wrong:
         raise HandlergenError(
@@ -212,8 +199,9 @@ def _text(archive: zipfile.ZipFile, name: str) -> str:
         raise HandlergenError(f"{archive.filename}: {name} is not text ({error})") from error
 
 
-def _sha256_of(content: IO[bytes]) -> str:
+def _sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
-    while chunk := content.read(_CHUNK):
-        digest.update(chunk)
+    with path.open("rb") as content:
+        while chunk := content.read(_CHUNK):
+            digest.update(chunk)
     return digest.hexdigest()

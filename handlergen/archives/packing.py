@@ -118,20 +118,10 @@ def publish(
     verify: bool = False,
     progress: Progress | None = None,
 ) -> str:
-    """Write the archive beside `target`, then give it that name in one step.
+    """Write the archive beside `target`, then give it that name in one step; return its SHA-256 in hexadecimal.
 
-    Args:
-        plan: The archive's files.
-        target: The archive's path; its directory is created if it does not exist.
-        manifest: The text of `MAR-INF/MANIFEST.json`.
-        deflated: Compress the files.
-        force: Replace a file at `target`.
-        verify: Before the archive gets its name, read it back, compare every file with its origin, and check that it is
-            reproducible.
-        progress: Called now and then while contents are written.
-
-    Returns:
-        The SHA-256 of the archive, in hexadecimal.
+    `target`'s directory is created if it does not exist. With `verify`, the archive is read back before it gets its
+    name: every file is compared with its origin, and the archive must be reproducible.
 
     Raises:
         FileExistsError: Without `force`: there is a file at `target`, even if it appeared a moment ago.
@@ -140,8 +130,7 @@ def publish(
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale_archives(target.parent)
-    total, done = plan.size, 0
-    free = shutil.disk_usage(target.parent).free
+    total, done, free = plan.size, 0, shutil.disk_usage(target.parent).free
     if not deflated and total > free:
         raise HandlergenError(f"{target.parent} has {free:,} bytes left; the archive takes {total:,}")
 
@@ -197,8 +186,6 @@ def _link(partial: Path, target: Path) -> None:
     """
     try:
         os.link(partial, target)
-    except FileExistsError:
-        raise
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
             raise
