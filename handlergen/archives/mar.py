@@ -7,15 +7,16 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from handlergen.archives.metadata import LARGEST_TEXT, bundle_of, manifest_of, model_config_of, requirements_of
-from handlergen.archives.zip_safety import contents_of, entry_problems, sha256_of
+from handlergen.archives.zip_safety import contents_of, entry_problems
 from handlergen.errors import HandlergenError
 from handlergen.project.names import MANIFEST_FILE, MODEL_CONFIG_FILE, REQUIREMENTS_FILE
 from handlergen.runtime.contract import CONTRACT_FILE, Bundle
@@ -75,7 +76,7 @@ class Mar:
 
     def sha256(self) -> str:
         """Read the archive and return its SHA-256 in hexadecimal."""
-        return _sha256_of(self.path)
+        return _sha256_of(_read(self.path))
 
 
 def read_mar(path: Path | str) -> Mar:
@@ -98,7 +99,7 @@ def read_mar(path: Path | str) -> Mar:
         except ValueError as error:
             raise HandlergenError(f"{path}: {error}") from error
         files = tuple(
-            MarFile(info.filename, info.file_size, info.compress_size, info.CRC, sha256_of(info, raw))
+            MarFile(info.filename, info.file_size, info.compress_size, info.CRC, _sha256_of(contents_of(info, raw)))
             for info in sorted(archive.infolist(), key=lambda info: info.filename)
             if not info.is_dir()
         )
@@ -174,9 +175,7 @@ def check_copy(path: Path, plan: Plan) -> None:
     """
     written = {file.name: file.sha256 for file in read_mar(path).files if file.name != MANIFEST_FILE}
     expected = {
-        file.archive_path: hashlib.sha256(file.origin).hexdigest()
-        if isinstance(file.origin, bytes)
-        else _sha256_of(file.origin)
+        file.archive_path: _sha256_of([file.origin] if isinstance(file.origin, bytes) else _read(file.origin))
         for file in plan.files
     }
     wrong = sorted(name for name in written.keys() | expected.keys() if written.get(name) != expected.get(name))
@@ -199,9 +198,13 @@ def _text(archive: zipfile.ZipFile, name: str) -> str:
         raise HandlergenError(f"{archive.filename}: {name} is not text ({error})") from error
 
 
-def _sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
+def _read(path: Path) -> Iterator[bytes]:
     with path.open("rb") as content:
-        while chunk := content.read(_CHUNK):
-            digest.update(chunk)
+        yield from iter(partial(content.read, _CHUNK), b"")
+
+
+def _sha256_of(chunks: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
     return digest.hexdigest()

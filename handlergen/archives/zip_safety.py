@@ -8,7 +8,6 @@ Format: PKWARE's APPNOTE.TXT, sections 4.3 to 4.5.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import stat
 import struct
@@ -67,14 +66,6 @@ def entry_problems(archive: zipfile.ZipFile, raw: IO[bytes]) -> Iterator[str]:
         packed = sum(info.compress_size for info in entries)
         yield f"it would unpack {packed:,} bytes to {swollen:,} or more"
     yield from _layout(archive, raw)
-
-
-def sha256_of(info: zipfile.ZipInfo, raw: IO[bytes]) -> str:
-    """Return the SHA-256 of an entry's content in hexadecimal; raise as `contents_of`."""
-    digest = hashlib.sha256()
-    for content in contents_of(info, raw):
-        digest.update(content)
-    return digest.hexdigest()
 
 
 def contents_of(info: zipfile.ZipInfo, raw: IO[bytes]) -> Iterator[bytes]:

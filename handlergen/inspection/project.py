@@ -16,14 +16,7 @@ from handlergen.inspection.findings import Findings
 from handlergen.inspection.reading import read_source
 from handlergen.inspection.stage_rule import Placement, place
 from handlergen.project.names import check_model_name, module_name_problem
-from handlergen.project.settings import (
-    SETTINGS,
-    SETTINGS_FILE,
-    Settings,
-    contradictions,
-    read_settings,
-    shown,
-)
+from handlergen.project.settings import SETTINGS, SETTINGS_FILE, Settings, contradictions, read_settings, shown
 from handlergen.project.truss import CONFIG_FILE, Truss, is_truss, read_truss
 from handlergen.project.weights_file import weights_format
 from handlergen.project.yaml_source import YamlSource, read_yaml
@@ -70,10 +63,7 @@ class _Location:
 
 
 def open_project(
-    source: Path | str,
-    *,
-    overrides: Mapping[str, Any] | None = None,
-    environ: Mapping[str, str] | None = None,
+    source: Path | str, *, overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
 ) -> Project:
     """Read a project: its settings, then its source. The user's code is not imported.
 

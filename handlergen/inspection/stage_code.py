@@ -321,7 +321,9 @@ class Code:
 
     def _bind(self, node: ast.AST, parent: ast.AST, *, part: bool, seen: set[Any]) -> str:
         """A value is bound to local names, which are followed, or to what may change it later, or it is looked at."""
-        targets = [target for target in _targets(parent) if is_stored(target) and target is not node]
+        assigns = parent.targets if isinstance(parent, ast.Assign) else [getattr(parent, "target", ast.Pass())]
+        parts = (part for target in assigns for part in ast.walk(target))
+        targets = [part for part in parts if is_stored(part) and part is not node]
         names = {target.id for target in targets if isinstance(target, ast.Name)}
         if not targets or node in getattr(parent, "ifs", ()):
             return "" if isinstance(parent, _LOOKS_ONLY) else "may change"
@@ -434,12 +436,6 @@ class Code:
                 yield "effects", self.file.libraries[name]
         for file in self.file.imports.get(node, ()):
             yield "reads", file.source.file
-
-
-def _targets(node: ast.AST | None) -> Iterator[ast.AST]:
-    """What a statement, or a part of one, assigns."""
-    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    return (part for target in targets if target is not None for part in ast.walk(target))
 
 
 def _bound(node: ast.AST) -> Iterator[str]:
