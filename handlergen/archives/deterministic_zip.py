@@ -26,13 +26,10 @@ def write_zip(
     deflated: bool = False,
     wrote: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Write a zip file.
+    """Write a zip file to `output`, which is seekable and at position 0.
 
-    Args:
-        output: Open for binary writing and seekable, at position 0.
-        files: By name in the zip file: the file to copy, or its content.
-        deflated: Compress the files.
-        wrote: Called with the number of content bytes that each step has written.
+    `files` are, by name in the zip file, the file to copy or its content. `wrote` is called with the number of content
+    bytes that each step has written.
 
     Raises:
         ValueError: A file changed while it was read; the message names it.

@@ -117,10 +117,7 @@ def read_public_key(path: Path | str) -> Ed25519PublicKey:
 def sign(archive: Path, key: Ed25519PrivateKey, *, sha256: str | None = None) -> Signature:
     """Write the signature of an archive beside it, in one step; it replaces an existing one.
 
-    Args:
-        archive: The file to sign.
-        key: See `read_private_key`.
-        sha256: Expected SHA-256 of the archive, in hexadecimal.
+    `sha256` is the expected SHA-256 of the archive, in hexadecimal.
 
     Raises:
         HandlergenError: The archive has another SHA-256.

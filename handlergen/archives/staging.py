@@ -82,7 +82,7 @@ def make_plan(project: Project, *, gpus: int = 0, model_store: Path = Path(MODEL
 
     Args:
         project: The opened project.
-        gpus: Number of GPUs visible where the archive is made; read only for `devices: auto`.
+        gpus: See `worker_layout`.
         model_store: The directory that the archive is written to; the archives in it are not packed.
 
     Raises:
@@ -115,7 +115,7 @@ def make_plan(project: Project, *, gpus: int = 0, model_store: Path = Path(MODEL
     ]
     problems = [*collector.problems, *_name_problems(files, collector)]
     if problems:
-        several = "\n".join(["cannot pack:", *(f"  {problem}" for problem in problems)])
+        several = "\n  ".join(["cannot pack:", *problems])
         raise HandlergenError(problems[0] if len(problems) == 1 else several)
     files.sort(key=lambda file: file.archive_path)
     warnings = [

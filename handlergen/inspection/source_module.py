@@ -76,10 +76,9 @@ class SourceModule:
 
 
 def parse_source(path: Path, *, file: str) -> SourceModule | Problem:  # noqa: PLR0911 - one return per way to fail
-    """Read and parse a file, as the interpreter would: encoding cookies and byte order marks are honoured.
+    """Return a parsed file, or the problem why it cannot be parsed.
 
-    Returns:
-        The module, or the problem why it cannot be parsed.
+    It is read as the interpreter would: encoding cookies and byte order marks are honoured.
     """
     try:
         raw = path.read_bytes()

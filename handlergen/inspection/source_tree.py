@@ -48,10 +48,9 @@ class SourceTree:
         return self._parsed[path]
 
     def function(self, module: SourceModule, name: str) -> Found | Problem | None:
-        """Find the function that a module-level name is bound to.
+        """Return the function that a module-level name is bound to.
 
-        Returns:
-            The function; a problem if the name is bound to something else; None if the module does not bind it.
+        A name that is bound to something else gives a problem; one that the module does not bind, None.
         """
         return self._follow(module, name, seen=set())
 
@@ -89,10 +88,10 @@ class SourceTree:
         """Return the project's file for an absolute import of `a.b.c`, given as its parts; None if there is none."""
         if not parts:
             return None
-        if parts[0] in self._packages:
-            package = self._packages[parts[0]]
-            if package.is_file():
-                return package if len(parts) == 1 else None
+        package = self._packages.get(parts[0])
+        if package is not None and package.is_file():
+            return package if len(parts) == 1 else None
+        if package is not None:
             return _module_file(package, parts[1:])
         for base in dict.fromkeys((self.root, beside or self.root)):
             found = _module_file(base, parts)

@@ -12,7 +12,7 @@ from typing import Any
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
 from handlergen.inspection.forms import functions
-from handlergen.inspection.forms.form import Form, yields
+from handlergen.inspection.forms.form import yields
 from handlergen.inspection.forms.module import is_module
 from handlergen.inspection.hook_signatures import Role, read_signature
 from handlergen.inspection.source_module import Function, SourceModule, call_kind, first_yield
@@ -101,10 +101,7 @@ class _FlowElement:
     """
 
     def __init__(self, source: Source, number: int, node: ast.expr, findings: Findings) -> None:
-        self._source = source
-        self._number = number
-        self._node = node
-        self._findings = findings
+        self._source, self._number, self._node, self._findings = source, number, node, findings
         self.hooks: dict[str, Hook] = {}
         self._described: dict[str, Any] = dict.fromkeys(("type", "file", "shown"), "")
         self._described |= {"format": None, "class": None, "options": {}}
@@ -112,9 +109,8 @@ class _FlowElement:
     def read(self) -> dict[str, Any]:
         """Return what the runtime must know of the stage; problems are added to the findings.
 
-        Returns:
-            `type`, `file` (its path in the archive, or empty), `shown` (for messages), and what only some types have:
-            `format` and `class` (torch), `options` (huggingface_pipeline).
+        That is `type`, `file` (its path in the archive, or empty), `shown` (for messages), and what only some types
+        have: `format` and `class` (torch), `options` (huggingface_pipeline).
         """
         parts = self._node.elts if isinstance(self._node, ast.Tuple | ast.List) else []
         if not 2 <= len(parts) <= 3:
@@ -290,6 +286,3 @@ def _nearest_type(name: str) -> str | None:
         return name
     near = difflib.get_close_matches(name, STAGE_TYPES, n=1, cutoff=0.6)
     return _OTHER_NAMES.get(name) or (near[0] if near else None)
-
-
-FORM = Form("flow", recognise, inspect)

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
 from handlergen.inspection.forms.form import (
-    Form,
     check_request,
     check_stream,
     function_lines,
@@ -188,6 +187,3 @@ def _submodule_with_predict(source: Source) -> str | None:
         if not isinstance(module, Problem) and module is not source.module and "predict" in module.bindings:
             return path.stem
     return None
-
-
-FORM = Form("functions", recognise, inspect)

@@ -11,7 +11,7 @@ import difflib
 
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
-from handlergen.inspection.forms.form import Form, check_request, check_stream, method_lines, misspelt, yields
+from handlergen.inspection.forms.form import check_request, check_stream, method_lines, misspelt, yields
 from handlergen.inspection.hook_signatures import SourceParameter, plain_parameters
 from handlergen.inspection.source_module import (
     Function,
@@ -227,6 +227,3 @@ def _foreign_bases(module: SourceModule, node: ast.ClassDef) -> list[str]:
         for name in dict.fromkeys(names)
         if name and name not in own and full_name(module, name).partition(".")[0] not in ("object", "abc", "typing")
     ]
-
-
-FORM = Form("model-class", recognise, inspect)

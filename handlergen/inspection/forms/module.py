@@ -14,7 +14,7 @@ from typing import Any
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
 from handlergen.inspection.forms import functions
-from handlergen.inspection.forms.form import Form, generator_problem, method_lines, misspelt, rename, yields
+from handlergen.inspection.forms.form import generator_problem, method_lines, misspelt, rename, yields
 from handlergen.inspection.hook_signatures import Role, plain_parameters, read_signature
 from handlergen.inspection.source_module import (
     Function,
@@ -253,6 +253,3 @@ def _check_weights(source: Source, model: ModelClass, findings: Findings) -> Non
         message = f"the weights {weights} are a pickle of a whole object ({pickled}), which runs code when it is loaded"
         fix = f"Export a state dict: {export}. If you trust the file, write weights_format: pickle."
         findings.problem(source.module.file, 0, message, fix)
-
-
-FORM = Form("module", recognise, inspect)

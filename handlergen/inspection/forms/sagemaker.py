@@ -11,7 +11,7 @@ import ast
 
 from handlergen.inspection.findings import Findings, Source
 from handlergen.inspection.forms import functions
-from handlergen.inspection.forms.form import Form, function_lines, generator_problem, misspelt, rename, yields
+from handlergen.inspection.forms.form import function_lines, generator_problem, misspelt, rename, yields
 from handlergen.inspection.hook_signatures import plain_parameters
 from handlergen.inspection.source_module import call_kind
 from handlergen.inspection.source_tree import Found
@@ -108,6 +108,3 @@ def _check_model(source: Source, hooks: dict[str, Hook], findings: Findings) -> 
         found = f"the weights {weights} have the format {weights_format}"
         message = f"there is no model_fn, and its default loads TorchScript: {found}"
         findings.problem(source.module.file, 0, message, "Write def model_fn(model_dir), which returns the model.")
-
-
-FORM = Form("sagemaker", recognise, inspect)
