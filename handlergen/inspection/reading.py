@@ -77,25 +77,21 @@ def _imports_left_out(source: Source, own: Path) -> list[str]:
     `own` is the file or directory that is packed as the source.
     """
     module = source.module
-    packed = [*source.settings.extra_files, *source.settings.packages]
+    named = (*source.settings.extra_files, *source.settings.packages)
+    packed = [source.root / entry.rstrip("/") for entry in named]
     warnings = []
     for line, parts in _absolute_imports(module):
         path = source.tree.importable(parts[:1], beside=module.path.parent) or source.tree.importable(parts)
         if path is None or path == own or own in path.parents:
             continue
         top = path.parent if path.name == "__init__.py" else path
-        if not any(_covers(entry, top, source.root) for entry in packed):
+        if not any(entry == top or entry in top.parents or fnmatch.fnmatch(str(top), str(entry)) for entry in packed):
             shown = top.relative_to(source.root).as_posix() if source.root in top.parents else str(top)
             setting = "packages" if top.is_dir() else "extra_files"
             warnings.append(
                 f"{module.file}:{line}: imports {'.'.join(parts)}, which is not packed. Write {setting}: [{shown}]."
             )
     return list(dict.fromkeys(warnings))
-
-
-def _covers(entry: str, path: Path, root: Path) -> bool:
-    packed = root / entry.rstrip("/")
-    return path == packed or packed in path.parents or fnmatch.fnmatch(str(path), str(packed))
 
 
 def _absolute_imports(module: SourceModule) -> Iterator[tuple[int, tuple[str, ...]]]:

@@ -19,9 +19,6 @@ Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 MethodNode: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 
-#: Decorators after which a call does not return the value of the `def` beneath them.
-_GENERATOR_WRAPPERS = ("contextmanager", "asynccontextmanager")
-
 
 @dataclass(frozen=True)
 class Binding:
@@ -62,17 +59,14 @@ class SourceModule:
     is_package: bool = False
     empty: bool = False
 
-    def functions(self) -> Iterator[Binding]:
-        """Yield the names bound to a `def`, `async def` or lambda of this file."""
-        for binding in self.bindings.values():
-            if isinstance(binding.node, Function):
-                yield binding
+    def function_lines(self) -> dict[str, int]:
+        """Return the names bound to a `def`, `async def` or lambda of this file, each with its line."""
+        bindings = self.bindings.values()
+        return {binding.name: binding.line for binding in bindings if isinstance(binding.node, Function)}
 
-    def classes(self) -> Iterator[ast.ClassDef]:
-        """Yield the classes defined at module level."""
-        for binding in self.bindings.values():
-            if isinstance(binding.node, ast.ClassDef):
-                yield binding.node
+    def classes(self) -> list[ast.ClassDef]:
+        """Return the classes defined at module level."""
+        return [binding.node for binding in self.bindings.values() if isinstance(binding.node, ast.ClassDef)]
 
 
 def parse_source(path: Path, *, file: str) -> SourceModule | Problem:  # noqa: PLR0911 - one return per way to fail
@@ -119,7 +113,7 @@ def parse_source(path: Path, *, file: str) -> SourceModule | Problem:  # noqa: P
     )
     for node in statements:
         for binding in _bindings(node):
-            if not is_overload(binding.node):
+            if not decorated_with(binding.node, "overload"):  # a stub, which is never called
                 module.bindings[binding.name] = binding
         if isinstance(node, ast.Delete) and node in tree.body:  # in an `if` it may not run
             for name in _names(node, ast.Del):
@@ -131,7 +125,7 @@ def definitions(module: SourceModule, name: str) -> list[MethodNode]:
     """Return every `def` of a name that may be the one called at run time; several if an `if` or a `try` decides."""
     found: list[MethodNode] = []
     for node in statements_at_import(module.tree.body):
-        if isinstance(node, MethodNode) and node.name == name and not is_overload(node):
+        if isinstance(node, MethodNode) and node.name == name and not decorated_with(node, "overload"):
             if node in module.tree.body:
                 found.clear()  # this one replaces all before it
             found.append(node)
@@ -152,14 +146,9 @@ def first_yield(node: Function) -> int:
     return min(lines, default=node.lineno)
 
 
-def wrapped_in_context_manager(node: Function) -> bool:
-    """Return whether it is decorated with `contextmanager`, so that a call does not return the function's value."""
-    return any(dotted(item).rpartition(".")[2] in _GENERATOR_WRAPPERS for item in decorators(node))
-
-
-def is_overload(node: ast.AST) -> bool:
-    """Return whether it is a `typing.overload` stub, which is never called."""
-    return any(dotted(item).rpartition(".")[2] == "overload" for item in decorators(node))
+def decorated_with(node: ast.AST, *names: str) -> bool:
+    """Return whether a function has a decorator of one of these names, whatever module it is from."""
+    return any(dotted(item).rpartition(".")[2] in names for item in decorators(node))
 
 
 def dotted(node: ast.AST) -> str:

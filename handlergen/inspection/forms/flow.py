@@ -248,7 +248,7 @@ class _FlowElement:
                 name = node.value
             found = self._source.tree.function(module, name) if name else None
             if found is None:
-                near = difflib.get_close_matches(name, [each.name for each in module.functions()], n=1)
+                near = difflib.get_close_matches(name, module.function_lines(), n=1)
                 fix = f"Did you mean `{near[0]}`?" if near else f"Write def {name or 'function'}(...)."
                 shown = name or ast.unparse(node)
                 self._problem(node, f"`{shown}` is not a function of this module", fix)

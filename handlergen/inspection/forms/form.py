@@ -7,9 +7,8 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
-from handlergen.inspection.source_module import Function, MethodNode, SourceModule, call_kind, first_yield
+from handlergen.inspection.source_module import Function, MethodNode, call_kind, decorated_with, first_yield
 from handlergen.project.settings import Settings
 from handlergen.runtime.contract import Hook
 
@@ -76,11 +75,6 @@ def misspelt(
     ]
 
 
-def function_lines(module: SourceModule) -> dict[str, int]:
-    """Return the module-level functions, each with its line."""
-    return {binding.name: binding.line for binding in module.functions()}
-
-
 def method_lines(node: ast.ClassDef) -> dict[str, int]:
     """Return the methods that a class defines itself, each with its line."""
     return {item.name: item.lineno for item in node.body if isinstance(item, MethodNode)}
@@ -91,9 +85,13 @@ def yields(node: Function) -> bool:
     return call_kind(node) in ("generator", "async_generator")
 
 
-def generator_problem(file: str, name: str, node: Function) -> Problem:
-    """Return the problem of a hook that yields where its value is returned."""
-    return Problem(file, first_yield(node), f"{name} is a generator", "Return the value instead of yielding it.")
+def check_returns(file: str, name: str, node: Function, findings: Findings, *, may_yield: bool = False) -> None:
+    """Report a hook whose call does not return its value."""
+    if decorated_with(node, "contextmanager", "asynccontextmanager"):
+        findings.problem(file, node.lineno, f"{name} is a context manager", "Return the value instead.")
+    elif yields(node) and not may_yield:
+        fix = "Return the value instead of yielding it."
+        findings.problem(file, first_yield(node), f"{name} is a generator", fix)
 
 
 def check_request(file: str, predict: Hook, settings: Settings, findings: Findings, *, source: str, asks: str) -> None:

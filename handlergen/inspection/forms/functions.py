@@ -6,17 +6,9 @@ from collections.abc import Iterable
 
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
-from handlergen.inspection.forms.form import (
-    check_request,
-    check_stream,
-    function_lines,
-    generator_problem,
-    misspelt,
-    near_names,
-    yields,
-)
+from handlergen.inspection.forms.form import check_request, check_returns, check_stream, misspelt, near_names
 from handlergen.inspection.hook_signatures import Role, plain_parameters, read_keywords, read_signature
-from handlergen.inspection.source_module import call_kind, wrapped_in_context_manager
+from handlergen.inspection.source_module import call_kind
 from handlergen.inspection.source_tree import Found
 from handlergen.project.settings import EXECUTABLE_FORMATS
 from handlergen.runtime.contract import Contract, Hook
@@ -73,7 +65,7 @@ def inspect(source: Source) -> Findings:
     file = source.module.file
     found = found_functions(source, ROLES, findings)
     bound = set(found) | {name for name in ROLES if name in source.module.bindings}
-    lines = function_lines(source.module)
+    lines = source.module.function_lines()
     findings.warnings += misspelt(file, lines, ROLES, {*bound, "predict"}, _OTHER_NAMES)
     _check_predict(source, bound, findings)
     call = _call(source, found, bound, findings)
@@ -99,7 +91,7 @@ def hooks_of(source: Source, names: Iterable[str], findings: Findings) -> dict[s
     """Read the module-level hooks with these roles, for forms that share some (`setup`, `load`) with this one."""
     found = found_functions(source, names, findings)
     hooks = {name: _hook(source, ROLES[name], function, findings) for name, function in found.items()}
-    findings.warnings += misspelt(source.module.file, function_lines(source.module), names, hooks)
+    findings.warnings += misspelt(source.module.file, source.module.function_lines(), names, hooks)
     return hooks
 
 
@@ -117,11 +109,7 @@ def found_functions(source: Source, names: Iterable[str], findings: Findings) ->
 
 def _hook(source: Source, role: Role, found: Found, findings: Findings, *, keywords: bool = False) -> Hook:
     node, file = found.node, found.module.file
-    if wrapped_in_context_manager(node):
-        message = f"{role.name} is a context manager"
-        findings.problem(file, node.lineno, message, "Return the value instead.")
-    elif yields(node) and role.name != "predict":
-        findings.problems.append(generator_problem(file, role.name, node))
+    check_returns(file, role.name, node, findings, may_yield=role.name == "predict")
     read = read_keywords if keywords else read_signature
     parameters = read(node, role, file=file, findings=findings)
     return Hook(role.name, source.line_of(found), call_kind(node), parameters)
@@ -157,7 +145,7 @@ def _check_predict(source: Source, bound: set[str], findings: Findings) -> None:
         findings.problem(file, 0, message, fix)
     if "predict" in bound or runs:
         return
-    pairs = near_names(function_lines(source.module), ROLES, bound, _OTHER_NAMES)
+    pairs = near_names(source.module.function_lines(), ROLES, bound, _OTHER_NAMES)
     near = [name for name, hook in pairs if hook == "predict"]
     fix = "Write def predict(inputs), or set weights: to a TorchScript, exported or ONNX file."
     if near:

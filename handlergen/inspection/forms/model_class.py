@@ -11,7 +11,7 @@ import difflib
 
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
-from handlergen.inspection.forms.form import check_request, check_stream, method_lines, misspelt, yields
+from handlergen.inspection.forms.form import check_request, check_returns, check_stream, method_lines, misspelt, yields
 from handlergen.inspection.hook_signatures import SourceParameter, plain_parameters
 from handlergen.inspection.source_module import (
     Function,
@@ -22,7 +22,6 @@ from handlergen.inspection.source_module import (
     find_method,
     full_name,
     lineage,
-    wrapped_in_context_manager,
 )
 from handlergen.runtime.contract import Contract, Hook, Parameter
 
@@ -84,9 +83,7 @@ def _class(source: Source) -> ast.ClassDef | None:
 
 
 def _hook(module: SourceModule, node: MethodNode, role: str, findings: Findings) -> Hook:
-    if wrapped_in_context_manager(node):
-        message = f"{role} is a context manager"
-        findings.problem(module.file, node.lineno, message, "Return the value instead.")
+    check_returns(module.file, role, node, findings, may_yield=True)
     return Hook(role, node.lineno, call_kind(node), _parameters(module, node, role, findings))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
 from handlergen.inspection.forms import functions
-from handlergen.inspection.forms.form import generator_problem, method_lines, misspelt, rename, yields
+from handlergen.inspection.forms.form import check_returns, method_lines, misspelt, rename
 from handlergen.inspection.hook_signatures import Role, plain_parameters, read_signature
 from handlergen.inspection.source_module import (
     Function,
@@ -25,7 +25,6 @@ from handlergen.inspection.source_module import (
     dotted,
     find_method,
     lineage,
-    wrapped_in_context_manager,
 )
 from handlergen.inspection.source_tree import Found
 from handlergen.project.weights_file import pickled_class
@@ -164,8 +163,7 @@ def _not_one(source: Source, found: list[ModelClass]) -> Problem:
 
 
 def _hook(model: ModelClass, node: MethodNode, role: Role, findings: Findings) -> Hook:
-    if yields(node) or wrapped_in_context_manager(node):
-        findings.problems.append(generator_problem(model.file, role.name, node))
+    check_returns(model.file, role.name, node, findings)
     parameters = read_signature(node, role, file=model.file, findings=findings)
     return Hook(role.name, node.lineno, call_kind(node), parameters)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Source
 from handlergen.inspection.forms import sagemaker
-from handlergen.inspection.forms.form import function_lines, method_lines, near_names, rename
+from handlergen.inspection.forms.form import method_lines, near_names, rename
 from handlergen.inspection.forms.module import is_module
 from handlergen.inspection.source_module import base_names, find_method
 
@@ -64,7 +64,7 @@ def _resembles(source: Source) -> Iterator[tuple[int, str, str]]:
     for name, binding in source.module.bindings.items():
         if name != "FLOW" and name.upper() == "FLOW":
             yield binding.line, f"{absent} `{name}` is not FLOW", f"If it is a flow, rename {name} to FLOW."
-    lines = function_lines(source.module)
+    lines = source.module.function_lines()
     for name, function in near_names(lines, sagemaker.FUNCTIONS, ()):
         what = f"{absent} `{name}` is not one of SageMaker's functions"
         yield lines[name], what, f"If it is meant to be {function}, rename it."

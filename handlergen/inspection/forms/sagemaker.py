@@ -11,7 +11,7 @@ import ast
 
 from handlergen.inspection.findings import Findings, Source
 from handlergen.inspection.forms import functions
-from handlergen.inspection.forms.form import function_lines, generator_problem, misspelt, rename, yields
+from handlergen.inspection.forms.form import check_returns, misspelt, rename
 from handlergen.inspection.hook_signatures import plain_parameters
 from handlergen.inspection.source_module import call_kind
 from handlergen.inspection.source_tree import Found
@@ -53,7 +53,7 @@ def inspect(source: Source) -> Findings:
         fix = "Split it into input_fn, predict_fn and output_fn."
         findings.problem(source.module.file, transform.line, message, fix)
     _check_model(source, hooks, findings)
-    lines = function_lines(source.module)
+    lines = source.module.function_lines()
     findings.warnings += misspelt(source.module.file, lines, FUNCTIONS, [hook.name for hook in hooks.values()])
     settings = source.settings
     if _reads_files(source) and not settings.weights and not settings.extra_files:
@@ -67,8 +67,7 @@ def inspect(source: Source) -> Findings:
 def _hook(source: Source, name: str, order: tuple[str, ...], found: Found, findings: Findings) -> Hook:
     node, file = found.node, found.module.file
     fix = f"Write def {name}({', '.join(_TOOLKIT_NAMES.get(part, part) for part in order)}[, context])."
-    if yields(node):
-        findings.problems.append(generator_problem(file, name, node))
+    check_returns(file, name, node, findings)
     parameters = list(plain_parameters(node))
     if node.args.vararg or node.args.kwarg or any(parameter.keyword_only for parameter in parameters):
         findings.problem(file, node.lineno, f"the arguments of {name} are passed by position", fix)
@@ -101,7 +100,7 @@ def _check_model(source: Source, hooks: dict[str, Hook], findings: Findings) -> 
         return
     if not weights:
         message = "there is no model_fn, and no TorchScript file that its default could load"
-        fix = rename(function_lines(source.module), "model_fn")
+        fix = rename(source.module.function_lines(), "model_fn")
         fix = fix or "Write def model_fn(model_dir), or set weights: to a TorchScript file."
         findings.problem(source.module.file, 0, message, fix)
     elif weights_format not in (None, "torchscript"):
