@@ -56,10 +56,9 @@ def write_zip(
                     done += count
                     wrote(count)
             if done != size:
-                raise ValueError(
-                    f"{origin if isinstance(origin, Path) else name} changed while it was being packed: it had {size} "
-                    f"bytes at first and {done} when it was read"
-                )
+                what = origin if isinstance(origin, Path) else name
+                sizes = f"it had {size} bytes at first and {done} when it was read"
+                raise ValueError(f"{what} changed while it was being packed: {sizes}")
 
 
 def irregularity(path: Path) -> str | None:

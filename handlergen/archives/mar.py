@@ -145,10 +145,8 @@ def open_mar(path: Path) -> Iterator[zipfile.ZipFile]:
             problems = list(islice(entry_problems(archive, raw), _MOST_PROBLEMS + 1))
             if problems:
                 shown = problems[:_MOST_PROBLEMS] + ["..."] * (len(problems) > _MOST_PROBLEMS)
-                raise HandlergenError(
-                    f"{path} is refused:\n" + "\n".join(f"  {problem}" for problem in shown),
-                    hint="nothing was unpacked; do not serve an archive from an unknown source",
-                )
+                hint = "nothing was unpacked; do not serve an archive from an unknown source"
+                raise HandlergenError("\n  ".join([f"{path} is refused:", *shown]), hint=hint)
             if MANIFEST_FILE not in archive.NameToInfo:
                 raise HandlergenError(f"{path} has no {MANIFEST_FILE}: it is a zip file, but not a TorchServe archive")
             yield archive
@@ -180,10 +178,8 @@ def check_copy(path: Path, plan: Plan) -> None:
     }
     wrong = sorted(name for name in written.keys() | expected.keys() if written.get(name) != expected.get(name))
     if wrong:
-        raise HandlergenError(
-            f"files of the archive differ from their origins: {', '.join(wrong)}",
-            hint="a file was changed meanwhile, or the disk is failing; archive again",
-        )
+        message = f"files of the archive differ from their origins: {', '.join(wrong)}"
+        raise HandlergenError(message, hint="a file was changed meanwhile, or the disk is failing; archive again")
 
 
 def _text(archive: zipfile.ZipFile, name: str) -> str:

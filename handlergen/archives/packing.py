@@ -103,9 +103,8 @@ def _run_archiver(options: list[str], private: Path) -> None:
     if result.returncode != 0:
         lines = result.stdout.strip().splitlines() or [f"exit status {result.returncode}"]
         missing = "No module named 'model_archiver'" in result.stdout
-        raise HandlergenError(
-            f"torch-model-archiver failed: {lines[-1]}", hint="pip install torch-model-archiver" if missing else None
-        )
+        hint = "pip install torch-model-archiver" if missing else None
+        raise HandlergenError(f"torch-model-archiver failed: {lines[-1]}", hint=hint)
 
 
 def publish(

@@ -174,10 +174,9 @@ def _requirements(project: Project, collector: Collector) -> bytes | None:
     text = b"".join(parts)
     for line in text.decode(errors="replace").splitlines():
         if _FILE_REQUIREMENT.match(line):
-            collector.problems.append(
-                f"requirements: {line.strip()!r} names another file, which pip would not find on the server; "
-                "write its lines here, or pack a package with `packages`"
-            )
+            advice = "write its lines here, or pack a package with `packages`"
+            what = f"{line.strip()!r} names another file, which pip would not find on the server"
+            collector.problems.append(f"requirements: {what}; {advice}")
     return text if text.strip() else None
 
 

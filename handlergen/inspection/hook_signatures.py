@@ -235,10 +235,9 @@ def _defined_several_times(found: Found, *, by_name: bool) -> Iterator[str]:
     every = definitions(found.module, found.node.name)
     if found.node in every and len({(call_kind(node), *_shape(node, by_name=by_name)) for node in every}) > 1:
         lines = ", ".join(str(line) for line in sorted(node.lineno for node in every))
-        yield (
-            f"{found.module.file}:{found.node.lineno}: {found.node.name} is defined {len(every)} times (lines "
-            f"{lines}), with different parameters. This one is read, whichever runs: give all the same parameters."
-        )
+        place, often = f"{found.module.file}:{found.node.lineno}", f"{len(every)} times (lines {lines})"
+        advice = "This one is read, whichever runs: give all the same parameters."
+        yield f"{place}: {found.node.name} is defined {often}, with different parameters. {advice}"
 
 
 def _decorated(tree: SourceTree, found: Found, *, by_name: bool) -> Iterator[str]:
@@ -249,11 +248,11 @@ def _decorated(tree: SourceTree, found: Found, *, by_name: bool) -> Iterator[str
         if wrapper is None or _can_replace(found.node, wrapper, wrapped, by_name=by_name):
             continue
         name, parameters = found.node.name, ast.unparse(found.node.args)
-        yield (
-            f"{found.module.file}:{found.node.lineno}: @{dotted(decorator)} calls {name}({parameters}) with arguments "
-            f"of its own, and takes ({ast.unparse(wrapper.args)}) itself. The runtime passes the arguments of the def: "
-            f"write an undecorated {name} that calls the decorated function."
-        )
+        place, own = f"{found.module.file}:{found.node.lineno}", ast.unparse(wrapper.args)
+        does = f"calls {name}({parameters}) with arguments of its own, and takes ({own}) itself"
+        advice = "The runtime passes the arguments of the def: "
+        advice += f"write an undecorated {name} that calls the decorated function."
+        yield f"{place}: @{dotted(decorator)} {does}. {advice}"
 
 
 def _decorator(tree: SourceTree, found: Found, decorator: ast.expr) -> tuple[str, Function] | None:
@@ -299,9 +298,8 @@ def _can_replace(hook: Function, wrapper: Function, wrapped: str, *, by_name: bo
     if wrapper.args.vararg is None and wrapper.args.kwarg is None:
         return _shape(hook, by_name=by_name) == _shape(wrapper, by_name=by_name)
     own = {parameter.name for parameter in plain_parameters(wrapper)}
-    return not any(
-        isinstance(node, ast.Call) and dotted(node.func) == wrapped and _adds(node, own) for node in ast.walk(wrapper)
-    )
+    calls = (node for node in ast.walk(wrapper) if isinstance(node, ast.Call) and dotted(node.func) == wrapped)
+    return not any(_adds(call, own) for call in calls)
 
 
 def _shape(function: Function, *, by_name: bool) -> list[str]:

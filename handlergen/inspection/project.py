@@ -194,9 +194,8 @@ def _source_of(directory: Path, named: str | None) -> Path:
         return path
     if (directory / "__init__.py").is_file():
         return directory
-    candidates = sorted(
-        path for path in directory.glob("*.py") if path.name not in _NOT_A_SOURCE and not path.name.startswith("test_")
-    )
+    files = sorted(path for path in directory.glob("*.py") if path.name not in _NOT_A_SOURCE)
+    candidates = [path for path in files if not path.name.startswith("test_")]
     if len(candidates) == 1:
         return candidates[0]
     if (directory / _DEFAULT_SOURCE).is_file():

@@ -88,9 +88,8 @@ def _imports_left_out(source: Source, own: Path) -> list[str]:
         if not any(entry == top or entry in top.parents or fnmatch.fnmatch(str(top), str(entry)) for entry in packed):
             shown = top.relative_to(source.root).as_posix() if source.root in top.parents else str(top)
             setting = "packages" if top.is_dir() else "extra_files"
-            warnings.append(
-                f"{module.file}:{line}: imports {'.'.join(parts)}, which is not packed. Write {setting}: [{shown}]."
-            )
+            what = f"imports {'.'.join(parts)}, which is not packed"
+            warnings.append(f"{module.file}:{line}: {what}. Write {setting}: [{shown}].")
     return list(dict.fromkeys(warnings))
 
 

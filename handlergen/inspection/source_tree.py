@@ -124,11 +124,9 @@ class SourceTree:
         where = "." * node.level + (node.module or "")
         path = self.local_file(module, node)
         if path is None:
-            message = (
-                f"`{name}` is imported from `{where}`, which is not a file of this project: its parameters cannot "
-            )
+            message = f"`{name}` is imported from `{where}`, which is not a file of this project"
             fix = f"Define it here: def {name}(...) that calls {original} of {where}."
-            return Problem(module.file, node.lineno, f"{message}be read", fix)
+            return Problem(module.file, node.lineno, f"{message}: its parameters cannot be read", fix)
         target = self.open(path)
         if isinstance(target, Problem):
             return target

@@ -104,15 +104,11 @@ def place(source: Source, contract: Contract, settings: Settings) -> Placement: 
         problem = Problem(source.module.file, 0, what, "Write stages: predictor, or leave it out.")
         return Placement("worker", "worker", problems=(problem,))
     if flow or predictor == "worker":
-        why, where = "predictor: worker", "with predictor: worker, where each worker does all three"
-        advice = "Write predictor: process, or leave it out."
+        why = "several models; a copy of each in each worker" if flow else "predictor: worker"
+        where = "with predictor: worker, where each worker does all three. Write predictor: process, or leave it out."
         if flow:
-            why, where = (
-                "several models; a copy of each in each worker",
-                "for a flow, whose stages all run in each worker",
-            )
-            advice = "Leave it out."
-        warnings = (f"stages ({stages}) has no effect {where}. {advice}",) if stages != "auto" else ()
+            where = "for a flow, whose stages all run in each worker. Leave it out."
+        warnings = (f"stages ({stages}) has no effect {where}",) if stages != "auto" else ()
         return Placement("worker", "worker", why=why, warnings=warnings)
     loads = contract.form != "functions" or "load" in contract.hooks or settings.weights
     if predictor == "auto" and not loads:  # a process would only make the way longer
@@ -124,15 +120,13 @@ def place(source: Source, contract: Contract, settings: Settings) -> Placement: 
         hooks = any(role in contract.hooks for role in HOOKS)
         free = "they use nothing that load builds" if hooks else "there is neither of them"
         return Placement("process", "predictor" if found else "worker", found, found[0].what if found else free)
-    problems = [
-        Problem(reason.file, reason.line, f"{reason.what}; stages: worker leaves it without", reason.fix)
-        for reason in found
-        if reason.name == "model"
-    ]
+    without = "stages: worker leaves it without"
+    missing = [reason for reason in found if reason.name == "model"]
+    problems = [Problem(each.file, each.line, f"{each.what}; {without}", each.fix) for each in missing]
     overruled = [
         f"{reason} It runs in the workers all the same, as stages: worker says."
         for reason in found
-        if reason.name != "model"
+        if reason not in missing
     ]
     return Placement("process", "worker", found, "stages: worker", tuple(problems), tuple(overruled))
 

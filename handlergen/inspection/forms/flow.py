@@ -29,17 +29,11 @@ STAGE_TYPES = (
 
 # Names for a type in other systems, too far from it to be found by spelling.
 _OTHER_NAMES = {
-    "pytorch": "torch",
-    "torchscript": "torch",
-    "scikit-learn": "sklearn",
-    "xgboost": "xgboost_classifier",
-    "xgb": "xgboost_classifier",
-    "transformers": "huggingface_pipeline",
-    "huggingface": "huggingface_pipeline",
-    "hf": "huggingface_pipeline",
-    "onnxruntime": "onnx",
-    "function": "python",
-    "sklearn_transformer": "sklearn_preprocessor",
+    **dict.fromkeys(("pytorch", "torchscript"), "torch"),
+    **dict.fromkeys(("xgboost", "xgb"), "xgboost_classifier"),
+    **dict.fromkeys(("transformers", "huggingface", "hf"), "huggingface_pipeline"),
+    **{"scikit-learn": "sklearn", "sklearn_transformer": "sklearn_preprocessor"},
+    **{"onnxruntime": "onnx", "function": "python"},
 }
 
 PRE = Role("pre", ("inputs", "files"), takes="data")
@@ -56,9 +50,8 @@ def recognise(source: Source) -> str | None:
 def inspect(source: Source) -> Findings:
     """Return the contract of the flow, or every problem of every stage."""
     findings = Findings()
-    stages = [
-        _FlowElement(source, number, node, findings) for number, node in enumerate(_elements(source, findings), 1)
-    ]
+    elements = enumerate(_elements(source, findings), 1)
+    stages = [_FlowElement(source, number, node, findings) for number, node in elements]
     hooks = functions.hooks_of(source, ("setup",), findings)
     described = [stage.read() for stage in stages]
     for stage in stages:
@@ -162,9 +155,8 @@ class _FlowElement:
             if kind == "torch":
                 self._torch(name, node)
         elif kind == "spacy" and "/" not in name:
-            message = (
-                f"there is no directory {name} here: the worker looks for an installed spaCy package with that name"
-            )
+            meant = "the worker looks for an installed spaCy package with that name"
+            message = f"there is no directory {name} here: {meant}"
             self._findings.warn(self._source.module.file, node.lineno, message)
         else:
             what = "is a directory" if path.is_dir() else "does not exist"
@@ -258,10 +250,8 @@ class _FlowElement:
                 return name
             function, module = found.node, found.module
         if yields(function):
-            message, fix = (
-                f"{name} is a generator, but a stage passes on one value",
-                "Return the value instead of yielding it.",
-            )
+            message = f"{name} is a generator, but a stage passes on one value"
+            fix = "Return the value instead of yielding it."
             self._findings.problem(module.file, first_yield(function), message, fix)
         parameters = read_signature(function, wanted, file=module.file, findings=self._findings)
         line = function.lineno if module is self._source.module else 0

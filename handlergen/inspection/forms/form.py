@@ -112,19 +112,16 @@ def check_stream(file: str, hooks: Mapping[str, Function], settings: Settings, f
         return
     line = first_yield(predict)
     if "postprocess" in hooks:
-        message = (
-            "predict is a generator, whose chunks are sent as they are made, so that postprocess "
-            f"(line {hooks['postprocess'].lineno}) would never see them"
-        )
+        seen = f"postprocess (line {hooks['postprocess'].lineno}) would never see them"
+        message = f"predict is a generator, whose chunks are sent as they are made, so that {seen}"
         fix = "Do the work of postprocess inside predict, or collect what predict yields and return it."
         findings.problem(file, line, message, fix)
     if settings.batch in ("list", "collate"):
         message = f"predict is a generator, but with batch: {settings.batch} one call serves several requests"
         findings.problem(file, line, message, "Write batch: each.")
     if settings.batch_size > 1:
-        findings.warn(
-            file,
-            line,
-            f"predict streams, and batch_size is {settings.batch_size}: the streams of a batch are made one after "
-            f"another, and no client's stream ends before the whole batch has ended. Write batch_size: 1.",
+        message = (
+            "the streams of a batch are made one after another, and no client's stream ends before the whole batch"
         )
+        message = f"predict streams, and batch_size is {settings.batch_size}: {message} has ended. Write batch_size: 1."
+        findings.warn(file, line, message)

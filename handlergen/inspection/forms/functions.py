@@ -40,12 +40,9 @@ ROLES: dict[str, Role] = {
 # Names for a hook in other systems, too far from it to be found by spelling.
 _OTHER_NAMES = {
     "load_model": "load",
-    "init": "setup",
-    "initialize": "setup",
-    "inference": "predict",
-    "infer": "predict",
-    "health": "is_healthy",
-    "healthy": "is_healthy",
+    **dict.fromkeys(("init", "initialize"), "setup"),
+    **dict.fromkeys(("inference", "infer"), "predict"),
+    **dict.fromkeys(("health", "healthy"), "is_healthy"),
 }
 
 

@@ -51,17 +51,12 @@ class ModelClass:
 
     Attributes:
         name: Its name in the user's module.
-        node: Its definition.
-        module: The file that defines it.
+        node: Its definition, in the file `module`.
     """
 
     name: str
     node: ast.ClassDef
     module: SourceModule
-
-    @property
-    def file(self) -> str:
-        return self.module.file
 
     def method(self, name: str) -> MethodNode | None:
         return find_method(self.module, self.node, name)
@@ -109,10 +104,10 @@ def inspect(source: Source) -> Findings:
     if source.settings.batch == "auto" and not collate and source.settings.batch_size > 1:
         message = "what preprocess returns is stacked, and samples of different shapes are predicted one by one"
         message = f"{model.name} has no collate(samples): {message}. Write batch: collate to have them refused."
-        findings.warn(model.file, model.node.lineno, message)
+        findings.warn(model.module.file, model.node.lineno, message)
     own = (*OWN_HOOKS, "explain", "collate")
     there = [name for name in own if model.method(name)]
-    findings.warnings += misspelt(model.file, method_lines(model.node), own, there)
+    findings.warnings += misspelt(model.module.file, method_lines(model.node), own, there)
     if not findings.problems:
         findings.contract = Contract("module", source.name, hooks, class_name=model.name, details=details)
     return findings
@@ -163,8 +158,8 @@ def _not_one(source: Source, found: list[ModelClass]) -> Problem:
 
 
 def _hook(model: ModelClass, node: MethodNode, role: Role, findings: Findings) -> Hook:
-    check_returns(model.file, role.name, node, findings)
-    parameters = read_signature(node, role, file=model.file, findings=findings)
+    check_returns(model.module.file, role.name, node, findings)
+    parameters = read_signature(node, role, file=model.module.file, findings=findings)
     return Hook(role.name, node.lineno, call_kind(node), parameters)
 
 
@@ -175,15 +170,15 @@ def _forward(model: ModelClass, hooks: dict[str, Hook], details: dict[str, Any],
         if set(base_names(model.module, model.node)) <= {"torch.nn.Module", "nn.Module"}:
             fix = "Write def forward(self, batch), which takes what preprocess returned, collated."
             fix = rename(method_lines(model.node), "forward") or fix
-            findings.problem(model.file, model.node.lineno, f"{model.name} has no forward", fix)
+            findings.problem(model.module.file, model.node.lineno, f"{model.name} has no forward", fix)
         hooks["predict"] = Hook("forward", 0, "sync", (Parameter("batch", "inputs"),))
         return
     if call_kind(node) != "sync":
         fix = "Write def forward(self, batch) that returns its result."
-        findings.problem(model.file, node.lineno, "forward is async or a generator", fix)
+        findings.problem(model.module.file, node.lineno, "forward is async or a generator", fix)
     parameters = list(plain_parameters(node))
     if not parameters and node.args.vararg is None:
-        findings.problem(model.file, node.lineno, "forward takes no batch", "Write def forward(self, batch).")
+        findings.problem(model.module.file, node.lineno, "forward takes no batch", "Write def forward(self, batch).")
     required = [parameter for parameter in parameters if parameter.required]
     details["spread"] = len(required) > 1 or node.args.vararg is not None or any(p.keyword_only for p in required)
     passed = tuple(Parameter(p.name, "inputs", p.keyword_only, p.required) for p in parameters)
@@ -192,7 +187,7 @@ def _forward(model: ModelClass, hooks: dict[str, Hook], details: dict[str, Any],
 
 def _collate(source: Source, model: ModelClass, findings: Findings) -> str | None:
     """Return where the user's own `collate(samples)` is: `method`, `function`, or None."""
-    place, file = "method", model.file
+    place, file = "method", model.module.file
     node: Function | None = model.method("collate")
     function = source.tree.function(source.module, "collate") if node is None else None
     if isinstance(function, Found):
@@ -208,7 +203,7 @@ def _check_constructor(source: Source, model: ModelClass, findings: Findings) ->
     init = model.method("__init__")
     if init is None:
         return
-    settings, file, line = source.settings, model.file, init.lineno
+    settings, file, line = source.settings, model.module.file, init.lineno
     parameters = list(plain_parameters(init))
     positional = [parameter for parameter in parameters if not parameter.keyword_only]
     if len(settings.model_args) > len(positional) and init.args.vararg is None:
@@ -238,7 +233,7 @@ def _check_weights(source: Source, model: ModelClass, findings: Findings) -> Non
     if not weights:
         kept = f"no weights: {model.name} keeps the values its constructor gives it"
         advice = "Set weights: to its state dict, or write load(context)."
-        findings.warn(model.file, model.node.lineno, f"{kept}. {advice}")
+        findings.warn(model.module.file, model.node.lineno, f"{kept}. {advice}")
         return
     if weights_format in (None, "safetensors", "pickle"):
         return

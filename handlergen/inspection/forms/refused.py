@@ -71,11 +71,8 @@ def _resembles(source: Source) -> Iterator[tuple[int, str, str]]:
     networks = [node for node in source.module.classes() if is_module(source.module, node)]
     for node in source.module.classes():
         if find_method(source.module, node, "predict"):
-            yield (
-                node.lineno,
-                f"{absent} a class that has one must be called {wanted}",
-                f"Rename {node.name} to {wanted}.",
-            )
+            what = f"{absent} a class that has one must be called {wanted}"
+            yield node.lineno, what, f"Rename {node.name} to {wanted}."
         elif node.name == wanted and node not in networks:
             fix = rename(method_lines(node), "predict") or "Write def predict(self, inputs)."
             yield node.lineno, f"class {wanted} has no predict", fix
