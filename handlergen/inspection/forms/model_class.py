@@ -14,7 +14,6 @@ from handlergen.inspection.findings import Findings, Source
 from handlergen.inspection.forms.form import check_request, check_returns, check_stream, method_lines, misspelt, yields
 from handlergen.inspection.hook_signatures import SourceParameter, plain_parameters
 from handlergen.inspection.source_module import (
-    Function,
     MethodNode,
     SourceModule,
     call_kind,
@@ -51,11 +50,11 @@ def inspect(source: Source) -> Findings:
     if node is None:
         findings.problems.append(_no_class(source))
         return findings
-    hooks: dict[str, Hook] = {}
     roles = ("load", *_DATA, "is_healthy")
-    methods: dict[str, Function] = {role: found for role in roles if (found := find_method(module, node, role))}
-    for role, method in methods.items():
-        hooks[role] = (_once if role in _ONCE else _hook)(module, method, role, findings)
+    methods = {role: found for role in roles if (found := find_method(module, node, role))}
+    hooks = {
+        role: (_once if role in _ONCE else _hook)(module, method, role, findings) for role, method in methods.items()
+    }
     foreign = _foreign_bases(module, node)
     if "predict" not in hooks:
         findings.problems.append(_no_predict(module, node, foreign))
