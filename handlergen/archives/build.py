@@ -89,9 +89,8 @@ def archive(
         ContractError: The module does not meet the contract.
         HandlergenError: The archive cannot be written for any other reason.
     """
-    project = open_project(source, overrides=overrides, environ=environ)
     return archive_project(
-        project,
+        open_project(source, overrides=overrides, environ=environ),
         model_store=model_store,
         force=force,
         verify=verify,

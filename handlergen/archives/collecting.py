@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from handlergen.inspection.project import absolute
 from handlergen.project.names import MODEL_STORE, is_store_file
 from handlergen.project.settings import SETTINGS_FILE, shown
 
@@ -36,7 +37,7 @@ class Collector:
     """
 
     def __init__(self, root: Path, model_store: Path = Path(MODEL_STORE)) -> None:
-        self.root = _absolute(root)
+        self.root = absolute(root)
         self._model_store = model_store.resolve()
         self._archives: list[Path] = []
         self.files: dict[str, Path] = {}
@@ -46,7 +47,7 @@ class Collector:
 
     def locate(self, entry: str, setting: str) -> Path | None:
         """Return the path that `entry` of `setting` names; None, and a problem, if it does not exist."""
-        path = self._absolute(entry)
+        path = absolute(self.root / entry)
         if not path.exists():
             why = "is a broken link" if path.is_symlink() else "does not exist"
             place = "" if shown(path) == entry else f" (looked for {shown(path)})"
@@ -57,12 +58,9 @@ class Collector:
     def add_named(self, entry: str, setting: str, *, patterns: bool = False) -> None:
         """Add a file or directory under its path relative to the project; one outside the project, under its bare name.
 
-        Args:
-            entry: A path relative to the project, or an absolute one.
-            setting: The setting that names it, for messages.
-            patterns: Whether `entry` may contain `*`, `?` and `[...]`.
+        With `patterns`, `entry` may contain `*`, `?` and `[...]`. `setting` names it, for messages.
         """
-        if patterns and any(character in entry for character in "*?[") and not self._absolute(entry).exists():
+        if patterns and any(character in entry for character in "*?[") and not absolute(self.root / entry).exists():
             matches = [] if Path(entry).is_absolute() else sorted(self.root.glob(entry))
             if not matches:
                 self.problems.append(f"{setting}: nothing in {shown(self.root)} matches {entry}")
@@ -76,10 +74,10 @@ class Collector:
         if path == self.root:
             self.problems.append(f"{setting}: {entry} is the project itself; name the files or directories in it")
             return
+        place = path.name
         if path.is_relative_to(self.root):
             place = path.relative_to(self.root).as_posix()
         else:
-            place = path.name
             self.warnings.append(f"{setting}: {entry} is outside the project; its path in the archive is {place}")
         if path.is_dir():
             self.add_tree(path, place)
@@ -111,10 +109,10 @@ class Collector:
 
     def check_inside(self, path: Path) -> bool:
         """Return whether a path of the project stays in it; add a problem if a symbolic link leads out."""
-        absolute = _absolute(path)
-        real = absolute.resolve()
-        if absolute.is_relative_to(self.root) and not real.is_relative_to(self.root.resolve()):
-            self.problems.append(_link_out(absolute, real))
+        path = absolute(path)
+        real = path.resolve()
+        if path.is_relative_to(self.root) and not real.is_relative_to(self.root.resolve()):
+            self.problems.append(_link_out(path, real))
             return False
         return True
 
@@ -137,15 +135,10 @@ class Collector:
             self._archives.append(path)
         return found
 
-    def _absolute(self, entry: str) -> Path:
-        return _absolute(self.root / entry)
-
     def _walk(self, directory: Path, above: tuple[Path, ...]) -> Iterator[Path]:
         """Yield the files below a directory, sorted; `above` are the real directories on the way to it."""
         for path in sorted(directory.iterdir()):
-            if path.name in _NOISE or path.suffix in (".pyc", ".pyo"):
-                continue
-            if self._leaves_out_archive(path):
+            if path.name in _NOISE or path.suffix in (".pyc", ".pyo") or self._leaves_out_archive(path):
                 continue
             if path.name.startswith("."):
                 advice = "rename it" if path.is_dir() else "name it under extra_files"
@@ -175,20 +168,11 @@ def _link_out(path: Path, real: Path) -> str:
     return f"{shown(path)} is a link out of the project, to {real}; name that file itself"
 
 
-def _absolute(path: Path) -> Path:
-    """Return the absolute path without `..`; links are not followed, because the path counts that the user wrote."""
-    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow the links
-
-
 def named_but_not_packed(files: Mapping[str, Path], root: Path) -> list[str]:
     """Return a warning for each file beside the module that the code names but the archive does not contain.
 
     Such a module works on this machine and fails on the server. Only string constants of the packed Python files are
-    looked at: a name that is built at run time is not found.
-
-    Args:
-        files: The user's file for each archive path.
-        root: The project's directory.
+    looked at: a name that is built at run time is not found. `files` are the user's, by archive path.
     """
     packed = {path.resolve() for path in files.values()}
     warnings = []

@@ -26,13 +26,10 @@ def write_zip(
     deflated: bool = False,
     wrote: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Write a zip file.
+    """Write a zip file to `output`, which is seekable and at position 0.
 
-    Args:
-        output: Open for binary writing and seekable, at position 0.
-        files: By name in the zip file: the file to copy, or its content.
-        deflated: Compress the files.
-        wrote: Called with the number of content bytes that each step has written.
+    `files` are, by name in the zip file, the file to copy or its content. `wrote` is called with the number of content
+    bytes that each step has written.
 
     Raises:
         ValueError: A file changed while it was read; the message names it.
@@ -59,10 +56,9 @@ def write_zip(
                     done += count
                     wrote(count)
             if done != size:
-                raise ValueError(
-                    f"{origin if isinstance(origin, Path) else name} changed while it was being packed: it had {size} "
-                    f"bytes at first and {done} when it was read"
-                )
+                what = origin if isinstance(origin, Path) else name
+                sizes = f"it had {size} bytes at first and {done} when it was read"
+                raise ValueError(f"{what} changed while it was being packed: {sizes}")
 
 
 def irregularity(path: Path) -> str | None:

@@ -7,21 +7,16 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from handlergen.archives.metadata import (
-    LARGEST_TEXT,
-    bundle_of,
-    manifest_of,
-    model_config_of,
-    requirements_of,
-)
-from handlergen.archives.zip_safety import contents_of, entry_problems, sha256_of
+from handlergen.archives.metadata import LARGEST_TEXT, bundle_of, manifest_of, model_config_of, requirements_of
+from handlergen.archives.zip_safety import contents_of, entry_problems
 from handlergen.errors import HandlergenError
 from handlergen.project.names import MANIFEST_FILE, MODEL_CONFIG_FILE, REQUIREMENTS_FILE
 from handlergen.runtime.contract import CONTRACT_FILE, Bundle
@@ -81,8 +76,7 @@ class Mar:
 
     def sha256(self) -> str:
         """Read the archive and return its SHA-256 in hexadecimal."""
-        with self.path.open("rb") as content:
-            return _sha256_of(content)
+        return _sha256_of(_read(self.path))
 
 
 def read_mar(path: Path | str) -> Mar:
@@ -94,28 +88,23 @@ def read_mar(path: Path | str) -> Mar:
     path = Path(path)
     with open_mar(path) as archive, path.open("rb") as raw:
         names = set(archive.namelist())
-        bundle: Bundle | None = None
-        config: Mapping[str, Any] = {}
-        requirements: tuple[str, ...] = ()
         try:
             manifest = manifest_of(_text(archive, MANIFEST_FILE))
-            if CONTRACT_FILE in names:
-                bundle = bundle_of(_text(archive, CONTRACT_FILE), names)
-            config_name = manifest.get("model", {}).get("configFile") or MODEL_CONFIG_FILE
-            if config_name in names:
-                config = model_config_of(_text(archive, config_name))
-            requirements_name = manifest.get("model", {}).get("requirementsFile") or REQUIREMENTS_FILE
-            if requirements_name in names:
-                requirements = requirements_of(_text(archive, requirements_name))
+            model = manifest.get("model", {})
+            config_name = model.get("configFile") or MODEL_CONFIG_FILE
+            requirements_name = model.get("requirementsFile") or REQUIREMENTS_FILE
+            bundle = bundle_of(_text(archive, CONTRACT_FILE), names) if CONTRACT_FILE in names else None
+            config = model_config_of(_text(archive, config_name)) if config_name in names else {}
+            listed = _text(archive, requirements_name) if requirements_name in names else ""
         except ValueError as error:
             raise HandlergenError(f"{path}: {error}") from error
         files = tuple(
-            MarFile(info.filename, info.file_size, info.compress_size, info.CRC, sha256_of(info, raw))
+            MarFile(info.filename, info.file_size, info.compress_size, info.CRC, _sha256_of(contents_of(info, raw)))
             for info in sorted(archive.infolist(), key=lambda info: info.filename)
             if not info.is_dir()
         )
         size = os.fstat(raw.fileno()).st_size
-    return Mar(path, manifest, bundle, config, files, size, requirements)
+    return Mar(path, manifest, bundle, config, files, size, requirements_of(listed))
 
 
 def unpack(path: Path | str, directory: Path) -> None:
@@ -156,10 +145,8 @@ def open_mar(path: Path) -> Iterator[zipfile.ZipFile]:
             problems = list(islice(entry_problems(archive, raw), _MOST_PROBLEMS + 1))
             if problems:
                 shown = problems[:_MOST_PROBLEMS] + ["..."] * (len(problems) > _MOST_PROBLEMS)
-                raise HandlergenError(
-                    f"{path} is refused:\n" + "\n".join(f"  {problem}" for problem in shown),
-                    hint="nothing was unpacked; do not serve an archive from an unknown source",
-                )
+                hint = "nothing was unpacked; do not serve an archive from an unknown source"
+                raise HandlergenError("\n  ".join([f"{path} is refused:", *shown]), hint=hint)
             if MANIFEST_FILE not in archive.NameToInfo:
                 raise HandlergenError(f"{path} has no {MANIFEST_FILE}: it is a zip file, but not a TorchServe archive")
             yield archive
@@ -185,19 +172,14 @@ def check_copy(path: Path, plan: Plan) -> None:
         HandlergenError: A file differs, is missing, or was not planned.
     """
     written = {file.name: file.sha256 for file in read_mar(path).files if file.name != MANIFEST_FILE}
-    expected = {}
-    for file in plan.files:
-        if isinstance(file.origin, bytes):
-            expected[file.archive_path] = hashlib.sha256(file.origin).hexdigest()
-        else:
-            with file.origin.open("rb") as content:
-                expected[file.archive_path] = _sha256_of(content)
+    expected = {
+        file.archive_path: _sha256_of([file.origin] if isinstance(file.origin, bytes) else _read(file.origin))
+        for file in plan.files
+    }
     wrong = sorted(name for name in written.keys() | expected.keys() if written.get(name) != expected.get(name))
     if wrong:
-        raise HandlergenError(
-            f"files of the archive differ from their origins: {', '.join(wrong)}",
-            hint="a file was changed meanwhile, or the disk is failing; archive again",
-        )
+        message = f"files of the archive differ from their origins: {', '.join(wrong)}"
+        raise HandlergenError(message, hint="a file was changed meanwhile, or the disk is failing; archive again")
 
 
 def _text(archive: zipfile.ZipFile, name: str) -> str:
@@ -212,8 +194,13 @@ def _text(archive: zipfile.ZipFile, name: str) -> str:
         raise HandlergenError(f"{archive.filename}: {name} is not text ({error})") from error
 
 
-def _sha256_of(content: IO[bytes]) -> str:
+def _read(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as content:
+        yield from iter(partial(content.read, _CHUNK), b"")
+
+
+def _sha256_of(chunks: Iterable[bytes]) -> str:
     digest = hashlib.sha256()
-    while chunk := content.read(_CHUNK):
+    for chunk in chunks:
         digest.update(chunk)
     return digest.hexdigest()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from handlergen.archives.zip_safety import name_problem
@@ -51,19 +51,22 @@ def manifest_of(text: str) -> dict[str, Any]:
     model = manifest.get("model", {})
     if not isinstance(model, dict):
         raise ValueError(f"{MANIFEST_FILE} is not a manifest")
-    _check(MANIFEST_FILE, "model", model, "modelName", check_model_name)
-    _check(MANIFEST_FILE, "model", model, "modelVersion", check_version)
-    for key in _FILES:
-        _check(MANIFEST_FILE, "model", model, key, _check_file)
-    _check(MANIFEST_FILE, "model", model, "handler", _check_handler)
+    checks = {"modelName": check_model_name, "modelVersion": check_version, **dict.fromkeys(_FILES, _check_file)}
+    for key, check in (*checks.items(), ("handler", _check_handler)):
+        value, place = model.get(key), f"{MANIFEST_FILE}: model: {key}"
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            raise ValueError(f"{place} is {value!a:.100}, not a string")
+        try:
+            check(value)
+        except (HandlergenError, ValueError) as error:
+            raise ValueError(f"{place} {value!a:.100}: {error}") from error
     return manifest
 
 
 def bundle_of(text: str, names: Collection[str]) -> Bundle:
-    """Read `handlergen.json`.
-
-    Args:
-        names: Names of the archive's files.
+    """Read `handlergen.json`; `names` are those of the archive's files.
 
     Raises:
         ValueError: It is not a contract, or has a value that `handlergen archive` does not write.
@@ -72,9 +75,8 @@ def bundle_of(text: str, names: Collection[str]) -> Bundle:
     try:
         bundle = Bundle.from_json(text)
     except AttributeError as error:  # a list where a mapping should be
-        raise ValueError(
-            f"{CONTRACT_FILE} is not readable by this version ({error}); archive the model again"
-        ) from error
+        message = f"{CONTRACT_FILE} is not readable by this version ({error}); archive the model again"
+        raise ValueError(message) from error
     if not isinstance(bundle.handlergen, str) or not _VERSION.fullmatch(bundle.handlergen):
         raise ValueError(f"{CONTRACT_FILE}: {bundle.handlergen!a:.100} is not a version of handlergen")
     _check_contract(bundle.contract, names)
@@ -109,8 +111,7 @@ def _check_contract(contract: Contract, names: Collection[str]) -> None:
         raise ValueError(f"{place}: there is no form {contract.form!a:.100}")
     if contract.call not in ("positional", "keywords"):
         raise ValueError(f"{place}: there is no call {contract.call!a:.100}")
-    identifiers: list[Any] = [contract.module]
-    identifiers += [] if contract.class_name is None else [contract.class_name]
+    identifiers: list[Any] = [contract.module, *([] if contract.class_name is None else [contract.class_name])]
     for hook in contract.hooks.values():
         if hook.kind not in ("sync", "async", "generator", "async_generator"):
             raise ValueError(f"{place}: there is no kind {hook.kind!a:.100} of hook")
@@ -142,9 +143,8 @@ def _check_settings(settings: RuntimeSettings, names: Collection[str]) -> None:
         try:
             kind.convert(value)
         except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{place}: {key} is {value!a:.100}; expected {kind.wanted}" + (f" ({error})" if str(error) else "")
-            ) from error
+            because = f" ({error})" if str(error) else ""
+            raise ValueError(f"{place}: {key} is {value!a:.100}; expected {kind.wanted}{because}") from error
     if settings.weights is not None and settings.weights not in names:
         raise ValueError(f"{place}: the weights {settings.weights!a:.100} are not in the archive")
 
@@ -159,19 +159,6 @@ def _check_handler(name: str) -> None:
         raise ValueError("is not a handler: expected a file or a name, perhaps with :function")
 
 
-def _check(file: str, place: str, values: Mapping[str, Any], key: str, check: Callable[[str], None]) -> None:
-    """Raise ValueError if there is a value for `key` that does not pass `check`."""
-    value = values.get(key)
-    if value is None:
-        return
-    if not isinstance(value, str):
-        raise ValueError(f"{file}: {place}: {key} is {value!a:.100}, not a string")
-    try:
-        check(value)
-    except (HandlergenError, ValueError) as error:
-        raise ValueError(f"{file}: {place}: {key} {value!a:.100}: {error}") from error
-
-
 def _mapping(text: str, file: str) -> dict[str, Any]:
     """Parse a JSON object; refuse duplicate keys, because parsers disagree about which one counts."""
     try:
@@ -184,12 +171,8 @@ def _mapping(text: str, file: str) -> dict[str, Any]:
         raise ValueError(f"{file} is not a JSON object")
     level: list[Any] = [value]
     for _ in range(_DEEPEST):
-        level = [
-            inner
-            for each in level
-            for inner in (each.values() if isinstance(each, dict) else each)
-            if isinstance(inner, dict | list)
-        ]
+        parts = (part for each in level for part in (each.values() if isinstance(each, dict) else each))
+        level = [part for part in parts if isinstance(part, dict | list)]
         if not level:
             return value
     raise ValueError(f"{file} is nested more than {_DEEPEST} deep")

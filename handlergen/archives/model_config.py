@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 
 from handlergen.project.settings import Settings
 
@@ -45,11 +46,7 @@ def worker_layout(settings: Settings, *, gpus: int) -> WorkerLayout:
       devices or scale the model.
 
     A server that lacks one of the listed GPUs ignores the list; one without any GPU uses the CPU (constructor of
-    wlm/Model.java).
-
-    Args:
-        settings: `devices` and `workers_per_device` are read.
-        gpus: Number of GPUs visible where the archive is made.
+    wlm/Model.java). `gpus` are those visible where the archive is made.
     """
     devices = settings.devices
     each = settings.workers_per_device
@@ -64,14 +61,11 @@ def worker_layout(settings: Settings, *, gpus: int) -> WorkerLayout:
 
 
 def model_config(settings: Settings, *, gpus: int, has_requirements: bool) -> str:
-    """Return the text of `model-config.yaml`.
+    """Return the text of `model-config.yaml`; see `worker_layout` for `gpus`.
 
-    Args:
-        settings: Resolved settings.
-        gpus: Number of GPUs visible where the archive is made; read only for `devices: auto`.
-        has_requirements: Whether the archive has a requirements.txt. `useVenv` then installs it into a virtual
-            environment of this model on top of the server's packages, instead of over them. TorchServe does so only
-            with `install_py_dep_per_model=true` in config.properties.
+    If the archive has a requirements.txt, `useVenv` installs it into a virtual environment of this model on top of the
+    server's packages, instead of over them. TorchServe does so only with `install_py_dep_per_model=true` in
+    config.properties.
     """
     layout = worker_layout(settings, gpus=gpus)
     lines = [
@@ -130,10 +124,7 @@ def visible_gpus(environ: Mapping[str, str] | None = None) -> int:
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return installed
-    count = 0
-    for entry in visible.split(","):
-        # Like the CUDA driver, end the list at the first entry that is not a device.
-        if not entry.strip() or entry.strip().startswith("-"):
-            break
-        count += 1
+    # Like the CUDA driver, end the list at the first entry that is not a device.
+    entries = (entry.strip() for entry in visible.split(","))
+    count = sum(1 for _ in takewhile(lambda entry: entry and not entry.startswith("-"), entries))
     return min(count, installed)

@@ -10,10 +10,11 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -102,10 +103,8 @@ def _run_archiver(options: list[str], private: Path) -> None:
     if result.returncode != 0:
         lines = result.stdout.strip().splitlines() or [f"exit status {result.returncode}"]
         missing = "No module named 'model_archiver'" in result.stdout
-        raise HandlergenError(
-            f"torch-model-archiver failed: {lines[-1]}",
-            hint="pip install torch-model-archiver" if missing else None,
-        )
+        hint = "pip install torch-model-archiver" if missing else None
+        raise HandlergenError(f"torch-model-archiver failed: {lines[-1]}", hint=hint)
 
 
 def publish(
@@ -118,20 +117,10 @@ def publish(
     verify: bool = False,
     progress: Progress | None = None,
 ) -> str:
-    """Write the archive beside `target`, then give it that name in one step.
+    """Write the archive beside `target`, then give it that name in one step; return its SHA-256 in hexadecimal.
 
-    Args:
-        plan: The archive's files.
-        target: The archive's path; its directory is created if it does not exist.
-        manifest: The text of `MAR-INF/MANIFEST.json`.
-        deflated: Compress the files.
-        force: Replace a file at `target`.
-        verify: Before the archive gets its name, read it back, compare every file with its origin, and check that it is
-            reproducible.
-        progress: Called now and then while contents are written.
-
-    Returns:
-        The SHA-256 of the archive, in hexadecimal.
+    `target`'s directory is created if it does not exist. With `verify`, the archive is read back before it gets its
+    name: every file is compared with its origin, and the archive must be reproducible.
 
     Raises:
         FileExistsError: Without `force`: there is a file at `target`, even if it appeared a moment ago.
@@ -139,9 +128,8 @@ def publish(
         OSError: Reading or writing failed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale_archives(target.parent)
-    total, done = plan.size, 0
-    free = shutil.disk_usage(target.parent).free
+    _remove_stale(part for part in target.parent.glob(".*.mar.*.part") if _PARTIAL.fullmatch(part.name))
+    total, done, free = plan.size, 0, shutil.disk_usage(target.parent).free
     if not deflated and total > free:
         raise HandlergenError(f"{target.parent} has {free:,} bytes left; the archive takes {total:,}")
 
@@ -152,7 +140,7 @@ def publish(
             progress(min(done, total), total)  # the manifest is not part of the total
 
     files = {file.archive_path: file.origin for file in plan.files}
-    with _partial_beside(target) as partial:
+    with _locked(lambda: _partial_beside(target)) as partial:
         with partial.open("r+b", buffering=1 << 20) as output:
             try:
                 deterministic_zip.write_zip(output, {**files, MANIFEST_FILE: manifest}, deflated=deflated, wrote=wrote)
@@ -197,8 +185,6 @@ def _link(partial: Path, target: Path) -> None:
     """
     try:
         os.link(partial, target)
-    except FileExistsError:
-        raise
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
             raise
@@ -231,70 +217,60 @@ def private_directory() -> Iterator[Path]:
 
     The directories of processes that were killed are removed first.
     """
-    for left in Path(tempfile.gettempdir()).glob(f"{_PRIVATE}*"):
-        with suppress(OSError):  # another user's, not a directory, or in use
-            lock = _opened(left)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(lock).st_uid == os.geteuid():
-                    shutil.rmtree(left, ignore_errors=True)
-            finally:
-                os.close(lock)
-    directory, lock = _locked_directory()
-    try:
+    _remove_stale(left for left in Path(tempfile.gettempdir()).glob(f"{_PRIVATE}*") if left.is_dir())
+    with _locked(lambda: Path(tempfile.mkdtemp(prefix=_PRIVATE))) as directory:
         yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-        os.close(lock)
 
 
-def _locked_directory() -> tuple[Path, int]:
-    while True:
-        directory = Path(tempfile.mkdtemp(prefix=_PRIVATE))
-        with suppress(FileNotFoundError):
-            lock = _opened(directory)
-            _lock(lock)
-            if directory.exists():
-                return directory, lock
-            os.close(lock)
-        # Before it was locked, another process took it for stale and removed it.
-
-
-def _opened(directory: Path) -> int:
-    return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-
-
-@contextmanager
-def _partial_beside(target: Path) -> Iterator[Path]:
-    """Create a locked, empty file that is to become `target`; at the end, remove it if it still has its own name.
+def _partial_beside(target: Path) -> Path:
+    """Create the empty file that is to become `target`.
 
     Its name does not end in .mar, so that a TorchServe that loads every archive of the store does not load half a file.
     """
+    partial = target.parent / f".{target.name}.{secrets.token_hex(8)}.part"
+    partial.touch(exist_ok=False)
+    return partial
+
+
+@contextmanager
+def _locked(make: Callable[[], Path]) -> Iterator[Path]:
+    """Make a file or directory and lock it; at the end, remove it if it still has its name."""
     while True:
-        partial = target.parent / f".{target.name}.{secrets.token_hex(8)}.part"
-        descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
-        _lock(descriptor)
-        if partial.exists():  # before it was locked, another process may have taken it for stale
-            break
-        os.close(descriptor)
-    try:
-        yield partial
-    finally:
+        path = make()
         with suppress(FileNotFoundError):
-            partial.unlink()
+            descriptor = _opened(path)
+            with suppress(OSError):  # on a file system without locks, nothing is ever taken for stale either
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if path.exists():
+                break
+            os.close(descriptor)
+        # Before it was locked, another process took it for stale and removed it.
+    try:
+        yield path
+    finally:
+        _remove(path)
         os.close(descriptor)
 
 
-def _remove_stale_archives(store: Path) -> None:
-    for partial in store.glob(".*.mar.*.part"):
-        if not _PARTIAL.fullmatch(partial.name):
-            continue
-        with suppress(OSError), partial.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            partial.unlink()
+def _remove_stale(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with suppress(OSError):  # in use, or no access
+            descriptor = _opened(path)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                status = os.fstat(descriptor)
+                if status.st_uid == os.geteuid() or not stat.S_ISDIR(status.st_mode):
+                    _remove(path)
+            finally:
+                os.close(descriptor)
 
 
-def _lock(descriptor: int) -> None:
-    """Lock a file or directory until this process ends or closes it."""
-    with suppress(OSError):  # on a file system without locks, nothing is ever taken for stale either
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -41,10 +41,7 @@ _WIDTH = 100
 def render_handler(contract: Contract, settings: Settings, *, version: str) -> str:
     """Return the source of `handlergen_handler.py`: one `BaseHandler` subclass that calls `handlergen_runtime`.
 
-    Args:
-        contract: The contract of the user's module.
-        settings: Resolved settings; `name`, `batch` and `lock` are read.
-        version: Version of handlergen that writes it.
+    The settings are resolved; `version` is that of the handlergen that writes it.
     """
     return templates.render(
         "handler.py.j2",
@@ -117,7 +114,10 @@ def hook_lines(contract: Contract) -> list[str]:
             text, notes = f"{owner}.{signature(call.hook)}", [_KINDS.get(call.hook.kind, ""), *notes]
         note = ", ".join(filter(None, notes))
         note = f"  ({note})" if note else ""
-        lines.append(_shortened(f"    {call.role:<{width}}  {text}", _WIDTH - len(note)) + note)
+        line = f"    {call.role:<{width}}  {text}"
+        if len(line + note) > _WIDTH:
+            line = line[: _WIDTH - len(note) - 4] + "...)"
+        lines.append(line + note)
     return lines or ["    No function of its own for predict: the weights are executed."]
 
 
@@ -129,7 +129,3 @@ def signature(hook: Hook) -> str:
             names.append("*")
         names.append(parameter.name + ("" if parameter.required else "=..."))
     return f"{hook.name}({', '.join(names)})"
-
-
-def _shortened(line: str, width: int) -> str:
-    return line if len(line) <= width else line[: width - 4] + "...)"

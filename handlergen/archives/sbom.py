@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from handlergen import __version__
-from handlergen.archives.mar import Mar
+from handlergen.archives.mar import Mar, MarFile
 
 _REQUIREMENT = re.compile(
     r"\s*(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(?:\[[^\]]*\])?\s*(?P<rest>[^;#]*)"
@@ -31,11 +31,12 @@ def sbom(archive: Mar) -> dict[str, Any]:
     runtime in the version that was packed, and every requirement, with its version if that is pinned (`==`).
     """
     own = archive.sha256()
-    files = [_file(file.name, file.size, file.sha256) for file in archive.files]
-    libraries = [*_runtime(archive), *_requirements(archive)]
+    components = [*_requirements(archive), *(_file(file) for file in archive.files)]
     properties = [{"name": "handlergen:size", "value": str(archive.size)}]
     if archive.bundle is not None:
         properties.append({"name": "handlergen:form", "value": archive.bundle.contract.form})
+        what = "The runtime, packed as handlergen_runtime/"
+        components.insert(0, _library("runtime", "handlergen", archive.bundle.handlergen, description=what))
     model = {
         "type": "machine-learning-model",
         "bom-ref": "model",
@@ -44,7 +45,6 @@ def sbom(archive: Mar) -> dict[str, Any]:
         "hashes": _sha256(own),
         "properties": properties,
     }
-    components = [*libraries, *files]
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
@@ -60,27 +60,20 @@ def sbom(archive: Mar) -> dict[str, Any]:
     }
 
 
-def _file(name: str, size: int, sha256: str) -> dict[str, Any]:
+def _file(file: MarFile) -> dict[str, Any]:
     return {
         "type": "file",
-        "bom-ref": f"file:{name}",
-        "name": name,
-        "hashes": _sha256(sha256),
-        "properties": [{"name": "handlergen:size", "value": str(size)}],
+        "bom-ref": f"file:{file.name}",
+        "name": file.name,
+        "hashes": _sha256(file.sha256),
+        "properties": [{"name": "handlergen:size", "value": str(file.size)}],
     }
 
 
-def _runtime(archive: Mar) -> Iterator[dict[str, Any]]:
-    if archive.bundle is not None:
-        version = archive.bundle.handlergen
-        yield {
-            "type": "library",
-            "bom-ref": "runtime",
-            "name": "handlergen",
-            "version": version,
-            "description": "The runtime, packed as handlergen_runtime/",
-            "purl": _purl("handlergen", version),
-        }
+def _library(ref: str, name: str, version: str | None, **more: Any) -> dict[str, Any]:
+    purl = f"pkg:pypi/{name}" + (f"@{quote(version, safe='')}" if version else "")
+    known = {"version": version} if version else {}
+    return {"type": "library", "bom-ref": ref, "name": name, **known, "purl": purl, **more}
 
 
 def _requirements(archive: Mar) -> Iterator[dict[str, Any]]:
@@ -91,19 +84,8 @@ def _requirements(archive: Mar) -> Iterator[dict[str, Any]]:
         name = re.sub(r"[-_.]+", "-", found["name"]).lower()
         # After the version, pip-compile writes --hash=... or a line continuation.
         pinned = _PINNED.match(found["rest"].partition(" --")[0].rstrip("\\ "))
-        version = pinned[1] if pinned else None
-        yield {
-            "type": "library",
-            "bom-ref": f"requirement:{number}",
-            "name": name,
-            **({"version": version} if version else {}),
-            "purl": _purl(name, version),
-            "properties": [{"name": "handlergen:requirement", "value": _CREDENTIALS.sub("", line.strip())}],
-        }
-
-
-def _purl(name: str, version: str | None) -> str:
-    return f"pkg:pypi/{name}" + (f"@{quote(version, safe='')}" if version else "")
+        shown = {"name": "handlergen:requirement", "value": _CREDENTIALS.sub("", line.strip())}
+        yield _library(f"requirement:{number}", name, pinned[1] if pinned else None, properties=[shown])
 
 
 def _sha256(digest: str) -> list[dict[str, str]]:

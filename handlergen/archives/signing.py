@@ -34,6 +34,8 @@ _KIND = b"ssh-ed25519"
 _MAGIC = b"SSHSIG"
 _HASH = b"sha512"
 _BEGIN, _END = "-----BEGIN SSH SIGNATURE-----", "-----END SSH SIGNATURE-----"
+_MAKE_ONE = "make one with: openssl genpkey -algorithm ed25519 -out KEY"
+_SUSPICIOUS = "do not serve the archive unless you know why"
 _LARGEST = 64 << 10
 """Maximum size of a key or signature file, in bytes."""
 
@@ -79,10 +81,8 @@ def read_private_key(path: Path | str) -> Ed25519PrivateKey:
         raise HandlergenError(f"the key {path} is encrypted", hint=hint) from error
     except (ValueError, UnsupportedAlgorithm) as error:
         public = b"PUBLIC KEY" in text or text.startswith(_KIND)
-        raise HandlergenError(
-            f"{path} {'is a public key, which cannot sign' if public else 'is not a private key'}",
-            hint="make one with: openssl genpkey -algorithm ed25519 -out KEY",
-        ) from error
+        what = "is a public key, which cannot sign" if public else "is not a private key"
+        raise HandlergenError(f"{path} {what}", hint=_MAKE_ONE) from error
     if not isinstance(key, Ed25519PrivateKey):
         raise _not_ed25519(path)
     return key
@@ -102,16 +102,13 @@ def read_public_key(path: Path | str) -> Ed25519PublicKey:
     path = Path(path)
     text = _read(path, "key")
     if b"PRIVATE KEY" in text:
-        raise HandlergenError(
-            f"{path} is a private key; expected its public key",
-            hint=f"write it with: openssl pkey -in {path} -pubout, or ssh-keygen -y -f {path}",
-        )
+        hint = f"write it with: openssl pkey -in {path} -pubout, or ssh-keygen -y -f {path}"
+        raise HandlergenError(f"{path} is a private key; expected its public key", hint=hint)
     try:
         key = (load_pem_public_key if b"-----BEGIN" in text else load_ssh_public_key)(text)
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise HandlergenError(
-            f"{path} is not a public key", hint="write one with: openssl pkey -in KEY -pubout"
-        ) from error
+        hint = "write one with: openssl pkey -in KEY -pubout"
+        raise HandlergenError(f"{path} is not a public key", hint=hint) from error
     if not isinstance(key, Ed25519PublicKey):
         raise _not_ed25519(path)
     return key
@@ -120,10 +117,7 @@ def read_public_key(path: Path | str) -> Ed25519PublicKey:
 def sign(archive: Path, key: Ed25519PrivateKey, *, sha256: str | None = None) -> Signature:
     """Write the signature of an archive beside it, in one step; it replaces an existing one.
 
-    Args:
-        archive: The file to sign.
-        key: See `read_private_key`.
-        sha256: Expected SHA-256 of the archive, in hexadecimal.
+    `sha256` is the expected SHA-256 of the archive, in hexadecimal.
 
     Raises:
         HandlergenError: The archive has another SHA-256.
@@ -161,34 +155,24 @@ def verify(archive: Path, key: Ed25519PublicKey) -> Signature:
         raise HandlergenError(f"{archive} does not exist")
     path = signature_path(archive)
     if not path.is_file():
-        raise HandlergenError(
-            f"{archive} is not signed: there is no {path.name} beside it",
-            hint="sign it with `handlergen archive SOURCE --sign KEY`, or ask its author for the signature",
-        )
+        hint = "sign it with `handlergen archive SOURCE --sign KEY`, or ask its author for the signature"
+        raise HandlergenError(f"{archive} is not signed: there is no {path.name} beside it", hint=hint)
     signer, signature = _parsed(_read(path, "signature"), path)
     wanted = _public_blob(key)
     if signer != wanted:
-        raise HandlergenError(
-            f"{path} was made with another key: {_fingerprint(signer)}, not {_fingerprint(wanted)}",
-            hint="do not serve the archive unless you know why",
-        )
+        made = f"{_fingerprint(signer)}, not {_fingerprint(wanted)}"
+        raise HandlergenError(f"{path} was made with another key: {made}", hint=_SUSPICIOUS)
     digest, _ = _digests(archive)
     try:
         key.verify(signature, _signed(digest))
     except InvalidSignature as error:
-        raise HandlergenError(
-            f"{path} is not a signature of {archive}: one of them was changed or replaced since it was made",
-            hint="do not serve the archive unless you know why",
-        ) from error
+        message = f"{path} is not a signature of {archive}: one of them was changed or replaced since it was made"
+        raise HandlergenError(message, hint=_SUSPICIOUS) from error
     return Signature(path, _fingerprint(wanted))
 
 
 def _parsed(text: bytes, path: Path) -> tuple[bytes, bytes]:
-    """Return the public key and the Ed25519 signature in a signature file.
-
-    Raises:
-        HandlergenError: It is not a signature file, or the signature was not made for archives.
-    """
+    """Return the public key and the Ed25519 signature in a signature file that was made for archives."""
     lines = text.decode("ascii", "replace").strip().splitlines()
     try:
         if len(lines) < 3 or lines[0].strip() != _BEGIN or lines[-1].strip() != _END:
@@ -201,10 +185,8 @@ def _parsed(text: bytes, path: Path) -> tuple[bytes, bytes]:
     except (ValueError, binascii.Error, struct.error) as error:
         raise HandlergenError(f"{path} is not a signature, or it is damaged") from error
     if namespace != NAMESPACE.encode():
-        raise HandlergenError(
-            f"{path} was not made for handlergen's archives: its namespace is "
-            f"{namespace.decode('ascii', 'replace')!a}, not {NAMESPACE!r}"
-        )
+        what = f"its namespace is {namespace.decode('ascii', 'replace')!a}, not {NAMESPACE!r}"
+        raise HandlergenError(f"{path} was not made for handlergen's archives: {what}")
     if hashed != _HASH or kind != _KIND or _strings(public, 2)[0] != _KIND:
         raise HandlergenError(f"{path} is an unsupported signature: only Ed25519 with SHA-512 is supported")
     return public, signature
@@ -263,16 +245,12 @@ def _read(path: Path, what: str) -> bytes:
 
 
 def _not_ed25519(path: Path) -> HandlergenError:
-    return HandlergenError(
-        f"{path} is not an Ed25519 key: only Ed25519 keys are supported",
-        hint="make one with: openssl genpkey -algorithm ed25519 -out KEY",
-    )
+    return HandlergenError(f"{path} is not an Ed25519 key: only Ed25519 keys are supported", hint=_MAKE_ONE)
 
 
 def _need_cryptography() -> None:
     try:
         import cryptography  # noqa: F401
     except ImportError as error:
-        raise HandlergenError(
-            "signatures require the package cryptography", hint="pip install 'handlergen[signing]'"
-        ) from error
+        hint = "pip install 'handlergen[signing]'"
+        raise HandlergenError("signatures require the package cryptography", hint=hint) from error

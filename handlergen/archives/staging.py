@@ -48,7 +48,7 @@ class StagedFile:
 
     @property
     def size(self) -> int:
-        """Return the size in bytes."""
+        """In bytes."""
         return len(self.origin) if isinstance(self.origin, bytes) else self.origin.stat().st_size
 
 
@@ -68,7 +68,7 @@ class Plan:
 
     @property
     def size(self) -> int:
-        """Return the size of all files together, in bytes."""
+        """Of all files together, in bytes."""
         return sum(file.size for file in self.files)
 
 
@@ -82,7 +82,7 @@ def make_plan(project: Project, *, gpus: int = 0, model_store: Path = Path(MODEL
 
     Args:
         project: The opened project.
-        gpus: Number of GPUs visible where the archive is made; read only for `devices: auto`.
+        gpus: See `worker_layout`.
         model_store: The directory that the archive is written to; the archives in it are not packed.
 
     Raises:
@@ -115,7 +115,7 @@ def make_plan(project: Project, *, gpus: int = 0, model_store: Path = Path(MODEL
     ]
     problems = [*collector.problems, *_name_problems(files, collector)]
     if problems:
-        several = "\n".join(["cannot pack:", *(f"  {problem}" for problem in problems)])
+        several = "\n  ".join(["cannot pack:", *problems])
         raise HandlergenError(problems[0] if len(problems) == 1 else several)
     files.sort(key=lambda file: file.archive_path)
     warnings = [
@@ -135,13 +135,13 @@ def make_bundle(project: Project) -> Bundle:
 def _collect_source(project: Project, collector: Collector) -> None:
     """Collect the user's module as `NAME.py`, or the package as `NAME/`, in the archive's root."""
     place = project.contract.module.replace(".", "/")
+    top = place.split("/")[0]
     if project.is_package:
-        place = place.split("/")[0]
-        collector.add_tree(project.source, place)
+        collector.add_tree(project.source, top)
     else:
         collector.add_file(project.source, f"{place}.py")
     collector.check_inside(project.source)
-    collector.modules[place.split("/")[0]] = str(project.source.name)
+    collector.modules[top] = project.source.name
 
 
 def _collect_package(entry: str, collector: Collector) -> None:
@@ -149,12 +149,9 @@ def _collect_package(entry: str, collector: Collector) -> None:
     path = collector.locate(entry, "packages")
     if path is None:
         return
-    if path.is_dir():
-        collector.modules[path.name] = f"packages: {entry}"
-        collector.add_tree(path, path.name)
-    elif path.suffix == ".py":
-        collector.modules[path.stem] = f"packages: {entry}"
-        collector.add_file(path, path.name)
+    if path.is_dir() or path.suffix == ".py":
+        collector.modules[path.name if path.is_dir() else path.stem] = f"packages: {entry}"
+        (collector.add_tree if path.is_dir() else collector.add_file)(path, path.name)
     else:
         collector.problems.append(f"packages: {entry} is neither a directory nor a .py file")
 
@@ -177,21 +174,20 @@ def _requirements(project: Project, collector: Collector) -> bytes | None:
     text = b"".join(parts)
     for line in text.decode(errors="replace").splitlines():
         if _FILE_REQUIREMENT.match(line):
-            collector.problems.append(
-                f"requirements: {line.strip()!r} names another file, which pip would not find on the server; "
-                "write its lines here, or pack a package with `packages`"
-            )
+            advice = "write its lines here, or pack a package with `packages`"
+            what = f"{line.strip()!r} names another file, which pip would not find on the server"
+            collector.problems.append(f"requirements: {what}; {advice}")
     return text if text.strip() else None
 
 
 def _runtime_files() -> list[StagedFile]:
     """Return every `.py` file of handlergen's runtime, as the package `handlergen_runtime`."""
     directory = Path(runtime.__file__).parent
-    places = {path.relative_to(directory).as_posix(): path for path in sorted(directory.rglob("*.py"))}
+    places = {path.relative_to(directory): path for path in sorted(directory.rglob("*.py"))}
     return [
-        StagedFile(f"{RUNTIME_PACKAGE}/{place}", path)
+        StagedFile(f"{RUNTIME_PACKAGE}/{place.as_posix()}", path)
         for place, path in places.items()
-        if not any(part.startswith(".") or part == "__pycache__" for part in place.split("/"))
+        if not any(part.startswith(".") or part == "__pycache__" for part in place.parts)
     ]
 
 
@@ -221,11 +217,11 @@ def _name_problems(files: list[StagedFile], collector: Collector) -> list[str]:
 def _foreign_names(files: list[StagedFile]) -> list[str]:
     """Warn of file names that Java may be unable to unpack (tried with Java 17 and LC_ALL=C)."""
     foreign = [file.archive_path for file in files if not file.archive_path.isascii()]
-    if not foreign:
-        return []
+    more = f"; {len(foreign) - 1} more have such names" if len(foreign) > 1 else ""
     return [
-        f"{foreign[0]} has non-ASCII letters in its name: TorchServe can unpack it only if the locale is UTF-8 "
-        "(LC_ALL=C.UTF-8)" + (f"; {len(foreign) - 1} more have such names" if len(foreign) > 1 else "")
+        f"{place} has non-ASCII letters in its name: TorchServe can unpack it only if the locale is UTF-8 "
+        f"(LC_ALL=C.UTF-8){more}"
+        for place in foreign[:1]
     ]
 
 

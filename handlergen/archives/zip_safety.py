@@ -8,7 +8,6 @@ Format: PKWARE's APPNOTE.TXT, sections 4.3 to 4.5.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import stat
 import struct
@@ -42,12 +41,7 @@ _STRAY = "{}: is followed by bytes that belong to no entry, or to two"
 def entry_problems(archive: zipfile.ZipFile, raw: IO[bytes]) -> Iterator[str]:
     """Yield everything that is wrong with the entries of an archive; nothing if it is safe to unpack.
 
-    Args:
-        archive: Opened from `raw`.
-        raw: The same file, to read its local headers.
-
-    Raises:
-        OSError: Reading failed.
+    `raw` is the same file, to read its local headers.
     """
     entries = archive.infolist()
     if len(entries) > MOST_ENTRIES:
@@ -74,20 +68,10 @@ def entry_problems(archive: zipfile.ZipFile, raw: IO[bytes]) -> Iterator[str]:
     yield from _layout(archive, raw)
 
 
-def sha256_of(info: zipfile.ZipInfo, raw: IO[bytes]) -> str:
-    """Return the SHA-256 of an entry's content in hexadecimal; raise as `contents_of`."""
-    digest = hashlib.sha256()
-    for content in contents_of(info, raw):
-        digest.update(content)
-    return digest.hexdigest()
-
-
 def contents_of(info: zipfile.ZipInfo, raw: IO[bytes]) -> Iterator[bytes]:
     """Unpack one entry in chunks of a few megabytes; no chunk is larger, whatever the entry contains.
 
-    Args:
-        info: An entry of an archive without `entry_problems`.
-        raw: The archive's file.
+    `info` is an entry of an archive without `entry_problems`, and `raw` the archive's file.
 
     Raises:
         zipfile.BadZipFile: The entry is damaged, or its size is not the declared one; no more than that is yielded.
@@ -175,9 +159,8 @@ def _places(entries: list[zipfile.ZipInfo]) -> Iterator[str]:
         seen[folded] = name
         parts = folded.split("/")
         parents = {"/".join(parts[:depth]) for depth in range(1, len(parts))}
-        for parent in parents:
-            if parent in seen and not seen[parent].endswith("/"):
-                yield f"{shown}: is inside a file"
+        if any(parent in seen and not seen[parent].endswith("/") for parent in parents):
+            yield f"{shown}: is inside a file"
         directories |= parents
 
 
@@ -205,11 +188,10 @@ def _layout(archive: zipfile.ZipFile, raw: IO[bytes]) -> Iterator[str]:
         sizes_follow = bool(flags & _SIZES_FOLLOW)
         size, packed = _wide(extra, size, packed)
         local = (crc, packed, size)
-        central = (info.CRC, info.compress_size, info.file_size)
         if name != info.orig_filename.encode(encoding, "replace") or method != info.compress_type:
             yield f"{shown}: has another name or compression in its local header, {name!r}"
             return
-        if local != central and not (sizes_follow and local == (0, 0, 0)):
+        if local != (info.CRC, info.compress_size, info.file_size) and not (sizes_follow and local == (0, 0, 0)):
             yield f"{shown}: has other sizes in its local header"
             return
         place = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length + info.compress_size

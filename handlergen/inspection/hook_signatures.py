@@ -90,14 +90,7 @@ def plain_parameters(node: Function) -> Iterator[SourceParameter]:
 
 
 def read_signature(node: Function, role: Role, *, file: str, findings: Findings) -> tuple[Parameter, ...]:
-    """Assign an argument to every parameter of a hook.
-
-    Args:
-        node: The function.
-        role: The parameters that it may have.
-        file: Name of the function's file, for messages.
-        findings: Receives problems and warnings.
-    """
+    """Assign an argument to every parameter of a hook; `file` is the name of its file, for messages."""
     before = len(findings.problems)
     _check_variadic(node, role, file, findings, wanted=role.allowed)
     parameters = []
@@ -114,21 +107,20 @@ def read_signature(node: Function, role: Role, *, file: str, findings: Findings)
                 waiting.remove(name)
         else:
             positional += 1
-            argument = _next_argument(parameter, waiting)
-            if argument is None:
+            if not parameter.keyword_only and waiting:
+                source = waiting.pop(0)
+            elif parameter.keyword_only and name in waiting:
+                waiting.remove(name)
+            else:
                 _report_surplus(parameter, role, positional, file, findings)
                 continue
-            source = argument
             _check_name(parameter, role, source, file, findings)
         parameters.append(Parameter(name, source, parameter.keyword_only, parameter.required))
     if role.takes and len(findings.problems) == before and role.order[0] in waiting:
         if role.name == "preprocess" and any(parameter.source == "request" for parameter in parameters):
-            findings.warn(
-                file,
-                node.lineno,
-                "preprocess takes `request` (headers, path, id) but not the data of the request. If it needs the data, "
-                "write def preprocess(data, request).",
-            )
+            message = "preprocess takes `request` (headers, path, id) but not the data of the request"
+            advice = "If it needs the data, write def preprocess(data, request)."
+            findings.warn(file, node.lineno, f"{message}. {advice}")
         else:
             names = ", ".join([role.order[0], *(parameter.name for parameter in parameters)])
             fix = f"Write def {role.name}({names}); it may take {role.allowed}."
@@ -161,16 +153,6 @@ def _check_variadic(node: Function, role: Role, file: str, findings: Findings, *
             findings.problem(file, arg.lineno, message, f"Write the parameters out: {wanted}.")
 
 
-def _next_argument(parameter: SourceParameter, waiting: list[str]) -> str | None:
-    """Remove and return the next of `waiting`; for a keyword-only parameter, the one with its name."""
-    if not parameter.keyword_only:
-        return waiting.pop(0) if waiting else None
-    if parameter.name in waiting:
-        waiting.remove(parameter.name)
-        return parameter.name
-    return None
-
-
 def _report_surplus(parameter: SourceParameter, role: Role, positional: int, file: str, findings: Findings) -> None:
     near = difflib.get_close_matches(parameter.name, role.named, n=1, cutoff=0.6)
     if near:
@@ -193,16 +175,11 @@ def _check_name(parameter: SourceParameter, role: Role, source: str, file: str, 
     """Check a positional parameter for a name or a default that shows that the author expects another value."""
     name, default = parameter.name, parameter.default
     receives = f"`{name}` of {role.name} receives {_DESCRIPTIONS[source]}"
-    no_default = default is None or (isinstance(default, ast.Constant) and default.value is None)
-    if not no_default and name != source:  # 224, say: a value of the author's own, not the request's files
-        assert default is not None
-        findings.problem(
-            file,
-            parameter.line,
-            f"{receives}, never its default {ast.unparse(default)}",
-            "If it is a value of your own, make it a constant of the module or read it from context.config; "
-            f"if not, name it `{source}`.",
-        )
+    own = default is not None and not (isinstance(default, ast.Constant) and default.value is None)
+    if default is not None and own and name != source:  # 224, say: a value of the author's own, not the request's files
+        message = f"{receives}, never its default {ast.unparse(default)}"
+        fix = "If it is a value of your own, make it a constant of the module or read it from context.config; "
+        findings.problem(file, parameter.line, message, f"{fix}if not, name it `{source}`.")
         return
     # `data`, `inputs` and `input_data` are common names for any input; `files` and `outputs` are not.
     telling = ("files", "outputs") if source != "files" else role.order
@@ -230,12 +207,7 @@ _DESCRIPTIONS = {
 
 
 def replaced_hooks(source: Source, contract: Contract) -> list[str]:
-    """Return a warning for each hook that a function with other parameters may replace at run time.
-
-    Args:
-        source: As it was read.
-        contract: The contract that was found in it.
-    """
+    """Return a warning for each hook of a contract that a function with other parameters may replace at run time."""
     warnings: list[str] = []
     for hook in contract.hooks.values():
         found = _found(source, hook)
@@ -263,35 +235,28 @@ def _defined_several_times(found: Found, *, by_name: bool) -> Iterator[str]:
     every = definitions(found.module, found.node.name)
     if found.node in every and len({(call_kind(node), *_shape(node, by_name=by_name)) for node in every}) > 1:
         lines = ", ".join(str(line) for line in sorted(node.lineno for node in every))
-        yield (
-            f"{found.module.file}:{found.node.lineno}: {found.node.name} is defined {len(every)} times (lines "
-            f"{lines}), with different parameters. This one is read, whichever runs: give all the same parameters."
-        )
+        place, often = f"{found.module.file}:{found.node.lineno}", f"{len(every)} times (lines {lines})"
+        advice = "This one is read, whichever runs: give all the same parameters."
+        yield f"{place}: {found.node.name} is defined {often}, with different parameters. {advice}"
 
 
 def _decorated(tree: SourceTree, found: Found, *, by_name: bool) -> Iterator[str]:
     """Warn of the project's decorators that put a function with other parameters in the hook's place."""
     assert isinstance(found.node, MethodNode)
     for decorator in decorators(found.node):
-        made = _decorator(tree, found, decorator)
-        if made is None:
-            continue
-        wrapped, wrapper = made
-        if _can_replace(found.node, wrapper, wrapped, by_name=by_name):
+        wrapped, wrapper = _decorator(tree, found, decorator) or ("", None)
+        if wrapper is None or _can_replace(found.node, wrapper, wrapped, by_name=by_name):
             continue
         name, parameters = found.node.name, ast.unparse(found.node.args)
-        yield (
-            f"{found.module.file}:{found.node.lineno}: @{dotted(decorator)} calls {name}({parameters}) with arguments "
-            f"of its own, and takes ({ast.unparse(wrapper.args)}) itself. The runtime passes the arguments of the def: "
-            f"write an undecorated {name} that calls the decorated function."
-        )
+        place, own = f"{found.module.file}:{found.node.lineno}", ast.unparse(wrapper.args)
+        does = f"calls {name}({parameters}) with arguments of its own, and takes ({own}) itself"
+        advice = "The runtime passes the arguments of the def: "
+        advice += f"write an undecorated {name} that calls the decorated function."
+        yield f"{place}: @{dotted(decorator)} {does}. {advice}"
 
 
 def _decorator(tree: SourceTree, found: Found, decorator: ast.expr) -> tuple[str, Function] | None:
-    """Return a decorator's name for what it decorates, and the function that replaces it.
-
-    None if the decorator is not defined in the project, or not in the usual way.
-    """
+    """Return a decorator's name for what it decorates, and the function that replaces it; None if that is not clear."""
     maker = _resolved(tree, found, dotted(decorator))
     if isinstance(decorator, ast.Call) and maker is not None:
         maker = _returned(maker)
@@ -333,9 +298,8 @@ def _can_replace(hook: Function, wrapper: Function, wrapped: str, *, by_name: bo
     if wrapper.args.vararg is None and wrapper.args.kwarg is None:
         return _shape(hook, by_name=by_name) == _shape(wrapper, by_name=by_name)
     own = {parameter.name for parameter in plain_parameters(wrapper)}
-    return not any(
-        isinstance(node, ast.Call) and dotted(node.func) == wrapped and _adds(node, own) for node in ast.walk(wrapper)
-    )
+    calls = (node for node in ast.walk(wrapper) if isinstance(node, ast.Call) and dotted(node.func) == wrapped)
+    return not any(_adds(call, own) for call in calls)
 
 
 def _shape(function: Function, *, by_name: bool) -> list[str]:
@@ -348,9 +312,8 @@ def _shape(function: Function, *, by_name: bool) -> list[str]:
 
 def _adds(call: ast.Call, own: set[str]) -> bool:
     """Return whether a call passes on all arguments of its function, and others besides."""
-    passes_on = any(isinstance(argument, ast.Starred) for argument in call.args) or any(
-        keyword.arg is None for keyword in call.keywords
-    )
+    stars: list[ast.AST] = [argument for argument in call.args if isinstance(argument, ast.Starred)]
+    stars += [keyword for keyword in call.keywords if keyword.arg is None]
     values = [argument for argument in call.args if not isinstance(argument, ast.Starred)]
     values += [keyword.value for keyword in call.keywords if keyword.arg is not None]
-    return passes_on and any(not (isinstance(value, ast.Name) and value.id in own) for value in values)
+    return bool(stars) and any(not (isinstance(value, ast.Name) and value.id in own) for value in values)

@@ -64,10 +64,7 @@ class _Location:
 
 
 def open_project(
-    source: Path | str,
-    *,
-    overrides: Mapping[str, Any] | None = None,
-    environ: Mapping[str, str] | None = None,
+    source: Path | str, *, overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
 ) -> Project:
     """Read a project: its settings, then its source. The user's code is not imported.
 
@@ -89,13 +86,16 @@ def open_project(
     environ = os.environ if environ is None else environ
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     chosen = given.pop("source", None) or environ.get("HANDLERGEN_SOURCE")
-    where = _find(_absolute(Path(source)), chosen)
+    where = _find(absolute(Path(source)), chosen)
     defaults = where.truss.as_defaults() if where.truss else None
     settings, problems = read_settings(where.settings_file, environ=environ, overrides=given, defaults=defaults)
     settings = _with_paths(settings, where, set(given))
     if not settings.name:
         settings = dataclasses.replace(settings, name=where.default_name)
-        problems += _name_problems(where)
+        try:
+            check_model_name(where.default_name)
+        except HandlergenError as error:
+            problems.append(Problem(shown(where.source), 0, error.message, f"To set one, {error.hint}."))
     problems += _file_problems(where, settings, set(given))
     findings = read_source(where.source, settings=settings, root=where.root, truss=where.truss)
     problems += findings.problems
@@ -118,39 +118,18 @@ def _resolved(where: _Location, settings: Settings, findings: Findings, contract
         batch=FORMS[contract.form].batch if settings.batch == "auto" else settings.batch,
         weights_format=settings.weights_format or (weights_format(weights) if weights else None),
     )
-    warnings = [
-        *where.warnings,
-        *findings.warnings,
-        *placed.warnings,
-        *contradictions(
-            settings,
-            weights_bytes=weights.stat().st_size if weights else None,
-            device_bytes=psutil.virtual_memory().total if settings.devices == "cpu" else None,
-        ),
-    ]
-    return Project(
-        where.root,
-        where.source,
-        where.source.is_dir(),
-        settings,
-        contract,
-        placed,
-        tuple(dict.fromkeys(warnings)),
-    )
+    device_bytes = psutil.virtual_memory().total if settings.devices == "cpu" else None
+    weights_bytes = weights.stat().st_size if weights else None
+    odd = contradictions(settings, weights_bytes=weights_bytes, device_bytes=device_bytes)
+    warnings = tuple(dict.fromkeys((*where.warnings, *findings.warnings, *placed.warnings, *odd)))
+    return Project(where.root, where.source, where.source.is_dir(), settings, contract, placed, warnings)
 
 
 def _find(path: Path, chosen: str | None) -> _Location:
-    """Find the source that SOURCE means.
-
-    Args:
-        path: Absolute.
-        chosen: `source` from a flag or the environment, if SOURCE is a directory.
-    """
+    """Find the source that SOURCE (an absolute path) means; `chosen` is the `source` of a flag or the environment."""
     if not path.exists():
-        raise HandlergenError(
-            f"{shown(path)} does not exist",
-            hint="Name a .py file, a package directory, or a directory with handlergen.yaml.",
-        )
+        hint = "Name a .py file, a package directory, or a directory with handlergen.yaml."
+        raise HandlergenError(f"{shown(path)} does not exist", hint=hint)
     if path.is_file():
         if path.name == SETTINGS_FILE or (path.name == CONFIG_FILE and is_truss(path.parent)):
             return _find(path.parent, chosen)
@@ -173,10 +152,8 @@ def _find(path: Path, chosen: str | None) -> _Location:
     if chosen:
         return _Location(_source_of(path, chosen), path, None, path.name)
     candidates = sorted(shown(file) for file in path.glob("*.py") if file.name not in _NOT_A_SOURCE)
-    raise HandlergenError(
-        f"{shown(path)} has neither {SETTINGS_FILE} nor __init__.py",
-        hint=f"Name the module: {' or '.join(candidates[:3])}" if candidates else "Start with: handlergen init DIR",
-    )
+    hint = f"Name the module: {' or '.join(candidates[:3])}" if candidates else "Start with: handlergen init DIR"
+    raise HandlergenError(f"{shown(path)} has neither {SETTINGS_FILE} nor __init__.py", hint=hint)
 
 
 def _beside(path: Path) -> _Location:
@@ -204,11 +181,10 @@ def _source_setting(settings_file: Path) -> str | None:
 def _source_of(directory: Path, named: str | None) -> Path:
     """Return the source of a directory with settings."""
     if named:
-        path = _absolute(directory / named)
+        path = absolute(directory / named)
         if not path.exists():
-            raise HandlergenError(
-                f"source: {named} does not exist", hint=f"handlergen looks for it in {shown(directory)}."
-            )
+            hint = f"handlergen looks for it in {shown(directory)}."
+            raise HandlergenError(f"source: {named} does not exist", hint=hint)
         if path.is_file() and path.suffix != ".py":
             raise HandlergenError(f"source: {named} is not a .py file", hint="Name the module that has predict.")
         if path.is_dir() and not (path / "__init__.py").is_file():
@@ -216,23 +192,18 @@ def _source_of(directory: Path, named: str | None) -> Path:
         return path
     if (directory / "__init__.py").is_file():
         return directory
-    candidates = sorted(
-        path for path in directory.glob("*.py") if path.name not in _NOT_A_SOURCE and not path.name.startswith("test_")
-    )
+    files = sorted(path for path in directory.glob("*.py") if path.name not in _NOT_A_SOURCE)
+    candidates = [path for path in files if not path.name.startswith("test_")]
     if len(candidates) == 1:
         return candidates[0]
     if (directory / _DEFAULT_SOURCE).is_file():
         return directory / _DEFAULT_SOURCE
     if not candidates:
-        raise HandlergenError(
-            f"{shown(directory)} has no .py file",
-            hint="Write model.py, or name it: `source:` in handlergen.yaml.",
-        )
+        hint = "Write model.py, or name it: `source:` in handlergen.yaml."
+        raise HandlergenError(f"{shown(directory)} has no .py file", hint=hint)
     names = ", ".join(path.name for path in candidates)
-    raise HandlergenError(
-        f"{shown(directory)} has several .py files: {names}",
-        hint=f"Name the one that has predict: `source: {candidates[0].name}` in handlergen.yaml.",
-    )
+    hint = f"Name the one that has predict: `source: {candidates[0].name}` in handlergen.yaml."
+    raise HandlergenError(f"{shown(directory)} has several .py files: {names}", hint=hint)
 
 
 def _with_paths(settings: Settings, where: _Location, given: set[str]) -> Settings:
@@ -240,9 +211,9 @@ def _with_paths(settings: Settings, where: _Location, given: set[str]) -> Settin
     base = where.settings_file.parent if where.settings_file else where.root
 
     def one(entry: str, *, flag: bool) -> str:
-        path = _absolute(base / entry)
-        if flag and not path.exists() and _absolute(Path(entry)).exists():
-            path = _absolute(Path(entry))
+        path = absolute(base / entry)
+        if flag and not path.exists() and absolute(Path(entry)).exists():
+            path = absolute(Path(entry))
         return path.relative_to(where.root).as_posix() if path.is_relative_to(where.root) else str(path)
 
     changes: dict[str, Any] = {"source": one(str(where.source), flag=False)}
@@ -256,23 +227,13 @@ def _with_paths(settings: Settings, where: _Location, given: set[str]) -> Settin
     return dataclasses.replace(settings, **changes)
 
 
-def _name_problems(where: _Location) -> list[Problem]:
-    """Check that the default name is a valid model name."""
-    try:
-        check_model_name(where.default_name)
-    except HandlergenError as error:
-        return [Problem(shown(where.source), 0, error.message, f"To set one, {error.hint}.")]
-    return []
-
-
 def _file_problems(where: _Location, settings: Settings, given: set[str]) -> list[Problem]:
     problems = []
     module = where.source.name if where.source.is_dir() else where.source.stem
     reason = module_name_problem(module)
     if reason:
-        problems.append(
-            Problem(shown(where.source), 0, f"the module cannot be named {module!r}: {reason}", "Rename it.")
-        )
+        what = f"the module cannot be named {module!r}: {reason}"
+        problems.append(Problem(shown(where.source), 0, what, "Rename it."))
     if settings.weights and not (where.root / settings.weights).is_file():
         path = where.root / settings.weights
         what = "this is a directory" if path.is_dir() else "there is no such file"
@@ -284,5 +245,6 @@ def _file_problems(where: _Location, settings: Settings, given: set[str]) -> lis
     return problems
 
 
-def _absolute(path: Path) -> Path:
+def absolute(path: Path) -> Path:
+    """Return the absolute path without `..`; links are not followed, because the path counts that the user wrote."""
     return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links and change names

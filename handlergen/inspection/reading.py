@@ -10,7 +10,7 @@ from pathlib import Path
 
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
-from handlergen.inspection.forms import FORMS, Form, form_named
+from handlergen.inspection.forms import FORMS, form_named
 from handlergen.inspection.forms.refused import nearest_form, torchserve_handler
 from handlergen.inspection.hook_signatures import replaced_hooks
 from handlergen.inspection.source_module import SourceModule
@@ -56,20 +56,11 @@ def _inspect(source: Source, wanted: str | None) -> Findings:
     refused = torchserve_handler(source)
     if refused:
         return Findings(problems=[refused])
-    matches: list[tuple[Form, str]] = []
-    for form in FORMS:
-        evidence = form.recognise(source)
-        if evidence:
-            matches.append((form, evidence))
+    matches = [(form, evidence) for form in FORMS if (evidence := form.recognise(source))]
     if len(matches) > 1:
-        findings = Findings()
-        findings.problem(
-            source.module.file,
-            0,
-            f"the form is ambiguous: {' and '.join(f'{form.name} ({evidence})' for form, evidence in matches)}",
-            f"Choose one: --form {matches[0][0].name}, or form: in handlergen.yaml.",
-        )
-        return findings
+        found = " and ".join(f"{form.name} ({evidence})" for form, evidence in matches)
+        fix = f"Choose one: --form {matches[0][0].name}, or form: in handlergen.yaml."
+        return Findings(problems=[Problem(source.module.file, 0, f"the form is ambiguous: {found}", fix)])
     if matches:
         return matches[0][0].inspect(source)
     # No form is recognised: either executable weights predict, or `predict` is missing.
@@ -83,30 +74,23 @@ def _inspect(source: Source, wanted: str | None) -> Findings:
 def _imports_left_out(source: Source, own: Path) -> list[str]:
     """Return a warning for each import of a file of the project that is not packed: it would fail in the worker.
 
-    Args:
-        source: As it was read.
-        own: The file or directory that is packed as the source.
+    `own` is the file or directory that is packed as the source.
     """
     module = source.module
-    packed = [*source.settings.extra_files, *source.settings.packages]
+    named = (*source.settings.extra_files, *source.settings.packages)
+    packed = [source.root / entry.rstrip("/") for entry in named]
     warnings = []
     for line, parts in _absolute_imports(module):
         path = source.tree.importable(parts[:1], beside=module.path.parent) or source.tree.importable(parts)
         if path is None or path == own or own in path.parents:
             continue
         top = path.parent if path.name == "__init__.py" else path
-        if not any(_covers(entry, top, source.root) for entry in packed):
+        if not any(entry == top or entry in top.parents or fnmatch.fnmatch(str(top), str(entry)) for entry in packed):
             shown = top.relative_to(source.root).as_posix() if source.root in top.parents else str(top)
             setting = "packages" if top.is_dir() else "extra_files"
-            warnings.append(
-                f"{module.file}:{line}: imports {'.'.join(parts)}, which is not packed. Write {setting}: [{shown}]."
-            )
+            what = f"imports {'.'.join(parts)}, which is not packed"
+            warnings.append(f"{module.file}:{line}: {what}. Write {setting}: [{shown}].")
     return list(dict.fromkeys(warnings))
-
-
-def _covers(entry: str, path: Path, root: Path) -> bool:
-    packed = root / entry.rstrip("/")
-    return path == packed or packed in path.parents or fnmatch.fnmatch(str(path), str(packed))
 
 
 def _absolute_imports(module: SourceModule) -> Iterator[tuple[int, tuple[str, ...]]]:

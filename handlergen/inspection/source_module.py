@@ -19,9 +19,6 @@ Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 MethodNode: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 
-#: Decorators after which a call does not return the value of the `def` beneath them.
-_GENERATOR_WRAPPERS = ("contextmanager", "asynccontextmanager")
-
 
 @dataclass(frozen=True)
 class Binding:
@@ -62,24 +59,20 @@ class SourceModule:
     is_package: bool = False
     empty: bool = False
 
-    def functions(self) -> Iterator[Binding]:
-        """Yield the names bound to a `def`, `async def` or lambda of this file."""
-        for binding in self.bindings.values():
-            if isinstance(binding.node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-                yield binding
+    def function_lines(self) -> dict[str, int]:
+        """Return the names bound to a `def`, `async def` or lambda of this file, each with its line."""
+        bindings = self.bindings.values()
+        return {binding.name: binding.line for binding in bindings if isinstance(binding.node, Function)}
 
-    def classes(self) -> Iterator[ast.ClassDef]:
-        """Yield the classes defined at module level."""
-        for binding in self.bindings.values():
-            if isinstance(binding.node, ast.ClassDef):
-                yield binding.node
+    def classes(self) -> list[ast.ClassDef]:
+        """Return the classes defined at module level."""
+        return [binding.node for binding in self.bindings.values() if isinstance(binding.node, ast.ClassDef)]
 
 
 def parse_source(path: Path, *, file: str) -> SourceModule | Problem:  # noqa: PLR0911 - one return per way to fail
-    """Read and parse a file, as the interpreter would: encoding cookies and byte order marks are honoured.
+    """Return a parsed file, or the problem why it cannot be parsed.
 
-    Returns:
-        The module, or the problem why it cannot be parsed.
+    It is read as the interpreter would: encoding cookies and byte order marks are honoured.
     """
     try:
         raw = path.read_bytes()
@@ -92,12 +85,9 @@ def parse_source(path: Path, *, file: str) -> SourceModule | Problem:  # noqa: P
         return Problem(file, 1, f"unknown encoding: {error}", "Save the file as UTF-8.")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        return Problem(
-            file,
-            line,
-            f"byte 0x{raw[error.start]:02x} is not {error.encoding}",
-            "Save the file as UTF-8, or name its encoding in the first line: # -*- coding: latin-1 -*-",
-        )
+        message = f"byte 0x{raw[error.start]:02x} is not {error.encoding}"
+        fix = "Save the file as UTF-8, or name its encoding in the first line: # -*- coding: latin-1 -*-"
+        return Problem(file, line, message, fix)
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
         return Problem(file, line, "the file has a null byte: this is not Python source")
@@ -106,25 +96,24 @@ def parse_source(path: Path, *, file: str) -> SourceModule | Problem:  # noqa: P
             warnings.simplefilter("ignore")  # invalid escapes are for the author's linter to report
             tree = ast.parse(text.removeprefix("\ufeff"), filename=file)
     except SyntaxError as error:
-        return _syntax_problem(file, error)
+        code = (error.text or "").strip()
+        fix = f"The line: {code}" if code else ""
+        return Problem(file, error.lineno or 0, f"syntax error: {error.msg}", fix)
     except (RecursionError, MemoryError):
         return Problem(file, 0, "the source is nested too deeply to be read")
-    body = tree.body[1:] if ast.get_docstring(tree, clean=False) is not None else tree.body
+    statements = list(statements_at_import(tree.body))
+    imports = (node for node in statements if isinstance(node, ast.ImportFrom))
     module = SourceModule(
         path,
         file,
         tree,
-        star_imports=tuple(
-            node
-            for node in statements_at_import(tree.body)
-            if isinstance(node, ast.ImportFrom) and node.names[0].name == "*"
-        ),
+        star_imports=tuple(node for node in imports if node.names[0].name == "*"),
         is_package=path.name == "__init__.py",
-        empty=not body,
+        empty=len(tree.body) == (ast.get_docstring(tree, clean=False) is not None),
     )
-    for node in statements_at_import(tree.body):
+    for node in statements:
         for binding in _bindings(node):
-            if not is_overload(binding.node):
+            if not decorated_with(binding.node, "overload"):  # a stub, which is never called
                 module.bindings[binding.name] = binding
         if isinstance(node, ast.Delete) and node in tree.body:  # in an `if` it may not run
             for name in _names(node, ast.Del):
@@ -136,7 +125,7 @@ def definitions(module: SourceModule, name: str) -> list[MethodNode]:
     """Return every `def` of a name that may be the one called at run time; several if an `if` or a `try` decides."""
     found: list[MethodNode] = []
     for node in statements_at_import(module.tree.body):
-        if isinstance(node, MethodNode) and node.name == name and not is_overload(node):
+        if isinstance(node, MethodNode) and node.name == name and not decorated_with(node, "overload"):
             if node in module.tree.body:
                 found.clear()  # this one replaces all before it
             found.append(node)
@@ -157,14 +146,9 @@ def first_yield(node: Function) -> int:
     return min(lines, default=node.lineno)
 
 
-def wrapped_in_context_manager(node: Function) -> bool:
-    """Return whether it is decorated with `contextmanager`, so that a call does not return the function's value."""
-    return any(dotted(item).rpartition(".")[2] in _GENERATOR_WRAPPERS for item in decorators(node))
-
-
-def is_overload(node: ast.AST) -> bool:
-    """Return whether it is a `typing.overload` stub, which is never called."""
-    return any(dotted(item).rpartition(".")[2] == "overload" for item in decorators(node))
+def decorated_with(node: ast.AST, *names: str) -> bool:
+    """Return whether a function has a decorator of one of these names, whatever module it is from."""
+    return any(dotted(item).rpartition(".")[2] in names for item in decorators(node))
 
 
 def dotted(node: ast.AST) -> str:
@@ -214,14 +198,10 @@ def _unbound(node: MethodNode) -> MethodNode:
     if any(dotted(decorator) == "staticmethod" for decorator in node.decorator_list):
         return node
     args = copy.copy(node.args)
-    if args.posonlyargs:
-        args.posonlyargs = args.posonlyargs[1:]
-    else:
-        args.args = args.args[1:]
+    args.args = args.args[not args.posonlyargs :]
+    args.posonlyargs = args.posonlyargs[1:]
     # Defaults belong to the last parameters: only `self` itself could have had one of its own.
-    args.defaults = args.defaults[-(len(args.posonlyargs) + len(args.args)) :] if args.defaults else []
-    if not args.posonlyargs and not args.args:
-        args.defaults = []
+    args.defaults = args.defaults[max(0, len(args.defaults) - len(args.posonlyargs) - len(args.args)) :]
     changed = copy.copy(node)
     changed.args = args
     return changed
@@ -241,17 +221,12 @@ def full_name(module: SourceModule, name: str) -> str:
     return f"{origin}.{rest}" if rest else origin
 
 
-def _syntax_problem(file: str, error: SyntaxError) -> Problem:
-    code = (error.text or "").strip()
-    return Problem(file, error.lineno or 0, f"syntax error: {error.msg}", f"The line: {code}" if code else "")
-
-
 def statements_at_import(body: Iterable[ast.AST]) -> Iterator[ast.stmt]:
     """Yield the statements that run when the module is imported, also inside `if`, `try`, `with`, `match` and loops."""
     for node in body:
         if isinstance(node, ast.stmt):
             yield node
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        if isinstance(node, MethodNode | ast.ClassDef):
             continue
         if isinstance(node, ast.If) and _runs_elsewhere(node.test):
             yield from statements_at_import(node.orelse)
@@ -272,7 +247,7 @@ def _runs_elsewhere(test: ast.expr) -> bool:
 
 
 def _bindings(node: ast.stmt) -> Iterator[Binding]:
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+    if isinstance(node, MethodNode | ast.ClassDef):
         yield Binding(node.name, node.lineno, node)
     elif isinstance(node, ast.Assign):
         for target in node.targets:
@@ -311,7 +286,7 @@ def decorators(node: ast.AST) -> list[ast.expr]:
 def _own_yields(body: Iterable[ast.AST]) -> Iterator[ast.Yield | ast.YieldFrom]:
     """Yield each `yield` of the function itself, without those of functions inside it."""
     for node in body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
+        if isinstance(node, Function | ast.ClassDef):
             continue
         if isinstance(node, ast.Yield | ast.YieldFrom):
             yield node

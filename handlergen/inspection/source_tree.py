@@ -10,8 +10,8 @@ from pathlib import Path
 
 from handlergen.errors import Problem
 from handlergen.inspection.source_module import (
-    Binding,
     Function,
+    MethodNode,
     SourceModule,
     dotted,
     parse_source,
@@ -48,10 +48,9 @@ class SourceTree:
         return self._parsed[path]
 
     def function(self, module: SourceModule, name: str) -> Found | Problem | None:
-        """Find the function that a module-level name is bound to.
+        """Return the function that a module-level name is bound to.
 
-        Returns:
-            The function; a problem if the name is bound to something else; None if the module does not bind it.
+        A name that is bound to something else gives a problem; one that the module does not bind, None.
         """
         return self._follow(module, name, seen=set())
 
@@ -89,10 +88,10 @@ class SourceTree:
         """Return the project's file for an absolute import of `a.b.c`, given as its parts; None if there is none."""
         if not parts:
             return None
-        if parts[0] in self._packages:
-            package = self._packages[parts[0]]
-            if package.is_file():
-                return package if len(parts) == 1 else None
+        package = self._packages.get(parts[0])
+        if package is not None and package.is_file():
+            return package if len(parts) == 1 else None
+        if package is not None:
             return _module_file(package, parts[1:])
         for base in dict.fromkeys((self.root, beside or self.root)):
             found = _module_file(base, parts)
@@ -108,40 +107,32 @@ class SourceTree:
         if binding is None:
             return self._through_star_imports(module, name, seen)
         node = binding.node
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        if isinstance(node, Function):
             return Found(node, module)
         if isinstance(node, ast.ImportFrom):
             return self._through_import(module, node, name, binding.imported or name, seen)
         aliased = self._follow(module, node.id, seen) if isinstance(node, ast.Name) else None
-        return aliased if isinstance(aliased, Found) else _unreadable(module, name, binding)
+        if isinstance(aliased, Found):
+            return aliased
+        what = {ast.ClassDef: "a class", ast.Import: "a module"}.get(type(node), "an expression")
+        message = f"`{name}` is {what}, whose parameters cannot be read without importing the module"
+        return Problem(module.file, binding.line, message, f"Write def {name}(...).")
 
     def _through_import(
-        self,
-        module: SourceModule,
-        node: ast.ImportFrom,
-        name: str,
-        original: str,
-        seen: set[tuple[Path, str]],
+        self, module: SourceModule, node: ast.ImportFrom, name: str, original: str, seen: set[tuple[Path, str]]
     ) -> Found | Problem:
         where = "." * node.level + (node.module or "")
         path = self.local_file(module, node)
         if path is None:
-            return Problem(
-                module.file,
-                node.lineno,
-                f"`{name}` is imported from `{where}`, which is not a file of this project: its parameters cannot "
-                f"be read",
-                f"Define it here: def {name}(...) that calls {original} of {where}.",
-            )
+            message = f"`{name}` is imported from `{where}`, which is not a file of this project"
+            fix = f"Define it here: def {name}(...) that calls {original} of {where}."
+            return Problem(module.file, node.lineno, f"{message}: its parameters cannot be read", fix)
         target = self.open(path)
         if isinstance(target, Problem):
             return target
-        return self._follow(target, original, seen) or Problem(
-            module.file,
-            node.lineno,
-            f"`{name}` is imported from `{where}`, but {target.file} does not define `{original}`",
-            f"Define {original} in {target.file}.",
-        )
+        message = f"`{name}` is imported from `{where}`, but {target.file} does not define `{original}`"
+        missing = Problem(module.file, node.lineno, message, f"Define {original} in {target.file}.")
+        return self._follow(target, original, seen) or missing
 
     def _through_star_imports(
         self, module: SourceModule, name: str, seen: set[tuple[Path, str]]
@@ -209,9 +200,8 @@ class Namespace:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 self._note_import(file, node)
             elif isinstance(node, ast.ClassDef):
-                for method in node.body:
-                    if isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef):
-                        self.methods[method.name].append(method)
+                for method in (part for part in node.body if isinstance(part, MethodNode)):
+                    self.methods[method.name].append(method)
             for name, value in assigned(node):
                 self.made[name].append(value)
         for statement in statements_at_import(module.tree.body):
@@ -221,7 +211,7 @@ class Namespace:
     def _define(self, statement: ast.stmt) -> None:
         if isinstance(statement, ast.ClassDef):
             self.classes[statement.name].append(statement)
-        elif isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+        elif isinstance(statement, MethodNode):
             self.functions[statement.name].append(statement)
             for name in map(dotted, statement.decorator_list):
                 if name.endswith(".register"):  # a call of the function that it registers at may run it
@@ -280,7 +270,7 @@ def is_stored(node: ast.AST) -> bool:
 
 def parameters(node: ast.AST) -> list[str]:
     """Names of a function's parameters, in order, those with stars last; none of what is no function."""
-    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+    if not isinstance(node, Function):
         return []
     args = node.args
     stars = [star.arg for star in (args.vararg, args.kwarg) if star is not None]
@@ -295,17 +285,3 @@ def _module_file(base: Path, parts: tuple[str, ...]) -> Path | None:
     if parts and target.with_name(target.name + ".py").is_file():
         return target.with_name(target.name + ".py")
     return None
-
-
-def _unreadable(module: SourceModule, name: str, binding: Binding) -> Problem:
-    what = "an expression"
-    if isinstance(binding.node, ast.ClassDef):
-        what = "a class"
-    elif isinstance(binding.node, ast.Import):
-        what = "a module"
-    return Problem(
-        module.file,
-        binding.line,
-        f"`{name}` is {what}, whose parameters cannot be read without importing the module",
-        f"Write def {name}(...).",
-    )

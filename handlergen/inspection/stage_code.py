@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from handlergen.inspection.findings import Source
-from handlergen.inspection.source_module import dotted, statements_at_import
+from handlergen.inspection.source_module import MethodNode, dotted, statements_at_import
 from handlergen.inspection.source_tree import Namespace, assigned, is_stored, parameters
 
 HOOKS = ("preprocess", "postprocess")
@@ -25,7 +25,6 @@ MAKES = (
     *("set_extra_state", "__setstate__", "to", "_apply", "eval", "train"),
 )
 PREDICTS = ("predict", "explain", "collate")
-_DEF = ast.FunctionDef | ast.AsyncFunctionDef
 _DISPLAY = ast.Tuple | ast.List | ast.Set | ast.Dict | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 _HOLDS = _DISPLAY | ast.Starred | ast.IfExp | ast.BoolOp | ast.Await
 _MAKES_ANEW = ast.Compare | ast.BinOp | ast.UnaryOp | ast.FormattedValue | ast.Subscript | ast.Slice
@@ -122,14 +121,24 @@ class Names(Namespace):
 
     Attributes:
         hooks: The functions and methods that a server calls, with their role.
-        served: The model's class and its bases.
+        served: The model's class and its bases in the project, in the order in which Python looks.
+        served_body: What is defined in them.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, class_name: str | None) -> None:
         super().__init__(source.tree, source.module)
         self.hooks: dict[ast.AST, str] = {}
         self.served: list[ast.ClassDef] = []
+        self._serve(class_name or "")
+        self.served_body = [part for kind in self.served for part in kind.body]
         self._codes: dict[ast.AST, Code] = {}
+
+    def _serve(self, name: str) -> None:
+        for kind in self.classes.get(name, ()):
+            if kind not in self.served:
+                self.served.append(kind)
+                for base in (dotted(base).rpartition(".")[2] for base in kind.bases):
+                    self._serve(self.main.originals.get(base, base))
 
     def code(self, node: ast.AST) -> Code:
         if node not in self._codes:
@@ -140,7 +149,7 @@ class Names(Namespace):
         """What a mention of a name may run: functions, classes with their methods, a value's expressions, a file."""
         kinds = self.classes.get(name, [])
         yield from map(self.code, (*self.functions.get(name, ()), *self.values.get(name, ()), *kinds))
-        for method in (part for kind in kinds for part in kind.body if isinstance(part, _DEF)):
+        for method in (part for kind in kinds for part in kind.body if isinstance(part, MethodNode)):
             if self.hooks.get(method) not in HOOKS:
                 yield self.code(method)
         file = self.files.get(name)
@@ -149,18 +158,17 @@ class Names(Namespace):
 
     def is_constant(self, name: str, seen: frozenset[str] = frozenset()) -> bool:
         """Whether a name stands for what obviously nothing can change: numbers, texts, patterns, paths."""
-        made = self.made.get(name, ())
-        seen, again = seen | {name}, name in seen
-        return bool(made) and not again and all(self._is_immutable(value, seen) for value in made)
+        made = self.made.get(name, ()) if name not in seen else ()
+        return bool(made) and all(self._is_immutable(value, seen | {name}) for value in made)
 
     def _is_immutable(self, value: ast.AST, seen: frozenset[str]) -> bool:
         for node in ast.walk(value):
-            library = self.code(value).library(node.func if isinstance(node, ast.Call) else node)
+            func = node.func if isinstance(node, ast.Call) else None
+            library = self.code(value).library(func or node)
             if isinstance(node, ast.List | ast.Dict | ast.Set | ast.Lambda | ast.comprehension | ast.Await):
                 return False
-            if library and isinstance(node, ast.Call) and not library.startswith(_IMMUTABLE):
+            if func and library and not library.startswith(_IMMUTABLE):
                 return False
-            func = node.func if isinstance(node, ast.Call) else None
             method = isinstance(func, ast.Attribute) and (not library or isinstance(func.value, ast.Call))
             if method and getattr(func, "attr", "") not in _MAKES_TEXT:
                 return False
@@ -172,18 +180,18 @@ class Names(Namespace):
     def remembers(self, name: str) -> bool:
         """Whether all calls share something: a cached result, a single instance, a list as a default."""
         kinds = self.classes.get(name, ())
-        if any(kind.keywords or "__new__" in [getattr(p, "name", "") for p in kind.body] for kind in kinds):
+        if any(kind.keywords or "__new__" in [getattr(part, "name", "") for part in kind.body] for kind in kinds):
             return True
-        for node in (*self.functions.get(name, ()), *kinds):
-            shared = [] if isinstance(node, ast.ClassDef) else [*node.args.defaults, *node.args.kw_defaults]
-            if any(isinstance(default, ast.List | ast.Dict | ast.Set | ast.Call) for default in shared):
-                return True
+        functions = self.functions.get(name, ())
+        defaults = [each for node in functions for each in (*node.args.defaults, *node.args.kw_defaults)]
+        if any(isinstance(default, ast.List | ast.Dict | ast.Set | ast.Call) for default in defaults):
+            return True
+        for node in (*functions, *kinds):
             for item in getattr(node, "decorator_list", ()):
                 called = self.code(node).library(getattr(item, "func", item)) or dotted(item)
                 if not called.startswith(_DECORATORS) and not called.endswith(".register"):
                     return True
-        bases = {dotted(base) for kind in kinds for base in kind.bases} - {name}
-        return any(map(self.remembers, bases))
+        return any(self.remembers(base) for base in {dotted(base) for kind in kinds for base in kind.bases} - {name})
 
     def harm_of(self, name: str, *, part: bool, seen: set[Any]) -> str:
         """What functions, methods and constructors of a name do to what they are given, and to their object."""
@@ -225,14 +233,14 @@ class Code:
         for part in self._parts:
             inner = list(ast.iter_child_nodes(part))
             if part is node and isinstance(part, ast.ClassDef | ast.Module):
-                inner = [child for child in inner if not isinstance(child, _DEF | ast.ClassDef)]
+                inner = [child for child in inner if not isinstance(child, MethodNode | ast.ClassDef)]
             self._parts += inner
         self._globals = {name for part in self._parts if isinstance(part, ast.Global) for name in part.names}
         bound = {name for part in self._parts if part is not node for name in _bound(part)}
         self._local = bound - self._globals
-        method = isinstance(node, _DEF) and isinstance(names.parents[node], ast.ClassDef)
+        method = isinstance(node, MethodNode) and isinstance(names.parents[node], ast.ClassDef)
         self._first = next(iter(parameters(node)), "") if method else ""
-        self._runs = any(isinstance(part, _DEF | ast.Lambda | ast.Module) for part in self._parts)
+        self._runs = any(isinstance(part, MethodNode | ast.Lambda | ast.Module) for part in self._parts)
 
     @cached_property
     def found(self) -> dict[str, dict[str, int]]:
@@ -304,7 +312,7 @@ class Code:
         if isinstance(parent, ast.Attribute) or (isinstance(parent, ast.Subscript) and parent.value is node):
             return "changes" if is_stored(parent) else self.harm(parent, part=True, seen=seen)
         if isinstance(parent, ast.Return | ast.Yield | ast.YieldFrom | ast.Lambda):
-            inner = isinstance(parent, ast.Lambda) or any(isinstance(node, _DEF) for node in self._parts[1:])
+            inner = isinstance(parent, ast.Lambda) or any(isinstance(node, MethodNode) for node in self._parts[1:])
             away = self._names.hooks.get(self.node, "load") not in MAKES  # to a worker, or to the client
             return "" if part or (away and not inner) else "may change"
         bound = "" if isinstance(parent, _HOLDS) else self._bind(node, parent, part=part, seen=seen)
@@ -313,7 +321,9 @@ class Code:
 
     def _bind(self, node: ast.AST, parent: ast.AST, *, part: bool, seen: set[Any]) -> str:
         """A value is bound to local names, which are followed, or to what may change it later, or it is looked at."""
-        targets = [target for target in _targets(parent) if is_stored(target) and target is not node]
+        assigns = parent.targets if isinstance(parent, ast.Assign) else [getattr(parent, "target", ast.Pass())]
+        parts = (part for target in assigns for part in ast.walk(target))
+        targets = [part for part in parts if is_stored(part) and part is not node]
         names = {target.id for target in targets if isinstance(target, ast.Name)}
         if not targets or node in getattr(parent, "ifs", ()):
             return "" if isinstance(parent, _LOOKS_ONLY) else "may change"
@@ -384,7 +394,7 @@ class Code:
             yield "device", repr(node.value)
         elif isinstance(node, ast.Call):
             yield from self._call_facts(node, dotted(node.func))
-        elif isinstance(node, ast.Import | ast.ImportFrom | _DEF) and node is not self.node and self._runs:
+        elif isinstance(node, ast.Import | ast.ImportFrom | MethodNode) and node is not self.node and self._runs:
             yield from self._import_facts(node)
 
     def _library_facts(self, library: str, node: ast.AST, parent: ast.AST) -> Iterator[tuple[str, str]]:
@@ -428,17 +438,11 @@ class Code:
             yield "reads", file.source.file
 
 
-def _targets(node: ast.AST | None) -> Iterator[ast.AST]:
-    """What a statement, or a part of one, assigns."""
-    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    return (part for target in targets if target is not None for part in ast.walk(target))
-
-
 def _bound(node: ast.AST) -> Iterator[str]:
     """The names that a node binds in a function."""
     if isinstance(node, ast.arg):
         yield node.arg
     elif isinstance(node, ast.Name) and is_stored(node):
         yield node.id
-    elif isinstance(node, _DEF | ast.ClassDef | ast.ExceptHandler | ast.MatchAs | ast.MatchStar):
+    elif isinstance(node, MethodNode | ast.ClassDef | ast.ExceptHandler | ast.MatchAs | ast.MatchStar):
         yield node.name or ""

@@ -19,15 +19,13 @@ from typing import Any
 
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Source
-from handlergen.inspection.source_module import dotted, statements_at_import
+from handlergen.inspection.source_module import MethodNode, dotted, statements_at_import
 from handlergen.inspection.source_tree import assigned
 from handlergen.inspection.stage_code import HOOKS, MAKES, PREDICTS, Code, Names, affects
 from handlergen.project.settings import Settings
 from handlergen.runtime.contract import Contract
 
-_DEF = ast.FunctionDef | ast.AsyncFunctionDef
 _VERBS = ("assigns", "changes", "may change")
-_FREE = "they use nothing that load builds"
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,8 @@ class Reason:
 
     Attributes:
         rule: 1 to 5, as at the top of this file.
-        file: As in messages; empty when the reason is none of the source's lines.
-        line: 1-based, of the use; 0 likewise.
+        file: As in messages.
+        line: 1-based, of the use; 0 if the reason is none of the source's lines.
         hook: The hook that uses it.
         name: What it uses, as the source writes it: `TOKENIZER`, `self.labels`, `model`.
         what: The sentence, without place and without full stop.
@@ -57,8 +55,7 @@ class Reason:
         return f"{self.file}:{self.line}" if self.line else self.file
 
     def __str__(self) -> str:
-        place = f"{self.place}: " if self.file else ""
-        return f"{place}rule {self.rule}: {self.what}. {self.fix}".rstrip()
+        return f"{self.place}: rule {self.rule}: {self.what}. {self.fix}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -97,69 +94,41 @@ class Placement:
         return "one process a device has the model, and runs preprocess and postprocess too"
 
 
-def place(source: Source, contract: Contract, settings: Settings) -> Placement:
-    """Resolve `predictor` and `stages`; the source is read, never imported.
-
-    Args:
-        source: As inspection read it.
-        contract: What inspection found in it.
-        settings: As given.
-    """
-    if contract.form == "flow":
-        return _flow(source, settings)
-    if settings.predictor == "worker":
-        warnings: tuple[str, ...] = ()
-        if settings.stages != "auto":
-            warnings = (
-                f"stages ({settings.stages}) has no effect with predictor: worker, where each worker does all "
-                f"three. Write predictor: process, or leave it out.",
-            )
-        return Placement("worker", "worker", why="predictor: worker", warnings=warnings)
-    if settings.predictor == "auto" and _has_no_model(contract, settings):
+def place(source: Source, contract: Contract, settings: Settings) -> Placement:  # noqa: PLR0911 - one return a case
+    """Resolve `predictor` and `stages`; the source is read, never imported."""
+    predictor, stages, flow = settings.predictor, settings.stages, contract.form == "flow"
+    if flow and predictor == "process":
+        if stages != "worker":
+            return Placement("process", "predictor", why="several models, whose stages run beside them")
+        what = "stages: worker is not for the form flow: its stages are called with their models"
+        problem = Problem(source.module.file, 0, what, "Write stages: predictor, or leave it out.")
+        return Placement("worker", "worker", problems=(problem,))
+    if flow or predictor == "worker":
+        why = "several models; a copy of each in each worker" if flow else "predictor: worker"
+        where = "with predictor: worker, where each worker does all three. Write predictor: process, or leave it out."
+        if flow:
+            where = "for a flow, whose stages all run in each worker. Leave it out."
+        warnings = (f"stages ({stages}) has no effect {where}",) if stages != "auto" else ()
+        return Placement("worker", "worker", why=why, warnings=warnings)
+    loads = contract.form != "functions" or "load" in contract.hooks or settings.weights
+    if predictor == "auto" and not loads:  # a process would only make the way longer
         return Placement("worker", "worker", why="neither load nor weights: no model to share")
-    if settings.stages == "predictor":
+    if stages == "predictor":
         return Placement("process", "predictor", why="stages: predictor")
     found = find_reasons(source, contract)
-    if settings.stages == "auto":
-        free = _FREE if any(role in contract.hooks for role in HOOKS) else "there is neither of them"
+    if stages == "auto":
+        hooks = any(role in contract.hooks for role in HOOKS)
+        free = "they use nothing that load builds" if hooks else "there is neither of them"
         return Placement("process", "predictor" if found else "worker", found, found[0].what if found else free)
-    problems = tuple(
-        Problem(reason.file, reason.line, f"{reason.what}; stages: worker leaves it without", reason.fix)
-        for reason in found
-        if reason.name == "model"
-    )
-    overruled = tuple(
+    without = "stages: worker leaves it without"
+    missing = [reason for reason in found if reason.name == "model"]
+    problems = [Problem(each.file, each.line, f"{each.what}; {without}", each.fix) for each in missing]
+    overruled = [
         f"{reason} It runs in the workers all the same, as stages: worker says."
         for reason in found
-        if reason.name != "model"
-    )
-    return Placement("process", "worker", found, "stages: worker", problems, overruled)
-
-
-def _has_no_model(contract: Contract, settings: Settings) -> bool:
-    """Whether a process for the model would only make the way longer."""
-    return contract.form == "functions" and "load" not in contract.hooks and not settings.weights
-
-
-def _flow(source: Source, settings: Settings) -> Placement:
-    why = "several models; a copy of each in each worker"
-    if settings.predictor == "process" and settings.stages != "worker":
-        return Placement("process", "predictor", why="several models, whose stages run beside them")
-    if settings.predictor != "process":
-        warnings: tuple[str, ...] = ()
-        if settings.stages != "auto":
-            warnings = (
-                f"stages ({settings.stages}) has no effect for a flow, whose stages all run in each worker. "
-                f"Leave it out.",
-            )
-        return Placement("worker", "worker", why=why, warnings=warnings)
-    problem = Problem(
-        source.module.file,
-        0,
-        "stages: worker is not for the form flow: its stages are called with their models",
-        "Write stages: predictor, or leave it out.",
-    )
-    return Placement("worker", "worker", why=why, problems=(problem,))
+        if reason not in missing
+    ]
+    return Placement("process", "worker", found, "stages: worker", tuple(problems), tuple(overruled))
 
 
 @dataclass(frozen=True)
@@ -196,11 +165,11 @@ class _Mentions:
                 for found, line in lines.items() if kind != "own" or served else ():
                     self.found[kind].setdefault(found, Site(code.file.source.file, line, through))
             inner = [inner for read in code.found["reads"] for inner in names.codes(read)]
-            methods = [part for kind in names.served for part in kind.body if isinstance(part, _DEF)] if served else []
-            inner += [names.code(part) for part in methods if part.name in code.found["own"]]
+            if served:
+                methods = (part for part in names.served_body if isinstance(part, MethodNode))
+                inner += [names.code(method) for method in methods if method.name in code.found["own"]]
             for other in inner:
-                helper = getattr(other.node, "name", "") if isinstance(other.node, _DEF) else ""
-                waiting.append((other, (*through, helper) if helper else through))
+                waiting.append((other, (*through, other.node.name) if isinstance(other.node, MethodNode) else through))
         for verb in _VERBS:
             for changed, site in list(self.found[verb].items()):
                 for linked in names.links.get(changed, ()):
@@ -212,18 +181,20 @@ class _Mentions:
             for name in sorted(self.found[verb].keys() & reader.found["reads"].keys()):
                 yield name, verb, self.found[verb][name], reader.found["reads"][name]
 
+    def reason(self, rule: int, name: str, site: Site, what: str, fix: str) -> Reason:
+        return Reason(rule, site.file, site.line, self.name, name, f"{self.name} {what}", fix)
+
 
 def find_reasons(source: Source, contract: Contract) -> tuple[Reason, ...]:
     """What ties preprocess or postprocess to the process that has the model; empty when nothing does."""
     if not any(hook in contract.hooks for hook in HOOKS):
         return ()
+    first: dict[tuple[str, str], Reason] = {}
     try:
-        found = list(_Rules(source, contract).reasons())
+        for reason in _Rules(source, contract).reasons():
+            first.setdefault((reason.hook, reason.name), reason)
     except RecursionError:
         return (Reason(5, source.module.file, 0, "", "", "the source is nested too deeply to be followed", ""),)
-    first: dict[tuple[str, str], Reason] = {}
-    for reason in found:
-        first.setdefault((reason.hook, reason.name), reason)
     return tuple(first.values())
 
 
@@ -231,67 +202,66 @@ class _Rules:
     """The five rules, for one module."""
 
     def __init__(self, source: Source, contract: Contract) -> None:
-        self._contract, self._file, self._names = contract, source.module.file, Names(source)
-        if contract.class_name:
-            self._serve(contract.class_name)
-        of_class = ("model-class", "module")
+        self._contract, self._file = contract, source.module.file
+        self._names = names = Names(source, contract.class_name)
+        apart = {"setup"}  # functions of the module, where the other hooks are methods
+        if contract.form == "module":
+            apart |= {"load", *(["collate"] if contract.details.get("collate") == "function" else [])}
         written: dict[str, list[ast.AST]] = {}
         for role in (*HOOKS, *PREDICTS, *MAKES, "setup"):
             hook = contract.hooks.get(role)
             name = hook.name if hook else role
-            method = contract.form in of_class and not (
-                role == "collate" and contract.details.get("collate") == "function"
-            )
-            if method and role != "setup" and (contract.form == "model-class" or role != "load"):
-                body = (part for kind in self._names.served for part in kind.body)
-                written[role] = [part for part in body if getattr(part, "name", "") == name]
+            if contract.class_name and role not in apart:
+                written[role] = [part for part in names.served_body if getattr(part, "name", "") == name]
             elif hook or role == "collate":
-                name = self._names.main.originals.get(name, name)
-                written[role] = [code.node for code in self._names.codes(name)]
-            self._names.hooks.update(dict.fromkeys(written.get(role, ()), role))
-        self._roles = {
-            role: _Mentions(self._names, getattr(contract.hooks.get(role), "name", role), map(self._names.code, nodes))
-            for role, nodes in written.items()
-            if nodes or role in contract.hooks
-        }
-        for role, found in self._roles.items():
-            if role in contract.hooks and not written[role]:
-                what = f"{found.name}, which is no function that can be read"
-                found.found["unknown"][what] = Site(self._file, contract.hooks[role].line)
-
-    def _serve(self, name: str) -> None:
-        """Note a class and its bases in the project, in the order in which Python looks."""
-        for kind in self._names.classes.get(name, ()):
-            if kind not in self._names.served:
-                self._names.served.append(kind)
-                for base in (dotted(base).rpartition(".")[2] for base in kind.bases):
-                    self._serve(self._names.main.originals.get(base, base))
+                written[role] = [code.node for code in names.codes(names.main.originals.get(name, name))]
+            names.hooks.update(dict.fromkeys(written.get(role, ()), role))
+        self._roles: dict[str, _Mentions] = {}
+        for role, nodes in written.items():
+            hook = contract.hooks.get(role)
+            if hook or nodes:
+                found = _Mentions(names, hook.name if hook else role, map(names.code, nodes))
+                self._roles[role] = found
+                if hook and not nodes:
+                    what = f"{found.name}, which is no function that can be read"
+                    found.found["unknown"][what] = Site(self._file, hook.line)
 
     def reasons(self) -> Iterator[Reason]:
-        """Every reason, hook by hook; several may name the same thing."""
+        """Every reason; several may name the same thing."""
         setup = "pre_model_fn(model_dir)" if self._contract.form == "sagemaker" else "setup(context)"
         there = f"in {setup}, which every worker runs, or where the module is imported."
         if self._contract.form == "model-class":  # it has no setup
             there = "where the module is imported."
         for role in (role for role in HOOKS if role in self._roles):
             mine = self._roles[role]
-            yield from self._device_and_self(role, mine)
+            yield from self._asks(role, mine)
+            yield from self._device(role, mine)
+            yield from self._self(mine)
             for other in (other for other in (*MAKES, *PREDICTS) if other in self._roles):
                 yield from self._shared(mine, self._roles[other], there, predicts=other in PREDICTS)
-            for name, site in mine.found["unknown"].items():
-                what = f"{mine.name} uses {name}{site.helpers}: what that reads, the source does not show"
-                fix = "Write the names out, or say stages: worker if nothing of it comes from load."
-                yield Reason(5, site.file, site.line, mine.name, name, what, fix)
-        for theirs in (self._roles[role] for role in (*MAKES, *PREDICTS) if role in self._roles):
-            for name, site in theirs.found["unknown"].items():
-                what = f"{theirs.name} uses {name}{site.helpers}: what that assigns, the source does not show"
-                fix = "Write the names out, or say stages: worker if preprocess and postprocess use nothing of it."
-                yield Reason(5, site.file, site.line, theirs.name, name, what, fix)
+        for role, mine in self._roles.items():
+            does, unless = "assigns", "preprocess and postprocess use nothing of it"
+            if role in HOOKS:
+                does, unless = "reads", "nothing of it comes from load"
+            for name, site in mine.found["unknown"].items() if role != "setup" else ():
+                what = f"uses {name}{site.helpers}: what that {does}, the source does not show"
+                yield mine.reason(5, name, site, what, f"Write the names out, or say stages: worker if {unless}.")
         if "setup" in self._roles:
             yield from self._device("setup", self._roles["setup"])
         for name, site in self._devices_at_import():
             what = f"the module uses {name} when it is imported, and workers leave the device to the predictor process"
             yield Reason(1, site.file, site.line, "import", name, what, "Do it in load.")
+
+    def _asks(self, role: str, mine: _Mentions) -> Iterator[Reason]:
+        """Rule 1 for the parameter `model`, and a preprocess that yields."""
+        hook = self._contract.hooks[role]
+        site = Site(self._file, hook.line)
+        if role == "preprocess" and hook.streams:
+            what = "yields, and a generator cannot go to another process"
+            yield mine.reason(5, "yield", site, what, "Return a list instead, and it runs in the workers.")
+        if any(parameter.source == "model" for parameter in hook.parameters):
+            fix = "Do in predict what needs it, or make what this hook needs of it in setup(context)."
+            yield mine.reason(1, "model", site, "asks for `model`, which only the predictor process has", fix)
 
     def _device(self, role: str, mine: _Mentions) -> Iterator[Reason]:
         hook = self._contract.hooks[role]
@@ -299,71 +269,59 @@ class _Rules:
         fix = "Leave it out: inputs are on the device when predict gets them, outputs on the CPU when it has returned."
         sites = {**dict.fromkeys(asked, Site(self._file, hook.line)), **mine.found["device"]}
         for name, site in sites.items():
-            what = f"{mine.name} uses {name}{site.helpers}, and workers leave the device to the predictor process"
-            yield Reason(1, site.file, site.line, mine.name, name, what, fix)
+            what = f"uses {name}{site.helpers}, and workers leave the device to the predictor process"
+            yield mine.reason(1, name, site, what, fix)
 
-    def _device_and_self(self, role: str, mine: _Mentions) -> Iterator[Reason]:
-        """Rules 1 and 2, and a preprocess that yields."""
-        hook = self._contract.hooks[role]
-        if role == "preprocess" and hook.streams:
-            what = f"{mine.name} yields, and a generator cannot go to another process"
-            fix = "Return a list instead, and it runs in the workers."
-            yield Reason(5, self._file, hook.line, mine.name, "yield", what, fix)
-        if any(parameter.source == "model" for parameter in hook.parameters):
-            what = f"{mine.name} asks for `model`, which only the predictor process has"
-            fix = "Do in predict what needs it, or make what this hook needs of it in setup(context)."
-            yield Reason(1, self._file, hook.line, mine.name, "model", what, fix)
-        yield from self._device(role, mine)
-        body = [part for kind in self._names.served for part in kind.body]
+    def _self(self, mine: _Mentions) -> Iterator[Reason]:
+        """Rule 2."""
+        body = self._names.served_body
         fields = any(kind.decorator_list for kind in self._names.served)  # a dataclass makes attributes of them
         constants = {name for part in body for name, _ in assigned(part) if not fields}
-        methods = {part.name for part in body if isinstance(part, _DEF) and _is_plain(part)}
+        methods = {part.name for part in body if isinstance(part, MethodNode) and _is_plain(part)}
         for name, site in mine.found["own"].items():
             setters = [each for key, each in self._roles.items() if key != "setup" and name in each.found["sets"]]
             if name in methods or (name in constants and not setters):
                 continue
-            shown = f"self.{name}" if name else "self"
-            said = f", which is neither a method nor a constant of class {self._contract.class_name}"
-            if setters:
+            said = ", not only for a method or a constant of its class"
+            if name and setters:
                 said = f", which {setters[0].name} sets in {setters[0].found['sets'][name].seen_from(site)}"
-            said = said if name else ", not only for a method or a constant of its class"
+            elif name:
+                said = f", which is neither a method nor a constant of class {self._contract.class_name}"
+            shown = f"self.{name}" if name else "self"
             fix = f"Make {name or 'what it needs'} a class attribute, or a constant of the module, and leave it so."
-            what = f"{mine.name} uses {shown}{site.helpers}{said}"
-            yield Reason(2, site.file, site.line, mine.name, shown, what, fix)
+            yield mine.reason(2, shown, site, f"uses {shown}{site.helpers}{said}", fix)
 
     def _shared(self, mine: _Mentions, theirs: _Mentions, there: str, *, predicts: bool) -> Iterator[Reason]:
         """Rules 3 and 4, between a hook and one of those that load or predict."""
         for name, verb, written, read in theirs.conflicts(mine):
             fix = f"Make {name} {there}" if not predicts else "Let predict return it, or keep it to predict."
-            what = f"{mine.name} uses {name}{read.helpers}, which {theirs.name} {verb} in {written.seen_from(read)}"
-            yield Reason(3, read.file, read.line, mine.name, name, what, fix)
+            what = f"uses {name}{read.helpers}, which {theirs.name} {verb} in {written.seen_from(read)}"
+            yield mine.reason(3, name, read, what, fix)
         for name, verb, written, read in mine.conflicts(theirs) if predicts else ():
             fix = "Let preprocess return what predict needs of it, and predict what postprocess needs."
-            what = f"{mine.name} {verb} {name}{written.helpers}, which {theirs.name} uses in {read.seen_from(written)}"
-            yield Reason(3, written.file, written.line, mine.name, name, what, fix)
+            what = f"{verb} {name}{written.helpers}, which {theirs.name} uses in {read.seen_from(written)}"
+            yield mine.reason(3, name, written, what, fix)
         for effect, written in theirs.found["effects"].items():
-            for used, site in [item for item in mine.found["uses"].items() if affects(effect, item[0])][:1]:
-                what = f"{mine.name} uses {used}{site.helpers}, which may depend on {effect}"
+            used = next((name for name in mine.found["uses"] if affects(effect, name)), None)
+            if used is not None:
+                site = mine.found["uses"][used]
+                what = f"uses {used}{site.helpers}, which may depend on {effect}"
                 what = f"{what}, which {theirs.name} calls or sets in {written.seen_from(site)}"
-                yield Reason(4, site.file, site.line, mine.name, effect, what, f"Do that {there}")
+                yield mine.reason(4, effect, site, what, f"Do that {there}")
 
     def _devices_at_import(self) -> Iterator[tuple[str, Site]]:
         """Calls that may make a context on an accelerator when the module is imported."""
         for file in self._names.at_import:
-            statements = (
-                n for n in statements_at_import(file.source.tree.body) if not isinstance(n, _DEF | ast.ClassDef)
-            )
-            for call in (
-                node for statement in statements for node in ast.walk(statement) if isinstance(node, ast.Call)
-            ):
-                code = self._names.code(call)
-                if (
-                    _Mentions(self._names, "import", [code]).found["device"]
-                    and code.library(call.func) != "torch.device"
-                ):
-                    yield ast.unparse(call.func), Site(file.source.file, call.lineno)
+            for statement in statements_at_import(file.source.tree.body):
+                calls = ast.walk(statement) if not isinstance(statement, MethodNode | ast.ClassDef) else ()
+                for call in (node for node in calls if isinstance(node, ast.Call)):
+                    code = self._names.code(call)
+                    if code.library(call.func) == "torch.device":
+                        continue
+                    if _Mentions(self._names, "import", [code]).found["device"]:
+                        yield ast.unparse(call.func), Site(file.source.file, call.lineno)
 
 
-def _is_plain(method: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+def _is_plain(method: MethodNode) -> bool:
     """Whether a method keeps no result of its own, as `cached_property` does in each process."""
     return {dotted(item) for item in method.decorator_list} <= {"property", "staticmethod", "classmethod"}

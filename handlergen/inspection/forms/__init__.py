@@ -1,6 +1,7 @@
 """The forms, one module each: how a source is recognised, and how its hooks become a contract.
 
-Each module has a `FORM`. Which forms there are is said by the table in `handlergen.runtime.forms.table`.
+Each module has `recognise` and `inspect`, as in `Form`. Which forms there are is said by the table in
+`handlergen.runtime.forms.table`.
 """
 
 from __future__ import annotations
@@ -8,13 +9,13 @@ from __future__ import annotations
 import importlib
 
 from handlergen.inspection.forms.form import Form
-from handlergen.runtime.forms import table as form_table
+from handlergen.runtime.forms import table
 
 __all__ = ["FORMS", "Form", "form_named"]
 
-FORMS: tuple[Form, ...] = tuple(
-    importlib.import_module(f"{__name__}.{row.module}").FORM for row in form_table.FORMS.values()
-)
+_MODULES = {name: importlib.import_module(f"{__name__}.{row.module}") for name, row in table.FORMS.items()}
+
+FORMS = tuple(Form(name, module.recognise, module.inspect) for name, module in _MODULES.items())
 """In the order of the table."""
 
 

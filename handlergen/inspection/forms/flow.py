@@ -12,7 +12,7 @@ from typing import Any
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
 from handlergen.inspection.forms import functions
-from handlergen.inspection.forms.form import Form, yields
+from handlergen.inspection.forms.form import yields
 from handlergen.inspection.forms.module import is_module
 from handlergen.inspection.hook_signatures import Role, read_signature
 from handlergen.inspection.source_module import Function, SourceModule, call_kind, first_yield
@@ -23,31 +23,17 @@ from handlergen.runtime.contract import Contract, Hook
 _EXAMPLE = 'FLOW = [("torch", "encoder.pt"), ("sklearn_classifier", "head.joblib", to_label)]'
 
 STAGE_TYPES = (
-    "torch",
-    "sklearn",
-    "sklearn_classifier",
-    "sklearn_preprocessor",
-    "xgboost_classifier",
-    "xgboost_regressor",
-    "onnx",
-    "spacy",
-    "huggingface_pipeline",
-    "python",
+    *("torch", "sklearn", "sklearn_classifier", "sklearn_preprocessor", "xgboost_classifier", "xgboost_regressor"),
+    *("onnx", "spacy", "huggingface_pipeline", "python"),
 )
 
 # Names for a type in other systems, too far from it to be found by spelling.
 _OTHER_NAMES = {
-    "pytorch": "torch",
-    "torchscript": "torch",
-    "scikit-learn": "sklearn",
-    "xgboost": "xgboost_classifier",
-    "xgb": "xgboost_classifier",
-    "transformers": "huggingface_pipeline",
-    "huggingface": "huggingface_pipeline",
-    "hf": "huggingface_pipeline",
-    "onnxruntime": "onnx",
-    "function": "python",
-    "sklearn_transformer": "sklearn_preprocessor",
+    **dict.fromkeys(("pytorch", "torchscript"), "torch"),
+    **dict.fromkeys(("xgboost", "xgb"), "xgboost_classifier"),
+    **dict.fromkeys(("transformers", "huggingface", "hf"), "huggingface_pipeline"),
+    **{"scikit-learn": "sklearn", "sklearn_transformer": "sklearn_preprocessor"},
+    **{"onnxruntime": "onnx", "function": "python"},
 }
 
 PRE = Role("pre", ("inputs", "files"), takes="data")
@@ -64,9 +50,8 @@ def recognise(source: Source) -> str | None:
 def inspect(source: Source) -> Findings:
     """Return the contract of the flow, or every problem of every stage."""
     findings = Findings()
-    stages = [
-        _FlowElement(source, number, node, findings) for number, node in enumerate(_elements(source, findings), 1)
-    ]
+    elements = enumerate(_elements(source, findings), 1)
+    stages = [_FlowElement(source, number, node, findings) for number, node in elements]
     hooks = functions.hooks_of(source, ("setup",), findings)
     described = [stage.read() for stage in stages]
     for stage in stages:
@@ -109,31 +94,24 @@ class _FlowElement:
     """
 
     def __init__(self, source: Source, number: int, node: ast.expr, findings: Findings) -> None:
-        self._source = source
-        self._number = number
-        self._node = node
-        self._findings = findings
+        self._source, self._number, self._node, self._findings = source, number, node, findings
         self.hooks: dict[str, Hook] = {}
-        self._described: dict[str, Any] = {
-            "type": "", "file": "", "shown": "", "format": None, "class": None, "options": {},
-        }  # fmt: skip
+        self._described: dict[str, Any] = dict.fromkeys(("type", "file", "shown"), "")
+        self._described |= {"format": None, "class": None, "options": {}}
 
     def read(self) -> dict[str, Any]:
         """Return what the runtime must know of the stage; problems are added to the findings.
 
-        Returns:
-            `type`, `file` (its path in the archive, or empty), `shown` (for messages), and what only some types have:
-            `format` and `class` (torch), `options` (huggingface_pipeline).
+        That is `type`, `file` (its path in the archive, or empty), `shown` (for messages), and what only some types
+        have: `format` and `class` (torch), `options` (huggingface_pipeline).
         """
         parts = self._node.elts if isinstance(self._node, ast.Tuple | ast.List) else []
         if not 2 <= len(parts) <= 3:
-            self._problem(
-                self._node,
-                f"expected (type, file) or (type, file, post), got a tuple of {len(parts)}"
-                if parts
-                else "expected a tuple of type and file",
-                'Write ("torch", "encoder.pt") or ("torch", "encoder.pt", {"pre": prepare, "post": answer}).',
-            )
+            found = "expected a tuple of type and file"
+            if parts:
+                found = f"expected (type, file) or (type, file, post), got a tuple of {len(parts)}"
+            fix = 'Write ("torch", "encoder.pt") or ("torch", "encoder.pt", {"pre": prepare, "post": answer}).'
+            self._problem(self._node, found, fix)
             return self._described
         kind = self._described["type"] = self._type(parts[0])
         if kind == "python":
@@ -177,11 +155,9 @@ class _FlowElement:
             if kind == "torch":
                 self._torch(name, node)
         elif kind == "spacy" and "/" not in name:
-            self._findings.warn(
-                self._source.module.file,
-                node.lineno,
-                f"there is no directory {name} here: the worker looks for an installed spaCy package with that name",
-            )
+            meant = "the worker looks for an installed spaCy package with that name"
+            message = f"there is no directory {name} here: {meant}"
+            self._findings.warn(self._source.module.file, node.lineno, message)
         else:
             what = "is a directory" if path.is_dir() else "does not exist"
             message = f"the file {name} {what}"
@@ -199,23 +175,18 @@ class _FlowElement:
             return
         pickled = pickled_class(path)
         if pickled:
-            self._problem(
-                node,
-                f"{name} is a pickle of a whole object ({pickled}), which runs code when it is loaded",
-                f'Export TorchScript, torch.jit.script(model).save("{name}"), or a state dict: '
-                f'torch.save(model.state_dict(), "{name}").',
-            )
+            message = f"{name} is a pickle of a whole object ({pickled}), which runs code when it is loaded"
+            fix = f'torch.jit.script(model).save("{name}"), or a state dict: torch.save(model.state_dict(), "{name}").'
+            self._problem(node, message, f"Export TorchScript, {fix}")
             return
         networks = self._networks()
         if len(networks) == 1:
             self._described["class"] = networks[0]
             return
-        self._problem(
-            node,
-            f"{name} is a state dict, which needs exactly one nn.Module class in this module; "
-            + (f"it has {' and '.join(networks)}" if networks else "there is none"),
-            f'Define it here, or export TorchScript: torch.jit.script(model).save("{name}").',
-        )
+        found = f"it has {' and '.join(networks)}" if networks else "there is none"
+        message = f"{name} is a state dict, which needs exactly one nn.Module class in this module; {found}"
+        fix = f'Define it here, or export TorchScript: torch.jit.script(model).save("{name}").'
+        self._problem(node, message, fix)
 
     def _networks(self) -> list[str]:
         """Return the nn.Module classes of the file that are not a base of another one."""
@@ -231,22 +202,16 @@ class _FlowElement:
         except ValueError:
             options = None
         if not isinstance(options, dict) or not isinstance(options.get("task"), str):
-            self._problem(
-                node,
-                "a huggingface_pipeline needs the arguments of transformers.pipeline",
-                'Write {"task": "text-classification", "model": "models/sentiment"}.',
-            )
+            fix = 'Write {"task": "text-classification", "model": "models/sentiment"}.'
+            self._problem(node, "a huggingface_pipeline needs the arguments of transformers.pipeline", fix)
             return
         model = options.get("model")
         self._described.update(options=options, shown=str(model or options["task"]))
         if isinstance(model, str) and (self._source.root / model).is_dir():
             self._described["file"] = archive_path(model)
         else:
-            self._findings.warn(
-                self._source.module.file,
-                node.lineno,
-                f"there is no directory {model} here: each worker downloads the model when it starts",
-            )
+            message = f"there is no directory {model} here: each worker downloads the model when it starts"
+            self._findings.warn(self._source.module.file, node.lineno, message)
 
     def _functions(self, node: ast.expr) -> None:
         """Read the third part: the `post` function, or a dict with `pre` and `post`."""
@@ -264,11 +229,7 @@ class _FlowElement:
                 self._function(str(name), value, PRE if name == "pre" else POST)
 
     def _function(self, role: str, node: ast.expr, wanted: Role) -> str:
-        """Read a function's signature.
-
-        Returns:
-            Its name, for messages.
-        """
+        """Read a function's signature, and return its name, for messages."""
         module: SourceModule = self._source.module
         function: Function
         if isinstance(node, ast.Lambda):
@@ -279,7 +240,7 @@ class _FlowElement:
                 name = node.value
             found = self._source.tree.function(module, name) if name else None
             if found is None:
-                near = difflib.get_close_matches(name, [each.name for each in module.functions()], n=1)
+                near = difflib.get_close_matches(name, module.function_lines(), n=1)
                 fix = f"Did you mean `{near[0]}`?" if near else f"Write def {name or 'function'}(...)."
                 shown = name or ast.unparse(node)
                 self._problem(node, f"`{shown}` is not a function of this module", fix)
@@ -289,12 +250,9 @@ class _FlowElement:
                 return name
             function, module = found.node, found.module
         if yields(function):
-            self._findings.problem(
-                module.file,
-                first_yield(function),
-                f"{name} is a generator, but a stage passes on one value",
-                "Return the value instead of yielding it.",
-            )
+            message = f"{name} is a generator, but a stage passes on one value"
+            fix = "Return the value instead of yielding it."
+            self._findings.problem(module.file, first_yield(function), message, fix)
         parameters = read_signature(function, wanted, file=module.file, findings=self._findings)
         line = function.lineno if module is self._source.module else 0
         self.hooks[f"{role} {self._number}"] = Hook(name, line, call_kind(function), parameters)
@@ -318,6 +276,3 @@ def _nearest_type(name: str) -> str | None:
         return name
     near = difflib.get_close_matches(name, STAGE_TYPES, n=1, cutoff=0.6)
     return _OTHER_NAMES.get(name) or (near[0] if near else None)
-
-
-FORM = Form("flow", recognise, inspect)

@@ -7,13 +7,10 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
-from handlergen.inspection.source_module import Function, SourceModule, call_kind, first_yield
+from handlergen.inspection.source_module import Function, MethodNode, call_kind, decorated_with, first_yield
 from handlergen.project.settings import Settings
 from handlergen.runtime.contract import Hook
-
-_NO_OTHERS: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -32,19 +29,11 @@ class Form:
 
 
 def near_names(
-    names: Iterable[str],
-    hooks: Iterable[str],
-    bound: Iterable[str],
-    *,
-    others: Mapping[str, str] = _NO_OTHERS,
+    names: Iterable[str], hooks: Iterable[str], bound: Iterable[str], others: Mapping[str, str] | None = None
 ) -> list[tuple[str, str]]:
     """Return (name, missing hook) pairs that look like misspelt hooks.
 
-    Args:
-        names: The functions that are defined.
-        hooks: Every name that handlergen would call.
-        bound: The hooks that are defined.
-        others: Names for a hook in other systems, each with the hook.
+    `names` are defined, of the `hooks` those in `bound`. `others` has names for a hook in other systems.
     """
     hooks, there = tuple(hooks), set(bound)
     absent = {hook.replace("_", ""): hook for hook in hooks if hook not in there}
@@ -52,7 +41,7 @@ def near_names(
     for name in names:
         if name.startswith("_") or name in hooks:
             continue
-        other = others.get(name)
+        other = (others or {}).get(name)
         plain = name.lower().replace("_", "")
         near = difflib.get_close_matches(plain, absent, n=1, cutoff=0.85)
         near = near or [hook for hook in absent if sorted(hook) == sorted(plain)]  # laod
@@ -74,31 +63,21 @@ def misspelt(
     lines: Mapping[str, int],
     hooks: Iterable[str],
     bound: Iterable[str],
-    *,
-    others: Mapping[str, str] = _NO_OTHERS,
+    others: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Return a warning for each function that is named almost like a hook, and is therefore not called.
 
-    Args:
-        file: Name of the file, for messages.
-        lines: The functions that are defined, each with its line.
-        hooks, bound, others: See `near_names`.
+    `lines` are the functions that are defined, each with its line; see `near_names`.
     """
     return [
         f"{file}:{lines[name]}: `{name}` is not called by handlergen. If it is meant to be {hook}, rename it."
-        for name, hook in near_names(lines, hooks, bound, others=others)
+        for name, hook in near_names(lines, hooks, bound, others)
     ]
-
-
-def function_lines(module: SourceModule) -> dict[str, int]:
-    """Return the module-level functions, each with its line."""
-    return {binding.name: binding.line for binding in module.functions()}
 
 
 def method_lines(node: ast.ClassDef) -> dict[str, int]:
     """Return the methods that a class defines itself, each with its line."""
-    functions = (item for item in node.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef))
-    return {function.name: function.lineno for function in functions}
+    return {item.name: item.lineno for item in node.body if isinstance(item, MethodNode)}
 
 
 def yields(node: Function) -> bool:
@@ -106,59 +85,43 @@ def yields(node: Function) -> bool:
     return call_kind(node) in ("generator", "async_generator")
 
 
-def generator_problem(file: str, name: str, node: Function) -> Problem:
-    """Return the problem of a hook that yields where its value is returned."""
-    return Problem(file, first_yield(node), f"{name} is a generator", "Return the value instead of yielding it.")
+def check_returns(file: str, name: str, node: Function, findings: Findings, *, may_yield: bool = False) -> None:
+    """Report a hook whose call does not return its value."""
+    if decorated_with(node, "contextmanager", "asynccontextmanager"):
+        findings.problem(file, node.lineno, f"{name} is a context manager", "Return the value instead.")
+    elif yields(node) and not may_yield:
+        fix = "Return the value instead of yielding it."
+        findings.problem(file, first_yield(node), f"{name} is a generator", fix)
 
 
 def check_request(file: str, predict: Hook, settings: Settings, findings: Findings, *, source: str, asks: str) -> None:
-    """Report a `predict` that asks for the request if one call serves several requests.
-
-    Args:
-        file: Name of the file, for messages.
-        predict: The hook.
-        settings: The model's.
-        findings: Receives the problem.
-        source: The `source` of the parameter that receives the request.
-        asks: How predict asks for it, for the message.
-    """
+    """Report a `predict` that asks for the request (`source` of a parameter) if one call serves several requests."""
     if settings.batch in ("list", "collate") and source in {each.source for each in predict.parameters}:
-        findings.problem(
-            file,
-            predict.line,
-            f"predict {asks}, but with batch: {settings.batch} one call serves several requests",
-            "Write batch: each, or let preprocess put what predict needs into its inputs.",
-        )
+        message = f"predict {asks}, but with batch: {settings.batch} one call serves several requests"
+        fix = "Write batch: each, or let preprocess put what predict needs into its inputs."
+        findings.problem(file, predict.line, message, fix)
 
 
 def check_stream(file: str, hooks: Mapping[str, Function], settings: Settings, findings: Findings) -> None:
     """Report what a `predict` that streams cannot be combined with: postprocess, and batches.
 
-    Args:
-        file: Name of the file, for messages.
-        hooks: The functions that were found, by role.
-        settings: The model's.
-        findings: Receives problems and warnings.
+    `hooks` are the functions that were found, by role.
     """
     predict = hooks.get("predict")
     if predict is None or not yields(predict):
         return
     line = first_yield(predict)
     if "postprocess" in hooks:
-        findings.problem(
-            file,
-            line,
-            "predict is a generator, whose chunks are sent as they are made, so that postprocess "
-            f"(line {hooks['postprocess'].lineno}) would never see them",
-            "Do the work of postprocess inside predict, or collect what predict yields and return it.",
-        )
+        seen = f"postprocess (line {hooks['postprocess'].lineno}) would never see them"
+        message = f"predict is a generator, whose chunks are sent as they are made, so that {seen}"
+        fix = "Do the work of postprocess inside predict, or collect what predict yields and return it."
+        findings.problem(file, line, message, fix)
     if settings.batch in ("list", "collate"):
         message = f"predict is a generator, but with batch: {settings.batch} one call serves several requests"
         findings.problem(file, line, message, "Write batch: each.")
     if settings.batch_size > 1:
-        findings.warn(
-            file,
-            line,
-            f"predict streams, and batch_size is {settings.batch_size}: the streams of a batch are made one after "
-            f"another, and no client's stream ends before the whole batch has ended. Write batch_size: 1.",
+        message = (
+            "the streams of a batch are made one after another, and no client's stream ends before the whole batch"
         )
+        message = f"predict streams, and batch_size is {settings.batch_size}: {message} has ended. Write batch_size: 1."
+        findings.warn(file, line, message)

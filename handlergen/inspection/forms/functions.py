@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable
 
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
-from handlergen.inspection.forms.form import (
-    Form,
-    check_request,
-    check_stream,
-    function_lines,
-    generator_problem,
-    misspelt,
-    near_names,
-    yields,
-)
+from handlergen.inspection.forms.form import check_request, check_returns, check_stream, misspelt, near_names
 from handlergen.inspection.hook_signatures import Role, plain_parameters, read_keywords, read_signature
-from handlergen.inspection.source_module import call_kind, wrapped_in_context_manager
+from handlergen.inspection.source_module import call_kind
 from handlergen.inspection.source_tree import Found
 from handlergen.project.settings import EXECUTABLE_FORMATS
 from handlergen.runtime.contract import Contract, Hook
@@ -50,12 +40,9 @@ ROLES: dict[str, Role] = {
 # Names for a hook in other systems, too far from it to be found by spelling.
 _OTHER_NAMES = {
     "load_model": "load",
-    "init": "setup",
-    "initialize": "setup",
-    "inference": "predict",
-    "infer": "predict",
-    "health": "is_healthy",
-    "healthy": "is_healthy",
+    **dict.fromkeys(("init", "initialize"), "setup"),
+    **dict.fromkeys(("inference", "infer"), "predict"),
+    **dict.fromkeys(("health", "healthy"), "is_healthy"),
 }
 
 
@@ -73,10 +60,10 @@ def inspect(source: Source) -> Findings:
     """Return the contract of a functions module, or every problem of every hook."""
     findings = Findings()
     file = source.module.file
-    found = _found(source, ROLES, findings)
+    found = found_functions(source, ROLES, findings)
     bound = set(found) | {name for name in ROLES if name in source.module.bindings}
-    lines = function_lines(source.module)
-    findings.warnings += misspelt(file, lines, ROLES, {*bound, "predict"}, others=_OTHER_NAMES)
+    lines = source.module.function_lines()
+    findings.warnings += misspelt(file, lines, ROLES, {*bound, "predict"}, _OTHER_NAMES)
     _check_predict(source, bound, findings)
     call = _call(source, found, bound, findings)
     hooks = {
@@ -84,24 +71,29 @@ def inspect(source: Source) -> Findings:
         for name, function in found.items()
     }
     _check_model_is_made(source, hooks, bound, findings)
-    _check_batches(source, hooks, call, findings)
+    batch = source.settings.batch
+    if call == "keywords" and batch in ("list", "collate"):
+        message = f"batch: {batch} passes predict one value for several requests, not the keys of a JSON object"
+        findings.problem(file, hooks["predict"].line, message, "Write batch: each, or def predict(inputs).")
+    elif "predict" in hooks:
+        asks = "asks for `request`"
+        check_request(file, hooks["predict"], source.settings, findings, source="request", asks=asks)
     check_stream(file, {role: each.node for role, each in found.items()}, source.settings, findings)
     if not findings.problems:
         findings.contract = Contract("functions", source.name, hooks, call=call)
     return findings
 
 
-def hooks_of(source: Source, names: Sequence[str], findings: Findings) -> dict[str, Hook]:
+def hooks_of(source: Source, names: Iterable[str], findings: Findings) -> dict[str, Hook]:
     """Read the module-level hooks with these roles, for forms that share some (`setup`, `load`) with this one."""
-    hooks = {
-        name: _hook(source, ROLES[name], function, findings)
-        for name, function in _found(source, names, findings).items()
-    }
-    findings.warnings += misspelt(source.module.file, function_lines(source.module), names, hooks)
+    found = found_functions(source, names, findings)
+    hooks = {name: _hook(source, ROLES[name], function, findings) for name, function in found.items()}
+    findings.warnings += misspelt(source.module.file, source.module.function_lines(), names, hooks)
     return hooks
 
 
-def _found(source: Source, names: Sequence[str] | dict[str, Role], findings: Findings) -> dict[str, Found]:
+def found_functions(source: Source, names: Iterable[str], findings: Findings) -> dict[str, Found]:
+    """Find the functions with these names, or the problems why they cannot be read."""
     found = {}
     for name in names:
         function = source.tree.function(source.module, name)
@@ -114,11 +106,7 @@ def _found(source: Source, names: Sequence[str] | dict[str, Role], findings: Fin
 
 def _hook(source: Source, role: Role, found: Found, findings: Findings, *, keywords: bool = False) -> Hook:
     node, file = found.node, found.module.file
-    if wrapped_in_context_manager(node):
-        message = f"{role.name} is a context manager"
-        findings.problem(file, node.lineno, message, "Return the value instead.")
-    elif yields(node) and role.name != "predict":
-        findings.problems.append(generator_problem(file, role.name, node))
+    check_returns(file, role.name, node, findings, may_yield=role.name == "predict")
     read = read_keywords if keywords else read_signature
     parameters = read(node, role, file=file, findings=findings)
     return Hook(role.name, source.line_of(found), call_kind(node), parameters)
@@ -130,12 +118,9 @@ def _call(source: Source, found: dict[str, Found], bound: set[str], findings: Fi
     predict = found.get("predict")
     if setting == "keywords" and "preprocess" in bound:
         preprocess = source.module.bindings.get("preprocess")
-        findings.problem(
-            source.module.file,
-            preprocess.line if preprocess else 0,
-            "call: keywords is only for a module without preprocess; with one, predict receives what it returned",
-            "Remove preprocess, or write call: positional.",
-        )
+        message = "call: keywords is only for a module without preprocess; with one, predict receives what it returned"
+        fix = "Remove preprocess, or write call: positional."
+        findings.problem(source.module.file, preprocess.line if preprocess else 0, message, fix)
         return "positional"
     if predict is None or "preprocess" in bound or setting == "positional":
         return "positional"
@@ -152,15 +137,12 @@ def _check_predict(source: Source, bound: set[str], findings: Findings) -> None:
     runs = bool(weights) and (weights_format is None or weights_format in EXECUTABLE_FORMATS)
     if weights and not runs and "load" not in bound:
         what = {"state_dict": "a state dict", "safetensors": "tensors only"}.get(str(weights_format), "no program")
-        findings.problem(
-            file,
-            0,
-            f"nothing loads the weights {weights}: they hold {what}, and the module has no load(context)",
-            f"Write def load(context), which reads {weights} below context.model_dir and returns the model.",
-        )
+        message = f"nothing loads the weights {weights}: they hold {what}, and the module has no load(context)"
+        fix = f"Write def load(context), which reads {weights} below context.model_dir and returns the model."
+        findings.problem(file, 0, message, fix)
     if "predict" in bound or runs:
         return
-    pairs = near_names(function_lines(source.module), ROLES, bound, others=_OTHER_NAMES)
+    pairs = near_names(source.module.function_lines(), ROLES, bound, _OTHER_NAMES)
     near = [name for name, hook in pairs if hook == "predict"]
     fix = "Write def predict(inputs), or set weights: to a TorchScript, exported or ONNX file."
     if near:
@@ -177,45 +159,16 @@ def _check_model_is_made(source: Source, hooks: dict[str, Hook], bound: set[str]
         return  # weights that need a load() are reported by _check_predict
     for hook in hooks.values():
         if any(parameter.source == "model" for parameter in hook.parameters):
-            findings.problem(
-                source.module.file,
-                hook.line,
-                f"{hook.name} asks for `model`, but the module has no load(context) that returns one",
-                "Write def load(context), or set weights: to a TorchScript, exported or ONNX file.",
-            )
-
-
-def _check_batches(source: Source, hooks: dict[str, Hook], call: str, findings: Findings) -> None:
-    """Check that predict asks for nothing of a single request if one call serves several."""
-    batch, predict = source.settings.batch, hooks.get("predict")
-    if predict is None:
-        return
-    if call == "keywords" and batch in ("list", "collate"):
-        findings.problem(
-            source.module.file,
-            predict.line,
-            f"batch: {batch} passes predict one value for several requests, not the keys of a JSON object",
-            "Write batch: each, or def predict(inputs).",
-        )
-    else:
-        check_request(
-            source.module.file,
-            predict,
-            source.settings,
-            findings,
-            source="request",
-            asks="asks for `request`",
-        )
+            message = f"{hook.name} asks for `model`, but the module has no load(context) that returns one"
+            fix = "Write def load(context), or set weights: to a TorchScript, exported or ONNX file."
+            findings.problem(source.module.file, hook.line, message, fix)
 
 
 def _submodule_with_predict(source: Source) -> str | None:
     if not source.module.is_package:
         return None
-    for path in sorted(Path(source.module.path).parent.glob("*.py")):
+    for path in sorted(source.module.path.parent.glob("*.py")):
         module = source.tree.open(path)
         if not isinstance(module, Problem) and module is not source.module and "predict" in module.bindings:
             return path.stem
     return None
-
-
-FORM = Form("functions", recognise, inspect)

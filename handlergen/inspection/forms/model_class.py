@@ -11,10 +11,9 @@ import difflib
 
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
-from handlergen.inspection.forms.form import Form, check_request, check_stream, method_lines, misspelt, yields
-from handlergen.inspection.hook_signatures import plain_parameters
+from handlergen.inspection.forms.form import check_request, check_returns, check_stream, method_lines, misspelt, yields
+from handlergen.inspection.hook_signatures import SourceParameter, plain_parameters
 from handlergen.inspection.source_module import (
-    Function,
     MethodNode,
     SourceModule,
     call_kind,
@@ -22,7 +21,6 @@ from handlergen.inspection.source_module import (
     find_method,
     full_name,
     lineage,
-    wrapped_in_context_manager,
 )
 from handlergen.runtime.contract import Contract, Hook, Parameter
 
@@ -52,36 +50,29 @@ def inspect(source: Source) -> Findings:
     if node is None:
         findings.problems.append(_no_class(source))
         return findings
-    hooks: dict[str, Hook] = {}
-    methods: dict[str, Function] = {}
-    for role in ("load", *_DATA, "is_healthy"):
-        method = find_method(module, node, role)
-        if method is not None:
-            methods[role] = method
-            hooks[role] = (_once if role in _ONCE else _hook)(module, method, role, findings)
+    roles = ("load", *_DATA, "is_healthy")
+    methods = {role: found for role in roles if (found := find_method(module, node, role))}
+    hooks = {
+        role: (_once if role in _ONCE else _hook)(module, method, role, findings) for role, method in methods.items()
+    }
     foreign = _foreign_bases(module, node)
     if "predict" not in hooks:
         findings.problems.append(_no_predict(module, node, foreign))
     else:
         if foreign:
-            findings.warn(
-                module.file,
-                node.lineno,
-                f"{node.name} inherits from {', '.join(foreign)}, which handlergen does not read: hooks that are "
-                f"defined there are not called",
-            )
+            names = ", ".join(foreign)
+            message = "which handlergen does not read: hooks that are defined there are not called"
+            findings.warn(module.file, node.lineno, f"{node.name} inherits from {names}, {message}")
         _check_predict(source, hooks, findings)
     _check_constructor(module, node, findings)
     check_stream(module.file, methods, source.settings, findings)
     for name in _UNSUPPORTED_ENDPOINTS:
         if "predict" in hooks and (endpoint := find_method(module, node, name)):
-            message = f"{name} is not served: TorchServe has no such endpoint"
-            findings.warn(module.file, endpoint.lineno, message)
+            findings.warn(module.file, endpoint.lineno, f"{name} is not served: TorchServe has no such endpoint")
     findings.warnings += misspelt(module.file, method_lines(node), (*_ONCE, *_DATA), hooks)
     if not findings.problems:
-        findings.contract = Contract(
-            "model-class", source.name, hooks, class_name=node.name, details=dict(source.details)
-        )
+        details = dict(source.details)
+        findings.contract = Contract("model-class", source.name, hooks, class_name=node.name, details=details)
     return findings
 
 
@@ -91,21 +82,16 @@ def _class(source: Source) -> ast.ClassDef | None:
 
 
 def _hook(module: SourceModule, node: MethodNode, role: str, findings: Findings) -> Hook:
-    if wrapped_in_context_manager(node):
-        message = f"{role} is a context manager"
-        findings.problem(module.file, node.lineno, message, "Return the value instead.")
+    check_returns(module.file, role, node, findings, may_yield=True)
     return Hook(role, node.lineno, call_kind(node), _parameters(module, node, role, findings))
 
 
 def _parameters(module: SourceModule, node: MethodNode, role: str, findings: Findings) -> tuple[Parameter, ...]:
     """Read the data parameter, and perhaps a second one annotated `Request`; their names do not matter."""
     given = list(plain_parameters(node))
-    annotated = {
-        arg.arg
-        for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
-        if _is_request(module, arg.annotation)
-    }
-    wrong = _wrong_parameters(node, role, annotated)
+    args = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+    annotated = {arg.arg for arg in args if arg.annotation and _is_request(module, arg.annotation)}
+    wrong = _wrong_parameters(node, given, role, annotated)
     if wrong is not None:
         line, message, fix = wrong
         wanted = f"Write def {role}(self, {_DATA[role]}), or def {role}(self, {_DATA[role]}, request: Request)."
@@ -113,36 +99,31 @@ def _parameters(module: SourceModule, node: MethodNode, role: str, findings: Fin
         return ()
     return tuple(
         Parameter(
-            parameter.name,
-            "http_request" if parameter.name in annotated else _DATA[role],
-            parameter.keyword_only,
-            parameter.required,
+            each.name, "http_request" if each.name in annotated else _DATA[role], each.keyword_only, each.required
         )
-        for parameter in given
+        for each in given
     )
 
 
 def _wrong_parameters(  # noqa: PLR0911 - one return a way to be wrong
-    node: MethodNode, role: str, annotated: set[str]
+    node: MethodNode, given: list[SourceParameter], role: str, annotated: set[str]
 ) -> tuple[int, str, str] | None:
     """Return line, message and the first part of the fix; None if the parameters can be passed."""
     variadic = node.args.vararg or node.args.kwarg
     if variadic:
         star = "*" if node.args.vararg else "**"
         return variadic.lineno, f"{role} takes `{star}{variadic.arg}`, which does not say what to pass", ""
-    given = list(plain_parameters(node))
     if not given:
         return node.lineno, f"{role} has no parameter for the data besides self", ""
-    first, *others = given
-    if len(others) > 1:
-        surplus = others[1]
-        message = f"{role} has more than two parameters: nothing is passed for `{surplus.name}`"
-        return surplus.line, message, ""
-    if not others:
+    if len(given) > 2:
+        message = f"{role} has more than two parameters: nothing is passed for `{given[2].name}`"
+        return given[2].line, message, ""
+    first = given[0]
+    if len(given) == 1:
         if role == "postprocess" and first.name in annotated:
             return first.line, "postprocess takes only the request: what predict returned would be lost", ""
         return None
-    (second,) = others
+    second = given[1]
     if first.name in annotated:
         return first.line, f"the request must come second, after the data, in {role}", ""
     if second.name not in annotated:
@@ -151,10 +132,8 @@ def _wrong_parameters(  # noqa: PLR0911 - one return a way to be wrong
     return None
 
 
-def _is_request(module: SourceModule, annotation: ast.expr | None) -> bool:
+def _is_request(module: SourceModule, annotation: ast.expr) -> bool:
     """Recognise `Request`, `starlette.requests.Request`, `"Request"`, `Request | None`, `Optional[Request]`."""
-    if annotation is None:
-        return False
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
         try:
             return _is_request(module, ast.parse(annotation.value, mode="eval").body)
@@ -175,12 +154,9 @@ def _once(module: SourceModule, node: MethodNode, role: str, findings: Findings)
     """Read `load` or `is_healthy`, which take nothing besides self."""
     for parameter in plain_parameters(node):
         if parameter.required:
-            findings.problem(
-                module.file,
-                parameter.line,
-                f"nothing is passed for the parameter `{parameter.name}` of {role}",
-                f"Write def {role}(self); the constructor receives {', '.join(ARGUMENTS)}.",
-            )
+            message = f"nothing is passed for the parameter `{parameter.name}` of {role}"
+            fix = f"Write def {role}(self); the constructor receives {', '.join(ARGUMENTS)}."
+            findings.problem(module.file, parameter.line, message, fix)
     if yields(node):
         findings.problem(module.file, node.lineno, f"{role} is a generator", "Remove the yield.")
     return Hook(role, node.lineno, call_kind(node), ())
@@ -197,12 +173,9 @@ def _check_constructor(module: SourceModule, node: ast.ClassDef, findings: Findi
         elif not known and parameter.required:
             near = difflib.get_close_matches(parameter.name, ARGUMENTS, n=1, cutoff=0.6)
             fix = f"Did you mean `{near[0]}`?" if near else "Give it a default, or read it from config."
-            findings.problem(
-                module.file,
-                parameter.line,
-                f"nothing is passed for the parameter `{parameter.name}` of {node.name}",
-                f"It may take {', '.join(ARGUMENTS)}, or **kwargs for all of them. {fix}",
-            )
+            message = f"nothing is passed for the parameter `{parameter.name}` of {node.name}"
+            fix = f"It may take {', '.join(ARGUMENTS)}, or **kwargs for all of them. {fix}"
+            findings.problem(module.file, parameter.line, message, fix)
 
 
 def _check_predict(source: Source, hooks: dict[str, Hook], findings: Findings) -> None:
@@ -250,6 +223,3 @@ def _foreign_bases(module: SourceModule, node: ast.ClassDef) -> list[str]:
         for name in dict.fromkeys(names)
         if name and name not in own and full_name(module, name).partition(".")[0] not in ("object", "abc", "typing")
     ]
-
-
-FORM = Form("model-class", recognise, inspect)

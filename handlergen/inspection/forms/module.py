@@ -14,9 +14,10 @@ from typing import Any
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
 from handlergen.inspection.forms import functions
-from handlergen.inspection.forms.form import Form, generator_problem, method_lines, misspelt, rename, yields
+from handlergen.inspection.forms.form import check_returns, method_lines, misspelt, rename
 from handlergen.inspection.hook_signatures import Role, plain_parameters, read_signature
 from handlergen.inspection.source_module import (
+    Function,
     MethodNode,
     SourceModule,
     base_names,
@@ -24,8 +25,8 @@ from handlergen.inspection.source_module import (
     dotted,
     find_method,
     lineage,
-    wrapped_in_context_manager,
 )
+from handlergen.inspection.source_tree import Found
 from handlergen.project.weights_file import pickled_class
 from handlergen.runtime.contract import Contract, Hook, Parameter
 
@@ -50,21 +51,14 @@ class ModelClass:
 
     Attributes:
         name: Its name in the user's module.
-        node: Its definition.
-        module: The file that defines it.
+        node: Its definition, in the file `module`.
     """
 
     name: str
     node: ast.ClassDef
     module: SourceModule
 
-    @property
-    def file(self) -> str:
-        """Return the file's name for messages."""
-        return self.module.file
-
     def method(self, name: str) -> MethodNode | None:
-        """Return a method, its own or inherited; None if there is none."""
         return find_method(self.module, self.node, name)
 
     @property
@@ -75,13 +69,11 @@ class ModelClass:
 
 def recognise(source: Source) -> str | None:
     """Find a module-level subclass of nn.Module that has `preprocess` or `postprocess`."""
-    return (
-        " and ".join(
-            f"class {model.name}, an nn.Module with {' and '.join(model.hooks)}, line {model.node.lineno}"
-            for model in _candidates(source)
-        )
-        or None
-    )
+    found = [
+        f"class {model.name}, an nn.Module with {' and '.join(model.hooks)}, line {model.node.lineno}"
+        for model in _candidates(source)
+    ]
+    return " and ".join(found) or None
 
 
 def inspect(source: Source) -> Findings:
@@ -110,15 +102,12 @@ def inspect(source: Source) -> Findings:
         _check_constructor(source, model, findings)
         _check_weights(source, model, findings)
     if source.settings.batch == "auto" and not collate and source.settings.batch_size > 1:
-        findings.warn(
-            model.file,
-            model.node.lineno,
-            f"{model.name} has no collate(samples): what preprocess returns is stacked, and samples of different "
-            f"shapes are predicted one by one. Write batch: collate to have them refused.",
-        )
+        message = "what preprocess returns is stacked, and samples of different shapes are predicted one by one"
+        message = f"{model.name} has no collate(samples): {message}. Write batch: collate to have them refused."
+        findings.warn(model.module.file, model.node.lineno, message)
     own = (*OWN_HOOKS, "explain", "collate")
     there = [name for name in own if model.method(name)]
-    findings.warnings += misspelt(model.file, method_lines(model.node), own, there)
+    findings.warnings += misspelt(model.module.file, method_lines(model.node), own, there)
     if not findings.problems:
         findings.contract = Contract("module", source.name, hooks, class_name=model.name, details=details)
     return findings
@@ -131,19 +120,12 @@ def is_module(module: SourceModule, node: ast.ClassDef) -> bool:
 
 def _candidates(source: Source) -> list[ModelClass]:
     """Return the classes with hooks of their own, without those that are only a base of another one."""
-    found = [
-        candidate
-        for node in source.module.classes()
-        if (candidate := ModelClass(node.name, node, source.module)).hooks and is_module(source.module, node)
-    ]
+    every = [ModelClass(node.name, node, source.module) for node in source.module.classes()]
+    found = [candidate for candidate in every if candidate.hooks and is_module(source.module, candidate.node)]
     if not found and "predict" not in source.module.bindings:
         found = _imported(source)
-    bases = {
-        dotted(base)
-        for candidate in found
-        for current in lineage(candidate.module, candidate.node)
-        for base in current.bases
-    }
+    kinds = [current for candidate in found for current in lineage(candidate.module, candidate.node)]
+    bases = {dotted(base) for kind in kinds for base in kind.bases}
     return [candidate for candidate in found if candidate.name not in bases]
 
 
@@ -166,25 +148,18 @@ def _imported(source: Source) -> list[ModelClass]:
 
 def _not_one(source: Source, found: list[ModelClass]) -> Problem:
     if not found:
-        return Problem(
-            source.module.file,
-            0,
-            "there is no nn.Module with a preprocess or postprocess of its own",
-            "Write def preprocess(self, x) and def postprocess(self, output) in the model's class.",
-        )
+        message = "there is no nn.Module with a preprocess or postprocess of its own"
+        fix = "Write def preprocess(self, x) and def postprocess(self, output) in the model's class."
+        return Problem(source.module.file, 0, message, fix)
     names = " and ".join(f"{candidate.name}, line {candidate.node.lineno}" for candidate in found)
-    return Problem(
-        source.module.file,
-        found[-1].node.lineno,
-        f"several modules have a preprocess or postprocess of their own: {names}",
-        "Keep those of the one that is served; move the other class into a file of its own and import it.",
-    )
+    message = f"several modules have a preprocess or postprocess of their own: {names}"
+    fix = "Keep those of the one that is served; move the other class into a file of its own and import it."
+    return Problem(source.module.file, found[-1].node.lineno, message, fix)
 
 
 def _hook(model: ModelClass, node: MethodNode, role: Role, findings: Findings) -> Hook:
-    if yields(node) or wrapped_in_context_manager(node):
-        findings.problems.append(generator_problem(model.file, role.name, node))
-    parameters = read_signature(node, role, file=model.file, findings=findings)
+    check_returns(model.module.file, role.name, node, findings)
+    parameters = read_signature(node, role, file=model.module.file, findings=findings)
     return Hook(role.name, node.lineno, call_kind(node), parameters)
 
 
@@ -193,21 +168,17 @@ def _forward(model: ModelClass, hooks: dict[str, Hook], details: dict[str, Any],
     node = model.method("forward")
     if node is None:
         if set(base_names(model.module, model.node)) <= {"torch.nn.Module", "nn.Module"}:
-            findings.problem(
-                model.file,
-                model.node.lineno,
-                f"{model.name} has no forward",
-                rename(method_lines(model.node), "forward")
-                or "Write def forward(self, batch), which takes what preprocess returned, collated.",
-            )
+            fix = "Write def forward(self, batch), which takes what preprocess returned, collated."
+            fix = rename(method_lines(model.node), "forward") or fix
+            findings.problem(model.module.file, model.node.lineno, f"{model.name} has no forward", fix)
         hooks["predict"] = Hook("forward", 0, "sync", (Parameter("batch", "inputs"),))
         return
     if call_kind(node) != "sync":
         fix = "Write def forward(self, batch) that returns its result."
-        findings.problem(model.file, node.lineno, "forward is async or a generator", fix)
+        findings.problem(model.module.file, node.lineno, "forward is async or a generator", fix)
     parameters = list(plain_parameters(node))
     if not parameters and node.args.vararg is None:
-        findings.problem(model.file, node.lineno, "forward takes no batch", "Write def forward(self, batch).")
+        findings.problem(model.module.file, node.lineno, "forward takes no batch", "Write def forward(self, batch).")
     required = [parameter for parameter in parameters if parameter.required]
     details["spread"] = len(required) > 1 or node.args.vararg is not None or any(p.keyword_only for p in required)
     passed = tuple(Parameter(p.name, "inputs", p.keyword_only, p.required) for p in parameters)
@@ -216,15 +187,15 @@ def _forward(model: ModelClass, hooks: dict[str, Hook], details: dict[str, Any],
 
 def _collate(source: Source, model: ModelClass, findings: Findings) -> str | None:
     """Return where the user's own `collate(samples)` is: `method`, `function`, or None."""
-    method = model.method("collate")
-    if method:
-        read_signature(method, ROLES["collate"], file=model.file, findings=findings)
-        return "method"
-    function = source.tree.function(source.module, "collate")
-    if function is None or isinstance(function, Problem):
+    place, file = "method", model.module.file
+    node: Function | None = model.method("collate")
+    function = source.tree.function(source.module, "collate") if node is None else None
+    if isinstance(function, Found):
+        place, node, file = "function", function.node, function.module.file
+    if node is None:
         return None
-    read_signature(function.node, ROLES["collate"], file=function.module.file, findings=findings)
-    return "function"
+    read_signature(node, ROLES["collate"], file=file, findings=findings)
+    return place
 
 
 def _check_constructor(source: Source, model: ModelClass, findings: Findings) -> None:
@@ -232,16 +203,12 @@ def _check_constructor(source: Source, model: ModelClass, findings: Findings) ->
     init = model.method("__init__")
     if init is None:
         return
-    settings, file, line = source.settings, model.file, init.lineno
+    settings, file, line = source.settings, model.module.file, init.lineno
     parameters = list(plain_parameters(init))
     positional = [parameter for parameter in parameters if not parameter.keyword_only]
     if len(settings.model_args) > len(positional) and init.args.vararg is None:
-        findings.problem(
-            file,
-            line,
-            f"model_args has {len(settings.model_args)} values, but {model.name} takes {len(positional)}",
-            "Leave out the rest.",
-        )
+        message = f"model_args has {len(settings.model_args)} values, but {model.name} takes {len(positional)}"
+        findings.problem(file, line, message, "Leave out the rest.")
     given = {parameter.name for parameter in positional[: len(settings.model_args)]}
     names = [parameter.name for parameter in parameters]
     for name in settings.model_kwargs:
@@ -254,43 +221,28 @@ def _check_constructor(source: Source, model: ModelClass, findings: Findings) ->
             findings.problem(file, line, f"{model.name} has no parameter `{name}` (model_kwargs)", fix)
     missing = [p.name for p in parameters if p.required and p.name not in {*given, *settings.model_kwargs}]
     if missing:
-        findings.problem(
-            file,
-            line,
-            f"{model.name} cannot be created without {', '.join(f'`{name}`' for name in missing)}",
-            f"Write model_kwargs: {{{', '.join(f'{name}: ...' for name in missing)}}}, or a load(context) that "
-            f"returns the finished module.",
-        )
+        message = f"{model.name} cannot be created without {', '.join(f'`{name}`' for name in missing)}"
+        values = ", ".join(f"{name}: ..." for name in missing)
+        fix = f"Write model_kwargs: {{{values}}}, or a load(context) that returns the finished module."
+        findings.problem(file, line, message, fix)
 
 
 def _check_weights(source: Source, model: ModelClass, findings: Findings) -> None:
     """Check that the weights are a state dict, or a pickle that `weights_format` asks for."""
     weights, weights_format = source.settings.weights, source.weights_format
     if not weights:
-        findings.warn(
-            model.file,
-            model.node.lineno,
-            f"no weights: {model.name} keeps the values its constructor gives it. Set weights: to its state dict, "
-            f"or write load(context).",
-        )
+        kept = f"no weights: {model.name} keeps the values its constructor gives it"
+        advice = "Set weights: to its state dict, or write load(context)."
+        findings.warn(model.module.file, model.node.lineno, f"{kept}. {advice}")
         return
-    if weights_format is None or weights_format in ("safetensors", "pickle"):
+    if weights_format in (None, "safetensors", "pickle"):
         return
     export = f'torch.save(model.state_dict(), "{weights}")'
     if weights_format != "state_dict":
-        findings.problem(
-            source.module.file,
-            0,
-            f"the weights {weights} ({weights_format}) are not a state dict, which {model.name} could load",
-            f"Write them with {export}, or write load(context).",
-        )
+        message = f"the weights {weights} ({weights_format}) are not a state dict, which {model.name} could load"
+        fix = f"Write them with {export}, or write load(context)."
+        findings.problem(source.module.file, 0, message, fix)
     elif pickled := pickled_class(source.root / weights):
-        findings.problem(
-            source.module.file,
-            0,
-            f"the weights {weights} are a pickle of a whole object ({pickled}), which runs code when it is loaded",
-            f"Export a state dict: {export}. If you trust the file, write weights_format: pickle.",
-        )
-
-
-FORM = Form("module", recognise, inspect)
+        message = f"the weights {weights} are a pickle of a whole object ({pickled}), which runs code when it is loaded"
+        fix = f"Export a state dict: {export}. If you trust the file, write weights_format: pickle."
+        findings.problem(source.module.file, 0, message, fix)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import shlex
+from collections.abc import Iterator
 
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Source
 from handlergen.inspection.forms import sagemaker
-from handlergen.inspection.forms.form import function_lines, method_lines, near_names, rename
+from handlergen.inspection.forms.form import method_lines, near_names, rename
 from handlergen.inspection.forms.module import is_module
 from handlergen.inspection.source_module import base_names, find_method
 
@@ -30,12 +31,8 @@ def torchserve_handler(source: Source) -> Problem | None:
         command += ["--serialized-file", settings.weights]
     if settings.extra_files:
         command += ["--extra-files", ",".join(settings.extra_files)]
-    return Problem(
-        source.module.file,
-        0,
-        f"this is already a TorchServe handler ({evidence}), which needs no generated one",
-        f"Archive it as it is: {shlex.join(command)}",
-    )
+    message = f"this is already a TorchServe handler ({evidence}), which needs no generated one"
+    return Problem(source.module.file, 0, message, f"Archive it as it is: {shlex.join(command)}")
 
 
 def _handler(source: Source) -> str | None:
@@ -57,45 +54,29 @@ def _handler(source: Source) -> str | None:
 
 def nearest_form(source: Source) -> Problem | None:
     """Return what keeps a source of no form from being the form it resembles; None if it resembles none."""
-    return _flow(source) or _sagemaker(source) or _model_class(source) or _module(source)
+    line, what, fix = next(_resembles(source), (0, "", ""))
+    return Problem(source.module.file, line, what, fix) if what else None
 
 
-def _flow(source: Source) -> Problem | None:
+def _resembles(source: Source) -> Iterator[tuple[int, str, str]]:
+    """Yield line, message and fix for each form that the source resembles, the most telling first."""
+    absent, wanted = "there is no module-level predict, and", source.class_name
     for name, binding in source.module.bindings.items():
         if name != "FLOW" and name.upper() == "FLOW":
-            message = f"there is no module-level predict, and `{name}` is not FLOW"
-            return Problem(source.module.file, binding.line, message, f"If it is a flow, rename {name} to FLOW.")
-    return None
-
-
-def _sagemaker(source: Source) -> Problem | None:
-    lines = function_lines(source.module)
+            yield binding.line, f"{absent} `{name}` is not FLOW", f"If it is a flow, rename {name} to FLOW."
+    lines = source.module.function_lines()
     for name, function in near_names(lines, sagemaker.FUNCTIONS, ()):
-        message = f"there is no module-level predict, and `{name}` is not one of SageMaker's functions"
-        return Problem(source.module.file, lines[name], message, f"If it is meant to be {function}, rename it.")
-    return None
-
-
-def _model_class(source: Source) -> Problem | None:
-    wanted = source.class_name
+        what = f"{absent} `{name}` is not one of SageMaker's functions"
+        yield lines[name], what, f"If it is meant to be {function}, rename it."
+    networks = [node for node in source.module.classes() if is_module(source.module, node)]
     for node in source.module.classes():
         if find_method(source.module, node, "predict"):
-            message = f"there is no module-level predict, and a class that has one must be called {wanted}"
-            return Problem(source.module.file, node.lineno, message, f"Rename {node.name} to {wanted}.")
-        if node.name == wanted and not is_module(source.module, node):
+            what = f"{absent} a class that has one must be called {wanted}"
+            yield node.lineno, what, f"Rename {node.name} to {wanted}."
+        elif node.name == wanted and node not in networks:
             fix = rename(method_lines(node), "predict") or "Write def predict(self, inputs)."
-            return Problem(source.module.file, node.lineno, f"class {wanted} has no predict", fix)
-    return None
-
-
-def _module(source: Source) -> Problem | None:
-    for node in source.module.classes():
-        if is_module(source.module, node):
-            return Problem(
-                source.module.file,
-                node.lineno,
-                f"there is no module-level predict, and {node.name} has no preprocess or postprocess of its own",
-                f"Write def postprocess(self, output) in {node.name}, or def predict(inputs, model) beside it and "
-                f"def load(context) that returns a {node.name}.",
-            )
-    return None
+            yield node.lineno, f"class {wanted} has no predict", fix
+    for node in networks:
+        fix = f"Write def postprocess(self, output) in {node.name}, or def predict(inputs, model) beside it and "
+        fix += f"def load(context) that returns a {node.name}."
+        yield node.lineno, f"{absent} {node.name} has no preprocess or postprocess of its own", fix

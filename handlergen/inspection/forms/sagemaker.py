@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import ast
 
-from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
-from handlergen.inspection.forms.form import Form, function_lines, generator_problem, misspelt, rename, yields
+from handlergen.inspection.forms import functions
+from handlergen.inspection.forms.form import check_returns, misspelt, rename
 from handlergen.inspection.hook_signatures import plain_parameters
 from handlergen.inspection.source_module import call_kind
 from handlergen.inspection.source_tree import Found
@@ -44,30 +44,21 @@ def inspect(source: Source) -> Findings:
     """Return the contract of the functions that are defined; the toolkit's defaults replace the others."""
     findings = Findings()
     hooks = {}
-    for name, (role, order) in FUNCTIONS.items():
-        found = source.tree.function(source.module, name)
-        if isinstance(found, Problem):
-            findings.problems.append(found)
-        elif found is not None:
-            hooks[role] = _hook(source, name, order, found, findings)
+    for name, found in functions.found_functions(source, FUNCTIONS, findings).items():
+        role, order = FUNCTIONS[name]
+        hooks[role] = _hook(source, name, order, found, findings)
     transform = source.module.bindings.get("transform_fn")
     if transform is not None:
-        findings.problem(
-            source.module.file,
-            transform.line,
-            "transform_fn does all steps in one call, but only predict_fn may hold the device",
-            "Split it into input_fn, predict_fn and output_fn.",
-        )
+        message = "transform_fn does all steps in one call, but only predict_fn may hold the device"
+        fix = "Split it into input_fn, predict_fn and output_fn."
+        findings.problem(source.module.file, transform.line, message, fix)
     _check_model(source, hooks, findings)
-    lines = function_lines(source.module)
+    lines = source.module.function_lines()
     findings.warnings += misspelt(source.module.file, lines, FUNCTIONS, [hook.name for hook in hooks.values()])
     settings = source.settings
     if _reads_files(source) and not settings.weights and not settings.extra_files:
-        findings.warn(
-            source.module.file,
-            0,
-            "only the module is packed. If model_fn reads files of model_dir, name them: weights: or extra_files:",
-        )
+        message = "only the module is packed. If model_fn reads files of model_dir, name them: weights: or extra_files:"
+        findings.warn(source.module.file, 0, message)
     if not findings.problems:
         findings.contract = Contract("sagemaker", source.name, hooks)
     return findings
@@ -76,8 +67,7 @@ def inspect(source: Source) -> Findings:
 def _hook(source: Source, name: str, order: tuple[str, ...], found: Found, findings: Findings) -> Hook:
     node, file = found.node, found.module.file
     fix = f"Write def {name}({', '.join(_TOOLKIT_NAMES.get(part, part) for part in order)}[, context])."
-    if yields(node):
-        findings.problems.append(generator_problem(file, name, node))
+    check_returns(file, name, node, findings)
     parameters = list(plain_parameters(node))
     if node.args.vararg or node.args.kwarg or any(parameter.keyword_only for parameter in parameters):
         findings.problem(file, node.lineno, f"the arguments of {name} are passed by position", fix)
@@ -105,25 +95,15 @@ def _reads_files(source: Source) -> bool:
 
 def _check_model(source: Source, hooks: dict[str, Hook], findings: Findings) -> None:
     """Check that there is something to load: without model_fn, the toolkit's default reads TorchScript."""
-    settings, weights_format = source.settings, source.weights_format
+    weights, weights_format = source.settings.weights, source.weights_format
     if "load" in hooks or "model_fn" in source.module.bindings:
         return
-    if not settings.weights:
-        findings.problem(
-            source.module.file,
-            0,
-            "there is no model_fn, and no TorchScript file that its default could load",
-            rename(function_lines(source.module), "model_fn")
-            or "Write def model_fn(model_dir), or set weights: to a TorchScript file.",
-        )
+    if not weights:
+        message = "there is no model_fn, and no TorchScript file that its default could load"
+        fix = rename(source.module.function_lines(), "model_fn")
+        fix = fix or "Write def model_fn(model_dir), or set weights: to a TorchScript file."
+        findings.problem(source.module.file, 0, message, fix)
     elif weights_format not in (None, "torchscript"):
-        findings.problem(
-            source.module.file,
-            0,
-            f"there is no model_fn, and its default loads TorchScript: the weights {settings.weights} have the "
-            f"format {weights_format}",
-            "Write def model_fn(model_dir), which returns the model.",
-        )
-
-
-FORM = Form("sagemaker", recognise, inspect)
+        found = f"the weights {weights} have the format {weights_format}"
+        message = f"there is no model_fn, and its default loads TorchScript: {found}"
+        findings.problem(source.module.file, 0, message, "Write def model_fn(model_dir), which returns the model.")
