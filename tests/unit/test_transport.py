@@ -18,18 +18,16 @@ import numpy
 import pytest
 import torch
 
-from handlergen.runtime.predictor_process.serialization import (
-    ReceivedSegments,
-    SharedMemoryPool,
-    pack,
-    unpack,
-)
 from handlergen.runtime.predictor_process.transport import (
     SHARED_FROM,
     Gone,
     Message,
+    ReceivedSegments,
+    SharedMemoryPool,
     Transport,
     Unreadable,
+    pack,
+    unpack,
 )
 
 KIND = 20

@@ -27,7 +27,6 @@ from ..telemetry.recording import memory_of
 from ..torchserve.streaming import ConsumerGone
 from .batch_queue import Batch, BatchQueue, InUserCode, QueuedRequest
 from .connections import Connections, WorkerConnection
-from .serialization import pack
 from .status import IDLE, PREDICTING, StatusFile
 from .transport import (
     ANSWER,
@@ -45,6 +44,7 @@ from .transport import (
     RawRequest,
     Unreadable,
     describe_error,
+    pack,
 )
 
 _THREADS = 256
