@@ -13,8 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from handlergen.runtime.predictor_process.run_directory import remove_orphans
-from handlergen.runtime.predictor_process.status import StatusFile
+from handlergen.runtime.predictor_process.run_directory import StatusFile, remove_orphans
 from tests.processes.conftest import Crew, eventually
 from tests.processes.faults import MODULE
 

@@ -7,7 +7,8 @@ import time
 from typing import Any
 
 from handlergen.runtime.pipeline.hooks import Item
-from handlergen.runtime.predictor_process.batch_queue import Batch, BatchQueue, InUserCode, QueuedRequest
+from handlergen.runtime.predictor_process.connections import WorkerConnection, WorkerRequest
+from handlergen.runtime.predictor_process.server import Batch, BatchQueue, QueuedRequest
 from handlergen.runtime.request import Request
 
 
@@ -23,15 +24,13 @@ class StatusStandIn:
         self.told.append("done")
 
 
-class Asked(QueuedRequest):
-    abandoned = False
-
+class Asked:
     def __init__(self, name: str, *, explains: bool = False) -> None:
-        self.name = name
         self.told: list[str] = []
-        item = Item(0, {}, {}, Request({}, name))
-        in_user_code: Any = InUserCode(StatusStandIn(self.told), None, 0)  # type: ignore[arg-type]
-        super().__init__(item, in_user_code, self.answered, explains=explains)
+        self.worker = WorkerConnection(0, None)  # type: ignore[arg-type]
+        self.item = Item(0, {}, {}, Request({}, name))
+        request = WorkerRequest(StatusStandIn(self.told), self.worker, 0)  # type: ignore[arg-type]
+        self.queued = QueuedRequest(self.item, request, self.answered, explains)
 
     def answered(self) -> None:
         assert self.item.failure is not None
@@ -39,31 +38,31 @@ class Asked(QueuedRequest):
 
 
 def names(taken: Any) -> str:
-    return "".join(each.name for each in taken)
+    return "".join(each.item.request.id for each in taken)
 
 
 def test_what_is_there_is_taken_in_order_up_to_the_most() -> None:
     queue = BatchQueue(max_batch=3, linger_s=0)
     for name in "abcde":
-        queue.put(Asked(name))
+        queue.put(Asked(name).queued)
     assert [names(queue.take()), names(queue.take())] == ["abc", "de"]
 
 
 def test_a_request_alone_does_not_wait_for_others() -> None:
     queue = BatchQueue(max_batch=8, linger_s=0)
-    threading.Timer(0.1, queue.put, [Asked("a")]).start()
+    threading.Timer(0.1, queue.put, [Asked("a").queued]).start()
     assert names(queue.take()) == "a"
 
 
 def test_it_lingers_for_others_as_long_as_it_is_told_and_no_longer_than_it_needs() -> None:
     queue = BatchQueue(max_batch=2, linger_s=20)
-    queue.put(Asked("a"))
-    threading.Timer(0.1, queue.put, [Asked("b")]).start()
+    queue.put(Asked("a").queued)
+    threading.Timer(0.1, queue.put, [Asked("b").queued]).start()
     began = time.monotonic()
     assert names(queue.take()) == "ab"
     assert time.monotonic() - began < 10
     queue = BatchQueue(max_batch=2, linger_s=0.1)
-    queue.put(Asked("a"))
+    queue.put(Asked("a").queued)
     began = time.monotonic()
     assert names(queue.take()) == "a"
     assert time.monotonic() - began >= 0.1
@@ -74,7 +73,7 @@ def test_requests_that_come_one_at_a_time_soon_do_not_linger_and_do_again_when_o
 
     def lingers(*beside: str) -> bool:
         for name in ("a", *beside):
-            queue.put(Asked(name))
+            queue.put(Asked(name).queued)
         began = time.monotonic()
         queue.take()
         return time.monotonic() - began >= 0.05
@@ -89,9 +88,10 @@ def test_requests_that_come_one_at_a_time_soon_do_not_linger_and_do_again_when_o
 def test_requests_that_nobody_waits_for_are_left_out_and_told() -> None:
     queue = BatchQueue(max_batch=4, linger_s=0)
     asked = [Asked(name) for name in "abcd"]
-    asked[0].abandoned = asked[2].abandoned = True
+    asked[0].worker.closed = True
+    asked[2].worker.cancelled.add(0)
     for each in asked:
-        queue.put(each)
+        queue.put(each.queued)
     assert names(queue.take()) == "bd"
     assert [each.told for each in asked] == [["499"], [], ["499"], []]
 
@@ -99,7 +99,7 @@ def test_requests_that_nobody_waits_for_are_left_out_and_told() -> None:
 def test_an_explanation_comes_alone_and_in_its_turn() -> None:
     queue = BatchQueue(max_batch=8, linger_s=0)
     for name in "abXcY":
-        queue.put(Asked(name, explains=name.isupper()))
+        queue.put(Asked(name, explains=name.isupper()).queued)
     assert [names(queue.take()) for _ in range(4)] == ["ab", "X", "c", "Y"]
 
 
@@ -111,7 +111,7 @@ def test_nothing_is_taken_after_the_end() -> None:
 
 def test_the_end_comes_while_it_lingers() -> None:
     queue = BatchQueue(max_batch=8, linger_s=60)
-    queue.put(Asked("a"))
+    queue.put(Asked("a").queued)
     threading.Timer(0.1, queue.end).start()
     began = time.monotonic()
     assert names(queue.take()) in ("a", "")
@@ -120,7 +120,7 @@ def test_the_end_comes_while_it_lingers() -> None:
 
 def test_all_that_was_taken_is_there_and_each_is_told_when_it_is_done() -> None:
     asked = [Asked("a"), Asked("b")]
-    taken = Batch(asked)
+    taken = Batch([each.queued for each in asked])
     first = taken.next()
     assert first is asked[0].item
     assert taken.more

@@ -25,8 +25,7 @@ from ..pipeline.backend import BackendOptions
 from ..server_process import server_of_this_process
 from ..telemetry.metrics import printer
 from .launcher import Launcher, Unavailable
-from .run_directory import ForeignProcess, Identity, RunDirectory
-from .status import LOADING, STATES, StatusFile
+from .run_directory import LOADING, STATES, ForeignProcess, Identity, RunDirectory, StatusFile
 from .transport import (
     ANSWER,
     CANCEL,

@@ -10,20 +10,8 @@ import time
 from collections.abc import Callable
 
 from ..codec.redaction import WithoutSecrets
-from .run_directory import ForeignProcess, check_peer
-from .transport import (
-    ANSWER,
-    CANCEL,
-    HELLO,
-    LOG,
-    METRICS,
-    UNSENDABLE,
-    Gone,
-    Message,
-    Refused,
-    Transport,
-    Welcome,
-)
+from .run_directory import ForeignProcess, StatusFile, check_peer
+from .transport import ANSWER, CANCEL, HELLO, LOG, METRICS, UNSENDABLE, Gone, Message, Refused, Transport, Welcome
 
 _logger = logging.getLogger("handlergen")
 
@@ -57,9 +45,39 @@ class WorkerConnection:
         if kind in (ANSWER, UNSENDABLE):
             self.cancelled.discard(number)
 
-    def gave_up(self, number: int) -> bool:
-        """Return whether nobody waits for a request any more."""
-        return self.closed or number in self.cancelled
+
+class WorkerRequest:
+    """A request of a worker's; the status file names it while it is in the user's code.
+
+    Args:
+        status: Of this process.
+        worker: The connection of the worker that has sent it.
+        number: As the worker counts.
+    """
+
+    def __init__(self, status: StatusFile, worker: WorkerConnection, number: int) -> None:
+        self.worker = worker
+        self.number = number
+        self._status = status
+        self._slot = -1
+
+    def send(self, kind: int, value: object) -> None:
+        """Send the worker a message about it. See `WorkerConnection.send`."""
+        self.worker.send(kind, self.number, value)
+
+    def abandoned(self) -> bool:
+        """Return whether nobody waits for its answer any more."""
+        return self.worker.closed or self.number in self.worker.cancelled
+
+    def enter(self) -> None:
+        """Note that it is in the user's code from now on."""
+        if self._slot < 0:
+            self._slot = self._status.take_slot(self.worker.number, self.number)
+
+    def leave(self) -> None:
+        """Note that it is not any more: if the process dies now, the request is predicted again."""
+        slot, self._slot = self._slot, -1
+        self._status.free_slot(slot)
 
 
 class Connections:
@@ -71,7 +89,7 @@ class Connections:
     Attributes:
         take: Called with each request, on the thread that has read it; must not wait. No worker sends one before
             `announce` has told it that the model is loaded.
-        current: `current.connection` is that of the worker whose request this thread works on.
+        current: `current.request` is the one that this thread works on.
         seen: A worker has connected. A process that only looks whether this one listens is none.
         alone_since: When the last one went, or else when the first could come, `time.monotonic()`.
     """
@@ -92,9 +110,9 @@ class Connections:
     def __len__(self) -> int:
         return len(self._connections)
 
-    def workers(self) -> list[int]:
-        """Return the process ids of the workers that are connected."""
-        return sorted({each.pid for each in self._named()})
+    def workers(self) -> int:
+        """Return how many workers are connected."""
+        return len({each.pid for each in self._named()})
 
     def announce(self, kind: int, value: Welcome | Refused) -> None:
         """Tell everybody, those who come later too, whether the model is loaded."""
@@ -106,8 +124,10 @@ class Connections:
 
     def log(self, logger: str, level: int, text: str) -> bool:
         """Send a log record to the worker whose request it concerns, else to any; return whether there is one."""
-        connection = getattr(self.current, "connection", None)
-        if connection is None or connection.closed:
+        request: WorkerRequest | None = getattr(self.current, "request", None)
+        if request is not None and not request.worker.closed:
+            connection: WorkerConnection | None = request.worker
+        else:
             connection = next(iter(self._named()), None)
         if connection is None:
             return False
@@ -142,7 +162,6 @@ class Connections:
             try:
                 check_peer(connection)
             except ForeignProcess:
-                connection.close()
                 continue
             self._accepted += 1
             worker = WorkerConnection(self._accepted, Transport(connection))
@@ -177,11 +196,7 @@ class Connections:
 
 
 class WorkerLogHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Sends log records to a worker, which logs them into TorchServe's model log; prints them when there is no worker.
-
-    Args:
-        connections: Of the workers.
-    """
+    """Sends log records to a worker, which logs them into TorchServe's model log; prints them without a worker."""
 
     def __init__(self, connections: Connections) -> None:
         super().__init__()

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .run_directory import RunDirectory
-from .status import StatusFile
+from .run_directory import RunDirectory, StatusFile
 from .transport import Transport
 
 _POLL_S = 0.01
