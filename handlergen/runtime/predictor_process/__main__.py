@@ -210,11 +210,7 @@ def _own(directory: RunDirectory) -> int | None:
     """Take the lock that says that this is the one; None when another process is it and listens."""
     deadline = time.monotonic() + _OWNER_WITHIN_S
     while (owner := directory.own()) is None:
-        connection = directory.connect()
-        if connection is not None:
-            connection.close()
-            return None
-        if time.monotonic() > deadline:
+        if directory.listens() or time.monotonic() > deadline:
             return None
         time.sleep(0.02)  # the one before is just ending
     return owner

@@ -146,16 +146,18 @@ class PredictorClient:
 
     Args:
         options: What the worker's backend is made from.
+
+    Attributes:
+        device_key: The device, as in the key of its lock; once the model is loaded.
+        is_healthy: Calls the module's `is_healthy` in the predictor process; None without one.
     """
 
     def __init__(self, options: BackendOptions) -> None:
         settings = self._settings = options.bundle.settings
         model_dir, gpu_id = options.model_dir, options.gpu_id
         self._logger = logging.getLogger(f"handlergen.{settings.name}")
-        server, started = server_of_this_process()
         identity = Identity(
-            server,
-            started,
+            *server_of_this_process(),
             settings.name,
             settings.version,
             f"{model_dir}:{model_dir.stat().st_ino}",
@@ -168,6 +170,9 @@ class PredictorClient:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)
+        self.is_healthy: Callable[[Mapping[str, Any]], Any] | None = None
+        if "is_healthy" in options.bundle.contract.hooks:
+            self.is_healthy = lambda _values: self.ask(HEALTH)
         self._print_metrics = printer()
         self._logged = ""
         self._unsendable = ""
@@ -238,10 +243,6 @@ class PredictorClient:
             answer["predictor"].update(stages="predictor", stages_because=self._unsendable)
         return answer
 
-    def is_healthy(self, _values: Mapping[str, Any]) -> Any:
-        """Return what the module's `is_healthy` says, in the predictor process."""
-        return self.ask(HEALTH)
-
     def note_unsendable(self, reason: str) -> None:
         """Note, for `describe` and `handlergen status`, why this worker sends whole requests from now on."""
         self._unsendable = reason
@@ -264,11 +265,10 @@ class PredictorClient:
         except Exception as error:
             if connection.pending.pop(call.number, None) is None:
                 return
-            if is_out_of_memory(error):
-                call.fail(error)
-            else:
+            if not is_out_of_memory(error):
                 reason = f"what preprocess returned cannot be sent to the predictor process ({describe_error(error)})"
-                call.fail(UnsendableValue(reason))
+                error = UnsendableValue(reason)
+            call.fail(error)
 
     def _connected(self, deadline: float) -> _Connection:
         """Return the connection, made if there is none; under the lock.
@@ -425,7 +425,14 @@ class PredictorClient:
         seen = connection.status.look()
         limit = self._settings.predict_timeout_s
         if limit is not None and seen.state == "predicting" and seen.since_s > limit + _GRACE_S:
-            self._kill(connection, limit)
+            self._logger.error(
+                "predict has taken longer than predict_timeout_s (%g s): predictor process %d is killed",
+                limit,
+                connection.pid,
+            )
+            connection.status.note_timeout()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(connection.pid, signal.SIGKILL)
             return
         lock_timeout_s = self._settings.lock_timeout_s
         for call in list(connection.pending.values()):
@@ -442,16 +449,6 @@ class PredictorClient:
                 )
                 retry_after_s = max(1, math.ceil(lock_timeout_s / 10))
                 self._cancel(connection, call, LockTimeout(reason, retry_after_s=retry_after_s))
-
-    def _kill(self, connection: _Connection, limit: float) -> None:
-        self._logger.error(
-            "predict has taken longer than predict_timeout_s (%g s): predictor process %d is killed",
-            limit,
-            connection.pid,
-        )
-        connection.status.note_timeout()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(connection.pid, signal.SIGKILL)
 
     def _deadline(self, call: Call) -> float:
         if call.waiting_ns is None:

@@ -432,8 +432,7 @@ class StatusFile:
         try:
             if os.fstat(descriptor).st_size != _WORDS * _WORD:
                 raise ValueError("not a status file of a predictor process")
-            self._memory = mmap.mmap(descriptor, _WORDS * _WORD)
-            self._words = memoryview(self._memory).cast("Q")
+            self._words = memoryview(mmap.mmap(descriptor, _WORDS * _WORD)).cast("Q")
         finally:
             os.close(descriptor)
         if self._words[_MAGIC_WORD] != _MAGIC:
