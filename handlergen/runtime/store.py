@@ -54,10 +54,8 @@ class Store:
         now = time.time()
         with self._connection() as connection:
             connection.execute("DELETE FROM entries WHERE expires <= ?", (now,))
-            connection.execute(
-                "INSERT OR REPLACE INTO entries VALUES (?, ?, ?)",
-                (name, blob, None if ttl_s is None else now + ttl_s),
-            )
+            expires = None if ttl_s is None else now + ttl_s
+            connection.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", (name, blob, expires))
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return the value under a name, or `default` when there is none or it has expired."""

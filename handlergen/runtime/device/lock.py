@@ -187,9 +187,6 @@ class RobustMutexFile:
     The file has two mutexes, a gate and the device's. A thread takes the gate first and holds it while it waits for the
     device: a thread that releases the device and wants it again queues behind the waiter instead of overtaking it.
 
-    Args:
-        path: The file; made, with its directory, if it does not exist.
-
     Raises:
         OSError: The file cannot be made or mapped, or the C library has no robust mutexes.
     """
@@ -325,14 +322,7 @@ _POLL_MAX_S = 0.005
 
 
 class PolledLockFile:
-    """A file lock (flock(2)), polled because a file lock has no time-out; for systems without robust mutexes.
-
-    Args:
-        path: The lock file; made if it does not exist.
-
-    Raises:
-        OSError: The file cannot be made, or its file system has no locks.
-    """
+    """A file lock (flock(2)), polled because a file lock has no time-out; for systems without robust mutexes."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -355,7 +345,6 @@ class PolledLockFile:
         return True
 
     def release(self) -> None:
-        """Release the lock."""
         fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
     def owner(self) -> tuple[int, float]:

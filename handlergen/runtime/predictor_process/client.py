@@ -117,15 +117,12 @@ class Call:
         self.error: BaseException | None = None
         self._settled = settled
 
-    def answer(self, result: Any) -> None:
-        """Settle it."""
-        self.result = result
+    def settle(self, result: Any = None, error: BaseException | None = None) -> None:
+        self.result, self.error = result, error
         self._settled(self)
 
     def fail(self, error: BaseException) -> None:
-        """Settle it without an answer."""
-        self.error = error
-        self._settled(self)
+        self.settle(error=error)
 
 
 @dataclass
@@ -143,9 +140,6 @@ class _Connection:
 
 class PredictorClient:
     """The connection, a thread that reads it, and one that keeps deadlines and connects again.
-
-    Args:
-        options: What the worker's backend is made from.
 
     Attributes:
         device_key: The device, as in the key of its lock; once the model is loaded.
@@ -271,11 +265,7 @@ class PredictorClient:
             call.fail(error)
 
     def _connected(self, deadline: float) -> _Connection:
-        """Return the connection, made if there is none; under the lock.
-
-        Args:
-            deadline: `time.monotonic()` value after which to give up waiting for a process.
-        """
+        """Return the connection, made if there is none, until `deadline` (`time.monotonic()`); under the lock."""
         while (connection := self._connection) is None:
             try:
                 transport, status = self._launcher.connect(deadline)
@@ -359,7 +349,7 @@ class PredictorClient:
         elif kind == UNSENDABLE:
             call.fail(UnsendableValue(value))
         elif kind == ANSWER:
-            call.answer(value)
+            call.settle(value)
 
     def _print(self, message: Message) -> None:
         """Hand a log record, or metrics, on to TorchServe."""
@@ -384,21 +374,20 @@ class PredictorClient:
             self._connection = None
             connection.transport.close()
             waiting = []
+            limit, status = self._settings.predict_timeout_s, connection.status
+            died: Exception = PredictorDied(f"the predictor process {connection.pid} died while it had this request")
+            if status.timed_out and limit is not None:
+                died = PredictTimeout(limit)
             for number in list(connection.pending):
                 call = connection.pending.pop(number, None)
                 if call is None:
                     continue
                 if connection.in_user_code(number) or call.begun or call.sendings >= _MOST_SENDINGS:
-                    call.fail(self._death(connection.status))
+                    call.fail(died)
                 else:
                     waiting.append(call)
             for call in waiting:
                 self._place(call)
-
-    def _death(self, status: StatusFile) -> BaseException:
-        if status.timed_out and self._settings.predict_timeout_s is not None:
-            return PredictTimeout(self._settings.predict_timeout_s)
-        return PredictorDied(f"the predictor process {status.look().pid} died while it had this request")
 
     def _look_after(self) -> None:
         """Keep deadlines; connect again, so that the next request finds a process that has loaded the model."""

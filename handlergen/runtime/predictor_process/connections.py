@@ -22,7 +22,6 @@ class WorkerConnection:
     Attributes:
         number: Tells it from the others of this process's life.
         pid: The worker; 0 before it has said so.
-        closed: The worker has gone.
         cancelled: Numbers of its requests that it does not wait for any more.
     """
 
@@ -82,9 +81,6 @@ class WorkerRequest:
 
 class Connections:
     """Accepts workers, and reads what each of them sends on a thread of its own.
-
-    Args:
-        listener: The socket that they connect to.
 
     Attributes:
         take: Called with each request, on the thread that has read it; must not wait. No worker sends one before

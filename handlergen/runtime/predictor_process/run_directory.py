@@ -75,9 +75,8 @@ class Starts:
     Attributes:
         last: When the last one began, `time.monotonic()`.
         in_a_row: How many ended before they had served for a while.
-        reason: Why the last one could not load the model; empty when it could.
+        reason, traceback: Why the last one could not load the model, and where in the user's code; empty when it could.
         total: How many there were.
-        traceback: The user's own, of that reason.
     """
 
     last: float = 0.0
@@ -103,12 +102,7 @@ class Starts:
 
 
 class RunDirectory:
-    """The directory.
-
-    Args:
-        identity: What its predictor process serves.
-        base: The user's private directory; `lock_directory()` unless a test says otherwise.
-    """
+    """The directory, below the user's private one: `lock_directory()`, unless a test passes another `base`."""
 
     def __init__(self, identity: Identity, base: Path | None = None) -> None:
         self.identity = identity
@@ -120,11 +114,7 @@ class RunDirectory:
 
     @classmethod
     def at(cls, path: Path) -> RunDirectory:
-        """Open the directory that a worker has made, for the process that it starts.
-
-        Raises:
-            OSError, ValueError: It is not there, or not one.
-        """
+        """Open the directory that a worker has made; OSError or ValueError if it is not there, or not one."""
         return cls(Identity(**json.loads((path / "identity.json").read_text("utf-8"))), path.parent)
 
     def make(self) -> None:
@@ -148,11 +138,7 @@ class RunDirectory:
         self._put("arguments.json", json.dumps(dict(arguments)))
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments that the process was started with.
-
-        Raises:
-            OSError, ValueError: None has been started.
-        """
+        """Return the arguments that the process was started with; OSError or ValueError before the first start."""
         arguments: dict[str, Any] = json.loads((self.path / "arguments.json").read_text("utf-8"))
         return arguments
 
@@ -172,11 +158,7 @@ class RunDirectory:
         return logs / re.sub(r"[^A-Za-z0-9._-]", "_", name)
 
     def listen(self) -> socket.socket:
-        """Make the socket; whoever connects from then on waits until it is accepted.
-
-        Raises:
-            OSError: It cannot be made.
-        """
+        """Make the socket; whoever connects from then on waits until it is accepted."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with _reachable(self.path) as place:
             draft = Path(place, ".socket")
@@ -205,11 +187,7 @@ class RunDirectory:
         return connection
 
     def listens(self) -> bool:
-        """Return whether there is a predictor process.
-
-        Raises:
-            ForeignProcess: It is another user's.
-        """
+        """Return whether there is a predictor process. See `connect`."""
         connection = self.connect()
         if connection is not None:
             connection.close()
@@ -236,11 +214,7 @@ class RunDirectory:
         return _try_lock(self.path / "owner.lock")
 
     def owned(self, owner: int) -> bool:
-        """Return whether the directory is still there, and still this process's.
-
-        Args:
-            owner: What `own` returned.
-        """
+        """Return whether the directory is still there, and still that of the process with this `own` descriptor."""
         try:
             return has_name(os.fstat(owner), self.path / "owner.lock")
         except OSError:
@@ -285,9 +259,6 @@ class RunDirectory:
         """Remove the directory and what is in it, unless a worker is just starting the next process, or has.
 
         When the server has ended, a worker that is just starting one has not noticed yet, and nobody comes after it.
-
-        Args:
-            owner: What `own` returned.
         """
         with contextlib.suppress(OSError):
             if not self.owned(owner):
@@ -394,16 +365,7 @@ _MAGIC = int.from_bytes(b"HGPAGE3\0", "little")
 
 
 class Snapshot(NamedTuple):
-    """The status at one moment.
-
-    Attributes:
-        pid: The predictor process.
-        state: One of `STATES`.
-        since_s: How long it has been in it, in seconds.
-        predictions: Calls of the user's predict.
-        requests: What those were for.
-        largest_batch: The most requests in one call.
-    """
+    """The status at one moment: the state and its age, calls of the user's predict and how many requests they took."""
 
     pid: int
     state: str
@@ -419,10 +381,7 @@ class Snapshot(NamedTuple):
 
 
 class StatusFile:
-    """The mapped file.
-
-    Args:
-        descriptor: Of the file; it is closed.
+    """The mapped file; its descriptor is closed.
 
     Raises:
         ValueError: It is no status file.
@@ -441,11 +400,7 @@ class StatusFile:
 
     @classmethod
     def make(cls, path: Path) -> StatusFile:
-        """Make a new file for this process; the one of the process before stays with whoever has it open.
-
-        Raises:
-            OSError: It cannot be made.
-        """
+        """Make a new file for this process; the one of the process before stays with whoever has it open."""
         draft = path.with_name(f".status.{os.getpid()}")
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
@@ -463,11 +418,7 @@ class StatusFile:
 
     @classmethod
     def open(cls, path: Path) -> StatusFile:
-        """Open the file of the process that runs.
-
-        Raises:
-            OSError, ValueError: There is none.
-        """
+        """Open the file of the process that runs; OSError or ValueError if there is none."""
         return cls(os.open(path, os.O_RDWR | os.O_CLOEXEC))
 
     def enter(self, state: int) -> None:
@@ -476,10 +427,6 @@ class StatusFile:
 
     def take_slot(self, connection: int, number: int) -> int:
         """Note that a request is in the user's code; before it is.
-
-        Args:
-            connection: Number of the worker's connection.
-            number: Of the request, as that worker counts.
 
         Returns:
             The slot, for `free_slot`; -1 when none was left, and nothing is noted.

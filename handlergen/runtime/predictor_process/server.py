@@ -117,7 +117,8 @@ class BatchQueue:
         batch = [first]
         if first.explains or self._max_batch == 1:
             return batch
-        until = time.monotonic() + self._linger_s if self._linger_s and self._worth_a_wait() else 0.0
+        worth_a_wait = self._in_vain < _IN_VAIN or self._in_vain % _TRY_EVERY == 0
+        until = time.monotonic() + self._linger_s if self._linger_s and worth_a_wait else 0.0
         while len(batch) < self._max_batch:
             left = until - time.monotonic() if until else 0.0
             try:
@@ -134,9 +135,6 @@ class BatchQueue:
                 batch.append(wanted)
         self._in_vain = 0 if len(batch) > 1 else self._in_vain + 1
         return batch
-
-    def _worth_a_wait(self) -> bool:
-        return self._in_vain < _IN_VAIN or self._in_vain % _TRY_EVERY == 0
 
     @staticmethod
     def _wanted(request: QueuedRequest | None) -> QueuedRequest | None:
@@ -156,11 +154,9 @@ class Batch:
 
     @property
     def more(self) -> bool:
-        """Whether some are left."""
         return bool(self._left)
 
     def next(self) -> Item | None:
-        """Return the next request; None when there are no more."""
         return self._left.popleft() if self._left else None
 
     def next_ready(self) -> Item | None:
@@ -210,10 +206,8 @@ class _QueuedPredictor:
     """A `Predictor` that puts requests into the batch queue and waits.
 
     Args:
-        batch_queue: The queue.
         current: `current.request` is the one that this thread works on.
         own_outputs: Gives a request's outputs memory of their own.
-        explains: The requests want explanations.
     """
 
     def __init__(
@@ -293,8 +287,6 @@ class Server:
         bundle: Contract and settings.
         arguments: What the worker that started this process has passed on (`PredictorClient`).
         server: TorchServe's process.
-        status: This process's.
-        connections: Of the workers.
 
     Raises:
         Exception: What the user's module raises while it is imported, set up and loaded.

@@ -106,9 +106,7 @@ class Prepared(NamedTuple):
 
     Attributes:
         model_index: The number of the flow's model that is to predict; 0 in all other forms.
-        inputs: What `preprocess` returned.
-        ready_ns: When it returned it, on the monotonic clock that all processes share.
-        request_id, properties, metadata: Of the request.
+        ready_ns: When `preprocess` returned the inputs, on the monotonic clock that all processes share.
         data, files, entry, http: Of the item, where a hook reads them.
         outlet: Whether chunks of the answer can be sent to the client.
         wish: What a gRPC client asks for about chunks; None when it does not say.
@@ -129,13 +127,10 @@ class Prepared(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """The ANSWER to PREDICT and EXPLAIN.
+    """The ANSWER to PREDICT and EXPLAIN: the outputs or a failure, and whether chunks have been sent.
 
     Attributes:
-        outputs: What `predict` returned.
-        failure: Why there are none.
         metadata: The request's, as the hook left it; None when the hook never asked for it.
-        sent: Chunks have been sent.
         state: `HttpRequest.state`, as the hook left it; None when no hook there asks for the `Request`.
     """
 
@@ -202,7 +197,10 @@ class Transport:
                     segment, new = self._pool.copy(buffers)
                 else:
                     parts += buffers
-                body = [*_padded(parts), pickled]
+                body = []
+                for part in parts:
+                    body += [part, bytes(_aligned(len(part)) - len(part))]
+                body.append(pickled)
             length = sum(len(part) for part in body)
             header = _HEADER.pack(kind, len(buffers), number, length, segment, new is not None)
             # The pool's own messages are collected last: they would be lost if anything before failed.
@@ -356,15 +354,6 @@ def round_trip(value: Any) -> Any:
 def describe_error(error: BaseException) -> str:
     """Return an error's type and text."""
     return f"{type(error).__name__}: {error}"
-
-
-def _padded(parts: Sequence[Any]) -> Iterator[Any]:
-    """Yield the parts, each followed by what brings the next one to its alignment."""
-    for part in parts:
-        yield part
-        missing = _aligned(len(part)) - len(part)
-        if missing:
-            yield bytes(missing)
 
 
 def _ancillary(descriptor: int | None) -> list[tuple[int, int, array[int]]]:
