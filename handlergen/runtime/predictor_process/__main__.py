@@ -73,7 +73,7 @@ class _Process:
         from ..device.device import keep_freed_memory, share_the_cores
         from .connections import Connections, WorkerLogHandler
         from .server import Server
-        from .transport import REFUSED, WELCOME, Refused, Welcome, describe_error
+        from .transport import Kind, Refused, Welcome, describe_error
 
         keep_freed_memory()
         share_the_cores()
@@ -93,13 +93,13 @@ class _Process:
             reason = without_secrets(describe_error(error))
             refused = Refused(reason, user_traceback(error, user_root=str(model_dir)))
             self._directory.note_failure(*refused)
-            connections.announce(REFUSED, refused)
+            connections.announce(Kind.REFUSED, refused)
             time.sleep(0.5)  # until they have it
             return CANNOT_LOAD
         connections.take = server.take
         self._end, self._flush = server.queue.end, server.flush
         self._status.enter(IDLE)
-        connections.announce(WELCOME, Welcome(os.getpid(), server.device_key))
+        connections.announce(Kind.WELCOME, Welcome(os.getpid(), server.device_key))
         if not server.predict_until_ended():
             self._logger.error(
                 "the device does not answer any more; predictor process %d ends, and another one goes on",

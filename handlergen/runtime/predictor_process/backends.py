@@ -31,7 +31,7 @@ from ..pipeline.predictor import Predictor
 from ..telemetry.recording import Recording
 from .client import Call, PredictorClient, UnsendableValue
 from .launcher import Unavailable
-from .transport import EXPLAIN, PREDICT, REQUEST, Predicted, Prepared, RawAnswer, RawRequest
+from .transport import Kind, Predicted, Prepared, RawAnswer, RawRequest
 
 _Answer = TypeVar("_Answer", Predicted, RawAnswer)
 _UNSENDABLE = "UnsendableValue"
@@ -100,10 +100,10 @@ class _PreparedModel:
         self.recording.start()
         self.hooks: Hooks = module.hooks()
         self.failures.hooks = self.hooks
-        self.predictor = _RemotePredictor(self, PREDICT)
+        self.predictor = _RemotePredictor(self, Kind.PREDICT)
         self.explainer: Predictor | None = None
         if self.hooks[0].explain is not None:
-            self.explainer = _RemotePredictor(self, EXPLAIN)
+            self.explainer = _RemotePredictor(self, Kind.EXPLAIN)
         self.is_healthy = client.is_healthy
 
     def close(self) -> None:
@@ -235,7 +235,7 @@ class RelayBackend:
             def settled(call: Call, item: Item = item) -> None:
                 answers.put((item, call))
 
-            self._client.send(_call_for(item, REQUEST, tuple(raw), ready_ns=time.monotonic_ns(), settled=settled))
+            self._client.send(_call_for(item, Kind.REQUEST, tuple(raw), ready_ns=time.monotonic_ns(), settled=settled))
         for _ in range(len(items) - described):
             item, call = answers.get()
             answer = _settle(item, call, RawAnswer, self._failures.fail)

@@ -26,25 +26,7 @@ from ..server_process import server_of_this_process
 from ..telemetry.metrics import printer
 from .launcher import Launcher, Unavailable
 from .run_directory import LOADING, STATES, ForeignProcess, Identity, RunDirectory, StatusFile
-from .transport import (
-    ANSWER,
-    CANCEL,
-    CHUNK,
-    DESCRIBE,
-    HEALTH,
-    HELLO,
-    LOG,
-    METRICS,
-    REFUSED,
-    UNSENDABLE,
-    WELCOME,
-    Gone,
-    Message,
-    Refused,
-    Transport,
-    Unreadable,
-    describe_error,
-)
+from .transport import Gone, Kind, Message, Refused, Transport, Unreadable, describe_error
 
 _TICK_S = 0.25
 _GRACE_S = 0.5
@@ -166,7 +148,7 @@ class PredictorClient:
             torch.set_num_threads(1)
         self.is_healthy: Callable[[Mapping[str, Any]], Any] | None = None
         if "is_healthy" in options.bundle.contract.hooks:
-            self.is_healthy = lambda _values: self.ask(HEALTH)
+            self.is_healthy = lambda _values: self.ask(Kind.HEALTH)
         self._print_metrics = printer()
         self._logged = ""
         self._unsendable = ""
@@ -228,7 +210,7 @@ class PredictorClient:
     def describe(self) -> dict[str, Any]:
         """Return what the predictor process says of itself: `predictor`, and `types` if it has the stages."""
         try:
-            answer: dict[str, Any] = self.ask(DESCRIBE)
+            answer: dict[str, Any] = self.ask(Kind.DESCRIBE)
             answer["predictor"]["restarts"] = self._directory.starts().restarts
         except Exception as error:
             about = {"placement": "process", "stages": self._settings.stages, "unavailable": str(error)}
@@ -275,7 +257,7 @@ class PredictorClient:
             except (OSError, ForeignProcess) as error:  # a read-only lock directory, too many open files
                 raise Unavailable(f"its process cannot be reached: {error}") from error
             try:
-                transport.send(HELLO, 0, os.getpid())
+                transport.send(Kind.HELLO, 0, os.getpid())
                 welcome = self._welcome(transport, deadline)
             except Gone:
                 transport.close()
@@ -297,9 +279,9 @@ class PredictorClient:
         while not self._ended.is_set():
             if transport.wait(_TICK_S):
                 message = transport.receive()
-                if message.kind == WELCOME:
+                if message.kind == Kind.WELCOME:
                     return message
-                if message.kind == REFUSED:
+                if message.kind == Kind.REFUSED:
                     refused: Refused = message.value
                     self._log_once(refused.traceback)
                     raise Unavailable(refused.reason)
@@ -326,10 +308,10 @@ class PredictorClient:
 
     def _take(self, connection: _Connection, message: Message) -> None:
         kind, number, value = message
-        if kind in (LOG, METRICS):
+        if kind in (Kind.LOG, Kind.METRICS):
             self._print(message)
             return
-        if kind == CHUNK:
+        if kind == Kind.CHUNK:
             call = connection.pending.get(number)
             if call is not None and call.on_chunk is not None:
                 call.begun = True
@@ -346,24 +328,24 @@ class PredictorClient:
         elif isinstance(value, Unreadable):
             reason = f"what predict returned cannot be read in the worker ({describe_error(value.error)})"
             call.fail(UnsendableValue(reason))
-        elif kind == UNSENDABLE:
+        elif kind == Kind.UNSENDABLE:
             call.fail(UnsendableValue(value))
-        elif kind == ANSWER:
+        elif kind == Kind.ANSWER:
             call.settle(value)
 
     def _print(self, message: Message) -> None:
         """Hand a log record, or metrics, on to TorchServe."""
-        if message.kind == LOG:
+        if message.kind == Kind.LOG:
             logger, level, text = message.value
             logging.getLogger(logger).log(level, "%s", text)
-        elif message.kind == METRICS:
+        elif message.kind == Kind.METRICS:
             self._print_metrics(message.value)
 
     def _cancel(self, connection: _Connection, call: Call, error: BaseException) -> None:
         if connection.pending.pop(call.number, None) is None:
             return
         with contextlib.suppress(Gone):
-            connection.transport.send(CANCEL, call.number)
+            connection.transport.send(Kind.CANCEL, call.number)
         call.fail(error)
 
     def _recover(self, connection: _Connection) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from ..codec.redaction import WithoutSecrets
 from .run_directory import ForeignProcess, StatusFile, check_peer
-from .transport import ANSWER, CANCEL, HELLO, LOG, METRICS, UNSENDABLE, Gone, Message, Refused, Transport, Welcome
+from .transport import Gone, Kind, Message, Refused, Transport, Welcome
 
 _logger = logging.getLogger("handlergen")
 
@@ -41,7 +41,7 @@ class WorkerConnection:
         if not self.closed:
             with contextlib.suppress(Gone):
                 self.transport.send(kind, number, value)
-        if kind in (ANSWER, UNSENDABLE):
+        if kind in (Kind.ANSWER, Kind.UNSENDABLE):
             self.cancelled.discard(number)
 
 
@@ -127,7 +127,7 @@ class Connections:
             connection = next(iter(self._named()), None)
         if connection is None:
             return False
-        connection.send(LOG, 0, (logger, level, text))
+        connection.send(Kind.LOG, 0, (logger, level, text))
         return True
 
     def print_metrics(self, text: str) -> None:
@@ -137,7 +137,7 @@ class Connections:
             connection = next(iter(self._named()), None)
             if connection is not None:
                 texts, self._metrics = self._metrics, []
-                connection.send(METRICS, 0, "".join(texts))
+                connection.send(Kind.METRICS, 0, "".join(texts))
 
     def close(self) -> None:
         """Accept no more workers."""
@@ -179,13 +179,13 @@ class Connections:
         worker.transport.close()
 
     def _hand_on(self, worker: WorkerConnection, message: Message) -> None:
-        if message.kind == HELLO:
+        if message.kind == Kind.HELLO:
             with self._changing:
                 worker.pid, self.seen = message.value, True
                 announced = self._announced
             if announced is not None:
                 worker.send(announced[0], worker.number, announced[1])
-        elif message.kind == CANCEL:
+        elif message.kind == Kind.CANCEL:
             worker.cancelled.add(message.number)
         else:
             self.take(worker, message)

@@ -30,24 +30,7 @@ from ..telemetry.recording import memory_of
 from ..torchserve.streaming import ConsumerGone
 from .connections import Connections, WorkerConnection, WorkerRequest
 from .run_directory import IDLE, PREDICTING, StatusFile
-from .transport import (
-    ANSWER,
-    CHUNK,
-    DESCRIBE,
-    EXPLAIN,
-    HEALTH,
-    PREDICT,
-    REQUEST,
-    UNSENDABLE,
-    Message,
-    Predicted,
-    Prepared,
-    RawAnswer,
-    RawRequest,
-    Unreadable,
-    describe_error,
-    pack,
-)
+from .transport import Kind, Message, Predicted, Prepared, RawAnswer, RawRequest, Unreadable, describe_error, pack
 
 _THREADS = 256
 """The most requests that are preprocessed and postprocessed at once, with `stages: predictor`."""
@@ -178,7 +161,7 @@ class _WorkerOutlet:
     def send(self, _item: Item, body: bytes, content_type: str) -> None:
         if self._request.abandoned():
             raise ConsumerGone
-        self._request.send(CHUNK, (body, content_type))
+        self._request.send(Kind.CHUNK, (body, content_type))
         if self._status is not None:
             self._status.enter(PREDICTING)  # the limit is from one chunk to the next
 
@@ -338,14 +321,14 @@ class Server:
         request = WorkerRequest(self._status, worker, number)
         if isinstance(value, Unreadable):
             reason = "what preprocess returned cannot be read in the predictor process"
-            request.send(UNSENDABLE, f"{reason} ({describe_error(value.error)})")
-        elif kind in (PREDICT, EXPLAIN):
-            self._queue_prepared(request, Prepared(*value), explains=kind == EXPLAIN)
-        elif kind == REQUEST:
+            request.send(Kind.UNSENDABLE, f"{reason} ({describe_error(value.error)})")
+        elif kind in (Kind.PREDICT, Kind.EXPLAIN):
+            self._queue_prepared(request, Prepared(*value), explains=kind == Kind.EXPLAIN)
+        elif kind == Kind.REQUEST:
             self._threads.submit(self._answer, request, RawRequest(*value))
-        elif kind == DESCRIBE:
+        elif kind == Kind.DESCRIBE:
             self._threads.submit(self._tell, request, self._describe)
-        elif kind == HEALTH:
+        elif kind == Kind.HEALTH:
             self._threads.submit(self._tell, request, self._health)
 
     def predict_until_ended(self) -> bool:
@@ -409,14 +392,14 @@ class Server:
         state = item.http.state if item.http is not None else None
         answer = Predicted(item.outputs, item.failure, item.request._metadata, item.sent, state)
         try:
-            request.send(ANSWER, tuple(answer))
+            request.send(Kind.ANSWER, tuple(answer))
         except Exception as error:
             if is_out_of_memory(error) or item.sent:
                 self._model.failures.fail(item, error, "predict")
-                request.send(ANSWER, tuple(Predicted(None, item.failure, None, item.sent, None)))
+                request.send(Kind.ANSWER, tuple(Predicted(None, item.failure, None, item.sent, None)))
             else:
                 reason = f"what predict returned cannot be sent to the worker ({describe_error(error)})"
-                request.send(UNSENDABLE, reason)
+                request.send(Kind.UNSENDABLE, reason)
 
     def _describe(self) -> dict[str, Any]:
         """Return what the workers pass on as theirs."""
@@ -447,10 +430,10 @@ class Server:
 
     def _tell(self, request: WorkerRequest, ask: Callable[[], Any]) -> None:
         try:
-            request.send(ANSWER, ask())
+            request.send(Kind.ANSWER, ask())
         except BaseException as error:  # whatever it is: somebody waits for the answer
             _logger.exception("a question of worker %d has no answer", request.worker.pid, exc_info=error)
-            request.send(ANSWER, {})
+            request.send(Kind.ANSWER, {})
 
     def _answer(self, request: WorkerRequest, raw: RawRequest) -> None:
         """Run all stages of one request, on a thread of its own."""
@@ -461,10 +444,10 @@ class Server:
         request.enter()
         try:
             self._dispatcher.answer([item])
-            request.send(ANSWER, tuple(RawAnswer(item.reply, item.failure, item.sent)))
+            request.send(Kind.ANSWER, tuple(RawAnswer(item.reply, item.failure, item.sent)))
         except BaseException as error:  # whatever it is: somebody waits for the answer
             self._model.failures.fail(item, error, "handle")
-            request.send(ANSWER, tuple(RawAnswer(None, item.failure, item.sent)))
+            request.send(Kind.ANSWER, tuple(RawAnswer(None, item.failure, item.sent)))
         finally:
             request.leave()
 

@@ -40,18 +40,20 @@ from ..descriptors import closed_in_children
 
 SHARED_FROM = 65536
 """Bytes of buffers from which shared memory costs less than the socket."""
-_FIRST = 16  # kinds below are the transport's own
-# From a worker.
-HELLO = _FIRST
-"""The worker's process id."""
-PREDICT, EXPLAIN, REQUEST, DESCRIBE, HEALTH, CANCEL = range(_FIRST + 1, _FIRST + 7)
-# From the predictor process.
-WELCOME, REFUSED, ANSWER, CHUNK = range(_FIRST + 16, _FIRST + 20)
-UNSENDABLE = _FIRST + 20
-"""In place of an ANSWER: a value of the request or of its answer cannot be sent; the text says which, and why."""
-LOG, METRICS = _FIRST + 21, _FIRST + 22
-"""A record for TorchServe's model log: the logger's name, the level, the text with the traceback if there is one; and
-lines of metrics for TorchServe's frontend, which reads them from a worker's standard output."""
+
+
+class Kind:
+    """What a message is. Kinds below 16 are the transport's own."""
+
+    # From a worker. HELLO has the worker's process id.
+    HELLO, PREDICT, EXPLAIN, REQUEST, DESCRIBE, HEALTH, CANCEL = range(16, 23)
+    # From the predictor process. UNSENDABLE comes in place of an ANSWER: a value of the request or of its answer cannot
+    # be sent; the text says which, and why.
+    WELCOME, REFUSED, ANSWER, CHUNK, UNSENDABLE = range(32, 37)
+    # LOG is a record for TorchServe's model log: the logger's name, the level, the text with the traceback if there is
+    # one. METRICS are lines for TorchServe's frontend, which reads them from a worker's standard output.
+    LOG, METRICS = range(37, 39)
+
 
 _RELEASED, _FORGET = 1, 2
 _HEADER = struct.Struct("=IIQQII")
@@ -341,7 +343,7 @@ def round_trip(value: Any) -> Any:
     """
     one, other = (Transport(end) for end in socket.socketpair(socket.AF_UNIX))
     try:
-        one.send(HELLO, 0, value)
+        one.send(Kind.HELLO, 0, value)
         received = other.receive().value
         if isinstance(received, Unreadable):
             raise received.error
