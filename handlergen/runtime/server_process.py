@@ -52,7 +52,7 @@ def started(pid: int) -> int:
     except ProcessLookupError:
         return -1
     except PermissionError:
-        return 0
+        pass
     return 0
 
 
@@ -63,8 +63,6 @@ class ModelCopies:
 
     Args:
         directory: The user's private one, which must exist.
-        server: Identifies the server.
-        model, version, device: Identify the copies.
     """
 
     def __init__(self, directory: Path, *, server: str, model: str, version: str, device: str) -> None:

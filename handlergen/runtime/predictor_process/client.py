@@ -195,11 +195,7 @@ class PredictorClient:
             self._changing.release()
 
     def ask(self, kind: int) -> Any:
-        """Send a call that is no client's request, and return its answer.
-
-        Raises:
-            Exception: The process does not answer.
-        """
+        """Send a call that is no client's request; return its answer, or raise why there is none."""
         settled: queue.SimpleQueue[Call] = queue.SimpleQueue()
         self.send(Call(kind, settled=settled.put))
         call = settled.get()

@@ -49,8 +49,7 @@ class Identity:
     """What a predictor process serves. Two workers with equal identities share it.
 
     Attributes:
-        server: The server's process id.
-        server_started: When it started, in the kernel's ticks since boot: tells it from a later process.
+        server, server_started: The server's process id and start time (`server_process.started`).
         name, version: The model's.
         model_dir: Where its archive is unpacked.
         device: `cpu` or `gpu` with its logical index.
