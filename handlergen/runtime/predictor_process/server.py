@@ -332,7 +332,7 @@ class Server:
             self._threads.submit(self._tell, request, self._health)
 
     def predict_until_ended(self) -> bool:
-        """Predict, on the thread that loaded the model; return False if the device broke, which only a restart cures."""
+        """Predict, on the thread that loaded the model; return False if the device broke: only a restart helps."""
         # Inference mode is entered once, not between two predictions, while the device has nothing to do.
         with torch.inference_mode():
             while requests := self.queue.take():
