@@ -14,7 +14,11 @@ def server_of_this_process() -> tuple[int, int]:
     """
     parent = pid = os.getppid()
     for _ in range(8):
-        name, above = _name_and_parent(pid)
+        try:
+            name, fields = _stat(pid)
+            above = int(fields[1])
+        except (OSError, ValueError, IndexError):
+            break
         if name == "java":
             return pid, started(pid)
         if above <= 1:
@@ -23,16 +27,20 @@ def server_of_this_process() -> tuple[int, int]:
     return parent, started(parent)
 
 
-def _stat(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat after the name (proc_pid_stat(5)): state, parent, ..., start time at 19."""
+def _stat(pid: int) -> tuple[str, list[str]]:
+    """Return a process's name and the fields of /proc/PID/stat after it (proc_pid_stat(5)).
+
+    The fields are state, parent, ..., start time at 19.
+    """
     text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-    return text[text.rindex(")") + 2 :].split()
+    end = text.rindex(")")
+    return text[text.index("(") + 1 : end], text[end + 2 :].split()
 
 
 def started(pid: int) -> int:
     """Return when a process started, in clock ticks since boot; 0 where that is unknown, -1 if it does not run."""
     try:
-        fields = _stat(pid)
+        _name, fields = _stat(pid)
         return -1 if fields[0] in "ZX" else int(fields[19])
     except FileNotFoundError:
         if Path("/proc/self/stat").exists():
@@ -44,16 +52,8 @@ def started(pid: int) -> int:
     except ProcessLookupError:
         return -1
     except PermissionError:
-        return 0
+        pass
     return 0
-
-
-def _name_and_parent(pid: int) -> tuple[str, int]:
-    try:
-        name = Path(f"/proc/{pid}/comm").read_text("utf-8", "replace").strip()
-        return name, int(_stat(pid)[1])
-    except (OSError, ValueError, IndexError):
-        return "", 0
 
 
 class ModelCopies:
@@ -63,8 +63,6 @@ class ModelCopies:
 
     Args:
         directory: The user's private one, which must exist.
-        server: Identifies the server.
-        model, version, device: Identify the copies.
     """
 
     def __init__(self, directory: Path, *, server: str, model: str, version: str, device: str) -> None:

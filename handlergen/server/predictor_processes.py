@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import psutil
 
 from handlergen.runtime.device.lock import lock_directory
-from handlergen.runtime.predictor_process.run_directory import RunDirectory, run_directories
-from handlergen.runtime.predictor_process.status import StatusFile
+from handlergen.runtime.predictor_process.run_directory import RunDirectory, StatusFile, run_directories
 
 
 @dataclass(frozen=True)

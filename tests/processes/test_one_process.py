@@ -12,8 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from handlergen.runtime.predictor_process.run_directory import remove_orphans
-from handlergen.runtime.predictor_process.status import StatusFile
+from handlergen.runtime.predictor_process.run_directory import StatusFile, remove_orphans
 from tests.histories import until
 from tests.processes.conftest import Crew
 from tests.processes.faults import MODULE

@@ -18,8 +18,7 @@ import pytest
 
 from handlergen.runtime.codec.errors import LockTimeout
 from handlergen.runtime.device import lock as device_lock
-from handlergen.runtime.device.lock import DeviceLock, PolledLockFile, lock_directory
-from handlergen.runtime.device.mutex import RobustMutexFile
+from handlergen.runtime.device.lock import DeviceLock, PolledLockFile, RobustMutexFile, lock_directory
 
 KINDS = ["mutex", "flock"]
 

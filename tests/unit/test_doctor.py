@@ -324,7 +324,7 @@ def test_a_tensor_that_cannot_be_sent(project: Project, monkeypatch: pytest.Monk
     def fails(_tensor: Any) -> None:
         raise RuntimeError("no memory of a tensor here")
 
-    monkeypatch.setattr("handlergen.runtime.predictor_process.serialization._bytes", fails)
+    monkeypatch.setattr("handlergen.runtime.predictor_process.transport._bytes", fails)
     found = project.only()
     assert found.severity is Severity.ERROR
     assert "cannot be sent to another process: no memory of a tensor here" in found.what

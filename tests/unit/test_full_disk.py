@@ -121,7 +121,7 @@ MAKES = """
 import sys
 from pathlib import Path
 from handlergen.runtime.device.lock import DeviceLock
-from handlergen.runtime.predictor_process.status import StatusFile
+from handlergen.runtime.predictor_process.run_directory import StatusFile
 try:
     DeviceLock("cpu", Path(sys.argv[1])) if sys.argv[2] == "lock" else StatusFile.make(Path(sys.argv[1], "status"))
 except OSError as error:

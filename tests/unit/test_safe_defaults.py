@@ -21,7 +21,7 @@ OPENS_PICKLES = {
     "forms/flow.py: pickle.load": "a flow's scikit-learn model, a file of the archive",
     "forms/flow.py: joblib.load": "the same",
     "store.py: pickle.loads": "what a hook of the model saved, from a file that only this user may write",
-    "predictor_process/serialization.py: pickle.loads": "what workers and the predictor process, all of one user, send",
+    "predictor_process/transport.py: pickle.loads": "what workers and the predictor process, all of one user, send",
 }
 """Every place of the runtime that can carry out a pickle, and why no client can reach it."""
 

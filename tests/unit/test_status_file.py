@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from handlergen.runtime.predictor_process.status import IDLE, PREDICTING, SLOTS, StatusFile
+from handlergen.runtime.predictor_process.run_directory import IDLE, PREDICTING, SLOTS, StatusFile
 
 
 def test_the_status_says_what_the_process_does_even_after_it(tmp_path: Path) -> None:

@@ -18,17 +18,15 @@ import numpy
 import pytest
 import torch
 
-from handlergen.runtime.predictor_process.serialization import (
-    SharedMemoryPool,
-    pack,
-    unpack,
-)
 from handlergen.runtime.predictor_process.transport import (
     SHARED_FROM,
     Gone,
     Message,
+    SharedMemoryPool,
     Transport,
     Unreadable,
+    pack,
+    unpack,
 )
 
 KIND = 20

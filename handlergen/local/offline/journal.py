@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from handlergen.errors import HandlergenError
 from handlergen.local.offline.rows import Chunk, Lines
 from handlergen.runtime.pipeline.hooks import Item
-from handlergen.runtime.predictor_process import serialization
+from handlergen.runtime.predictor_process.transport import pack, unpack
 
 VERSION = 1
 SUFFIX = ".journal"
@@ -273,7 +273,7 @@ class PendingOutputs:
         _, _, pickled, buffers = self._left
         self._left = None
         try:
-            outputs = serialization.unpack(pickled, map(bytearray, buffers))
+            outputs = unpack(pickled, map(bytearray, buffers))
         except Exception:  # pickled with another version of a package
             return False
         for item, (failure, stage, output, metadata) in zip(items, outputs, strict=True):
@@ -299,7 +299,7 @@ def _pickled(chunk: Chunk, items: Sequence[Item]) -> bytes | None:
             return None
         outputs.append((item.failure, item.model_index, item.outputs, item.request._metadata or {}))
     try:
-        pickled, buffers = serialization.pack(outputs)
+        pickled, buffers = pack(outputs)
     except Exception:  # the pickling of the user's own types raises anything
         return None
     if len(pickled) + sum(buffer.nbytes for buffer in buffers) > _MOST_PENDING:

@@ -30,7 +30,7 @@ from handlergen.runtime.device.device import keep_freed_memory
 from handlergen.runtime.forms.table import FORMS
 from handlergen.runtime.pipeline.hooks import HookInputs, Item
 from handlergen.runtime.pipeline.pipeline import Pipeline, open_items
-from handlergen.runtime.predictor_process import serialization
+from handlergen.runtime.predictor_process.transport import pack, unpack
 from handlergen.runtime.request import BadRequest
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ class _PreparingProcess:
                 hint="the output so far is kept; fewer --workers or a smaller --batch-size need less memory",
             ) from None
         items = _items_of(rows, [{} for _ in rows])
-        for item, (failure, *values) in zip(items, serialization.unpack(pickled, buffers), strict=True):
+        for item, (failure, *values) in zip(items, unpack(pickled, buffers), strict=True):
             item.failure = failure
             if failure is None:
                 item.inputs, metadata, item.data, item.files, entry, item.http = values
@@ -330,7 +330,7 @@ def _prepare_until_closed(connection: Connection, pipeline: Pipeline, hook_input
                 connection.send(refused)
                 continue
             try:
-                pickled, buffers = serialization.pack([_plain_values(item, hook_inputs) for item in items])
+                pickled, buffers = pack([_plain_values(item, hook_inputs) for item in items])
             except Exception as error:  # the pickling of the user's own types raises anything
                 connection.send(f"the result of preprocess cannot be sent to another process ({error})")
                 continue

@@ -22,11 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .run_directory import RunDirectory
-from .status import ENDING, IDLE, StatusFile
+from .run_directory import ENDING, IDLE, RunDirectory, StatusFile
 
 if TYPE_CHECKING:
-    from ..pipeline.predictor import Lock
     from .connections import Connections
 
 _TICK_S = 0.1
@@ -73,52 +71,35 @@ class _Process:
         from ..codec.redaction import user_traceback, without_secrets
         from ..contract import CONTRACT_FILE, Bundle
         from ..device.device import keep_freed_memory, share_the_cores
-        from ..pipeline.model import LoadedModel
         from .connections import Connections, WorkerLogHandler
-        from .server import Server, StatusLock
-        from .transport import REFUSED, WELCOME, Refused, Welcome
+        from .server import Server
+        from .transport import Kind, Refused, Welcome, describe_error
 
         keep_freed_memory()
         share_the_cores()
         model_dir = Path(self._arguments["model_dir"])
         bundle = Bundle.from_json((model_dir / CONTRACT_FILE).read_text(encoding="utf-8"))
-        locks: list[StatusLock] = []
-
-        def guard(lock: Lock) -> StatusLock:
-            locks.append(StatusLock(lock, self._status))
-            return locks[0]
-
         connections = self._connections = Connections(self._listener)
         logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[WorkerLogHandler(connections)])
         try:
-            model = LoadedModel(
-                bundle,
-                model_dir,
-                gpu_id=self._arguments["gpu_id"],
-                server=self._directory.identity.server,
-                guard=guard,
-                write_metrics=connections.print_metrics,
-            )
             server = Server(
                 bundle,
-                model,
-                locks[0],
+                self._arguments,
+                server=self._directory.identity.server,
                 status=self._status,
                 connections=connections,
-                batch_size=self._arguments["batch_size"],
             )
         except BaseException as error:
-            reason = without_secrets(f"{type(error).__name__}: {error}")
+            reason = without_secrets(describe_error(error))
             refused = Refused(reason, user_traceback(error, user_root=str(model_dir)))
             self._directory.note_failure(*refused)
-            connections.announce(REFUSED, refused)
+            connections.announce(Kind.REFUSED, refused)
             time.sleep(0.5)  # until they have it
             return CANNOT_LOAD
         connections.take = server.take
         self._end, self._flush = server.queue.end, server.flush
         self._status.enter(IDLE)
-        key = model.predictor.describe()["device_key"]
-        connections.announce(WELCOME, Welcome(os.getpid(), key))
+        connections.announce(Kind.WELCOME, Welcome(os.getpid(), server.device_key))
         if not server.predict_until_ended():
             self._logger.error(
                 "the device does not answer any more; predictor process %d ends, and another one goes on",
@@ -131,7 +112,7 @@ class _Process:
         server.flush()
         connections.close()
         self._directory.remove(self._owner)
-        model.close()
+        server.close()
         return 0
 
     def _end_at_once(self) -> None:
@@ -229,11 +210,7 @@ def _own(directory: RunDirectory) -> int | None:
     """Take the lock that says that this is the one; None when another process is it and listens."""
     deadline = time.monotonic() + _OWNER_WITHIN_S
     while (owner := directory.own()) is None:
-        connection = directory.connect()
-        if connection is not None:
-            connection.close()
-            return None
-        if time.monotonic() > deadline:
+        if directory.listens() or time.monotonic() > deadline:
             return None
         time.sleep(0.02)  # the one before is just ending
     return owner

@@ -11,8 +11,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -29,11 +28,10 @@ from ..pipeline.hooks import HookInputs, Hooks, Item, http_request
 from ..pipeline.model import FailureHandler, streaming_of
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.predictor import Predictor
-from ..telemetry.metrics import Metrics
 from ..telemetry.recording import Recording
 from .client import Call, PredictorClient, UnsendableValue
 from .launcher import Unavailable
-from .transport import EXPLAIN, PREDICT, REQUEST, Predicted, Prepared, RawAnswer, RawRequest
+from .transport import Kind, Predicted, Prepared, RawAnswer, RawRequest
 
 _Answer = TypeVar("_Answer", Predicted, RawAnswer)
 _UNSENDABLE = "UnsendableValue"
@@ -60,7 +58,8 @@ class PreparedBackend(PipelineBackend):
         if self._why:
             self._relay = RelayBackend(self._options, self._client, self._model.recording)
             # Answered once more, by the process; but a client that has a part of its answer cannot get another one.
-            again = [item for item in items if _is_unsendable(item.failure) and not item.sent]
+            failed = [item for item in items if item.failure is not None and item.failure.type == _UNSENDABLE]
+            again = [item for item in failed if not item.sent]
             for item in again:
                 item.reply = item.failure = None
             self._relay.answer(again)
@@ -86,6 +85,9 @@ class _PreparedModel:
         contract, settings = options.bundle.contract, options.bundle.settings
         gpu_id, model_dir = options.gpu_id, options.model_dir
         device = torch.device("cpu") if gpu_id is None else torch.device("cuda", gpu_id)
+        self.client = client
+        self.unsendable = unsendable
+        self.inputs = HookInputs.of(contract, ("predict", "explain"))
         self.context = Context.open(settings, device=device, model_dir=model_dir)
         self.failures = FailureHandler(contract.form, user_root=str(model_dir), logger=self.context.logger)
         self.streaming = streaming_of(options.bundle)
@@ -98,45 +100,28 @@ class _PreparedModel:
         self.recording.start()
         self.hooks: Hooks = module.hooks()
         self.failures.hooks = self.hooks
-        inputs = HookInputs.of(contract, ("predict", "explain"))
-        remote = partial(RemotePredictor, client, inputs=inputs, fail=self.failures.fail, unsendable=unsendable)
-        self.predictor = remote(PREDICT)
-        self.explainer: Predictor | None = remote(EXPLAIN) if self.hooks[0].explain is not None else None
-        self.is_healthy: Callable[[Mapping[str, Any]], Any] | None = (
-            client.is_healthy if "is_healthy" in contract.hooks else None
-        )
-        self._client = client
+        self.predictor = _RemotePredictor(self, Kind.PREDICT)
+        self.explainer: Predictor | None = None
+        if self.hooks[0].explain is not None:
+            self.explainer = _RemotePredictor(self, Kind.EXPLAIN)
+        self.is_healthy = client.is_healthy
 
     def close(self) -> None:
-        self._client.close()
+        self.client.close()
         self.recording.close()
 
 
-class RemotePredictor:
+class _RemotePredictor:
     """A `Predictor` whose predictions are made by the predictor process.
 
     Args:
-        client: The connection to it.
+        model: Whose requests are sent.
         kind: `PREDICT` or `EXPLAIN`.
-        inputs: Which parts of a request are sent.
-        fail: Called with an item, what was raised and the hook's name; sets the item's failure.
-        unsendable: Told why a value cannot be sent.
     """
 
-    def __init__(
-        self,
-        client: PredictorClient,
-        kind: int,
-        *,
-        inputs: HookInputs,
-        fail: Callable[[Item, BaseException, str], None],
-        unsendable: Callable[[str], None],
-    ) -> None:
-        self._client = client
+    def __init__(self, model: _PreparedModel, kind: int) -> None:
+        self._model = model
         self._kind = kind
-        self._inputs = inputs
-        self._fail = fail
-        self._unsendable = unsendable
 
     def predict(self, requests: RequestSource) -> None:
         """Send each request when it is ready; answers come in any order."""
@@ -163,7 +148,7 @@ class RemotePredictor:
             finished.acquire()
 
     def describe(self) -> dict[str, Any]:
-        return dict(self._client.describe()["predictor"])
+        return dict(self._model.client.describe()["predictor"])
 
     def _send(self, item: Item, settled: Callable[[Call], None]) -> None:
         request = item.request
@@ -174,20 +159,20 @@ class RemotePredictor:
             request.id,
             item.properties,
             request._metadata,
-            *self._inputs.of_item(item),
+            *self._model.inputs.of_item(item),
             item.outlet is not None,
             item.entry.get(STREAM_WISH),
         )
-        self._client.send(_call_for(item, self._kind, tuple(prepared), ready_ns=item.ready_ns, settled=settled))
+        self._model.client.send(_call_for(item, self._kind, tuple(prepared), ready_ns=item.ready_ns, settled=settled))
 
     def _settle(self, item: Item, call: Call) -> None:
         error = call.error
         if isinstance(error, UnsendableValue) and not item.sent:
-            self._unsendable(str(error))
+            self._model.unsendable(str(error))
             reason = "A value of this request cannot be sent between its worker and the predictor process"
             item.failure = Failure(500, _UNSENDABLE, reason + in_the_log(item.request.id))
             return
-        answer = _settle(item, call, Predicted, self._fail)
+        answer = _settle(item, call, Predicted, self._model.failures.fail)
         if answer is not None:
             item.outputs = answer.outputs
             if answer.metadata is not None:
@@ -217,20 +202,15 @@ class RelayBackend:
             user_root=str(options.model_dir),
             logger=logging.getLogger(f"handlergen.{bundle.settings.name}"),
         )
-        self._client = client or PredictorClient(options)
         if client is None:
-            self._client.open()
-        self._recording = recording or Recording(bundle.settings, self._client.device_key, metrics=True)
-        self._failures.metrics = self._recording.metrics
+            client = PredictorClient(options)
+            client.open()
         if recording is None:
-            self._recording.start()
-        self.is_healthy: Callable[[Mapping[str, Any]], Any] | None = (
-            self._client.is_healthy if "is_healthy" in bundle.contract.hooks else None
-        )
-
-    @property
-    def metrics(self) -> Metrics | None:
-        return self._recording.metrics
+            recording = Recording(bundle.settings, client.device_key, metrics=True)
+            recording.start()
+        self._client, self._recording = client, recording
+        self.metrics = self._failures.metrics = recording.metrics
+        self.is_healthy = client.is_healthy
 
     @property
     def pipeline(self) -> Pipeline:
@@ -245,14 +225,17 @@ class RelayBackend:
         for item in items:
             if is_describe(item):
                 described += 1
-                self._answer_describe(item)
+                try:
+                    item.reply = encode(self._describe())
+                except BaseException as error:
+                    self._failures.fail(item, error, "describe")
                 continue
             raw = RawRequest(item.entry, item.properties, item.request.id, item.outlet is not None)
 
             def settled(call: Call, item: Item = item) -> None:
                 answers.put((item, call))
 
-            self._client.send(_call_for(item, REQUEST, tuple(raw), ready_ns=time.monotonic_ns(), settled=settled))
+            self._client.send(_call_for(item, Kind.REQUEST, tuple(raw), ready_ns=time.monotonic_ns(), settled=settled))
         for _ in range(len(items) - described):
             item, call = answers.get()
             answer = _settle(item, call, RawAnswer, self._failures.fail)
@@ -270,16 +253,6 @@ class RelayBackend:
         self._client.close()
         self._recording.close()
 
-    def _answer_describe(self, item: Item) -> None:
-        try:
-            item.reply = encode(self._describe())
-        except BaseException as error:
-            self._failures.fail(item, error, "describe")
-
-
-def _is_unsendable(failure: Failure | None) -> bool:
-    return failure is not None and failure.type == _UNSENDABLE
-
 
 def _call_for(item: Item, kind: int, value: Any, *, ready_ns: int, settled: Callable[[Call], None]) -> Call:
     """Return the call of a client's request: chunks of its answer go out at once."""
@@ -294,15 +267,7 @@ def _call_for(item: Item, kind: int, value: Any, *, ready_ns: int, settled: Call
 def _settle(
     item: Item, call: Call, kind: type[_Answer], fail: Callable[[Item, BaseException, str], None]
 ) -> _Answer | None:
-    """Give a settled call's item its failure if there is one.
-
-    Args:
-        kind: Of the answer's value.
-        fail: Called with an item, what was raised and the hook's name; sets the item's failure.
-
-    Returns:
-        The answer, for what else is in it; None when there is none.
-    """
+    """Give a settled call's item its failure if there is one; return the answer, for what else is in it."""
     error = call.error
     if error is None:
         answer = kind(*call.result)

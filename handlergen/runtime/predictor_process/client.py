@@ -25,27 +25,8 @@ from ..pipeline.backend import BackendOptions
 from ..server_process import server_of_this_process
 from ..telemetry.metrics import printer
 from .launcher import Launcher, Unavailable
-from .run_directory import ForeignProcess, Identity, RunDirectory
-from .status import LOADING, STATES, StatusFile
-from .transport import (
-    ANSWER,
-    CANCEL,
-    CHUNK,
-    DESCRIBE,
-    HEALTH,
-    HELLO,
-    LOG,
-    METRICS,
-    REFUSED,
-    UNSENDABLE,
-    WELCOME,
-    Gone,
-    Message,
-    Refused,
-    Transport,
-    Unreadable,
-    describe_error,
-)
+from .run_directory import LOADING, STATES, ForeignProcess, Identity, RunDirectory, StatusFile
+from .transport import Gone, Kind, Message, Refused, Transport, Unreadable, describe_error
 
 _TICK_S = 0.25
 _GRACE_S = 0.5
@@ -118,15 +99,12 @@ class Call:
         self.error: BaseException | None = None
         self._settled = settled
 
-    def answer(self, result: Any) -> None:
-        """Settle it."""
-        self.result = result
+    def settle(self, result: Any = None, error: BaseException | None = None) -> None:
+        self.result, self.error = result, error
         self._settled(self)
 
     def fail(self, error: BaseException) -> None:
-        """Settle it without an answer."""
-        self.error = error
-        self._settled(self)
+        self.settle(error=error)
 
 
 @dataclass
@@ -145,18 +123,17 @@ class _Connection:
 class PredictorClient:
     """The connection, a thread that reads it, and one that keeps deadlines and connects again.
 
-    Args:
-        options: What the worker's backend is made from.
+    Attributes:
+        device_key: The device, as in the key of its lock; once the model is loaded.
+        is_healthy: Calls the module's `is_healthy` in the predictor process; None without one.
     """
 
     def __init__(self, options: BackendOptions) -> None:
         settings = self._settings = options.bundle.settings
         model_dir, gpu_id = options.model_dir, options.gpu_id
         self._logger = logging.getLogger(f"handlergen.{settings.name}")
-        server, started = server_of_this_process()
         identity = Identity(
-            server,
-            started,
+            *server_of_this_process(),
             settings.name,
             settings.version,
             f"{model_dir}:{model_dir.stat().st_ino}",
@@ -169,6 +146,9 @@ class PredictorClient:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)
+        self.is_healthy: Callable[[Mapping[str, Any]], Any] | None = None
+        if "is_healthy" in options.bundle.contract.hooks:
+            self.is_healthy = lambda _values: self.ask(Kind.HEALTH)
         self._print_metrics = printer()
         self._logged = ""
         self._unsendable = ""
@@ -215,11 +195,7 @@ class PredictorClient:
             self._changing.release()
 
     def ask(self, kind: int) -> Any:
-        """Send a call that is no client's request, and return its answer.
-
-        Raises:
-            Exception: The process does not answer.
-        """
+        """Send a call that is no client's request; return its answer, or raise why there is none."""
         settled: queue.SimpleQueue[Call] = queue.SimpleQueue()
         self.send(Call(kind, settled=settled.put))
         call = settled.get()
@@ -230,7 +206,7 @@ class PredictorClient:
     def describe(self) -> dict[str, Any]:
         """Return what the predictor process says of itself: `predictor`, and `types` if it has the stages."""
         try:
-            answer: dict[str, Any] = self.ask(DESCRIBE)
+            answer: dict[str, Any] = self.ask(Kind.DESCRIBE)
             answer["predictor"]["restarts"] = self._directory.starts().restarts
         except Exception as error:
             about = {"placement": "process", "stages": self._settings.stages, "unavailable": str(error)}
@@ -238,10 +214,6 @@ class PredictorClient:
         if self._unsendable:
             answer["predictor"].update(stages="predictor", stages_because=self._unsendable)
         return answer
-
-    def is_healthy(self, _values: Mapping[str, Any]) -> Any:
-        """Return what the module's `is_healthy` says, in the predictor process."""
-        return self.ask(HEALTH)
 
     def note_unsendable(self, reason: str) -> None:
         """Note, for `describe` and `handlergen status`, why this worker sends whole requests from now on."""
@@ -265,18 +237,13 @@ class PredictorClient:
         except Exception as error:
             if connection.pending.pop(call.number, None) is None:
                 return
-            if is_out_of_memory(error):
-                call.fail(error)
-            else:
+            if not is_out_of_memory(error):
                 reason = f"what preprocess returned cannot be sent to the predictor process ({describe_error(error)})"
-                call.fail(UnsendableValue(reason))
+                error = UnsendableValue(reason)
+            call.fail(error)
 
     def _connected(self, deadline: float) -> _Connection:
-        """Return the connection, made if there is none; under the lock.
-
-        Args:
-            deadline: `time.monotonic()` value after which to give up waiting for a process.
-        """
+        """Return the connection, made if there is none, until `deadline` (`time.monotonic()`); under the lock."""
         while (connection := self._connection) is None:
             try:
                 transport, status = self._launcher.connect(deadline)
@@ -286,7 +253,7 @@ class PredictorClient:
             except (OSError, ForeignProcess) as error:  # a read-only lock directory, too many open files
                 raise Unavailable(f"its process cannot be reached: {error}") from error
             try:
-                transport.send(HELLO, 0, os.getpid())
+                transport.send(Kind.HELLO, 0, os.getpid())
                 welcome = self._welcome(transport, deadline)
             except Gone:
                 transport.close()
@@ -308,9 +275,9 @@ class PredictorClient:
         while not self._ended.is_set():
             if transport.wait(_TICK_S):
                 message = transport.receive()
-                if message.kind == WELCOME:
+                if message.kind == Kind.WELCOME:
                     return message
-                if message.kind == REFUSED:
+                if message.kind == Kind.REFUSED:
                     refused: Refused = message.value
                     self._log_once(refused.traceback)
                     raise Unavailable(refused.reason)
@@ -337,10 +304,10 @@ class PredictorClient:
 
     def _take(self, connection: _Connection, message: Message) -> None:
         kind, number, value = message
-        if kind in (LOG, METRICS):
+        if kind in (Kind.LOG, Kind.METRICS):
             self._print(message)
             return
-        if kind == CHUNK:
+        if kind == Kind.CHUNK:
             call = connection.pending.get(number)
             if call is not None and call.on_chunk is not None:
                 call.begun = True
@@ -357,24 +324,24 @@ class PredictorClient:
         elif isinstance(value, Unreadable):
             reason = f"what predict returned cannot be read in the worker ({describe_error(value.error)})"
             call.fail(UnsendableValue(reason))
-        elif kind == UNSENDABLE:
+        elif kind == Kind.UNSENDABLE:
             call.fail(UnsendableValue(value))
-        elif kind == ANSWER:
-            call.answer(value)
+        elif kind == Kind.ANSWER:
+            call.settle(value)
 
     def _print(self, message: Message) -> None:
         """Hand a log record, or metrics, on to TorchServe."""
-        if message.kind == LOG:
+        if message.kind == Kind.LOG:
             logger, level, text = message.value
             logging.getLogger(logger).log(level, "%s", text)
-        elif message.kind == METRICS:
+        elif message.kind == Kind.METRICS:
             self._print_metrics(message.value)
 
     def _cancel(self, connection: _Connection, call: Call, error: BaseException) -> None:
         if connection.pending.pop(call.number, None) is None:
             return
         with contextlib.suppress(Gone):
-            connection.transport.send(CANCEL, call.number)
+            connection.transport.send(Kind.CANCEL, call.number)
         call.fail(error)
 
     def _recover(self, connection: _Connection) -> None:
@@ -385,21 +352,20 @@ class PredictorClient:
             self._connection = None
             connection.transport.close()
             waiting = []
+            limit, status = self._settings.predict_timeout_s, connection.status
+            died: Exception = PredictorDied(f"the predictor process {connection.pid} died while it had this request")
+            if status.timed_out and limit is not None:
+                died = PredictTimeout(limit)
             for number in list(connection.pending):
                 call = connection.pending.pop(number, None)
                 if call is None:
                     continue
                 if connection.in_user_code(number) or call.begun or call.sendings >= _MOST_SENDINGS:
-                    call.fail(self._death(connection.status))
+                    call.fail(died)
                 else:
                     waiting.append(call)
             for call in waiting:
                 self._place(call)
-
-    def _death(self, status: StatusFile) -> BaseException:
-        if status.timed_out and self._settings.predict_timeout_s is not None:
-            return PredictTimeout(self._settings.predict_timeout_s)
-        return PredictorDied(f"the predictor process {status.look().pid} died while it had this request")
 
     def _look_after(self) -> None:
         """Keep deadlines; connect again, so that the next request finds a process that has loaded the model."""
@@ -426,7 +392,14 @@ class PredictorClient:
         seen = connection.status.look()
         limit = self._settings.predict_timeout_s
         if limit is not None and seen.state == "predicting" and seen.since_s > limit + _GRACE_S:
-            self._kill(connection, limit)
+            self._logger.error(
+                "predict has taken longer than predict_timeout_s (%g s): predictor process %d is killed",
+                limit,
+                connection.pid,
+            )
+            connection.status.note_timeout()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(connection.pid, signal.SIGKILL)
             return
         lock_timeout_s = self._settings.lock_timeout_s
         for call in list(connection.pending.values()):
@@ -443,16 +416,6 @@ class PredictorClient:
                 )
                 retry_after_s = max(1, math.ceil(lock_timeout_s / 10))
                 self._cancel(connection, call, LockTimeout(reason, retry_after_s=retry_after_s))
-
-    def _kill(self, connection: _Connection, limit: float) -> None:
-        self._logger.error(
-            "predict has taken longer than predict_timeout_s (%g s): predictor process %d is killed",
-            limit,
-            connection.pid,
-        )
-        connection.status.note_timeout()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(connection.pid, signal.SIGKILL)
 
     def _deadline(self, call: Call) -> float:
         if call.waiting_ns is None:

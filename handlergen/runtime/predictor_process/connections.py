@@ -10,20 +10,8 @@ import time
 from collections.abc import Callable
 
 from ..codec.redaction import WithoutSecrets
-from .run_directory import ForeignProcess, check_peer
-from .transport import (
-    ANSWER,
-    CANCEL,
-    HELLO,
-    LOG,
-    METRICS,
-    UNSENDABLE,
-    Gone,
-    Message,
-    Refused,
-    Transport,
-    Welcome,
-)
+from .run_directory import ForeignProcess, StatusFile, check_peer
+from .transport import Gone, Kind, Message, Refused, Transport, Welcome
 
 _logger = logging.getLogger("handlergen")
 
@@ -34,7 +22,6 @@ class WorkerConnection:
     Attributes:
         number: Tells it from the others of this process's life.
         pid: The worker; 0 before it has said so.
-        closed: The worker has gone.
         cancelled: Numbers of its requests that it does not wait for any more.
     """
 
@@ -54,24 +41,51 @@ class WorkerConnection:
         if not self.closed:
             with contextlib.suppress(Gone):
                 self.transport.send(kind, number, value)
-        if kind in (ANSWER, UNSENDABLE):
+        if kind in (Kind.ANSWER, Kind.UNSENDABLE):
             self.cancelled.discard(number)
 
-    def gave_up(self, number: int) -> bool:
-        """Return whether nobody waits for a request any more."""
-        return self.closed or number in self.cancelled
+
+class WorkerRequest:
+    """A request of a worker's; the status file names it while it is in the user's code.
+
+    Args:
+        status: Of this process.
+        worker: The connection of the worker that has sent it.
+        number: As the worker counts.
+    """
+
+    def __init__(self, status: StatusFile, worker: WorkerConnection, number: int) -> None:
+        self.worker = worker
+        self.number = number
+        self._status = status
+        self._slot = -1
+
+    def send(self, kind: int, value: object) -> None:
+        """Send the worker a message about it. See `WorkerConnection.send`."""
+        self.worker.send(kind, self.number, value)
+
+    def abandoned(self) -> bool:
+        """Return whether nobody waits for its answer any more."""
+        return self.worker.closed or self.number in self.worker.cancelled
+
+    def enter(self) -> None:
+        """Note that it is in the user's code from now on."""
+        if self._slot < 0:
+            self._slot = self._status.take_slot(self.worker.number, self.number)
+
+    def leave(self) -> None:
+        """Note that it is not any more: if the process dies now, the request is predicted again."""
+        slot, self._slot = self._slot, -1
+        self._status.free_slot(slot)
 
 
 class Connections:
     """Accepts workers, and reads what each of them sends on a thread of its own.
 
-    Args:
-        listener: The socket that they connect to.
-
     Attributes:
         take: Called with each request, on the thread that has read it; must not wait. No worker sends one before
             `announce` has told it that the model is loaded.
-        current: `current.connection` is that of the worker whose request this thread works on.
+        current: `current.request` is the one that this thread works on.
         seen: A worker has connected. A process that only looks whether this one listens is none.
         alone_since: When the last one went, or else when the first could come, `time.monotonic()`.
     """
@@ -92,9 +106,9 @@ class Connections:
     def __len__(self) -> int:
         return len(self._connections)
 
-    def workers(self) -> list[int]:
-        """Return the process ids of the workers that are connected."""
-        return sorted({each.pid for each in self._named()})
+    def workers(self) -> int:
+        """Return how many workers are connected."""
+        return len({each.pid for each in self._named()})
 
     def announce(self, kind: int, value: Welcome | Refused) -> None:
         """Tell everybody, those who come later too, whether the model is loaded."""
@@ -106,12 +120,14 @@ class Connections:
 
     def log(self, logger: str, level: int, text: str) -> bool:
         """Send a log record to the worker whose request it concerns, else to any; return whether there is one."""
-        connection = getattr(self.current, "connection", None)
-        if connection is None or connection.closed:
+        request: WorkerRequest | None = getattr(self.current, "request", None)
+        if request is not None and not request.worker.closed:
+            connection: WorkerConnection | None = request.worker
+        else:
             connection = next(iter(self._named()), None)
         if connection is None:
             return False
-        connection.send(LOG, 0, (logger, level, text))
+        connection.send(Kind.LOG, 0, (logger, level, text))
         return True
 
     def print_metrics(self, text: str) -> None:
@@ -121,7 +137,7 @@ class Connections:
             connection = next(iter(self._named()), None)
             if connection is not None:
                 texts, self._metrics = self._metrics, []
-                connection.send(METRICS, 0, "".join(texts))
+                connection.send(Kind.METRICS, 0, "".join(texts))
 
     def close(self) -> None:
         """Accept no more workers."""
@@ -142,7 +158,6 @@ class Connections:
             try:
                 check_peer(connection)
             except ForeignProcess:
-                connection.close()
                 continue
             self._accepted += 1
             worker = WorkerConnection(self._accepted, Transport(connection))
@@ -164,24 +179,20 @@ class Connections:
         worker.transport.close()
 
     def _hand_on(self, worker: WorkerConnection, message: Message) -> None:
-        if message.kind == HELLO:
+        if message.kind == Kind.HELLO:
             with self._changing:
                 worker.pid, self.seen = message.value, True
                 announced = self._announced
             if announced is not None:
                 worker.send(announced[0], worker.number, announced[1])
-        elif message.kind == CANCEL:
+        elif message.kind == Kind.CANCEL:
             worker.cancelled.add(message.number)
         else:
             self.take(worker, message)
 
 
 class WorkerLogHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Sends log records to a worker, which logs them into TorchServe's model log; prints them when there is no worker.
-
-    Args:
-        connections: Of the workers.
-    """
+    """Sends log records to a worker, which logs them into TorchServe's model log; prints them without a worker."""
 
     def __init__(self, connections: Connections) -> None:
         super().__init__()

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .run_directory import RunDirectory
-from .status import StatusFile
+from .run_directory import RunDirectory, StatusFile
 from .transport import Transport
 
 _POLL_S = 0.01
@@ -38,12 +37,10 @@ class Unavailable(Exception):
 
 
 class Launcher:
-    """Connects to the predictor process of a run directory.
+    """Connects to the predictor process of a run directory; logs each start and each failed end.
 
     Args:
-        directory: The run directory.
         arguments: For the process (`__main__`): JSON values; `model_dir` is its working directory.
-        logger: Gets a line for each start and each failed end.
     """
 
     def __init__(self, directory: RunDirectory, arguments: Mapping[str, Any], logger: logging.Logger) -> None:
@@ -58,12 +55,9 @@ class Launcher:
     def connect(self, deadline: float) -> tuple[Transport, StatusFile]:
         """Return a connection to the process, which may still be loading, and its status; start it if there is none.
 
-        Args:
-            deadline: `time.monotonic()` value after which to give up.
-
         Raises:
-            Unavailable: Too many have just died, the last could not load the model, none listens in time, or the
-                server has ended, so that nobody needs one.
+            Unavailable: Too many have just died, the last could not load the model, none listens before `deadline`
+                (`time.monotonic()`), or the server has ended, so that nobody needs one.
         """
         while True:
             self.reap()

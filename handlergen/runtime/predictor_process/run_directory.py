@@ -1,11 +1,15 @@
 """The directory in which the workers of one model, on one device of one server, find their predictor process.
 
 A directory below the user's lock directory (0700, checked there), named after the server's process, the model, its
-version, the directory that TorchServe unpacked it into, and the device. It holds the socket, the status file, what the
-launcher has to know of earlier starts, and two locks, which the kernel frees when their holder dies:
+version, the directory that TorchServe unpacked it into, and the device. It holds the socket, what the launcher has to
+know of earlier starts, and:
 
 - `owner.lock` is held by the predictor process for its life: there are never two.
-- `start.lock` is held by a worker while it starts one: twenty workers that want one start it once.
+- `start.lock` is held by a worker while it starts one: twenty workers that want one start it once. The kernel frees
+  both locks when their holder dies.
+- `status`, a mapped file that outlives the process, says what it is doing. The workers read it without asking the
+  process: whether their request is in the user's code or still waits, since when a predict runs, how many there were.
+  When the process dies, the file still says which requests were in the user's code.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import mmap
 import os
 import re
 import shutil
@@ -23,9 +28,9 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..descriptors import close, closed_in_children, descriptor_closed_in_children, has_name
+from ..descriptors import close, closed_in_children, descriptor_closed_in_children, has_name, reserve
 from ..device.lock import STATE_DIR_VARIABLE, lock_directory
 from ..server_process import started
 
@@ -44,8 +49,7 @@ class Identity:
     """What a predictor process serves. Two workers with equal identities share it.
 
     Attributes:
-        server: The server's process id.
-        server_started: When it started, in the kernel's ticks since boot: tells it from a later process.
+        server, server_started: The server's process id and start time (`server_process.started`).
         name, version: The model's.
         model_dir: Where its archive is unpacked.
         device: `cpu` or `gpu` with its logical index.
@@ -70,9 +74,8 @@ class Starts:
     Attributes:
         last: When the last one began, `time.monotonic()`.
         in_a_row: How many ended before they had served for a while.
-        reason: Why the last one could not load the model; empty when it could.
+        reason, traceback: Why the last one could not load the model, and where in the user's code; empty when it could.
         total: How many there were.
-        traceback: The user's own, of that reason.
     """
 
     last: float = 0.0
@@ -98,12 +101,7 @@ class Starts:
 
 
 class RunDirectory:
-    """The directory.
-
-    Args:
-        identity: What its predictor process serves.
-        base: The user's private directory; `lock_directory()` unless a test says otherwise.
-    """
+    """The directory, below the user's private one: `lock_directory()`, unless a test passes another `base`."""
 
     def __init__(self, identity: Identity, base: Path | None = None) -> None:
         self.identity = identity
@@ -115,11 +113,7 @@ class RunDirectory:
 
     @classmethod
     def at(cls, path: Path) -> RunDirectory:
-        """Open the directory that a worker has made, for the process that it starts.
-
-        Raises:
-            OSError, ValueError: It is not there, or not one.
-        """
+        """Open the directory that a worker has made; OSError or ValueError if it is not there, or not one."""
         return cls(Identity(**json.loads((path / "identity.json").read_text("utf-8"))), path.parent)
 
     def make(self) -> None:
@@ -143,11 +137,7 @@ class RunDirectory:
         self._put("arguments.json", json.dumps(dict(arguments)))
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments that the process was started with.
-
-        Raises:
-            OSError, ValueError: None has been started.
-        """
+        """Return the arguments that the process was started with; OSError or ValueError before the first start."""
         arguments: dict[str, Any] = json.loads((self.path / "arguments.json").read_text("utf-8"))
         return arguments
 
@@ -167,11 +157,7 @@ class RunDirectory:
         return logs / re.sub(r"[^A-Za-z0-9._-]", "_", name)
 
     def listen(self) -> socket.socket:
-        """Make the socket; whoever connects from then on waits until it is accepted.
-
-        Raises:
-            OSError: It cannot be made.
-        """
+        """Make the socket; whoever connects from then on waits until it is accepted."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with _reachable(self.path) as place:
             draft = Path(place, ".socket")
@@ -196,19 +182,11 @@ class RunDirectory:
         except OSError:
             connection.close()
             return None
-        try:
-            check_peer(connection)
-        except ForeignProcess:
-            connection.close()
-            raise
+        check_peer(connection)
         return connection
 
     def listens(self) -> bool:
-        """Return whether there is a predictor process.
-
-        Raises:
-            ForeignProcess: It is another user's.
-        """
+        """Return whether there is a predictor process. See `connect`."""
         connection = self.connect()
         if connection is not None:
             connection.close()
@@ -235,11 +213,7 @@ class RunDirectory:
         return _try_lock(self.path / "owner.lock")
 
     def owned(self, owner: int) -> bool:
-        """Return whether the directory is still there, and still this process's.
-
-        Args:
-            owner: What `own` returned.
-        """
+        """Return whether the directory is still there, and still that of the process with this `own` descriptor."""
         try:
             return has_name(os.fstat(owner), self.path / "owner.lock")
         except OSError:
@@ -284,9 +258,6 @@ class RunDirectory:
         """Remove the directory and what is in it, unless a worker is just starting the next process, or has.
 
         When the server has ended, a worker that is just starting one has not noticed yet, and nobody comes after it.
-
-        Args:
-            owner: What `own` returned.
         """
         with contextlib.suppress(OSError):
             if not self.owned(owner):
@@ -328,13 +299,14 @@ def check_peer(connection: socket.socket) -> None:
     """Check that the process at the other end is this user's.
 
     Raises:
-        ForeignProcess: It is not.
+        ForeignProcess: It is not; the connection is closed.
     """
     if not hasattr(socket, "SO_PEERCRED"):
         return  # the directory is this user's alone
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _pid, uid, _gid = struct.unpack("3i", raw)
     if uid != os.geteuid():
+        connection.close()
         raise ForeignProcess(f"the process at the predictor's socket is user {uid}'s")
 
 
@@ -375,3 +347,130 @@ def _unlock(descriptor: int) -> None:
     """Give a lock back. Closing it would not do: a child that was forked meanwhile has it open too, and keeps it."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     close(descriptor)
+
+
+LOADING, IDLE, PREDICTING, ENDING = range(4)
+STATES = ("loading", "idle", "predicting", "ending")
+SLOTS = 1024
+"""How many requests the file can name at once."""
+
+# The file is an array of words of eight bytes. A word is stored and read as a whole: nobody sees a state without its
+# beginning, so that a predict that has just begun never seems to have run since the machine was started.
+_WORD = 8
+_MAGIC_WORD, _PID, _STATE, _PREDICTIONS, _REQUESTS, _LARGEST_BATCH, _TIMED_OUT = range(7)
+_FIRST_SLOT = 32
+_WORDS = _FIRST_SLOT + SLOTS
+_MAGIC = int.from_bytes(b"HGPAGE3\0", "little")
+
+
+class Snapshot(NamedTuple):
+    """The status at one moment: the state and its age, calls of the user's predict and how many requests they took."""
+
+    pid: int
+    state: str
+    since_s: float
+    predictions: int
+    requests: int
+    largest_batch: int
+
+    @property
+    def mean_batch(self) -> float:
+        """Requests in one call, to two decimals; 0 before the first."""
+        return round(self.requests / self.predictions, 2) if self.predictions else 0.0
+
+
+class StatusFile:
+    """The mapped file; its descriptor is closed.
+
+    Raises:
+        ValueError: It is no status file.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        try:
+            if os.fstat(descriptor).st_size != _WORDS * _WORD:
+                raise ValueError("not a status file of a predictor process")
+            self._words = memoryview(mmap.mmap(descriptor, _WORDS * _WORD)).cast("Q")
+        finally:
+            os.close(descriptor)
+        if self._words[_MAGIC_WORD] != _MAGIC:
+            raise ValueError("not a status file of a predictor process")
+        self._free = list(range(_WORDS - 1, _FIRST_SLOT - 1, -1))
+
+    @classmethod
+    def make(cls, path: Path) -> StatusFile:
+        """Make a new file for this process; the one of the process before stays with whoever has it open."""
+        draft = path.with_name(f".status.{os.getpid()}")
+        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            reserve(descriptor, _WORDS * _WORD)
+        except OSError:
+            os.close(descriptor)
+            draft.unlink(missing_ok=True)
+            raise
+        os.pwrite(descriptor, _MAGIC.to_bytes(_WORD, "little"), _MAGIC_WORD * _WORD)
+        status = cls(descriptor)
+        status._words[_PID] = os.getpid()
+        status.enter(LOADING)
+        draft.replace(path)
+        return status
+
+    @classmethod
+    def open(cls, path: Path) -> StatusFile:
+        """Open the file of the process that runs; OSError or ValueError if there is none."""
+        return cls(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+
+    def enter(self, state: int) -> None:
+        """Note what the process does from now on."""
+        self._words[_STATE] = time.monotonic_ns() * len(STATES) + state  # 2**64 / 4 ns are 146 years
+
+    def take_slot(self, connection: int, number: int) -> int:
+        """Note that a request is in the user's code; before it is.
+
+        Returns:
+            The slot, for `free_slot`; -1 when none was left, and nothing is noted.
+        """
+        try:
+            slot = self._free.pop()
+        except IndexError:
+            return -1
+        self._words[slot] = _name(connection, number)
+        return slot
+
+    def free_slot(self, slot: int) -> None:
+        """Note that the request has left the user's code."""
+        if slot >= 0:
+            self._words[slot] = 0
+            self._free.append(slot)
+
+    def count(self, requests: int) -> None:
+        """Count one more call of predict, for so many requests."""
+        words = self._words
+        words[_PREDICTIONS] += 1
+        words[_REQUESTS] += requests
+        words[_LARGEST_BATCH] = max(words[_LARGEST_BATCH], requests)
+
+    def holds(self, connection: int, number: int) -> bool:
+        """Return whether a request is in the user's code, or was when the process died."""
+        return _name(connection, number) in self._words[_FIRST_SLOT:].tolist()
+
+    def note_timeout(self) -> None:
+        """Note that the process is killed because its predict takes too long; before it is."""
+        self._words[_TIMED_OUT] = 1
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether the process was killed for that."""
+        return bool(self._words[_TIMED_OUT])
+
+    def look(self) -> Snapshot:
+        """Return what the process does now."""
+        words = self._words
+        since, state = divmod(words[_STATE], len(STATES))
+        since_s = (time.monotonic_ns() - since) / 1e9
+        counts = words[_PREDICTIONS], words[_REQUESTS], words[_LARGEST_BATCH]
+        return Snapshot(words[_PID], STATES[state], since_s, *counts)
+
+
+def _name(connection: int, number: int) -> int:
+    return (connection << 32 | number & 0xFFFFFFFF) + 1
