@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -21,11 +20,9 @@ from typing import Any
 
 from ..pipeline.hooks import Item
 from ..request import BadRequest, Files, Request
-from .content import JSON, json_bytes
-from .decode import decode
-from .encode import Encoded
+from .content import JSON, decode, json_bytes, optional_module
+from .encode import Encoded, dump, numpy_array
 from .errors import EncodeError
-from .json import dump, numpy_array
 
 MAX_INSTANCES = 10_000
 """The most instances of a v1 request."""
@@ -372,7 +369,6 @@ def _as_text(value: Any, to_json: Callable[[Any], bytes]) -> str:
 
 
 def _numpy() -> Any:
-    try:
-        return importlib.import_module("numpy")
-    except ImportError:
-        raise _NoNumpy from None
+    if numpy := optional_module("numpy"):
+        return numpy
+    raise _NoNumpy

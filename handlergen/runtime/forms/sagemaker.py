@@ -6,7 +6,6 @@ and aws/sagemaker-pytorch-inference-toolkit (default_pytorch_inference_handler.p
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import os
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ..codec.content import CSV, FORM, JSON, NPY, OCTETS
+from ..codec.content import CSV, FORM, JSON, NPY, OCTETS, optional_module
 from ..context import Context
 from ..contract import Contract, RuntimeSettings
 from ..pipeline.hooks import BoundHook, Hooks, Item, ModelHooks
@@ -243,22 +242,19 @@ def default_output(prediction: Any, accept: str) -> Reply:
 
 def _float_tensor(value: Any) -> torch.Tensor:
     """Return JSON's numbers as float32; numpy, where it is installed, also reads numbers that are written as text."""
-    try:
-        import numpy as np
-    except ImportError:
-        return torch.tensor(value, dtype=torch.float32)
-    return torch.from_numpy(np.array(value, dtype=np.float32))
+    if np := optional_module("numpy"):
+        return torch.from_numpy(np.array(value, dtype=np.float32))
+    return torch.tensor(value, dtype=torch.float32)
 
 
 def _numpy(kind: str, status_code: int) -> Any:
-    try:
-        return importlib.import_module("numpy")
-    except ImportError as error:
-        raise UnsupportedType(
-            f"{kind} needs numpy, which this worker does not have; send and accept {JSON}, or add numpy to the "
-            "requirements",
-            status_code,
-        ) from error
+    if np := optional_module("numpy"):
+        return np
+    raise UnsupportedType(
+        f"{kind} needs numpy, which this worker does not have; send and accept {JSON}, or add numpy to the "
+        "requirements",
+        status_code,
+    )
 
 
 def _array(np: Any, value: Any) -> Any:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import CoroutineType
 from typing import Any
 
-from ..codec.decode import decode
+from ..codec.content import decode
 from ..codec.encode import encode
 from ..codec.errors import INPUT
 from ..contract import RuntimeSettings

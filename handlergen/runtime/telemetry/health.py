@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..codec.json import dump
+from ..codec.encode import dump
 from ..codec.redaction import user_traceback
 from ..contract import Bundle
 from .metrics import Metrics

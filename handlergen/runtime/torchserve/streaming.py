@@ -25,8 +25,8 @@ from types import AsyncGeneratorType, GeneratorType, SimpleNamespace
 from typing import Any, Protocol
 
 from ..codec.content import EVENT_STREAM, JSON, NDJSON, OCTETS, STREAM_WISH, TEXT
+from ..codec.encode import dump
 from ..codec.errors import Failure
-from ..codec.json import dump
 from ..pipeline.hooks import Item
 
 STREAMS = frozenset((GeneratorType, AsyncGeneratorType))
