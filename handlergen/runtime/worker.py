@@ -17,11 +17,10 @@ from .device.device import keep_freed_memory
 from .pipeline.backend import Backend, BackendOptions, LocalBackend
 from .pipeline.hooks import BoundHook, Item
 from .pipeline.pipeline import Pipeline
-from .telemetry.health import Counts, Health, description
-from .telemetry.metrics import switched_on
+from .telemetry.health import Health, description
+from .telemetry.recording import Counts, switched_on
 from .torchserve.duplicate_requests import DuplicateRequests
-from .torchserve.frontend import answered, keep_from_children, leave_out_batch_lines, received
-from .torchserve.streaming import outlet_of
+from .torchserve.frontend import answered, keep_from_children, leave_out_batch_lines, outlet_of, received
 
 
 class Worker:

@@ -239,7 +239,7 @@ def test_metrics_do_not_go_to_where_a_hook_has_sent_its_output(capsys: pytest.Ca
     import contextlib
     import io
 
-    from handlergen.runtime.telemetry.metrics import printer
+    from handlergen.runtime.telemetry.recording import printer
 
     write = printer()
     with contextlib.redirect_stdout(io.StringIO()) as captured:

@@ -22,8 +22,7 @@ from ..contract import Bundle
 from ..device.device import Device
 from ..device.lock import DeviceLock, NoLock, lock_directory
 from ..forms.loading import open_user_module
-from ..telemetry.metrics import Metrics
-from ..telemetry.recording import Recorder, Recording
+from ..telemetry.recording import Metrics, Recorder, Recording
 from ..torchserve.streaming import Streaming
 from .batching import RequestSource, map_tensors
 from .hooks import BoundHook, Hooks, Item
@@ -212,8 +211,8 @@ class Explainer:
             ended = time.monotonic_ns()
             self._lock.release()
             if self._recorder is not None:
-                self._recorder.record("lock_wait", item.request.id, item.ready_ns, started)
-                self._recorder.record("explain", item.request.id, started, ended)
+                self._recorder("lock_wait", item.request.id, item.ready_ns, started)
+                self._recorder("explain", item.request.id, started, ended)
 
 
 class FailureHandler:

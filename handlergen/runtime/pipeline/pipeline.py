@@ -261,7 +261,7 @@ class Pipeline:
 
     def _record(self, stage: str, item: Item, start_ns: int) -> None:
         if self._recorder is not None:
-            self._recorder.record(stage, item.request.id, start_ns, time.monotonic_ns())
+            self._recorder(stage, item.request.id, start_ns, time.monotonic_ns())
 
     def _pool(self) -> ThreadPoolExecutor:
         if self._threads is None:

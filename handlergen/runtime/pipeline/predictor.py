@@ -178,8 +178,8 @@ class WorkerPredictor:
             self._lock.release()
         if self._recorder is not None:
             for request_id, ready, started, ended in predicted:
-                self._recorder.record("lock_wait", request_id, ready, started)
-                self._recorder.record("predict", request_id, started, ended)
+                self._recorder("lock_wait", request_id, ready, started)
+                self._recorder("predict", request_id, started, ended)
 
     def _predict_together(self, items: list[Item], requests: RequestSource) -> None:
         """Predict a batch; again without those that wait too long for the lock, until it is free or none is left."""
@@ -224,8 +224,8 @@ class WorkerPredictor:
             self._lock.release()
         if self._recorder is not None:
             for item in items:
-                self._recorder.record("lock_wait", item.request.id, item.ready_ns, started)
-            self._recorder.record("predict", ",".join(item.request.id for item in items), started, ended)
+                self._recorder("lock_wait", item.request.id, item.ready_ns, started)
+            self._recorder("predict", ",".join(item.request.id for item in items), started, ended)
 
     def _predict_one_by_one(self, items: Sequence[Item], originals: Mapping[Item, Any]) -> None:
         """Predict each request of a batch alone, so that only the culprit fails."""

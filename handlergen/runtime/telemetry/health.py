@@ -8,15 +8,13 @@ import os
 import re
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from ..codec.encode import dump
 from ..codec.redaction import user_traceback
 from ..contract import Bundle
-from .metrics import Metrics
+from .recording import Counts
 
 METRIC = "ModelHealthy"
 """A gauge, 1 or 0, with the dimensions ModelName, WorkerName and Level; declared in handlergen's metrics.yaml."""
@@ -127,28 +125,6 @@ def _worker_port(arguments: Sequence[str]) -> str:
             found = re.search(r"(\d+)$", value)
             return found[1] if found else value
     return "0"
-
-
-@dataclass
-class Counts:
-    """The numbers of requests that one worker has answered.
-
-    Attributes:
-        requests: Predictions and explanations; a KServe request counts once, however many instances it has.
-        failures: Failed requests by status.
-        metrics: Also counts the answers.
-    """
-
-    requests: int = 0
-    failures: Counter[int] = field(default_factory=Counter)
-    metrics: Metrics | None = None
-
-    def answered(self, status: int) -> None:
-        """Count an answer."""
-        if status >= 400:
-            self.failures[status] += 1
-        if self.metrics is not None:
-            self.metrics.answered(status)
 
 
 def description(

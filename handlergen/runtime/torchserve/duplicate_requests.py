@@ -20,6 +20,7 @@ import contextlib
 import logging
 import mmap
 import os
+import select
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -28,11 +29,11 @@ from hashlib import blake2b
 from pathlib import Path
 
 from ..codec.errors import Failure
-from ..descriptors import has_name, hung_up, reserve
+from ..descriptors import reserve
 from ..device.lock import lock_directory
-from ..pipeline.dispatch import failure_for
+from ..pipeline.backend import failure_for
 from ..pipeline.hooks import Item
-from .streaming import raise_to_torchserve
+from .frontend import raise_to_torchserve
 
 _logger = logging.getLogger("handlergen")
 _FILE = "answered-1"
@@ -43,6 +44,7 @@ within milliseconds."""
 _SLOT_BYTES = 16
 _CHECK_EVERY_S = 1.0
 """How often a worker checks that the file still exists; a check costs 3 µs."""
+_GONE = select.POLLHUP | getattr(select, "POLLRDHUP", 0)
 ANSWERED, STREAMED = b"\1", b"\2"
 
 _REFUSED = Failure(
@@ -83,8 +85,10 @@ class AnsweredRequests:
         Raises:
             OSError: The new file cannot be made; the old one remains in use.
         """
-        if not has_name(self._file, self._path):
-            self._open()
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(self._path.stat(), self._file):
+                return
+        self._open()
 
     def note(self, request_id: str, how: bytes) -> None:
         """Note that a request is answered, or its stream begun; before TorchServe receives it."""
@@ -131,7 +135,7 @@ class DuplicateRequests:
         if connection is None:
             return cls()
         try:
-            return cls(AnsweredRequests(), partial(hung_up, connection.fileno()), logger)
+            return cls(AnsweredRequests(), partial(_hung_up, connection.fileno()), logger)
         except OSError as error:
             logger.warning("duplicate requests of TorchServe cannot be recognised: %s", error)
             return cls()
@@ -178,6 +182,13 @@ class DuplicateRequests:
             self._check_at = now + _CHECK_EVERY_S
             with contextlib.suppress(OSError):  # a full disk
                 answered.follow()
+
+
+def _hung_up(descriptor: int) -> bool:
+    """Return whether the peer has closed a connection."""
+    poll = select.poll()
+    poll.register(descriptor, _GONE)
+    return bool(poll.poll(0))
 
 
 def _slot(request_id: str) -> tuple[int, bytes]:
