@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
+from ..contract import Bundle, RuntimeSettings
 from ..pipeline.hooks import Item
 from ..request import BadRequest, Files, Request
 from .content import JSON, decode, json_bytes, optional_module
@@ -95,18 +96,13 @@ def refuse_envelope(caller: FrameType | None) -> None:
     )
 
 
-def open_kserve(
-    item: Item, *, name: str, version: str, nan: str, limit: int, first_index: int, keywords: bool
-) -> Opened:
+def open_kserve(item: Item, bundle: Bundle, first_index: int) -> Opened:
     """Read a KServe request.
 
     Args:
         item: A request under one of KServe's paths.
-        name, version: The model's, for v2's answers.
-        nan: As for `encode`.
-        limit: The most bytes that the server sends.
+        bundle: Contract and settings.
         first_index: The first unused `Item.index` of the batch.
-        keywords: The module takes an object's keys as arguments: a single v2 input is also passed by name.
 
     Raises:
         BadRequest: The body follows neither protocol.
@@ -115,12 +111,12 @@ def open_kserve(
     explains = item.properties.get("explain") == "True"
     if isinstance(body, Mapping) and isinstance(body.get("instances"), list):
         parts = _instances(item, body["instances"], first_index)
-        return Opened(item, parts, answer_key="explanations" if explains else "predictions", limit=limit)
+        return Opened(item, parts, "explanations" if explains else "predictions", bundle.settings.max_response_bytes)
     if isinstance(body, Mapping) and isinstance(body.get("inputs"), list):
-        item.data, item.files = _inputs(body["inputs"], keywords=keywords), Files()
+        item.data, item.files = _inputs(body["inputs"], keywords=bundle.contract.call == "keywords"), Files()
         item.outlet = None  # a streamed answer is sent in one piece
-        item.wrap = _V2Answer(body, item.request.id, name, version, nan)
-        return Opened(item, [item], answer_key=None, limit=limit)
+        item.wrap = _V2Answer(body, item.request.id, bundle.settings)
+        return Opened(item, [item], None, bundle.settings.max_response_bytes)
     raise BadRequest(
         'A KServe request has a JSON object: v1 {"instances": [...]}, v2 {"inputs": [{"name", "shape", "datatype", '
         '"data"}]}'
@@ -158,7 +154,7 @@ def _as_json(reply: Encoded) -> bytes:
 
 
 def _inputs(inputs: list[Any], *, keywords: bool) -> Any:
-    """Return the tensor of a single input, or the tensors by name."""
+    """Return the tensors by name; the tensor of a single input unless the module takes keys as arguments."""
     if not inputs:
         raise BadRequest('"inputs" is empty')
     tensors: dict[str, Any] = {}
@@ -175,14 +171,12 @@ def _inputs(inputs: list[Any], *, keywords: bool) -> Any:
 class _V2Answer:
     """Converts a hook's answer to v2's, before it is encoded."""
 
-    def __init__(self, body: Mapping[str, Any], request_id: str, name: str, version: str, nan: str) -> None:
+    def __init__(self, body: Mapping[str, Any], request_id: str, settings: RuntimeSettings) -> None:
         given = body.get("id")
         self._id = given if isinstance(given, str) and given.strip() else request_id
         self._first_input = str(body["inputs"][0]["name"])
         self._wanted = _wanted_outputs(body.get("outputs"))
-        self._name = name
-        self._version = version
-        self._nan = nan
+        self._settings = settings
 
     def __call__(self, answer: Any) -> Any:
         """Return the answer as a v2 response.
@@ -194,7 +188,7 @@ class _V2Answer:
         if hasattr(answer, "status_code") and hasattr(answer, "body"):
             return answer  # the module's own response is sent unchanged
         usual = self._wanted[0] if len(self._wanted) == 1 else self._first_input
-        outputs = named_tensors(answer, usual, lambda value: dump(value, self._nan))
+        outputs = named_tensors(answer, usual, lambda value: dump(value, self._settings.nan))
         if self._wanted:
             by_name = {output["name"]: output for output in outputs}
             missing = [name for name in self._wanted if name not in by_name]
@@ -202,8 +196,8 @@ class _V2Answer:
                 raise BadRequest(f"The model has no output {', '.join(missing)}; it has {', '.join(by_name)}")
             outputs = [by_name[name] for name in self._wanted]
         return {
-            "model_name": self._name,
-            "model_version": self._version,
+            "model_name": self._settings.name,
+            "model_version": self._settings.version,
             "id": self._id,
             "outputs": outputs,
         }

@@ -184,17 +184,8 @@ class Dispatcher:
             self.pipeline.fail(item, error, "describe")
 
     def _open(self, item: Item, index: int) -> Opened | None:
-        settings = self._bundle.settings
         try:
-            return open_kserve(
-                item,
-                name=settings.name,
-                version=settings.version,
-                nan=settings.nan,
-                limit=settings.max_response_bytes,
-                first_index=index,
-                keywords=self._bundle.contract.call == "keywords",
-            )
+            return open_kserve(item, self._bundle, index)
         except BaseException as error:
             self.pipeline.fail(item, error, "decode")
             if item.failure is not None:
@@ -202,7 +193,7 @@ class Dispatcher:
             return None
 
 
-class PipelineBackend:
+class PipelineBackend(Dispatcher):
     """The pipeline in this process, wherever the model is. See `Backend` for the methods.
 
     Args:
@@ -210,23 +201,18 @@ class PipelineBackend:
     """
 
     def __init__(self, options: BackendOptions, model: Model) -> None:
-        self._model = model
-        self._dispatcher = Dispatcher(options.bundle, model, batch_size=options.batch_size, describe=options.describe)
-        self.pipeline = self._dispatcher.pipeline
+        super().__init__(options.bundle, model, batch_size=options.batch_size, describe=options.describe)
         self.metrics = model.recording.metrics
         self.is_healthy = model.is_healthy
-
-    def answer(self, items: Sequence[Item]) -> int:
-        return self._dispatcher.answer(items)
 
     def flush(self) -> None:
         self._model.recording.flush()
 
     def describe(self) -> dict[str, Any]:
-        return {"types": self._dispatcher.types(), "predictor": self._model.predictor.describe()}
+        return {"types": self.types(), "predictor": self._model.predictor.describe()}
 
     def close(self) -> None:
-        self._dispatcher.close()
+        super().close()
         self._model.close()
 
 
