@@ -182,7 +182,8 @@ class HttpRequest:
         self.state = SimpleNamespace()
         self.query_params: dict[str, str] = {}
         self.path_params: dict[str, str] = {}
-        self.cookies: dict[str, str] = _cookies(request.headers.get("cookie", ""))
+        pairs = (pair.partition("=") for pair in request.headers.get("cookie", "").split(";") if "=" in pair)
+        self.cookies: dict[str, str] = {name.strip(): value.strip() for name, _, value in pairs}
 
     @property
     def id(self) -> str:
@@ -229,11 +230,6 @@ class HttpRequest:
 
     def __repr__(self) -> str:
         return f"HttpRequest({self._request.id})"
-
-
-def _cookies(header: str) -> dict[str, str]:
-    pairs = (pair.partition("=") for pair in header.split(";") if "=" in pair)
-    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _text(value: Any) -> str:

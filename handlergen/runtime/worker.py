@@ -60,15 +60,7 @@ class Worker:
         self._counts.metrics = self._backend.metrics
         self._health: Health | None = None
         if self._backend.is_healthy is not None:
-            settings = bundle.settings
-            self._health = Health(
-                self._backend.is_healthy,
-                metrics=metrics,
-                model=getattr(metrics, "model_name", None) or settings.name,
-                version=settings.version,
-                logger=logging.getLogger(f"handlergen.{settings.name}"),
-                user_root=str(model_dir),
-            )
+            self._health = Health(self._backend.is_healthy, bundle.settings, metrics=metrics, user_root=str(model_dir))
 
     @property
     def local(self) -> LocalBackend:

@@ -329,7 +329,8 @@ def converter_of(value: Any) -> Callable[[Any], Any] | None:
 
     None if its type has no JSON meaning: bytes, images, generators, complex numbers, and unknown types.
     """
-    return _converter(type(value))
+    kind: Any = type(value)
+    return _converter(kind)
 
 
 @lru_cache(maxsize=1024)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -83,12 +84,7 @@ def _has_whole_numbers(inputs: Any) -> bool:
 
 
 def _onnx(path: Path, device: torch.device) -> Callable[[Any], Any]:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError(
-            f"{path.name} needs onnxruntime, which is not installed here; add it to the requirements"
-        ) from error
+    onnxruntime = _required("onnxruntime", f"{path.name} needs onnxruntime")
     import numpy as np
 
     providers: list[Any] = ["CPUExecutionProvider"]
@@ -150,7 +146,7 @@ def load_weights(
         if isinstance(loaded, nn.Module):
             return loaded
     elif weights_format == "safetensors":
-        loaded = _safetensors(path)
+        loaded = _required("safetensors.torch", f"{path.name} needs the package safetensors").load_file(path)
     else:
         loaded = _tensors(path)
     model = make()
@@ -218,14 +214,11 @@ def _unpickled(path: Path, main: ModuleType) -> Any:
     return torch.load(path, map_location="cpu", weights_only=False, pickle_module=PickleModule)
 
 
-def _safetensors(path: Path) -> Any:
+def _required(module: str, need: str) -> Any:
     try:
-        from safetensors.torch import load_file
+        return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(
-            f"{path.name} needs the package safetensors, which is not installed here; add it to the requirements"
-        ) from error
-    return load_file(path)
+        raise ImportError(f"{need}, which is not installed here; add it to the requirements") from error
 
 
 def _listed(names: list[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..codec.encode import dump
 from ..codec.redaction import user_traceback
-from ..contract import Bundle
+from ..contract import Bundle, RuntimeSettings
 from .recording import Counts
 
 METRIC = "ModelHealthy"
@@ -22,34 +22,25 @@ METRIC = "ModelHealthy"
 PERIOD_S = 15.0
 """How often the hook is called for the metric."""
 
-_LEVEL = "Model"
-
 
 class Health:
     """Calls the module's `is_healthy`, at each describe and every `PERIOD_S` seconds, beside predictions.
 
     Args:
         ask: The hook; gets values for its parameters.
+        settings: The model's, whose log gets the traceback of a failing hook, once until it succeeds.
         metrics: TorchServe's `context.metrics` (ts/metrics/metric_cache_yaml_impl.py); None outside it.
-        model, version: For the metric's dimensions.
-        logger: Gets the traceback of a failing hook, once until it succeeds.
         user_root: Directory of the user's code; tracebacks are cut to it.
     """
 
     def __init__(
-        self,
-        ask: Callable[[Mapping[str, Any]], Any],
-        *,
-        metrics: Any,
-        model: str,
-        version: str,
-        logger: logging.Logger,
-        user_root: str,
+        self, ask: Callable[[Mapping[str, Any]], Any], settings: RuntimeSettings, *, metrics: Any, user_root: str
     ) -> None:
         self._ask = ask
         self._metrics = metrics
-        self._dimensions = [model, f"W-{_worker_port(sys.argv)}-{model}_{version}", _LEVEL]
-        self._logger = logger
+        model = getattr(metrics, "model_name", None) or settings.name
+        self._dimensions = [model, f"W-{_worker_port(sys.argv)}-{model}_{settings.version}", "Model"]
+        self._logger = logging.getLogger(f"handlergen.{settings.name}")
         self._user_root = user_root
         self._logged = False
         self._ended = threading.Event()
@@ -102,20 +93,18 @@ class Health:
         if self._metrics is None:
             return
         try:
-            self._gauge().add_or_update(value, self._dimensions)
+            from ts.metrics.metric_cache_errors import MetricsCacheKeyError
+            from ts.metrics.metric_type_enum import MetricTypes
+
+            try:
+                gauge = self._metrics.get_metric(METRIC, MetricTypes.GAUGE)
+            except MetricsCacheKeyError:  # a metrics file of the user's that does not declare it
+                names = ["ModelName", "WorkerName", "Level"]
+                gauge = self._metrics.add_metric_to_cache(METRIC, "count", names, MetricTypes.GAUGE)
+            gauge.add_or_update(value, self._dimensions)
         except Exception as error:
             # Another version of TorchServe: describe and predictions still work.
             self._logger.debug("the metric %s was not written: %s", METRIC, error)
-
-    def _gauge(self) -> Any:
-        from ts.metrics.metric_cache_errors import MetricsCacheKeyError
-        from ts.metrics.metric_type_enum import MetricTypes
-
-        try:
-            return self._metrics.get_metric(METRIC, MetricTypes.GAUGE)
-        except MetricsCacheKeyError:  # a metrics file of the user's that does not declare it
-            names = ["ModelName", "WorkerName", "Level"]
-            return self._metrics.add_metric_to_cache(METRIC, "count", names, MetricTypes.GAUGE)
 
 
 def _worker_port(arguments: Sequence[str]) -> str:

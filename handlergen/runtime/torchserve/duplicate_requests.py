@@ -149,7 +149,11 @@ class DuplicateRequests:
         """
         if self._answered is None:
             return items
-        self._follow(self._answered)
+        now = time.monotonic()
+        if now >= self._check_at:
+            self._check_at = now + _CHECK_EVERY_S
+            with contextlib.suppress(OSError):  # a full disk
+                self._answered.follow()
         new, streamed = [], False
         for item in items:
             how = self._answered.find(item.request.id)
@@ -175,13 +179,6 @@ class DuplicateRequests:
         for item in items:
             if item.failure is None and item.reply.status < 400 and not item.sent:
                 self._answered.note(item.request.id, ANSWERED)
-
-    def _follow(self, answered: AnsweredRequests) -> None:
-        now = time.monotonic()
-        if now >= self._check_at:
-            self._check_at = now + _CHECK_EVERY_S
-            with contextlib.suppress(OSError):  # a full disk
-                answered.follow()
 
 
 def _hung_up(descriptor: int) -> bool:

@@ -185,46 +185,32 @@ async def drain_async(stream: AsyncGenerator[Any, None], put: Callable[[Any], No
     The generator runs in one task: it may have opened a timeout, task group or HTTP stream around its `yield`
     (`asyncio.wait_for` would make a task for each chunk).
     """
-    clock = _Deadline(limit_s)
+    task: Any = asyncio.current_task()
+    loop = asyncio.get_running_loop()
+    expired = False
+
+    def expire() -> None:
+        nonlocal expired
+        expired = True
+        task.cancel()
+
     try:
         while True:
-            clock.start()
+            timer = loop.call_later(limit_s, expire) if limit_s is not None else None
             try:
                 chunk = await stream.__anext__()
             except StopAsyncIteration:
                 return
             except asyncio.CancelledError:
-                if clock.expired and limit_s is not None:
+                if expired and limit_s is not None:
                     raise StreamTimeout(limit_s) from None
                 raise
             finally:
-                clock.stop()
+                if timer is not None:
+                    timer.cancel()
             put(chunk)
     finally:
         await stream.aclose()
-
-
-class _Deadline:
-    """Cancels the current task if it takes too long between `start` and `stop`."""
-
-    def __init__(self, limit_s: float | None) -> None:
-        self._task = asyncio.current_task()
-        self._limit_s = limit_s
-        self._timer: asyncio.TimerHandle | None = None
-        self.expired = False
-
-    def start(self) -> None:
-        if self._limit_s is not None:
-            self._timer = asyncio.get_running_loop().call_later(self._limit_s, self._expire)
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _expire(self) -> None:
-        self.expired = True
-        assert self._task is not None
-        self._task.cancel()
 
 
 @dataclass(frozen=True)
