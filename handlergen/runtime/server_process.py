@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -13,13 +14,11 @@ def server_of_this_process() -> tuple[int, int]:
     A launcher (torchrun, numactl) may run between the two.
     """
     parent = pid = os.getppid()
-    for _ in range(8):
-        name, above = _name_and_parent(pid)
-        if name == "java":
-            return pid, started(pid)
-        if above <= 1:
-            break
-        pid = above
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for _ in range(8):
+            if Path(f"/proc/{pid}/comm").read_text("utf-8", "replace").strip() == "java":
+                return pid, started(pid)
+            pid = int(_stat(pid)[1])
     return parent, started(parent)
 
 
@@ -46,14 +45,6 @@ def started(pid: int) -> int:
     except PermissionError:
         return 0
     return 0
-
-
-def _name_and_parent(pid: int) -> tuple[str, int]:
-    try:
-        name = Path(f"/proc/{pid}/comm").read_text("utf-8", "replace").strip()
-        return name, int(_stat(pid)[1])
-    except (OSError, ValueError, IndexError):
-        return "", 0
 
 
 class ModelCopies:

@@ -54,21 +54,13 @@ class Store:
         now = time.time()
         with self._connection() as connection:
             connection.execute("DELETE FROM entries WHERE expires <= ?", (now,))
-            connection.execute(
-                "INSERT OR REPLACE INTO entries VALUES (?, ?, ?)",
-                (name, blob, None if ttl_s is None else now + ttl_s),
-            )
+            expires = None if ttl_s is None else now + ttl_s
+            connection.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", (name, blob, expires))
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return the value under a name, or `default` when there is none or it has expired."""
-        row = (
-            self._connection()
-            .execute(
-                "SELECT value FROM entries WHERE name = ? AND (expires IS NULL OR expires > ?)",
-                (name, time.time()),
-            )
-            .fetchone()
-        )
+        query = "SELECT value FROM entries WHERE name = ? AND (expires IS NULL OR expires > ?)"
+        row = self._connection().execute(query, (name, time.time())).fetchone()
         return default if row is None else pickle.loads(row[0])  # noqa: S301 - written by save, in a private file
 
     def delete(self, name: str) -> bool:

@@ -78,11 +78,8 @@ class Opened:
 def refuse_envelope(caller: FrameType | None) -> None:
     """Refuse to work below one of TorchServe's service envelopes.
 
-    Args:
-        caller: The frame of the handler's `handle`.
-
     Raises:
-        PredictionException: An envelope called the handler. It can send no other exception.
+        PredictionException: An envelope called `caller`, the frame of the handler's `handle`. It can send no other.
     """
     frame = caller.f_back if caller is not None else None
     if frame is None or "request_envelope" not in frame.f_code.co_filename:
@@ -179,7 +176,7 @@ class _V2Answer:
         self._settings = settings
 
     def __call__(self, answer: Any) -> Any:
-        """Return the answer as a v2 response.
+        """Return the answer as a v2 response, with an output for each key of an object, else a single one.
 
         Raises:
             EncodeError: The answer has no meaning in v2.
@@ -188,19 +185,17 @@ class _V2Answer:
         if hasattr(answer, "status_code") and hasattr(answer, "body"):
             return answer  # the module's own response is sent unchanged
         usual = self._wanted[0] if len(self._wanted) == 1 else self._first_input
-        outputs = named_tensors(answer, usual, lambda value: dump(value, self._settings.nan))
+        is_named = isinstance(answer, Mapping) and answer and all(isinstance(name, str) for name in answer)
+        named = answer if is_named else {usual: answer}
+        outputs = [{"name": name, **_tensor(value, self._settings.nan)} for name, value in named.items()]
         if self._wanted:
             by_name = {output["name"]: output for output in outputs}
             missing = [name for name in self._wanted if name not in by_name]
             if missing:
                 raise BadRequest(f"The model has no output {', '.join(missing)}; it has {', '.join(by_name)}")
             outputs = [by_name[name] for name in self._wanted]
-        return {
-            "model_name": self._settings.name,
-            "model_version": self._settings.version,
-            "id": self._id,
-            "outputs": outputs,
-        }
+        settings = self._settings
+        return {"model_name": settings.name, "model_version": settings.version, "id": self._id, "outputs": outputs}
 
 
 def _wanted_outputs(outputs: Any) -> list[str]:
@@ -306,32 +301,14 @@ def _flat(data: Any) -> list[Any]:
     return flat
 
 
-def named_tensors(answer: Any, usual_name: str, to_json: Callable[[Any], bytes]) -> list[dict[str, Any]]:
-    """Return an answer as v2's `outputs`: one for each key of an object, else a single one.
-
-    Args:
-        usual_name: The name of an output without a name of its own.
-        to_json: Encodes a value that is no tensor, which is sent as text: one BYTES element.
-
-    Raises:
-        EncodeError: A value has no JSON meaning.
-    """
-    if isinstance(answer, Mapping) and answer and all(isinstance(name, str) for name in answer):
-        return [{"name": name, **_tensor(value, to_json)} for name, value in answer.items()]
-    return [{"name": usual_name, **_tensor(answer, to_json)}]
-
-
-def _tensor(value: Any, to_json: Callable[[Any], bytes]) -> dict[str, Any]:
+def _tensor(value: Any, nan: str) -> dict[str, Any]:
+    """Return an entry of `outputs` but its name; a value that is no tensor is sent as text, in BYTES."""
     array = _as_array(value)
     if array is not None:
         array = array.reshape(1) if array.ndim == 0 else array
         return {"shape": list(array.shape), "datatype": _NAMES[array.dtype.name], "data": array.reshape(-1)}
-    elements = value if isinstance(value, list | tuple) else [value]
-    return {
-        "shape": [len(elements)],
-        "datatype": "BYTES",
-        "data": [_as_text(each, to_json) for each in elements],
-    }
+    texts = [_as_text(each, nan) for each in (value if isinstance(value, list | tuple) else [value])]
+    return {"shape": [len(texts)], "datatype": "BYTES", "data": texts}
 
 
 def _as_array(value: Any) -> Any:
@@ -351,7 +328,7 @@ def _as_array(value: Any) -> Any:
     return array if array.dtype.name in _NAMES else None
 
 
-def _as_text(value: Any, to_json: Callable[[Any], bytes]) -> str:
+def _as_text(value: Any, nan: str) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, bytes | bytearray):
@@ -359,7 +336,7 @@ def _as_text(value: Any, to_json: Callable[[Any], bytes]) -> str:
             return value.decode()
         except UnicodeDecodeError as error:
             raise EncodeError("The answer is bytes, which KServe's v2 JSON cannot hold; use /predictions") from error
-    return to_json(value).decode("utf-8", "replace")
+    return dump(value, nan).decode("utf-8", "replace")
 
 
 def _numpy() -> Any:

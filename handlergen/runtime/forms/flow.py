@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..codec.content import optional_module
 from ..codec.errors import EncodeError
 from ..pipeline.hooks import BoundHook, Hooks, Item, ModelHooks, bind
 from .loading import UserModule
@@ -205,12 +206,10 @@ def _xgboost(kind: str, path: Path, device: torch.device) -> Any:
 
 def _unpickled(path: Path) -> Any:
     try:
-        try:
-            joblib: Any = importlib.import_module("joblib")
-        except ImportError:  # it comes with scikit-learn; plain pickles need neither
-            with path.open("rb") as file:
-                return pickle.load(file)  # noqa: S301 - the author's own file
-        return joblib.load(path)
+        if joblib := optional_module("joblib"):
+            return joblib.load(path)
+        with path.open("rb") as file:  # joblib comes with scikit-learn; plain pickles need neither
+            return pickle.load(file)  # noqa: S301 - the author's own file
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         raise ImportError(

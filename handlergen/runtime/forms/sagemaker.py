@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ..codec.content import CSV, FORM, JSON, NPY, OCTETS, optional_module
+from ..codec.content import CSV, FORM, JSON, NPY, OCTETS, optional_module, parse_type
 from ..context import Context
 from ..contract import Contract, RuntimeSettings
 from ..pipeline.hooks import BoundHook, Hooks, Item, ModelHooks
@@ -76,9 +76,11 @@ class SagemakerModule(UserModule):
                 return default_output(item.outputs, accept)
             context = self._toolkit_context(item.request)
             value = output_fn(context, item.outputs, accept)
-            if type(value) is CoroutineType:
-                return _awaited_reply(value, accept, context)
-            return _reply(value, accept, context)
+
+            async def awaited() -> Reply:
+                return _reply(await value, accept, context)
+
+            return awaited() if type(value) is CoroutineType else _reply(value, accept, context)
 
         return (
             ModelHooks(
@@ -105,10 +107,6 @@ class SagemakerModule(UserModule):
         return call
 
 
-async def _awaited_reply(coroutine: Any, accept: str, context: ToolkitContext) -> Reply:
-    return _reply(await coroutine, accept, context)
-
-
 def _reply(value: Any, accept: str, context: ToolkitContext) -> Reply:
     """Return the answer of output_fn: a body of the requested type, or a (body, content type) pair."""
     content_type = accepted(accept)
@@ -127,25 +125,19 @@ def received(item: Item) -> tuple[str | bytes | Any, str]:
         `str` for JSON and CSV, else bytes; the header as it was sent.
     """
     sent = item.request.content_type or ""
-    kind = sent.partition(";")[0].strip().lower()
+    kind, _ = parse_type(sent)
     if kind in ("", FORM):
         if isinstance(item.data, bytes):
             return item.data, OCTETS
         return json.dumps(item.data, ensure_ascii=False), JSON
     if kind.startswith("multipart/"):
-        return _form(item), sent
+        fields = item.data if isinstance(item.data, Mapping) else {"data": item.data}
+        return ({**fields, **{file.name: file.getvalue() for file in item.files}} if item.files else item.data), sent
     body = item.entry.get("body", b"")
     if not isinstance(body, bytes | bytearray | str):
         body = json.dumps(body, ensure_ascii=False)
     raw = body.encode() if isinstance(body, str) else bytes(body)
     return (raw.decode() if kind in (JSON, CSV) else raw), sent
-
-
-def _form(item: Item) -> Any:
-    if not item.files:
-        return item.data
-    fields = item.data if isinstance(item.data, Mapping) else {"data": item.data}
-    return {**fields, **{file.name: file.getvalue() for file in item.files}}
 
 
 def _lone_weights(directory: Path) -> Path:

@@ -127,16 +127,8 @@ class Dispatcher:
         self.pipeline.close()
 
     def _pipeline(self, hooks: Hooks, predictor: Predictor) -> Pipeline:
-        return Pipeline(
-            self._bundle.settings,
-            hooks,
-            predictor,
-            convert=self._types.convert,
-            streaming=self._model.streaming,
-            recorder=self._model.recording.recorder,
-            batch_size=self._batch_size,
-            fail=self._model.failures.fail,
-        )
+        settings, convert = self._bundle.settings, self._types.convert
+        return Pipeline(settings, self._model, hooks, predictor, convert=convert, batch_size=self._batch_size)
 
     def _answer(self, items: Sequence[Item]) -> int:
         others = [item for item in items if not _is_plain(item)]

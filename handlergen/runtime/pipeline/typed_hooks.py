@@ -12,7 +12,6 @@ import collections.abc
 import contextlib
 import dataclasses
 import functools
-import importlib
 import inspect
 import logging
 import sys
@@ -23,6 +22,7 @@ from typing import Any, get_args, get_origin
 
 import torch
 
+from ..codec.content import optional_module
 from ..forms.table import FORMS
 from .hooks import BoundHook, Hooks
 
@@ -172,10 +172,7 @@ def _is_v1(annotation: Any) -> bool:
 
 
 def _has_pydantic() -> bool:
-    try:
-        return hasattr(importlib.import_module("pydantic"), "TypeAdapter")
-    except ImportError:
-        return False
+    return hasattr(optional_module("pydantic"), "TypeAdapter")
 
 
 def _refusal(annotation: Any, hook: str, error: Exception) -> str:

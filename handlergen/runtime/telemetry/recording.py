@@ -243,7 +243,12 @@ class Metrics:
         again a second later, a counter's growth only once.
         """
         with self._writing:
-            lines = [*self._measured(), *self._grown()]
+            try:
+                gauges = self._gauges()
+            except OSError:
+                gauges = {}
+            lines = [self._line(name, "Count", value, {}, kind="GAUGE") for name, value in gauges.items()]
+            lines += self._grown()
             if lines:
                 self._write("".join(lines))
 
@@ -276,13 +281,6 @@ class Metrics:
         lines.append(self._line(f"{name}_sum", unit, total, labels))
         lines.append(self._line(f"{name}_count", unit, count, labels))
         return lines
-
-    def _measured(self) -> list[str]:
-        try:
-            gauges = self._gauges()
-        except OSError:
-            return []
-        return [self._line(name, "Count", value, {}, kind="GAUGE") for name, value in gauges.items()]
 
     def _line(self, name: str, unit: str, value: float, labels: Mapping[str, str], *, kind: str = "COUNTER") -> str:
         dimensions = ",".join(f"{key}:{text}" for key, text in {**labels, **self._labels}.items())
