@@ -57,9 +57,6 @@ class UploadedFile(io.BytesIO):
         content_type: As the client sent it, without parameters; None for a plain field and over gRPC.
     """
 
-    name: str
-    content_type: str | None
-
     def __init__(self, content: bytes | bytearray, name: str, content_type: str | None = None) -> None:
         super().__init__(content)
         self.name = name

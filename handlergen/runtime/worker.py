@@ -29,7 +29,6 @@ class Worker:
     `Worker.start` is what TorchServe's `initialize` calls.
 
     Args:
-        bundle: Contract and settings.
         model_dir: Where the archive is unpacked.
         gpu_id: A logical index, or None for the CPU.
         batch_size: The most requests that come at once.
@@ -124,7 +123,7 @@ class Worker:
                 batch_size=int(properties.get("batch_size") or 1),
                 metrics=metrics,
                 backend=backend_of(bundle),
-                duplicates=DuplicateRequests.of_worker(connection, logging.getLogger("handlergen")),
+                duplicates=DuplicateRequests.of_worker(connection),
             )
         except MemoryError:
             raise

@@ -268,14 +268,10 @@ def _lost_body() -> BadRequest:
 
 
 def _whole_text(entry: Mapping[str, Any], length: str | None) -> str | None:
-    """Return the text that was sent, if it was no form; None if it was one.
-
-    Args:
-        entry: The fields that the form decoder made of the text, at least one.
-        length: The Content-Length header, which shows whether something was dropped or replaced.
+    """Return the text that was sent, if it was no form; None if it was one. `length` is the Content-Length header.
 
     Raises:
-        BadRequest: The body was no form, and cannot be restored with certainty.
+        BadRequest: The body was no form, and cannot be restored with certainty: something was dropped or replaced.
     """
     first = next(iter(entry))
     if len(entry) == 1 and not entry[first] and length == str(len(first.encode("utf-8", "replace"))):

@@ -28,8 +28,6 @@ _METHODS = {
 }
 
 _PICKLES = (".pkl", ".pickle", ".joblib", ".p")
-_REQUIREMENTS = {"sklearn": "scikit-learn"}
-"""Requirements whose name is not the imported one."""
 
 _Described = Mapping[str, Any]
 """A stage as inspection described it: `type`, `file`, `shown`, `format`, `options` and `class`."""
@@ -212,9 +210,10 @@ def _unpickled(path: Path) -> Any:
             return pickle.load(file)  # noqa: S301 - the author's own file
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
+        requirement = "scikit-learn" if package == "sklearn" else package
         raise ImportError(
-            f"{path.name} holds an object of {error.name}, which is not installed here; add "
-            f"{_REQUIREMENTS.get(package, package)} to the requirements"
+            f"{path.name} holds an object of {error.name}, which is not installed here; add {requirement} to the "
+            "requirements"
         ) from error
 
 

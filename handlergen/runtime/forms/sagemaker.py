@@ -157,7 +157,6 @@ class UnsupportedType(Exception):
     def __init__(self, message: str, status_code: int) -> None:
         super().__init__(message)
         self.status_code = status_code
-        self.detail = message
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,9 @@ def default_input(body: Any, content_type: str) -> torch.Tensor:
     kind = accepted(content_type)
     if kind == JSON:
         try:
-            return _float_tensor(json.loads(body))
+            value, np = json.loads(body), optional_module("numpy")
+            # numpy also reads numbers that are written as text.
+            return torch.from_numpy(np.array(value, np.float32)) if np else torch.tensor(value, dtype=torch.float32)
         # An object, a null, a number beyond floats, lists without end: the client's doing as a ragged list is.
         except (TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"the JSON is no array of numbers: {error}") from error
@@ -230,13 +231,6 @@ def default_output(prediction: Any, accept: str) -> Reply:
     raise UnsupportedType(
         f"no type of Accept: {accept} can be answered; ask for one of: {', '.join(_TYPES)}", status_code=406
     )
-
-
-def _float_tensor(value: Any) -> torch.Tensor:
-    """Return JSON's numbers as float32; numpy, where it is installed, also reads numbers that are written as text."""
-    if np := optional_module("numpy"):
-        return torch.from_numpy(np.array(value, dtype=np.float32))
-    return torch.tensor(value, dtype=torch.float32)
 
 
 def _numpy(kind: str, status_code: int) -> Any:

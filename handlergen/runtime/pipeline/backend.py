@@ -28,7 +28,6 @@ class BackendOptions:
     """What a backend is made from.
 
     Attributes:
-        bundle: Contract and settings.
         model_dir: Where the archive is unpacked.
         gpu_id: A logical index, or None for the CPU.
         batch_size: The most requests that come at once.
@@ -43,13 +42,10 @@ class BackendOptions:
 
 
 class Backend(Protocol):
-    """What answers a worker's requests.
-
-    Attributes:
-        is_healthy: Calls the module's `is_healthy`; None without one.
-    """
+    """What answers a worker's requests."""
 
     is_healthy: Callable[[Mapping[str, Any]], Any] | None
+    """Calls the module's `is_healthy`; None without one."""
 
     @property
     def metrics(self) -> Metrics | None:
@@ -82,8 +78,6 @@ class Dispatcher:
     content, which every request for a prediction has (InferenceRequestHandler.java, ManagementRequestHandler.java).
 
     Args:
-        bundle: Contract and settings.
-        model: Loaded.
         batch_size: The most requests that come at once, and that `predict` gets together, however many instances a
             KServe request has.
         describe: Returns the answer of describe.
@@ -186,11 +180,7 @@ class Dispatcher:
 
 
 class PipelineBackend(Dispatcher):
-    """The pipeline in this process, wherever the model is. See `Backend` for the methods.
-
-    Args:
-        model: Closed with the backend.
-    """
+    """The pipeline in this process, wherever the model is, which is closed with it. See `Backend` for the methods."""
 
     def __init__(self, options: BackendOptions, model: Model) -> None:
         super().__init__(options.bundle, model, batch_size=options.batch_size, describe=options.describe)
@@ -213,9 +203,6 @@ class LocalBackend(PipelineBackend):
 
     Args:
         server: TorchServe's process; None without one.
-
-    Attributes:
-        model: The model.
     """
 
     def __init__(self, options: BackendOptions, server: int | None = None) -> None:

@@ -119,8 +119,6 @@ def bind(function: Callable[..., Any], hook: Hook, constants: Mapping[str, Any])
     """Return a hook that can be called with an item.
 
     Args:
-        function: The user's function or bound method.
-        hook: Its signature, as inspection found it.
         constants: Values for `context`, `model` and `device`, the same for every request.
 
     Raises:

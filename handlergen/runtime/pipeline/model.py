@@ -26,10 +26,6 @@ class Model(Protocol):
     """What a `Dispatcher` works with.
 
     Attributes:
-        context: What hooks receive as `context`.
-        failures: Handles what hooks raise.
-        streaming: Where chunks go.
-        recording: Records how long stages take.
         explainer: Explains; None without an `explain` hook.
         is_healthy: Calls the module's `is_healthy`; None without one.
     """
@@ -42,12 +38,9 @@ class Model(Protocol):
     is_healthy: Callable[[Mapping[str, Any]], Any] | None
 
     @property
-    def hooks(self) -> Hooks:
-        """The module's hooks."""
-
+    def hooks(self) -> Hooks: ...
     @property
-    def predictor(self) -> Predictor:
-        """Predicts."""
+    def predictor(self) -> Predictor: ...
 
     def close(self) -> None:
         """Release what the model holds."""
@@ -57,7 +50,6 @@ class LoadedModel:
     """A model in this process, loaded under the device lock.
 
     Args:
-        bundle: Contract and settings.
         model_dir: Where the archive is unpacked.
         gpu_id: A logical index, or None for the CPU.
         server: TorchServe's process, for its metrics; None without one.
@@ -154,9 +146,7 @@ class FailureHandler:
         """Set a request's failure and log it; at level DEBUG only where the client is at fault.
 
         Args:
-            item: The request.
-            error: What was raised.
-            hook: What raised it: a hook's role, or another step.
+            hook: What raised the error: a hook's role, or another step.
 
         Raises:
             KeyboardInterrupt: It was raised in the main thread.

@@ -34,10 +34,7 @@ class Pipeline:
     """Takes requests through decode, preprocess, predict, postprocess and encode.
 
     Args:
-        settings: What the archive carries.
         model: Handles failures, sends chunks and records how long each stage took.
-        hooks: The loaded module's.
-        predictor: Makes the predictions.
         convert: Turns a request's data into what the first hook's annotation asks for, and raises what `failure_of`
             accepts for the hook `INPUT`; None where there is no such annotation.
         batch_size: The most requests that come at once.
@@ -276,7 +273,6 @@ def open_items(
     Args:
         data: A mapping for each request: `{"body": ...}`, or a value for each part of a form.
         properties: The request's headers and its parts' content types.
-        request_ids: The requests' ids.
     """
     return [
         Item(index, entry, headers, Request(headers, request_id))

@@ -51,10 +51,6 @@ class WorkerPredictor:
     answers go out while another one predicts.
 
     Args:
-        module: The user's module.
-        device: Where its model is.
-        lock: The device lock.
-        settings: The model's.
         fail: Called with an item, what was raised and the hook's name; sets the item's failure.
         streaming: Where the chunks of a predict that is a generator go. It holds the lock until it ends.
         recorder: Records how long each stage took; None where nothing is recorded.
@@ -330,7 +326,6 @@ class Explainer:
     (BaseHandler.explain_handle), and is not postprocessed. It is not in inference mode: attributions need gradients.
 
     Args:
-        hook: The module's `explain`.
         predictor: Has the device, its lock, and what handles failures.
     """
 

@@ -127,8 +127,7 @@ def description(
     """Return the description as JSON values.
 
     Args:
-        predictor: The predictor's part: device, process, number of predictions.
-        types: Types of input and answer (`TypedHooks.describe`).
+        predictor, types: As `Backend.describe` returns them.
         health: The result of `Health.check`; None without the hook.
     """
     contract, settings = bundle.contract, bundle.settings

@@ -68,8 +68,7 @@ class Spans:
 
     Args:
         directory: The file's; made if missing, private to the user.
-        model: The model's name, in every line.
-        device: The device's key, in every line.
+        model, device: The model's name and the device's key, in every line.
 
     Raises:
         OSError: The directory cannot be made or written.
@@ -340,7 +339,6 @@ class Recording:
     """Everything that one process records of a model.
 
     Args:
-        settings: The model's.
         device_key: The key of the device that predicts.
         metrics: Also count for TorchServe's `/metrics`, unless that is switched off.
         write: Writes the lines of metrics; standard output by default.

@@ -108,36 +108,26 @@ class DuplicateRequests:
     Args:
         answered: The requests that all workers have answered; None: nothing is noted or refused.
         closed: Returns whether TorchServe has closed its connection to this worker, whose answers are then lost.
-        logger: Logs each refused request.
     """
 
-    def __init__(
-        self,
-        answered: AnsweredRequests | None = None,
-        closed: Callable[[], bool] = bool,
-        logger: logging.Logger = _logger,
-    ) -> None:
+    def __init__(self, answered: AnsweredRequests | None = None, closed: Callable[[], bool] = bool) -> None:
         self._answered = answered
         self._closed = closed
-        self._logger = logger
         self._check_at = 0.0
 
     @classmethod
-    def of_worker(cls, connection: socket.socket | None, logger: logging.Logger) -> DuplicateRequests:
+    def of_worker(cls, connection: socket.socket | None) -> DuplicateRequests:
         """Share the file with this user's other workers.
 
-        Where the file cannot be made, a warning is logged and nothing is refused: a full disk must not stop the model.
-
-        Args:
-            connection: TorchServe's; without one there are no duplicates.
-            logger: Logs each refused request.
+        Without TorchServe's connection there are no duplicates. Where the file cannot be made, a warning is logged and
+        nothing is refused: a full disk must not stop the model.
         """
         if connection is None:
             return cls()
         try:
-            return cls(AnsweredRequests(), partial(_hung_up, connection.fileno()), logger)
+            return cls(AnsweredRequests(), partial(_hung_up, connection.fileno()))
         except OSError as error:
-            logger.warning("duplicate requests of TorchServe cannot be recognised: %s", error)
+            _logger.warning("duplicate requests of TorchServe cannot be recognised: %s", error)
             return cls()
 
     def unanswered(self, items: Sequence[Item]) -> Sequence[Item]:
@@ -160,7 +150,7 @@ class DuplicateRequests:
             if how:
                 item.failure = failure_for(item, _REFUSED)
                 streamed |= how == STREAMED
-                self._logger.warning("request %s was already answered by another worker", item.request.id)
+                _logger.warning("request %s was already answered by another worker", item.request.id)
             else:
                 new.append(item)
         if streamed:

@@ -59,18 +59,10 @@ class Outlet(Protocol):
     """Where the chunks of a batch go."""
 
     def send(self, item: Item, body: bytes, content_type: str) -> None:
-        """Send one chunk of one request's answer; from any thread.
-
-        Raises:
-            ConsumerGone: Nobody receives the chunk.
-        """
+        """Send one chunk of one request's answer, from any thread; raise ConsumerGone if nobody receives it."""
 
     def break_off(self, failure: Failure) -> None:
-        """End the answer of a batch's only request midway.
-
-        Raises:
-            Exception: TorchServe's PredictionException.
-        """
+        """End the answer of a batch's only request midway; raises TorchServe's PredictionException."""
 
 
 class Chunks:
@@ -215,16 +207,12 @@ async def drain_async(stream: AsyncGenerator[Any, None], put: Callable[[Any], No
 
 @dataclass(frozen=True)
 class Streaming:
-    """How a model's answers are streamed.
-
-    Attributes:
-        nan, limit: As for `Chunks`.
-        limit_s: How long a chunk may take, in seconds; None for as long as TorchServe waits.
-    """
+    """How a model's answers are streamed; `nan` and `limit` as for `Chunks`."""
 
     nan: str
     limit: int
     limit_s: float | None
+    """How long a chunk may take, in seconds; None for as long as TorchServe waits."""
 
     def chunks(self, item: Item) -> Chunks:
         """Return the receiver of the chunks of a request's answer."""
