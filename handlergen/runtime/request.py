@@ -12,15 +12,7 @@ _Default = TypeVar("_Default")
 
 
 class BadRequest(Exception):
-    """The request cannot be read: the client gets this message with status 400.
-
-    Args:
-        message: For the client. Says what is wrong and, where it helps, what to send instead.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+    """The request cannot be read: the client gets this message, what is wrong and what to send, with status 400."""
 
 
 class Headers(Mapping[str, str]):

@@ -78,12 +78,7 @@ class Worker:
         return self._backend.pipeline
 
     def observe(self, observed: Callable[[int, str, BoundHook], BoundHook]) -> None:
-        """Replace each hook by one that calls it and sees its arguments and result.
-
-        Args:
-            observed: Returns it; gets the model's index in the flow, `preprocess`, `predict` or `postprocess`, and
-                the hook.
-        """
+        """Replace each hook by what `observed` returns for the model's index in the flow, the role and the hook."""
         self.local.observe(observed)
 
     def disable_lock_timeout(self) -> None:

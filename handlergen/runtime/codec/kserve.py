@@ -94,12 +94,7 @@ def refuse_envelope(caller: FrameType | None) -> None:
 
 
 def open_kserve(item: Item, bundle: Bundle, first_index: int) -> Opened:
-    """Read a KServe request.
-
-    Args:
-        item: A request under one of KServe's paths.
-        bundle: Contract and settings.
-        first_index: The first unused `Item.index` of the batch.
+    """Read a request under one of KServe's paths; `first_index` is the first unused `Item.index` of the batch.
 
     Raises:
         BadRequest: The body follows neither protocol.

@@ -82,13 +82,8 @@ class SagemakerModule(UserModule):
 
             return awaited() if type(value) is CoroutineType else _reply(value, accept, context)
 
-        return (
-            ModelHooks(
-                BoundHook("input_fn", preprocess),
-                BoundHook("predict_fn", predict),
-                BoundHook("output_fn", postprocess),
-            ),
-        )
+        before, after = BoundHook("input_fn", preprocess), BoundHook("output_fn", postprocess)
+        return (ModelHooks(before, BoundHook("predict_fn", predict), after),)
 
     def _toolkit_context(self, request: Request | None) -> ToolkitContext:
         return ToolkitContext(self._context, self._model_dir, request)
@@ -261,9 +256,7 @@ class ToolkitContext:
             "model_dir": model_dir,
             "gpu_id": context.device.index if context.device.type == "cuda" else None,
         }
-        self.manifest = {
-            "model": {"modelName": context.model_name, "modelVersion": context.model_version},
-        }
+        self.manifest = {"model": {"modelName": context.model_name, "modelVersion": context.model_version}}
         self.request_processor = [
             SimpleNamespace(
                 get_request_properties=self.get_all_request_header,

@@ -116,7 +116,6 @@ class LoadedModel:
 
 
 def streaming_of(bundle: Bundle) -> Streaming:
-    """Return how the model's answers are streamed."""
     settings = bundle.settings
     return Streaming(nan=settings.nan, limit=settings.max_response_bytes, limit_s=settings.predict_timeout_s)
 
@@ -125,7 +124,6 @@ class FailureHandler:
     """Turns what was raised into a request's failure, and logs it.
 
     Args:
-        form: The contract's.
         user_root: Directory of the user's code, to which tracebacks are reduced.
         logger: Gets a traceback for each request that fails by the module's fault; at level DEBUG also for each that a
             hook refuses.

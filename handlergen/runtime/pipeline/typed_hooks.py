@@ -39,8 +39,6 @@ class TypedHooks:
     """The types of a loaded module's input and answer.
 
     Args:
-        form: The contract's form.
-        hooks: The stages.
         batch: `each`, `collate` or `list`: a list-mode `predict` without preprocess is annotated with a list.
         logger: Logs an annotation that cannot be read, or that gives no schema.
 
@@ -276,10 +274,7 @@ def _with_arrays(schema: Any) -> Any:
         return schema
     if schema.get("type") == "is-instance":
         numpy = sys.modules.get("numpy")
-        makers = {
-            torch.Tensor: torch.as_tensor,
-            getattr(numpy, "ndarray", None): getattr(numpy, "asarray", None),
-        }
+        makers = {torch.Tensor: torch.as_tensor, getattr(numpy, "ndarray", None): getattr(numpy, "asarray", None)}
         make = makers.get(schema["cls"])
         if make is not None:
             return core_schema.no_info_plain_validator_function(functools.partial(_array, make))
@@ -312,14 +307,8 @@ def _json_schema(annotation: Any, *, output: bool) -> dict[str, Any] | None:
             return {}
 
     # Answers are encoded with the fields' own names.
-    return (
-        _adapter(annotation).json_schema(
-            by_alias=not output,
-            schema_generator=AnythingElse,
-            mode="serialization" if output else "validation",
-        )
-        or None
-    )
+    mode, adapter = "serialization" if output else "validation", _adapter(annotation)
+    return adapter.json_schema(by_alias=not output, schema_generator=AnythingElse, mode=mode) or None
 
 
 def _object(keys: dict[str, tuple[Any, bool]]) -> Any:

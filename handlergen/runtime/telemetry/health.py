@@ -117,12 +117,7 @@ def _worker_port(arguments: Sequence[str]) -> str:
 
 
 def description(
-    bundle: Bundle,
-    *,
-    predictor: dict[str, Any],
-    counts: Counts,
-    types: dict[str, Any],
-    health: dict[str, Any] | None,
+    bundle: Bundle, *, predictor: dict[str, Any], counts: Counts, types: dict[str, Any], health: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Return the description as JSON values.
 

@@ -86,10 +86,9 @@ class Spans:
         self._losing = False
 
     def record(self, stage: str, request_id: str, start_ns: int, end_ns: int) -> None:
-        """Keep one span; called in any thread.
+        """Keep one span of a stage of `stages.py`; called in any thread.
 
         Args:
-            stage: A name of `stages.py`.
             request_id: The request's id; several, joined by commas, for one predict of a batch.
             start_ns, end_ns: `time.monotonic_ns()` at its start and end.
         """
@@ -349,12 +348,7 @@ class Recording:
     """
 
     def __init__(
-        self,
-        settings: RuntimeSettings,
-        device_key: str,
-        *,
-        metrics: bool,
-        write: Callable[[str], None] | None = None,
+        self, settings: RuntimeSettings, device_key: str, *, metrics: bool, write: Callable[[str], None] | None = None
     ) -> None:
         self._spans = spans_from_environment(settings.name, device_key)
         self.metrics: Metrics | None = None
@@ -369,21 +363,13 @@ class Recording:
             self.metrics.start()
 
     def has_copy(self, settings: RuntimeSettings, device: Device, server: int) -> None:
-        """Count this process's copy of the model, and measure its memory.
-
-        Args:
-            server: The process id of TorchServe's frontend.
-        """
+        """Count this process's copy of the model, and measure its memory; `server` is the frontend's process id."""
         if self.metrics is None:
             return
         try:
-            copies = ModelCopies(
-                lock_directory(),
-                server=f"{server} {started(server)}",
-                model=settings.name,
-                version=settings.version,
-                device=device.key,
-            )
+            identity = f"{server} {started(server)}"
+            names = {"model": settings.name, "version": settings.version, "device": device.key}
+            copies = ModelCopies(lock_directory(), server=identity, **names)
             copies.add()
         except OSError as error:  # no reason not to predict
             _logger.warning("copies of the model are not counted: %s", error)

@@ -31,7 +31,6 @@ def answered(items: Sequence[Item], context: Any, counts: Counts) -> list[bytes]
     """Return a body for each request, in order; empty for one whose chunks have been sent.
 
     Args:
-        items: Each with its reply or failure.
         context: TorchServe's; status, content type and headers of each request are set there.
         counts: Counts the answers, except descriptions.
 
