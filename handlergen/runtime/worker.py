@@ -53,10 +53,9 @@ class Worker:
     ) -> None:
         self.bundle = bundle
         self._duplicates = duplicates or DuplicateRequests()
-        self._counts = Counts()
         self._envelope_checked = False
         self._backend = backend(BackendOptions(bundle, model_dir, gpu_id, batch_size, self.describe))
-        self._counts.metrics = self._backend.metrics
+        self._counts = Counts(metrics=self._backend.metrics)
         self._health: Health | None = None
         if self._backend.is_healthy is not None:
             self._health = Health(self._backend.is_healthy, bundle.settings, metrics=metrics, user_root=str(model_dir))

@@ -38,11 +38,6 @@ class Failure:
     headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
     for_kserve: bool = False
 
-    @property
-    def phrase(self) -> str:
-        """ASCII reason phrase."""
-        return reason_phrase(self.status)
-
     def body(self, request_id: str) -> bytes:
         """Return the JSON body."""
         body = {"error": self.message} if self.for_kserve else {}

@@ -92,7 +92,7 @@ class Pipeline:
             self.postprocess(items)
             return
         finished: queue.SimpleQueue[Item] = queue.SimpleQueue()
-        threads = self._pool()
+        threads = self._threads = self._threads or ThreadPoolExecutor(self._batch_size, thread_name_prefix="handlergen")
         last = len(self.hooks) - 1
 
         def predicted(item: Item) -> None:
@@ -252,11 +252,6 @@ class Pipeline:
     def _record(self, stage: str, item: Item, start_ns: int) -> None:
         if self._recorder is not None:
             self._recorder(stage, item.request.id, start_ns, time.monotonic_ns())
-
-    def _pool(self) -> ThreadPoolExecutor:
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(self._batch_size, thread_name_prefix="handlergen")
-        return self._threads
 
     def _event_loop(self) -> EventLoopThread:
         with self._async_starts:

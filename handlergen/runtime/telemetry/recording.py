@@ -355,7 +355,13 @@ class Recording:
         if metrics and switched_on():
             self.metrics = Metrics(model=settings.name, version=settings.version, device=device_key, write=write)
         self._copies: ModelCopies | None = None
-        self.recorder = _all_of([each.record for each in (self._spans, self.metrics) if each is not None])
+        records = [each.record for each in (self._spans, self.metrics) if each is not None]
+
+        def record(stage: str, request_id: str, start_ns: int, end_ns: int) -> None:
+            for each in records:
+                each(stage, request_id, start_ns, end_ns)
+
+        self.recorder: Recorder | None = record if len(records) > 1 else next(iter(records), None)
 
     def start(self) -> None:
         """Write metrics from now on."""
@@ -390,16 +396,6 @@ class Recording:
             self.metrics.close()
         if self._copies is not None:
             self._copies.close()
-
-
-def _all_of(recorders: Sequence[Recorder]) -> Recorder | None:
-    """Return what calls all of these; None for none."""
-
-    def record(stage: str, request_id: str, start_ns: int, end_ns: int) -> None:
-        for each in recorders:
-            each(stage, request_id, start_ns, end_ns)
-
-    return record if len(recorders) > 1 else next(iter(recorders), None)
 
 
 def memory_of(device: Device) -> int:

@@ -62,7 +62,7 @@ def answered(items: Sequence[Item], context: Any, counts: Counts) -> list[bytes]
             if len(items) == 1 and item.request.is_grpc:
                 raise_to_torchserve(failure)
             context.set_response_content_type(index, JSON)
-            context.set_response_status(failure.status, failure.phrase, index)
+            context.set_response_status(failure.status, reason_phrase(failure.status), index)
             headers = failure.headers
             bodies.append(failure.body(item.request.id))
         for name, value in headers.items():
