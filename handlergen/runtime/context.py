@@ -29,7 +29,6 @@ class Secrets(Mapping[str, str]):
 
     Args:
         names: The names of the secrets, and of their environment variables, which may have Truss's prefix.
-        environ: The environment variables.
 
     Raises:
         MissingSecret: Secrets are not set; names them all.

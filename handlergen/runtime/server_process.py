@@ -54,8 +54,7 @@ class ModelCopies:
 
     Args:
         directory: The user's private one, which must exist.
-        server: Identifies the server.
-        model, version, device: Identify the copies.
+        server, model, version, device: Identify the copies.
     """
 
     def __init__(self, directory: Path, *, server: str, model: str, version: str, device: str) -> None:

@@ -26,12 +26,9 @@ from .torchserve.frontend import answered, keep_from_children, leave_out_batch_l
 class Worker:
     """A model that answers batches of requests.
 
-    `Worker.start` is what TorchServe's `initialize` calls.
+    `Worker.start` is what TorchServe's `initialize` calls. See `BackendOptions` for the other arguments.
 
     Args:
-        model_dir: Where the archive is unpacked.
-        gpu_id: A logical index, or None for the CPU.
-        batch_size: The most requests that come at once.
         metrics: TorchServe's `context.metrics`; None without a TorchServe.
         backend: Makes what answers requests; by default, in this process.
         duplicates: Detects requests that another worker has answered.

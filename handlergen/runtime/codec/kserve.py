@@ -34,7 +34,6 @@ class Opened:
     """One KServe request.
 
     Attributes:
-        item: The request as TorchServe delivered it.
         parts: The items for the pipeline: the item itself (v2), or one for each instance (v1).
         answer_key: v1's key for the answers; None for v2.
         limit: The most bytes that the server sends.
@@ -223,8 +222,7 @@ def read_tensor(given: Any, place: str) -> tuple[str, Any]:
     """Return name and value of an entry of `inputs`: a numpy array; for BYTES nested lists of text.
 
     Args:
-        given: The entry.
-        place: Its place for messages: `inputs[0]`.
+        place: The entry's place for messages: `inputs[0]`.
 
     Raises:
         BadRequest: The entry is no tensor, or does not match its shape or datatype.

@@ -92,14 +92,10 @@ class FlowModule(UserModule):
         return bind(function, hook, constants)
 
     def _load_model(self, stage: _Described) -> Any:
-        """Load the model of one stage.
+        """Load the model of one stage; raises ImportError, which names the requirement, without its library.
 
         scikit-learn's models (and XGBoost's when they are pickled) are unpickled: they are the author's own files in
         the author's own archive, as the module's code is.
-
-        Raises:
-            ImportError: The library is not installed; names the requirement.
-            Exception: Whatever loading raises.
         """
         kind, device = stage["type"], self._context.device
         path = self._context.model_dir / stage["file"] if stage["file"] else self._context.model_dir

@@ -19,13 +19,8 @@ EXECUTABLE = ("torchscript", "exported", "onnx")
 def load_executable(path: Path, weights_format: str, device: torch.device) -> Callable[[Any], Any]:
     """Return a function from `predict`'s inputs to its outputs, made from weights alone.
 
-    Inputs are a tensor (or what `torch.as_tensor` takes: nested lists of numbers, arrays), a sequence of them in
-    a tuple for several positional inputs, or a mapping for named ones.
-
-    Args:
-        path: The weights file.
-        weights_format: `torchscript`, `exported` or `onnx`.
-        device: Where to put them.
+    The format is `torchscript`, `exported` or `onnx`. Inputs are a tensor (or what `torch.as_tensor` takes: nested
+    lists of numbers, arrays), a sequence of them in a tuple for several positional inputs, or a mapping for named ones.
 
     Raises:
         ValueError: Another format.
@@ -132,7 +127,6 @@ def load_weights(
     """Construct a module and load its weights.
 
     Args:
-        path: The weights file.
         weights_format: `state_dict`, `safetensors`, or `pickle`: a whole pickled module.
         make: Calls the class's constructor.
         main: The user's module, which has the classes that a pickle names as `__main__`'s.

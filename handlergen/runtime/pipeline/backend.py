@@ -199,11 +199,7 @@ class PipelineBackend(Dispatcher):
 
 
 class LocalBackend(PipelineBackend):
-    """The pipeline and a copy of the model in this process.
-
-    Args:
-        server: TorchServe's process; None without one.
-    """
+    """The pipeline and a copy of the model in this process; `server` is TorchServe's process, None without one."""
 
     def __init__(self, options: BackendOptions, server: int | None = None) -> None:
         self.model = LoadedModel(options.bundle, options.model_dir, gpu_id=options.gpu_id, server=server)

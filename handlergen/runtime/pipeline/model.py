@@ -47,11 +47,9 @@ class Model(Protocol):
 
 
 class LoadedModel:
-    """A model in this process, loaded under the device lock.
+    """A model in this process, loaded under the device lock. See `BackendOptions` for the other arguments.
 
     Args:
-        model_dir: Where the archive is unpacked.
-        gpu_id: A logical index, or None for the CPU.
         server: TorchServe's process, for its metrics; None without one.
         guard: Wraps the device lock (the predictor process records who holds it).
         write_metrics: Writes lines of metrics; to standard output by default.

@@ -109,12 +109,9 @@ class TypedHooks:
 
 
 def _hint(function: Any, name: str) -> Any:
-    """Return the type that a parameter (or "return") is annotated with.
+    """Return the type that a parameter (or "return") is annotated with; raises what evaluating it raises.
 
     Only this annotation is evaluated: unknown names in others do not matter.
-
-    Raises:
-        Exception: It cannot be evaluated.
     """
     plain = inspect.unwrap(function)
     plain = getattr(plain, "func", plain)  # functools.partial
