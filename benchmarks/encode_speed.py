@@ -20,8 +20,8 @@ import numpy
 import orjson
 import torch
 
-from handlergen.runtime.codec import json as json_answer
-from handlergen.runtime.codec.decode import decode
+from handlergen.runtime.codec import encode as encoding
+from handlergen.runtime.codec.content import decode
 from handlergen.runtime.codec.encode import encode
 from handlergen.runtime.request import Request
 
@@ -33,9 +33,9 @@ def milliseconds(calls: Sequence[Callable[[], object]], repeat: int) -> list[flo
 
 
 def without_orjson(answer: Any) -> None:
-    installed, json_answer.orjson = json_answer.orjson, None
+    installed, encoding.orjson = encoding.orjson, None
     encode(answer)
-    json_answer.orjson = installed
+    encoding.orjson = installed
 
 
 def stdlib(value: Any) -> bytes:

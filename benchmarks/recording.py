@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from timeit import repeat
 
-from handlergen.runtime.telemetry.metrics import Metrics
+from handlergen.runtime.telemetry.recording import Metrics
 from handlergen.runtime.telemetry.stages import STAGE_NAMES
 
 REQUESTS = 1_000  # of one second

@@ -15,10 +15,6 @@ from .codec.redaction import WithoutSecrets, hide
 from .contract import RuntimeSettings
 from .store import Store, open_store
 
-TRUSS_PREFIX = "TRUSS_SECRET_"
-"""A secret's environment variable may have this prefix, as with Truss (secrets_resolver.py)."""
-
-
 _WITHOUT_SECRETS = WithoutSecrets()
 
 
@@ -33,14 +29,14 @@ class Secrets(Mapping[str, str]):
 
     Args:
         names: The names of the secrets, and of their environment variables, which may have Truss's prefix.
-        environ: The environment variables.
 
     Raises:
         MissingSecret: Secrets are not set; names them all.
     """
 
     def __init__(self, names: tuple[str, ...], environ: Mapping[str, str] = os.environ) -> None:
-        variables = {name: next((v for v in (name, TRUSS_PREFIX + name) if v in environ), "") for name in names}
+        # With or without the prefix of Truss (secrets_resolver.py).
+        variables = {name: next((v for v in (name, f"TRUSS_SECRET_{name}") if v in environ), "") for name in names}
         missing = [name for name in names if not variables[name]]
         if missing:
             raise MissingSecret(

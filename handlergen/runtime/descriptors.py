@@ -1,27 +1,17 @@
-"""Descriptors: closed in forked children; hung-up connections; files with reserved space, replaced files."""
+"""Descriptors: closed in forked children; files with reserved space, replaced files."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 import weakref
 from pathlib import Path
-
-_GONE = select.POLLHUP | getattr(select, "POLLRDHUP", 0)
 
 _sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 _descriptors: dict[int, tuple[int, int]] = {}
 """Descriptor -> device and inode of its file. A descriptor that was not closed by `close` may name another file by now,
 which a child may need."""
-
-
-def hung_up(descriptor: int) -> bool:
-    """Return whether the peer has closed a connection."""
-    poll = select.poll()
-    poll.register(descriptor, _GONE)
-    return bool(poll.poll(0))
 
 
 def closed_in_children(connection: socket.socket) -> None:

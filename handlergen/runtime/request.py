@@ -12,15 +12,7 @@ _Default = TypeVar("_Default")
 
 
 class BadRequest(Exception):
-    """The request cannot be read: the client gets this message with status 400.
-
-    Args:
-        message: For the client. Says what is wrong and, where it helps, what to send instead.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+    """The request cannot be read: the client gets this message, what is wrong and what to send, with status 400."""
 
 
 class Headers(Mapping[str, str]):
@@ -56,9 +48,6 @@ class UploadedFile(io.BytesIO):
         name: The part's name. TorchServe drops the file name that the client gave (NettyUtils.getFormData).
         content_type: As the client sent it, without parameters; None for a plain field and over gRPC.
     """
-
-    name: str
-    content_type: str | None
 
     def __init__(self, content: bytes | bytearray, name: str, content_type: str | None = None) -> None:
         super().__init__(content)
@@ -182,7 +171,8 @@ class HttpRequest:
         self.state = SimpleNamespace()
         self.query_params: dict[str, str] = {}
         self.path_params: dict[str, str] = {}
-        self.cookies: dict[str, str] = _cookies(request.headers.get("cookie", ""))
+        pairs = (pair.partition("=") for pair in request.headers.get("cookie", "").split(";") if "=" in pair)
+        self.cookies: dict[str, str] = {name.strip(): value.strip() for name, _, value in pairs}
 
     @property
     def id(self) -> str:
@@ -229,11 +219,6 @@ class HttpRequest:
 
     def __repr__(self) -> str:
         return f"HttpRequest({self._request.id})"
-
-
-def _cookies(header: str) -> dict[str, str]:
-    pairs = (pair.partition("=") for pair in header.split(";") if "=" in pair)
-    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _text(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -13,17 +14,12 @@ def server_of_this_process() -> tuple[int, int]:
     A launcher (torchrun, numactl) may run between the two.
     """
     parent = pid = os.getppid()
-    for _ in range(8):
-        try:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for _ in range(8):
             name, fields = _stat(pid)
-            above = int(fields[1])
-        except (OSError, ValueError, IndexError):
-            break
-        if name == "java":
-            return pid, started(pid)
-        if above <= 1:
-            break
-        pid = above
+            if name == "java":
+                return pid, started(pid)
+            pid = int(fields[1])
     return parent, started(parent)
 
 

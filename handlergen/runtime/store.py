@@ -71,11 +71,17 @@ class Store:
     def _connection(self) -> sqlite3.Connection:
         """Return this thread's connection; a forked child opens its own (sqlite.org/howtocorrupt.html, 2.6)."""
         if getattr(self._local, "pid", None) != os.getpid():
-            _private(self.path.parent)
+            directory = self.path.parent
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = directory.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                raise PermissionError(f"{directory} must be a directory of this user")
+            if found.st_mode & 0o077:
+                directory.chmod(0o700)
             self._local.connection = _open(self.path)
             self._local.pid = os.getpid()
-        found: sqlite3.Connection = self._local.connection
-        return found
+        connection: sqlite3.Connection = self._local.connection
+        return connection
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -107,12 +113,3 @@ def open_store(model: str, environ: Mapping[str, str] = os.environ) -> Store:
     else:
         base = Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "handlergen"
     return Store(base / "store" / f"{model}.sqlite")
-
-
-def _private(directory: Path) -> None:
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = directory.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise PermissionError(f"{directory} must be a directory of this user")
-    if found.st_mode & 0o077:
-        directory.chmod(0o700)

@@ -17,23 +17,18 @@ from .device.device import keep_freed_memory
 from .pipeline.backend import Backend, BackendOptions, LocalBackend
 from .pipeline.hooks import BoundHook, Item
 from .pipeline.pipeline import Pipeline
-from .telemetry.health import Counts, Health, description
-from .telemetry.metrics import switched_on
+from .telemetry.health import Health, description
+from .telemetry.recording import Counts, switched_on
 from .torchserve.duplicate_requests import DuplicateRequests
-from .torchserve.frontend import answered, keep_from_children, leave_out_batch_lines, received
-from .torchserve.streaming import outlet_of
+from .torchserve.frontend import answered, keep_from_children, leave_out_batch_lines, outlet_of, received
 
 
 class Worker:
     """A model that answers batches of requests.
 
-    `Worker.start` is what TorchServe's `initialize` calls.
+    `Worker.start` is what TorchServe's `initialize` calls. See `BackendOptions` for the other arguments.
 
     Args:
-        bundle: Contract and settings.
-        model_dir: Where the archive is unpacked.
-        gpu_id: A logical index, or None for the CPU.
-        batch_size: The most requests that come at once.
         metrics: TorchServe's `context.metrics`; None without a TorchServe.
         backend: Makes what answers requests; by default, in this process.
         duplicates: Detects requests that another worker has answered.
@@ -55,21 +50,12 @@ class Worker:
     ) -> None:
         self.bundle = bundle
         self._duplicates = duplicates or DuplicateRequests()
-        self._counts = Counts()
         self._envelope_checked = False
         self._backend = backend(BackendOptions(bundle, model_dir, gpu_id, batch_size, self.describe))
-        self._counts.metrics = self._backend.metrics
+        self._counts = Counts(metrics=self._backend.metrics)
         self._health: Health | None = None
         if self._backend.is_healthy is not None:
-            settings = bundle.settings
-            self._health = Health(
-                self._backend.is_healthy,
-                metrics=metrics,
-                model=getattr(metrics, "model_name", None) or settings.name,
-                version=settings.version,
-                logger=logging.getLogger(f"handlergen.{settings.name}"),
-                user_root=str(model_dir),
-            )
+            self._health = Health(self._backend.is_healthy, bundle.settings, metrics=metrics, user_root=str(model_dir))
 
     @property
     def local(self) -> LocalBackend:
@@ -88,12 +74,7 @@ class Worker:
         return self._backend.pipeline
 
     def observe(self, observed: Callable[[int, str, BoundHook], BoundHook]) -> None:
-        """Replace each hook by one that calls it and sees its arguments and result.
-
-        Args:
-            observed: Returns it; gets the model's index in the flow, `preprocess`, `predict` or `postprocess`, and
-                the hook.
-        """
+        """Replace each hook by what `observed` returns for the model's index in the flow, the role and the hook."""
         self.local.observe(observed)
 
     def disable_lock_timeout(self) -> None:
@@ -133,7 +114,7 @@ class Worker:
                 batch_size=int(properties.get("batch_size") or 1),
                 metrics=metrics,
                 backend=backend_of(bundle),
-                duplicates=DuplicateRequests.of_worker(connection, logging.getLogger("handlergen")),
+                duplicates=DuplicateRequests.of_worker(connection),
             )
         except MemoryError:
             raise

@@ -16,7 +16,7 @@ from torch import nn
 
 from handlergen.errors import ContractError
 from handlergen.inspection.project import open_project
-from handlergen.runtime.codec.decode import decode
+from handlergen.runtime.codec.content import decode
 from handlergen.runtime.forms.sagemaker import default_input, default_output, received
 from handlergen.runtime.pipeline.hooks import Item
 from handlergen.runtime.request import Request

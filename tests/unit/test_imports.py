@@ -48,7 +48,7 @@ PRINTS_AND_EXITS = {
     # Programs of their own.
     "runtime.predictor_process.__main__": {"os._exit", "sys.exit"},
     # TorchServe reads metrics from a worker's output.
-    "runtime.telemetry.metrics": {"sys.stdout.write"},
+    "runtime.telemetry.recording": {"sys.stdout.write"},
 }
 
 # What the runtime may import when it is loaded. Everything else it uses only when the user's answer or request is made

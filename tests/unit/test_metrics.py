@@ -22,8 +22,9 @@ import yaml
 
 from handlergen.project.templates import template_dir
 from handlergen.runtime.server_process import ModelCopies, remove_left_behind
-from handlergen.runtime.telemetry import metrics, recording
-from handlergen.runtime.telemetry.metrics import SECONDS, Metrics
+from handlergen.runtime.telemetry import recording
+from handlergen.runtime.telemetry import recording as metrics
+from handlergen.runtime.telemetry.recording import SECONDS, Metrics
 from handlergen.runtime.telemetry.stages import STAGE_NAMES
 
 #: The frontend's (org.pytorch.serve.metrics.Metric).

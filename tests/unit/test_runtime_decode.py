@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handlergen.runtime.codec.decode import Decoded, decode
+from handlergen.runtime.codec.content import Decoded, decode
 from handlergen.runtime.request import BadRequest, Files, Headers, Request, UploadedFile
 
 with warnings.catch_warnings():

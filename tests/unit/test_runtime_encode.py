@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from handlergen.runtime.codec import json as json_answer
+from handlergen.runtime.codec import encode as encoding
 from handlergen.runtime.codec.encode import Encoded, encode
 from handlergen.runtime.codec.errors import EncodeError
 
@@ -35,7 +35,7 @@ NAN, INF = math.nan, math.inf
 @pytest.fixture(params=["orjson", "standard library"], autouse=True)
 def _encoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param != "orjson":
-        monkeypatch.setattr(json_answer, "orjson", None)
+        monkeypatch.setattr(encoding, "orjson", None)
 
 
 @dataclasses.dataclass
@@ -359,9 +359,9 @@ class TestAnything:
     @given(ANYTHING)
     def test_is_encoded_or_refused_alike_with_and_without_orjson(self, value: Any) -> None:
         results = []
-        for library in (json_answer.importlib.import_module("orjson"), None):
+        for library in (encoding.importlib.import_module("orjson"), None):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(json_answer, "orjson", library)
+                patch.setattr(encoding, "orjson", library)
                 try:
                     body = encode([value]).body
                 except EncodeError as error:

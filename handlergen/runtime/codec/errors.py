@@ -38,11 +38,6 @@ class Failure:
     headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
     for_kserve: bool = False
 
-    @property
-    def phrase(self) -> str:
-        """ASCII reason phrase."""
-        return reason_phrase(self.status)
-
     def body(self, request_id: str) -> bytes:
         """Return the JSON body."""
         body = {"error": self.message} if self.for_kserve else {}
@@ -141,9 +136,7 @@ def failure_of(error: BaseException, *, hook: str, form: str, request_id: str) -
     Nothing is raised: where the exception's own code fails (a property `status_code`, say), the cause is hidden.
 
     Args:
-        error: As the hook raised it.
         hook: The hook's role (`preprocess`, `predict`, ...), `INPUT`, `decode` or `encode`.
-        form: The contract's form.
         request_id: Named in messages that hide the cause, to find the traceback in the log.
     """
     try:

@@ -12,20 +12,18 @@ from __future__ import annotations
 
 import base64
 import binascii
-import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
+from ..contract import Bundle, RuntimeSettings
 from ..pipeline.hooks import Item
 from ..request import BadRequest, Files, Request
-from .content import JSON, json_bytes
-from .decode import decode
-from .encode import Encoded
+from .content import JSON, decode, json_bytes, optional_module
+from .encode import Encoded, dump, numpy_array
 from .errors import EncodeError
-from .json import dump, numpy_array
 
 MAX_INSTANCES = 10_000
 """The most instances of a v1 request."""
@@ -36,7 +34,6 @@ class Opened:
     """One KServe request.
 
     Attributes:
-        item: The request as TorchServe delivered it.
         parts: The items for the pipeline: the item itself (v2), or one for each instance (v1).
         answer_key: v1's key for the answers; None for v2.
         limit: The most bytes that the server sends.
@@ -80,11 +77,8 @@ class Opened:
 def refuse_envelope(caller: FrameType | None) -> None:
     """Refuse to work below one of TorchServe's service envelopes.
 
-    Args:
-        caller: The frame of the handler's `handle`.
-
     Raises:
-        PredictionException: An envelope called the handler. It can send no other exception.
+        PredictionException: An envelope called `caller`, the frame of the handler's `handle`. It can send no other.
     """
     frame = caller.f_back if caller is not None else None
     if frame is None or "request_envelope" not in frame.f_code.co_filename:
@@ -98,18 +92,8 @@ def refuse_envelope(caller: FrameType | None) -> None:
     )
 
 
-def open_kserve(
-    item: Item, *, name: str, version: str, nan: str, limit: int, first_index: int, keywords: bool
-) -> Opened:
-    """Read a KServe request.
-
-    Args:
-        item: A request under one of KServe's paths.
-        name, version: The model's, for v2's answers.
-        nan: As for `encode`.
-        limit: The most bytes that the server sends.
-        first_index: The first unused `Item.index` of the batch.
-        keywords: The module takes an object's keys as arguments: a single v2 input is also passed by name.
+def open_kserve(item: Item, bundle: Bundle, first_index: int) -> Opened:
+    """Read a request under one of KServe's paths; `first_index` is the first unused `Item.index` of the batch.
 
     Raises:
         BadRequest: The body follows neither protocol.
@@ -118,12 +102,12 @@ def open_kserve(
     explains = item.properties.get("explain") == "True"
     if isinstance(body, Mapping) and isinstance(body.get("instances"), list):
         parts = _instances(item, body["instances"], first_index)
-        return Opened(item, parts, answer_key="explanations" if explains else "predictions", limit=limit)
+        return Opened(item, parts, "explanations" if explains else "predictions", bundle.settings.max_response_bytes)
     if isinstance(body, Mapping) and isinstance(body.get("inputs"), list):
-        item.data, item.files = _inputs(body["inputs"], keywords=keywords), Files()
+        item.data, item.files = _inputs(body["inputs"], keywords=bundle.contract.call == "keywords"), Files()
         item.outlet = None  # a streamed answer is sent in one piece
-        item.wrap = _V2Answer(body, item.request.id, name, version, nan)
-        return Opened(item, [item], answer_key=None, limit=limit)
+        item.wrap = _V2Answer(body, item.request.id, bundle.settings)
+        return Opened(item, [item], None, bundle.settings.max_response_bytes)
     raise BadRequest(
         'A KServe request has a JSON object: v1 {"instances": [...]}, v2 {"inputs": [{"name", "shape", "datatype", '
         '"data"}]}'
@@ -161,7 +145,7 @@ def _as_json(reply: Encoded) -> bytes:
 
 
 def _inputs(inputs: list[Any], *, keywords: bool) -> Any:
-    """Return the tensor of a single input, or the tensors by name."""
+    """Return the tensors by name; the tensor of a single input unless the module takes keys as arguments."""
     if not inputs:
         raise BadRequest('"inputs" is empty')
     tensors: dict[str, Any] = {}
@@ -178,17 +162,15 @@ def _inputs(inputs: list[Any], *, keywords: bool) -> Any:
 class _V2Answer:
     """Converts a hook's answer to v2's, before it is encoded."""
 
-    def __init__(self, body: Mapping[str, Any], request_id: str, name: str, version: str, nan: str) -> None:
+    def __init__(self, body: Mapping[str, Any], request_id: str, settings: RuntimeSettings) -> None:
         given = body.get("id")
         self._id = given if isinstance(given, str) and given.strip() else request_id
         self._first_input = str(body["inputs"][0]["name"])
         self._wanted = _wanted_outputs(body.get("outputs"))
-        self._name = name
-        self._version = version
-        self._nan = nan
+        self._settings = settings
 
     def __call__(self, answer: Any) -> Any:
-        """Return the answer as a v2 response.
+        """Return the answer as a v2 response, with an output for each key of an object, else a single one.
 
         Raises:
             EncodeError: The answer has no meaning in v2.
@@ -197,19 +179,17 @@ class _V2Answer:
         if hasattr(answer, "status_code") and hasattr(answer, "body"):
             return answer  # the module's own response is sent unchanged
         usual = self._wanted[0] if len(self._wanted) == 1 else self._first_input
-        outputs = named_tensors(answer, usual, lambda value: dump(value, self._nan))
+        is_named = isinstance(answer, Mapping) and answer and all(isinstance(name, str) for name in answer)
+        named = answer if is_named else {usual: answer}
+        outputs = [{"name": name, **_tensor(value, self._settings.nan)} for name, value in named.items()]
         if self._wanted:
             by_name = {output["name"]: output for output in outputs}
             missing = [name for name in self._wanted if name not in by_name]
             if missing:
                 raise BadRequest(f"The model has no output {', '.join(missing)}; it has {', '.join(by_name)}")
             outputs = [by_name[name] for name in self._wanted]
-        return {
-            "model_name": self._name,
-            "model_version": self._version,
-            "id": self._id,
-            "outputs": outputs,
-        }
+        settings = self._settings
+        return {"model_name": settings.name, "model_version": settings.version, "id": self._id, "outputs": outputs}
 
 
 def _wanted_outputs(outputs: Any) -> list[str]:
@@ -242,8 +222,7 @@ def read_tensor(given: Any, place: str) -> tuple[str, Any]:
     """Return name and value of an entry of `inputs`: a numpy array; for BYTES nested lists of text.
 
     Args:
-        given: The entry.
-        place: Its place for messages: `inputs[0]`.
+        place: The entry's place for messages: `inputs[0]`.
 
     Raises:
         BadRequest: The entry is no tensor, or does not match its shape or datatype.
@@ -315,32 +294,14 @@ def _flat(data: Any) -> list[Any]:
     return flat
 
 
-def named_tensors(answer: Any, usual_name: str, to_json: Callable[[Any], bytes]) -> list[dict[str, Any]]:
-    """Return an answer as v2's `outputs`: one for each key of an object, else a single one.
-
-    Args:
-        usual_name: The name of an output without a name of its own.
-        to_json: Encodes a value that is no tensor, which is sent as text: one BYTES element.
-
-    Raises:
-        EncodeError: A value has no JSON meaning.
-    """
-    if isinstance(answer, Mapping) and answer and all(isinstance(name, str) for name in answer):
-        return [{"name": name, **_tensor(value, to_json)} for name, value in answer.items()]
-    return [{"name": usual_name, **_tensor(answer, to_json)}]
-
-
-def _tensor(value: Any, to_json: Callable[[Any], bytes]) -> dict[str, Any]:
+def _tensor(value: Any, nan: str) -> dict[str, Any]:
+    """Return an entry of `outputs` but its name; a value that is no tensor is sent as text, in BYTES."""
     array = _as_array(value)
     if array is not None:
         array = array.reshape(1) if array.ndim == 0 else array
         return {"shape": list(array.shape), "datatype": _NAMES[array.dtype.name], "data": array.reshape(-1)}
-    elements = value if isinstance(value, list | tuple) else [value]
-    return {
-        "shape": [len(elements)],
-        "datatype": "BYTES",
-        "data": [_as_text(each, to_json) for each in elements],
-    }
+    texts = [_as_text(each, nan) for each in (value if isinstance(value, list | tuple) else [value])]
+    return {"shape": [len(texts)], "datatype": "BYTES", "data": texts}
 
 
 def _as_array(value: Any) -> Any:
@@ -360,7 +321,7 @@ def _as_array(value: Any) -> Any:
     return array if array.dtype.name in _NAMES else None
 
 
-def _as_text(value: Any, to_json: Callable[[Any], bytes]) -> str:
+def _as_text(value: Any, nan: str) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, bytes | bytearray):
@@ -368,11 +329,10 @@ def _as_text(value: Any, to_json: Callable[[Any], bytes]) -> str:
             return value.decode()
         except UnicodeDecodeError as error:
             raise EncodeError("The answer is bytes, which KServe's v2 JSON cannot hold; use /predictions") from error
-    return to_json(value).decode("utf-8", "replace")
+    return dump(value, nan).decode("utf-8", "replace")
 
 
 def _numpy() -> Any:
-    try:
-        return importlib.import_module("numpy")
-    except ImportError:
-        raise _NoNumpy from None
+    if numpy := optional_module("numpy"):
+        return numpy
+    raise _NoNumpy

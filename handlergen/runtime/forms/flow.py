@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..codec.content import optional_module
 from ..codec.errors import EncodeError
 from ..pipeline.hooks import BoundHook, Hooks, Item, ModelHooks, bind
 from .loading import UserModule
@@ -27,8 +28,6 @@ _METHODS = {
 }
 
 _PICKLES = (".pkl", ".pickle", ".joblib", ".p")
-_REQUIREMENTS = {"sklearn": "scikit-learn"}
-"""Requirements whose name is not the imported one."""
 
 _Described = Mapping[str, Any]
 """A stage as inspection described it: `type`, `file`, `shown`, `format`, `options` and `class`."""
@@ -93,14 +92,10 @@ class FlowModule(UserModule):
         return bind(function, hook, constants)
 
     def _load_model(self, stage: _Described) -> Any:
-        """Load the model of one stage.
+        """Load the model of one stage; raises ImportError, which names the requirement, without its library.
 
         scikit-learn's models (and XGBoost's when they are pickled) are unpickled: they are the author's own files in
         the author's own archive, as the module's code is.
-
-        Raises:
-            ImportError: The library is not installed; names the requirement.
-            Exception: Whatever loading raises.
         """
         kind, device = stage["type"], self._context.device
         path = self._context.model_dir / stage["file"] if stage["file"] else self._context.model_dir
@@ -205,17 +200,16 @@ def _xgboost(kind: str, path: Path, device: torch.device) -> Any:
 
 def _unpickled(path: Path) -> Any:
     try:
-        try:
-            joblib: Any = importlib.import_module("joblib")
-        except ImportError:  # it comes with scikit-learn; plain pickles need neither
-            with path.open("rb") as file:
-                return pickle.load(file)  # noqa: S301 - the author's own file
-        return joblib.load(path)
+        if joblib := optional_module("joblib"):
+            return joblib.load(path)
+        with path.open("rb") as file:  # joblib comes with scikit-learn; plain pickles need neither
+            return pickle.load(file)  # noqa: S301 - the author's own file
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
+        requirement = "scikit-learn" if package == "sklearn" else package
         raise ImportError(
-            f"{path.name} holds an object of {error.name}, which is not installed here; add "
-            f"{_REQUIREMENTS.get(package, package)} to the requirements"
+            f"{path.name} holds an object of {error.name}, which is not installed here; add {requirement} to the "
+            "requirements"
         ) from error
 
 

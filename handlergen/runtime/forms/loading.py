@@ -17,11 +17,6 @@ from .table import FORMS
 class UserModule(abc.ABC):
     """A user's module of one form, imported.
 
-    Args:
-        contract: What inspection found in it.
-        settings: The model's.
-        context: What hooks may ask for.
-
     Raises:
         Exception: Whatever the module raises while it is imported.
     """

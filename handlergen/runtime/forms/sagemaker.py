@@ -6,7 +6,6 @@ and aws/sagemaker-pytorch-inference-toolkit (default_pytorch_inference_handler.p
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import os
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ..codec.content import CSV, FORM, JSON, NPY, OCTETS
+from ..codec.content import CSV, FORM, JSON, NPY, OCTETS, optional_module, parse_type
 from ..context import Context
 from ..contract import Contract, RuntimeSettings
 from ..pipeline.hooks import BoundHook, Hooks, Item, ModelHooks
@@ -77,17 +76,14 @@ class SagemakerModule(UserModule):
                 return default_output(item.outputs, accept)
             context = self._toolkit_context(item.request)
             value = output_fn(context, item.outputs, accept)
-            if type(value) is CoroutineType:
-                return _awaited_reply(value, accept, context)
-            return _reply(value, accept, context)
 
-        return (
-            ModelHooks(
-                BoundHook("input_fn", preprocess),
-                BoundHook("predict_fn", predict),
-                BoundHook("output_fn", postprocess),
-            ),
-        )
+            async def awaited() -> Reply:
+                return _reply(await value, accept, context)
+
+            return awaited() if type(value) is CoroutineType else _reply(value, accept, context)
+
+        before, after = BoundHook("input_fn", preprocess), BoundHook("output_fn", postprocess)
+        return (ModelHooks(before, BoundHook("predict_fn", predict), after),)
 
     def _toolkit_context(self, request: Request | None) -> ToolkitContext:
         return ToolkitContext(self._context, self._model_dir, request)
@@ -104,10 +100,6 @@ class SagemakerModule(UserModule):
             return function(*arguments, context) if takes_context else function(*arguments)
 
         return call
-
-
-async def _awaited_reply(coroutine: Any, accept: str, context: ToolkitContext) -> Reply:
-    return _reply(await coroutine, accept, context)
 
 
 def _reply(value: Any, accept: str, context: ToolkitContext) -> Reply:
@@ -128,25 +120,19 @@ def received(item: Item) -> tuple[str | bytes | Any, str]:
         `str` for JSON and CSV, else bytes; the header as it was sent.
     """
     sent = item.request.content_type or ""
-    kind = sent.partition(";")[0].strip().lower()
+    kind, _ = parse_type(sent)
     if kind in ("", FORM):
         if isinstance(item.data, bytes):
             return item.data, OCTETS
         return json.dumps(item.data, ensure_ascii=False), JSON
     if kind.startswith("multipart/"):
-        return _form(item), sent
+        fields = item.data if isinstance(item.data, Mapping) else {"data": item.data}
+        return ({**fields, **{file.name: file.getvalue() for file in item.files}} if item.files else item.data), sent
     body = item.entry.get("body", b"")
     if not isinstance(body, bytes | bytearray | str):
         body = json.dumps(body, ensure_ascii=False)
     raw = body.encode() if isinstance(body, str) else bytes(body)
     return (raw.decode() if kind in (JSON, CSV) else raw), sent
-
-
-def _form(item: Item) -> Any:
-    if not item.files:
-        return item.data
-    fields = item.data if isinstance(item.data, Mapping) else {"data": item.data}
-    return {**fields, **{file.name: file.getvalue() for file in item.files}}
 
 
 def _lone_weights(directory: Path) -> Path:
@@ -166,7 +152,6 @@ class UnsupportedType(Exception):
     def __init__(self, message: str, status_code: int) -> None:
         super().__init__(message)
         self.status_code = status_code
-        self.detail = message
 
 
 @dataclass(frozen=True)
@@ -197,7 +182,9 @@ def default_input(body: Any, content_type: str) -> torch.Tensor:
     kind = accepted(content_type)
     if kind == JSON:
         try:
-            return _float_tensor(json.loads(body))
+            value, np = json.loads(body), optional_module("numpy")
+            # numpy also reads numbers that are written as text.
+            return torch.from_numpy(np.array(value, np.float32)) if np else torch.tensor(value, dtype=torch.float32)
         # An object, a null, a number beyond floats, lists without end: the client's doing as a ragged list is.
         except (TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"the JSON is no array of numbers: {error}") from error
@@ -241,24 +228,14 @@ def default_output(prediction: Any, accept: str) -> Reply:
     )
 
 
-def _float_tensor(value: Any) -> torch.Tensor:
-    """Return JSON's numbers as float32; numpy, where it is installed, also reads numbers that are written as text."""
-    try:
-        import numpy as np
-    except ImportError:
-        return torch.tensor(value, dtype=torch.float32)
-    return torch.from_numpy(np.array(value, dtype=np.float32))
-
-
 def _numpy(kind: str, status_code: int) -> Any:
-    try:
-        return importlib.import_module("numpy")
-    except ImportError as error:
-        raise UnsupportedType(
-            f"{kind} needs numpy, which this worker does not have; send and accept {JSON}, or add numpy to the "
-            "requirements",
-            status_code,
-        ) from error
+    if np := optional_module("numpy"):
+        return np
+    raise UnsupportedType(
+        f"{kind} needs numpy, which this worker does not have; send and accept {JSON}, or add numpy to the "
+        "requirements",
+        status_code,
+    )
 
 
 def _array(np: Any, value: Any) -> Any:
@@ -279,9 +256,7 @@ class ToolkitContext:
             "model_dir": model_dir,
             "gpu_id": context.device.index if context.device.type == "cuda" else None,
         }
-        self.manifest = {
-            "model": {"modelName": context.model_name, "modelVersion": context.model_version},
-        }
+        self.manifest = {"model": {"modelName": context.model_name, "modelVersion": context.model_version}}
         self.request_processor = [
             SimpleNamespace(
                 get_request_properties=self.get_all_request_header,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,13 +19,8 @@ EXECUTABLE = ("torchscript", "exported", "onnx")
 def load_executable(path: Path, weights_format: str, device: torch.device) -> Callable[[Any], Any]:
     """Return a function from `predict`'s inputs to its outputs, made from weights alone.
 
-    Inputs are a tensor (or what `torch.as_tensor` takes: nested lists of numbers, arrays), a sequence of them in
-    a tuple for several positional inputs, or a mapping for named ones.
-
-    Args:
-        path: The weights file.
-        weights_format: `torchscript`, `exported` or `onnx`.
-        device: Where to put them.
+    The format is `torchscript`, `exported` or `onnx`. Inputs are a tensor (or what `torch.as_tensor` takes: nested
+    lists of numbers, arrays), a sequence of them in a tuple for several positional inputs, or a mapping for named ones.
 
     Raises:
         ValueError: Another format.
@@ -83,12 +79,7 @@ def _has_whole_numbers(inputs: Any) -> bool:
 
 
 def _onnx(path: Path, device: torch.device) -> Callable[[Any], Any]:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError(
-            f"{path.name} needs onnxruntime, which is not installed here; add it to the requirements"
-        ) from error
+    onnxruntime = _required("onnxruntime", f"{path.name} needs onnxruntime")
     import numpy as np
 
     providers: list[Any] = ["CPUExecutionProvider"]
@@ -136,7 +127,6 @@ def load_weights(
     """Construct a module and load its weights.
 
     Args:
-        path: The weights file.
         weights_format: `state_dict`, `safetensors`, or `pickle`: a whole pickled module.
         make: Calls the class's constructor.
         main: The user's module, which has the classes that a pickle names as `__main__`'s.
@@ -150,7 +140,7 @@ def load_weights(
         if isinstance(loaded, nn.Module):
             return loaded
     elif weights_format == "safetensors":
-        loaded = _safetensors(path)
+        loaded = _required("safetensors.torch", f"{path.name} needs the package safetensors").load_file(path)
     else:
         loaded = _tensors(path)
     model = make()
@@ -218,14 +208,11 @@ def _unpickled(path: Path, main: ModuleType) -> Any:
     return torch.load(path, map_location="cpu", weights_only=False, pickle_module=PickleModule)
 
 
-def _safetensors(path: Path) -> Any:
+def _required(module: str, need: str) -> Any:
     try:
-        from safetensors.torch import load_file
+        return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(
-            f"{path.name} needs the package safetensors, which is not installed here; add it to the requirements"
-        ) from error
-    return load_file(path)
+        raise ImportError(f"{need}, which is not installed here; add it to the requirements") from error
 
 
 def _listed(names: list[str]) -> str:

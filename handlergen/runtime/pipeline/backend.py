@@ -7,14 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..codec.encode import encode
+from ..codec.errors import Failure
+from ..codec.kserve import Opened, open_kserve
 from ..contract import Bundle
 from ..device.device import share_the_cores
 from ..server_process import server_of_this_process
-from ..telemetry.metrics import Metrics
-from .dispatch import Dispatcher
-from .hooks import BoundHook, Item
+from ..telemetry.recording import Metrics
+from .hooks import BoundHook, Hooks, Item, ModelHooks
 from .model import LoadedModel, Model
 from .pipeline import Pipeline
+from .predictor import Predictor
+from .typed_hooks import TypedHooks
+
+_NO_EXPLAIN = Failure(501, "NotSupported", "This model has no explain hook, so it cannot explain its predictions")
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,6 @@ class BackendOptions:
     """What a backend is made from.
 
     Attributes:
-        bundle: Contract and settings.
         model_dir: Where the archive is unpacked.
         gpu_id: A logical index, or None for the CPU.
         batch_size: The most requests that come at once.
@@ -37,13 +42,10 @@ class BackendOptions:
 
 
 class Backend(Protocol):
-    """What answers a worker's requests.
-
-    Attributes:
-        is_healthy: Calls the module's `is_healthy`; None without one.
-    """
+    """What answers a worker's requests."""
 
     is_healthy: Callable[[Mapping[str, Any]], Any] | None
+    """Calls the module's `is_healthy`; None without one."""
 
     @property
     def metrics(self) -> Metrics | None:
@@ -66,43 +68,138 @@ class Backend(Protocol):
         """Release threads, connections and the model."""
 
 
-class PipelineBackend:
-    """The pipeline in this process, wherever the model is. See `Backend` for the methods.
+class Dispatcher:
+    """Answers requests in this process, wherever the model's predictions are made.
+
+    TorchServe says by headers what kind a request is: `explain` is True or False at every address for predictions but
+    `/invocations` and the like, `url_path` is set under `/predictions` and `/explanations` only, `describe` is True for
+    `GET /models/NAME?customized=true`, which has no content. A client may send such headers too; under `/predictions`
+    TorchServe's own `explain` overwrites the client's, and `describe` counts only without `explain` and without
+    content, which every request for a prediction has (InferenceRequestHandler.java, ManagementRequestHandler.java).
 
     Args:
-        model: Closed with the backend.
+        batch_size: The most requests that come at once, and that `predict` gets together, however many instances a
+            KServe request has.
+        describe: Returns the answer of describe.
     """
 
-    def __init__(self, options: BackendOptions, model: Model) -> None:
+    def __init__(self, bundle: Bundle, model: Model, *, batch_size: int, describe: Callable[[], Any]) -> None:
+        self._bundle = bundle
         self._model = model
-        self._dispatcher = Dispatcher(options.bundle, model, batch_size=options.batch_size, describe=options.describe)
-        self.pipeline = self._dispatcher.pipeline
-        self.metrics = model.recording.metrics
-        self.is_healthy = model.is_healthy
+        self._batch_size = batch_size
+        self._describe = describe
+        hooks = model.hooks
+        self._types = TypedHooks(bundle.contract.form, hooks, bundle.settings.batch, model.context.logger)
+        self.pipeline = self._pipeline(hooks, model.predictor)
+        self._explanations: Pipeline | None = None
+        if hooks[0].explain is not None and model.explainer is not None:
+            explained = ModelHooks(hooks[0].preprocess, hooks[0].explain)
+            self._explanations = self._pipeline((explained,), model.explainer)
 
     def answer(self, items: Sequence[Item]) -> int:
-        return self._dispatcher.answer(items)
+        """Answer a batch: each item ends with its `reply` or its `failure`.
+
+        Returns:
+            How many of the requests are predictions or explanations: all but describe.
+        """
+        try:
+            return self._answer(items)
+        except BaseException as error:
+            for item in items:
+                if item.reply is None and item.failure is None:
+                    self._model.failures.fail(item, error, "handle")
+            return len(items)
+
+    def types(self) -> dict[str, Any]:
+        """Return what describe says about input and output."""
+        return self._types.describe()
+
+    def close(self) -> None:
+        """Stop the threads. No request may be in progress."""
+        if self._explanations is not None:
+            self._explanations.close()
+        self.pipeline.close()
+
+    def _pipeline(self, hooks: Hooks, predictor: Predictor) -> Pipeline:
+        settings, convert = self._bundle.settings, self._types.convert
+        return Pipeline(settings, self._model, hooks, predictor, convert=convert, batch_size=self._batch_size)
+
+    def _answer(self, items: Sequence[Item]) -> int:
+        others = [item for item in items if not _is_plain(item)]
+        if not others:
+            self.pipeline.run(items)
+            return len(items)
+        predictions = [item for item in items if _is_plain(item)]
+        explanations: list[Item] = []
+        opened: list[Opened] = []
+        described = 0
+        index = len(items)
+        for item in others:
+            if is_describe(item):
+                described += 1
+                self._answer_describe(item)
+                continue
+            explains = item.properties.get("explain") == "True"
+            if explains and self._explanations is None:
+                item.failure = failure_for(item, _NO_EXPLAIN)
+                continue
+            parts = [item]
+            if _is_kserve(item):
+                request = self._open(item, index)
+                if request is None:
+                    continue
+                opened.append(request)
+                parts = request.parts
+                index += len(parts)
+            (explanations if explains else predictions).extend(parts)
+        # A KServe request may have more instances than a batch; without batches, all run concurrently.
+        together = self._bundle.settings.batch != "each"
+        size = max(1, self._batch_size if together else len(predictions))
+        for start in range(0, len(predictions), size):
+            self.pipeline.run(predictions[start : start + size])
+        if self._explanations is not None and explanations:
+            self._explanations.run(explanations)
+        for request in opened:
+            request.close(self.pipeline.fail)
+        return len(items) - described
+
+    def _answer_describe(self, item: Item) -> None:
+        try:
+            item.reply = encode(self._describe())
+        except BaseException as error:
+            self.pipeline.fail(item, error, "describe")
+
+    def _open(self, item: Item, index: int) -> Opened | None:
+        try:
+            return open_kserve(item, self._bundle, index)
+        except BaseException as error:
+            self.pipeline.fail(item, error, "decode")
+            if item.failure is not None:
+                item.failure = failure_for(item, item.failure)
+            return None
+
+
+class PipelineBackend(Dispatcher):
+    """The pipeline in this process, wherever the model is, which is closed with it. See `Backend` for the methods."""
+
+    def __init__(self, options: BackendOptions, model: Model) -> None:
+        super().__init__(options.bundle, model, batch_size=options.batch_size, describe=options.describe)
+        self.metrics = model.recording.metrics
+        self.is_healthy = model.is_healthy
 
     def flush(self) -> None:
         self._model.recording.flush()
 
     def describe(self) -> dict[str, Any]:
-        return {"types": self._dispatcher.types(), "predictor": self._model.predictor.describe()}
+        return {"types": self.types(), "predictor": self._model.predictor.describe()}
 
     def close(self) -> None:
-        self._dispatcher.close()
+        super().close()
         self._model.close()
 
 
 class LocalBackend(PipelineBackend):
-    """The pipeline and a copy of the model in this process.
-
-    Args:
-        server: TorchServe's process; None without one.
-
-    Attributes:
-        model: The model.
-    """
+    """The pipeline and a copy of the model in this process; `server` is TorchServe's process, None without one."""
 
     def __init__(self, options: BackendOptions, server: int | None = None) -> None:
         self.model = LoadedModel(options.bundle, options.model_dir, gpu_id=options.gpu_id, server=server)
@@ -131,3 +228,27 @@ class LocalBackend(PipelineBackend):
             for number, each in enumerate(self.model.hooks)
         )
         self.pipeline.hooks = self.model.predictor.hooks = hooks
+
+
+def failure_for(item: Item, failure: Failure) -> Failure:
+    """Return a failure in the format that the request's client reads: KServe's clients read `error`."""
+    return replace(failure, for_kserve=True) if _is_kserve(item) else failure
+
+
+def _is_kserve(item: Item) -> bool:
+    """Whether a request came to one of KServe's addresses, or to `/invocations`."""
+    return not (_is_plain(item) or is_describe(item) or isinstance(item.properties.get("url_path"), str))
+
+
+def _is_plain(item: Item) -> bool:
+    """Whether a request is a prediction, by TorchServe's own address or gRPC."""
+    explain = item.properties.get("explain")
+    if explain == "False":
+        return "url_path" in item.properties
+    return not isinstance(explain, str) and not is_describe(item)
+
+
+def is_describe(item: Item) -> bool:
+    """Whether a request is `GET /models/NAME?customized=true`: TorchServe sets a header and sends no content."""
+    properties = item.properties
+    return properties.get("describe") == "True" and not item.entry and not isinstance(properties.get("explain"), str)

@@ -127,9 +127,8 @@ def split(outputs: Any, count: int, *, hook: str = "predict") -> list[Any]:
     list of samples.
 
     Args:
-        outputs: What `predict` returned for the collated batch.
         count: How many samples went in.
-        hook: For the error message.
+        hook: The name of what returned the outputs, for the error message.
 
     Raises:
         BatchError: Something has no first dimension, or one of another length.

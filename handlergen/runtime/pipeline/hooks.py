@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -17,6 +17,7 @@ from ..forms.table import FORMS
 from ..request import BadRequest, Files, HttpRequest
 
 
+@dataclass(slots=True, eq=False)
 class Item:
     """One request on its way through the pipeline. Each step reads what the one before it left.
 
@@ -37,28 +38,22 @@ class Item:
         ready_ns: When it was ready for the device (`time.monotonic_ns()`).
     """
 
-    __slots__ = (
-        *("data", "entry", "failure", "files", "http", "index", "inputs", "model_index", "outlet", "outputs"),
-        *("properties", "ready_ns", "reply", "request", "sent", "wrap"),
-    )
-
-    def __init__(self, index: int, entry: Mapping[str, Any], properties: Mapping[str, Any], request: Any) -> None:
-        self.index = index
-        self.entry = entry
-        self.properties = properties
-        self.request = request
-        self.data: Any = None
-        self.files: Files | None = None
-        self.model_index = 0
-        self.inputs: Any = None
-        self.outputs: Any = None
-        self.failure: Failure | None = None
-        self.reply: Any = None
-        self.outlet: Any = None
-        self.sent = False
-        self.http: HttpRequest | None = None
-        self.wrap: Callable[[Any], Any] | None = None
-        self.ready_ns = 0
+    index: int
+    entry: Mapping[str, Any]
+    properties: Mapping[str, Any]
+    request: Any
+    data: Any = None
+    files: Files | None = None
+    model_index: int = 0
+    inputs: Any = None
+    outputs: Any = None
+    failure: Failure | None = None
+    reply: Any = None
+    outlet: Any = None
+    sent: bool = False
+    http: HttpRequest | None = None
+    wrap: Callable[[Any], Any] | None = None
+    ready_ns: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,8 +119,6 @@ def bind(function: Callable[..., Any], hook: Hook, constants: Mapping[str, Any])
     """Return a hook that can be called with an item.
 
     Args:
-        function: The user's function or bound method.
-        hook: Its signature, as inspection found it.
         constants: Values for `context`, `model` and `device`, the same for every request.
 
     Raises:
@@ -140,11 +133,7 @@ def call_once(function: Callable[..., Any], hook: Hook, constants: Mapping[str, 
     positional = [constants[each.source] for each in passed if not each.keyword_only]
     named = {each.name: constants[each.source] for each in passed if each.keyword_only}
     result = function(*positional, **named)
-    return asyncio.run(_awaited(result)) if hook.is_async else result
-
-
-async def _awaited(value: Awaitable[Any]) -> Any:
-    return await value
+    return asyncio.run(result) if hook.is_async else result
 
 
 def _caller(function: Callable[..., Any], hook: Hook, constants: Mapping[str, Any]) -> Callable[[Item], Any]:
@@ -193,10 +182,7 @@ def _keyword_caller(function: Callable[..., Any], hook: Hook, constants: Mapping
 
 
 class EventLoopThread:
-    """An event loop in a thread of its own, for async preprocess and postprocess hooks.
-
-    The thread never predicts, so an `await` in a hook neither waits for the device nor delays it.
-    """
+    """An event loop for async preprocess and postprocess hooks, in a thread that never waits for the device."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -229,15 +215,6 @@ class EventLoopThread:
             self._loop.close()
 
 
-class ItemParts(NamedTuple):
-    """What hooks may ask for besides `inputs` and `outputs`; None for what no hook asks for."""
-
-    data: Any
-    files: Files | None
-    entry: Mapping[str, Any] | None
-    http: Any
-
-
 @dataclass(frozen=True)
 class HookInputs:
     """Which of `data`, `files` and `http_request` some hooks ask for, to send only these to another process."""
@@ -255,11 +232,7 @@ class HookInputs:
         sources = {parameter.source for hook in hooks for parameter in hook.parameters}
         return cls(bool(sources & {"data", "input_data"}), "files" in sources, "http_request" in sources)
 
-    def of_item(self, item: Item) -> ItemParts:
-        """Return the parts of an item that are sent."""
-        return ItemParts(
-            item.data if self.data else None,
-            item.files if self.files else None,
-            item.entry if self.http else None,
-            item.http if self.http else None,
-        )
+    def of_item(self, item: Item) -> tuple[Any, Files | None, Mapping[str, Any] | None, HttpRequest | None]:
+        """Return the item's `data`, `files`, `entry` and `http`; None for what is not sent."""
+        data, files = item.data if self.data else None, item.files if self.files else None
+        return (data, files, item.entry, item.http) if self.http else (data, files, None, None)

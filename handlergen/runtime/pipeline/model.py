@@ -1,18 +1,10 @@
-"""A model as the pipeline needs it: hooks, predictor, explainer, and what handles failures.
-
-An explanation (`POST /explanations/NAME`) gets what `preprocess` returned, as with TorchServe's own handlers
-(BaseHandler.explain_handle), and is not postprocessed. It holds the device lock, but is not in inference mode:
-attributions need gradients.
-"""
+"""A model as the pipeline needs it: hooks, predictor, explainer, and what handles failures."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import CoroutineType
 from typing import Any, Protocol
 
 from ..codec.errors import LockTimeout, failure_of, pass_interrupt
@@ -22,12 +14,10 @@ from ..contract import Bundle
 from ..device.device import Device
 from ..device.lock import DeviceLock, NoLock, lock_directory
 from ..forms.loading import open_user_module
-from ..telemetry.metrics import Metrics
-from ..telemetry.recording import Recorder, Recording
+from ..telemetry.recording import Metrics, Recording
 from ..torchserve.streaming import Streaming
-from .batching import RequestSource, map_tensors
-from .hooks import BoundHook, Hooks, Item
-from .predictor import Lock, Predictor, WorkerPredictor, seconds_left
+from .hooks import Hooks, Item
+from .predictor import Explainer, Lock, Predictor, WorkerPredictor
 
 _HOOKS = ("preprocess", "predict", "postprocess")
 
@@ -36,10 +26,6 @@ class Model(Protocol):
     """What a `Dispatcher` works with.
 
     Attributes:
-        context: What hooks receive as `context`.
-        failures: Handles what hooks raise.
-        streaming: Where chunks go.
-        recording: Records how long stages take.
         explainer: Explains; None without an `explain` hook.
         is_healthy: Calls the module's `is_healthy`; None without one.
     """
@@ -52,24 +38,18 @@ class Model(Protocol):
     is_healthy: Callable[[Mapping[str, Any]], Any] | None
 
     @property
-    def hooks(self) -> Hooks:
-        """The module's hooks."""
-
+    def hooks(self) -> Hooks: ...
     @property
-    def predictor(self) -> Predictor:
-        """Predicts."""
+    def predictor(self) -> Predictor: ...
 
     def close(self) -> None:
         """Release what the model holds."""
 
 
 class LoadedModel:
-    """A model in this process, loaded under the device lock.
+    """A model in this process, loaded under the device lock. See `BackendOptions` for the other arguments.
 
     Args:
-        bundle: Contract and settings.
-        model_dir: Where the archive is unpacked.
-        gpu_id: A logical index, or None for the CPU.
         server: TorchServe's process, for its metrics; None without one.
         guard: Wraps the device lock (the predictor process records who holds it).
         write_metrics: Writes lines of metrics; to standard output by default.
@@ -95,33 +75,24 @@ class LoadedModel:
         self.streaming = streaming_of(bundle)
         self.recording = Recording(settings, self.device.key, metrics=server is not None, write=write_metrics)
         self.failures.metrics = self.recording.metrics
-        lock = guard(_lock(settings.lock, settings.name, self.device.key))
-        self._module = open_user_module(contract, settings, self.context)
-        self._module.setup()
+        lock_key = self.device.key if settings.lock == "device" else f"model-{settings.name}-{self.device.key}"
+        lock = guard(NoLock() if settings.lock == "none" else DeviceLock(lock_key, lock_directory()))
+        module = open_user_module(contract, settings, self.context)
+        module.setup()
         self.predictor = WorkerPredictor(
-            self._module,
+            module,
             self.device,
             lock,
-            batch=settings.batch,
-            lock_timeout_s=settings.lock_timeout_s,
+            settings,
             fail=self.failures.fail,
             streaming=self.streaming,
             recorder=self.recording.recorder,
         )
         self.predictor.load()
         self.failures.hooks = self.hooks
-        self.explainer: Predictor | None = None
         explain = self.hooks[0].explain
-        if explain is not None:
-            self.explainer = Explainer(
-                explain,
-                self.device,
-                lock,
-                lock_timeout_s=settings.lock_timeout_s,
-                fail=self.failures.fail,
-                recorder=self.recording.recorder,
-            )
-        self.is_healthy = self._module.is_healthy()
+        self.explainer: Predictor | None = Explainer(explain, self.predictor) if explain is not None else None
+        self.is_healthy = module.is_healthy()
         if server is not None:
             self.recording.has_copy(settings, self.device, server)
             self.recording.start()
@@ -143,84 +114,14 @@ class LoadedModel:
 
 
 def streaming_of(bundle: Bundle) -> Streaming:
-    """Return how the model's answers are streamed."""
     settings = bundle.settings
     return Streaming(nan=settings.nan, limit=settings.max_response_bytes, limit_s=settings.predict_timeout_s)
-
-
-def _lock(kind: str, model: str, device_key: str) -> DeviceLock | NoLock:
-    if kind == "none":
-        return NoLock()
-    key = device_key if kind == "device" else f"model-{model}-{device_key}"
-    return DeviceLock(key, lock_directory())
-
-
-class Explainer:
-    """A `Predictor` whose predictions are explanations, one request at a time. See `WorkerPredictor` for the arguments.
-
-    Args:
-        hook: The module's `explain`.
-        lock: The lock of the predictions.
-    """
-
-    def __init__(
-        self,
-        hook: BoundHook,
-        device: Device,
-        lock: Lock,
-        *,
-        lock_timeout_s: float,
-        fail: Callable[[Item, BaseException, str], None],
-        recorder: Recorder | None,
-    ) -> None:
-        self._hook = hook
-        self._device = device
-        self._lock = lock
-        self._lock_timeout_s = lock_timeout_s
-        self._fail = fail
-        self._recorder = recorder
-
-    def predict(self, requests: RequestSource) -> None:
-        while (item := requests.next()) is not None:
-            try:
-                item.outputs = self._explain(item)
-                if requests.more:  # this answer is encoded during the next explanation, which may overwrite its memory
-                    item.outputs = self._device.own(item.outputs)
-            except BaseException as error:
-                self._fail(item, error, "explain")
-            requests.done(item)
-
-    def describe(self) -> dict[str, Any]:
-        return {}
-
-    def _explain(self, item: Item) -> Any:
-        self._lock.acquire(seconds_left(item, self._lock_timeout_s))
-        started = time.monotonic_ns()
-        try:
-            # An async preprocess runs in inference mode; what it made could not be differentiated.
-            inputs = map_tensors(item.inputs, lambda each: each.clone() if each.is_inference() else each)
-            item.inputs = self._device.put(inputs)
-            outputs = self._hook.call(item)
-            if type(outputs) is CoroutineType:
-                outputs = asyncio.run(outputs)
-            self._device.wait()
-            return self._device.fetch(outputs)
-        except BaseException as error:
-            self._device.recover(error)
-            raise
-        finally:
-            ended = time.monotonic_ns()
-            self._lock.release()
-            if self._recorder is not None:
-                self._recorder.record("lock_wait", item.request.id, item.ready_ns, started)
-                self._recorder.record("explain", item.request.id, started, ended)
 
 
 class FailureHandler:
     """Turns what was raised into a request's failure, and logs it.
 
     Args:
-        form: The contract's.
         user_root: Directory of the user's code, to which tracebacks are reduced.
         logger: Gets a traceback for each request that fails by the module's fault; at level DEBUG also for each that a
             hook refuses.
@@ -241,9 +142,7 @@ class FailureHandler:
         """Set a request's failure and log it; at level DEBUG only where the client is at fault.
 
         Args:
-            item: The request.
-            error: What was raised.
-            hook: What raised it: a hook's role, or another step.
+            hook: What raised the error: a hook's role, or another step.
 
         Raises:
             KeyboardInterrupt: It was raised in the main thread.

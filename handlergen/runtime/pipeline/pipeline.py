@@ -14,16 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 from types import CoroutineType
 from typing import Any
 
-from ..codec.decode import decode
+from ..codec.content import decode
 from ..codec.encode import encode
 from ..codec.errors import INPUT
 from ..contract import RuntimeSettings
 from ..device.device import inference_mode
 from ..request import Request
-from ..telemetry.recording import Recorder
-from ..torchserve.streaming import STREAMS, Streaming, drain, drain_async
+from ..torchserve.streaming import STREAMS, drain, drain_async
 from .batching import RequestQueue
 from .hooks import BoundHook, EventLoopThread, Hooks, Item
+from .model import Model
 from .predictor import Predictor
 
 _Step = Callable[[Item, Callable[[Item], None]], None]
@@ -34,40 +34,34 @@ class Pipeline:
     """Takes requests through decode, preprocess, predict, postprocess and encode.
 
     Args:
-        settings: What the archive carries.
-        hooks: The loaded module's.
-        predictor: Makes the predictions.
+        model: Handles failures, sends chunks and records how long each stage took.
         convert: Turns a request's data into what the first hook's annotation asks for, and raises what `failure_of`
             accepts for the hook `INPUT`; None where there is no such annotation.
-        streaming: Where the chunks of a postprocess that is a generator go.
-        recorder: Records how long each stage took; None where nothing is recorded.
         batch_size: The most requests that come at once.
-        fail: Called with an item, what was raised and the hook's name; sets the item's failure.
 
     Attributes:
         hooks: What is called; may be replaced while no request is being answered.
+        fail: Called with an item, what was raised and the hook's name; sets the item's failure.
     """
 
     def __init__(
         self,
         settings: RuntimeSettings,
+        model: Model,
         hooks: Hooks,
         predictor: Predictor,
         *,
         convert: Callable[[Any], Any] | None,
-        streaming: Streaming,
-        recorder: Recorder | None,
         batch_size: int,
-        fail: Callable[[Item, BaseException, str], None],
     ) -> None:
         self._settings = settings
         self.hooks = hooks
         self._predictor = predictor
         self._convert = convert
-        self._streaming = streaming
-        self._recorder = recorder
+        self._streaming = model.streaming
+        self._recorder = model.recording.recorder
         self._batch_size = batch_size
-        self.fail = fail
+        self.fail = model.failures.fail
         self._threads: ThreadPoolExecutor | None = None
         self._async: EventLoopThread | None = None
         self._async_starts = threading.Lock()
@@ -97,19 +91,15 @@ class Pipeline:
             self.predict(items)
             self.postprocess(items)
             return
-        finished = threading.Semaphore(0)
-        threads = self._pool()
-
-        def answered(_item: Item) -> None:
-            finished.release()
-
+        finished: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        threads = self._threads = self._threads or ThreadPoolExecutor(self._batch_size, thread_name_prefix="handlergen")
         last = len(self.hooks) - 1
 
         def predicted(item: Item) -> None:
             if item.failure is not None:
-                finished.release()
+                finished.put(item)
             elif item.model_index == last:
-                threads.submit(self._run_step, self._finish, item, answered)
+                threads.submit(self._run_step, self._finish, item, finished.put)
             else:
                 threads.submit(self._run_step, self._advance, item, requests.put)
 
@@ -118,7 +108,7 @@ class Pipeline:
             threads.submit(self._run_step, self._prepare, item, requests.put)
         self._predictor.predict(requests)
         for _ in items:
-            finished.acquire()
+            finished.get()
 
     def preprocess(self, items: Sequence[Item]) -> None:
         """Decode and preprocess in this thread, one after the other; async hooks run concurrently."""
@@ -261,12 +251,7 @@ class Pipeline:
 
     def _record(self, stage: str, item: Item, start_ns: int) -> None:
         if self._recorder is not None:
-            self._recorder.record(stage, item.request.id, start_ns, time.monotonic_ns())
-
-    def _pool(self) -> ThreadPoolExecutor:
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(self._batch_size, thread_name_prefix="handlergen")
-        return self._threads
+            self._recorder(stage, item.request.id, start_ns, time.monotonic_ns())
 
     def _event_loop(self) -> EventLoopThread:
         with self._async_starts:
@@ -283,7 +268,6 @@ def open_items(
     Args:
         data: A mapping for each request: `{"body": ...}`, or a value for each part of a form.
         properties: The request's headers and its parts' content types.
-        request_ids: The requests' ids.
     """
     return [
         Item(index, entry, headers, Request(headers, request_id))

@@ -10,12 +10,13 @@ from types import CoroutineType
 from typing import Any, Protocol
 
 from ..codec.errors import LockTimeout, pass_interrupt
+from ..contract import RuntimeSettings
 from ..device.device import Device, inference_mode
 from ..forms.loading import UserModule
 from ..telemetry.recording import Recorder
 from ..torchserve.streaming import STREAMS, StreamAnswerError, Streaming, drain, drain_async
-from .batching import BatchError, RequestSource, check_length, collate, split
-from .hooks import Hooks, Item
+from .batching import BatchError, RequestSource, check_length, collate, map_tensors, split
+from .hooks import BoundHook, Hooks, Item
 
 
 class Lock(Protocol):
@@ -50,11 +51,6 @@ class WorkerPredictor:
     answers go out while another one predicts.
 
     Args:
-        module: The user's module.
-        device: Where its model is.
-        lock: The device lock.
-        batch: `each`, `collate` or `list`.
-        lock_timeout_s: How long a request may wait for the device, in seconds.
         fail: Called with an item, what was raised and the hook's name; sets the item's failure.
         streaming: Where the chunks of a predict that is a generator go. It holds the lock until it ends.
         recorder: Records how long each stage took; None where nothing is recorded.
@@ -68,23 +64,24 @@ class WorkerPredictor:
         module: UserModule,
         device: Device,
         lock: Lock,
+        settings: RuntimeSettings,
         *,
-        batch: str,
-        lock_timeout_s: float,
         fail: Callable[[Item, BaseException, str], None],
         streaming: Streaming,
         recorder: Recorder | None,
     ) -> None:
         self._module = module
         self._device = device
-        self._call = DeviceCall(device, streaming, streams=batch == "each")
         self._lock = lock
-        self._batch = batch
-        self._lock_timeout_s = lock_timeout_s
+        self._batch = settings.batch
+        self._lock_timeout_s = settings.lock_timeout_s
         self._fail = fail
+        self._streaming = streaming
         self._recorder = recorder
-        self.hooks: Hooks = ()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._calls = 0
         self._load_s = 0.0
+        self.hooks: Hooks = ()
 
     def disable_lock_timeout(self) -> None:
         """Let no request fail because the device is not free in time: an offline run has no client that waits."""
@@ -123,12 +120,13 @@ class WorkerPredictor:
             "device_key": self._device.key,
             "lock": self._lock.key,
             "load_s": round(self._load_s, 3),
-            "predictions": self._call.count,
+            "predictions": self._calls,
         }
 
     def close(self) -> None:
         """Close the event loop of async predicts."""
-        self._call.close()
+        if self._loop is not None:
+            self._loop.close()
 
     def _pinned(self, item: Item) -> bool:
         """Pin the memory of a request's inputs, before the lock."""
@@ -165,7 +163,7 @@ class WorkerPredictor:
                 # Read now: `done` may begin the request's next model.
                 started, ready = time.monotonic_ns(), item.ready_ns
                 try:
-                    item.outputs = self._call(self.hooks, item)
+                    item.outputs = self._call(item)
                     if requests.more:  # this answer is encoded during the next predict, which may overwrite its memory
                         item.outputs = self._device.own(item.outputs)
                 except BaseException as error:
@@ -178,8 +176,8 @@ class WorkerPredictor:
             self._lock.release()
         if self._recorder is not None:
             for request_id, ready, started, ended in predicted:
-                self._recorder.record("lock_wait", request_id, ready, started)
-                self._recorder.record("predict", request_id, started, ended)
+                self._recorder("lock_wait", request_id, ready, started)
+                self._recorder("predict", request_id, started, ended)
 
     def _predict_together(self, items: list[Item], requests: RequestSource) -> None:
         """Predict a batch; again without those that wait too long for the lock, until it is free or none is left."""
@@ -224,8 +222,8 @@ class WorkerPredictor:
             self._lock.release()
         if self._recorder is not None:
             for item in items:
-                self._recorder.record("lock_wait", item.request.id, item.ready_ns, started)
-            self._recorder.record("predict", ",".join(item.request.id for item in items), started, ended)
+                self._recorder("lock_wait", item.request.id, item.ready_ns, started)
+            self._recorder("predict", ",".join(item.request.id for item in items), started, ended)
 
     def _predict_one_by_one(self, items: Sequence[Item], originals: Mapping[Item, Any]) -> None:
         """Predict each request of a batch alone, so that only the culprit fails."""
@@ -239,7 +237,7 @@ class WorkerPredictor:
 
     def _predict_joined(self, items: Sequence[Item], joined: Item) -> None:
         """Predict several requests joined to one item, and give each its output."""
-        outputs, name = self._call(self.hooks, joined), self.hooks[0].predict.name
+        outputs, name = self._call(joined), self.hooks[0].predict.name
         if self._batch == "collate":
             outputs = split(outputs, len(items), hook=name)
         else:
@@ -281,59 +279,33 @@ class WorkerPredictor:
         joined.inputs = self._device.pin(together)
         return joined
 
-
-class DeviceCall:
-    """Calls `predict`, whether function, coroutine or generator. The caller holds the lock.
-
-    Args:
-        device: Where the model is.
-        streaming: Where the chunks of a predict that is a generator go.
-        streams: Whether it may be one: not when several requests are predicted together.
-
-    Attributes:
-        count: Calls so far.
-    """
-
-    def __init__(self, device: Device, streaming: Streaming, *, streams: bool) -> None:
-        self._device = device
-        self._streaming = streaming
-        self._streams = streams
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self.count = 0
-
-    def __call__(self, hooks: Hooks, item: Item) -> Any:
+    def _call(self, item: Item) -> Any:
         """Move inputs to the device, call `predict`, wait for the device, return outputs on the CPU."""
-        self.count += 1
+        self._calls += 1
         device = self._device
         item.inputs = device.put(item.inputs)
-        outputs = hooks[item.model_index].predict.call(item)
+        outputs = self.hooks[item.model_index].predict.call(item)
         if type(outputs) is CoroutineType:
             outputs = self._await(outputs)
         if type(outputs) in STREAMS:
-            outputs = self._streamed(hooks, item, outputs)
+            outputs = self._streamed(item, outputs)
         device.wait()
         return device.fetch(outputs)
 
-    def close(self) -> None:
-        """Close the event loop."""
-        if self._loop is not None:
-            self._loop.close()
-
-    def _streamed(self, hooks: Hooks, item: Item, stream: Any) -> Any:
+    def _streamed(self, item: Item, stream: Any) -> Any:
         """Send the chunks of the generator that `predict` returned; return what is left to encode."""
-        if not self._streams or item.model_index != len(hooks) - 1:
+        if self._batch != "each" or item.model_index != len(self.hooks) - 1:
             raise StreamAnswerError("predict returned a generator, which only one request at a time can have")
-        if hooks[item.model_index].postprocess is not None:
+        if self.hooks[item.model_index].postprocess is not None:
             raise StreamAnswerError(
                 "predict returned a generator, whose chunks go out as they are made, and there is a postprocess: "
                 "do its work inside predict, and remove it"
             )
         chunks = self._streaming.chunks(item)
-        device = self._device
 
         def put(chunk: Any) -> None:
-            device.wait()
-            chunks.put(device.fetch(chunk))
+            self._device.wait()
+            chunks.put(self._device.fetch(chunk))
 
         if isinstance(stream, Generator):
             drain(stream, put, self._streaming.limit_s)
@@ -345,3 +317,55 @@ class DeviceCall:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
         return self._loop.run_until_complete(coroutine)
+
+
+class Explainer:
+    """A `Predictor` whose predictions are explanations, one request at a time, under the lock of the predictions.
+
+    An explanation (`POST /explanations/NAME`) gets what `preprocess` returned, as with TorchServe's own handlers
+    (BaseHandler.explain_handle), and is not postprocessed. It is not in inference mode: attributions need gradients.
+
+    Args:
+        predictor: Has the device, its lock, and what handles failures.
+    """
+
+    def __init__(self, hook: BoundHook, predictor: WorkerPredictor) -> None:
+        self._hook = hook
+        self._predictor = predictor
+
+    def predict(self, requests: RequestSource) -> None:
+        own = self._predictor._device.own
+        while (item := requests.next()) is not None:
+            try:
+                outputs = self._explain(item)
+                # Where more follow, this answer is encoded during the next explanation, which may overwrite its memory.
+                item.outputs = own(outputs) if requests.more else outputs
+            except BaseException as error:
+                self._predictor._fail(item, error, "explain")
+            requests.done(item)
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+    def _explain(self, item: Item) -> Any:
+        lock, device, recorder = self._predictor._lock, self._predictor._device, self._predictor._recorder
+        lock.acquire(seconds_left(item, self._predictor._lock_timeout_s))
+        started = time.monotonic_ns()
+        try:
+            # An async preprocess runs in inference mode; what it made could not be differentiated.
+            inputs = map_tensors(item.inputs, lambda each: each.clone() if each.is_inference() else each)
+            item.inputs = device.put(inputs)
+            outputs = self._hook.call(item)
+            if type(outputs) is CoroutineType:
+                outputs = asyncio.run(outputs)
+            device.wait()
+            return device.fetch(outputs)
+        except BaseException as error:
+            device.recover(error)
+            raise
+        finally:
+            ended = time.monotonic_ns()
+            lock.release()
+            if recorder is not None:
+                recorder("lock_wait", item.request.id, item.ready_ns, started)
+                recorder("explain", item.request.id, started, ended)

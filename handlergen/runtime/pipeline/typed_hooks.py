@@ -12,7 +12,6 @@ import collections.abc
 import contextlib
 import dataclasses
 import functools
-import importlib
 import inspect
 import logging
 import sys
@@ -23,6 +22,7 @@ from typing import Any, get_args, get_origin
 
 import torch
 
+from ..codec.content import optional_module
 from ..forms.table import FORMS
 from .hooks import BoundHook, Hooks
 
@@ -39,8 +39,6 @@ class TypedHooks:
     """The types of a loaded module's input and answer.
 
     Args:
-        form: The contract's form.
-        hooks: The stages.
         batch: `each`, `collate` or `list`: a list-mode `predict` without preprocess is annotated with a list.
         logger: Logs an annotation that cannot be read, or that gives no schema.
 
@@ -111,12 +109,9 @@ class TypedHooks:
 
 
 def _hint(function: Any, name: str) -> Any:
-    """Return the type that a parameter (or "return") is annotated with.
+    """Return the type that a parameter (or "return") is annotated with; raises what evaluating it raises.
 
     Only this annotation is evaluated: unknown names in others do not matter.
-
-    Raises:
-        Exception: It cannot be evaluated.
     """
     plain = inspect.unwrap(function)
     plain = getattr(plain, "func", plain)  # functools.partial
@@ -172,10 +167,7 @@ def _is_v1(annotation: Any) -> bool:
 
 
 def _has_pydantic() -> bool:
-    try:
-        return hasattr(importlib.import_module("pydantic"), "TypeAdapter")
-    except ImportError:
-        return False
+    return hasattr(optional_module("pydantic"), "TypeAdapter")
 
 
 def _refusal(annotation: Any, hook: str, error: Exception) -> str:
@@ -279,10 +271,7 @@ def _with_arrays(schema: Any) -> Any:
         return schema
     if schema.get("type") == "is-instance":
         numpy = sys.modules.get("numpy")
-        makers = {
-            torch.Tensor: torch.as_tensor,
-            getattr(numpy, "ndarray", None): getattr(numpy, "asarray", None),
-        }
+        makers = {torch.Tensor: torch.as_tensor, getattr(numpy, "ndarray", None): getattr(numpy, "asarray", None)}
         make = makers.get(schema["cls"])
         if make is not None:
             return core_schema.no_info_plain_validator_function(functools.partial(_array, make))
@@ -315,14 +304,8 @@ def _json_schema(annotation: Any, *, output: bool) -> dict[str, Any] | None:
             return {}
 
     # Answers are encoded with the fields' own names.
-    return (
-        _adapter(annotation).json_schema(
-            by_alias=not output,
-            schema_generator=AnythingElse,
-            mode="serialization" if output else "validation",
-        )
-        or None
-    )
+    mode, adapter = "serialization" if output else "validation", _adapter(annotation)
+    return adapter.json_schema(by_alias=not output, schema_generator=AnythingElse, mode=mode) or None
 
 
 def _object(keys: dict[str, tuple[Any, bool]]) -> Any:

@@ -21,9 +21,8 @@ from ..codec.encode import encode
 from ..codec.errors import Failure, in_the_log
 from ..context import Context
 from ..forms.loading import open_user_module
-from ..pipeline.backend import BackendOptions, PipelineBackend
+from ..pipeline.backend import BackendOptions, PipelineBackend, is_describe
 from ..pipeline.batching import RequestSource
-from ..pipeline.dispatch import is_describe
 from ..pipeline.hooks import HookInputs, Hooks, Item, http_request
 from ..pipeline.model import FailureHandler, streaming_of
 from ..pipeline.pipeline import Pipeline

@@ -23,7 +23,7 @@ import torch
 from ..codec.errors import LockTimeout, is_out_of_memory
 from ..pipeline.backend import BackendOptions
 from ..server_process import server_of_this_process
-from ..telemetry.metrics import printer
+from ..telemetry.recording import printer
 from .launcher import Launcher, Unavailable
 from .run_directory import LOADING, STATES, ForeignProcess, Identity, RunDirectory, StatusFile
 from .transport import Gone, Kind, Message, Refused, Transport, Unreadable, describe_error

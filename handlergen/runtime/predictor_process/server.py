@@ -19,8 +19,8 @@ import torch
 from ..codec.content import STREAM_WISH
 from ..codec.errors import Failure, is_out_of_memory
 from ..contract import Bundle
+from ..pipeline.backend import Dispatcher
 from ..pipeline.batching import RequestSource
-from ..pipeline.dispatch import Dispatcher
 from ..pipeline.hooks import Item, ModelHooks
 from ..pipeline.model import LoadedModel
 from ..pipeline.pipeline import open_items

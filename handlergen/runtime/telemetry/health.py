@@ -8,15 +8,13 @@ import os
 import re
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from ..codec.json import dump
+from ..codec.encode import dump
 from ..codec.redaction import user_traceback
-from ..contract import Bundle
-from .metrics import Metrics
+from ..contract import Bundle, RuntimeSettings
+from .recording import Counts
 
 METRIC = "ModelHealthy"
 """A gauge, 1 or 0, with the dimensions ModelName, WorkerName and Level; declared in handlergen's metrics.yaml."""
@@ -24,34 +22,25 @@ METRIC = "ModelHealthy"
 PERIOD_S = 15.0
 """How often the hook is called for the metric."""
 
-_LEVEL = "Model"
-
 
 class Health:
     """Calls the module's `is_healthy`, at each describe and every `PERIOD_S` seconds, beside predictions.
 
     Args:
         ask: The hook; gets values for its parameters.
+        settings: The model's, whose log gets the traceback of a failing hook, once until it succeeds.
         metrics: TorchServe's `context.metrics` (ts/metrics/metric_cache_yaml_impl.py); None outside it.
-        model, version: For the metric's dimensions.
-        logger: Gets the traceback of a failing hook, once until it succeeds.
         user_root: Directory of the user's code; tracebacks are cut to it.
     """
 
     def __init__(
-        self,
-        ask: Callable[[Mapping[str, Any]], Any],
-        *,
-        metrics: Any,
-        model: str,
-        version: str,
-        logger: logging.Logger,
-        user_root: str,
+        self, ask: Callable[[Mapping[str, Any]], Any], settings: RuntimeSettings, *, metrics: Any, user_root: str
     ) -> None:
         self._ask = ask
         self._metrics = metrics
-        self._dimensions = [model, f"W-{_worker_port(sys.argv)}-{model}_{version}", _LEVEL]
-        self._logger = logger
+        model = getattr(metrics, "model_name", None) or settings.name
+        self._dimensions = [model, f"W-{_worker_port(sys.argv)}-{model}_{settings.version}", "Model"]
+        self._logger = logging.getLogger(f"handlergen.{settings.name}")
         self._user_root = user_root
         self._logged = False
         self._ended = threading.Event()
@@ -104,20 +93,18 @@ class Health:
         if self._metrics is None:
             return
         try:
-            self._gauge().add_or_update(value, self._dimensions)
+            from ts.metrics.metric_cache_errors import MetricsCacheKeyError
+            from ts.metrics.metric_type_enum import MetricTypes
+
+            try:
+                gauge = self._metrics.get_metric(METRIC, MetricTypes.GAUGE)
+            except MetricsCacheKeyError:  # a metrics file of the user's that does not declare it
+                names = ["ModelName", "WorkerName", "Level"]
+                gauge = self._metrics.add_metric_to_cache(METRIC, "count", names, MetricTypes.GAUGE)
+            gauge.add_or_update(value, self._dimensions)
         except Exception as error:
             # Another version of TorchServe: describe and predictions still work.
             self._logger.debug("the metric %s was not written: %s", METRIC, error)
-
-    def _gauge(self) -> Any:
-        from ts.metrics.metric_cache_errors import MetricsCacheKeyError
-        from ts.metrics.metric_type_enum import MetricTypes
-
-        try:
-            return self._metrics.get_metric(METRIC, MetricTypes.GAUGE)
-        except MetricsCacheKeyError:  # a metrics file of the user's that does not declare it
-            names = ["ModelName", "WorkerName", "Level"]
-            return self._metrics.add_metric_to_cache(METRIC, "count", names, MetricTypes.GAUGE)
 
 
 def _worker_port(arguments: Sequence[str]) -> str:
@@ -129,41 +116,13 @@ def _worker_port(arguments: Sequence[str]) -> str:
     return "0"
 
 
-@dataclass
-class Counts:
-    """The numbers of requests that one worker has answered.
-
-    Attributes:
-        requests: Predictions and explanations; a KServe request counts once, however many instances it has.
-        failures: Failed requests by status.
-        metrics: Also counts the answers.
-    """
-
-    requests: int = 0
-    failures: Counter[int] = field(default_factory=Counter)
-    metrics: Metrics | None = None
-
-    def answered(self, status: int) -> None:
-        """Count an answer."""
-        if status >= 400:
-            self.failures[status] += 1
-        if self.metrics is not None:
-            self.metrics.answered(status)
-
-
 def description(
-    bundle: Bundle,
-    *,
-    predictor: dict[str, Any],
-    counts: Counts,
-    types: dict[str, Any],
-    health: dict[str, Any] | None,
+    bundle: Bundle, *, predictor: dict[str, Any], counts: Counts, types: dict[str, Any], health: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Return the description as JSON values.
 
     Args:
-        predictor: The predictor's part: device, process, number of predictions.
-        types: Types of input and answer (`TypedHooks.describe`).
+        predictor, types: As `Backend.describe` returns them.
         health: The result of `Health.check`; None without the hook.
     """
     contract, settings = bundle.contract, bundle.settings

@@ -20,6 +20,7 @@ import contextlib
 import logging
 import mmap
 import os
+import select
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -28,11 +29,11 @@ from hashlib import blake2b
 from pathlib import Path
 
 from ..codec.errors import Failure
-from ..descriptors import has_name, hung_up, reserve
+from ..descriptors import reserve
 from ..device.lock import lock_directory
-from ..pipeline.dispatch import failure_for
+from ..pipeline.backend import failure_for
 from ..pipeline.hooks import Item
-from .streaming import raise_to_torchserve
+from .frontend import raise_to_torchserve
 
 _logger = logging.getLogger("handlergen")
 _FILE = "answered-1"
@@ -43,6 +44,7 @@ within milliseconds."""
 _SLOT_BYTES = 16
 _CHECK_EVERY_S = 1.0
 """How often a worker checks that the file still exists; a check costs 3 µs."""
+_GONE = select.POLLHUP | getattr(select, "POLLRDHUP", 0)
 ANSWERED, STREAMED = b"\1", b"\2"
 
 _REFUSED = Failure(
@@ -83,8 +85,10 @@ class AnsweredRequests:
         Raises:
             OSError: The new file cannot be made; the old one remains in use.
         """
-        if not has_name(self._file, self._path):
-            self._open()
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(self._path.stat(), self._file):
+                return
+        self._open()
 
     def note(self, request_id: str, how: bytes) -> None:
         """Note that a request is answered, or its stream begun; before TorchServe receives it."""
@@ -104,36 +108,26 @@ class DuplicateRequests:
     Args:
         answered: The requests that all workers have answered; None: nothing is noted or refused.
         closed: Returns whether TorchServe has closed its connection to this worker, whose answers are then lost.
-        logger: Logs each refused request.
     """
 
-    def __init__(
-        self,
-        answered: AnsweredRequests | None = None,
-        closed: Callable[[], bool] = bool,
-        logger: logging.Logger = _logger,
-    ) -> None:
+    def __init__(self, answered: AnsweredRequests | None = None, closed: Callable[[], bool] = bool) -> None:
         self._answered = answered
         self._closed = closed
-        self._logger = logger
         self._check_at = 0.0
 
     @classmethod
-    def of_worker(cls, connection: socket.socket | None, logger: logging.Logger) -> DuplicateRequests:
+    def of_worker(cls, connection: socket.socket | None) -> DuplicateRequests:
         """Share the file with this user's other workers.
 
-        Where the file cannot be made, a warning is logged and nothing is refused: a full disk must not stop the model.
-
-        Args:
-            connection: TorchServe's; without one there are no duplicates.
-            logger: Logs each refused request.
+        Without TorchServe's connection there are no duplicates. Where the file cannot be made, a warning is logged and
+        nothing is refused: a full disk must not stop the model.
         """
         if connection is None:
             return cls()
         try:
-            return cls(AnsweredRequests(), partial(hung_up, connection.fileno()), logger)
+            return cls(AnsweredRequests(), partial(_hung_up, connection.fileno()))
         except OSError as error:
-            logger.warning("duplicate requests of TorchServe cannot be recognised: %s", error)
+            _logger.warning("duplicate requests of TorchServe cannot be recognised: %s", error)
             return cls()
 
     def unanswered(self, items: Sequence[Item]) -> Sequence[Item]:
@@ -145,14 +139,18 @@ class DuplicateRequests:
         """
         if self._answered is None:
             return items
-        self._follow(self._answered)
+        now = time.monotonic()
+        if now >= self._check_at:
+            self._check_at = now + _CHECK_EVERY_S
+            with contextlib.suppress(OSError):  # a full disk
+                self._answered.follow()
         new, streamed = [], False
         for item in items:
             how = self._answered.find(item.request.id)
             if how:
                 item.failure = failure_for(item, _REFUSED)
                 streamed |= how == STREAMED
-                self._logger.warning("request %s was already answered by another worker", item.request.id)
+                _logger.warning("request %s was already answered by another worker", item.request.id)
             else:
                 new.append(item)
         if streamed:
@@ -172,12 +170,12 @@ class DuplicateRequests:
             if item.failure is None and item.reply.status < 400 and not item.sent:
                 self._answered.note(item.request.id, ANSWERED)
 
-    def _follow(self, answered: AnsweredRequests) -> None:
-        now = time.monotonic()
-        if now >= self._check_at:
-            self._check_at = now + _CHECK_EVERY_S
-            with contextlib.suppress(OSError):  # a full disk
-                answered.follow()
+
+def _hung_up(descriptor: int) -> bool:
+    """Return whether the peer has closed a connection."""
+    poll = select.poll()
+    poll.register(descriptor, _GONE)
+    return bool(poll.poll(0))
 
 
 def _slot(request_id: str) -> tuple[int, bytes]:

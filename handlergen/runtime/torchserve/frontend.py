@@ -1,22 +1,24 @@
-"""TorchServe as a worker sees it: batches in, answers out, the connection, the lines it prints for each batch."""
+"""TorchServe as a worker sees it: batches in, answers and chunks out, the connection, the lines printed per batch."""
 
 from __future__ import annotations
 
 import logging
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
 from ..codec.content import JSON, NO_HEADERS, STREAM_WISH, reason_phrase
+from ..codec.errors import Failure
 from ..descriptors import closed_in_children
-from ..pipeline.dispatch import is_describe
+from ..pipeline.backend import is_describe
 from ..pipeline.hooks import Item
 from ..pipeline.pipeline import open_items
-from ..telemetry.health import Counts
-from .streaming import raise_to_torchserve
+from ..telemetry.recording import Counts
+from .streaming import ConsumerGone, Outlet
 
 
 def received(data: Sequence[Mapping[str, Any]], context: Any) -> list[Item]:
@@ -29,7 +31,6 @@ def answered(items: Sequence[Item], context: Any, counts: Counts) -> list[bytes]
     """Return a body for each request, in order; empty for one whose chunks have been sent.
 
     Args:
-        items: Each with its reply or failure.
         context: TorchServe's; status, content type and headers of each request are set there.
         counts: Counts the answers, except descriptions.
 
@@ -61,12 +62,68 @@ def answered(items: Sequence[Item], context: Any, counts: Counts) -> list[bytes]
             if len(items) == 1 and item.request.is_grpc:
                 raise_to_torchserve(failure)
             context.set_response_content_type(index, JSON)
-            context.set_response_status(failure.status, failure.phrase, index)
+            context.set_response_status(failure.status, reason_phrase(failure.status), index)
             headers = failure.headers
             bodies.append(failure.body(item.request.id))
         for name, value in headers.items():
             context.set_response_header(index, name, value)
     return bodies
+
+
+class TorchServeOutlet:
+    """Sends chunks through the worker's connection to the frontend.
+
+    Args:
+        context: TorchServe's, of this batch.
+        begin: Called before the first chunk of an answer is sent.
+    """
+
+    def __init__(self, context: Any, begin: Callable[[Item], None]) -> None:
+        self._context = context
+        self._begin = begin
+        self._one_at_a_time = threading.Lock()  # a postprocess that streams does so beside others'
+
+    def send(self, item: Item, body: bytes, content_type: str) -> None:
+        from ts.handler_utils.utils import send_intermediate_predict_response
+
+        with self._one_at_a_time:
+            if not item.sent:
+                self._begin(item)
+                self._context.set_response_content_type(item.index, content_type)
+            try:
+                send_intermediate_predict_response(
+                    {item.index: body}, {item.index: item.request.id}, "chunk", 200, self._context
+                )
+            except OSError as error:  # the frontend has closed the connection
+                raise ConsumerGone from error
+
+    def break_off(self, failure: Failure) -> None:
+        """The frontend's error response cannot follow a chunked one that has begun: it closes the connection of a
+        REST client before the body has ended (RFC 9112, section 8), and ends a gRPC call with the error."""
+        raise_to_torchserve(failure)
+
+
+def outlet_of(context: Any, begin: Callable[[Item], None]) -> Outlet | None:
+    """Return where chunks go: the context's own `outlet`, else TorchServe's connection, else None."""
+    if hasattr(context, "outlet"):
+        own: Outlet | None = context.outlet
+        return own
+    return TorchServeOutlet(context, begin) if hasattr(context, "cl_socket") else None
+
+
+def raise_to_torchserve(failure: Failure) -> None:
+    """Fail a batch of one as a whole.
+
+    Raises:
+        Exception: TorchServe's PredictionException. TorchServe does not log it: the log has the user's traceback.
+    """
+    try:
+        from ts.utils.util import PredictionException
+    except ImportError:  # no TorchServe in this process: nobody to raise it to
+        return
+    error = PredictionException(failure.message, failure.status)
+    error.logged_by_handlergen = True
+    raise error
 
 
 def keep_from_children() -> socket.socket | None:

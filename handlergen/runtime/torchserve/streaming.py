@@ -17,7 +17,6 @@ How TorchServe 0.12 streams (read in its jar and in ts/handler_utils/utils.py, a
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from dataclasses import dataclass
@@ -25,8 +24,8 @@ from types import AsyncGeneratorType, GeneratorType, SimpleNamespace
 from typing import Any, Protocol
 
 from ..codec.content import EVENT_STREAM, JSON, NDJSON, OCTETS, STREAM_WISH, TEXT
+from ..codec.encode import dump
 from ..codec.errors import Failure
-from ..codec.json import dump
 from ..pipeline.hooks import Item
 
 STREAMS = frozenset((GeneratorType, AsyncGeneratorType))
@@ -60,74 +59,10 @@ class Outlet(Protocol):
     """Where the chunks of a batch go."""
 
     def send(self, item: Item, body: bytes, content_type: str) -> None:
-        """Send one chunk of one request's answer; from any thread.
-
-        Raises:
-            ConsumerGone: Nobody receives the chunk.
-        """
+        """Send one chunk of one request's answer, from any thread; raise ConsumerGone if nobody receives it."""
 
     def break_off(self, failure: Failure) -> None:
-        """End the answer of a batch's only request midway.
-
-        Raises:
-            Exception: TorchServe's PredictionException.
-        """
-
-
-class TorchServeOutlet:
-    """Sends chunks through the worker's connection to the frontend.
-
-    Args:
-        context: TorchServe's, of this batch.
-        begin: Called before the first chunk of an answer is sent.
-    """
-
-    def __init__(self, context: Any, begin: Callable[[Item], None]) -> None:
-        self._context = context
-        self._begin = begin
-        self._one_at_a_time = threading.Lock()  # a postprocess that streams does so beside others'
-
-    def send(self, item: Item, body: bytes, content_type: str) -> None:
-        from ts.handler_utils.utils import send_intermediate_predict_response
-
-        with self._one_at_a_time:
-            if not item.sent:
-                self._begin(item)
-                self._context.set_response_content_type(item.index, content_type)
-            try:
-                send_intermediate_predict_response(
-                    {item.index: body}, {item.index: item.request.id}, "chunk", 200, self._context
-                )
-            except OSError as error:  # the frontend has closed the connection
-                raise ConsumerGone from error
-
-    def break_off(self, failure: Failure) -> None:
-        """The frontend's error response cannot follow a chunked one that has begun: it closes the connection of a
-        REST client before the body has ended (RFC 9112, section 8), and ends a gRPC call with the error."""
-        raise_to_torchserve(failure)
-
-
-def outlet_of(context: Any, begin: Callable[[Item], None]) -> Outlet | None:
-    """Return where chunks go: the context's own `outlet`, else TorchServe's connection, else None."""
-    if hasattr(context, "outlet"):
-        own: Outlet | None = context.outlet
-        return own
-    return TorchServeOutlet(context, begin) if hasattr(context, "cl_socket") else None
-
-
-def raise_to_torchserve(failure: Failure) -> None:
-    """Fail a batch of one as a whole.
-
-    Raises:
-        Exception: TorchServe's PredictionException. TorchServe does not log it: the log has the user's traceback.
-    """
-    try:
-        from ts.utils.util import PredictionException
-    except ImportError:  # no TorchServe in this process: nobody to raise it to
-        return
-    error = PredictionException(failure.message, failure.status)
-    error.logged_by_handlergen = True
-    raise error
+        """End the answer of a batch's only request midway; raises TorchServe's PredictionException."""
 
 
 class Chunks:
@@ -242,60 +177,42 @@ async def drain_async(stream: AsyncGenerator[Any, None], put: Callable[[Any], No
     The generator runs in one task: it may have opened a timeout, task group or HTTP stream around its `yield`
     (`asyncio.wait_for` would make a task for each chunk).
     """
-    clock = _Deadline(limit_s)
+    task: Any = asyncio.current_task()
+    loop = asyncio.get_running_loop()
+    expired = False
+
+    def expire() -> None:
+        nonlocal expired
+        expired = True
+        task.cancel()
+
     try:
         while True:
-            clock.start()
+            timer = loop.call_later(limit_s, expire) if limit_s is not None else None
             try:
                 chunk = await stream.__anext__()
             except StopAsyncIteration:
                 return
             except asyncio.CancelledError:
-                if clock.expired and limit_s is not None:
+                if expired and limit_s is not None:
                     raise StreamTimeout(limit_s) from None
                 raise
             finally:
-                clock.stop()
+                if timer is not None:
+                    timer.cancel()
             put(chunk)
     finally:
         await stream.aclose()
 
 
-class _Deadline:
-    """Cancels the current task if it takes too long between `start` and `stop`."""
-
-    def __init__(self, limit_s: float | None) -> None:
-        self._task = asyncio.current_task()
-        self._limit_s = limit_s
-        self._timer: asyncio.TimerHandle | None = None
-        self.expired = False
-
-    def start(self) -> None:
-        if self._limit_s is not None:
-            self._timer = asyncio.get_running_loop().call_later(self._limit_s, self._expire)
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _expire(self) -> None:
-        self.expired = True
-        assert self._task is not None
-        self._task.cancel()
-
-
 @dataclass(frozen=True)
 class Streaming:
-    """How a model's answers are streamed.
-
-    Attributes:
-        nan, limit: As for `Chunks`.
-        limit_s: How long a chunk may take, in seconds; None for as long as TorchServe waits.
-    """
+    """How a model's answers are streamed; `nan` and `limit` as for `Chunks`."""
 
     nan: str
     limit: int
     limit_s: float | None
+    """How long a chunk may take, in seconds; None for as long as TorchServe waits."""
 
     def chunks(self, item: Item) -> Chunks:
         """Return the receiver of the chunks of a request's answer."""
