@@ -295,6 +295,7 @@ def load(source: str | Path, *, gpu: int | None = None, **settings: Any) -> Loca
 def _open_worker(bundle: Bundle, roots: Sequence[Path], gpu: int | None, cleanup: contextlib.ExitStack) -> Worker:
     """Import and load the module; `roots` are the model's directory and the parents of its `packages`."""
     from handlergen.runtime.codec.redaction import user_traceback
+    from handlergen.runtime.pipeline.request_context import apart
     from handlergen.runtime.worker import Worker
 
     if gpu is not None:
@@ -309,7 +310,7 @@ def _open_worker(bundle: Bundle, roots: Sequence[Path], gpu: int | None, cleanup
     cleanup.enter_context(importable(roots, bundle.contract.module))
     try:
         with working_directory(root):
-            return Worker(bundle, root, gpu_id=gpu, batch_size=_THREADS)
+            return apart(partial(Worker, bundle, root, gpu_id=gpu, batch_size=_THREADS))
     except (Exception, SystemExit) as error:  # a script's sys.exit would end this process
         raise ModuleFailed(
             f"{bundle.contract.module} could not be loaded: {type(error).__name__}: {error}",

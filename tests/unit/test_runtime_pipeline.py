@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -136,7 +137,7 @@ def test_preprocessing_and_postprocessing_of_a_batch_overlap(serve_project: Serv
     assert model(*range(8)) == [(200, index) for index in range(8)]
 
 
-def test_async_hooks_do_not_run_on_the_predicting_thread(serve_project: Serve) -> None:
+def test_async_hooks_share_one_event_loop_beside_the_predicting_thread(serve_project: Serve) -> None:
     model = serve_project("""
         import threading
         async def preprocess(data):
@@ -149,7 +150,7 @@ def test_async_hooks_do_not_run_on_the_predicting_thread(serve_project: Serve) -
     for batch in ([1], [1, 2]):
         for status, (before, during, after) in model(*batch):
             assert status == 200
-            assert before == after != during
+            assert before == during == after != threading.get_ident()
 
 
 def test_predict_runs_in_inference_mode(serve_project: Serve) -> None:

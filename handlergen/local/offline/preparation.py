@@ -247,6 +247,7 @@ class _PreparingProcess:
             _set_up(number, directory)
             _prepare_until_closed(theirs, pipeline, hook_inputs)
 
+        self._pipeline = pipeline
         self._process = context.Process(target=run, daemon=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python 3.12 warns of threads that torch's own libraries have
@@ -273,7 +274,8 @@ class _PreparingProcess:
         for item, (failure, *values) in zip(items, unpack(pickled, buffers), strict=True):
             item.failure = failure
             if failure is None:
-                item.inputs, metadata, item.data, item.files, entry, item.http = values
+                item.inputs, metadata, changes, item.data, item.files, entry, item.http = values
+                item.context = self._pipeline.contexts.new(changes)
                 if metadata:
                     item.request.metadata.update(metadata)
                 if entry is not None:
@@ -330,18 +332,19 @@ def _prepare_until_closed(connection: Connection, pipeline: Pipeline, hook_input
                 connection.send(refused)
                 continue
             try:
-                pickled, buffers = pack([_plain_values(item, hook_inputs) for item in items])
+                pickled, buffers = pack([_plain_values(item, hook_inputs, forked) for item in items])
             except Exception as error:  # the pickling of the user's own types raises anything
                 connection.send(f"the result of preprocess cannot be sent to another process ({error})")
                 continue
             connection.send((pickled, [bytearray(buffer) for buffer in buffers]))
 
 
-def _plain_values(item: Item, hook_inputs: HookInputs) -> tuple[Any, ...]:
+def _plain_values(item: Item, hook_inputs: HookInputs, pipeline: Pipeline) -> tuple[Any, ...]:
     """Return a prepared item as plain values: its failure, or what the later stages read."""
     if item.failure is not None:
         return (item.failure,)
-    return (None, item.inputs, item.request._metadata, *hook_inputs.of_item(item))
+    changes = pipeline.contexts.changes(item.context)
+    return (None, item.inputs, item.request._metadata, changes, *hook_inputs.of_item(item))
 
 
 def available_cores() -> int:

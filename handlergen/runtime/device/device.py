@@ -46,6 +46,11 @@ class Device:
         self.is_cpu = self.torch.type == "cpu"
         self.broken = False
 
+    def prepare_thread(self) -> None:
+        """Make this device the one that the calling thread uses; torch gives each thread the first."""
+        if self.torch.type == "cuda":
+            torch.cuda.set_device(self.torch)
+
     def pin(self, value: Any) -> Any:
         """Return `value` with its large tensors in pinned memory, which the device reads itself.
 

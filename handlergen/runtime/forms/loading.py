@@ -10,12 +10,16 @@ from typing import Any
 
 from ..context import Context
 from ..contract import Contract, RuntimeSettings
+from ..pipeline.event_loop import EventLoop
 from ..pipeline.hooks import BoundHook, Hooks, bind, call_once
 from .table import FORMS
 
 
 class UserModule(abc.ABC):
     """A user's module of one form, imported.
+
+    Attributes:
+        loop: Of all its async hooks.
 
     Raises:
         Exception: Whatever the module raises while it is imported.
@@ -26,6 +30,7 @@ class UserModule(abc.ABC):
         self._settings = settings
         self._context = context
         self._constants: dict[str, Any] = {"context": context, "device": context.device, "model": None}
+        self.loop = EventLoop()
         self._module: ModuleType = importlib.import_module(contract.module)
         self._owner: Any = self._module  # what the hooks are attributes of
 
@@ -51,7 +56,7 @@ class UserModule(abc.ABC):
         if hook is None:
             return None
         function = getattr(self._owner, hook.name)
-        return lambda values: call_once(function, hook, {**self._constants, **values})
+        return lambda values: call_once(function, hook, {**self._constants, **values}, self.loop)
 
     def _bound(self, role: str, owner: Any = None) -> BoundHook | None:
         """Return a hook for requests, an attribute of `owner` where there is one; None when the module has no such."""
@@ -63,7 +68,7 @@ class UserModule(abc.ABC):
     def _call_once(self, role: str) -> Any:
         """Call a hook that is not for requests; None when the module has no such hook."""
         hook = self._contract.hooks.get(role)
-        return call_once(getattr(self._owner, hook.name), hook, self._constants) if hook else None
+        return call_once(getattr(self._owner, hook.name), hook, self._constants, self.loop) if hook else None
 
 
 def open_user_module(contract: Contract, settings: RuntimeSettings, context: Context) -> UserModule:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Callable, Collection, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from contextvars import Context
+from dataclasses import dataclass, field
 from operator import attrgetter
+from types import CoroutineType
 from typing import Any
-
-import torch
 
 from ..codec.errors import Failure
 from ..contract import Contract, Hook, Parameter
 from ..forms.table import FORMS
 from ..request import BadRequest, Files, HttpRequest
+from .event_loop import EventLoop, run_here
 
 
 @dataclass(slots=True, eq=False)
@@ -25,6 +24,7 @@ class Item:
         index: Its position in TorchServe's batch.
         request: What hooks see as `request`.
         entry, properties: Its content and headers, as TorchServe delivers them.
+        context: What its hooks run in (`contextvars`), from the first on.
         data, files: The decoded content.
         model_index: Which of the flow's models it has reached; 0 in every other form.
         inputs: What `preprocess` returned.
@@ -42,6 +42,7 @@ class Item:
     entry: Mapping[str, Any]
     properties: Mapping[str, Any]
     request: Any
+    context: Context = field(init=False)
     data: Any = None
     files: Files | None = None
     model_index: int = 0
@@ -127,13 +128,13 @@ def bind(function: Callable[..., Any], hook: Hook, constants: Mapping[str, Any])
     return BoundHook(hook.name, _caller(function, hook, constants), function, hook.parameters)
 
 
-def call_once(function: Callable[..., Any], hook: Hook, constants: Mapping[str, Any]) -> Any:
+def call_once(function: Callable[..., Any], hook: Hook, constants: Mapping[str, Any], loop: EventLoop) -> Any:
     """Call a hook that has no request (`setup`, `load`, `is_healthy`), and await it when it is async."""
     passed = [parameter for parameter in hook.parameters if parameter.source in constants]
     positional = [constants[each.source] for each in passed if not each.keyword_only]
     named = {each.name: constants[each.source] for each in passed if each.keyword_only}
     result = function(*positional, **named)
-    return asyncio.run(result) if hook.is_async else result
+    return run_here(loop, result) if isinstance(result, CoroutineType) else result
 
 
 def _caller(function: Callable[..., Any], hook: Hook, constants: Mapping[str, Any]) -> Callable[[Item], Any]:
@@ -179,40 +180,6 @@ def _keyword_caller(function: Callable[..., Any], hook: Hook, constants: Mapping
         return function(**given, **{name: get(item) for name, get in others.items()})
 
     return call
-
-
-class EventLoopThread:
-    """An event loop for async preprocess and postprocess hooks, in a thread that never waits for the device."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="handlergen-async", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        # Inference mode belongs to a thread, and this one alternates between requests: it is set once, for all.
-        with torch.inference_mode():
-            self._loop.run_forever()
-
-    def submit(self, coroutine: Coroutine[Any, Any, Any], done: Callable[[Any, BaseException | None], None]) -> None:
-        """Run a coroutine; `done(value, error)` is called on the loop's thread when it ends."""
-
-        async def run() -> None:
-            try:
-                value = await coroutine
-            except BaseException as error:
-                done(None, error)
-            else:
-                done(value, None)
-
-        asyncio.run_coroutine_threadsafe(run(), self._loop)
-
-    def close(self) -> None:
-        """Stop the loop; pending coroutines are abandoned."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=5)
-        if not self._thread.is_alive():
-            self._loop.close()
 
 
 @dataclass(frozen=True)

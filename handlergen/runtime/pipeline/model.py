@@ -16,8 +16,10 @@ from ..device.lock import DeviceLock, NoLock, lock_directory
 from ..forms.loading import open_user_module
 from ..telemetry.recording import Metrics, Recording
 from ..torchserve.streaming import Streaming
+from .event_loop import EventLoop
 from .hooks import Hooks, Item
 from .predictor import Explainer, Lock, Predictor, WorkerPredictor
+from .request_context import RequestContexts
 
 _HOOKS = ("preprocess", "predict", "postprocess")
 
@@ -27,6 +29,8 @@ class Model(Protocol):
 
     Attributes:
         explainer: Explains; None without an `explain` hook.
+        contexts: Makes the contexts of requests.
+        loop: Runs async hooks.
         is_healthy: Calls the module's `is_healthy`; None without one.
     """
 
@@ -35,6 +39,8 @@ class Model(Protocol):
     streaming: Streaming
     recording: Recording
     explainer: Predictor | None
+    contexts: RequestContexts
+    loop: EventLoop
     is_healthy: Callable[[Mapping[str, Any]], Any] | None
 
     @property
@@ -78,6 +84,8 @@ class LoadedModel:
         lock_key = self.device.key if settings.lock == "device" else f"model-{settings.name}-{self.device.key}"
         lock = guard(NoLock() if settings.lock == "none" else DeviceLock(lock_key, lock_directory()))
         module = open_user_module(contract, settings, self.context)
+        self.loop = module.loop
+        self.loop.prepare_thread = self.device.prepare_thread
         module.setup()
         self.predictor = WorkerPredictor(
             module,
@@ -89,10 +97,12 @@ class LoadedModel:
             recorder=self.recording.recorder,
         )
         self.predictor.load()
+        self.contexts = contexts = self.predictor.contexts
         self.failures.hooks = self.hooks
         explain = self.hooks[0].explain
         self.explainer: Predictor | None = Explainer(explain, self.predictor) if explain is not None else None
-        self.is_healthy = module.is_healthy()
+        ask = module.is_healthy()
+        self.is_healthy = None if ask is None else lambda values: contexts.new().run(ask, values)
         if server is not None:
             self.recording.has_copy(settings, self.device, server)
             self.recording.start()
@@ -109,7 +119,7 @@ class LoadedModel:
             self.failures.fail(item, error, "predict")
 
     def close(self) -> None:
-        self.predictor.close()
+        self.loop.close()
         self.recording.close()
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import queue
-import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,8 @@ from ..device.device import inference_mode
 from ..request import Request
 from ..torchserve.streaming import STREAMS, drain, drain_async
 from .batching import RequestQueue
-from .hooks import BoundHook, EventLoopThread, Hooks, Item
+from .event_loop import EventLoop
+from .hooks import BoundHook, Hooks, Item
 from .model import Model
 from .predictor import Predictor
 
@@ -40,6 +40,7 @@ class Pipeline:
         batch_size: The most requests that come at once.
 
     Attributes:
+        contexts: Makes the contexts of requests.
         hooks: What is called; may be replaced while no request is being answered.
         fail: Called with an item, what was raised and the hook's name; sets the item's failure.
     """
@@ -63,20 +64,19 @@ class Pipeline:
         self._batch_size = batch_size
         self.fail = model.failures.fail
         self._threads: ThreadPoolExecutor | None = None
-        self._async: EventLoopThread | None = None
-        self._async_starts = threading.Lock()
+        self._loop = model.loop
+        self.contexts = model.contexts
 
     def close(self) -> None:
         """Stop the threads. No request may be in progress."""
         if self._threads is not None:
             self._threads.shutdown()
-        if self._async is not None:
-            self._async.close()
 
     def forked(self) -> Pipeline:
         """Return a copy for a process forked from this one: threads do not survive a fork."""
         own = copy.copy(self)
-        own._threads, own._async, own._async_starts = None, None, threading.Lock()
+        own._threads, own._loop = None, EventLoop()
+        own._loop.enter_inference_mode()
         own._recorder = None  # its spans would never be written
         return own
 
@@ -145,6 +145,7 @@ class Pipeline:
             done.get()
 
     def _prepare(self, item: Item, then: Callable[[Item], None]) -> None:
+        item.context = self.contexts.new()
         start = time.monotonic_ns()
         if item.files is None:  # a part of a KServe request has been decoded already
             try:
@@ -154,7 +155,7 @@ class Pipeline:
                 self.fail(item, error, "decode")
         if self._convert is not None and item.failure is None:
             try:
-                item.data = self._convert(item.data)
+                item.data = item.context.run(self._convert, item.data)
             except BaseException as error:
                 self.fail(item, error, INPUT)
         self._record("decode", item, start)
@@ -215,10 +216,10 @@ class Pipeline:
             self._encode(item, None if error is not None else chunks.answer(), then)
 
         if isinstance(stream, AsyncGenerator):
-            self._event_loop().submit(drain_async(stream, chunks.put, self._streaming.limit_s), ended)
+            self._loop.submit(drain_async(stream, chunks.put, self._streaming.limit_s), item.context, ended)
             return
         try:
-            drain(stream, chunks.put, self._streaming.limit_s)
+            item.context.run(drain, stream, chunks.put, self._streaming.limit_s)
         except BaseException as error:
             ended(None, error)
         else:
@@ -240,24 +241,18 @@ class Pipeline:
             then(value)
 
         try:
-            value = hook.call(item)
+            value = item.context.run(hook.call, item)
         except BaseException as error:
             returned(None, error)
             return
         if type(value) is CoroutineType:
-            self._event_loop().submit(value, returned)
+            self._loop.submit(value, item.context, returned)
         else:
             returned(value, None)
 
     def _record(self, stage: str, item: Item, start_ns: int) -> None:
         if self._recorder is not None:
             self._recorder(stage, item.request.id, start_ns, time.monotonic_ns())
-
-    def _event_loop(self) -> EventLoopThread:
-        with self._async_starts:
-            if self._async is None:
-                self._async = EventLoopThread()
-            return self._async
 
 
 def open_items(

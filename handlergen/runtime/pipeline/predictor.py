@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextvars import Context, copy_context
 from types import CoroutineType
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from ..telemetry.recording import Recorder
 from ..torchserve.streaming import STREAMS, StreamAnswerError, Streaming, drain, drain_async
 from .batching import BatchError, RequestSource, check_length, collate, map_tensors, split
 from .hooks import BoundHook, Hooks, Item
+from .request_context import RequestContexts
 
 
 class Lock(Protocol):
@@ -56,6 +57,7 @@ class WorkerPredictor:
         recorder: Records how long each stage took; None where nothing is recorded.
 
     Attributes:
+        contexts: Makes the contexts of requests: copies of what import, setup and load left.
         hooks: The module's, after `load`; may be replaced while no request is being answered.
     """
 
@@ -78,7 +80,8 @@ class WorkerPredictor:
         self._fail = fail
         self._streaming = streaming
         self._recorder = recorder
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop = module.loop
+        self.contexts = RequestContexts(Context())
         self._calls = 0
         self._load_s = 0.0
         self.hooks: Hooks = ()
@@ -98,6 +101,8 @@ class WorkerPredictor:
         finally:
             self._lock.release()
         self.hooks = self._module.hooks()
+        self.contexts = RequestContexts(copy_context())
+        self._loop.enter_inference_mode()
 
     def predict(self, requests: RequestSource) -> None:
         if self._batch != "each":
@@ -122,11 +127,6 @@ class WorkerPredictor:
             "load_s": round(self._load_s, 3),
             "predictions": self._calls,
         }
-
-    def close(self) -> None:
-        """Close the event loop of async predicts."""
-        if self._loop is not None:
-            self._loop.close()
 
     def _pinned(self, item: Item) -> bool:
         """Pin the memory of a request's inputs, before the lock."""
@@ -272,10 +272,11 @@ class WorkerPredictor:
     def _join(self, items: Sequence[Item]) -> Item:
         """Return one item for several: what `predict` sees in the batch modes."""
         joined = Item(-1, {}, {}, [item.request for item in items])
+        joined.context = self.contexts.new()
         together: Any = [item.inputs for item in items]
         if self._batch == "collate":
             own = self.hooks[0].collate
-            together = collate(together) if own is None else own(together)
+            together = collate(together) if own is None else joined.context.run(own, together)
         joined.inputs = self._device.pin(together)
         return joined
 
@@ -284,9 +285,9 @@ class WorkerPredictor:
         self._calls += 1
         device = self._device
         item.inputs = device.put(item.inputs)
-        outputs = self.hooks[item.model_index].predict.call(item)
+        outputs = item.context.run(self.hooks[item.model_index].predict.call, item)
         if type(outputs) is CoroutineType:
-            outputs = self._await(outputs)
+            outputs = self._loop.run(outputs, item.context)
         if type(outputs) in STREAMS:
             outputs = self._streamed(item, outputs)
         device.wait()
@@ -308,15 +309,10 @@ class WorkerPredictor:
             chunks.put(self._device.fetch(chunk))
 
         if isinstance(stream, Generator):
-            drain(stream, put, self._streaming.limit_s)
+            item.context.run(drain, stream, put, self._streaming.limit_s)
         else:
-            self._await(drain_async(stream, put, self._streaming.limit_s))
+            self._loop.run(drain_async(stream, put, self._streaming.limit_s), item.context)
         return chunks.answer()
-
-    def _await(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-        return self._loop.run_until_complete(coroutine)
 
 
 class Explainer:
@@ -355,9 +351,9 @@ class Explainer:
             # An async preprocess runs in inference mode; what it made could not be differentiated.
             inputs = map_tensors(item.inputs, lambda each: each.clone() if each.is_inference() else each)
             item.inputs = device.put(inputs)
-            outputs = self._hook.call(item)
+            outputs = item.context.run(self._hook.call, item)
             if type(outputs) is CoroutineType:
-                outputs = asyncio.run(outputs)
+                outputs = self._predictor._loop.run(outputs, item.context, gradients=True)
             device.wait()
             return device.fetch(outputs)
         except BaseException as error:

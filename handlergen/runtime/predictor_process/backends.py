@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 import torch
@@ -27,6 +28,7 @@ from ..pipeline.hooks import HookInputs, Hooks, Item, http_request
 from ..pipeline.model import FailureHandler, streaming_of
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.predictor import Predictor
+from ..pipeline.request_context import CannotCross, RequestContexts
 from ..telemetry.recording import Recording
 from .client import Call, PredictorClient, UnsendableValue
 from .launcher import Unavailable
@@ -98,6 +100,9 @@ class _PreparedModel:
         self.failures.metrics = self.recording.metrics
         self.recording.start()
         self.hooks: Hooks = module.hooks()
+        self.contexts = RequestContexts(copy_context())
+        self.loop = module.loop
+        self.loop.enter_inference_mode()
         self.failures.hooks = self.hooks
         self.predictor = _RemotePredictor(self, Kind.PREDICT)
         self.explainer: Predictor | None = None
@@ -106,6 +111,7 @@ class _PreparedModel:
         self.is_healthy = client.is_healthy
 
     def close(self) -> None:
+        self.loop.close()
         self.client.close()
         self.recording.close()
 
@@ -150,6 +156,12 @@ class _RemotePredictor:
         return dict(self._model.client.describe()["predictor"])
 
     def _send(self, item: Item, settled: Callable[[Call], None]) -> None:
+        try:
+            changes = self._model.contexts.changes(item.context)
+        except CannotCross as error:
+            call = _call_for(item, self._kind, None, ready_ns=item.ready_ns, settled=settled)
+            call.fail(UnsendableValue(str(error)))
+            return
         request = item.request
         prepared = Prepared(
             item.model_index,
@@ -161,6 +173,7 @@ class _RemotePredictor:
             *self._model.inputs.of_item(item),
             item.outlet is not None,
             item.entry.get(STREAM_WISH),
+            changes,
         )
         self._model.client.send(_call_for(item, self._kind, tuple(prepared), ready_ns=item.ready_ns, settled=settled))
 
@@ -178,6 +191,8 @@ class _RemotePredictor:
                 item.request._metadata = answer.metadata
             if answer.state is not None:
                 http_request(item).state = answer.state
+            if answer.changes is not None:
+                item.context = self._model.contexts.new(answer.changes)
 
 
 class RelayBackend:

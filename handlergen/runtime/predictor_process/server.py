@@ -175,6 +175,7 @@ class _QueuedModel:
     def __init__(self, model: LoadedModel, batch_queue: BatchQueue, current: threading.local) -> None:
         self.context, self.failures = model.context, model.failures
         self.streaming, self.recording = model.streaming, model.recording
+        self.contexts, self.loop = model.contexts, model.loop
         self.hooks = model.hooks
         self.is_healthy = model.is_healthy
         queued = partial(_QueuedPredictor, batch_queue, current, model.own_outputs)
@@ -364,6 +365,12 @@ class Server:
         item.model_index, item.inputs, item.ready_ns = sent.model_index, sent.inputs, sent.ready_ns
         item.request._metadata = sent.metadata
         item.data, item.files, item.http = sent.data, sent.files, sent.http
+        try:
+            item.context = self._model.contexts.new(sent.changes)
+        except Exception as error:
+            reason = "a context variable that preprocess has set is not there in the predictor process"
+            request.send(Kind.UNSENDABLE, f"{reason} ({describe_error(error)})")
+            return
         if sent.outlet:
             item.outlet = _WorkerOutlet(request, self._status)
         self.queue.put(QueuedRequest(item, request, partial(self._answer_prepared, request, item), explains))
@@ -386,13 +393,14 @@ class Server:
 
     def _send_prepared(self, request: WorkerRequest, item: Item) -> None:
         state = item.http.state if item.http is not None else None
-        answer = Predicted(item.outputs, item.failure, item.request._metadata, item.sent, state)
         try:
+            changes = self._model.contexts.changes(item.context)
+            answer = Predicted(item.outputs, item.failure, item.request._metadata, item.sent, state, changes)
             request.send(Kind.ANSWER, tuple(answer))
         except Exception as error:
             if is_out_of_memory(error) or item.sent:
                 self._model.failures.fail(item, error, "predict")
-                request.send(Kind.ANSWER, tuple(Predicted(None, item.failure, None, item.sent, None)))
+                request.send(Kind.ANSWER, tuple(Predicted(None, item.failure, None, item.sent, None, None)))
             else:
                 reason = f"what predict returned cannot be sent to the worker ({describe_error(error)})"
                 request.send(Kind.UNSENDABLE, reason)

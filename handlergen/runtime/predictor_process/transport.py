@@ -37,6 +37,7 @@ import torch
 
 from ..codec.errors import Failure
 from ..descriptors import closed_in_children
+from ..pipeline.request_context import Changes
 
 SHARED_FROM = 65536
 """Bytes of buffers from which shared memory costs less than the socket."""
@@ -112,6 +113,7 @@ class Prepared(NamedTuple):
         data, files, entry, http: Of the item, where a hook reads them.
         outlet: Whether chunks of the answer can be sent to the client.
         wish: What a gRPC client asks for about chunks; None when it does not say.
+        changes: What hooks have set in the request's context.
     """
 
     model_index: int
@@ -126,6 +128,7 @@ class Prepared(NamedTuple):
     http: Any
     outlet: bool
     wish: Any
+    changes: Changes | None
 
 
 class Predicted(NamedTuple):
@@ -141,6 +144,7 @@ class Predicted(NamedTuple):
     metadata: dict[str, Any] | None
     sent: bool
     state: Any
+    changes: Changes | None
 
 
 class RawRequest(NamedTuple):
