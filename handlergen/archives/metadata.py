@@ -136,10 +136,6 @@ def _check_settings(settings: RuntimeSettings, names: Collection[str]) -> None:
         if value is None and setting.default is None:
             continue
         kind = _RESOLVED.get(key, setting.kind)
-        if key == "linger_ms":
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e6:
-                raise ValueError(f"{place}: linger_ms is {value!a:.100}; expected milliseconds")
-            continue
         try:
             kind.convert(value)
         except (ValueError, TypeError) as error:

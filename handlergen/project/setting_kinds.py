@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -86,9 +86,12 @@ def seconds() -> Kind:
 
 
 def milliseconds() -> Kind:
-    """Return the kind of a finite number of milliseconds, 0 or more."""
+    """Return the kind of a number of milliseconds from 0 up to a quarter of an hour: a client waits."""
     return _single(
-        lambda value: _is_finite(value) and value >= 0, float, "a number of milliseconds, 0 or more", "MILLISECONDS"
+        lambda value: _is_finite(value) and 0 <= value < 1e6,
+        float,
+        "a number of milliseconds, 0 or more and below 1000000",
+        "MILLISECONDS",
     )
 
 
@@ -110,7 +113,8 @@ def _single(accepts: Callable[[Any], bool], as_type: type, wanted: str, metavar:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared, not converted: an int may have more digits than a float holds.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def strings(wanted: str = "a list of strings", metavar: str = "TEXT") -> Kind:
