@@ -1,4 +1,8 @@
-"""The process of `run_sample`: loads the module, answers the sample, writes a JSON report to standard output."""
+"""The process of `run_sample`: loads the module, answers the sample, writes a JSON report to standard output.
+
+Where a server would run preprocess and postprocess in workers, which have not loaded the model, a second process of it
+answers the sample that way too: as a worker, beside a predictor process.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -18,13 +23,16 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from handlergen.archives.staging import make_bundle
 from handlergen.errors import HandlergenError, ModuleFailed
-from handlergen.local.model import load, working_directory
+from handlergen.inspection.project import open_project
+from handlergen.local.model import LocalAnswer, LocalModel, importable, load, working_directory
 from handlergen.runtime.pipeline.hooks import BoundHook, Item
 from handlergen.runtime.predictor_process.transport import round_trip
-from handlergen.runtime.worker import Worker
+from handlergen.runtime.worker import Worker, backend_of
 
 _MAX_BODY = 4000
+_MOST_SHOWN_OF_A_BODY = 200
 _MAX_TRACEBACKS = 1000
 _MAX_DEPTH = 4
 _MAX_SHOWN = 6
@@ -32,12 +40,12 @@ _MAX_INSPECTED = 1000
 
 
 def main() -> None:
-    """Run `python -m handlergen.local.sample_child ARGUMENTS`."""
+    """Run `python -m handlergen.local.sample_child ARGUMENTS [as-served]`."""
     given = json.loads(sys.argv[1])
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # hooks may print; standard output is for the report
     try:
-        report = _answer(given)
+        report = _answer_as_served(given) if "as-served" in sys.argv else _answer(given)
     except HandlergenError as error:
         report = {"error": error.message, "hint": error.hint}
         if isinstance(error, ModuleFailed):
@@ -56,6 +64,7 @@ def _answer(given: Mapping[str, Any]) -> dict[str, Any]:
         seen = Observer(model.worker)
         with working_directory(model.root):
             answer = model.request(Path(given["sample"]))
+            seen.findings += _differences(given, model, answer)
         try:
             body = answer.body.decode()
         except UnicodeDecodeError:
@@ -70,6 +79,42 @@ def _answer(given: Mapping[str, Any]) -> dict[str, Any]:
             "body": body if len(body) <= _MAX_BODY else f"{body[:_MAX_BODY]}…",
             "traceback": "\n".join(record.getMessage() for record in tracebacks.buffer),
         }
+
+
+def _differences(given: Mapping[str, Any], model: LocalModel, answer: LocalAnswer) -> list[str]:
+    """Return what says that the answer would be another one on a server, with preprocess and postprocess in workers."""
+    settings = model.worker.bundle.settings
+    if (settings.predictor, settings.stages) != ("process", "worker") or answer.status >= 400:
+        return []
+    if not {"preprocess", "postprocess"} & model.worker.bundle.contract.hooks.keys():
+        return []
+    command = [sys.executable, "-m", "handlergen.local.sample_child", json.dumps(given), "as-served"]
+    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=False).stdout or "{}")
+    served = base64.b64decode(found.get("body", ""))
+    again = model.request(Path(given["sample"]))
+    if "status" not in found or (found["status"], served) == (answer.status, answer.body) or again != answer:
+        return []  # the module's answers are random, say
+    return [
+        "on a server, where preprocess and postprocess run in workers that have not called load, the answer is "
+        f"{found['status']} {_shortened(served)} instead: set `stages: predictor`, or do in setup(context), which "
+        "every worker runs, what load does for these hooks"
+    ]
+
+
+def _shortened(body: bytes) -> str:
+    text = body.decode("utf-8", "replace")
+    return text if len(text) <= _MOST_SHOWN_OF_A_BODY else f"{text[:_MOST_SHOWN_OF_A_BODY]}…"
+
+
+def _answer_as_served(given: Mapping[str, Any]) -> dict[str, Any]:
+    project = open_project(Path(given["source"]), overrides=given["overrides"])
+    bundle, root = make_bundle(project), project.root.resolve()
+    beside = sorted({(root / package).resolve().parent for package in project.settings.packages} - {root})
+    with importable([root, *beside], bundle.contract.module), working_directory(root):
+        worker = Worker(bundle, root, gpu_id=given["gpu"], batch_size=1, backend=backend_of(bundle))
+        with LocalModel(worker, root, str, contextlib.ExitStack()) as model:
+            answer = model.request(Path(given["sample"]))
+    return {"status": answer.status, "body": base64.b64encode(answer.body).decode()}
 
 
 class Observer:

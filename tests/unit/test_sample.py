@@ -144,3 +144,30 @@ def test_it_runs_in_a_process_of_its_own_with_the_settings_given(sample: Path) -
 )
 def test_a_value_is_described_in_a_line(value: Any, text: str) -> None:
     assert describe(value) == text
+
+
+SPLIT = """
+LABELS = []
+
+def load(context):
+    LABELS.append("cat")
+    return 1
+
+def preprocess(data):
+    return LABELS or "none"
+
+def predict(inputs, model):
+    return inputs
+"""
+
+
+def test_an_answer_that_is_another_one_on_a_server_is_found(sample: Path) -> None:
+    """The first module only works in one process; the second draws at random; the third is right in both."""
+    done = check(SPLIT, sample, "--stages", "worker")
+    assert "on a server, where preprocess and postprocess run in workers" in done.stderr
+    assert 'the answer is 200 "none" instead: set `stages: predictor`' in done.stderr
+    drawn = SPLIT.replace("LABELS or", "__import__('random').random() or")
+    for source in (drawn, SPLIT.replace("LABELS or", "")):
+        done = check(source, sample, "--stages", "worker")
+        assert done.returncode == 0
+        assert "on a server, where" not in done.stderr

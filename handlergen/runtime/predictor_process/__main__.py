@@ -69,7 +69,7 @@ class _Process:
         threading.Thread(target=self._watch, name="handlergen-watch", daemon=True).start()
         # Only now: torch takes a second or more.
         from ..codec.redaction import user_traceback, without_secrets
-        from ..contract import CONTRACT_FILE, Bundle
+        from ..contract import Bundle
         from ..device.device import keep_freed_memory, share_the_cores
         from .connections import Connections, WorkerLogHandler
         from .server import Server
@@ -78,7 +78,7 @@ class _Process:
         keep_freed_memory()
         share_the_cores()
         model_dir = Path(self._arguments["model_dir"])
-        bundle = Bundle.from_json((model_dir / CONTRACT_FILE).read_text(encoding="utf-8"))
+        bundle = Bundle.from_json(self._arguments["bundle"])
         connections = self._connections = Connections(self._listener)
         logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[WorkerLogHandler(connections)])
         try:

@@ -140,7 +140,12 @@ class PredictorClient:
             "cpu" if gpu_id is None else f"gpu {gpu_id}",
         )
         self._directory = RunDirectory(identity)
-        arguments = {"model_dir": str(model_dir), "gpu_id": gpu_id, "batch_size": options.batch_size}
+        arguments = {
+            "bundle": options.bundle.to_json(),
+            "model_dir": str(model_dir),
+            "gpu_id": gpu_id,
+            "batch_size": options.batch_size,
+        }
         self._launcher = Launcher(self._directory, arguments, self._logger)
         # From here on this process sees no GPU: it could only waste its memory with a context of its own.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
