@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from handlergen.local.model import LocalModel, load
+from handlergen.runtime.pipeline import event_loop
 from handlergen.runtime.pipeline.event_loop import EventLoop
 from tests.contexts import MODULE, answer, requests
 
@@ -92,7 +93,11 @@ async def postprocess(outputs):
 """
 
 
-def test_setup_load_and_all_async_hooks_share_one_loop(model: Models) -> None:
+@pytest.mark.parametrize("takes_context", [event_loop._TAKES_CONTEXT, False])
+def test_setup_load_and_all_async_hooks_share_one_loop(
+    model: Models, takes_context: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_loop, "_TAKES_CONTEXT", takes_context)  # Python 3.10 does not
     loaded = model(ASYNC)
     expected = [["setup", True, name, True, name] for name in ("ann", "bob", "eve")]
     assert [loaded.predict(name) for name in ("ann", "bob", "eve")] == expected
