@@ -19,7 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from handlergen.errors import HandlergenError, ModuleFailed
-from handlergen.local.model import load, working_directory
+from handlergen.local.model import load
 from handlergen.runtime.pipeline.hooks import BoundHook, Item
 from handlergen.runtime.predictor_process.transport import round_trip
 from handlergen.runtime.worker import Worker
@@ -54,8 +54,7 @@ def _answer(given: Mapping[str, Any]) -> dict[str, Any]:
     with load(given["source"], gpu=given["gpu"], **given["overrides"]) as model:
         load_s = time.monotonic() - began
         seen = Observer(model.worker)
-        with working_directory(model.root):
-            answer = model.request(Path(given["sample"]))
+        answer = model.request(Path(given["sample"]))
         try:
             body = answer.body.decode()
         except UnicodeDecodeError:

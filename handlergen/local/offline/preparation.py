@@ -16,6 +16,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +93,7 @@ class Preparation:
     ) -> None:
         self._pipeline = model.worker.pipeline
         self._contract = model.worker.bundle.contract
-        self._directory = model.root
+        self._surroundings = model.surroundings
         self._workers = workers
         self._threads = threads
         self._warn: Callable[[str], None] | None = warn
@@ -115,15 +116,19 @@ class Preparation:
         if workers == 0:
             yield from measured
             for chunk in chunks:
-                yield chunk, prepare(self._pipeline, chunk.rows)
+                yield chunk, self._prepare(chunk.rows)
         elif self._threads:
             yield from measured
-            yield from self._in_parallel(chunks, workers, lambda rows: prepare(self._pipeline, rows), lambda: None)
+            yield from self._in_parallel(chunks, workers, self._prepare, lambda: None)
         else:
             # Fork before the measured chunk is predicted, which starts threads: a fork does not copy them.
             with self._processes(workers) as (prepare_in_process, kill):
                 yield from measured
                 yield from self._in_parallel(chunks, workers, prepare_in_process, kill)
+
+    def _prepare(self, rows: Sequence[Row]) -> list[Item]:
+        with self._surroundings.entered():
+            return prepare(self._pipeline, rows)
 
     def _is_cheap(self, first: Chunk, measured: list[Prepared]) -> bool:
         """Return whether a process costs more than it saves; measures the first chunk unless its rows are files."""
@@ -132,9 +137,9 @@ class Preparation:
         if isinstance(first.rows[0].body, Path):
             return False
         half = len(first.rows) // 2  # the first calls of a hook may import and compile
-        items = prepare(self._pipeline, first.rows[:half])
+        items = self._prepare(first.rows[:half])
         started = time.perf_counter()
-        items += prepare(self._pipeline, first.rows[half:])
+        items += self._prepare(first.rows[half:])
         took_s = time.perf_counter() - started
         measured.append((first, _numbered(items)))
         return took_s < _WORTH_A_PROCESS_S * (len(first.rows) - half)
@@ -153,7 +158,7 @@ class Preparation:
             for chunk in chunks:
                 size = max(_SMALLEST_PIECE, -(-len(chunk.rows) // workers))
                 pieces = [chunk.rows[start : start + size] for start in range(0, len(chunk.rows), size)]
-                waiting.append((chunk, [pool.submit(prepare_piece, piece) for piece in pieces]))
+                waiting.append((chunk, [pool.submit(copy_context().run, prepare_piece, piece) for piece in pieces]))
                 if len(waiting) >= workers * _CHUNKS_AHEAD:
                     yield self._next(waiting)
             while waiting:
@@ -175,7 +180,7 @@ class Preparation:
             if self._warn is not None:
                 self._warn(f"{why}: rows are prepared in the predicting process; use --threads to do so in parallel")
                 self._warn = None
-            return chunk, prepare(self._pipeline, chunk.rows)
+            return chunk, self._prepare(chunk.rows)
 
     @contextlib.contextmanager
     def _processes(self, count: int) -> Iterator[tuple[_PreparePiece, Callable[[], None]]]:
@@ -196,10 +201,11 @@ class Preparation:
                 process.kill()
 
         try:
-            for number in range(count):
-                process = _PreparingProcess(number, self._pipeline, hook_inputs, self._directory, processes)
-                processes.append(process)
-                idle.put(process)
+            with self._surroundings.entered():  # the processes stay there
+                for number in range(count):
+                    process = _PreparingProcess(number, self._pipeline, hook_inputs, processes)
+                    processes.append(process)
+                    idle.put(process)
             yield prepare_in_process, kill
         finally:
             kill()
@@ -234,7 +240,6 @@ class _PreparingProcess:
         number: int,
         pipeline: Pipeline,
         hook_inputs: HookInputs,
-        directory: Path,
         earlier: Sequence[_PreparingProcess],
     ) -> None:
         context = multiprocessing.get_context("fork")
@@ -244,7 +249,7 @@ class _PreparingProcess:
             # Open copies here would hide from the preparing processes that the parent has ended.
             for each in [*(process._connection for process in earlier), self._connection]:
                 each.close()
-            _set_up(number, directory)
+            _set_up(number)
             _prepare_until_closed(theirs, pipeline, hook_inputs)
 
         self._pipeline = pipeline
@@ -293,7 +298,7 @@ class _PreparingProcess:
         self._connection.close()
 
 
-def _set_up(number: int, directory: Path) -> None:
+def _set_up(number: int) -> None:
     """Set up a freshly forked process."""
     # A terminal's Ctrl-C goes to both processes; the parent ends this one once it has cleaned up.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -301,7 +306,6 @@ def _set_up(number: int, directory: Path) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.nice(_NICENESS)
     keep_freed_memory()
-    os.chdir(directory)
     torch.set_num_threads(1)  # there is a process per core, and a fork has none of OpenMP's threads
     seed = (torch.initial_seed() + number + 1) % 2**63  # or all processes would draw the same random numbers
     torch.manual_seed(seed)
