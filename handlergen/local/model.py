@@ -226,7 +226,7 @@ class LocalModel:
             batch_size: Number of rows per batch; the setting `batch` decides what `predict` gets.
             workers: Processes that decode and preprocess; 0: this thread does. By default one per core if there is a
                 `preprocess` that is worth it, else 0.
-            threads: Use threads instead of processes; for programs that must not fork.
+            threads: Use threads instead of processes; also done where the module has threads of its own running.
             ordered: Keep the order of the inputs.
 
         Yields:

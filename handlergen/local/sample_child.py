@@ -19,6 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from handlergen.errors import HandlergenError, ModuleFailed
+from handlergen.local.ending import end
 from handlergen.local.model import load
 from handlergen.runtime.pipeline.hooks import BoundHook, Item
 from handlergen.runtime.predictor_process.transport import round_trip
@@ -237,3 +238,4 @@ def _devices(value: Any) -> set[str]:
 
 if __name__ == "__main__":
     main()
+    end(0, [])

@@ -43,6 +43,8 @@ _WORTH_A_PROCESS_S = 80e-6
 """Rows that take less are prepared in the predicting thread: on two cores, two processes begin to save time at about
 this much (rows of eight numbers)."""
 
+_LOOKS_EVERY_S = 1.0
+_STUCK_AFTER_S = 60.0  # in which a preparing process does not run once
 _NICENESS = 5  # of a preparing process: the predicting process, which the device waits for, has priority
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -117,7 +119,7 @@ class Preparation:
             yield from measured
             for chunk in chunks:
                 yield chunk, self._prepare(chunk.rows)
-        elif self._threads:
+        elif self._threads or self._has_threads():
             yield from measured
             yield from self._in_parallel(chunks, workers, self._prepare, lambda: None)
         else:
@@ -129,6 +131,14 @@ class Preparation:
     def _prepare(self, rows: Sequence[Row]) -> list[Item]:
         with self._surroundings.entered():
             return prepare(self._pipeline, rows)
+
+    def _has_threads(self) -> bool:
+        """Return whether the module has threads running; a forked process that needs one would wait for ever."""
+        names = self._surroundings.threads()
+        if names and self._warn is not None:
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            self._warn(f"the module has threads running ({shown}): rows are prepared in threads, not in processes")
+        return bool(names)
 
     def _is_cheap(self, first: Chunk, measured: list[Prepared]) -> bool:
         """Return whether a process costs more than it saves; measures the first chunk unless its rows are files."""
@@ -263,6 +273,7 @@ class _PreparingProcess:
         """Prepare rows in the process; raise HandlergenError if it died, and _NotInAFork if it cannot prepare them."""
         try:
             self._connection.send(rows)
+            self._wait()
             answer = self._connection.recv()
             if isinstance(answer, str):
                 raise _NotInAFork(answer)
@@ -286,6 +297,21 @@ class _PreparingProcess:
                 if entry is not None:
                     item.entry = entry
         return items
+
+    def _wait(self) -> None:
+        """Wait for an answer; raise HandlergenError when none will come: the process waits, and never does a thing."""
+        activity, since = -1.0, time.monotonic()
+        while not self._connection.poll(_LOOKS_EVERY_S):
+            before, activity = activity, _activity(self._process.pid)
+            if activity != before:
+                since = time.monotonic()
+            elif time.monotonic() - since > _STUCK_AFTER_S:
+                self.kill()
+                raise HandlergenError(
+                    f"a process that prepares rows has waited for {_STUCK_AFTER_S:.0f} s without doing anything: "
+                    "preprocess probably waits for a thread or a lock that a forked process does not have",
+                    hint="prepare rows in threads (--threads), or in the predicting process (--workers 0)",
+                )
 
     def kill(self) -> None:
         """Kill the process; a `prepare` in progress raises."""
@@ -323,6 +349,9 @@ def _prepare_until_closed(connection: Connection, pipeline: Pipeline, hook_input
         nonlocal refused
         if isinstance(error, RuntimeError) and "forked subprocess" in str(error):  # only here: it is not logged
             refused = "preprocess uses the GPU, which a forked process cannot do"
+        elif isinstance(error, AssertionError) and "daemonic processes" in str(error):  # multiprocessing/process.py
+            refused = "preprocess starts processes, which a forked process cannot do"
+        if refused:
             item.failure = Failure(500, type(error).__name__, str(error))
         else:
             pipeline.fail(item, error, hook)
@@ -349,6 +378,17 @@ def _plain_values(item: Item, hook_inputs: HookInputs, pipeline: Pipeline) -> tu
         return (item.failure,)
     changes = pipeline.contexts.changes(item.context)
     return (None, item.inputs, item.request._metadata, changes, *hook_inputs.of_item(item))
+
+
+def _activity(pid: int | None) -> float:
+    """Return a number that changes whenever a thread of a process runs: its context switches (proc(5))."""
+    switches, seen = 0, False
+    for file in Path(f"/proc/{pid}/task").glob("*/status"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            lines = file.read_text().splitlines()
+            switches += sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
+            seen = True
+    return switches if seen else time.monotonic()  # not Linux: not known
 
 
 def available_cores() -> int:
