@@ -83,6 +83,7 @@ class LocalModel:
         self.surroundings = surroundings
         self._identity = identity
         self._cleanup = cleanup
+        self._closed = False
         self._numbers = itertools.count(1)
 
     def predict(self, data: Any) -> Any:
@@ -252,6 +253,9 @@ class LocalModel:
 
     def close(self) -> None:
         """Release the model and the unpacked archive."""
+        if self._closed:
+            return
+        self._closed = True
         with self.surroundings.entered():
             self.worker.close()
         self._cleanup.close()

@@ -132,8 +132,8 @@ class LocalEngine:
         ):
             for chunk, items in prepared:  # processes are forked before this process starts a second thread
                 started = time.perf_counter()
-                if pending is None or not pending.restore(chunk, items):
-                    with self._model.surroundings.entered():
+                with self._model.surroundings.entered():
+                    if pending is None or not pending.restore(chunk, items):
                         self._model.worker.pipeline.predict(items)
                 yield from postprocessing.add(chunk, items, time.perf_counter() - started)
             yield from postprocessing.rest()
@@ -175,12 +175,19 @@ class _Postprocessing(Generic[_Finished]):
         yield from self.rest()
         self._predicted_s.append(predict_s)
         saved_s = min(_least(self._predicted_s), _least(self._answered_s))
-        if saved_s < _WORTH_A_THREAD_S or not (self._pending is None or self._pending.keep(chunk, items)):
+        if saved_s < _WORTH_A_THREAD_S or not self._keep(chunk, items):
             yield self._answer(chunk, items)
             return
-        for item in items:  # the next predict may reuse the memory
-            item.outputs = own_copy(item.outputs)
         self._in_progress = self._thread.submit(copy_context().run, self._answer, chunk, items)
+
+    def _keep(self, chunk: Chunk, items: list[Item]) -> bool:
+        """Return whether a chunk's outputs last beyond the next prediction."""
+        with self._model.surroundings.entered():  # the outputs may be of the module's types
+            if self._pending is not None and not self._pending.keep(chunk, items):
+                return False
+            for item in items:  # the next predict may reuse the memory
+                item.outputs = own_copy(item.outputs)
+        return True
 
     def rest(self) -> Iterator[_Finished]:
         """Wait for the chunk in progress, if there is one."""

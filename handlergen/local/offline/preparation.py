@@ -202,7 +202,9 @@ class Preparation:
         def prepare_in_process(rows: Sequence[Row]) -> list[Item]:
             process = idle.get()
             try:
-                return process.prepare(rows)
+                answer = process.prepare(rows)
+                with self._surroundings.entered():  # the values may be of the module's types
+                    return process.items_of(rows, *answer)
             finally:
                 idle.put(process)
 
@@ -269,15 +271,19 @@ class _PreparingProcess:
             self._process.start()
         theirs.close()
 
-    def prepare(self, rows: Sequence[Row]) -> list[Item]:
-        """Prepare rows in the process; raise HandlergenError if it died, and _NotInAFork if it cannot prepare them."""
+    def prepare(self, rows: Sequence[Row]) -> tuple[bytes, list[bytearray]]:
+        """Prepare rows in the process; return them as `items_of` takes them.
+
+        Raises:
+            HandlergenError: The process died, or is stuck.
+            _NotInAFork: It cannot prepare them.
+        """
         try:
             self._connection.send(rows)
             self._wait()
             answer = self._connection.recv()
             if isinstance(answer, str):
                 raise _NotInAFork(answer)
-            pickled, buffers = answer
         except (EOFError, OSError):
             self._process.join(1)
             status = self._process.exitcode or 0
@@ -286,6 +292,11 @@ class _PreparingProcess:
                 f"a process that prepares rows died ({how})",
                 hint="the output so far is kept; fewer --workers or a smaller --batch-size need less memory",
             ) from None
+        prepared: tuple[bytes, list[bytearray]] = answer
+        return prepared
+
+    def items_of(self, rows: Sequence[Row], pickled: bytes, buffers: list[bytearray]) -> list[Item]:
+        """Return prepared rows."""
         items = _items_of(rows, [{} for _ in rows])
         for item, (failure, *values) in zip(items, unpack(pickled, buffers), strict=True):
             item.failure = failure
