@@ -65,7 +65,7 @@ class Surroundings:
         """Be in the model's surroundings, and leave the caller's as they were.
 
         Threads of one model may be inside at once. Another model waits until they are out, but for one that a hook
-        of this model uses, which interrupts it.
+        of this model uses, which interrupts it: imports that other threads of this model make meanwhile may fail.
 
         Raises:
             FileNotFoundError: The caller's working directory does not exist.

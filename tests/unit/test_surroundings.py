@@ -116,6 +116,7 @@ def test_directory_and_path_that_load_left_belong_to_the_model(write: Write, mon
         "a/serve.py",
         """
         import os, sys
+        from pathlib import Path
 
         sys.path.insert(0, os.path.join(os.path.dirname(__file__), "vendor"))
 
@@ -124,7 +125,7 @@ def test_directory_and_path_that_load_left_belong_to_the_model(write: Write, mon
 
         def predict(inputs):
             import late
-            return [late.NAME, open("value.txt").read()]
+            return [late.NAME, Path("value.txt").read_text()]
         """,
     )
     monkeypatch.chdir(write("here/x", "").parent)
@@ -167,12 +168,13 @@ def test_a_hook_uses_another_model(write: Write) -> None:
         "b/serve.py",
         f"""
         import handlergen
+        import late
 
-        def load(context):
-            return handlergen.load({str(inner)!r})
+        def setup(context):
+            global model
+            model = handlergen.load({str(inner)!r})
 
-        def preprocess(data, model):
-            import late
+        def preprocess(data):
             found = [*model.predict({{}}), *[r.value[0] for r in model.map([1, 2], threads=True, workers=2)]]
             return [late.NAME, *found, *[chunk.decode() for chunk in model.stream({{}})]]
 

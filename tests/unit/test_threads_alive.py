@@ -123,12 +123,13 @@ def test_a_sample_ends_whatever_threads_are_left(tmp_path: Path) -> None:
 
 def test_threads_that_end_by_themselves_are_waited_for(tmp_path: Path) -> None:
     source = """
+import pathlib
 import threading
 import time
 
 def write():
     time.sleep(1)
-    open("written", "w").close()
+    pathlib.Path(__file__).with_name("written").touch()
 
 def predict(inputs):
     threading.Thread(target=write).start()
