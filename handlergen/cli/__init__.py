@@ -6,13 +6,15 @@ import difflib
 import importlib
 import io
 import sys
+import threading
 import warnings
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from handlergen.cli.errors import broken_pipes_caught, fail, let_go_of_broken_output, refused_by_system
 from handlergen.errors import HandlergenError
+from handlergen.local.ending import end
 
 VERBS = (
     *("init", "check", "generate", "archive", "inspect", "config", "serve", "stop", "status", "invoke", "scale"),
@@ -85,7 +87,22 @@ def cli() -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the `handlergen` command and exit with its status."""
+    """Run the `handlergen` command and exit with its status.
+
+    Args:
+        argv: Arguments for a run inside another program. None: those of this process, which ends whatever threads the
+            user's module has left.
+    """
+    before = threading.enumerate()
+    try:
+        _run(argv)
+    except SystemExit as ended:
+        if argv is None:
+            end(ended.code if isinstance(ended.code, int) else int(ended.code is not None), before)
+        raise
+
+
+def _run(argv: list[str] | None) -> NoReturn:
     # Print file names that are not UTF-8 byte for byte (PEP 383), as the C locale does.
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="surrogateescape")

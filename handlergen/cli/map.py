@@ -163,10 +163,10 @@ def _opened(engine: str, source: Path, *, gpu: int | None, workers: int | None, 
         with open_ray_engine(source, actors=workers) as ray_engine:
             yield ray_engine
         return
-    from handlergen.local.model import load, working_directory
+    from handlergen.local.model import load
     from handlergen.local.offline.engine import LocalEngine
 
-    with load(source, gpu=gpu) as model, working_directory(model.root):
+    with load(source, gpu=gpu) as model, model.surroundings.entered():
         yield LocalEngine(model, workers=workers, threads=threads, warn=warn)
 
 

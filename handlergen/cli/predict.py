@@ -78,7 +78,7 @@ def command(
     inputs, kind = _inputs(data, files, content_type)
     form = dict(map(field_of, fields))
     named = headers_of(headers)
-    from handlergen.local.model import load, working_directory
+    from handlergen.local.model import load
     from handlergen.runtime.codec.errors import body_without_server
 
     settings = {name: value for name, value in overrides.items() if value is not None}
@@ -89,7 +89,7 @@ def command(
         failures_kept(tracebacks),
         stdout_of_its_own() as stdout,
         load(source, gpu=gpu, **settings) as model,
-        working_directory(model.root),
+        model.surroundings.entered(),
     ):
         if len(inputs) > 1:
             answers = model.batch(inputs, content_type=kind, headers=named)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import contextvars
 import itertools
 import json
-import os
 import queue
-import sys
 import tempfile
 import threading
 import zipfile
@@ -31,6 +29,7 @@ from handlergen.local.requests import (
     body_request,
     form_request,
 )
+from handlergen.local.surroundings import Surroundings
 from handlergen.project.settings import to_runtime
 from handlergen.runtime.codec.content import JSON
 from handlergen.runtime.codec.errors import without_server
@@ -67,14 +66,24 @@ class LocalModel:
 
     Attributes:
         worker: Runs the pipeline.
-        root: The model's directory, in which hooks expect to run.
+        root: The model's directory.
+        surroundings: To be entered around everything that runs hooks by `worker`.
     """
 
-    def __init__(self, worker: Worker, root: Path, identity: Callable[[], str], cleanup: contextlib.ExitStack) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        root: Path,
+        surroundings: Surroundings,
+        identity: Callable[[], str],
+        cleanup: contextlib.ExitStack,
+    ) -> None:
         self.worker = worker
         self.root = root
+        self.surroundings = surroundings
         self._identity = identity
         self._cleanup = cleanup
+        self._closed = False
         self._numbers = itertools.count(1)
 
     def predict(self, data: Any) -> Any:
@@ -117,7 +126,8 @@ class LocalModel:
             except BaseException as error:
                 chunks.put(("error", error))
 
-        thread = threading.Thread(target=run, name="handlergen-stream", daemon=True)
+        here = contextvars.copy_context()  # a hook of another model may be the consumer
+        thread = threading.Thread(target=here.run, args=(run,), name="handlergen-stream", daemon=True)
         thread.start()
         try:
             while True:
@@ -191,7 +201,8 @@ class LocalModel:
     ) -> list[LocalAnswer]:
         ids = [f"local-{next(self._numbers)}" for _ in requests]
         context = LocalContext(ids, [{**properties, **headers} for _, properties in requests], outlet)
-        bodies = self.worker.handle([entry for entry, _ in requests], context)
+        with self.surroundings.entered():
+            bodies = self.worker.handle([entry for entry, _ in requests], context)
         return [
             LocalAnswer(status, sent.pop("content-type", ""), body, sent)
             for status, sent, body in zip(context.statuses, context.headers, bodies, strict=True)
@@ -216,7 +227,7 @@ class LocalModel:
             batch_size: Number of rows per batch; the setting `batch` decides what `predict` gets.
             workers: Processes that decode and preprocess; 0: this thread does. By default one per core if there is a
                 `preprocess` that is worth it, else 0.
-            threads: Use threads instead of processes; for programs that must not fork.
+            threads: Use threads instead of processes; also done where the module has threads of its own running.
             ordered: Keep the order of the inputs.
 
         Yields:
@@ -237,11 +248,16 @@ class LocalModel:
 
     def describe(self) -> dict[str, Any]:
         """Return contract, settings, device and counts, like a server's `describe`."""
-        return self.worker.describe()
+        with self.surroundings.entered():
+            return self.worker.describe()
 
     def close(self) -> None:
-        """Release the model, the user's modules and the unpacked archive."""
-        self.worker.close()
+        """Release the model and the unpacked archive."""
+        if self._closed:
+            return
+        self._closed = True
+        with self.surroundings.entered():
+            self.worker.close()
         self._cleanup.close()
 
     def __enter__(self) -> LocalModel:
@@ -288,12 +304,13 @@ def load(source: str | Path, *, gpu: int | None = None, **settings: Any) -> Loca
             identity = partial(_identity_of_project, project, bundle)
             beside = {(root / package).resolve().parent for package in project.settings.packages}
         root = root.resolve()
-        worker = _open_worker(bundle, [root, *sorted(beside - {root})], gpu, cleanup)
-        return LocalModel(worker, root, identity, cleanup.pop_all())
+        surroundings = Surroundings(bundle.contract.module, [root, *sorted(beside - {root})])
+        worker = _open_worker(bundle, root, surroundings, gpu)
+        return LocalModel(worker, root, surroundings, identity, cleanup.pop_all())
 
 
-def _open_worker(bundle: Bundle, roots: Sequence[Path], gpu: int | None, cleanup: contextlib.ExitStack) -> Worker:
-    """Import and load the module; `roots` are the model's directory and the parents of its `packages`."""
+def _open_worker(bundle: Bundle, root: Path, surroundings: Surroundings, gpu: int | None) -> Worker:
+    """Import and load the module."""
     from handlergen.runtime.codec.redaction import user_traceback
     from handlergen.runtime.pipeline.request_context import apart
     from handlergen.runtime.worker import Worker
@@ -306,10 +323,8 @@ def _open_worker(bundle: Bundle, roots: Sequence[Path], gpu: int | None, cleanup
                 f"there is no GPU {gpu} on this machine ({torch.cuda.device_count()} visible to torch)",
                 hint="name another GPU, or none to use the CPU",
             )
-    root = roots[0]
-    cleanup.enter_context(importable(roots, bundle.contract.module))
     try:
-        with working_directory(root):
+        with surroundings.entered():
             return apart(partial(Worker, bundle, root, gpu_id=gpu, batch_size=_THREADS))
     except (Exception, SystemExit) as error:  # a script's sys.exit would end this process
         raise ModuleFailed(
@@ -331,45 +346,6 @@ def error_message(answer: LocalAnswer) -> str:
     if not isinstance(value, dict):
         return repr(value)
     return without_server(str(value.get("message", value)), str(value.get("request_id")))
-
-
-@contextlib.contextmanager
-def working_directory(path: Path) -> Iterator[None]:
-    """Change the working directory, to that of hooks in a worker, and back."""
-    before = Path.cwd()
-    os.chdir(path)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
-@contextlib.contextmanager
-def importable(roots: Sequence[Path], module: str) -> Iterator[None]:
-    """Put directories first on the module path; afterwards remove them and all modules imported from them."""
-    top = module.partition(".")[0]
-    for name in [name for name in sys.modules if name.partition(".")[0] == top]:
-        del sys.modules[name]
-    sys.path[:0] = [str(root) for root in roots]
-    importlib.invalidate_caches()
-    before = set(sys.modules)
-    try:
-        yield
-    finally:
-        if sys.modules is not None and sys.path is not None:  # both are None when the interpreter exits
-            _forget(roots, before)
-
-
-def _forget(roots: Sequence[Path], before: set[str]) -> None:
-    for root in roots:
-        if str(root) in sys.path:
-            sys.path.remove(str(root))
-    for name in set(sys.modules) - before:
-        module = sys.modules[name]
-        # A package without `__init__.py` has a directory instead of a file.
-        file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
-        if file and any(Path(file).is_relative_to(root) for root in roots) and "site-packages" not in file:
-            del sys.modules[name]
 
 
 def identity_of_archive(path: Path) -> str:

@@ -26,7 +26,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from handlergen.archives.staging import make_bundle
 from handlergen.errors import HandlergenError, ModuleFailed
 from handlergen.inspection.project import open_project
-from handlergen.local.model import LocalAnswer, LocalModel, importable, load, working_directory
+from handlergen.local.ending import end
+from handlergen.local.model import LocalAnswer, LocalModel, load
+from handlergen.local.surroundings import Surroundings
 from handlergen.runtime.pipeline.hooks import BoundHook, Item
 from handlergen.runtime.predictor_process.transport import round_trip
 from handlergen.runtime.worker import Worker, backend_of
@@ -62,9 +64,8 @@ def _answer(given: Mapping[str, Any]) -> dict[str, Any]:
     with load(given["source"], gpu=given["gpu"], **given["overrides"]) as model:
         load_s = time.monotonic() - began
         seen = Observer(model.worker)
-        with working_directory(model.root):
-            answer = model.request(Path(given["sample"]))
-            seen.findings += _differences(given, model, answer)
+        answer = model.request(Path(given["sample"]))
+        seen.findings += _differences(given, model, answer)
         try:
             body = answer.body.decode()
         except UnicodeDecodeError:
@@ -110,10 +111,11 @@ def _answer_as_served(given: Mapping[str, Any]) -> dict[str, Any]:
     project = open_project(Path(given["source"]), overrides=given["overrides"])
     bundle, root = make_bundle(project), project.root.resolve()
     beside = sorted({(root / package).resolve().parent for package in project.settings.packages} - {root})
-    with importable([root, *beside], bundle.contract.module), working_directory(root):
+    surroundings = Surroundings(bundle.contract.module, [root, *beside])
+    with surroundings.entered():
         worker = Worker(bundle, root, gpu_id=given["gpu"], batch_size=1, backend=backend_of(bundle))
-        with LocalModel(worker, root, str, contextlib.ExitStack()) as model:
-            answer = model.request(Path(given["sample"]))
+    with LocalModel(worker, root, surroundings, str, contextlib.ExitStack()) as model:
+        answer = model.request(Path(given["sample"]))
     return {"status": answer.status, "body": base64.b64encode(answer.body).decode()}
 
 
@@ -283,3 +285,4 @@ def _devices(value: Any) -> set[str]:
 
 if __name__ == "__main__":
     main()
+    end(0, [])

@@ -47,6 +47,8 @@ MAKES_TEMPORARY_FILES = {"server.launching", "local.model", "local.offline.ray_e
 PRINTS_AND_EXITS = {
     # Programs of their own.
     "runtime.predictor_process.__main__": {"os._exit", "sys.exit"},
+    # The end of programs, which must not wait for threads.
+    "local.ending": {"os._exit", "sys.exit", "sys.stderr.write"},
     # TorchServe reads metrics from a worker's output.
     "runtime.telemetry.recording": {"sys.stdout.write"},
 }

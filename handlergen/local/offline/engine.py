@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from handlergen.local.model import LocalModel
     from handlergen.local.offline.journal import PendingOutputs
     from handlergen.runtime.pipeline.hooks import Item
-    from handlergen.runtime.pipeline.pipeline import Pipeline
 
 _WORTH_A_THREAD_S = 1e-3
 """Seconds per chunk that must be saved for a second thread, which competes for the interpreter lock."""
@@ -126,15 +126,15 @@ class LocalEngine:
             Exception: What `chunks` or `finish` raises, and HandlergenError when a preparing process died.
         """
         self._model.worker.disable_lock_timeout()
-        pipeline = self._model.worker.pipeline
         with (
             contextlib.closing(self._preparation.run(chunks, ordered=ordered)) as prepared,
-            contextlib.closing(_Postprocessing(pipeline, finish, pending)) as postprocessing,
+            contextlib.closing(_Postprocessing(self._model, finish, pending)) as postprocessing,
         ):
             for chunk, items in prepared:  # processes are forked before this process starts a second thread
                 started = time.perf_counter()
-                if pending is None or not pending.restore(chunk, items):
-                    pipeline.predict(items)
+                with self._model.surroundings.entered():
+                    if pending is None or not pending.restore(chunk, items):
+                        self._model.worker.pipeline.predict(items)
                 yield from postprocessing.add(chunk, items, time.perf_counter() - started)
             yield from postprocessing.rest()
 
@@ -155,11 +155,11 @@ class _Postprocessing(Generic[_Finished]):
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        model: LocalModel,
         finish: Callable[[Chunk, list[Item]], _Finished],
         pending: PendingOutputs | None,
     ) -> None:
-        self._pipeline = pipeline
+        self._model = model
         self._finish = finish
         self._pending = pending
         # An executor starts its threads when it gets work.
@@ -175,12 +175,19 @@ class _Postprocessing(Generic[_Finished]):
         yield from self.rest()
         self._predicted_s.append(predict_s)
         saved_s = min(_least(self._predicted_s), _least(self._answered_s))
-        if saved_s < _WORTH_A_THREAD_S or not (self._pending is None or self._pending.keep(chunk, items)):
+        if saved_s < _WORTH_A_THREAD_S or not self._keep(chunk, items):
             yield self._answer(chunk, items)
             return
-        for item in items:  # the next predict may reuse the memory
-            item.outputs = own_copy(item.outputs)
-        self._in_progress = self._thread.submit(self._answer, chunk, items)
+        self._in_progress = self._thread.submit(copy_context().run, self._answer, chunk, items)
+
+    def _keep(self, chunk: Chunk, items: list[Item]) -> bool:
+        """Return whether a chunk's outputs last beyond the next prediction."""
+        with self._model.surroundings.entered():  # the outputs may be of the module's types
+            if self._pending is not None and not self._pending.keep(chunk, items):
+                return False
+            for item in items:  # the next predict may reuse the memory
+                item.outputs = own_copy(item.outputs)
+        return True
 
     def rest(self) -> Iterator[_Finished]:
         """Wait for the chunk in progress, if there is one."""
@@ -197,7 +204,8 @@ class _Postprocessing(Generic[_Finished]):
         started = time.perf_counter()
         if _least(self._waited_s) > _WAITS_S and len(items) > 1:
             parts = [items[start::_THREADS] for start in range(min(_THREADS, len(items)))]
-            self._waited_s.append(sum(self._pool.map(self._postprocess, parts)))
+            running = [self._pool.submit(copy_context().run, self._postprocess, part) for part in parts]
+            self._waited_s.append(sum(each.result() for each in running))
         else:
             self._waited_s.append(self._postprocess(items))
         finished = self._finish(chunk, items)
@@ -207,7 +215,8 @@ class _Postprocessing(Generic[_Finished]):
     def _postprocess(self, items: Sequence[Item]) -> float:
         """Postprocess; return the seconds that this thread spent waiting."""
         started, worked = time.perf_counter(), time.thread_time()
-        self._pipeline.postprocess(items)
+        with self._model.surroundings.entered():
+            self._model.worker.pipeline.postprocess(items)
         return time.perf_counter() - started - (time.thread_time() - worked)
 
 

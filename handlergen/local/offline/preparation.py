@@ -16,6 +16,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,8 @@ _WORTH_A_PROCESS_S = 80e-6
 """Rows that take less are prepared in the predicting thread: on two cores, two processes begin to save time at about
 this much (rows of eight numbers)."""
 
+_LOOKS_EVERY_S = 1.0
+_STUCK_AFTER_S = 60.0  # in which a preparing process does not run once
 _NICENESS = 5  # of a preparing process: the predicting process, which the device waits for, has priority
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -92,7 +95,7 @@ class Preparation:
     ) -> None:
         self._pipeline = model.worker.pipeline
         self._contract = model.worker.bundle.contract
-        self._directory = model.root
+        self._surroundings = model.surroundings
         self._workers = workers
         self._threads = threads
         self._warn: Callable[[str], None] | None = warn
@@ -115,15 +118,27 @@ class Preparation:
         if workers == 0:
             yield from measured
             for chunk in chunks:
-                yield chunk, prepare(self._pipeline, chunk.rows)
-        elif self._threads:
+                yield chunk, self._prepare(chunk.rows)
+        elif self._threads or self._has_threads():
             yield from measured
-            yield from self._in_parallel(chunks, workers, lambda rows: prepare(self._pipeline, rows), lambda: None)
+            yield from self._in_parallel(chunks, workers, self._prepare, lambda: None)
         else:
             # Fork before the measured chunk is predicted, which starts threads: a fork does not copy them.
             with self._processes(workers) as (prepare_in_process, kill):
                 yield from measured
                 yield from self._in_parallel(chunks, workers, prepare_in_process, kill)
+
+    def _prepare(self, rows: Sequence[Row]) -> list[Item]:
+        with self._surroundings.entered():
+            return prepare(self._pipeline, rows)
+
+    def _has_threads(self) -> bool:
+        """Return whether the module has threads running; a forked process that needs one would wait for ever."""
+        names = self._surroundings.threads()
+        if names and self._warn is not None:
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            self._warn(f"the module has threads running ({shown}): rows are prepared in threads, not in processes")
+        return bool(names)
 
     def _is_cheap(self, first: Chunk, measured: list[Prepared]) -> bool:
         """Return whether a process costs more than it saves; measures the first chunk unless its rows are files."""
@@ -132,9 +147,9 @@ class Preparation:
         if isinstance(first.rows[0].body, Path):
             return False
         half = len(first.rows) // 2  # the first calls of a hook may import and compile
-        items = prepare(self._pipeline, first.rows[:half])
+        items = self._prepare(first.rows[:half])
         started = time.perf_counter()
-        items += prepare(self._pipeline, first.rows[half:])
+        items += self._prepare(first.rows[half:])
         took_s = time.perf_counter() - started
         measured.append((first, _numbered(items)))
         return took_s < _WORTH_A_PROCESS_S * (len(first.rows) - half)
@@ -153,7 +168,7 @@ class Preparation:
             for chunk in chunks:
                 size = max(_SMALLEST_PIECE, -(-len(chunk.rows) // workers))
                 pieces = [chunk.rows[start : start + size] for start in range(0, len(chunk.rows), size)]
-                waiting.append((chunk, [pool.submit(prepare_piece, piece) for piece in pieces]))
+                waiting.append((chunk, [pool.submit(copy_context().run, prepare_piece, piece) for piece in pieces]))
                 if len(waiting) >= workers * _CHUNKS_AHEAD:
                     yield self._next(waiting)
             while waiting:
@@ -175,7 +190,7 @@ class Preparation:
             if self._warn is not None:
                 self._warn(f"{why}: rows are prepared in the predicting process; use --threads to do so in parallel")
                 self._warn = None
-            return chunk, prepare(self._pipeline, chunk.rows)
+            return chunk, self._prepare(chunk.rows)
 
     @contextlib.contextmanager
     def _processes(self, count: int) -> Iterator[tuple[_PreparePiece, Callable[[], None]]]:
@@ -187,7 +202,9 @@ class Preparation:
         def prepare_in_process(rows: Sequence[Row]) -> list[Item]:
             process = idle.get()
             try:
-                return process.prepare(rows)
+                answer = process.prepare(rows)
+                with self._surroundings.entered():  # the values may be of the module's types
+                    return process.items_of(rows, *answer)
             finally:
                 idle.put(process)
 
@@ -196,10 +213,11 @@ class Preparation:
                 process.kill()
 
         try:
-            for number in range(count):
-                process = _PreparingProcess(number, self._pipeline, hook_inputs, self._directory, processes)
-                processes.append(process)
-                idle.put(process)
+            with self._surroundings.entered():  # the processes stay there
+                for number in range(count):
+                    process = _PreparingProcess(number, self._pipeline, hook_inputs, processes)
+                    processes.append(process)
+                    idle.put(process)
             yield prepare_in_process, kill
         finally:
             kill()
@@ -234,7 +252,6 @@ class _PreparingProcess:
         number: int,
         pipeline: Pipeline,
         hook_inputs: HookInputs,
-        directory: Path,
         earlier: Sequence[_PreparingProcess],
     ) -> None:
         context = multiprocessing.get_context("fork")
@@ -244,7 +261,7 @@ class _PreparingProcess:
             # Open copies here would hide from the preparing processes that the parent has ended.
             for each in [*(process._connection for process in earlier), self._connection]:
                 each.close()
-            _set_up(number, directory)
+            _set_up(number)
             _prepare_until_closed(theirs, pipeline, hook_inputs)
 
         self._pipeline = pipeline
@@ -254,14 +271,19 @@ class _PreparingProcess:
             self._process.start()
         theirs.close()
 
-    def prepare(self, rows: Sequence[Row]) -> list[Item]:
-        """Prepare rows in the process; raise HandlergenError if it died, and _NotInAFork if it cannot prepare them."""
+    def prepare(self, rows: Sequence[Row]) -> tuple[bytes, list[bytearray]]:
+        """Prepare rows in the process; return them as `items_of` takes them.
+
+        Raises:
+            HandlergenError: The process died, or is stuck.
+            _NotInAFork: It cannot prepare them.
+        """
         try:
             self._connection.send(rows)
+            self._wait()
             answer = self._connection.recv()
             if isinstance(answer, str):
                 raise _NotInAFork(answer)
-            pickled, buffers = answer
         except (EOFError, OSError):
             self._process.join(1)
             status = self._process.exitcode or 0
@@ -270,6 +292,11 @@ class _PreparingProcess:
                 f"a process that prepares rows died ({how})",
                 hint="the output so far is kept; fewer --workers or a smaller --batch-size need less memory",
             ) from None
+        prepared: tuple[bytes, list[bytearray]] = answer
+        return prepared
+
+    def items_of(self, rows: Sequence[Row], pickled: bytes, buffers: list[bytearray]) -> list[Item]:
+        """Return prepared rows."""
         items = _items_of(rows, [{} for _ in rows])
         for item, (failure, *values) in zip(items, unpack(pickled, buffers), strict=True):
             item.failure = failure
@@ -282,6 +309,21 @@ class _PreparingProcess:
                     item.entry = entry
         return items
 
+    def _wait(self) -> None:
+        """Wait for an answer; raise HandlergenError when none will come: the process waits, and never does a thing."""
+        activity, since = -1.0, time.monotonic()
+        while not self._connection.poll(_LOOKS_EVERY_S):
+            before, activity = activity, _activity(self._process.pid)
+            if activity != before:
+                since = time.monotonic()
+            elif time.monotonic() - since > _STUCK_AFTER_S:
+                self.kill()
+                raise HandlergenError(
+                    f"a process that prepares rows has waited for {_STUCK_AFTER_S:.0f} s without doing anything: "
+                    "preprocess probably waits for a thread or a lock that a forked process does not have",
+                    hint="prepare rows in threads (--threads), or in the predicting process (--workers 0)",
+                )
+
     def kill(self) -> None:
         """Kill the process; a `prepare` in progress raises."""
         self._process.kill()
@@ -293,7 +335,7 @@ class _PreparingProcess:
         self._connection.close()
 
 
-def _set_up(number: int, directory: Path) -> None:
+def _set_up(number: int) -> None:
     """Set up a freshly forked process."""
     # A terminal's Ctrl-C goes to both processes; the parent ends this one once it has cleaned up.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -301,7 +343,6 @@ def _set_up(number: int, directory: Path) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.nice(_NICENESS)
     keep_freed_memory()
-    os.chdir(directory)
     torch.set_num_threads(1)  # there is a process per core, and a fork has none of OpenMP's threads
     seed = (torch.initial_seed() + number + 1) % 2**63  # or all processes would draw the same random numbers
     torch.manual_seed(seed)
@@ -319,6 +360,9 @@ def _prepare_until_closed(connection: Connection, pipeline: Pipeline, hook_input
         nonlocal refused
         if isinstance(error, RuntimeError) and "forked subprocess" in str(error):  # only here: it is not logged
             refused = "preprocess uses the GPU, which a forked process cannot do"
+        elif isinstance(error, AssertionError) and "daemonic processes" in str(error):  # multiprocessing/process.py
+            refused = "preprocess starts processes, which a forked process cannot do"
+        if refused:
             item.failure = Failure(500, type(error).__name__, str(error))
         else:
             pipeline.fail(item, error, hook)
@@ -345,6 +389,17 @@ def _plain_values(item: Item, hook_inputs: HookInputs, pipeline: Pipeline) -> tu
         return (item.failure,)
     changes = pipeline.contexts.changes(item.context)
     return (None, item.inputs, item.request._metadata, changes, *hook_inputs.of_item(item))
+
+
+def _activity(pid: int | None) -> float:
+    """Return a number that changes whenever a thread of a process runs: its context switches (proc(5))."""
+    switches, seen = 0, False
+    for file in Path(f"/proc/{pid}/task").glob("*/status"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            lines = file.read_text().splitlines()
+            switches += sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
+            seen = True
+    return switches if seen else time.monotonic()  # not Linux: not known
 
 
 def available_cores() -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import queue
 import tempfile
 import threading
@@ -200,14 +199,14 @@ class _ModelActor:
             path.write_bytes(archive)
             # Ray shows an actor its own GPUs only, so the first is its GPU.
             self._model: LocalModel = load(path, gpu=0 if ray.get_gpu_ids() else None)
-        os.chdir(self._model.root)
         self._model.worker.disable_lock_timeout()
 
     def answer(self, number: int, rows: list[Row]) -> tuple[bytes, int]:
         """Return the lines of a chunk, and how many of its rows failed."""
         pipeline = self._model.worker.pipeline
-        items = prepare(pipeline, rows)
-        pipeline.predict(items)
-        pipeline.postprocess(items)
+        with self._model.surroundings.entered():
+            items = prepare(pipeline, rows)
+            pipeline.predict(items)
+            pipeline.postprocess(items)
         lines = Lines.of(Chunk(number, rows), items)
         return lines.text, lines.failed
