@@ -76,9 +76,10 @@ def make_plan(project: Project, *, gpus: int = 0, model_store: Path = Path(MODEL
     """Collect and check the files of a project's archive; nothing is written.
 
     In the archive's root are the user's module or package under its import name, `packages` under their own names, and
-    handlergen's files: the handler, its runtime, `handlergen.json`, `model-config.yaml` and `requirements.txt`. Extra
-    files and weights keep their path relative to the project; those outside the project go into the root. Hidden files,
-    caches and compiled files inside a directory are left out, and so are the archives of a model store.
+    handlergen's files: the handler, its runtime, `handlergen.json`, `model-config.yaml` and `requirements.txt`. What the
+    module imports (`Project.uses`), extra files and weights keep their path relative to the project; those outside the
+    project go into the root. Hidden files, caches and compiled files inside a directory are left out, and so are the
+    archives of a model store.
 
     Args:
         project: The opened project.
@@ -102,6 +103,9 @@ def make_plan(project: Project, *, gpus: int = 0, model_store: Path = Path(MODEL
         collector.add_named(settings.weights, "weights")
     for entry in project.contract.details.get("files", ()):  # the models of a flow
         collector.add_named(entry, project.contract.form)
+    for path in project.uses:
+        add = collector.add_tree if path.is_dir() else collector.add_file
+        add(path, path.relative_to(project.base).as_posix())
     requirements = _requirements(project, collector)
     bundle = make_bundle(project)
     config = model_config(settings, gpus=gpus, has_requirements=bool(requirements))

@@ -287,13 +287,14 @@ def load(source: str | Path, *, gpu: int | None = None, **settings: Any) -> Loca
             bundle, root = Bundle(__version__, project.contract, to_runtime(project.settings)), project.root
             identity = partial(_identity_of_project, project, bundle)
             beside = {(root / package).resolve().parent for package in project.settings.packages}
+            beside.add(project.base.resolve())
         root = root.resolve()
         worker = _open_worker(bundle, [root, *sorted(beside - {root})], gpu, cleanup)
         return LocalModel(worker, root, identity, cleanup.pop_all())
 
 
 def _open_worker(bundle: Bundle, roots: Sequence[Path], gpu: int | None, cleanup: contextlib.ExitStack) -> Worker:
-    """Import and load the module; `roots` are the model's directory and the parents of its `packages`."""
+    """Import and load the module; `roots` are the model's directory, the source's, and the parents of `packages`."""
     from handlergen.runtime.codec.redaction import user_traceback
     from handlergen.runtime.pipeline.request_context import apart
     from handlergen.runtime.worker import Worker
