@@ -158,7 +158,10 @@ def _below(root: Path, entry: str) -> Iterator[Path]:
     path = root / entry
     found = [path] if path.exists() or path.is_absolute() else sorted(root.glob(entry))
     for match in found:
-        yield from sorted(match.rglob("*")) if match.is_dir() else [match]
+        if not match.is_dir():
+            yield match
+        elif match.resolve() not in root.resolve().parents:  # a link to / is refused when the files are collected
+            yield from sorted(match.rglob("*"))
 
 
 def _literal(node: ast.expr) -> tuple[str, bool]:
