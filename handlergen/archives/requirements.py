@@ -92,7 +92,7 @@ class Requirements:
             elif path.is_file():
                 self._file(path, above, target)
             else:
-                self.problems.append(f"{place}: {line!r} names another file, which does not exist ({shown(path)})")
+                self.problems.append(f"{place}: {line!r} names another file, which does not exist: {shown(path)}")
             return
         problem = self._problem(line, does, value)
         if problem is not None:

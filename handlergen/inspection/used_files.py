@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -138,7 +139,7 @@ class UsedFiles:
             self._pack(top)
             return
         self._packed.append(top)
-        place = str(top.relative_to(self._tree.root)) if self._tree.root in top.parents else str(top)
+        place = os.path.relpath(top, self._tree.root)
         setting = "packages" if top.is_dir() or self._tree.root not in top.parents else "extra_files"
         fix = f"Rename it: {problem}" if problem else f"Write {setting}: [{place}]"
         self.warnings.append(f"{use.place}: {use.what}, which is not packed. {fix}.")
@@ -156,7 +157,7 @@ class UsedFiles:
 def _below(root: Path, entry: str) -> Iterator[Path]:
     """Yield the files that an entry of `extra_files` names: a file, a directory's files, or a pattern's matches."""
     path = root / entry
-    found = [path] if path.exists() or path.is_absolute() else sorted(root.glob(entry))
+    found = [path] if path.exists() or Path(entry).is_absolute() else sorted(root.glob(entry))
     for match in found:
         if not match.is_dir():
             yield match
