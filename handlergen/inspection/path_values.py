@@ -22,15 +22,18 @@ _SAME = frozenset(
 _SAME_METHODS = ("resolve", "absolute", "as_posix", "__str__")
 _MOST = 20
 """Values that are kept of one expression, such as a loop's variable."""
+_MOST_STEPS = 300
+"""Expressions that are followed for one path: names that are made of each other could be followed without end."""
 
 
 def running(node: ast.AST) -> Iterator[ast.AST]:
     """Yield every node of a syntax tree but those that run only in a script or for a type checker."""
-    yield node
-    skipped = node.body if isinstance(node, ast.If) and runs_elsewhere(node.test) else []
-    for child in ast.iter_child_nodes(node):
-        if child not in skipped:
-            yield from running(child)
+    waiting = [node]
+    while waiting:
+        current = waiting.pop()
+        yield current
+        skipped = current.body if isinstance(current, ast.If) and runs_elsewhere(current.test) else []
+        waiting += [child for child in ast.iter_child_nodes(current) if child not in skipped][::-1]
 
 
 @dataclass(frozen=True)
@@ -61,14 +64,18 @@ class Paths:
         self.nodes = list(running(module.tree))
         self._names: dict[str, str] = {}
         self._values: dict[str, list[ast.expr]] = defaultdict(list)
-        calls = [node for node in self.nodes if isinstance(node, ast.Call)]
+        self._steps = 0
+        calls: dict[str, list[ast.Call]] = defaultdict(list)
+        for node in self.nodes:
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                calls[node.func.id].append(node)
         for node in self.nodes:
             if isinstance(node, ast.Import):
                 self._names.update({alias.asname: alias.name for alias in node.names if alias.asname})
             elif isinstance(node, ast.ImportFrom):
                 self._names.update({alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names})
             elif isinstance(node, MethodNode):
-                for call in (call for call in calls if dotted(call.func) == node.name):
+                for call in calls.get(node.name, ()):
                     for name, value in zip(parameters(node), call.args, strict=False):
                         self._values[name].append(value)
             for name, value in assigned(node):
@@ -76,11 +83,15 @@ class Paths:
 
     def name(self, node: ast.expr) -> str:
         """Return the full dotted name of an expression: `os.path.join` for `osp.join`."""
-        first, dot, rest = dotted(node).partition(".")
+        try:
+            first, dot, rest = dotted(node).partition(".")
+        except RecursionError:
+            return ""
         return f"{self._names.get(first, first)}{dot}{rest}"
 
     def of(self, node: ast.expr) -> list[Path]:
         """Return the absolute paths that an expression may be, without `..`; none if the source does not show any."""
+        self._steps = 0
         try:
             texts = self._texts(node, frozenset())
         except RecursionError:
@@ -107,6 +118,9 @@ class Paths:
 
     def _texts(self, node: ast.AST, seen: frozenset[str]) -> list[str]:
         found: list[str] = []
+        self._steps += 1
+        if self._steps > _MOST_STEPS:
+            return found
         if isinstance(node, ast.Constant):
             found = [node.value] if isinstance(node.value, str) else []
         elif isinstance(node, ast.Name):

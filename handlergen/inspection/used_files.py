@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import fnmatch
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -76,7 +77,8 @@ class UsedFiles:
 
     def _include_pickled(self, entry: str, module: str) -> None:
         what = f"has an object of a class of {module}"
-        path = self._tree.importable(tuple(module.split(".")))
+        parts = tuple(module.split("."))
+        path = self._tree.importable(parts) if all(map(str.isidentifier, parts)) else None
         opened = self._tree.open(path) if path is not None else None
         if module == "__main__":
             fix = "Put the class in a module that the training script imports, and save the model again."
@@ -86,7 +88,7 @@ class UsedFiles:
             self._seen.add(path)
             for use in uses:
                 self._include(use)
-        elif find_spec(module.partition(".")[0]) is None:
+        elif parts[0] not in sys.modules and (not parts[0] or find_spec(parts[0]) is None):
             fix = "Write packages: with its directory, or requirements: with its name."
             self.warnings.append(f"{entry}: it {what}, which is neither in the project nor installed here. {fix}")
 

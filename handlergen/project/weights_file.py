@@ -33,6 +33,9 @@ _COMPRESSED: dict[bytes, Callable[..., Any]] = {
 _MOST_READ = 1 << 30
 """Bytes of a pickle that are read."""
 
+_MOST_FOLLOWED = 1 << 24
+"""Bytes of a pickle whose instructions are followed; behind them, classes are searched for."""
+
 _PAIR = re.compile(rb"\x8c(.)([\w.]+)\x94\x8c(.)([\w.]+)\x94\x93", re.DOTALL)
 """Module and name of a class, as protocol 4 writes them; to find them behind the values of an array."""
 
@@ -114,8 +117,8 @@ def pickled_names(path: Path) -> list[tuple[str, str]]:
 def _globals(text: bytes) -> list[tuple[str, str]]:
     """Return every class and function that the pickles in a text refer to."""
     found = []
-    stream = io.BytesIO(text)
-    while stream.tell() < len(text):  # torch before 1.6 wrote several, one after the other
+    stream = io.BytesIO(text[:_MOST_FOLLOWED])
+    while stream.tell() < len(stream.getbuffer()):  # torch before 1.6 wrote several, one after the other
         start = stream.tell()
         strings: list[str] = []
         memo: dict[int, str] = {}
@@ -137,7 +140,7 @@ def _globals(text: bytes) -> list[tuple[str, str]]:
                     strings.append(argument)
                 is_text = isinstance(argument, str)
         except (ValueError, UnicodeDecodeError, IndexError):
-            pairs = _PAIR.findall(text, start)
+            pairs = _PAIR.findall(text, start) if text.startswith(b"\x80") else ()
             return [*found, *((module.decode(), name.decode()) for _, module, _, name in pairs)]
     return found
 
