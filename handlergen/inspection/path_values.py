@@ -21,8 +21,8 @@ _SAME = frozenset(
 
 _SAME_METHODS = ("resolve", "absolute", "as_posix", "__str__")
 _MOST = 20
-"""Values that are kept of one expression, such as a loop's variable."""
-_MOST_STEPS = 300
+"""Values that are kept of one expression or name, such as a loop's variable."""
+_MOST_STEPS = 100
 """Expressions that are followed for one path: names that are made of each other could be followed without end."""
 
 
@@ -146,7 +146,9 @@ class Paths:
     def _named(self, name: str, seen: frozenset[str]) -> list[str]:
         if name == "__file__":
             return [str(self._module.path)]
-        values = self._values.get(name, ()) if name not in seen else ()
+        values = self._values.get(name, [])
+        if name in seen or len(values) > _MOST:  # a name for everything is no path
+            return []
         return [text for value in values for text in self._texts(value, seen | {name})]
 
     def _product(self, nodes: list[ast.expr], seen: frozenset[str]) -> list[tuple[str, ...]]:
