@@ -72,7 +72,8 @@ class UsedFiles:
     def add_pickles(self, source: Source, files: Iterable[str]) -> None:
         """Also include the modules of classes in pickles; `files` are relative to the project's root."""
         for path in dict.fromkeys(path for entry in files for path in _below(source.root, entry)):
-            for module in sorted({module for module, _ in pickled_names(path)}):
+            modules = {module for module, _ in pickled_names(path)}
+            for module in sorted(each for each in modules if not each.startswith("__torch__")):  # TorchScript's own
                 self._include_pickled(shown(path), module)
 
     def _include_pickled(self, entry: str, module: str) -> None:
