@@ -7,7 +7,9 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from handlergen.inspection.path_values import Paths
 from handlergen.inspection.project import absolute
+from handlergen.inspection.source_module import SourceModule, parse_source
 from handlergen.project.names import MODEL_STORE, is_store_file
 from handlergen.project.settings import SETTINGS_FILE, shown
 
@@ -28,6 +30,7 @@ class Collector:
     Args:
         root: The project's directory.
         model_store: The directory that the archive is written to.
+        follow_links: Whether links out of the project are packed, too.
 
     Attributes:
         files: The file to copy for each archive path.
@@ -36,8 +39,9 @@ class Collector:
         warnings: Files that are left out or moved.
     """
 
-    def __init__(self, root: Path, model_store: Path = Path(MODEL_STORE)) -> None:
+    def __init__(self, root: Path, model_store: Path = Path(MODEL_STORE), *, follow_links: bool = False) -> None:
         self.root = absolute(root)
+        self._follow_links = follow_links
         self._model_store = model_store.resolve()
         self._archives: list[Path] = []
         self.files: dict[str, Path] = {}
@@ -86,11 +90,11 @@ class Collector:
 
     def add_tree(self, directory: Path, place: str) -> None:
         """Add every file below a directory; `place` is its archive path."""
-        found, archives = 0, len(self._archives)
+        found, archives, problems = 0, len(self._archives), len(self.problems)
         for path in self._walk(directory, (directory.resolve(),)):
             found += 1
             self.add_file(path, f"{place}/{path.relative_to(directory).as_posix()}")
-        if not found and len(self._archives) == archives:
+        if not found and len(self._archives) == archives and len(self.problems) == problems:
             self.problems.append(f"{shown(directory)} has no file to pack")
 
     def add_file(self, path: Path, place: str) -> None:
@@ -112,9 +116,18 @@ class Collector:
         path = absolute(path)
         real = path.resolve()
         if path.is_relative_to(self.root) and not real.is_relative_to(self.root.resolve()):
-            self.problems.append(_link_out(path, real))
-            return False
+            return self._leads_out(path, real)
         return True
+
+    def _leads_out(self, path: Path, real: Path) -> bool:
+        """Return whether a link out of the project is followed; add a problem if not."""
+        if self._follow_links and real not in self.root.resolve().parents:
+            return True
+        advice = "--follow-links packs its content under the link's name"
+        if real in self.root.resolve().parents:
+            advice = "that directory contains the project. Link to the files that the model needs"
+        self.problems.append(f"{shown(path)} is a link out of the project, to {real}; {advice}")
+        return False
 
     def archives_left_out(self) -> list[str]:
         """Return a warning for each model store whose archives were left out."""
@@ -158,52 +171,68 @@ class Collector:
         elif real in above:
             self.problems.append(f"{shown(path)} is a link to a directory that contains it")
         elif not real.is_relative_to(self.root.resolve()) and not real.is_relative_to(above[0]):
-            self.problems.append(_link_out(path, real))
+            return self._leads_out(path, real)
         else:
             return True
         return False
 
 
-def _link_out(path: Path, real: Path) -> str:
-    return f"{shown(path)} is a link out of the project, to {real}; name that file itself"
-
-
 def named_but_not_packed(files: Mapping[str, Path], root: Path) -> list[str]:
-    """Return a warning for each file beside the module that the code names but the archive does not contain.
+    """Return a warning for each file or directory that the code names but the archive does not contain.
 
-    Such a module works on this machine and fails on the server. Only string constants of the packed Python files are
-    looked at: a name that is built at run time is not found. `files` are the user's, by archive path.
+    Such a module works on this machine and fails on the server. String constants of the packed Python files are
+    looked at, and paths that they make of `__file__` or the working directory; a name that is built at run time is not
+    found. `files` are the user's, by archive path.
     """
     packed = {path.resolve() for path in files.values()}
-    warnings = []
+    packed |= {parent for path in packed for parent in path.parents}  # a directory of which something is packed
+    found: dict[Path, str] = {}
     for path in files.values():
-        if path.suffix != ".py":
+        module = parse_source(path, file=shown(path)) if path.suffix == ".py" else None
+        if not isinstance(module, SourceModule):  # a file that is only packed; inspection reads the user's module
             continue
-        try:
-            tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):  # a file that is only packed; inspection reads the user's module
-            continue
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
-                continue
-            found = _beside(node.value, root)
-            if found is not None and found not in packed:
-                packed.add(found)  # one warning for each file
-                place = found.relative_to(root.resolve()).as_posix()
-                warnings.append(
-                    f"{path.name}:{node.lineno}: {node.value!r} is named here and is beside the module, but is not "
-                    f"packed; if the model reads it, add it to extra_files (--extra-file {place})"
-                )
-    return warnings
+        paths = Paths(module, root)
+        elsewhere = {directory for addition in paths.additions() for directory in addition.directories}
+        elsewhere |= {Path(text) for text in _texts(module.tree) if text.startswith("/") and text != "/"}
+        for node in paths.nodes:
+            named = []
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                named = list(filter(None, [_beside(node.value, root)]))
+            elif isinstance(node, ast.Call | ast.BinOp | ast.JoinedStr):
+                named = [
+                    each for each in paths.of(node) if each.exists() and elsewhere.isdisjoint((each, *each.parents))
+                ]
+            for each in named:
+                if each.resolve() not in packed and each not in found:
+                    found[each] = _not_packed(
+                        f"{path.name}:{getattr(node, 'lineno', 0)}", ast.unparse(node), each, root
+                    )
+    inner = {parent for path in found for parent in path.parents}
+    return [warning for path, warning in found.items() if path not in inner]
+
+
+def _texts(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def _not_packed(place: str, text: str, path: Path, root: Path) -> str:
+    if root not in path.parents:
+        advice = f"outside the project, so no archive has it there; copy it into {shown(root)} and pack it there"
+        return f"{place}: {text} is named here ({shown(path)}) and is {advice}"
+    option = f"add it to extra_files (--extra-file {path.relative_to(root).as_posix()})"
+    return f"{place}: {text} is named here and is beside the module, but is not packed; if the model reads it, {option}"
 
 
 def _beside(name: str, root: Path) -> Path | None:
-    """Return the file below `root` that a text names; None if there is none."""
-    if not 2 < len(name) <= _LONGEST_NAME or "." not in name or "\n" in name or "\0" in name:
+    """Return the file below `root` that a text names, or the directory if it has a slash; None if there is none."""
+    if not 2 < len(name) <= _LONGEST_NAME or "\n" in name or "\0" in name or not ("." in name or "/" in name):
         return None
     try:
-        found = (root / name).resolve()
-        is_there = found.is_file() and found.is_relative_to(root.resolve()) and found.suffix != ".py"
+        found = absolute(root / name)
+        is_there = found.is_file() or (found.is_dir() and "/" in name)
+        is_there = is_there and root in found.parents and found.suffix != ".py"
     except OSError:
         return None
     return found if is_there else None

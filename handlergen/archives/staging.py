@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from handlergen import __version__, runtime
 from handlergen.archives.collecting import Collector, named_but_not_packed
 from handlergen.archives.model_config import model_config
 from handlergen.archives.render import render_handler
+from handlergen.archives.requirements import CONSTRAINTS_FILE, Requirements
 from handlergen.errors import HandlergenError
 from handlergen.project.names import (
     HANDLER_FILE,
@@ -29,9 +29,6 @@ from handlergen.runtime.contract import CONTRACT_FILE, Bundle
 
 if TYPE_CHECKING:
     from handlergen.inspection.project import Project
-
-_FILE_REQUIREMENT = re.compile(r"\s*(-[rce]\b|--(requirement|constraint|editable)\b|\.{1,2}/|/|file:)")
-"""Lines of a requirements file that point at a file or directory (pip's Requirements File Format)."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +73,10 @@ def make_plan(project: Project, *, gpus: int = 0, model_store: Path = Path(MODEL
     """Collect and check the files of a project's archive; nothing is written.
 
     In the archive's root are the user's module or package under its import name, `packages` under their own names, and
-    handlergen's files: the handler, its runtime, `handlergen.json`, `model-config.yaml` and `requirements.txt`. Extra
-    files and weights keep their path relative to the project; those outside the project go into the root. Hidden files,
-    caches and compiled files inside a directory are left out, and so are the archives of a model store.
+    handlergen's files: the handler, its runtime, `handlergen.json`, `model-config.yaml` and `requirements.txt`. What
+    the module imports (`Project.uses`), extra files and weights keep their path relative to the project; those outside
+    the project go into the root. Hidden files, caches and compiled files inside a directory are left out, and so are
+    the archives of a model store.
 
     Args:
         project: The opened project.
@@ -92,7 +90,7 @@ def make_plan(project: Project, *, gpus: int = 0, model_store: Path = Path(MODEL
     settings = project.settings
     check_model_name(settings.name)
     check_version(settings.version)
-    collector = Collector(project.root, model_store)
+    collector = Collector(project.root, model_store, follow_links=settings.follow_links)
     _collect_source(project, collector)
     for entry in settings.packages:
         _collect_package(entry, collector)
@@ -102,7 +100,12 @@ def make_plan(project: Project, *, gpus: int = 0, model_store: Path = Path(MODEL
         collector.add_named(settings.weights, "weights")
     for entry in project.contract.details.get("files", ()):  # the models of a flow
         collector.add_named(entry, project.contract.form)
-    requirements = _requirements(project, collector)
+    for path in project.uses:
+        add = collector.add_tree if path.is_dir() else collector.add_file
+        add(path, path.relative_to(project.base).as_posix())
+    required = _requirements(project, collector)
+    requirements = required.text()
+    constraints = "".join(f"{line}\n" for line in required.constraints).encode()
     bundle = make_bundle(project)
     config = model_config(settings, gpus=gpus, has_requirements=bool(requirements))
     files = [
@@ -111,6 +114,12 @@ def make_plan(project: Project, *, gpus: int = 0, model_store: Path = Path(MODEL
         StagedFile(CONTRACT_FILE, bundle.to_json().encode()),
         StagedFile(MODEL_CONFIG_FILE, config.encode()),
         *([StagedFile(REQUIREMENTS_FILE, requirements)] if requirements else []),
+        *([StagedFile(CONSTRAINTS_FILE, constraints)] if constraints else []),
+        *(
+            [StagedFile(CONSTRAINTS_FILE, "\n".join([*required.constraints, ""]).encode())]
+            if required.constraints
+            else []
+        ),
         *_runtime_files(),
     ]
     problems = [*collector.problems, *_name_problems(files, collector)]
@@ -120,6 +129,7 @@ def make_plan(project: Project, *, gpus: int = 0, model_store: Path = Path(MODEL
     files.sort(key=lambda file: file.archive_path)
     warnings = [
         *collector.warnings,
+        *required.warnings,
         *collector.archives_left_out(),
         *named_but_not_packed(collector.files, project.root),
         *_foreign_names(files),
@@ -156,12 +166,12 @@ def _collect_package(entry: str, collector: Collector) -> None:
         collector.problems.append(f"packages: {entry} is neither a directory nor a .py file")
 
 
-def _requirements(project: Project, collector: Collector) -> bytes | None:
-    """Return the text of `requirements.txt`: the lines of requirements files (`*.txt`), and the requirements."""
-    parts = []
+def _requirements(project: Project, collector: Collector) -> Requirements:
+    """Read the requirements: the lines of requirements files (`*.txt`), and single ones."""
+    found = Requirements()
     for entry in project.settings.requirements:
         if not entry.endswith(".txt"):
-            parts.append(f"{entry}\n".encode())
+            found.add(entry, "requirements")
             continue
         path = collector.locate(entry, "requirements")
         if path is None or not path.is_file():
@@ -169,15 +179,9 @@ def _requirements(project: Project, collector: Collector) -> bytes | None:
         # The file may be listed under extra_files too, or be in a listed directory.
         if collector.files.get(REQUIREMENTS_FILE) == path:
             del collector.files[REQUIREMENTS_FILE]
-        text = path.read_bytes()
-        parts.append(text if not text or text.endswith(b"\n") else text + b"\n")
-    text = b"".join(parts)
-    for line in text.decode(errors="replace").splitlines():
-        if _FILE_REQUIREMENT.match(line):
-            advice = "write its lines here, or pack a package with `packages`"
-            what = f"{line.strip()!r} names another file, which pip would not find on the server"
-            collector.problems.append(f"requirements: {what}; {advice}")
-    return text if text.strip() else None
+        found.add_file(path)
+    collector.problems += found.problems
+    return found
 
 
 def _runtime_files() -> list[StagedFile]:

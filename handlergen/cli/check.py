@@ -132,7 +132,8 @@ def _files(project: Project) -> tuple[str, ...]:
         raise
     except HandlergenError as error:
         place = shown(project.source)
-        raise ContractError([Problem(place, 0, line) for line in error.message.splitlines()]) from error
+        lines = [line.strip() for line in error.message.removeprefix("cannot pack:\n").splitlines()]
+        raise ContractError([Problem(place, 0, line) for line in lines]) from error
 
 
 def _report(project: Project, warned: int) -> None:

@@ -127,22 +127,24 @@ def _option(setting: SettingInfo) -> Callable[[Function], Function]:
     kind = setting.kind
     help = re.split(r"(?<=[.;]) ", setting.help, maxsplit=1)[0].rstrip(".;") + "."
     help += " May be repeated." if kind.repeatable else ""
-    help += "" if setting.default in (None, "", (), {}) else f"  [default: {setting.default}]"
+    help += "" if setting.default in (None, "", (), {}, False) else f"  [default: {setting.default}]"
     return click.option(
         setting.flag,
         *(["--devices"] if setting.name == "devices" else []),  # `--devices cpu` reads better than its singular
         setting.name,
-        metavar=kind.metavar,
+        metavar=kind.metavar or None,
+        is_flag=not kind.metavar,
+        default=None,
         multiple=kind.repeatable,
         callback=lambda _context, _parameter, value: _value(kind, value),
         help=help,
     )
 
 
-def _value(kind: Kind, raw: str | tuple[str, ...] | None) -> Any:
+def _value(kind: Kind, raw: str | tuple[str, ...] | bool | None) -> Any:
     """Convert a flag's text to a value of a setting's kind; join the values of a repeated list flag."""
-    if raw is None or raw == ():
-        return None
+    if raw is None or raw == () or isinstance(raw, bool):
+        return raw or None
     texts = [raw] if isinstance(raw, str) else raw
     try:
         parsed = [kind.parse(text) for text in texts]

@@ -45,12 +45,17 @@ class Source:
 
 @dataclass
 class Findings:
-    """The result of inspecting a source. `contract` is None if there are problems, `source` if it cannot be parsed."""
+    """The result of inspecting a source. `contract` is None if there are problems, `source` if it cannot be parsed.
+
+    Attributes:
+        uses: The project's files and directories that the source imports from, to be packed in their place.
+    """
 
     contract: Contract | None = None
     problems: list[Problem] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     source: Source | None = None
+    uses: tuple[Path, ...] = ()
 
     def problem(self, file: str, line: int, message: str, fix: str = "") -> None:
         """Add a problem; see `Problem` for the arguments."""

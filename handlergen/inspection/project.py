@@ -40,6 +40,7 @@ class Project:
         contract: The hooks that inspection found.
         placement: Where the stages run, and why.
         warnings: What looks wrong but is allowed.
+        uses: Files and directories that the source imports from, to be packed in their place relative to `base`.
     """
 
     root: Path
@@ -49,6 +50,12 @@ class Project:
     contract: Contract
     placement: Placement
     warnings: tuple[str, ...] = ()
+    uses: tuple[Path, ...] = ()
+
+    @property
+    def base(self) -> Path:
+        """The directory that becomes the archive's root for what the source imports."""
+        return self.root if "." in self.contract.module else self.source.parent
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ def _resolved(where: _Location, settings: Settings, findings: Findings, contract
     weights_bytes = weights.stat().st_size if weights else None
     odd = contradictions(settings, weights_bytes=weights_bytes, device_bytes=device_bytes)
     warnings = tuple(dict.fromkeys((*where.warnings, *findings.warnings, *placed.warnings, *odd)))
-    return Project(where.root, where.source, where.source.is_dir(), settings, contract, placed, warnings)
+    return Project(where.root, where.source, where.source.is_dir(), settings, contract, placed, warnings, findings.uses)
 
 
 def _find(path: Path, chosen: str | None) -> _Location:

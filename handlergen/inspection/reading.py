@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import fnmatch
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +10,8 @@ from handlergen.inspection.findings import Findings, Source
 from handlergen.inspection.forms import FORMS, form_named
 from handlergen.inspection.forms.refused import nearest_form, torchserve_handler
 from handlergen.inspection.hook_signatures import replaced_hooks
-from handlergen.inspection.source_module import SourceModule
 from handlergen.inspection.source_tree import SourceTree
+from handlergen.inspection.used_files import UsedFiles
 from handlergen.project.settings import Settings
 from handlergen.project.truss import TRUSS_FORM, Truss
 from handlergen.project.weights_file import weights_format
@@ -38,14 +35,19 @@ def read_source(path: Path, *, settings: Settings, root: Path, truss: Truss | No
     weights = root / settings.weights if settings.weights else None
     detected = settings.weights_format or (weights_format(weights) if weights else None)
     name = path.name if path.is_dir() else path.stem
+    base = root if truss else path.parent
+    used = UsedFiles(tree, module, own=path, base=base, settings=settings)
     source = Source(module, name, tree, settings, root, detected)
     if truss:
         name = ".".join(entry.relative_to(root).with_suffix("").parts)
         source = replace(source, name=name, class_name=truss.class_name, details=truss.details)
     findings = _inspect(source, settings.form or (TRUSS_FORM if truss else None))
-    findings.warnings += _imports_left_out(source, path)
     if findings.contract is not None:
+        pickles = (settings.weights, *findings.contract.details.get("files", ()), *settings.extra_files)
+        used.add_pickles(source, filter(None, pickles))
         findings.warnings += replaced_hooks(source, findings.contract)
+    findings.warnings += used.warnings
+    findings.uses = tuple(used.paths)
     findings.source = source
     return findings
 
@@ -69,35 +71,3 @@ def _inspect(source: Source, wanted: str | None) -> Findings:
         resembles = nearest_form(source)
         findings.problems = [resembles] if resembles else findings.problems
     return findings
-
-
-def _imports_left_out(source: Source, own: Path) -> list[str]:
-    """Return a warning for each import of a file of the project that is not packed: it would fail in the worker.
-
-    `own` is the file or directory that is packed as the source.
-    """
-    module = source.module
-    named = (*source.settings.extra_files, *source.settings.packages)
-    packed = [source.root / entry.rstrip("/") for entry in named]
-    warnings = []
-    for line, parts in _absolute_imports(module):
-        path = source.tree.importable(parts[:1], beside=module.path.parent) or source.tree.importable(parts)
-        if path is None or path == own or own in path.parents:
-            continue
-        top = path.parent if path.name == "__init__.py" else path
-        if not any(entry == top or entry in top.parents or fnmatch.fnmatch(str(top), str(entry)) for entry in packed):
-            shown = top.relative_to(source.root).as_posix() if source.root in top.parents else str(top)
-            setting = "packages" if top.is_dir() else "extra_files"
-            what = f"imports {'.'.join(parts)}, which is not packed"
-            warnings.append(f"{module.file}:{line}: {what}. Write {setting}: [{shown}].")
-    return list(dict.fromkeys(warnings))
-
-
-def _absolute_imports(module: SourceModule) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Yield line and parts of every absolute import in the file, also inside functions."""
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield node.lineno, tuple(alias.name.split("."))
-        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            yield node.lineno, tuple(node.module.split("."))

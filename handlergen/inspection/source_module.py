@@ -228,7 +228,7 @@ def statements_at_import(body: Iterable[ast.AST]) -> Iterator[ast.stmt]:
             yield node
         if isinstance(node, MethodNode | ast.ClassDef):
             continue
-        if isinstance(node, ast.If) and _runs_elsewhere(node.test):
+        if isinstance(node, ast.If) and runs_elsewhere(node.test):
             yield from statements_at_import(node.orelse)
             continue
         # Handlers first: the bindings of the `try` itself count if nothing goes wrong.
@@ -237,7 +237,7 @@ def statements_at_import(body: Iterable[ast.AST]) -> Iterator[ast.stmt]:
             yield from statements_at_import(inner if isinstance(inner, list) else ())
 
 
-def _runs_elsewhere(test: ast.expr) -> bool:
+def runs_elsewhere(test: ast.expr) -> bool:
     """`if TYPE_CHECKING:` and `if __name__ == "__main__":` do not run when a worker imports the module."""
     if dotted(test).rpartition(".")[2] == "TYPE_CHECKING":
         return True

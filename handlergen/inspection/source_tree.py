@@ -40,6 +40,21 @@ class SourceTree:
         self.root = root
         self._packages = {path.stem if path.is_file() else path.name: path for path in packages}
         self._parsed: dict[Path, SourceModule | Problem] = {}
+        self._before: list[Path] = []
+        self._after: list[Path] = []
+
+    @property
+    def search_path(self) -> list[Path]:
+        """The directories that the source puts on `sys.path`, in their order."""
+        return [*self._before, *self._after]
+
+    def search(self, directory: Path, *, first: bool) -> None:
+        """Put a directory on the path of absolute imports: before the root, or after it."""
+        if directory != self.root and directory not in self.search_path:
+            if first:
+                self._before.insert(0, directory)
+            else:
+                self._after.append(directory)
 
     def open(self, path: Path) -> SourceModule | Problem:
         """Return a parsed file, or the problem why it cannot be parsed."""
@@ -93,7 +108,7 @@ class SourceTree:
             return package if len(parts) == 1 else None
         if package is not None:
             return _module_file(package, parts[1:])
-        for base in dict.fromkeys((self.root, beside or self.root)):
+        for base in dict.fromkeys((*self._before, self.root, beside or self.root, *self._after)):
             found = _module_file(base, parts)
             if found:
                 return found

@@ -303,6 +303,7 @@ def load(source: str | Path, *, gpu: int | None = None, **settings: Any) -> Loca
             bundle, root = Bundle(__version__, project.contract, to_runtime(project.settings)), project.root
             identity = partial(_identity_of_project, project, bundle)
             beside = {(root / package).resolve().parent for package in project.settings.packages}
+            beside.add(project.base.resolve())
         root = root.resolve()
         surroundings = Surroundings(bundle.contract.module, [root, *sorted(beside - {root})])
         worker = _open_worker(bundle, root, surroundings, gpu)

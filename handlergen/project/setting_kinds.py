@@ -74,6 +74,17 @@ def whole(*, least: int, most: int = 2**31 - 1) -> Kind:
     )
 
 
+def switch() -> Kind:
+    """Return the kind of a boolean; its flag takes no value."""
+
+    words: dict[str, Any] = {"true": True, "1": True, "false": False, "0": False}
+
+    def parse(raw: str) -> Any:
+        return words.get(raw.lower(), raw)
+
+    return dataclasses.replace(_single(lambda value: isinstance(value, bool), bool, "true or false", ""), parse=parse)
+
+
 def seconds() -> Kind:
     """Return the kind of a positive, finite number of seconds."""
 

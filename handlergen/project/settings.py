@@ -107,6 +107,12 @@ class Settings:
         kinds.strings("a list of paths", "PATH"),
         example="[labels.json, models/]",
     )
+    follow_links: bool = _setting(
+        False,
+        "Pack what links out of the project lead to, under the link's name. Without it, such a link is an error.",
+        kinds.switch(),
+        example="true",
+    )
     packages: tuple[str, ...] = _setting(
         (),
         "Directories of Python packages to pack; the module imports each by its directory's name.",

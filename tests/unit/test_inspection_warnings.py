@@ -1,4 +1,4 @@
-"""What inspection warns about: slips in names, files that nothing packs, definitions and decorators that mislead."""
+"""What inspection warns about: slips in names, definitions and decorators that mislead."""
 
 from __future__ import annotations
 
@@ -7,19 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests.inspecting import PREDICT, read, warnings, write
-
-
-def test_own_files_that_nothing_packs(tmp_path: Path) -> None:
-    write(tmp_path, "", "helper.py")
-    write(tmp_path, "", "models/net.py")
-    text = "import helper\nimport json, torch\nfrom models import net\n" + PREDICT
-    assert len(warnings(tmp_path, text)) == 1  # models/ has no __init__.py: it may be anything
-    assert warnings(tmp_path, text, extra_files=("helper.py",)) == []
-    assert warnings(tmp_path, text, extra_files=("*.py",)) == []
-    write(tmp_path, "", "models/__init__.py")
-    assert "packages: [models]" in warnings(tmp_path, text, extra_files=("helper.py",))[0]
-    assert warnings(tmp_path, text, extra_files=("helper.py",), packages=("models",)) == []
-    assert warnings(tmp_path, text, extra_files=("helper.py", "models/")) == []
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ def test_requirements(project: Callable[..., Project]) -> None:
     assert requirements_of(both) == "# comment\nnumpy\nscipy\nsix\n"
 
 
-@pytest.mark.parametrize("line", ["-r other.txt", "-e .", "./wheels/a.whl", "--constraint=c.txt", "-c c.txt"])
+@pytest.mark.parametrize("line", ["-r other.txt", "./wheels/a.whl", "--constraint=c.txt", "-c c.txt"])
 def test_requirements_that_name_files_are_refused(project: Callable[..., Project], line: str) -> None:
     made = project({"requirements.txt": f"six\n{line}\n"}, requirements=["requirements.txt"])
     assert "names another file" in refusal(made)
