@@ -23,6 +23,7 @@ from ..context import Context
 from ..contract import Contract, RuntimeSettings
 from ..pipeline.hooks import BoundHook, Hooks, Item, ModelHooks
 from ..request import Request
+from ..torchserve.streaming import is_stream
 from .loading import UserModule
 
 _DEFAULT_ACCEPT = "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT"
@@ -77,7 +78,7 @@ class SagemakerModule(UserModule):
             context = self._toolkit_context(item.request)
             value = output_fn(context, item.outputs, accept)
 
-            async def awaited() -> Reply:
+            async def awaited() -> Any:
                 return _reply(await value, accept, context)
 
             return awaited() if type(value) is CoroutineType else _reply(value, accept, context)
@@ -102,8 +103,10 @@ class SagemakerModule(UserModule):
         return call
 
 
-def _reply(value: Any, accept: str, context: ToolkitContext) -> Reply:
-    """Return the answer of output_fn: a body of the requested type, or a (body, content type) pair."""
+def _reply(value: Any, accept: str, context: ToolkitContext) -> Any:
+    """Return the answer of output_fn: a body of the requested type, a (body, content type) pair, or a response."""
+    if type(getattr(value, "status_code", None)) is int or is_stream(value):
+        return value
     content_type = accepted(accept)
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], str):
         value, content_type = value
