@@ -61,7 +61,7 @@ class SagemakerModule(UserModule):
         def preprocess(item: Item) -> Any:
             body, content_type = received(item)
             if input_fn is None:
-                return default_input(body, content_type)
+                return default_input(body, content_type, decodes=predict_fn is not None)
             return input_fn(self._toolkit_context(item.request), body, content_type)
 
         def predict(item: Item) -> Any:
@@ -172,8 +172,11 @@ def accepted(accept: str) -> str:
     return accept.partition(",")[0].partition(";")[0].strip()
 
 
-def default_input(body: Any, content_type: str) -> torch.Tensor:
+def default_input(body: Any, content_type: str, *, decodes: bool = False) -> Any:
     """Return the body's numbers as a tensor: float32 of JSON and CSV, the array's own type of NPY.
+
+    With `decodes`, JSON that is no array of numbers (an object, text, a list of either) is returned decoded, as Hugging
+    Face's toolkit does (decoder_encoder.py): the module has a predict_fn, which knows what it takes.
 
     A CSV cell that is no number is NaN and one row is one dimension, as in the toolkit. Pickles inside NPY, which the
     toolkit loads, are refused: a client could run code by them.
@@ -186,6 +189,8 @@ def default_input(body: Any, content_type: str) -> torch.Tensor:
     if kind == JSON:
         try:
             value, np = json.loads(body), optional_module("numpy")
+            if decodes and not _is_numbers(value):
+                return value
             # numpy also reads numbers that are written as text.
             return torch.from_numpy(np.array(value, np.float32)) if np else torch.tensor(value, dtype=torch.float32)
         # An object, a null, a number beyond floats, lists without end: the client's doing as a ragged list is.
@@ -207,6 +212,14 @@ def default_input(body: Any, content_type: str) -> torch.Tensor:
         except (TypeError, EOFError) as error:  # texts, several arrays, nothing
             raise ValueError(f"the NPY is no array of numbers: {error}") from error
     raise UnsupportedType(f"content type {kind!r} is not supported; send one of: {', '.join(_TYPES)}", status_code=415)
+
+
+def _is_numbers(value: Any) -> bool:
+    """Return whether a JSON value is a number, or a list of such values that all have the same shape."""
+    if not isinstance(value, list):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    sizes = {len(each) if isinstance(each, list) else -1 for each in value}
+    return len(sizes) < 2 and all(map(_is_numbers, value))
 
 
 def default_output(prediction: Any, accept: str) -> Reply:
