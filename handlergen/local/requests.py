@@ -97,7 +97,7 @@ class LocalOutlet:
         self._on_chunk = on_chunk
         self.failure: Failure | None = None
 
-    def send(self, _item: Item, body: bytes, content_type: str) -> None:
+    def send(self, _item: Item, body: bytes, content_type: str, *_head: Any) -> None:
         self._on_chunk(body, content_type)
 
     def break_off(self, failure: Failure) -> None:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from logging.handlers import BufferingHandler
 from pathlib import Path
-from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from types import CoroutineType
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from handlergen.local.model import LocalAnswer, LocalModel, load
 from handlergen.local.surroundings import Surroundings
 from handlergen.runtime.pipeline.hooks import BoundHook, Item
 from handlergen.runtime.predictor_process.transport import round_trip
+from handlergen.runtime.torchserve.streaming import is_stream
 from handlergen.runtime.worker import Worker, backend_of
 
 _MAX_BODY = 4000
@@ -168,7 +169,7 @@ class Observer:
             found.append(f"{name} leaves a tensor on {', '.join(sorted(elsewhere))}")
         if role == "predict" and not elsewhere:
             value = self._device.fetch(value)
-        if role == "postprocess" or elsewhere:
+        if role == "postprocess" or elsewhere or (role == "predict" and is_stream(value)):  # sent part by part
             return
         try:
             round_trip(value)  # as between a worker and the predictor process
@@ -268,8 +269,8 @@ def _leaf(value: Any) -> str | None:
         return f"tensor({', '.join(map(str, value.shape))}) {str(value.dtype).removeprefix('torch.')}{where}"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"array({', '.join(map(str, value.shape))}) {value.dtype}"
-    if isinstance(value, GeneratorType | AsyncGeneratorType):
-        return "generator: a streamed answer"
+    if is_stream(value):
+        return f"{kind.removeprefix('async_')}: a streamed answer"
     if isinstance(value, bytes | bytearray | str):
         return f"{kind} ({len(value)})"
     return "nothing (None)" if value is None else None

@@ -254,3 +254,24 @@ def test_nested_predictions_are_answered_as_json() -> None:
     reply = default_output({"scores": torch.ones(2)}, "application/json, text/csv")
     assert reply.media_type == "application/json"
     assert default_output(torch.ones(2), "image/png, text/csv;q=0.5").body == "1.0\n1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "right"),
+    [
+        ({"inputs": "good bad"}, "dict"),
+        ("good", "str"),
+        (["good", "1"], "list"),
+        (["1", "2"], "list"),
+        ([[1], [1, 2]], "list"),
+        ([{"a": 1}], "list"),
+        (None, "NoneType"),
+        (True, "bool"),
+        ([True, False], "list"),
+        ([[1, 2.5], [3, 4]], "Tensor"),
+        (1.5, "Tensor"),
+        ([], "Tensor"),
+    ],
+)
+def test_a_predict_fn_without_input_fn_gets_json_decoded(value: Any, right: str) -> None:
+    assert type(default_input(json.dumps(value), "application/json", decodes=True)).__name__ == right

@@ -11,7 +11,7 @@ from handlergen.inspection.hook_signatures import Role, plain_parameters, read_k
 from handlergen.inspection.source_module import call_kind
 from handlergen.inspection.source_tree import Found
 from handlergen.project.settings import EXECUTABLE_FORMATS
-from handlergen.runtime.contract import Contract, Hook
+from handlergen.runtime.contract import Contract, Hook, Parameter
 
 _NO_REQUEST = "there is no request when it runs"
 _BEFORE_LOAD = {"model": "the model is not loaded yet", "request": _NO_REQUEST}
@@ -107,9 +107,23 @@ def found_functions(source: Source, names: Iterable[str], findings: Findings) ->
 def _hook(source: Source, role: Role, found: Found, findings: Findings, *, keywords: bool = False) -> Hook:
     node, file = found.node, found.module.file
     check_returns(file, role.name, node, findings, may_yield=role.name == "predict")
-    read = read_keywords if keywords else read_signature
-    parameters = read(node, role, file=file, findings=findings)
+    parameters = _cerebriums(found) if role.name == "predict" and not keywords else ()
+    if not parameters:
+        read = read_keywords if keywords else read_signature
+        parameters = read(node, role, file=file, findings=findings)
     return Hook(role.name, source.line_of(found), call_kind(node), parameters)
+
+
+def _cerebriums(found: Found) -> tuple[Parameter, ...]:
+    """Return the parameters of `predict(item, run_id, logger)`, as Cerebrium's first templates have it; else none."""
+    given = list(plain_parameters(found.node))
+    sources = ["inputs", *(each.name for each in given[1:])]
+    if len(given) < 2 or not {*sources[1:]} <= {"run_id", "logger"}:
+        return ()
+    return tuple(
+        Parameter(each.name, source, each.keyword_only, each.required)
+        for each, source in zip(given, sources, strict=True)
+    )
 
 
 def _call(source: Source, found: dict[str, Found], bound: set[str], findings: Findings) -> str:
@@ -126,6 +140,8 @@ def _call(source: Source, found: dict[str, Found], bound: set[str], findings: Fi
         return "positional"
     named = ROLES["predict"].named
     own = [parameter for parameter in plain_parameters(predict.node) if parameter.name not in named]
+    if setting != "keywords" and _cerebriums(predict):
+        return "positional"
     several = len(own) > 1 or any(parameter.keyword_only for parameter in own)
     return "keywords" if setting == "keywords" or several else "positional"
 

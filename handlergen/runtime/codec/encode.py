@@ -101,6 +101,26 @@ def _is_response(answer: Any) -> bool:
 
 def _response(answer: Any, nan: str) -> Encoded:
     """Encode an answer that has a status and headers of its own, as Starlette's responses do."""
+    head = response_head(answer)
+    body = answer.body
+    if body is None or head.status in _BODILESS:
+        content, usual = b"", TEXT
+    elif isinstance(body, str):
+        content, usual = body.encode("utf-8", "replace"), TEXT
+    elif isinstance(body, bytes | bytearray | memoryview):
+        content, usual = bytes(body), OCTETS
+    else:
+        inner = encode(body, nan=nan)
+        content, usual = inner.body, inner.content_type
+    return Encoded(content, head.content_type or usual, head.status, head.headers, verbatim=True)
+
+
+def response_head(answer: Any) -> Encoded:
+    """Return status, headers and content type of a response; no body, and "" where it names no content type.
+
+    Raises:
+        EncodeError: The status is not one of 200 to 599, or the headers are not a mapping.
+    """
     if not is_status(answer.status_code):
         raise EncodeError(f"The answer's status {int(answer.status_code)} is not one of 200 to 599")
     status = int(answer.status_code)
@@ -110,18 +130,8 @@ def _response(answer: Any, nan: str) -> Encoded:
         declared = next((value for name, value in header_pairs(headers) if name.lower() == "content-type"), None)
     except (TypeError, ValueError) as error:
         raise EncodeError(f"The headers of {type(answer).__name__} are not a mapping of str to str") from error
-    body = answer.body
-    if body is None or status in _BODILESS:
-        content, usual = b"", TEXT
-    elif isinstance(body, str):
-        content, usual = body.encode("utf-8", "replace"), TEXT
-    elif isinstance(body, bytes | bytearray | memoryview):
-        content, usual = bytes(body), OCTETS
-    else:
-        inner = encode(body, nan=nan)
-        content, usual = inner.body, inner.content_type
     declared = declared or getattr(answer, "media_type", None) or getattr(answer, "content_type", None)
-    return Encoded(content, (header_value(declared) if declared else "") or usual, status, kept, verbatim=True)
+    return Encoded(b"", header_value(declared) if declared else "", status, kept)
 
 
 MAX_DEPTH = 250

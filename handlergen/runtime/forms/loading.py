@@ -29,7 +29,12 @@ class UserModule(abc.ABC):
         self._contract = contract
         self._settings = settings
         self._context = context
-        self._constants: dict[str, Any] = {"context": context, "device": context.device, "model": None}
+        self._constants: dict[str, Any] = {
+            "context": context,
+            "device": context.device,
+            "model": None,
+            "logger": context.logger,
+        }
         self.loop = EventLoop()
         self._module: ModuleType = importlib.import_module(contract.module)
         self._owner: Any = self._module  # what the hooks are attributes of

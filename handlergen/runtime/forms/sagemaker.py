@@ -23,6 +23,7 @@ from ..context import Context
 from ..contract import Contract, RuntimeSettings
 from ..pipeline.hooks import BoundHook, Hooks, Item, ModelHooks
 from ..request import Request
+from ..torchserve.streaming import is_stream
 from .loading import UserModule
 
 _DEFAULT_ACCEPT = "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT"
@@ -60,7 +61,7 @@ class SagemakerModule(UserModule):
         def preprocess(item: Item) -> Any:
             body, content_type = received(item)
             if input_fn is None:
-                return default_input(body, content_type)
+                return default_input(body, content_type, decodes=predict_fn is not None)
             return input_fn(self._toolkit_context(item.request), body, content_type)
 
         def predict(item: Item) -> Any:
@@ -77,7 +78,7 @@ class SagemakerModule(UserModule):
             context = self._toolkit_context(item.request)
             value = output_fn(context, item.outputs, accept)
 
-            async def awaited() -> Reply:
+            async def awaited() -> Any:
                 return _reply(await value, accept, context)
 
             return awaited() if type(value) is CoroutineType else _reply(value, accept, context)
@@ -102,8 +103,10 @@ class SagemakerModule(UserModule):
         return call
 
 
-def _reply(value: Any, accept: str, context: ToolkitContext) -> Reply:
-    """Return the answer of output_fn: a body of the requested type, or a (body, content type) pair."""
+def _reply(value: Any, accept: str, context: ToolkitContext) -> Any:
+    """Return the answer of output_fn: a body of the requested type, a (body, content type) pair, or a response."""
+    if type(getattr(value, "status_code", None)) is int or is_stream(value):
+        return value
     content_type = accepted(accept)
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], str):
         value, content_type = value
@@ -169,8 +172,11 @@ def accepted(accept: str) -> str:
     return accept.partition(",")[0].partition(";")[0].strip()
 
 
-def default_input(body: Any, content_type: str) -> torch.Tensor:
+def default_input(body: Any, content_type: str, *, decodes: bool = False) -> Any:
     """Return the body's numbers as a tensor: float32 of JSON and CSV, the array's own type of NPY.
+
+    With `decodes`, JSON that is no array of numbers (an object, text, a list of either) is returned decoded, as Hugging
+    Face's toolkit does (decoder_encoder.py): the module has a predict_fn, which knows what it takes.
 
     A CSV cell that is no number is NaN and one row is one dimension, as in the toolkit. Pickles inside NPY, which the
     toolkit loads, are refused: a client could run code by them.
@@ -183,6 +189,8 @@ def default_input(body: Any, content_type: str) -> torch.Tensor:
     if kind == JSON:
         try:
             value, np = json.loads(body), optional_module("numpy")
+            if decodes and not _is_numbers(value):
+                return value
             # numpy also reads numbers that are written as text.
             return torch.from_numpy(np.array(value, np.float32)) if np else torch.tensor(value, dtype=torch.float32)
         # An object, a null, a number beyond floats, lists without end: the client's doing as a ragged list is.
@@ -204,6 +212,14 @@ def default_input(body: Any, content_type: str) -> torch.Tensor:
         except (TypeError, EOFError) as error:  # texts, several arrays, nothing
             raise ValueError(f"the NPY is no array of numbers: {error}") from error
     raise UnsupportedType(f"content type {kind!r} is not supported; send one of: {', '.join(_TYPES)}", status_code=415)
+
+
+def _is_numbers(value: Any) -> bool:
+    """Return whether a JSON value is a number, or a list of such values that all have the same shape."""
+    if not isinstance(value, list):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    sizes = {len(each) if isinstance(each, list) else -1 for each in value}
+    return len(sizes) < 2 and all(map(_is_numbers, value))
 
 
 def default_output(prediction: Any, accept: str) -> Reply:

@@ -113,6 +113,7 @@ _ITEM_SOURCES: dict[str, Callable[[Item], Any]] = {
     "input_data": attrgetter("data"),
     "request": attrgetter("request"),
     "http_request": http_request,
+    "run_id": attrgetter("request.id"),
 }
 
 

@@ -19,7 +19,7 @@ from ..codec.errors import INPUT
 from ..contract import RuntimeSettings
 from ..device.device import inference_mode
 from ..request import Request
-from ..torchserve.streaming import STREAMS, drain, drain_async
+from ..torchserve.streaming import drain, drain_async, is_stream, opened_stream
 from .batching import RequestQueue
 from .event_loop import EventLoop
 from .hooks import BoundHook, Hooks, Item
@@ -192,7 +192,7 @@ class Pipeline:
             self._call(hook, item, item.outputs, "postprocess", lambda value: self._encode(item, value, then))
 
     def _encode(self, item: Item, value: Any, then: Callable[[Item], None]) -> None:
-        if type(value) in STREAMS and item.failure is None:
+        if item.failure is None and is_stream(value):
             self._stream(item, value, then)
             return
         start = time.monotonic_ns()
@@ -206,9 +206,15 @@ class Pipeline:
         self._record("encode", item, start)
         then(item)
 
-    def _stream(self, item: Item, stream: Any, then: Callable[[Item], None]) -> None:
-        """Send the chunks of a postprocess that is a generator, outside the lock."""
-        chunks = self._streaming.chunks(item)
+    def _stream(self, item: Item, value: Any, then: Callable[[Item], None]) -> None:
+        """Send the chunks of what postprocess returned, outside the lock."""
+        try:
+            stream, head = opened_stream(value)
+        except BaseException as error:
+            self.fail(item, error, "encode")
+            self._encode(item, None, then)
+            return
+        chunks = self._streaming.chunks(item, head)
 
         def ended(_nothing: Any, error: BaseException | None) -> None:
             if error is not None:

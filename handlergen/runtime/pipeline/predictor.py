@@ -14,7 +14,15 @@ from ..contract import RuntimeSettings
 from ..device.device import Device, inference_mode
 from ..forms.loading import UserModule
 from ..telemetry.recording import Recorder
-from ..torchserve.streaming import STREAMS, StreamAnswerError, Streaming, drain, drain_async
+from ..torchserve.streaming import (
+    STREAMS,
+    StreamAnswerError,
+    Streaming,
+    drain,
+    drain_async,
+    is_stream,
+    opened_stream,
+)
 from .batching import BatchError, RequestSource, check_length, collate, map_tensors, split
 from .hooks import BoundHook, Hooks, Item
 from .request_context import RequestContexts
@@ -288,21 +296,23 @@ class WorkerPredictor:
         outputs = item.context.run(self.hooks[item.model_index].predict.call, item)
         if type(outputs) is CoroutineType:
             outputs = self._loop.run(outputs, item.context)
-        if type(outputs) in STREAMS:
+        if is_stream(outputs):
             outputs = self._streamed(item, outputs)
         device.wait()
         return device.fetch(outputs)
 
-    def _streamed(self, item: Item, stream: Any) -> Any:
-        """Send the chunks of the generator that `predict` returned; return what is left to encode."""
+    def _streamed(self, item: Item, outputs: Any) -> Any:
+        """Send the chunks of the stream that `predict` returned; return what is left to encode."""
+        what = "a generator" if type(outputs) in STREAMS else f"a {type(outputs).__name__}"
         if self._batch != "each" or item.model_index != len(self.hooks) - 1:
-            raise StreamAnswerError("predict returned a generator, which only one request at a time can have")
+            raise StreamAnswerError(f"predict returned {what}, which only one request at a time can have")
         if self.hooks[item.model_index].postprocess is not None:
             raise StreamAnswerError(
-                "predict returned a generator, whose chunks go out as they are made, and there is a postprocess: "
+                f"predict returned {what}, whose chunks go out as they are made, and there is a postprocess: "
                 "do its work inside predict, and remove it"
             )
-        chunks = self._streaming.chunks(item)
+        stream, head = opened_stream(outputs)
+        chunks = self._streaming.chunks(item, head)
 
         def put(chunk: Any) -> None:
             self._device.wait()

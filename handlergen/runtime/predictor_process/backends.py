@@ -271,7 +271,7 @@ class RelayBackend:
 def _call_for(item: Item, kind: int, value: Any, *, ready_ns: int, settled: Callable[[Call], None]) -> Call:
     """Return the call of a client's request: chunks of its answer go out at once."""
 
-    def chunk(value: tuple[bytes, str]) -> None:
+    def chunk(value: tuple[Any, ...]) -> None:
         item.outlet.send(item, *value)
         item.sent = True
 

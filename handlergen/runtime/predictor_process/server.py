@@ -158,10 +158,10 @@ class _WorkerOutlet:
         self._request = request
         self._status = status
 
-    def send(self, _item: Item, body: bytes, content_type: str) -> None:
+    def send(self, _item: Item, body: bytes, content_type: str, *head: Any) -> None:
         if self._request.abandoned():
             raise ConsumerGone
-        self._request.send(Kind.CHUNK, (body, content_type))
+        self._request.send(Kind.CHUNK, (body, content_type, *head))
         if self._status is not None:
             self._status.enter(PREDICTING)  # the limit is from one chunk to the next
 

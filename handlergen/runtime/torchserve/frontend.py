@@ -83,13 +83,19 @@ class TorchServeOutlet:
         self._begin = begin
         self._one_at_a_time = threading.Lock()  # a postprocess that streams does so beside others'
 
-    def send(self, item: Item, body: bytes, content_type: str) -> None:
+    def send(
+        self, item: Item, body: bytes, content_type: str, status: int = 200, headers: Mapping[str, str] = NO_HEADERS
+    ) -> None:
         from ts.handler_utils.utils import send_intermediate_predict_response
 
         with self._one_at_a_time:
             if not item.sent:
                 self._begin(item)
                 self._context.set_response_content_type(item.index, content_type)
+                if status != 200:
+                    self._context.set_response_status(status, reason_phrase(status), item.index)
+                for name, value in headers.items():
+                    self._context.set_response_header(item.index, name, value)
             try:
                 send_intermediate_predict_response(
                     {item.index: body}, {item.index: item.request.id}, "chunk", 200, self._context

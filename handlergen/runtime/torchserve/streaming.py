@@ -18,18 +18,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import AsyncGeneratorType, GeneratorType, SimpleNamespace
 from typing import Any, Protocol
 
-from ..codec.content import EVENT_STREAM, JSON, NDJSON, OCTETS, STREAM_WISH, TEXT
-from ..codec.encode import dump
-from ..codec.errors import Failure
+from ..codec.content import EVENT_STREAM, JSON, NDJSON, NO_HEADERS, OCTETS, STREAM_WISH, TEXT
+from ..codec.encode import Encoded, dump, response_head
+from ..codec.errors import EncodeError, Failure
 from ..pipeline.hooks import Item
 
 STREAMS = frozenset((GeneratorType, AsyncGeneratorType))
-"""The types of an answer that is streamed."""
+"""The types of an answer that is streamed; see also `is_stream`."""
+
+_NEVER = frozenset((dict, list, str, bytes, int, float, bool, tuple, type(None)))
+_PIECE = 1 << 18
 
 _UNWANTED = frozenset((b"", b"false", b"0", b"no"))
 
@@ -58,8 +62,13 @@ class StreamAnswerError(Exception):
 class Outlet(Protocol):
     """Where the chunks of a batch go."""
 
-    def send(self, item: Item, body: bytes, content_type: str) -> None:
-        """Send one chunk of one request's answer, from any thread; raise ConsumerGone if nobody receives it."""
+    def send(
+        self, item: Item, body: bytes, content_type: str, status: int = 200, headers: Mapping[str, str] = NO_HEADERS
+    ) -> None:
+        """Send one chunk of one request's answer, from any thread; raise ConsumerGone if nobody receives it.
+
+        Content type, status and headers count with the first chunk.
+        """
 
     def break_off(self, failure: Failure) -> None:
         """End the answer of a batch's only request midway; raises TorchServe's PredictionException."""
@@ -74,15 +83,18 @@ class Chunks:
         item: The request, whose outlet sends chunks; they are collected without one, or if the client wants one value.
         nan: As for `encode`.
         limit: The most bytes that the server sends in one message; longer chunks are sent in pieces.
+        head: Of a response that says itself what it is; its chunks are text and bytes.
     """
 
-    def __init__(self, item: Item, *, nan: str, limit: int) -> None:
+    def __init__(self, item: Item, *, nan: str, limit: int, head: Encoded | None = None) -> None:
         self._item = item
         self._nan = nan
         self._limit = limit
-        self._outlet: Outlet | None = item.outlet if wants_chunks(item) else None
+        self._head = head
+        wanted = wants_chunks(item) or (head is not None and not item.request.is_grpc)
+        self._outlet: Outlet | None = item.outlet if wanted else None
         self._kept: list[Any] = []
-        self._content_type = OCTETS
+        self._content_type = (head.content_type if head is not None else "") or OCTETS
 
     def put(self, chunk: Any) -> None:
         """Take the next chunk.
@@ -91,30 +103,95 @@ class Chunks:
             EncodeError: It cannot be sent.
             ConsumerGone: Nobody receives the chunk.
         """
-        if self._outlet is None:
+        if self._outlet is None and self._head is None:
             self._kept.append(chunk)
             return
         body, content_type = self._encoded(chunk)
-        if not self._item.sent:
+        if not self._item.sent and not self._kept:
             self._content_type = content_type
+        if self._outlet is None:
+            self._kept.append(body)
+            return
         for start in range(0, len(body), self._limit):
-            self._outlet.send(self._item, body[start : start + self._limit], self._content_type)
+            piece, head = body[start : start + self._limit], self._head
+            if head is None:
+                self._outlet.send(self._item, piece, self._content_type)
+            else:
+                self._outlet.send(self._item, piece, self._content_type, head.status, head.headers)
             self._item.sent = True
 
     def answer(self) -> Any:
         """Return the value to encode after the last chunk."""
-        if self._outlet is None:
+        head = self._head
+        if head is None and self._outlet is None:
             return gathered(self._kept)
-        # Everything has been sent: an empty response.
-        return SimpleNamespace(status_code=200, body=b"", media_type=self._content_type)
+        if head is None:  # everything has been sent: an empty response
+            return SimpleNamespace(status_code=200, body=b"", media_type=self._content_type)
+        if self._item.wrap is not None:  # KServe: the value, in an answer of its own
+            return gathered(self._kept)
+        body = b"".join(self._kept)
+        return SimpleNamespace(status_code=head.status, body=body, media_type=self._content_type, headers=head.headers)
 
     def _encoded(self, chunk: Any) -> tuple[bytes, str]:
+        if self._head is not None:
+            text = isinstance(chunk, str)
+            if not text and not isinstance(chunk, bytes | bytearray | memoryview):
+                raise EncodeError(f"A streamed response has text and bytes; this one has {type(chunk).__name__}")
+            kind = self._head.content_type or (TEXT if text else OCTETS)
+            return chunk.encode("utf-8", "replace") if isinstance(chunk, str) else bytes(chunk), kind
         if isinstance(chunk, str):
             wants_events = EVENT_STREAM in self._item.request.headers.get("accept", "")
             return chunk.encode("utf-8", "replace"), EVENT_STREAM if wants_events else TEXT
         if isinstance(chunk, bytes | bytearray | memoryview):
             return bytes(chunk), OCTETS
         return dump(chunk, self._nan) + b"\n", NDJSON
+
+
+def is_stream(value: Any) -> bool:
+    """Return whether an answer is sent part by part: a generator, or a streamed response of Starlette's kind.
+
+    Such a response has a `status_code`, and a `body_iterator` or the `path` of a file in place of a `body`.
+    """
+    kind = type(value)
+    if kind in _NEVER or kind in STREAMS:
+        return kind in STREAMS
+    # An instance may have any attribute by `__getattr__`; a response has a number.
+    if type(getattr(value, "status_code", None)) is not int or isinstance(value, type):
+        return False
+    return hasattr(value, "body_iterator") or (hasattr(value, "path") and not hasattr(value, "body"))
+
+
+def opened_stream(value: Any) -> tuple[Any, Encoded | None]:
+    """Return the generator, or async generator, of what `is_stream`, and the head of a response.
+
+    Raises:
+        EncodeError: The response's status or headers cannot be sent.
+        OSError: The file that it names cannot be read.
+    """
+    if type(value) in STREAMS:
+        return value, None
+    head = response_head(value)
+    parts = getattr(value, "body_iterator", None)
+    if parts is None:
+        return _pieces(Path(value.path)), head
+    # Starlette reads a synchronous iterator in threads of its own (iterate_in_threadpool); it belongs in the hook's.
+    frame = getattr(parts, "ag_frame", None)
+    if frame is not None and frame.f_code.co_name == "iterate_in_threadpool":
+        parts = frame.f_locals.get("iterator", parts)
+    if type(parts) in STREAMS:
+        return parts, head
+    return _each_async(parts) if isinstance(parts, AsyncIterable) else (part for part in parts), head
+
+
+def _pieces(path: Path) -> Generator[bytes, None, None]:
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            yield piece
+
+
+async def _each_async(parts: AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
+    async for part in parts:
+        yield part
 
 
 def wants_chunks(item: Item) -> bool:
@@ -214,6 +291,6 @@ class Streaming:
     limit_s: float | None
     """How long a chunk may take, in seconds; None for as long as TorchServe waits."""
 
-    def chunks(self, item: Item) -> Chunks:
-        """Return the receiver of the chunks of a request's answer."""
-        return Chunks(item, nan=self.nan, limit=self.limit)
+    def chunks(self, item: Item, head: Encoded | None = None) -> Chunks:
+        """Return the receiver of the chunks of a request's answer; `head` is that of a response."""
+        return Chunks(item, nan=self.nan, limit=self.limit, head=head)
