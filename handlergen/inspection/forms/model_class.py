@@ -11,6 +11,7 @@ import difflib
 
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
+from handlergen.inspection.forms.foreign import system_of
 from handlergen.inspection.forms.form import check_request, check_returns, check_stream, method_lines, misspelt, yields
 from handlergen.inspection.hook_signatures import SourceParameter, plain_parameters
 from handlergen.inspection.source_module import (
@@ -38,7 +39,7 @@ _UNSUPPORTED_ENDPOINTS = ("completions", "chat_completions", "websocket")
 def recognise(source: Source) -> str | None:
     """Find a module-level class with the wanted name that has `predict`, its own or inherited."""
     node = _class(source)
-    if node is not None and find_method(source.module, node, "predict"):
+    if node is not None and find_method(source.module, node, "predict") and not system_of(source.module, node):
         return f"class {node.name} with predict, line {node.lineno}"
     return None
 

@@ -48,6 +48,8 @@ FORMS: Mapping[str, FormRow] = {
         FormRow("module", batch="collate"),
         FormRow("flow", several_models=True),
         FormRow("sagemaker", converts_records=False),
+        FormRow("lit-api", value_error_is_400=False, converts_records=False),
+        FormRow("cog", value_error_is_400=False, converts_records=False),
     )
 }
 """By name, in the order of the documentation."""
