@@ -364,7 +364,8 @@ def _forget(roots: Sequence[Path], before: set[str]) -> None:
     for root in roots:
         if str(root) in sys.path:
             sys.path.remove(str(root))
-    for name in set(sys.modules) - before:
+    # Children first: the directories of one without `__init__.py` are found through its parent.
+    for name in sorted(set(sys.modules) - before, reverse=True):
         module = sys.modules[name]
         # A package without `__init__.py` has a directory instead of a file.
         file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)

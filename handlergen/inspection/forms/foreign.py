@@ -6,6 +6,7 @@ A class is recognised by its base or decorator, as imported; the system's packag
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,7 +14,6 @@ from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
 from handlergen.inspection.hook_signatures import plain_parameters
 from handlergen.inspection.source_module import SourceModule, base_names, dotted, find_method, full_name
-from handlergen.runtime.forms.table import FORMS
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class System:
         names: Bases and decorators that make a class one of this system.
         hooks: Its methods, each with the method of `class Model` that it becomes; in the order in which they run.
         note: What else changes: whole sentences.
-        form: The form that serves its classes; "" where none does.
+        served: A form of its own serves its classes.
     """
 
     title: str
@@ -34,11 +34,11 @@ class System:
     names: tuple[str, ...]
     hooks: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
-    form: str = ""
+    served: bool = False
 
 
-LITSERVE = System("a LitServe LitAPI", "litserve", ("LitAPI",), form="lit-api")
-COG = System("a Cog predictor", "cog", ("BasePredictor", "BaseRunner"), form="cog")
+LITSERVE = System("a LitServe LitAPI", "litserve", ("LitAPI",), served=True)
+COG = System("a Cog predictor", "cog", ("BasePredictor", "BaseRunner"), served=True)
 
 SYSTEMS = (
     LITSERVE,
@@ -152,7 +152,7 @@ def refusal(source: Source) -> Problem | None:
     """Return the problem of a source whose class is of a system that is not served; it says how to write the class."""
     for node in source.module.classes():
         system = system_of(source.module, node)
-        if system is not None and system.form not in FORMS:
+        if system is not None and not system.served:
             fix = f"Write it as class Model, without that base or decorator. {_becomes(source, node, system)} "
             fix += f"{system.note}\n\n{_skeleton(source, node, system)}"
             message = f"{node.name} is {system.title}, which handlergen does not serve as it is"
@@ -202,4 +202,4 @@ def _requires(source: Source, package: str) -> bool:
         path = source.root / entry
         if entry.endswith(".txt") and path.is_file():
             lines += path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return any(line.strip().lower().startswith(package) for line in lines)
+    return any(re.match(rf"\s*{package}\b", line, re.IGNORECASE) for line in lines)

@@ -54,6 +54,9 @@ def inspect(source: Source) -> Findings:
         message = "predict takes a batch, and is async or a generator"
         fix = "Return the list of its answers, or remove batch, unbatch and max_batch_size."
         findings.problem(file, predict.lineno, message, fix)
+    elif batched and source.settings.batch == "auto":
+        message = "predict takes a batch, which has one request. Write batch: list to have several."
+        findings.warn(file, predict.lineno, message)
     check_constructor(source, node, findings)
     check_stream(file, {"predict": predict} if predict else {}, source.settings, findings)
     findings.warnings += misspelt(file, method_lines(node), HOOKS, methods)

@@ -1,7 +1,7 @@
 """The `cog` form: Cog's `BasePredictor`, whose inputs are the keys of the request.
 
-`Input(...)` is read from the signature's defaults at run time: what it returns is called FieldInfo in every version of Cog
-(cog/input.py), whose limits are attributes, or, in versions that use pydantic, in its metadata.
+`Input(...)` is read at run time from the signature: every version of Cog returns a FieldInfo (cog/input.py),
+whose limits are attributes, or, in versions that use pydantic, in its metadata.
 """
 
 from __future__ import annotations
