@@ -1,4 +1,4 @@
-"""Classes of other serving systems: LitServe's and Cog's are served; for others, the class that the message shows runs."""
+"""Classes of other serving systems: LitServe's and Cog's are served; for others, the class in the message runs."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def test_check_says_that_the_worker_needs_the_package(text: str, tmp_path: Path)
 def test_check_says_when_a_batch_has_one_request(tmp_path: Path) -> None:
     text = LIT.format(name="Halver") + "\n    litserve.LitServer(Halver(max_batch_size=4))"
     says = "predict takes a batch, which has one request. Write batch: list to have several."
-    assert warnings(tmp_path, text, requirements=("litserve",)) == [f"digits.py:11: {says}"]
+    (warning,) = warnings(tmp_path, text, requirements=("litserve",))
+    assert warning.endswith(f"digits.py:11: {says}")
     assert warnings(tmp_path, text, requirements=("litserve",), batch="list") == []
 
 
