@@ -9,7 +9,7 @@ from typing import Any
 
 from handlergen.errors import Problem
 from handlergen.inspection.source_module import SourceModule
-from handlergen.inspection.source_tree import Found, SourceTree
+from handlergen.inspection.source_tree import Found, SourceTree, UserClass
 from handlergen.project.settings import Settings
 from handlergen.runtime.contract import Contract
 
@@ -41,6 +41,11 @@ class Source:
     def line_of(self, function: Found) -> int:
         """Return the line of a function's definition; 0 if it is in another file than the source."""
         return function.node.lineno if function.module is self.module else 0
+
+    def place_of(self, kind: UserClass) -> str:
+        """Return where a class is defined, for messages: `line 3`, with the file where it is another one."""
+        line = f"line {kind.node.lineno}"
+        return line if kind.module is self.module else f"{kind.module.file}, {line}"
 
 
 @dataclass

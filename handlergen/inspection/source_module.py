@@ -165,35 +165,7 @@ def dotted(node: ast.AST) -> str:
     return ""
 
 
-def lineage(module: SourceModule, node: ast.ClassDef) -> list[ast.ClassDef]:
-    """Return a class and its bases at any depth, as far as this file defines them, in Python's order."""
-    found: list[ast.ClassDef] = []
-    waiting = [node]
-    while waiting:
-        current = waiting.pop(0)
-        if current not in found:
-            found.append(current)
-            bindings = [module.bindings.get(dotted(base)) for base in current.bases]
-            waiting[:0] = [each.node for each in bindings if each and isinstance(each.node, ast.ClassDef)]
-    return found
-
-
-def base_names(module: SourceModule, node: ast.ClassDef) -> set[str]:
-    """Return the full dotted names of the bases of a class and of its `lineage`."""
-    names = {dotted(base) for current in lineage(module, node) for base in current.bases}
-    return {full_name(module, name) for name in names if name}
-
-
-def find_method(module: SourceModule, node: ast.ClassDef, name: str) -> MethodNode | None:
-    """Return a method of a class or its `lineage`, without the first parameter (`self`, `cls`); None without one."""
-    for current in lineage(module, node):
-        found = [item for item in current.body if isinstance(item, MethodNode) and item.name == name]
-        if found:
-            return _unbound(found[-1])
-    return None
-
-
-def _unbound(node: MethodNode) -> MethodNode:
+def unbound(node: MethodNode) -> MethodNode:
     """Return the `def` as a call on an instance sees it: without `self`."""
     if any(dotted(decorator) == "staticmethod" for decorator in node.decorator_list):
         return node

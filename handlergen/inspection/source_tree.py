@@ -14,8 +14,10 @@ from handlergen.inspection.source_module import (
     MethodNode,
     SourceModule,
     dotted,
+    full_name,
     parse_source,
     statements_at_import,
+    unbound,
 )
 from handlergen.project.settings import shown
 
@@ -26,6 +28,39 @@ class Found:
 
     node: Function
     module: SourceModule
+
+
+@dataclass(frozen=True)
+class FoundMethod(Found):
+    """A method, as a call on an instance sees it, and the module that defines it."""
+
+    node: MethodNode
+
+
+@dataclass(frozen=True)
+class UserClass:
+    """A class of the project, with what it inherits in any of the project's files.
+
+    Attributes:
+        name: What the module that asked calls it.
+        node, module: Its definition, and the file that has it.
+        lineage: The class and its bases in the project, in Python's order.
+        foreign: Full dotted names of the bases, at any depth, that no file of the project defines.
+    """
+
+    name: str
+    node: ast.ClassDef
+    module: SourceModule
+    lineage: tuple[tuple[ast.ClassDef, SourceModule], ...]
+    foreign: tuple[str, ...]
+
+    def method(self, name: str) -> FoundMethod | None:
+        """Return a method, its own or inherited, without the first parameter (`self`, `cls`); None without one."""
+        for node, module in self.lineage:
+            found = [item for item in node.body if isinstance(item, MethodNode) and item.name == name]
+            if found:
+                return FoundMethod(unbound(found[-1]), module)
+        return None
 
 
 class SourceTree:
@@ -53,6 +88,35 @@ class SourceTree:
         A name that is bound to something else gives a problem; one that the module does not bind, None.
         """
         return self._follow(module, name, seen=set())
+
+    def find_class(self, module: SourceModule, name: str) -> UserClass | None:
+        """Return the class that a dotted name stands for in a module; None if no file of the project defines it."""
+        found = self._class(module, tuple(name.split(".")), set())
+        if found is None:
+            return None
+        foreign: dict[str, None] = {}
+        lineage = self._lineage(*found, (), foreign)
+        # A base of several classes comes after all of them.
+        lineage = [each for index, each in enumerate(lineage) if each not in lineage[index + 1 :]]
+        return UserClass(name, *found, tuple(lineage), tuple(foreign))
+
+    def classes(self, module: SourceModule) -> list[UserClass]:
+        """Return the classes that a file defines at module level."""
+        found = (self.find_class(module, node.name) for node in module.classes())
+        return [each for each in found if each is not None]
+
+    def imported_classes(self, module: SourceModule) -> list[UserClass]:
+        """Return the classes of the project's other files that a file has a name for; each once."""
+        names = [binding.name for binding in module.bindings.values() if not isinstance(binding.node, ast.ClassDef)]
+        for path in (self.local_file(module, node) for node in module.star_imports):
+            target = self.open(path) if path else None
+            names += target.bindings if isinstance(target, SourceModule) else ()
+        found: dict[ast.ClassDef, UserClass] = {}
+        for name in names:
+            kind = self.find_class(module, name)
+            if kind is not None and kind.module is not module:
+                found.setdefault(kind.node, kind)
+        return list(found.values())
 
     def local_file(self, module: SourceModule, node: ast.ImportFrom) -> Path | None:
         """Return the project's file that a `from … import …` reads; None if it reads no file of the project."""
@@ -98,6 +162,67 @@ class SourceTree:
             if found:
                 return found
         return None
+
+    def _lineage(
+        self, node: ast.ClassDef, module: SourceModule, below: tuple[ast.ClassDef, ...], foreign: dict[str, None]
+    ) -> list[tuple[ast.ClassDef, SourceModule]]:
+        """Return a class and its bases, depth first; adds the bases that the project does not define to `foreign`."""
+        lineage = [(node, module)]
+        for name in filter(None, map(dotted, node.bases)):
+            base = self._class(module, tuple(name.split(".")), set())
+            if base is None:
+                foreign[full_name(module, name)] = None
+            elif base[0] not in (node, *below):
+                lineage += self._lineage(*base, (node, *below), foreign)
+        return lineage
+
+    def _class(
+        self, module: SourceModule | Problem | None, parts: tuple[str, ...], seen: set[tuple[Path, tuple[str, ...]]]
+    ) -> tuple[ast.ClassDef, SourceModule] | None:
+        """Follow a name, given as its parts, to a class: through imports, files, packages and other names for it."""
+        if not isinstance(module, SourceModule) or not parts or (module.path, parts) in seen:
+            return None
+        seen.add((module.path, parts))
+        binding = module.bindings.get(parts[0])
+        node, rest = binding.node if binding else None, parts[1:]
+        if isinstance(node, ast.ClassDef):
+            return None if rest else (node, module)
+        if isinstance(node, ast.Name | ast.Attribute):
+            return self._class(module, (*dotted(node).split("."), *rest), seen)
+        if node is None:
+            targets: list[tuple[Path | None, tuple[str, ...]]]
+            targets = [(self.local_file(module, each), parts) for each in reversed(module.star_imports)]
+            if module.is_package:
+                targets.append((_module_file(module.path.parent, parts[:1]), rest))
+        else:
+            imported = (binding.imported or parts[0]) if binding else ""
+            targets = []
+            if isinstance(node, ast.ImportFrom):
+                targets.append((self.local_file(module, node), (imported, *rest)))
+            targets += self._files_named(module, node, parts)
+        for path, wanted in targets:
+            found = self._class(self.open(path), wanted, seen) if path else None
+            if found is not None:
+                return found
+        return None
+
+    def _files_named(
+        self, module: SourceModule, node: ast.AST, parts: tuple[str, ...]
+    ) -> Iterator[tuple[Path, tuple[str, ...]]]:
+        """Yield each file that an import binds the first of some names to, and the names that are left in it."""
+        if isinstance(node, ast.ImportFrom):
+            for path, name in self.imported(module, node):
+                if name == parts[0]:
+                    yield path, parts[1:]
+        elif isinstance(node, ast.Import):
+            beside = None if module.is_package else module.path.parent
+            for alias in node.names:
+                if parts[0] == (alias.asname or alias.name.partition(".")[0]):
+                    whole = (*alias.name.split("."), *parts[1:]) if alias.asname else parts
+                    for length in range(len(whole) - 1, 0, -1):
+                        file = self.importable(whole[:length], beside=beside)
+                        if file is not None:
+                            yield file, whole[length:]
 
     def _follow(self, module: SourceModule, name: str, seen: set[tuple[Path, str]]) -> Found | Problem | None:
         if (module.path, name) in seen:

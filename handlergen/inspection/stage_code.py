@@ -129,7 +129,7 @@ class Names(Namespace):
         super().__init__(source.tree, source.module)
         self.hooks: dict[ast.AST, str] = {}
         self.served: list[ast.ClassDef] = []
-        self._serve(class_name or "")
+        self._serve(self.main.originals.get(class_name or "", class_name or ""))
         self.served_body = [part for kind in self.served for part in kind.body]
         self._codes: dict[ast.AST, Code] = {}
 

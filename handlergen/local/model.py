@@ -350,6 +350,7 @@ def importable(roots: Sequence[Path], module: str) -> Iterator[None]:
     top = module.partition(".")[0]
     for name in [name for name in sys.modules if name.partition(".")[0] == top]:
         del sys.modules[name]
+    path = [*sys.path]
     sys.path[:0] = [str(root) for root in roots]
     importlib.invalidate_caches()
     before = set(sys.modules)
@@ -357,13 +358,13 @@ def importable(roots: Sequence[Path], module: str) -> Iterator[None]:
         yield
     finally:
         if sys.modules is not None and sys.path is not None:  # both are None when the interpreter exits
-            _forget(roots, before)
+            _forget(roots, before, path)
 
 
-def _forget(roots: Sequence[Path], before: set[str]) -> None:
-    for root in roots:
-        if str(root) in sys.path:
-            sys.path.remove(str(root))
+def _forget(roots: Sequence[Path], before: set[str], path: Sequence[str]) -> None:
+    new = [entry for entry in sys.path if entry not in path]
+    for entry in (entry for entry in new if any(Path(entry).is_relative_to(root) for root in roots)):
+        sys.path.remove(entry)
     # Children first: the directories of one without `__init__.py` are found through its parent.
     for name in sorted(set(sys.modules) - before, reverse=True):
         module = sys.modules[name]

@@ -65,6 +65,13 @@ def test_a_cog_predictor_is_served(model: Load, name: str) -> None:
 
 
 @pytest.mark.parametrize("text", [LIT, COG])
+def test_a_base_in_another_file(model: Load, text: str, tmp_path: Path) -> None:
+    (tmp_path / "bases.py").write_text(textwrap.dedent(text.format(name="Base")))
+    loaded = model("from bases import Base\n\nclass Model(Base):\n    pass\n", extra_files=("bases.py",))
+    assert loaded.predict({"x": 5}) == (2.5 if text is COG else {"half": 2.5})
+
+
+@pytest.mark.parametrize("text", [LIT, COG])
 def test_check_says_that_the_worker_needs_the_package(text: str, tmp_path: Path) -> None:
     package = "litserve" if text is LIT else "cog"
     (warning,) = warnings(tmp_path, text.format(name="Model"))
@@ -417,6 +424,14 @@ def test_who_follows_the_message_has_a_module_that_works(model: Load, system: st
         assert count == 1, hook
     assert "..." not in written
     assert model(written).predict(sent) == answer
+
+
+def test_a_base_of_another_system_in_another_file(tmp_path: Path) -> None:
+    (tmp_path / "bases.py").write_text("import kserve\n\nclass Base(kserve.Model):\n    def load(self): ...\n")
+    text = "from bases import Base\n\nclass Model(Base):\n    def postprocess(self, result): ...\n"
+    with pytest.raises(ContractError, match="is a KServe Model") as refused:
+        read(tmp_path, text)
+    assert str(refused.value).endswith("def predict(self, inputs):\n                ...  # what answers a request")
 
 
 def test_a_class_of_another_system_beside_predict_is_left_alone(tmp_path: Path) -> None:

@@ -212,5 +212,5 @@ def test_a_base_from_elsewhere_is_warned_about(tmp_path: Path) -> None:
     source = "from lib import Base\nclass Model(Base):\n    def predict(self, x):\n        return x\n"
     (warning,) = warnings(tmp_path, source)
     assert warning.endswith(
-        "Model inherits from Base, which handlergen does not read: hooks that are defined there are not called"
+        "Model inherits from lib.Base, which handlergen does not read: hooks that are defined there are not called"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -198,3 +199,34 @@ def test_it_is_packed_and_runs_from_source_and_archive(
         with load(source) as model:
             assert model.predict("bob") == ["HELLO DEAR BOB HELLO DEAR BOB", "loud", "1234"]
     monkeypatch.delenv("SAY_STYLE")
+
+
+BESIDE = """
+import helper
+import model.helper
+from base import Base
+from .helper import calls
+
+
+class Model(Base):
+    def predict(self, x):
+        from tools.late import late
+        helper.calls.append(x)
+        return [late(x), helper.calls, model.helper.calls, calls is model.helper.calls, helper is model.helper]
+"""
+
+
+@pytest.mark.parametrize("package", ["model", "src"])
+def test_the_directory_of_the_model_is_on_the_path(truss: Make, tmp_path: Path, package: str) -> None:
+    files = {"helper.py": "calls = []", "base.py": "class Base:\n    def preprocess(self, x):\n        return x + 1"}
+    files |= {"tools/late.py": "def late(x):\n    import helper\n    return -x", "__init__.py": ""}
+    text = BESIDE.replace("model.helper", f"{package}.helper")
+    directory = truss(f"model_module_dir: {package}", {f"{package}/{name}": each for name, each in files.items()}, text)
+    if package != "model":
+        (directory / "model" / "model.py").rename(directory / package / "model.py")
+    made = archive(directory, model_store=tmp_path / "store")
+    before = [*sys.path]
+    for source in (directory, made.path):
+        with load(source) as model:
+            assert model.predict(1) == [-2, [2], [], True, False]
+        assert sys.path == before

@@ -12,7 +12,7 @@ from handlergen.inspection.findings import Findings, Source
 from handlergen.inspection.forms.foreign import COG, check_constructor, evidence, only_class
 from handlergen.inspection.forms.form import check_returns, check_stream
 from handlergen.inspection.hook_signatures import Role, plain_parameters, read_keywords
-from handlergen.inspection.source_module import MethodNode, call_kind, dotted, find_method
+from handlergen.inspection.source_module import MethodNode, call_kind, dotted
 from handlergen.runtime.contract import Contract, Hook, Parameter
 
 
@@ -24,31 +24,32 @@ def recognise(source: Source) -> str | None:
 def inspect(source: Source) -> Findings:
     """Return the contract of the class, or every problem of its hooks."""
     findings = Findings()
-    node = only_class(source, COG, findings)
-    if node is None:
+    kind = only_class(source, COG, findings)
+    if kind is None:
         return findings
-    file, module = source.module.file, source.module
-    hooks = {}
-    setup = find_method(module, node, "setup")
+    hooks, node = {}, kind.node
+    setup = kind.method("setup")
     if setup is not None:
-        check_returns(file, "setup", setup, findings)
-        for parameter in plain_parameters(setup):
+        check_returns(setup.module.file, "setup", setup.node, findings)
+        for parameter in plain_parameters(setup.node):
             if parameter.required:
                 message = f"nothing is passed for the parameter `{parameter.name}` of setup"
-                findings.problem(file, parameter.line, message, "Give it a default: None.")
-        hooks["load"] = Hook("setup", setup.lineno, call_kind(setup))
-    predict = find_method(module, node, "predict") or find_method(module, node, "run")
+                findings.problem(setup.module.file, parameter.line, message, "Give it a default: None.")
+        hooks["load"] = Hook("setup", source.line_of(setup), call_kind(setup.node))
+    predict = kind.method("predict") or kind.method("run")
     if predict is None:
-        message = f"class {node.name} has neither predict nor run"
-        findings.problem(file, node.lineno, message, "Write def predict(self, x: float), with an input for each key.")
+        message, fix = f"class {node.name} has neither predict nor run", "Write def predict(self, x: float)."
+        findings.problem(kind.module.file, node.lineno, message, fix)
     else:
-        hooks["predict"] = Hook(predict.name, predict.lineno, call_kind(predict), _inputs(file, predict, findings))
-        check_returns(file, predict.name, predict, findings, may_yield=True)
-        check_stream(file, {"predict": predict}, source.settings, findings)
+        file, function = predict.module.file, predict.node
+        inputs = _inputs(file, function, findings)
+        hooks["predict"] = Hook(function.name, source.line_of(predict), call_kind(function), inputs)
+        check_returns(file, function.name, function, findings, may_yield=True)
+        check_stream(file, {"predict": function}, source.settings, findings)
         if source.settings.batch in ("list", "collate"):
             message = f"batch: {source.settings.batch} passes one value for several requests, not the inputs of one"
-            findings.problem(file, predict.lineno, message, "Remove it, or write batch: each.")
-    check_constructor(source, node, findings)
+            findings.problem(file, function.lineno, message, "Remove it, or write batch: each.")
+    check_constructor(source, kind, findings)
     if not findings.problems:
         findings.contract = Contract("cog", source.name, hooks, class_name=node.name, call="keywords")
     return findings

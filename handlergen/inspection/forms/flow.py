@@ -190,10 +190,9 @@ class _FlowElement:
 
     def _networks(self) -> list[str]:
         """Return the nn.Module classes of the file that are not a base of another one."""
-        module = self._source.module
-        found = [node for node in module.classes() if is_module(module, node)]
-        bases = {base.id for node in found for base in node.bases if isinstance(base, ast.Name)}
-        return [node.name for node in found if node.name not in bases]
+        found = [kind for kind in self._source.tree.classes(self._source.module) if is_module(kind)]
+        bases = [node for kind in found for node, _ in kind.lineage[1:]]
+        return [kind.name for kind in found if kind.node not in bases]
 
     def _pipeline(self, node: ast.expr) -> None:
         """Read `{"task": ..., "model": ..., ...}`: the arguments of transformers.pipeline."""

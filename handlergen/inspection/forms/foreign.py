@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
 from handlergen.inspection.hook_signatures import plain_parameters
-from handlergen.inspection.source_module import SourceModule, base_names, dotted, find_method, full_name
+from handlergen.inspection.source_module import dotted, full_name
+from handlergen.inspection.source_tree import UserClass
 
 
 @dataclass(frozen=True)
@@ -95,76 +96,79 @@ SYSTEMS = (
 )
 
 
-def system_of(module: SourceModule, node: ast.ClassDef) -> System | None:
+def system_of(kind: UserClass) -> System | None:
     """Return the system that a class is written for; None for a class of no other system."""
+    node, module = kind.node, kind.module
     if node.name == "TritonPythonModel":  # the name is all that Triton asks for
         return next(system for system in SYSTEMS if not system.names)
-    names = {full_name(module, dotted(decorator)) for decorator in node.decorator_list} | base_names(module, node)
+    names = {*kind.foreign, *(full_name(module, dotted(decorator)) for decorator in node.decorator_list)}
     parts = {(name.partition(".")[0], name.rpartition(".")[2]) for name in names}
     return next((each for each in SYSTEMS if any((each.package, name) in parts for name in each.names)), None)
 
 
-def classes_of(source: Source, system: System) -> list[ast.ClassDef]:
+def classes_of(source: Source, system: System) -> list[UserClass]:
     """Return the classes of the source that are written for a system, without those that another one extends."""
-    found = [node for node in source.module.classes() if system_of(source.module, node) is system]
-    extended = {dotted(base) for node in found for base in node.bases}
-    return [node for node in found if node.name not in extended]
+    found = [kind for kind in source.tree.classes(source.module) if system_of(kind) is system]
+    extended = [node for kind in found for node, _ in kind.lineage[1:]]
+    return [kind for kind in found if kind.node not in extended]
 
 
 def evidence(source: Source, system: System) -> str | None:
     """Return the evidence that a source has a class of a system, for messages; None if it has none."""
-    found = [f"class {node.name}, {system.title}, line {node.lineno}" for node in classes_of(source, system)]
+    found = [f"class {kind.name}, {system.title}, line {kind.node.lineno}" for kind in classes_of(source, system)]
     return " and ".join(found) or None
 
 
-def only_class(source: Source, system: System, findings: Findings) -> ast.ClassDef | None:
+def only_class(source: Source, system: System, findings: Findings) -> UserClass | None:
     """Return the class to serve; None after adding the problem that there is none, or more than one.
 
     Warns when the requirements do not name the system's package, which the worker imports.
     """
     file, found = source.module.file, classes_of(source, system)
     if len(found) != 1:
-        names = " and ".join(f"{node.name} (line {node.lineno})" for node in found)
+        names = " and ".join(f"{kind.name} (line {kind.node.lineno})" for kind in found)
         message = f"several classes may be the model: {names}" if found else f"there is no class that is {system.title}"
         fix = "Keep one of them in this file." if found else f"Write class Model({system.package}.{system.names[0]})."
-        findings.problem(file, found[0].lineno if found else 0, message, fix)
+        findings.problem(file, found[0].node.lineno if found else 0, message, fix)
         return None
     if not _requires(source, system.package):
         message = f"the worker imports {system.package}, which is not packed. Write requirements: [{system.package}]"
-        findings.warn(file, found[0].lineno, f"{message}, unless TorchServe's Python has it.")
+        findings.warn(file, found[0].node.lineno, f"{message}, unless TorchServe's Python has it.")
     return found[0]
 
 
-def check_constructor(source: Source, node: ast.ClassDef, findings: Findings) -> None:
+def check_constructor(source: Source, kind: UserClass, findings: Findings) -> None:
     """Report parameters of the constructor that neither `model_args` nor `model_kwargs` gives a value."""
-    init, settings = find_method(source.module, node, "__init__"), source.settings
-    parameters = [each for each in plain_parameters(init) if each.required] if init else []
+    init, settings = kind.method("__init__"), source.settings
+    parameters = [each for each in plain_parameters(init.node) if each.required] if init else []
     positional = [each.name for each in parameters if not each.keyword_only]
     given = {*positional[: len(settings.model_args)], *settings.model_kwargs}
     missing = [each.name for each in parameters if each.name not in given]
     if init and missing:
-        message = f"{node.name} cannot be created without {', '.join(f'`{name}`' for name in missing)}"
+        message = f"{kind.name} cannot be created without {', '.join(f'`{name}`' for name in missing)}"
         fix = f"Write model_kwargs: {{{', '.join(f'{name}: ...' for name in missing)}}}."
-        findings.problem(source.module.file, init.lineno, message, fix)
+        findings.problem(init.module.file, init.node.lineno, message, fix)
 
 
 def refusal(source: Source) -> Problem | None:
     """Return the problem of a source whose class is of a system that is not served; it says how to write the class."""
-    for node in source.module.classes():
-        system = system_of(source.module, node)
+    for kind in source.tree.classes(source.module):
+        system = system_of(kind)
         if system is not None and not system.served:
-            fix = f"Write it as class Model, without that base or decorator. {_becomes(source, node, system)} "
-            fix += f"{system.note}\n\n{_skeleton(source, node, system)}"
-            message = f"{node.name} is {system.title}, which handlergen does not serve as it is"
-            return Problem(source.module.file, node.lineno, message, fix)
+            fix = f"Write it as class Model, without that base or decorator. {_becomes(kind, system)} "
+            fix += f"{system.note}\n\n{_skeleton(kind, system)}"
+            message = f"{kind.name} is {system.title}, which handlergen does not serve as it is"
+            return Problem(source.module.file, kind.node.lineno, message, fix)
     return None
 
 
-def _hooks(source: Source, node: ast.ClassDef, system: System) -> dict[str, str]:
+def _hooks(kind: UserClass, system: System) -> dict[str, str]:
     """Return the hooks that the class has, each with the name that it gets."""
-    hooks = {name: ours for name, ours in system.hooks.items() if find_method(source.module, node, name)}
+    hooks = {name: ours for name, ours in system.hooks.items() if kind.method(name)}
     if "predict" not in system.hooks.values():  # BentoML's have names of the user's own
-        apis = [item for item in node.body if "api" in {dotted(each).rpartition(".")[2] for each in _decorators(item)}]
+        apis = [
+            item for item in kind.node.body if "api" in {dotted(each).rpartition(".")[2] for each in _decorators(item)}
+        ]
         hooks |= {getattr(item, "name", ""): "predict" for item in apis[:1]}
     return hooks
 
@@ -174,8 +178,8 @@ def _decorators(node: ast.stmt) -> list[ast.expr]:
     return found
 
 
-def _becomes(source: Source, node: ast.ClassDef, system: System) -> str:
-    renamed = [f"{name} becomes {ours}" for name, ours in _hooks(source, node, system).items() if name != ours]
+def _becomes(kind: UserClass, system: System) -> str:
+    renamed = [f"{name} becomes {ours}" for name, ours in _hooks(kind, system).items() if name != ours]
     return f"{', '.join(renamed)}." if renamed else "Its hooks keep their names."
 
 
@@ -183,16 +187,19 @@ _NOT_PASSED = ("context", "params", "headers", "args")
 _DATA = {"preprocess": "data", "predict": "inputs", "postprocess": "outputs"}
 
 
-def _skeleton(source: Source, node: ast.ClassDef, system: System) -> str:
+def _skeleton(kind: UserClass, system: System) -> str:
     """Return the class to write, into which the bodies of the old one go; a parameter keeps its name with its value."""
     lines = ["class Model:"]
-    for name, ours in _hooks(source, node, system).items():
-        method = find_method(source.module, node, name)
+    for name, ours in _hooks(kind, system).items():
+        found = kind.method(name)
+        method = found.node if found else None
         given = [each.name for each in plain_parameters(method) if each.name not in _NOT_PASSED] if method else []
         kept = given[:1] if name in (ours, "forward", "deserialize", "serialize") else []
         data = [] if ours == "load" else kept or [_DATA[ours]]
         prefix = "async def" if isinstance(method, ast.AsyncFunctionDef) else "def"
         lines += [f"    {prefix} {ours}({', '.join(['self', *data])}):", f"        ...  # the body of {name}", ""]
+    if not any("def predict(" in line for line in lines):
+        lines += ["    def predict(self, inputs):", "        ...  # what answers a request", ""]
     return "\n".join(f"        {line}".rstrip() for line in lines[:-1])
 
 

@@ -12,6 +12,9 @@ from handlergen.inspection.source_module import Function, MethodNode, call_kind,
 from handlergen.project.settings import Settings
 from handlergen.runtime.contract import Hook
 
+_METHODS = ("preprocess", "predict", "postprocess", "forward", "handle")
+_SERVED = frozenset(("preprocess", "predict", "postprocess", "FLOW", "model_fn", "input_fn", "predict_fn", "output_fn"))
+
 
 @dataclass(frozen=True)
 class Form:
@@ -26,6 +29,16 @@ class Form:
     name: str
     recognise: Callable[[Source], str | None]
     inspect: Callable[[Source], Findings]
+
+
+def defines_model(source: Source) -> bool:
+    """Return whether a source has something of its own to serve, which a class that it imports must not replace.
+
+    That is a module-level hook, a flow, or a class with one of the methods that forms call.
+    """
+    if not _SERVED.isdisjoint(source.module.bindings):
+        return True
+    return any(kind.method(name) for kind in source.tree.classes(source.module) for name in _METHODS)
 
 
 def near_names(

@@ -12,13 +12,12 @@ from handlergen.inspection.forms.foreign import LITSERVE, check_constructor, evi
 from handlergen.inspection.forms.form import check_returns, check_stream, method_lines, misspelt, yields
 from handlergen.inspection.hook_signatures import plain_parameters
 from handlergen.inspection.source_module import (
-    MethodNode,
     call_kind,
     dotted,
-    find_method,
     full_name,
     statements_at_import,
 )
+from handlergen.inspection.source_tree import FoundMethod
 from handlergen.runtime.contract import Contract, Hook, Parameter
 
 HOOKS = {
@@ -40,12 +39,13 @@ def recognise(source: Source) -> str | None:
 def inspect(source: Source) -> Findings:
     """Return the contract of the class, or every problem of its constructor and its hooks."""
     findings = Findings()
-    node = only_class(source, LITSERVE, findings)
-    if node is None:
+    kind = only_class(source, LITSERVE, findings)
+    if kind is None:
         return findings
-    file = source.module.file
-    methods = {name: found for name in HOOKS if (found := find_method(source.module, node, name))}
-    hooks = {HOOKS[name][0]: _hook(file, name, method, findings) for name, method in methods.items()}
+    node, file = kind.node, kind.module.file
+    found = {name: method for name in HOOKS if (method := kind.method(name))}
+    methods = {name: method.node for name, method in found.items()}
+    hooks = {HOOKS[name][0]: _hook(source, name, method, findings) for name, method in found.items()}
     batched = _check_server(source, node, findings) or "batch" in methods or "unbatch" in methods
     predict = methods.get("predict")
     if predict is None:
@@ -57,7 +57,7 @@ def inspect(source: Source) -> Findings:
     elif batched and source.settings.batch == "auto":
         message = "predict takes a batch, which has one request. Write batch: list to have several."
         findings.warn(file, predict.lineno, message)
-    check_constructor(source, node, findings)
+    check_constructor(source, kind, findings)
     check_stream(file, {"predict": predict} if predict else {}, source.settings, findings)
     findings.warnings += misspelt(file, method_lines(node), HOOKS, methods)
     streams = [name for name in ("predict", "encode_response") if name in methods and yields(methods[name])]
@@ -69,7 +69,8 @@ def inspect(source: Source) -> Findings:
     return findings
 
 
-def _hook(file: str, name: str, node: MethodNode, findings: Findings) -> Hook:
+def _hook(source: Source, name: str, found: FoundMethod, findings: Findings) -> Hook:
+    node, file = found.node, found.module.file
     check_returns(file, name, node, findings, may_yield=name in ("predict", "encode_response"))
     passed: list[Parameter] = []
     for each in plain_parameters(node):
@@ -83,7 +84,7 @@ def _hook(file: str, name: str, node: MethodNode, findings: Findings) -> Hook:
     if not any(each.source == HOOKS[name][1] for each in passed) and node.args.vararg is None:
         fix = f"Write def {name}(self, {HOOKS[name][1]})."
         findings.problem(file, node.lineno, f"{name} takes no {HOOKS[name][1]}", fix)
-    return Hook(name, node.lineno, call_kind(node), tuple(passed))
+    return Hook(name, source.line_of(found), call_kind(node), tuple(passed))
 
 
 def _check_server(source: Source, node: ast.ClassDef, findings: Findings) -> bool:

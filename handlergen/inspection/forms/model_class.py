@@ -12,17 +12,18 @@ import difflib
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
 from handlergen.inspection.forms.foreign import system_of
-from handlergen.inspection.forms.form import check_request, check_returns, check_stream, method_lines, misspelt, yields
-from handlergen.inspection.hook_signatures import SourceParameter, plain_parameters
-from handlergen.inspection.source_module import (
-    MethodNode,
-    SourceModule,
-    call_kind,
-    dotted,
-    find_method,
-    full_name,
-    lineage,
+from handlergen.inspection.forms.form import (
+    check_request,
+    check_returns,
+    check_stream,
+    defines_model,
+    method_lines,
+    misspelt,
+    yields,
 )
+from handlergen.inspection.hook_signatures import SourceParameter, plain_parameters
+from handlergen.inspection.source_module import MethodNode, SourceModule, call_kind, dotted, full_name
+from handlergen.inspection.source_tree import FoundMethod, UserClass
 from handlergen.runtime.contract import Contract, Hook, Parameter
 
 ARGUMENTS = ("config", "data_dir", "secrets", "environment", "lazy_data_resolver")
@@ -37,54 +38,58 @@ _UNSUPPORTED_ENDPOINTS = ("completions", "chat_completions", "websocket")
 
 
 def recognise(source: Source) -> str | None:
-    """Find a module-level class with the wanted name that has `predict`, its own or inherited."""
-    node = _class(source)
-    if node is not None and find_method(source.module, node, "predict") and not system_of(source.module, node):
-        return f"class {node.name} with predict, line {node.lineno}"
-    return None
+    """Find a class with the wanted name that has `predict`, its own or inherited.
+
+    An imported one counts only where the source defines nothing to serve.
+    """
+    kind = source.tree.find_class(source.module, source.class_name)
+    if kind is None or not kind.method("predict") or (kind.module is not source.module and defines_model(source)):
+        return None
+    if system_of(kind):
+        return None
+    return f"class {kind.name} with predict, {source.place_of(kind)}"
 
 
 def inspect(source: Source) -> Findings:
     """Return the contract of the class, or every problem of its constructor and its hooks."""
     findings = Findings()
-    module, node = source.module, _class(source)
-    if node is None:
+    kind = source.tree.find_class(source.module, source.class_name)
+    if kind is None:
         findings.problems.append(_no_class(source))
         return findings
     roles = ("load", *_DATA, "is_healthy")
-    methods = {role: found for role in roles if (found := find_method(module, node, role))}
+    methods = {role: found for role in roles if (found := kind.method(role))}
     hooks = {
-        role: (_once if role in _ONCE else _hook)(module, method, role, findings) for role, method in methods.items()
+        role: (_once if role in _ONCE else _hook)(source, found, role, findings) for role, found in methods.items()
     }
-    foreign = _foreign_bases(module, node)
+    foreign = [name for name in kind.foreign if name.partition(".")[0] not in ("object", "abc", "typing")]
     if "predict" not in hooks:
-        findings.problems.append(_no_predict(module, node, foreign))
+        findings.problems.append(_no_predict(kind, foreign))
     else:
         if foreign:
             names = ", ".join(foreign)
             message = "which handlergen does not read: hooks that are defined there are not called"
-            findings.warn(module.file, node.lineno, f"{node.name} inherits from {names}, {message}")
+            findings.warn(kind.module.file, kind.node.lineno, f"{kind.name} inherits from {names}, {message}")
         _check_predict(source, hooks, findings)
-    _check_constructor(module, node, findings)
-    check_stream(module.file, methods, source.settings, findings)
+    _check_constructor(kind, findings)
+    if "predict" in methods:
+        nodes = {role: found.node for role, found in methods.items()}
+        check_stream(methods["predict"].module.file, nodes, source.settings, findings)
     for name in _UNSUPPORTED_ENDPOINTS:
-        if "predict" in hooks and (endpoint := find_method(module, node, name)):
-            findings.warn(module.file, endpoint.lineno, f"{name} is not served: TorchServe has no such endpoint")
-    findings.warnings += misspelt(module.file, method_lines(node), (*_ONCE, *_DATA), hooks)
+        if "predict" in hooks and (endpoint := kind.method(name)):
+            message = f"{name} is not served: TorchServe has no such endpoint"
+            findings.warn(endpoint.module.file, endpoint.node.lineno, message)
+    findings.warnings += misspelt(kind.module.file, method_lines(kind.node), (*_ONCE, *_DATA), hooks)
     if not findings.problems:
         details = dict(source.details)
-        findings.contract = Contract("model-class", source.name, hooks, class_name=node.name, details=details)
+        findings.contract = Contract("model-class", source.name, hooks, class_name=kind.name, details=details)
     return findings
 
 
-def _class(source: Source) -> ast.ClassDef | None:
-    binding = source.module.bindings.get(source.class_name)
-    return binding.node if binding and isinstance(binding.node, ast.ClassDef) else None
-
-
-def _hook(module: SourceModule, node: MethodNode, role: str, findings: Findings) -> Hook:
+def _hook(source: Source, found: FoundMethod, role: str, findings: Findings) -> Hook:
+    node, module = found.node, found.module
     check_returns(module.file, role, node, findings, may_yield=True)
-    return Hook(role, node.lineno, call_kind(node), _parameters(module, node, role, findings))
+    return Hook(role, source.line_of(found), call_kind(node), _parameters(module, node, role, findings))
 
 
 def _parameters(module: SourceModule, node: MethodNode, role: str, findings: Findings) -> tuple[Parameter, ...]:
@@ -151,32 +156,33 @@ def _is_request(module: SourceModule, annotation: ast.expr) -> bool:
     return bool(name) and full_name(module, name).rpartition(".")[2] == "Request"
 
 
-def _once(module: SourceModule, node: MethodNode, role: str, findings: Findings) -> Hook:
+def _once(source: Source, found: FoundMethod, role: str, findings: Findings) -> Hook:
     """Read `load` or `is_healthy`, which take nothing besides self."""
+    node, file = found.node, found.module.file
     for parameter in plain_parameters(node):
         if parameter.required:
             message = f"nothing is passed for the parameter `{parameter.name}` of {role}"
             fix = f"Write def {role}(self); the constructor receives {', '.join(ARGUMENTS)}."
-            findings.problem(module.file, parameter.line, message, fix)
+            findings.problem(file, parameter.line, message, fix)
     if yields(node):
-        findings.problem(module.file, node.lineno, f"{role} is a generator", "Remove the yield.")
-    return Hook(role, node.lineno, call_kind(node), ())
+        findings.problem(file, node.lineno, f"{role} is a generator", "Remove the yield.")
+    return Hook(role, source.line_of(found), call_kind(node), ())
 
 
-def _check_constructor(module: SourceModule, node: ast.ClassDef, findings: Findings) -> None:
+def _check_constructor(kind: UserClass, findings: Findings) -> None:
     """Check that the constructor's parameters are ones that Truss passes, by keyword, to those that name them."""
-    method = find_method(module, node, "__init__")
-    for parameter in plain_parameters(method) if method else ():
-        known = parameter.name in ARGUMENTS
+    method = kind.method("__init__")
+    for parameter in plain_parameters(method.node) if method else ():
+        file, known = method.module.file if method else "", parameter.name in ARGUMENTS
         if known and parameter.positional_only:
-            message = f"`{parameter.name}` of {node.name} is positional-only, but it is passed by keyword"
-            findings.problem(module.file, parameter.line, message, "Remove the `/`.")
+            message = f"`{parameter.name}` of {kind.name} is positional-only, but it is passed by keyword"
+            findings.problem(file, parameter.line, message, "Remove the `/`.")
         elif not known and parameter.required:
             near = difflib.get_close_matches(parameter.name, ARGUMENTS, n=1, cutoff=0.6)
             fix = f"Did you mean `{near[0]}`?" if near else "Give it a default, or read it from config."
-            message = f"nothing is passed for the parameter `{parameter.name}` of {node.name}"
+            message = f"nothing is passed for the parameter `{parameter.name}` of {kind.name}"
             fix = f"It may take {', '.join(ARGUMENTS)}, or **kwargs for all of them. {fix}"
-            findings.problem(module.file, parameter.line, message, fix)
+            findings.problem(file, parameter.line, message, fix)
 
 
 def _check_predict(source: Source, hooks: dict[str, Hook], findings: Findings) -> None:
@@ -193,34 +199,22 @@ def _no_class(source: Source) -> Problem:
     file, wanted = source.module.file, source.class_name
     binding = source.module.bindings.get(wanted)
     if binding is not None:
-        message = f"`{wanted}` is not defined by a class statement in this file, so that it cannot be read"
+        message = f"`{wanted}` is not defined by a class statement in this project, so that it cannot be read"
         return Problem(file, binding.line, message, f"Write class {wanted} in this file.")
-    classes = [node for node in source.module.classes() if find_method(source.module, node, "predict")]
+    kinds = [kind for kind in source.tree.classes(source.module) if kind.method("predict")]
     fix = f"Write class {wanted} with def predict(self, inputs)."
-    if len(classes) == 1:
-        fix = f"Is {classes[0].name}, line {classes[0].lineno}, meant to be it? Rename it to {wanted}."
+    if len(kinds) == 1:
+        fix = f"Is {kinds[0].name}, line {kinds[0].node.lineno}, meant to be it? Rename it to {wanted}."
     return Problem(file, 0, f"there is no class {wanted}", fix)
 
 
-def _no_predict(module: SourceModule, node: ast.ClassDef, foreign: list[str]) -> Problem:
-    websocket = find_method(module, node, "websocket")
+def _no_predict(kind: UserClass, foreign: list[str]) -> Problem:
+    websocket = kind.method("websocket")
     if websocket:
         message = "the class has websocket instead of predict, but TorchServe has no WebSocket endpoint"
-        return Problem(module.file, websocket.lineno, message, "Write def predict(self, inputs).")
+        return Problem(websocket.module.file, websocket.node.lineno, message, "Write def predict(self, inputs).")
     fix = "Write def predict(self, inputs)."
     if foreign:
         names = ", ".join(foreign)
         fix = f"handlergen does not read {names}: write def predict(self, inputs) here, and call the inherited one."
-    return Problem(module.file, node.lineno, f"class {node.name} has no predict", fix)
-
-
-def _foreign_bases(module: SourceModule, node: ast.ClassDef) -> list[str]:
-    """Return the bases, at any depth, that are not defined in this file, except `object` and those of typing."""
-    classes = lineage(module, node)
-    own = {current.name for current in classes}
-    names = [dotted(base) for current in classes for base in current.bases]
-    return [
-        name
-        for name in dict.fromkeys(names)
-        if name and name not in own and full_name(module, name).partition(".")[0] not in ("object", "abc", "typing")
-    ]
+    return Problem(kind.module.file, kind.node.lineno, f"class {kind.name} has no predict", fix)

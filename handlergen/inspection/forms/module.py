@@ -6,27 +6,16 @@ The convention of the article "Conventions for packaging deep learning models". 
 
 from __future__ import annotations
 
-import ast
 import difflib
-from dataclasses import dataclass
 from typing import Any
 
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
 from handlergen.inspection.forms import functions
-from handlergen.inspection.forms.form import check_returns, method_lines, misspelt, rename
+from handlergen.inspection.forms.form import check_returns, defines_model, method_lines, misspelt, rename
 from handlergen.inspection.hook_signatures import Role, plain_parameters, read_signature
-from handlergen.inspection.source_module import (
-    Function,
-    MethodNode,
-    SourceModule,
-    base_names,
-    call_kind,
-    dotted,
-    find_method,
-    lineage,
-)
-from handlergen.inspection.source_tree import Found
+from handlergen.inspection.source_module import call_kind
+from handlergen.inspection.source_tree import Found, UserClass
 from handlergen.project.weights_file import pickled_class
 from handlergen.runtime.contract import Contract, Hook, Parameter
 
@@ -45,32 +34,10 @@ ROLES = {
 }
 
 
-@dataclass(frozen=True)
-class ModelClass:
-    """A class that may be the model.
-
-    Attributes:
-        name: Its name in the user's module.
-        node: Its definition, in the file `module`.
-    """
-
-    name: str
-    node: ast.ClassDef
-    module: SourceModule
-
-    def method(self, name: str) -> MethodNode | None:
-        return find_method(self.module, self.node, name)
-
-    @property
-    def hooks(self) -> list[str]:
-        """Return the names of `OWN_HOOKS` that it has."""
-        return [name for name in OWN_HOOKS if self.method(name)]
-
-
 def recognise(source: Source) -> str | None:
     """Find a module-level subclass of nn.Module that has `preprocess` or `postprocess`."""
     found = [
-        f"class {model.name}, an nn.Module with {' and '.join(model.hooks)}, line {model.node.lineno}"
+        f"class {model.name}, an nn.Module with {' and '.join(_own_hooks(model))}, {source.place_of(model)}"
         for model in _candidates(source)
     ]
     return " and ".join(found) or None
@@ -88,12 +55,12 @@ def inspect(source: Source) -> Findings:
     for name in (*OWN_HOOKS, "explain"):
         method = model.method(name)
         if method:
-            hooks[name] = _hook(model, method, ROLES[name], findings)
+            hooks[name] = _hook(source, method, ROLES[name], findings)
     details: dict[str, Any] = {"one_by_one": source.settings.batch == "auto"}
     collate = _collate(source, model, findings)
     if collate:
         details["collate"] = collate
-    _forward(model, hooks, details, findings)
+    _forward(source, model, hooks, details, findings)
     if "load" in hooks:
         for name in ("model_args", "model_kwargs"):
             if getattr(source.settings, name):
@@ -113,97 +80,92 @@ def inspect(source: Source) -> Findings:
     return findings
 
 
-def is_module(module: SourceModule, node: ast.ClassDef) -> bool:
+def is_module(kind: UserClass) -> bool:
     """Return whether a class inherits from nn.Module, or from one of torch's modules such as nn.Sequential."""
-    return any(name.startswith("torch.nn.") or name in _BASES for name in base_names(module, node))
+    return any(name.startswith("torch.nn.") or name in _BASES for name in kind.foreign)
 
 
-def _candidates(source: Source) -> list[ModelClass]:
-    """Return the classes with hooks of their own, without those that are only a base of another one."""
-    every = [ModelClass(node.name, node, source.module) for node in source.module.classes()]
-    found = [candidate for candidate in every if candidate.hooks and is_module(source.module, candidate.node)]
-    if not found and "predict" not in source.module.bindings:
-        found = _imported(source)
-    kinds = [current for candidate in found for current in lineage(candidate.module, candidate.node)]
-    bases = {dotted(base) for kind in kinds for base in kind.bases}
-    return [candidate for candidate in found if candidate.name not in bases]
+def _own_hooks(kind: UserClass) -> list[str]:
+    return [name for name in OWN_HOOKS if kind.method(name)]
 
 
-def _imported(source: Source) -> list[ModelClass]:
-    """Return classes from the project's other files: `from .network import Network` in an `__init__.py`."""
-    found = []
-    for binding in source.module.bindings.values():
-        if not isinstance(binding.node, ast.ImportFrom) or not binding.imported:
-            continue
-        path = source.tree.local_file(source.module, binding.node)
-        module = source.tree.open(path) if path else None
-        if not isinstance(module, SourceModule):
-            continue
-        defined = module.bindings.get(binding.imported)
-        if defined and isinstance(defined.node, ast.ClassDef) and is_module(module, defined.node):
-            candidate = ModelClass(binding.name, defined.node, module)
-            found += [candidate] if candidate.hooks else []
-    return found
+def _candidates(source: Source) -> list[UserClass]:
+    """Return the classes with hooks, its own or inherited, without those that are only a base of another one.
+
+    Those that the source defines; imported ones (`from .network import Network` in an `__init__.py`) only where it
+    defines nothing that could be served.
+    """
+    found = source.tree.classes(source.module)
+    if not any(map(is_module, found)) and not defines_model(source):
+        found = source.tree.imported_classes(source.module)
+    found = [kind for kind in found if is_module(kind) and _own_hooks(kind)]
+    bases = [node for kind in found for node, _ in kind.lineage[1:]]
+    return [kind for kind in found if kind.node not in bases]
 
 
-def _not_one(source: Source, found: list[ModelClass]) -> Problem:
+def _not_one(source: Source, found: list[UserClass]) -> Problem:
     if not found:
         message = "there is no nn.Module with a preprocess or postprocess of its own"
         fix = "Write def preprocess(self, x) and def postprocess(self, output) in the model's class."
         return Problem(source.module.file, 0, message, fix)
-    names = " and ".join(f"{candidate.name}, line {candidate.node.lineno}" for candidate in found)
+    names = " and ".join(f"{kind.name}, {source.place_of(kind)}" for kind in found)
     message = f"several modules have a preprocess or postprocess of their own: {names}"
     fix = "Keep those of the one that is served; move the other class into a file of its own and import it."
-    return Problem(source.module.file, found[-1].node.lineno, message, fix)
+    own = found[-1].module is source.module
+    if not own:
+        fix = "Import only the one that is served, or define a class of your own that extends it."
+    return Problem(source.module.file, found[-1].node.lineno if own else 0, message, fix)
 
 
-def _hook(model: ModelClass, node: MethodNode, role: Role, findings: Findings) -> Hook:
-    check_returns(model.module.file, role.name, node, findings)
-    parameters = read_signature(node, role, file=model.module.file, findings=findings)
-    return Hook(role.name, node.lineno, call_kind(node), parameters)
+def _hook(source: Source, found: Found, role: Role, findings: Findings) -> Hook:
+    node, file = found.node, found.module.file
+    check_returns(file, role.name, node, findings)
+    parameters = read_signature(node, role, file=file, findings=findings)
+    return Hook(role.name, source.line_of(found), call_kind(node), parameters)
 
 
-def _forward(model: ModelClass, hooks: dict[str, Hook], details: dict[str, Any], findings: Findings) -> None:
+def _forward(
+    source: Source, model: UserClass, hooks: dict[str, Hook], details: dict[str, Any], findings: Findings
+) -> None:
     """Read `forward(batch)` as `predict`; several parameters receive the parts of the batch one by one."""
-    node = model.method("forward")
-    if node is None:
-        if set(base_names(model.module, model.node)) <= {"torch.nn.Module", "nn.Module"}:
+    found = model.method("forward")
+    if found is None:
+        if set(model.foreign) <= {"torch.nn.Module", "nn.Module", "abc.ABC"}:
             fix = "Write def forward(self, batch), which takes what preprocess returned, collated."
             fix = rename(method_lines(model.node), "forward") or fix
             findings.problem(model.module.file, model.node.lineno, f"{model.name} has no forward", fix)
         hooks["predict"] = Hook("forward", 0, "sync", (Parameter("batch", "inputs"),))
         return
+    node, file = found.node, found.module.file
     if call_kind(node) != "sync":
         fix = "Write def forward(self, batch) that returns its result."
-        findings.problem(model.module.file, node.lineno, "forward is async or a generator", fix)
+        findings.problem(file, node.lineno, "forward is async or a generator", fix)
     parameters = list(plain_parameters(node))
     if not parameters and node.args.vararg is None:
-        findings.problem(model.module.file, node.lineno, "forward takes no batch", "Write def forward(self, batch).")
+        findings.problem(file, node.lineno, "forward takes no batch", "Write def forward(self, batch).")
     required = [parameter for parameter in parameters if parameter.required]
     details["spread"] = len(required) > 1 or node.args.vararg is not None or any(p.keyword_only for p in required)
     passed = tuple(Parameter(p.name, "inputs", p.keyword_only, p.required) for p in parameters)
-    hooks["predict"] = Hook("forward", node.lineno, "sync", passed)
+    hooks["predict"] = Hook("forward", source.line_of(found), "sync", passed)
 
 
-def _collate(source: Source, model: ModelClass, findings: Findings) -> str | None:
+def _collate(source: Source, model: UserClass, findings: Findings) -> str | None:
     """Return where the user's own `collate(samples)` is: `method`, `function`, or None."""
-    place, file = "method", model.module.file
-    node: Function | None = model.method("collate")
-    function = source.tree.function(source.module, "collate") if node is None else None
-    if isinstance(function, Found):
-        place, node, file = "function", function.node, function.module.file
-    if node is None:
+    method = model.method("collate")
+    found = method or source.tree.function(source.module, "collate")
+    if not isinstance(found, Found):
         return None
-    read_signature(node, ROLES["collate"], file=file, findings=findings)
-    return place
+    read_signature(found.node, ROLES["collate"], file=found.module.file, findings=findings)
+    return "method" if method else "function"
 
 
-def _check_constructor(source: Source, model: ModelClass, findings: Findings) -> None:
+def _check_constructor(source: Source, model: UserClass, findings: Findings) -> None:
     """Check `model_args` and `model_kwargs` against `__init__`, if the source shows one."""
-    init = model.method("__init__")
-    if init is None:
+    found = model.method("__init__")
+    if found is None:
         return
-    settings, file, line = source.settings, model.module.file, init.lineno
+    init = found.node
+    settings, file, line = source.settings, found.module.file, init.lineno
     parameters = list(plain_parameters(init))
     positional = [parameter for parameter in parameters if not parameter.keyword_only]
     if len(settings.model_args) > len(positional) and init.args.vararg is None:
@@ -227,7 +189,7 @@ def _check_constructor(source: Source, model: ModelClass, findings: Findings) ->
         findings.problem(file, line, message, fix)
 
 
-def _check_weights(source: Source, model: ModelClass, findings: Findings) -> None:
+def _check_weights(source: Source, model: UserClass, findings: Findings) -> None:
     """Check that the weights are a state dict, or a pickle that `weights_format` asks for."""
     weights, weights_format = source.settings.weights, source.weights_format
     if not weights:

@@ -10,8 +10,7 @@ from handlergen.errors import Problem
 from handlergen.inspection.findings import Source
 from handlergen.inspection.forms import sagemaker
 from handlergen.inspection.forms.form import method_lines, near_names, rename
-from handlergen.inspection.forms.module import is_module
-from handlergen.inspection.source_module import base_names, find_method
+from handlergen.inspection.forms.module import OWN_HOOKS, is_module
 
 _CONTEXT_NAMES = ("context", "ctx", "_context", "_ctx", "_")
 
@@ -40,10 +39,10 @@ def _handler(source: Source) -> str | None:
 
     TorchServe looks for a function `handle` first (ts/model_loader.py).
     """
-    for node in source.module.classes():
-        for base in base_names(source.module, node):
+    for kind in source.tree.classes(source.module):
+        for base in kind.foreign:
             if base.startswith("ts.torch_handler") or base.rpartition(".")[2] == "BaseHandler":
-                return f"class {node.name}, line {node.lineno}, extends {base.rpartition('.')[2]}"
+                return f"class {kind.name}, line {kind.node.lineno}, extends {base.rpartition('.')[2]}"
     binding = source.module.bindings.get("handle")
     if binding and isinstance(binding.node, ast.FunctionDef | ast.AsyncFunctionDef):
         names = [arg.arg for arg in (*binding.node.args.posonlyargs, *binding.node.args.args)]
@@ -68,15 +67,22 @@ def _resembles(source: Source) -> Iterator[tuple[int, str, str]]:
     for name, function in near_names(lines, sagemaker.FUNCTIONS, ()):
         what = f"{absent} `{name}` is not one of SageMaker's functions"
         yield lines[name], what, f"If it is meant to be {function}, rename it."
-    networks = [node for node in source.module.classes() if is_module(source.module, node)]
-    for node in source.module.classes():
-        if find_method(source.module, node, "predict"):
+    kinds = source.tree.classes(source.module)
+    for kind in kinds:
+        line = kind.node.lineno
+        if kind.method("predict"):
             what = f"{absent} a class that has one must be called {wanted}"
-            yield node.lineno, what, f"Rename {node.name} to {wanted}."
-        elif node.name == wanted and node not in networks:
-            fix = rename(method_lines(node), "predict") or "Write def predict(self, inputs)."
-            yield node.lineno, f"class {wanted} has no predict", fix
-    for node in networks:
-        fix = f"Write def postprocess(self, output) in {node.name}, or def predict(inputs, model) beside it and "
-        fix += f"def load(context) that returns a {node.name}."
-        yield node.lineno, f"{absent} {node.name} has no preprocess or postprocess of its own", fix
+            yield line, what, f"Rename {kind.name} to {wanted}."
+        elif kind.name == wanted and not is_module(kind):
+            fix = rename(method_lines(kind.node), "predict") or "Write def predict(self, inputs)."
+            yield line, f"class {wanted} has no predict", fix
+    for kind in kinds:
+        line, name, bases = kind.node.lineno, kind.name, [base for base in kind.foreign if base != "abc.ABC"]
+        if is_module(kind):
+            fix = f"Write def postprocess(self, output) in {name}, or def predict(inputs, model) beside it and "
+            fix += f"def load(context) that returns a {name}."
+            yield line, f"{absent} {name} has no preprocess or postprocess of its own", fix
+        elif bases and any(map(kind.method, OWN_HOOKS)):
+            what = f"the source does not show whether {name} is an nn.Module: it inherits from {' and '.join(bases)}, "
+            fix = f"If it is one, write class {name}({', '.join(map(ast.unparse, kind.node.bases))}, nn.Module)."
+            yield line, f"{what}not defined in this project", fix

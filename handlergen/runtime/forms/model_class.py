@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,12 +28,19 @@ class ModelClassModule(UserModule):
 
     It is constructed and loaded in `load`, under the device lock: a constructor may put weights on the device.
     `details` of the contract may have `environment_variables` (set before the module is imported, where the
-    server's environment has no such variable) and `data_dir`.
+    server's environment has no such variable) and `data_dir`. The directory of a Truss's module, which alone is in a
+    package, comes last on `sys.path`, as Truss has it: `import helper` finds `model/helper.py`.
     """
 
     def __init__(self, contract: Contract, settings: RuntimeSettings, context: Context) -> None:
         for name, value in contract.details.get("environment_variables", {}).items():
             os.environ.setdefault(name, value)
+        package, _, _ = contract.module.rpartition(".")
+        directory = context.model_dir / package
+        if package and str(directory) not in sys.path:
+            if not (directory / "__init__.py").is_file():  # else a model.py on the path comes before it
+                importlib.import_module(package)
+            sys.path.append(str(directory))
         super().__init__(contract, settings, context)
 
     def load(self) -> None:
