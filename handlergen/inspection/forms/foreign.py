@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
@@ -101,7 +101,9 @@ def system_of(kind: UserClass) -> System | None:
     node, module = kind.node, kind.module
     if node.name == "TritonPythonModel":  # the name is all that Triton asks for
         return next(system for system in SYSTEMS if not system.names)
-    names = {*kind.foreign, *(full_name(module, dotted(decorator)) for decorator in node.decorator_list)}
+    # As imported: a copy of the package in the project counts too.
+    names = {full_name(where, dotted(base)) for each, where in kind.lineage for base in each.bases}
+    names |= {full_name(module, dotted(decorator)) for decorator in node.decorator_list}
     parts = {(name.partition(".")[0], name.rpartition(".")[2]) for name in names}
     return next((each for each in SYSTEMS if any((each.package, name) in parts for name in each.names)), None)
 
@@ -134,7 +136,8 @@ def only_class(source: Source, system: System, findings: Findings) -> UserClass 
     if not _requires(source, system.package):
         message = f"the worker imports {system.package}, which is not packed. Write requirements: [{system.package}]"
         findings.warn(file, found[0].node.lineno, f"{message}, unless TorchServe's Python has it.")
-    return found[0]
+    # Where the project has a copy of the package, the methods of its base are still the system's defaults.
+    return replace(found[0], lineage=tuple(each for each in found[0].lineage if each[0].name not in system.names))
 
 
 def check_constructor(source: Source, kind: UserClass, findings: Findings) -> None:
