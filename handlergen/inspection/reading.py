@@ -8,6 +8,7 @@ from pathlib import Path
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
 from handlergen.inspection.forms import FORMS, form_named
+from handlergen.inspection.forms.foreign import refusal
 from handlergen.inspection.forms.refused import nearest_form, torchserve_handler
 from handlergen.inspection.hook_signatures import replaced_hooks
 from handlergen.inspection.source_tree import SourceTree
@@ -65,6 +66,9 @@ def _inspect(source: Source, wanted: str | None) -> Findings:
         return Findings(problems=[Problem(source.module.file, 0, f"the form is ambiguous: {found}", fix)])
     if matches:
         return matches[0][0].inspect(source)
+    refused = refusal(source)
+    if refused:
+        return Findings(problems=[refused])
     # No form is recognised: either executable weights predict, or `predict` is missing.
     findings = form_named(DEFAULT_FORM).inspect(source)
     if findings.contract is None and "predict" not in source.module.bindings:

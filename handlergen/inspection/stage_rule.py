@@ -230,7 +230,7 @@ class _Rules:
         """Every reason; several may name the same thing."""
         setup = "pre_model_fn(model_dir)" if self._contract.form == "sagemaker" else "setup(context)"
         there = f"in {setup}, which every worker runs, or where the module is imported."
-        if self._contract.form == "model-class":  # it has no setup
+        if self._contract.form in ("model-class", "lit-api"):  # they have no setup for every worker
             there = "where the module is imported."
         for role in (role for role in HOOKS if role in self._roles):
             mine = self._roles[role]

@@ -38,7 +38,9 @@ def create_starter(directory: Path, *, form: str = DEFAULT_FORM) -> tuple[str, t
     texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(starter.iterdir()) if path.is_file()}
     name = propose(directory.resolve().name)
     module = next(file for file in texts if file.endswith(".py"))
-    texts[SETTINGS_FILE] = starter_yaml({"name": name, "source": module})
+    package = FORMS[form].package
+    requirements = {"requirements": (package,)} if package else {}
+    texts[SETTINGS_FILE] = starter_yaml({"name": name, "source": module, **requirements})
     if directory.exists() and not directory.is_dir():
         raise HandlergenError(f"{directory} is a file", hint="Name a directory; it may be new.")
     existing = [file for file in texts if (directory / file).exists() or (directory / file).is_symlink()]

@@ -24,8 +24,8 @@ class Parameter:
     Attributes:
         name: As written in the source.
         source: What the runtime passes: `data`, `files`, `inputs`, `outputs`, `input_data`, `http_request` (the
-            model-class form's `Request`), one of `NAMED_PARAMETERS`, or `key` (the JSON object's value under
-            `name`, `call: keywords`).
+            model-class form's `Request`), `metadata` (of the request), one of `NAMED_PARAMETERS`, or `key` (the JSON
+            object's value under `name`, `call: keywords`).
         keyword_only: Passed by keyword, not by position.
         required: False when the parameter has a default.
     """
@@ -66,7 +66,7 @@ class Contract:
     """What inspection found in a user's module: how the runtime calls it.
 
     Attributes:
-        form: `functions`, `model-class`, `module`, `flow` or `sagemaker`.
+        form: As in the table of forms: `functions`, say.
         module: Import name of the user's module inside the archive.
         hooks: By role: `setup`, `load`, `preprocess`, `predict`, `postprocess`, `explain`, `is_healthy`.
         class_name: The user's class, for the forms that have one.

@@ -54,6 +54,16 @@ class UploadedFile(io.BytesIO):
         self.name = name
         self.content_type = content_type
 
+    @property
+    def file(self) -> UploadedFile:
+        """Return itself: Starlette's UploadFile has the binary file under this name."""
+        return self
+
+    @property
+    def filename(self) -> str:
+        """Return the part's name, under the name that Starlette's UploadFile has for it."""
+        return str(self.name)
+
     def __repr__(self) -> str:
         size = "closed" if self.closed else f"{self.getbuffer().nbytes} bytes"
         return f"UploadedFile({self.name!r}, {self.content_type or 'no content type'}, {size})"
@@ -93,6 +103,11 @@ class Files(list[UploadedFile]):
         if isinstance(item, str):
             return any(file.name == item for file in self)
         return super().__contains__(item)
+
+
+def with_files(data: Any, files: Files | None) -> Any:
+    """Return the fields of a form with its files among them, by name; other data unchanged."""
+    return {**data, **{file.name: file for file in files}} if files and isinstance(data, Mapping) else data
 
 
 class Request:

@@ -14,6 +14,8 @@ from handlergen.inspection.project import open_project
 from handlergen.project.starter import create_starter
 from handlergen.runtime.forms.table import FORMS
 
+FOREIGN = Path(__file__).resolve().parents[1] / "foreign_packages"
+
 
 @pytest.mark.parametrize("form", tuple(FORMS))
 def test_a_starter_meets_the_contract_without_a_warning(form: str, tmp_path: Path) -> None:
@@ -26,8 +28,9 @@ def test_a_starter_meets_the_contract_without_a_warning(form: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("form", tuple(FORMS))
-def test_a_starter_answers_its_own_request(form: str, tmp_path: Path) -> None:
+def test_a_starter_answers_its_own_request(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From its archive, as a worker loads it."""
+    monkeypatch.syspath_prepend(str(FOREIGN))
     create_starter(tmp_path / "digits", form=form)
     mar = handlergen.archive(tmp_path / "digits", model_store=tmp_path / "store").path
     data = json.loads((tmp_path / "digits" / "request.json").read_text(encoding="utf-8"))

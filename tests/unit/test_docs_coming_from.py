@@ -13,6 +13,7 @@ from torch import nn
 from handlergen.cli import VERBS
 from handlergen.errors import ContractError
 from handlergen.inspection.forms.flow import STAGE_TYPES
+from handlergen.inspection.forms.foreign import SYSTEMS
 from handlergen.inspection.project import open_project
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -54,6 +55,20 @@ def test_cerebrium(tmp_path: Path) -> None:
     assert (contract.form, contract.call) == ("functions", "keywords")
     page = (DOCS / "coming-from-cerebrium.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(STAGE_TYPES)
+
+
+def test_other_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import handlergen
+
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "foreign_packages"))
+    directory = written("coming-from-other-systems.md", tmp_path)
+    with handlergen.load(directory / "halver.py") as model:
+        assert model.predict({"x": 5}) == {"half": 2.5}
+    with handlergen.load(directory / "predictor.py") as model:
+        assert model.predict({"input": {"x": 5.25, "digits": 2}}) == 2.62
+    page = (DOCS / "coming-from-other-systems.md").read_text(encoding="utf-8")
+    for system in SYSTEMS:
+        assert all(f"`{hook}`" in page or f"`{hook}(" in page for hook in system.hooks), system.title
 
 
 def test_torchserve_handler(tmp_path: Path) -> None:

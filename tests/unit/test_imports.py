@@ -43,7 +43,10 @@ STARTS_PROCESSES = {
     *("archives.model_config", "archives.packing", "local.sample", "server.java", "server.launching"),
     "runtime.predictor_process.launcher",
 }
-MAKES_TEMPORARY_FILES = {"server.launching", "local.model", "local.offline.ray_engine", "archives.packing"}
+MAKES_TEMPORARY_FILES = {
+    *("server.launching", "local.model", "local.offline.ray_engine", "archives.packing"),
+    "runtime.forms.cog",
+}
 PRINTS_AND_EXITS = {
     # Programs of their own.
     "runtime.predictor_process.__main__": {"os._exit", "sys.exit"},

@@ -11,6 +11,7 @@ import difflib
 
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
+from handlergen.inspection.forms.foreign import system_of
 from handlergen.inspection.forms.form import (
     check_request,
     check_returns,
@@ -43,6 +44,8 @@ def recognise(source: Source) -> str | None:
     """
     kind = source.tree.find_class(source.module, source.class_name)
     if kind is None or not kind.method("predict") or (kind.module is not source.module and defines_model(source)):
+        return None
+    if system_of(kind):
         return None
     return f"class {kind.name} with predict, {source.place_of(kind)}"
 

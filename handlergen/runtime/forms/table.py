@@ -20,6 +20,7 @@ class FormRow:
         converts_records: An annotation with a dataclass or TypedDict converts and validates the input, as one with a
             pydantic model does in every form.
         several_models: A request passes several models, whose hooks have roles of their own (`pre 1`).
+        package: The package that its modules import, for the requirements; "" for none.
         runs_weights: Weights that hold a program (TorchScript, exported, ONNX) may replace `predict`.
     """
 
@@ -29,6 +30,7 @@ class FormRow:
     converts_records: bool = True
     several_models: bool = False
     runs_weights: bool = False
+    package: str = ""
 
     @property
     def module(self) -> str:
@@ -48,6 +50,8 @@ FORMS: Mapping[str, FormRow] = {
         FormRow("module", batch="collate"),
         FormRow("flow", several_models=True),
         FormRow("sagemaker", converts_records=False),
+        FormRow("lit-api", value_error_is_400=False, converts_records=False, package="litserve"),
+        FormRow("cog", value_error_is_400=False, converts_records=False, package="cog"),
     )
 }
 """By name, in the order of the documentation."""

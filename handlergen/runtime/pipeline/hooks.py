@@ -105,6 +105,11 @@ def http_request(item: Item) -> HttpRequest:
     return item.http
 
 
+def metadata(item: Item) -> Any:
+    """Return the request's metadata; of a batch, a list of each request's."""
+    return [each.metadata for each in item.request] if isinstance(item.request, list) else item.request.metadata
+
+
 _ITEM_SOURCES: dict[str, Callable[[Item], Any]] = {
     "data": attrgetter("data"),
     "files": attrgetter("files"),
@@ -112,6 +117,7 @@ _ITEM_SOURCES: dict[str, Callable[[Item], Any]] = {
     "outputs": attrgetter("outputs"),
     "input_data": attrgetter("data"),
     "request": attrgetter("request"),
+    "metadata": metadata,
     "http_request": http_request,
     "run_id": attrgetter("request.id"),
 }

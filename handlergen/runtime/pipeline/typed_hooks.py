@@ -131,12 +131,17 @@ def _keys(predict: BoundHook) -> dict[str, tuple[Any, bool]]:
     found = {}
     for parameter in predict.parameters:
         if parameter.source == "key":
-            try:
-                annotation = _hint(predict.function, parameter.name)
-            except Exception:
-                annotation = _NONE
-            found[parameter.name] = (Any if annotation is _NONE else annotation, parameter.required)
+            found[parameter.name] = (annotation_of(predict.function, parameter.name), parameter.required)
     return found
+
+
+def annotation_of(function: Any, name: str) -> Any:
+    """Return the type that a parameter is annotated with; `Any` for none, and for one that cannot be read."""
+    try:
+        annotation = _hint(function, name)
+    except Exception:
+        annotation = _NONE
+    return Any if annotation is _NONE else annotation
 
 
 def _is_record(annotation: Any) -> bool:
