@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from handlergen.errors import HandlergenError, ModuleFailed
 from handlergen.local.model import load, working_directory
+from handlergen.runtime.diagnostics import ROOT
 from handlergen.runtime.pipeline.hooks import BoundHook, Item
 from handlergen.runtime.predictor_process.transport import round_trip
 from handlergen.runtime.worker import Worker
@@ -50,7 +51,7 @@ def _answer(given: Mapping[str, Any]) -> dict[str, Any]:
     began = time.monotonic()
     tracebacks = BufferingHandler(capacity=_MAX_TRACEBACKS)
     tracebacks.setLevel(logging.ERROR)
-    logging.getLogger("handlergen").addHandler(tracebacks)
+    ROOT.addHandler(tracebacks)
     with load(given["source"], gpu=given["gpu"], **given["overrides"]) as model:
         load_s = time.monotonic() - began
         seen = Observer(model.worker)
