@@ -100,7 +100,7 @@ def failures_kept(kept: list[str]) -> Iterator[None]:
     def show(record: logging.LogRecord) -> bool:
         if not str(record.msg).startswith(_FAILED):
             return record.levelno >= logging.WARNING
-        kept.append(str(record.args[-1]) if isinstance(record.args, tuple) else record.getMessage())
+        kept.append("".join(map(str, record.args[-2:])) if isinstance(record.args, tuple) else record.getMessage())
         return False
 
     with _log_on_stderr(show, logging.DEBUG):

@@ -21,6 +21,7 @@ from .event_loop import EventLoop
 from .hooks import Hooks, Item
 from .predictor import Explainer, Lock, Predictor, WorkerPredictor
 from .request_context import RequestContexts
+from .thread_hints import thread_hint
 
 _HOOKS = ("preprocess", "predict", "postprocess")
 
@@ -174,9 +175,10 @@ class FailureHandler:
         if level == logging.ERROR or (role in _HOOKS and logger().isEnabledFor(level)):
             logger().log(
                 level,
-                "request %s failed in %s with status %d\n%s",
+                "request %s failed in %s with status %d\n%s%s",
                 request_id,
                 hook,
                 item.failure.status,
                 user_traceback(error, user_root=self._user_root),
+                thread_hint(error),
             )
