@@ -152,5 +152,6 @@ def take_over_logging() -> None:
     logging.setLogRecordFactory(logging.LogRecord)
     root = logging.getLogger()
     root.disabled = False
+    root.setLevel(logging.INFO)
     if _output is not None:
         root.handlers[:] = [_output]
