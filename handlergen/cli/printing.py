@@ -14,6 +14,7 @@ from typing import IO, Any
 import click
 
 from handlergen.errors import HandlergenError
+from handlergen.runtime.diagnostics import ROOT
 from handlergen.server.configuration import handlergen_command
 
 _FAILED = "request %s failed"
@@ -99,7 +100,7 @@ def failures_kept(kept: list[str]) -> Iterator[None]:
     def show(record: logging.LogRecord) -> bool:
         if not str(record.msg).startswith(_FAILED):
             return record.levelno >= logging.WARNING
-        kept.append(str(record.args[-1]) if isinstance(record.args, tuple) else record.getMessage())
+        kept.append("".join(map(str, record.args[-2:])) if isinstance(record.args, tuple) else record.getMessage())
         return False
 
     with _log_on_stderr(show, logging.DEBUG):
@@ -108,34 +109,49 @@ def failures_kept(kept: list[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _log_on_stderr(keep: Callable[[logging.LogRecord], bool], level: int | None = None) -> Iterator[None]:
-    logger = logging.getLogger("handlergen")
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(keep)
-    logger.addHandler(handler)
-    before = logger.level
-    logger.setLevel(before if level is None else level)
+    before = ROOT.level
+    ROOT.addHandler(handler)
+    ROOT.setLevel(before if level is None else level)
     try:
         yield
     finally:
-        logger.setLevel(before)
-        logger.removeHandler(handler)
+        ROOT.setLevel(before)
+        ROOT.removeHandler(handler)
 
 
 @contextlib.contextmanager
 def stdout_of_its_own() -> Iterator[IO[bytes]]:
-    """Yield a stdout for answers only, and redirect the output of hooks to stderr."""
+    """Yield a stdout for answers only, and redirect the output of hooks to stderr.
+
+    Hooks get streams of their own: they may close or replace them.
+    """
+    own_streams = stdout, stderr = sys.stdout, sys.stderr
     try:
-        file = sys.stdout.fileno()
+        file, errors = stdout.fileno(), stderr.fileno()
     except (OSError, AttributeError):  # stdout was replaced by an object without a descriptor
-        yield sys.stdout.buffer
+        try:
+            yield stdout.buffer
+        finally:
+            sys.stdout, sys.stderr = own_streams
         return
-    sys.stdout.flush()
+    stdout.flush()
     kept = os.dup(file)
     os.dup2(2, file)
+    lent = sys.stdout, sys.stderr = _lent(stdout, file), _lent(stderr, errors)
     try:
         with os.fdopen(os.dup(kept), "wb") as own:
             yield own
     finally:
-        sys.stdout.flush()
+        for stream in lent:
+            with contextlib.suppress(ValueError):  # it is closed
+                stream.flush()
+        sys.stdout, sys.stderr = own_streams
         os.dup2(kept, file)
         os.close(kept)
+
+
+def _lent(stream: Any, descriptor: int) -> IO[str]:
+    """Return another stream on a descriptor, which stays open when this one is closed."""
+    return open(descriptor, "w", buffering=1, encoding=stream.encoding, errors=stream.errors, closefd=False)

@@ -15,6 +15,7 @@ from handlergen.errors import ContractError, HandlergenError, Problem
 from handlergen.inspection.findings import Findings
 from handlergen.inspection.reading import read_source
 from handlergen.inspection.stage_rule import Placement, place
+from handlergen.inspection.thread_bound import thread_warnings
 from handlergen.project.contradictions import contradictions
 from handlergen.project.names import check_model_name, module_name_problem
 from handlergen.project.settings import SETTINGS, SETTINGS_FILE, Settings, read_settings, shown
@@ -128,7 +129,8 @@ def _resolved(where: _Location, settings: Settings, findings: Findings, contract
     device_bytes = psutil.virtual_memory().total if settings.devices == "cpu" else None
     weights_bytes = weights.stat().st_size if weights else None
     odd = contradictions(settings, weights_bytes=weights_bytes, device_bytes=device_bytes)
-    warnings = tuple(dict.fromkeys((*where.warnings, *findings.warnings, *placed.warnings, *odd)))
+    bound = thread_warnings(findings.source, contract)
+    warnings = tuple(dict.fromkeys((*where.warnings, *findings.warnings, *placed.warnings, *bound, *odd)))
     return Project(where.root, where.source, where.source.is_dir(), settings, contract, placed, warnings, findings.uses)
 
 

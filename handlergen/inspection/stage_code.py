@@ -354,6 +354,8 @@ class Code:
         known = last in _LOOKS or library.startswith(_NO_EFFECT) or (last in _LOOKS_IF_USED and not bare)
         if not library and any(last in group for group in (names.functions, names.classes, names.methods)):
             return names.harm_of(last, part=part, seen=seen)
+        if last == "execute" and parent is func and _is_select(call):
+            return ""
         if last in _HANDS_OUT or known or dotted(func) == "set":
             return "" if known else "hands out"
         if last.endswith("_") or last in ("setattr", "delattr") or getattr(parent, "arg", "") == "out":
@@ -436,6 +438,12 @@ class Code:
                 yield "effects", self.file.libraries[name]
         for file in self.file.imports.get(node, ()):
             yield "reads", file.source.file
+
+
+def _is_select(call: ast.Call) -> bool:
+    """Whether a call executes an SQL statement that reads only."""
+    text = call.args[0].value if call.args and isinstance(call.args[0], ast.Constant) else ""
+    return isinstance(text, str) and text.split(maxsplit=1)[:1] != [] and text.split()[0].lower() == "select"
 
 
 def _bound(node: ast.AST) -> Iterator[str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -196,6 +196,12 @@ def find_reasons(source: Source, contract: Contract) -> tuple[Reason, ...]:
     except RecursionError:
         return (Reason(5, source.module.file, 0, "", "", "the source is nested too deeply to be followed", ""),)
     return tuple(first.values())
+
+
+def hooks_of(source: Source, contract: Contract) -> tuple[Names, Mapping[str, _Mentions]]:
+    """Return the names of a project, and by role what its hooks mention."""
+    rules = _Rules(source, contract)
+    return rules._names, rules._roles
 
 
 class _Rules:

@@ -29,6 +29,7 @@ from handlergen.inspection.project import open_project
 from handlergen.local.ending import end
 from handlergen.local.model import LocalAnswer, LocalModel, load
 from handlergen.local.surroundings import Surroundings
+from handlergen.runtime.diagnostics import ROOT
 from handlergen.runtime.pipeline.hooks import BoundHook, Item
 from handlergen.runtime.predictor_process.transport import round_trip
 from handlergen.runtime.torchserve.streaming import is_stream
@@ -61,7 +62,7 @@ def _answer(given: Mapping[str, Any]) -> dict[str, Any]:
     began = time.monotonic()
     tracebacks = BufferingHandler(capacity=_MAX_TRACEBACKS)
     tracebacks.setLevel(logging.ERROR)
-    logging.getLogger("handlergen").addHandler(tracebacks)
+    ROOT.addHandler(tracebacks)
     with load(given["source"], gpu=given["gpu"], **given["overrides"]) as model:
         load_s = time.monotonic() - began
         seen = Observer(model.worker)

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 
-from .codec.redaction import WithoutSecrets, hide
+from .codec.redaction import hide
 from .contract import RuntimeSettings
+from .diagnostics import logger
 from .store import Store, open_store
-
-_WITHOUT_SECRETS = WithoutSecrets()
 
 
 class MissingSecret(LookupError):
@@ -93,8 +92,6 @@ class Context:
         """
         secrets = Secrets(settings.secrets)
         hide(secrets)
-        logger = logging.getLogger(f"handlergen.{settings.name}")
-        logger.addFilter(_WITHOUT_SECRETS)
         return cls(
             device=device,
             model_dir=model_dir,
@@ -103,5 +100,5 @@ class Context:
             config=settings.config,
             secrets=secrets,
             store=open_store(settings.name),
-            logger=logger,
+            logger=logger(f"handlergen.{settings.name}"),
         )

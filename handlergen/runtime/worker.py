@@ -14,6 +14,7 @@ from .codec.kserve import refuse_envelope
 from .codec.redaction import user_traceback, without_secrets
 from .contract import CONTRACT_FILE, Bundle
 from .device.device import keep_freed_memory
+from .diagnostics import log_to_stdout, logger, reopen_streams, take_over_logging
 from .pipeline.backend import Backend, BackendOptions, LocalBackend
 from .pipeline.hooks import BoundHook, Item
 from .pipeline.pipeline import Pipeline
@@ -97,6 +98,7 @@ class Worker:
         properties = context.system_properties
         model_dir = Path(properties["model_dir"]).resolve()
         logging.getLogger("ts.service").addFilter(_is_not_logged_yet)
+        log_to_stdout()
         keep_freed_memory()
         metrics = getattr(context, "metrics", None)
         leave_out_batch_lines(metrics)
@@ -120,8 +122,9 @@ class Worker:
             raise
         except BaseException as error:
             pass_interrupt(error)
+            take_over_logging()
             if not getattr(error, "logged_by_handlergen", False):
-                logging.getLogger("handlergen").error(
+                logger().error(
                     "handlergen: model %s could not be loaded\n%s",
                     context.model_name,
                     user_traceback(error, user_root=str(model_dir)),
@@ -129,6 +132,8 @@ class Worker:
                 error = RuntimeError(f"the module could not be loaded: {type(error).__name__}: {error}")
             # Without the cause: TorchServe would print the whole chain once more, handlergen's frames included.
             raise RuntimeError(without_secrets(str(error))) from None
+        finally:
+            reopen_streams()
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch. Its requests are preprocessed and postprocessed while others are predicted.
@@ -153,6 +158,7 @@ class Worker:
             item.outlet = outlet
         self._counts.requests += self._backend.answer(self._duplicates.unanswered(items))
         self._backend.flush()
+        reopen_streams()
         self._duplicates.note_answers(items)
         return answered(items, context, self._counts)
 

@@ -18,6 +18,7 @@ from handlergen.client import Client, ModelStatus
 from handlergen.client.connection import KEY_FILE
 from handlergen.errors import HandlergenError, ModuleFailed, ServerError
 from handlergen.project.settings import shown
+from handlergen.runtime.codec.content_encoding import LIMIT_VARIABLE
 from handlergen.runtime.device.lock import STATE_DIR_VARIABLE, lock_directory
 from handlergen.runtime.predictor_process.run_directory import remove_orphans
 from handlergen.runtime.server_process import remove_left_behind
@@ -137,6 +138,7 @@ def serve(
             hint="write characters outside ASCII as \\uXXXX",
         )
     environ = dict(os.environ if environ is None else environ)
+    environ[LIMIT_VARIABLE] = str(settings.max_request_size)
     java = find_java(environ)
     with _starting(path):
         _refuse_conflicts(path, settings)

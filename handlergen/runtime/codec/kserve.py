@@ -22,6 +22,7 @@ from ..contract import Bundle, RuntimeSettings
 from ..pipeline.hooks import Item
 from ..request import BadRequest, Files, Request
 from .content import JSON, decode, json_bytes, optional_module
+from .content_encoding import uncompressed
 from .encode import Encoded, dump, numpy_array
 from .errors import EncodeError
 
@@ -98,6 +99,7 @@ def open_kserve(item: Item, bundle: Bundle, first_index: int) -> Opened:
     Raises:
         BadRequest: The body follows neither protocol.
     """
+    item.entry = uncompressed(item.entry, item.properties)
     body = decode(item.entry, item.properties).data
     explains = item.properties.get("explain") == "True"
     if isinstance(body, Mapping) and isinstance(body.get("instances"), list):

@@ -14,6 +14,7 @@ from typing import Any
 from ..codec.redaction import user_traceback
 from ..context import Context
 from ..contract import Contract, RuntimeSettings
+from ..diagnostics import logger
 from ..pipeline.hooks import Hooks, ModelHooks
 from .loading import UserModule
 
@@ -53,7 +54,7 @@ class ModelClassModule(UserModule):
             self._call_once("load")
         except Exception as error:
             traceback = user_traceback(error, user_root=str(self._context.model_dir))
-            self._context.logger.warning("load failed and is tried once more\n%s", traceback)
+            logger().warning("load failed and is tried once more\n%s", traceback)
         else:
             return
         time.sleep(_RETRY_AFTER_S)

@@ -89,7 +89,7 @@ class Dispatcher:
         self._batch_size = batch_size
         self._describe = describe
         hooks = model.hooks
-        self._types = TypedHooks(bundle.contract.form, hooks, bundle.settings.batch, model.context.logger)
+        self._types = TypedHooks(bundle.contract.form, hooks, bundle.settings.batch)
         self.pipeline = self._pipeline(hooks, model.predictor)
         self._explanations: Pipeline | None = None
         if hooks[0].explain is not None and model.explainer is not None:

@@ -13,6 +13,7 @@ from ..context import Context
 from ..contract import Bundle
 from ..device.device import Device
 from ..device.lock import DeviceLock, NoLock, lock_directory
+from ..diagnostics import logger
 from ..forms.loading import open_user_module
 from ..telemetry.recording import Metrics, Recording
 from ..torchserve.streaming import Streaming
@@ -20,6 +21,7 @@ from .event_loop import EventLoop
 from .hooks import Hooks, Item
 from .predictor import Explainer, Lock, Predictor, WorkerPredictor
 from .request_context import RequestContexts
+from .thread_hints import thread_hint
 
 _HOOKS = ("preprocess", "predict", "postprocess")
 
@@ -77,7 +79,7 @@ class LoadedModel:
         contract, settings = bundle.contract, bundle.settings
         self.device = Device(gpu_id)
         self.context = Context.open(settings, device=self.device.torch, model_dir=model_dir)
-        self.failures = FailureHandler(contract.form, user_root=str(model_dir), logger=self.context.logger)
+        self.failures = FailureHandler(contract.form, user_root=str(model_dir))
         self.streaming = streaming_of(bundle)
         self.recording = Recording(settings, self.device.key, metrics=server is not None, write=write_metrics)
         self.failures.metrics = self.recording.metrics
@@ -131,20 +133,20 @@ def streaming_of(bundle: Bundle) -> Streaming:
 class FailureHandler:
     """Turns what was raised into a request's failure, and logs it.
 
+    The log gets a traceback for each request that fails by the module's fault; at level DEBUG also for each that a hook
+    refuses.
+
     Args:
         user_root: Directory of the user's code, to which tracebacks are reduced.
-        logger: Gets a traceback for each request that fails by the module's fault; at level DEBUG also for each that a
-            hook refuses.
 
     Attributes:
         hooks: The loaded module's, for the names of a flow's models in messages.
         metrics: Counts requests that did not get the device in time.
     """
 
-    def __init__(self, form: str, *, user_root: str, logger: logging.Logger) -> None:
+    def __init__(self, form: str, *, user_root: str) -> None:
         self._form = form
         self._user_root = user_root
-        self._logger = logger
         self.hooks: Hooks = ()
         self.metrics: Metrics | None = None
 
@@ -170,12 +172,13 @@ class FailureHandler:
         if self.metrics is not None and isinstance(error, LockTimeout):
             self.metrics.lock_timed_out()
         level = logging.ERROR if item.failure.status >= 500 else logging.DEBUG
-        if level == logging.ERROR or (role in _HOOKS and self._logger.isEnabledFor(level)):
-            self._logger.log(
+        if level == logging.ERROR or (role in _HOOKS and logger().isEnabledFor(level)):
+            logger().log(
                 level,
-                "request %s failed in %s with status %d\n%s",
+                "request %s failed in %s with status %d\n%s%s",
                 request_id,
                 hook,
                 item.failure.status,
                 user_traceback(error, user_root=self._user_root),
+                thread_hint(error),
             )

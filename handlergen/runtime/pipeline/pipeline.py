@@ -14,6 +14,7 @@ from types import CoroutineType
 from typing import Any
 
 from ..codec.content import decode
+from ..codec.content_encoding import uncompressed
 from ..codec.encode import encode
 from ..codec.errors import INPUT
 from ..contract import RuntimeSettings
@@ -149,6 +150,7 @@ class Pipeline:
         start = time.monotonic_ns()
         if item.files is None:  # a part of a KServe request has been decoded already
             try:
+                item.entry = uncompressed(item.entry, item.properties)
                 decoded = decode(item.entry, item.properties)
                 item.data, item.files = decoded.data, decoded.files
             except BaseException as error:

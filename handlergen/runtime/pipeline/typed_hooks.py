@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-import logging
 import sys
 import types
 import typing
@@ -23,6 +22,7 @@ from typing import Any, get_args, get_origin
 import torch
 
 from ..codec.content import optional_module
+from ..diagnostics import logger
 from ..forms.table import FORMS
 from .hooks import BoundHook, Hooks
 
@@ -40,7 +40,6 @@ class TypedHooks:
 
     Args:
         batch: `each`, `collate` or `list`: a list-mode `predict` without preprocess is annotated with a list.
-        logger: Logs an annotation that cannot be read, or that gives no schema.
 
     Attributes:
         convert: Converts a request's data to the input's type, or raises pydantic's ValidationError; None where the
@@ -50,8 +49,7 @@ class TypedHooks:
         AnnotationError: The input's annotation needs pydantic, which is not installed or cannot validate it.
     """
 
-    def __init__(self, form: str, hooks: Hooks, batch: str, logger: logging.Logger) -> None:
-        self._logger = logger
+    def __init__(self, form: str, hooks: Hooks, batch: str) -> None:
         self._keys = _keys(hooks[0].predict)
         first, last = hooks[0].preprocess, hooks[-1].postprocess
         taking, giving = first or hooks[0].predict, last or hooks[-1].predict
@@ -83,7 +81,7 @@ class TypedHooks:
         try:
             return _json_schema(annotation, output=output)
         except Exception as error:  # a type that pydantic does not know, a name that cannot be resolved
-            self._logger.warning("no JSON Schema for %s (%s: %s)", annotation, type(error).__name__, error)
+            logger().warning("no JSON Schema for %s (%s: %s)", annotation, type(error).__name__, error)
             return None
 
     def _annotation(self, hook: BoundHook, name: str | None, batch: str) -> Any:
@@ -94,7 +92,7 @@ class TypedHooks:
             found = _hint(hook.function, name)
         except Exception as error:
             # A name that only a type checker imports, say. No reason not to serve.
-            self._logger.warning(
+            logger().warning(
                 "the annotation %r of %s cannot be read (%s: %s); its input is not validated",
                 name,
                 hook.name,

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..diagnostics import logger, use
 from .run_directory import ENDING, IDLE, RunDirectory, StatusFile
 
 if TYPE_CHECKING:
@@ -62,7 +63,6 @@ class _Process:
         self._end = self._end_at_once
         self._flush: Callable[[], None] = lambda: None
         self._connections: Connections | None = None
-        self._logger = logging.getLogger("handlergen")
         self._termination = _Termination()
 
     def run(self) -> int:
@@ -80,7 +80,9 @@ class _Process:
         model_dir = Path(self._arguments["model_dir"])
         bundle = Bundle.from_json(self._arguments["bundle"])
         connections = self._connections = Connections(self._listener)
-        logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[WorkerLogHandler(connections)])
+        handler = WorkerLogHandler(connections)
+        logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+        use(handler)
         try:
             server = Server(
                 bundle,
@@ -101,7 +103,7 @@ class _Process:
         self._status.enter(IDLE)
         connections.announce(Kind.WELCOME, Welcome(os.getpid(), server.device_key))
         if not server.predict_until_ended():
-            self._logger.error(
+            logger().error(
                 "the device does not answer any more; predictor process %d ends, and another one goes on",
                 os.getpid(),
             )
@@ -128,7 +130,7 @@ class _Process:
             try:
                 self._flush()
             except OSError as error:  # a full disk is no reason to end, nor never to
-                self._logger.warning("spans cannot be written: %s", error)
+                logger().warning("spans cannot be written: %s", error)
                 self._flush = lambda: None
             # Without its directory no worker finds it: those that come start another, and there must not be two.
             there = self._directory.owned(self._owner) and self._directory.identity.alive()

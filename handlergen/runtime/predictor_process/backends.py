@@ -6,7 +6,6 @@ threads. The former becomes the latter when a value cannot be sent between the t
 
 from __future__ import annotations
 
-import logging
 import math
 import queue
 import threading
@@ -21,6 +20,7 @@ from ..codec.content import STREAM_WISH
 from ..codec.encode import encode
 from ..codec.errors import Failure, in_the_log
 from ..context import Context
+from ..diagnostics import logger
 from ..forms.loading import open_user_module
 from ..pipeline.backend import BackendOptions, PipelineBackend, is_describe
 from ..pipeline.batching import RequestSource
@@ -70,7 +70,7 @@ class PreparedBackend(PipelineBackend):
         if not self._why:
             self._why = why
             self._client.note_unsendable(why)
-            self._model.context.logger.warning(
+            logger().warning(
                 "handlergen: model %s: %s. From now on, this worker sends whole requests to the predictor process, "
                 "which runs preprocess and postprocess too. Set `stages: predictor` in handlergen.yaml, or return "
                 "values that pickle can copy.",
@@ -90,7 +90,7 @@ class _PreparedModel:
         self.unsendable = unsendable
         self.inputs = HookInputs.of(contract, ("predict", "explain"))
         self.context = Context.open(settings, device=device, model_dir=model_dir)
-        self.failures = FailureHandler(contract.form, user_root=str(model_dir), logger=self.context.logger)
+        self.failures = FailureHandler(contract.form, user_root=str(model_dir))
         self.streaming = streaming_of(options.bundle)
         module = open_user_module(contract, settings, self.context)
         module.setup()
@@ -211,11 +211,7 @@ class RelayBackend:
     ) -> None:
         bundle = options.bundle
         self._describe = options.describe
-        self._failures = FailureHandler(
-            bundle.contract.form,
-            user_root=str(options.model_dir),
-            logger=logging.getLogger(f"handlergen.{bundle.settings.name}"),
-        )
+        self._failures = FailureHandler(bundle.contract.form, user_root=str(options.model_dir))
         if client is None:
             client = PredictorClient(options)
             client.open()

@@ -7,7 +7,6 @@ process.
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 import queue
@@ -21,9 +20,9 @@ from typing import Any
 import torch
 
 from ..codec.errors import LockTimeout, is_out_of_memory
+from ..diagnostics import logger, printer
 from ..pipeline.backend import BackendOptions
 from ..server_process import server_of_this_process
-from ..telemetry.recording import printer
 from .launcher import Launcher, Unavailable
 from .run_directory import LOADING, STATES, ForeignProcess, Identity, RunDirectory, StatusFile
 from .transport import Gone, Kind, Message, Refused, Transport, Unreadable, describe_error
@@ -131,7 +130,7 @@ class PredictorClient:
     def __init__(self, options: BackendOptions) -> None:
         settings = self._settings = options.bundle.settings
         model_dir, gpu_id = options.model_dir, options.gpu_id
-        self._logger = logging.getLogger(f"handlergen.{settings.name}")
+        self._logger = logger()
         identity = Identity(
             *server_of_this_process(),
             settings.name,
@@ -337,8 +336,8 @@ class PredictorClient:
     def _print(self, message: Message) -> None:
         """Hand a log record, or metrics, on to TorchServe."""
         if message.kind == Kind.LOG:
-            logger, level, text = message.value
-            logging.getLogger(logger).log(level, "%s", text)
+            name, level, text = message.value
+            logger(name).log(level, "%s", text)
         elif message.kind == Kind.METRICS:
             self._print_metrics(message.value)
 

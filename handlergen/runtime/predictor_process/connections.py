@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable
 
 from ..codec.redaction import WithoutSecrets
+from ..diagnostics import DescriptorHandler, logger
 from .run_directory import ForeignProcess, StatusFile, check_peer
 from .transport import Gone, Kind, Message, Refused, Transport, Welcome
 
-_logger = logging.getLogger("handlergen")
+_logger = logger()
 
 
 class WorkerConnection:
@@ -191,13 +192,13 @@ class Connections:
             self.take(worker, message)
 
 
-class WorkerLogHandler(logging.StreamHandler):  # type: ignore[type-arg]
+class WorkerLogHandler(DescriptorHandler):
     """Sends log records to a worker, which logs them into TorchServe's model log; prints them without a worker."""
 
     def __init__(self, connections: Connections) -> None:
-        super().__init__()
+        super().__init__(2)
         self._connections = connections
-        # Whatever is logged: the logger of the runtime itself has no filter of its own.
+        # Whatever is logged: the module's own loggers have no filter.
         self.addFilter(WithoutSecrets())
 
     def emit(self, record: logging.LogRecord) -> None:

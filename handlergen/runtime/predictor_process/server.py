@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 import time
@@ -19,6 +18,7 @@ import torch
 from ..codec.content import STREAM_WISH
 from ..codec.errors import Failure, is_out_of_memory
 from ..contract import Bundle
+from ..diagnostics import logger
 from ..pipeline.backend import Dispatcher
 from ..pipeline.batching import RequestSource
 from ..pipeline.hooks import Item, ModelHooks
@@ -39,7 +39,7 @@ _IN_VAIN = 8
 _TRY_EVERY = 128
 """One request in so many then waits all the same, in case others come by now."""
 _ABANDONED = Failure(499, "ClientGone", "The worker that asked has gone")
-_logger = logging.getLogger("handlergen")
+_logger = logger()
 
 
 class QueuedRequest(NamedTuple):

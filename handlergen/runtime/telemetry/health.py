@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import re
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 from ..codec.encode import dump
 from ..codec.redaction import user_traceback
 from ..contract import Bundle, RuntimeSettings
+from ..diagnostics import logger
 from .recording import Counts
 
 METRIC = "ModelHealthy"
@@ -40,7 +40,7 @@ class Health:
         self._metrics = metrics
         model = getattr(metrics, "model_name", None) or settings.name
         self._dimensions = [model, f"W-{_worker_port(sys.argv)}-{model}_{settings.version}", "Model"]
-        self._logger = logging.getLogger(f"handlergen.{settings.name}")
+        self._logger = logger()
         self._user_root = user_root
         self._logged = False
         self._ended = threading.Event()

@@ -14,12 +14,10 @@ second colon and rejects a metric that lacks one.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import resource
 import socket
-import sys
 import threading
 import time
 from bisect import bisect_right
@@ -34,10 +32,11 @@ import torch
 from ..contract import RuntimeSettings
 from ..device.device import Device
 from ..device.lock import lock_directory
+from ..diagnostics import logger, printer
 from ..server_process import ModelCopies, started
 from .stages import STAGE_NAMES
 
-_logger = logging.getLogger("handlergen")
+_logger = logger()
 TRACE_DIR_VARIABLE = "HANDLERGEN_TRACE_DIR"
 PERIOD_S = 1.0
 SWITCH_VARIABLE = "HANDLERGEN_METRICS"
@@ -286,17 +285,6 @@ class Metrics:
             f"[METRICS]{name}.{unit}:{_number(value)}|#{dimensions}|#type:{kind}|#hostname:{self._host},"
             f"{int(time.time())}\n"
         )
-
-
-def printer() -> Callable[[str], None]:
-    """Return a function that writes to this process's standard output, which TorchServe reads."""
-    stream = sys.stdout  # now: a hook may redirect it for a while
-
-    def write(text: str) -> None:
-        stream.write(text)
-        stream.flush()
-
-    return write
 
 
 def _number(value: float) -> str:

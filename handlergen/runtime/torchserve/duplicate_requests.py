@@ -17,7 +17,6 @@ seen; such a request is refused too.
 from __future__ import annotations
 
 import contextlib
-import logging
 import mmap
 import os
 import select
@@ -31,11 +30,12 @@ from pathlib import Path
 from ..codec.errors import Failure
 from ..descriptors import reserve
 from ..device.lock import lock_directory
+from ..diagnostics import logger
 from ..pipeline.backend import failure_for
 from ..pipeline.hooks import Item
 from .frontend import raise_to_torchserve
 
-_logger = logging.getLogger("handlergen")
+_logger = logger()
 _FILE = "answered-1"
 """The number is the layout's: workers of another version may be running."""
 _SLOTS = 1 << 15

@@ -14,6 +14,7 @@ from typing import Any
 from ..codec.content import JSON, NO_HEADERS, STREAM_WISH, reason_phrase
 from ..codec.errors import Failure
 from ..descriptors import closed_in_children
+from ..diagnostics import logger
 from ..pipeline.backend import is_describe
 from ..pipeline.hooks import Item
 from ..pipeline.pipeline import open_items
@@ -150,7 +151,7 @@ def keep_from_children() -> socket.socket | None:
             closed_in_children(connection)
             return connection
         frame = frame.f_back
-    logging.getLogger("handlergen").warning(
+    logger().warning(
         "TorchServe's connection to this worker was not found: this version of TorchServe keeps it elsewhere. A child "
         "process that a hook forks can keep a dead worker's requests waiting, and a request that TorchServe re-queues "
         "while stopping a worker can be answered twice"
