@@ -92,7 +92,9 @@ def _differences(given: Mapping[str, Any], model: LocalModel, answer: LocalAnswe
     if not {"preprocess", "postprocess"} & model.worker.bundle.contract.hooks.keys():
         return []
     command = [sys.executable, "-m", "handlergen.local.sample_child", json.dumps(given), "as-served"]
-    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=False).stdout or "{}")
+    # What this process has not said, that one says again; and it prints metrics, as a worker.
+    ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+    found = json.loads(ran.stdout or "{}")
     served = base64.b64decode(found.get("body", ""))
     again = model.request(Path(given["sample"]))
     if "status" not in found or (found["status"], served) == (answer.status, answer.body) or again != answer:

@@ -84,6 +84,8 @@ class _ProgramHandlers(logging.Handler):
         if alone and not handlers and logging.lastResort is not None:
             handlers.append(logging.lastResort)
         for handler in handlers:
+            if handler in ROOT.handlers:  # the predictor process's has records of all loggers
+                continue
             if record.levelno >= handler.level and (alone or not _is_console(handler)):
                 with contextlib.suppress(Exception):
                     handler.handle(record)
