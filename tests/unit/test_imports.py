@@ -40,8 +40,8 @@ ROOMS = {
 
 # Exceptions to the rules below: modules, without `handlergen.`.
 STARTS_PROCESSES = {
-    *("archives.model_config", "archives.packing", "local.sample", "server.java", "server.launching"),
-    "runtime.predictor_process.launcher",
+    *("archives.model_config", "archives.packing", "local.sample", "local.sample_child"),
+    *("runtime.predictor_process.launcher", "server.java", "server.launching"),
 }
 MAKES_TEMPORARY_FILES = {
     *("server.launching", "local.model", "local.offline.ray_engine", "archives.packing"),
