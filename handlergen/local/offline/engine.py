@@ -104,7 +104,8 @@ class LocalEngine:
         def finish(chunk: Chunk, items: list[Item]) -> list[Result]:
             return [result_of(row.id, item) for row, item in zip(chunk.rows, items, strict=True)]
 
-        chunks = in_chunks((_row(number, value) for number, value in enumerate(inputs)), batch_size)
+        directory = Path.cwd()  # the caller's: while threads prepare rows, it is the model's
+        chunks = in_chunks((_row(number, value, directory) for number, value in enumerate(inputs)), batch_size)
         with contextlib.closing(self.answer(chunks, finish, ordered=ordered)) as batches:
             for batch in batches:
                 yield from batch
@@ -139,9 +140,9 @@ class LocalEngine:
             yield from postprocessing.rest()
 
 
-def _row(number: int, value: Any) -> Row:
+def _row(number: int, value: Any, directory: Path) -> Row:
     if isinstance(value, Path):
-        return Row(number, value.absolute(), content_type_of(value))
+        return Row(number, directory / value, content_type_of(value))
     return Row(number, *body_of(value))
 
 

@@ -148,7 +148,8 @@ class Pipeline:
     def _prepare(self, item: Item, then: Callable[[Item], None]) -> None:
         item.context = self.contexts.new()
         start = time.monotonic_ns()
-        if item.files is None:  # a part of a KServe request has been decoded already
+        # A part of a KServe request has been decoded already, and the file of an offline row could not be read.
+        if item.files is None and item.failure is None:
             try:
                 item.entry = uncompressed(item.entry, item.properties)
                 decoded = decode(item.entry, item.properties)

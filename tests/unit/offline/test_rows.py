@@ -261,3 +261,10 @@ def test_the_command_refuses_what_makes_no_sense(module: Path, tmp_path: Path) -
     result = runner.invoke(cli, ["map", str(module), str(tmp_path / "no.jsonl"), "-o", "x.jsonl"])
     assert isinstance(result.exception, HandlergenError)
     assert "there is no input" in str(result.exception)
+
+
+def test_a_file_that_is_not_there_is_named(module: Path, tmp_path: Path) -> None:
+    with handlergen.load(module) as model:
+        (result,) = model.map([tmp_path / "absent.json"], workers=0)
+    assert result.status == 400
+    assert "absent.json" in str(result.value)
