@@ -61,6 +61,9 @@ def test_a_process_that_waits_for_ever_is_an_error(tmp_path: Path, monkeypatch: 
     source = """
 import threading
 
+import grpc
+
+CHANNEL = grpc.insecure_channel("127.0.0.1:1")  # has threads in every fork, which wake up all the time
 LOCK = threading.Lock()
 
 def load(context):

@@ -392,14 +392,18 @@ def _plain_values(item: Item, hook_inputs: HookInputs, pipeline: Pipeline) -> tu
 
 
 def _activity(pid: int | None) -> float:
-    """Return a number that changes whenever a thread of a process runs: its context switches (proc(5))."""
-    switches, seen = 0, False
-    for file in Path(f"/proc/{pid}/task").glob("*/status"):
+    """Return a number that changes whenever a process does something: its threads' context switches (proc(5)).
+
+    Threads with a name of their own are a library's: gRPC starts some in every fork, which wake up all the time.
+    """
+    own, switches = "", 0
+    for file in (Path(f"/proc/{pid}/status"), *Path(f"/proc/{pid}/task").glob("*/status")):
         with contextlib.suppress(OSError):  # the thread has ended
-            lines = file.read_text().splitlines()
-            switches += sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
-            seen = True
-    return switches if seen else time.monotonic()  # not Linux: not known
+            name, *lines = file.read_text().splitlines()
+            own = own or name
+            if name == own:
+                switches += sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
+    return switches if own else time.monotonic()  # not Linux: not known
 
 
 def available_cores() -> int:
