@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.contexts import MODULE, answer, requests
-from tests.processes.conftest import Crew, crew_of
+from tests.processes.conftest import Crew
 
 Crews = Callable[..., Crew]
 
@@ -18,7 +18,7 @@ Crews = Callable[..., Crew]
 def test_each_request_has_its_own_context_in_all_of_its_hooks(crew: Crews, stages: str) -> None:
     # What load sets is there in the process that loads; setup and import would be everywhere.
     source = MODULE if stages == "predictor" else MODULE.replace("def load(context)", "def setup(context)")
-    workers = crew_of(crew(source, stages=stages), 2)
+    workers = crew(source, stages=stages).ready(2)
 
     def ask(number: int) -> None:
         for turn in range(6):
