@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from handlergen import __version__
 from handlergen.archives.mar import read_mar, unpack
 from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed
 from handlergen.inspection.project import Project, open_project
@@ -30,7 +29,6 @@ from handlergen.local.requests import (
     form_request,
 )
 from handlergen.local.surroundings import Surroundings
-from handlergen.project.settings import to_runtime
 from handlergen.runtime.codec.content import JSON
 from handlergen.runtime.codec.errors import without_server
 from handlergen.runtime.contract import Bundle
@@ -299,15 +297,24 @@ def load(source: str | Path, *, gpu: int | None = None, **settings: Any) -> Loca
             unpack(path, root)
             identity = partial(identity_of_archive, path.resolve())
         else:
+            from handlergen.archives.staging import make_bundle
+
             project = open_project(path, overrides=settings)
-            bundle, root = Bundle(__version__, project.contract, to_runtime(project.settings)), project.root
+            bundle, root = make_bundle(project), project.root
             identity = partial(_identity_of_project, project, bundle)
-            beside = {(root / package).resolve().parent for package in project.settings.packages}
-            beside.add(project.base.resolve())
+            beside = directories_beside(project)
         root = root.resolve()
         surroundings = Surroundings(bundle.contract.module, [root, *sorted(beside - {root})])
         worker = _open_worker(bundle, root, surroundings, gpu)
         return LocalModel(worker, root, surroundings, identity, cleanup.pop_all())
+
+
+def directories_beside(project: Project) -> set[Path]:
+    """Return the directories, besides the project's own, in which an archive's modules lie here."""
+    return {
+        project.base.resolve(),
+        *((project.root / package).resolve().parent for package in project.settings.packages),
+    }
 
 
 def _open_worker(bundle: Bundle, root: Path, surroundings: Surroundings, gpu: int | None) -> Worker:

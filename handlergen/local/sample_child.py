@@ -27,7 +27,7 @@ from handlergen.archives.staging import make_bundle
 from handlergen.errors import HandlergenError, ModuleFailed
 from handlergen.inspection.project import open_project
 from handlergen.local.ending import end
-from handlergen.local.model import LocalAnswer, LocalModel, load
+from handlergen.local.model import LocalAnswer, LocalModel, directories_beside, load
 from handlergen.local.surroundings import Surroundings
 from handlergen.runtime.diagnostics import ROOT
 from handlergen.runtime.pipeline.hooks import BoundHook, Item
@@ -114,8 +114,7 @@ def _shortened(body: bytes) -> str:
 def _answer_as_served(given: Mapping[str, Any]) -> dict[str, Any]:
     project = open_project(Path(given["source"]), overrides=given["overrides"])
     bundle, root = make_bundle(project), project.root.resolve()
-    beside = sorted({(root / package).resolve().parent for package in project.settings.packages} - {root})
-    surroundings = Surroundings(bundle.contract.module, [root, *beside])
+    surroundings = Surroundings(bundle.contract.module, [root, *sorted(directories_beside(project) - {root})])
     with surroundings.entered():
         worker = Worker(bundle, root, gpu_id=given["gpu"], batch_size=1, backend=backend_of(bundle))
     with LocalModel(worker, root, surroundings, str, contextlib.ExitStack()) as model:

@@ -17,13 +17,13 @@ from pathlib import Path
 from types import ModuleType
 from weakref import WeakSet
 
+from handlergen.runtime.pipeline.event_loop import THREAD_NAME as LOOP_THREAD
+
 _MOST_FILES = 20_000  # of a model's directory, whose names are looked at
 _INSTALLED = (
     *{sysconfig.get_path("stdlib") + os.sep, sysconfig.get_path("platstdlib") + os.sep},
     str(Path(__file__).resolve().parents[1]) + os.sep,
 )
-
-_LOOP_THREAD = "handlergen-async"  # of `runtime/pipeline/event_loop.py`; what async hooks have made belongs to it
 
 _turn = threading.Condition()
 _entered: list[Surroundings] = []
@@ -95,8 +95,8 @@ class Surroundings:
         """Return the names of the threads that have started since the model was, and that a forked process lacks."""
         own = {threading.main_thread(), threading.current_thread(), *self._others_threads}
         names = [thread.name for thread in threading.enumerate() if thread not in own]
-        # handlergen's other threads run nothing of the module's between requests.
-        return sorted(name for name in names if name == _LOOP_THREAD or not name.startswith("handlergen"))
+        # What async hooks have made belongs to the loop's; handlergen's others run nothing between requests.
+        return sorted(name for name in names if name == LOOP_THREAD or not name.startswith("handlergen"))
 
     def _may_enter(self, within: Sequence[Surroundings]) -> bool:
         if not _entered or _entered[-1] in within:

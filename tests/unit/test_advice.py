@@ -66,41 +66,34 @@ def options() -> set[str]:
     } | {"--help", "--version"}
 
 
+def named(pattern: str) -> dict[str, str]:
+    """What messages name by a pattern, each with a place."""
+    return {name: place for place, text in texts() for name in re.findall(pattern, text)}
+
+
+def unknown(found: dict[str, str], known: set[str]) -> dict[str, str]:
+    return {name: place for name, place in found.items() if name not in known}
+
+
 def test_options_that_are_named_exist() -> None:
-    own, others = options(), {option for named in OTHER_PROGRAMS.values() for option in named.split()}
-    seen, wrong = set(), []
-    for place, text in texts():
-        for option in re.findall(r"(?<![\w=-])--[a-z][a-z0-9-]*[a-z0-9]", text):
-            seen.add(option)
-            if option not in own | others:
-                wrong.append((place, option))
-    assert not wrong
-    assert len(seen & own) > 40
-    assert others <= seen
+    own, others = options(), {option for each in OTHER_PROGRAMS.values() for option in each.split()}
+    found = named(r"(?<![\w=-])--[a-z][a-z0-9-]*[a-z0-9]")
+    assert not unknown(found, own | others)
+    assert len(found.keys() & own) > 40
+    assert others <= found.keys()
 
 
 def test_verbs_that_are_named_exist() -> None:
-    known, seen, wrong = commands().keys(), set(), []
-    for place, text in texts():
-        for verb in re.findall(r"`handlergen ([a-z]+)", text):
-            seen.add(verb)
-            if verb not in known:
-                wrong.append((place, verb))
-    assert not wrong
-    assert len(seen) > 5
+    found = named(r"`handlergen ([a-z]+)")
+    assert not unknown(found, set(commands()))
+    assert len(found) > 5
 
 
 def test_settings_that_are_named_exist() -> None:
+    found = named(r"`([a-z_]+): [^`]+`")
     known = {*SETTINGS, *(field.name for field in fields(ServerSettings))}
-    known.add("request")  # not a setting: the parameter of a Truss's hook
-    seen, wrong = set(), []
-    for place, text in texts():
-        for setting in re.findall(r"`([a-z_]+): [^`]+`", text):
-            seen.add(setting)
-            if setting not in known:
-                wrong.append((place, setting))
-    assert not wrong
-    assert len(seen) > 5
+    assert not unknown(found, known | {"request"})  # the last is the parameter of a Truss's hook
+    assert len(found) > 5
 
 
 FUNCTIONS = "def predict(inputs):\n    return inputs\n"

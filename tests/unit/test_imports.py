@@ -32,7 +32,7 @@ ROOMS = {
     "archives": "runtime errors project inspection api",
     "client": "runtime errors server",
     "server": "runtime errors project archives client",
-    "local": "runtime errors project inspection archives api",
+    "local": "runtime errors inspection archives",
     "performance": "runtime errors project inspection archives server client local",
     "cli": "runtime errors project inspection archives server client local performance api",
     "api": "",

@@ -176,6 +176,11 @@ class Decoded:
     files: Files = field(default_factory=Files)
 
 
+def is_compressed(properties: _Parts) -> bool:
+    """Return whether a request has a Content-Encoding: see `content_encoding`."""
+    return "content-encoding" in map(str.lower, properties)
+
+
 def decode(entry: _Parts, properties: _Parts) -> Decoded:
     """Read a request's content.
 

@@ -30,7 +30,7 @@ class BodyTooLarge(BadRequest):
     status_code = 413
 
 
-def uncompressed(entry: Mapping[str, Any], properties: Mapping[str, Any]) -> Mapping[str, Any]:
+def decompressed(entry: Mapping[str, Any], properties: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a request's parts with the body decompressed; never more of it than the server takes uncompressed.
 
     Args:

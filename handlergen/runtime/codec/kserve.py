@@ -21,8 +21,8 @@ from typing import Any
 from ..contract import Bundle, RuntimeSettings
 from ..pipeline.hooks import Item
 from ..request import BadRequest, Files, Request
-from .content import JSON, decode, json_bytes, optional_module
-from .content_encoding import uncompressed
+from .content import JSON, decode, is_compressed, json_bytes, optional_module
+from .content_encoding import decompressed
 from .encode import Encoded, dump, numpy_array
 from .errors import EncodeError
 
@@ -99,7 +99,8 @@ def open_kserve(item: Item, bundle: Bundle, first_index: int) -> Opened:
     Raises:
         BadRequest: The body follows neither protocol.
     """
-    item.entry = uncompressed(item.entry, item.properties)
+    if is_compressed(item.properties):
+        item.entry = decompressed(item.entry, item.properties)
     body = decode(item.entry, item.properties).data
     explains = item.properties.get("explain") == "True"
     if isinstance(body, Mapping) and isinstance(body.get("instances"), list):

@@ -46,11 +46,11 @@ class CogModule(UserModule):
     """A subclass of BasePredictor or BaseRunner: setup, and predict or run."""
 
     def load(self) -> None:
-        self._owner = self._class()(*self._settings.model_args, **self._settings.model_kwargs)
+        self._owner = self._user_class()(*self._settings.model_args, **self._settings.model_kwargs)
         self._call_once("load")
 
     def load_without_model(self) -> None:
-        self._owner = object.__new__(self._class())
+        self._owner = object.__new__(self._user_class())
 
     def hooks(self) -> Hooks:
         predict = self._bound("predict")
@@ -59,9 +59,6 @@ class CogModule(UserModule):
         names = [each.name for each in predict.parameters]
         keys = BoundHook("input", lambda item: _keys(with_files(item.data, item.files), names))
         return (ModelHooks(keys, replace(predict, call=_caller(predict))),)
-
-    def _class(self) -> Any:
-        return getattr(self._module, self._contract.class_name or "")
 
 
 def _keys(data: Any, names: list[str]) -> Any:

@@ -24,12 +24,12 @@ class LitApiModule(UserModule):
         self._constants["device"] = str(context.device)  # LitServe passes text: "cuda:0"
 
     def load(self) -> None:
-        api = self._owner = self._class()(*self._settings.model_args, **self._settings.model_kwargs)
+        api = self._owner = self._user_class()(*self._settings.model_args, **self._settings.model_kwargs)
         api.device = self._constants["device"]
         self._call_once("load")
 
     def load_without_model(self) -> None:
-        self._owner = object.__new__(self._class())  # as for the model-class form
+        self._owner = object.__new__(self._user_class())  # as for the model-class form
 
     def hooks(self) -> Hooks:
         decode, predict = self._bound("preprocess"), self._bound("predict")
@@ -59,9 +59,6 @@ class LitApiModule(UserModule):
             return outputs if together else outputs[0]
 
         return call
-
-    def _class(self) -> Any:
-        return getattr(self._module, self._contract.class_name or "")
 
 
 def _with_form(item: Item) -> Item:

@@ -63,6 +63,9 @@ class UserModule(abc.ABC):
         function = getattr(self._owner, hook.name)
         return lambda values: call_once(function, hook, {**self._constants, **values}, self.loop)
 
+    def _user_class(self) -> Any:
+        return getattr(self._module, self._contract.class_name or "Model")
+
     def _bound(self, role: str, owner: Any = None) -> BoundHook | None:
         """Return a hook for requests, an attribute of `owner` where there is one; None when the module has no such."""
         hook = self._contract.hooks.get(role)

@@ -45,7 +45,7 @@ class ModelClassModule(UserModule):
         super().__init__(contract, settings, context)
 
     def load(self) -> None:
-        model_class = self._model_class()
+        model_class = self._user_class()
         model = self._owner = model_class(**self._arguments(model_class))
         environment = _environment()
         if environment is not None and hasattr(model, "setup_environment"):
@@ -63,16 +63,13 @@ class ModelClassModule(UserModule):
     def load_without_model(self) -> None:
         # Without its constructor, which may put weights on the device: preprocess and postprocess, where they run
         # in a worker, read nothing that the constructor makes.
-        self._owner = object.__new__(self._model_class())
+        self._owner = object.__new__(self._user_class())
 
     def hooks(self) -> Hooks:
         predict = self._bound("predict")
         if predict is None:
             raise RuntimeError(f"{self._contract.class_name} has no predict")
         return (ModelHooks(self._bound("preprocess"), predict, self._bound("postprocess")),)
-
-    def _model_class(self) -> Any:
-        return getattr(self._module, self._contract.class_name or "Model")
 
     def _arguments(self, model_class: type) -> dict[str, Any]:
         """Return the arguments that Truss offers and the constructor names; all of them for `**kwargs`."""

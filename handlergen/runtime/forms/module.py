@@ -38,7 +38,7 @@ class ModuleModule(UserModule):
         self._constants["model"] = self._model
 
     def load_without_model(self) -> None:
-        model_class = self._model_class()
+        model_class = self._user_class()
         self._model = model_class.__new__(model_class)
         if "load" in self._contract.hooks:
             return
@@ -71,11 +71,8 @@ class ModuleModule(UserModule):
             ),
         )
 
-    def _model_class(self) -> Any:
-        return getattr(self._module, self._contract.class_name or "")
-
     def _constructed(self) -> Any:
-        return self._model_class()(*self._settings.model_args, **self._settings.model_kwargs)
+        return self._user_class()(*self._settings.model_args, **self._settings.model_kwargs)
 
     def _loaded(self) -> Any:
         if "load" in self._contract.hooks:

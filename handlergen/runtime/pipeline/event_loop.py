@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+THREAD_NAME = "handlergen-async"
 _CLOSES_WITHIN_S = 5.0
 _TAKES_CONTEXT = sys.version_info >= (3, 11)
 
@@ -109,9 +110,7 @@ class EventLoop:
         with self._starting:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=self._run, args=(self._loop,), name="handlergen-async", daemon=True
-                )
+                self._thread = threading.Thread(target=self._run, args=(self._loop,), name=THREAD_NAME, daemon=True)
                 self._thread.start()
             return self._loop
 

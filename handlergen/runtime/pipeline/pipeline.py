@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from types import CoroutineType
 from typing import Any
 
-from ..codec.content import decode
-from ..codec.content_encoding import uncompressed
+from ..codec.content import decode, is_compressed
+from ..codec.content_encoding import decompressed
 from ..codec.encode import encode
 from ..codec.errors import INPUT
 from ..contract import RuntimeSettings
@@ -151,7 +151,8 @@ class Pipeline:
         # A part of a KServe request has been decoded already, and the file of an offline row could not be read.
         if item.files is None and item.failure is None:
             try:
-                item.entry = uncompressed(item.entry, item.properties)
+                if is_compressed(item.properties):
+                    item.entry = decompressed(item.entry, item.properties)
                 decoded = decode(item.entry, item.properties)
                 item.data, item.files = decoded.data, decoded.files
             except BaseException as error:
