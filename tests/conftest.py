@@ -39,6 +39,11 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return trained
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are named by their parameter: a compressor writes the time into its output, and workers must agree."""
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_configure() -> None:
     """A shell that starts the suite in the background has it ignore SIGINT, and so would all that it starts: the
     tests that press Ctrl-C would press it in vain. A handler of one's own is not inherited; the default is."""
