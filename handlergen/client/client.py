@@ -8,7 +8,7 @@ import mimetypes
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
@@ -16,7 +16,8 @@ from urllib.parse import quote
 import httpx
 
 from handlergen.client.connection import KEY_FILE, ApiConnection, Tokens
-from handlergen.client.results import Answer, ModelStatus
+from handlergen.client.fence import Notice, fence
+from handlergen.client.results import READY, Answer, ModelStatus
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
 from handlergen.runtime.codec.content import JSON, OCTETS
 from handlergen.runtime.codec.errors import error_of, error_text
@@ -36,9 +37,6 @@ _ATTEMPTS = 5
 _UNFINISHED = frozenset(("NullPointerException", "ConcurrentModificationException"))
 """What TorchServe raises when a worker answers while TorchServe is stopping it: BatchAggregator.sendError iterates
 over jobs that the worker's thread modifies. TorchServe then stops no further worker."""
-_EMPTY_READINGS = 3
-"""Consecutive readings of an empty queue before it counts as drained: a worker may still be busy with a request that
-has left the queue."""
 
 UNSET: Any = object()
 """Means that no JSON is given; None is a JSON value."""
@@ -202,8 +200,12 @@ class Client:
         version: str | None = None,
         timeout: float = 300.0,
         progress: Callable[[ModelStatus], None] | None = None,
+        now: bool = False,
+        notice: Notice | None = None,
     ) -> ModelStatus:
         """Set the number of workers and wait until exactly that many are READY.
+
+        Surplus workers answer what they have in hand before they end (see `client.fence`).
 
         The request leaves out `synchronous=true`: such a call reports no progress for minutes, and TorchServe
         answers it before surplus workers have exited. It sets both `min_worker` and `max_worker`, because
@@ -212,13 +214,16 @@ class Client:
         Args:
             timeout: Seconds until the workers must be READY.
             progress: Called several times a second with the model's status.
+            now: End surplus workers at once, with the requests that they have in hand.
+            notice: Called with a sentence when a surplus worker is still busy after 5 seconds.
 
         Raises:
             RequestFailed: The server refuses (no such model).
-            ServerError: The workers are not READY in time.
+            ServerError: The workers are not READY in time. Or a surplus worker is still busy at the timeout, or
+                cannot be told to wait; none is ended then.
         """
-        self._set_workers(name, version, workers)
         deadline = time.monotonic() + timeout
+        self._set_workers(name, version, workers, None if now else deadline, notice)
         while True:
             status = self.describe(name, version=version)
             if progress:
@@ -246,29 +251,30 @@ class Client:
         path = f"{_path('models', name, version)}/set-default"
         return str(self._management.request("PUT", path).json()["status"])
 
-    def unregister(self, name: str, *, version: str | None = None, drain_s: float = 0.0) -> str:
-        """Unregister a model. Needs the model API. TorchServe also deletes an archive that it downloaded.
+    def unregister(
+        self, name: str, *, version: str | None = None, drain_s: float = 30.0, notice: Notice | None = None
+    ) -> str:
+        """Unregister a model when it has answered its requests. Needs the model API.
 
         Workers are scaled down first: when TorchServe fails midway through stopping the workers of a model that it
         is unregistering, the model stays half registered, and its other workers run until the server stops.
+        TorchServe also deletes an archive that it downloaded.
 
         Args:
-            drain_s: Seconds to wait at most for the queue to empty, because TorchServe never answers requests
-                left in it. New requests must go to another version meanwhile (`set_default`).
+            drain_s: Seconds to wait at most until its requests are answered. New requests must go to another
+                version meanwhile (`set_default`). 0: do not wait; TorchServe never answers what is in the queue.
+            notice: As in `scale`.
 
         Raises:
             RequestFailed: The server refuses: the model API is off, there is no such model, or this is the default
                 version of several. The model is then as it was.
+            ServerError: Its requests are not answered in time; the model is then as it was.
         """
         status = self.describe(name, version=version)
         self._refuse_unregistration(status)
-        path, deadline = _path("models", name, status.version), time.monotonic() + drain_s
+        path = _path("models", name, status.version)
         try:
-            self._drain(status, deadline)
-            if len(status.workers) > 1:
-                self._set_workers(name, status.version, 1)
-                self._drain(status, deadline)  # jobs of the stopped workers
-            self._set_workers(name, status.version, 0)
+            self._set_workers(name, status.version, 0, time.monotonic() + drain_s if drain_s else None, notice)
             return str(self._management.request("DELETE", path, timeout=None).json()["status"])
         except HandlergenError:
             with contextlib.suppress(HandlergenError):
@@ -319,19 +325,66 @@ class Client:
             if kept or error.status == _NO_MODEL_API:
                 raise
 
-    def _drain(self, status: ModelStatus, deadline: float) -> None:
-        empty = 0
-        while empty < _EMPTY_READINGS and time.monotonic() < deadline:
-            waiting = self.describe(status.name, version=status.version).queue_waiting
-            empty = 0 if waiting else empty + 1
-            time.sleep(_POLL_S)
-
-    def _set_workers(self, name: str, version: str | None, workers: int) -> None:
+    def _set_workers(
+        self, name: str, version: str | None, workers: int, deadline: float | None, notice: Notice | None
+    ) -> None:
+        """Set the number of workers; surplus ones hold a request first, unless `deadline` is None."""
         path = _path("models", name, version)
-        if not workers and len(self.describe(name, version=version).workers) > 1:
+        running = len(self.describe(name, version=version).workers)
+        if not workers and running > 1:
             # Scaling straight to 0, TorchServe forgets the workers that it has not stopped yet.
+            self._end_workers(path, 1, deadline, notice)
+        if running <= workers:
+            self._put_workers(path, workers, workers)
+        elif workers or deadline is None:
+            self._end_workers(path, workers, deadline, notice)
+        else:
+            self._end_last_worker(path, deadline, notice)
+
+    def _end_workers(self, path: str, remaining: int, deadline: float | None, notice: Notice | None) -> int:
+        """End workers; return how many requests are left in the queue, if no worker remains."""
+        # TorchServe ends workers from the end of its own list (WorkLoadManager.modelChanged).
+        surplus = self._raw(path)["workers"][remaining:]
+        # One that is not READY has no request, and could not take one.
+        pids = [worker["pid"] for worker in surplus if worker["status"] == READY]
+        if deadline is None or not pids:
+            self._put_workers(path, remaining, remaining)
+            return 0
+        describe, empty = partial(self._customized, path), None if remaining else lambda: not self._waiting(path)
+        with fence(describe, pids, deadline=deadline, alone=empty, notice=notice) as unanswered:
+            self._put_workers(path, remaining, remaining)
+            if remaining:
+                return 0
+            time.sleep(
+                _POLL_S
+            )  # TorchServe fails the request that the last worker held, or puts it back into the queue
+            return self._waiting(path) - unanswered()
+
+    def _end_last_worker(self, path: str, deadline: float, notice: Notice | None) -> None:
+        """End the last worker; bring it back when requests have reached the queue meanwhile, which would be lost."""
+        for _ in range(_ATTEMPTS):
+            if self._end_workers(path, 0, deadline, notice) <= 0:
+                return
             self._put_workers(path, 1, 1)
-        self._put_workers(path, workers, workers)
+            while not any(worker["status"] == READY for worker in self._raw(path)["workers"]):
+                time.sleep(_POLL_S)
+        raise ServerError(
+            "clients keep sending requests to the model: its last worker is still running",
+            hint="stop them or have them use another version first, or end the worker at once by --now",
+        )
+
+    def _raw(self, path: str) -> dict[str, Any]:
+        described: dict[str, Any] = self._management.request("GET", path).json()[0]
+        return described
+
+    def _waiting(self, path: str) -> int:
+        return int(self._raw(path)["jobQueueStatus"]["pendingRequests"])
+
+    def _customized(self, path: str, headers: Mapping[str, str]) -> Any:
+        """Return what a worker of the model answers to DESCRIBE; its answer may be long in coming."""
+        params = {"customized": "true"}
+        answer = self._management.request("GET", path, params=params, headers=headers, timeout=None)
+        return json_module.loads(answer.content)
 
     def _put_workers(self, path: str, minimum: int, maximum: int) -> None:
         """Set minimum and maximum; repeat the request when TorchServe fails midway."""

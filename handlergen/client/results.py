@@ -40,6 +40,10 @@ class Answer:
         return json.loads(self.body)
 
 
+READY = "READY"
+"""The state of a worker that has loaded its model."""
+
+
 @dataclass(frozen=True)
 class WorkerStatus:
     """One worker of a model.
@@ -59,7 +63,7 @@ class WorkerStatus:
 
     @property
     def ready(self) -> bool:
-        return self.state == "READY"
+        return self.state == READY
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import time
 from pathlib import Path
 
 
@@ -52,55 +53,85 @@ def started(pid: int) -> int:
     return 0
 
 
-class ModelCopies:
-    """The processes of one server that hold a copy of a model on one device.
-
-    Each process has a file, named after its id and start: the file of a process that was killed does not count.
+class ProcessFiles:
+    """A file for each process of a kind, named after its id and start: the file of a killed process does not count.
 
     Args:
         directory: The user's private one, which must exist.
+        kind: What the processes have in common: a word of letters.
+        key: What else they have in common, such as their server.
+        process: Id and start of the process that `add` is for; this one by default.
     """
 
-    def __init__(self, directory: Path, *, server: str, model: str, version: str, device: str) -> None:
-        digest = hashlib.sha256("\0".join((server, model, version, device)).encode()).hexdigest()[:16]
+    def __init__(self, directory: Path, kind: str, *key: str, process: tuple[int, int] | None = None) -> None:
+        digest = hashlib.sha256("\0".join(key).encode()).hexdigest()[:16]
         self._directory = directory
-        self._prefix = f"{_copies_prefix()}{digest}-"
-        self._own = directory / f"{self._prefix}{os.getpid()}-{started(os.getpid())}"
+        self._prefix = f"{kind}-{_pid_namespace()}-{digest}-"
+        pid, start = process or (os.getpid(), started(os.getpid()))
+        self._own = directory / f"{self._prefix}{pid}-{start}"
 
-    def add(self) -> None:
-        """Count this process from now on.
+    def add(self, seconds: float = 0.0) -> None:
+        """Count the process from now on; `lasts` is true for so many seconds.
 
         Raises:
             OSError: The file cannot be made.
         """
         remove_left_behind(self._directory)
         self._own.touch(mode=0o600)
+        end = time.time() + seconds
+        os.utime(self._own, (end, end))
+
+    def added(self) -> bool:
+        """Return whether the process counts."""
+        return self._own.exists()
+
+    def lasts(self) -> bool:
+        """Return whether the time that `add` was given has not passed."""
+        try:
+            return time.time() < self._own.stat().st_mtime
+        except OSError:
+            return False
+
+    def pids(self) -> list[int]:
+        """Return the ids of the running processes of this kind."""
+        found = filter(_is_running, self._directory.glob(f"{self._prefix}*-*"))
+        return [int(path.name.rsplit("-", 2)[1]) for path in found]
 
     def count(self) -> int:
-        """Return the number of running processes with a copy."""
-        return sum(map(_is_running, self._directory.glob(f"{self._prefix}*-*")))
+        """Return the number of running processes of this kind."""
+        return len(self.pids())
+
+    def remove(self, pid: int) -> None:
+        """Do not count another process any more."""
+        for path in self._directory.glob(f"{self._prefix}{pid}-*"):
+            path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Do not count this process any more."""
+        """Do not count the process any more."""
         self._own.unlink(missing_ok=True)
+
+
+KINDS = ("copies", "held", "refusing")
+"""Of `ProcessFiles`: processes with a copy of a model, workers that hold a request, servers that refuse requests."""
 
 
 def remove_left_behind(directory: Path) -> None:
     """Remove the files of killed processes: a server ends by killing its workers."""
-    for path in directory.glob(f"{_copies_prefix()}*-*-*"):
-        if not _is_running(path):
-            path.unlink(missing_ok=True)
+    for kind in KINDS:
+        for path in directory.glob(f"{kind}-{_pid_namespace()}-*-*-*"):
+            if not _is_running(path):
+                path.unlink(missing_ok=True)
 
 
-def _copies_prefix() -> str:
-    """Return the start of the files' names; containers that share the directory have process ids of their own."""
+def _pid_namespace() -> int:
+    """Return the number of this process's namespace: containers that share a directory have their own process ids."""
     try:
-        return f"copies-{Path('/proc/self/ns/pid').stat().st_ino}-"
+        return Path("/proc/self/ns/pid").stat().st_ino
     except OSError:  # no /proc
-        return "copies-0-"
+        return 0
 
 
 def _is_running(path: Path) -> bool:
-    """Return whether the process that made a file runs."""
+    """Return whether the process of a file runs."""
     _, pid, start = path.name.rsplit("-", 2)
     return started(int(pid)) == int(start)

@@ -20,6 +20,7 @@ from .pipeline.hooks import BoundHook, Item
 from .pipeline.pipeline import Pipeline
 from .telemetry.health import Health, description
 from .telemetry.recording import Counts, switched_on
+from .torchserve.control import Commands
 from .torchserve.duplicate_requests import DuplicateRequests
 from .torchserve.frontend import answered, keep_from_children, leave_out_batch_lines, outlet_of, received
 
@@ -33,6 +34,7 @@ class Worker:
         metrics: TorchServe's `context.metrics`; None without a TorchServe.
         backend: Makes what answers requests; by default, in this process.
         duplicates: Detects requests that another worker has answered.
+        commands: Those that the management API sends; none by default.
 
     Raises:
         Exception: What the user's module raises while it is imported, set up and loaded.
@@ -48,9 +50,11 @@ class Worker:
         metrics: Any = None,
         backend: Callable[[BackendOptions], Backend] = LocalBackend,
         duplicates: DuplicateRequests | None = None,
+        commands: Commands | None = None,
     ) -> None:
         self.bundle = bundle
         self._duplicates = duplicates or DuplicateRequests()
+        self._commands = commands or Commands()
         self._envelope_checked = False
         self._backend = backend(BackendOptions(bundle, model_dir, gpu_id, batch_size, self.describe))
         self._counts = Counts(metrics=self._backend.metrics)
@@ -102,7 +106,7 @@ class Worker:
         keep_freed_memory()
         metrics = getattr(context, "metrics", None)
         leave_out_batch_lines(metrics)
-        connection = keep_from_children()
+        closed = keep_from_children()
         switched_on(metrics)
         # Bodies arrive as they were sent, and `decode` reads them: TorchServe's own reading logs a traceback for
         # every broken JSON text and loses its bytes (ts/protocol/otf_message_handler.py, _retrieve_input_data).
@@ -116,7 +120,8 @@ class Worker:
                 batch_size=int(properties.get("batch_size") or 1),
                 metrics=metrics,
                 backend=backend_of(bundle),
-                duplicates=DuplicateRequests.of_worker(connection),
+                duplicates=DuplicateRequests.of_worker(closed),
+                commands=Commands.of_worker(closed),
             )
         except MemoryError:
             raise
@@ -153,10 +158,12 @@ class Worker:
             refuse_envelope(sys._getframe(1))
             self._envelope_checked = True
         items = received(data, context)
+        if self._commands.obeyed(items):
+            return answered(items, context, self._counts)
         outlet = outlet_of(context, self._duplicates.note_stream)
         for item in items:
             item.outlet = outlet
-        self._counts.requests += self._backend.answer(self._duplicates.unanswered(items))
+        self._counts.requests += self._backend.answer(self._new(items))
         self._backend.flush()
         reopen_streams()
         self._duplicates.note_answers(items)
@@ -165,7 +172,7 @@ class Worker:
     def preprocess(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Item]:
         """Decode and preprocess, for subclasses of the generated handler."""
         items = received(data, context)
-        self.pipeline.preprocess(self._duplicates.unanswered(items))
+        self.pipeline.preprocess(self._new(items))
         self._backend.flush()
         return items
 
@@ -181,6 +188,10 @@ class Worker:
         self._backend.flush()
         self._duplicates.note_answers(items)
         return answered(items, context, self._counts)
+
+    def _new(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Return the items to answer: those that no other worker has answered, unless the server is stopping."""
+        return self._commands.accepted(self._duplicates.unanswered(items))
 
     def describe(self) -> dict[str, Any]:
         """Return the answer of `GET /models/NAME?customized=true`: contract, settings, device, counts; no secrets."""

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from handlergen.project.templates import template_dir
-from handlergen.runtime.server_process import ModelCopies, remove_left_behind
+from handlergen.runtime.server_process import ProcessFiles, remove_left_behind
 from handlergen.runtime.telemetry import recording
 from handlergen.runtime.telemetry import recording as metrics
 from handlergen.runtime.telemetry.recording import SECONDS, Metrics
@@ -231,9 +231,9 @@ def test_a_server_that_does_not_know_them_gets_none(monkeypatch: pytest.MonkeyPa
 COPY = """
 import os, sys, time
 from pathlib import Path
-from handlergen.runtime.server_process import ModelCopies
+from handlergen.runtime.server_process import ProcessFiles
 
-copies = ModelCopies(Path(sys.argv[1]), server="1 2", model=sys.argv[2], version="1.0", device="cpu")
+copies = ProcessFiles(Path(sys.argv[1]), "copies", "1 2", sys.argv[2], "1.0", "cpu")
 copies.add()
 if len(sys.argv) > 3 and not os.fork():
     time.sleep(60)
@@ -253,8 +253,8 @@ while True:
 """
 
 
-def the_copies(directory: Path, model: str = "digits") -> ModelCopies:
-    return ModelCopies(directory, server="1 2", model=model, version="1.0", device="cpu")
+def the_copies(directory: Path, model: str = "digits") -> ProcessFiles:
+    return ProcessFiles(directory, "copies", "1 2", model, "1.0", "cpu")
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from ..contract import RuntimeSettings
 from ..device.device import Device
 from ..device.lock import lock_directory
 from ..diagnostics import logger, printer
-from ..server_process import ModelCopies, started
+from ..server_process import ProcessFiles, started
 from .stages import STAGE_NAMES
 
 _logger = logger()
@@ -342,7 +342,7 @@ class Recording:
         self.metrics: Metrics | None = None
         if metrics and switched_on():
             self.metrics = Metrics(model=settings.name, version=settings.version, device=device_key, write=write)
-        self._copies: ModelCopies | None = None
+        self._copies: ProcessFiles | None = None
         records = [each.record for each in (self._spans, self.metrics) if each is not None]
 
         def record(stage: str, request_id: str, start_ns: int, end_ns: int) -> None:
@@ -362,8 +362,7 @@ class Recording:
             return
         try:
             identity = f"{server} {started(server)}"
-            names = {"model": settings.name, "version": settings.version, "device": device.key}
-            copies = ModelCopies(lock_directory(), server=identity, **names)
+            copies = ProcessFiles(lock_directory(), "copies", identity, settings.name, settings.version, device.key)
             copies.add()
         except OSError as error:  # no reason not to predict
             _logger.warning("copies of the model are not counted: %s", error)

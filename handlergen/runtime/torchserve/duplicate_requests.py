@@ -19,11 +19,8 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import select
-import socket
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -44,7 +41,6 @@ within milliseconds."""
 _SLOT_BYTES = 16
 _CHECK_EVERY_S = 1.0
 """How often a worker checks that the file still exists; a check costs 3 µs."""
-_GONE = select.POLLHUP | getattr(select, "POLLRDHUP", 0)
 ANSWERED, STREAMED = b"\1", b"\2"
 
 _REFUSED = Failure(
@@ -116,16 +112,16 @@ class DuplicateRequests:
         self._check_at = 0.0
 
     @classmethod
-    def of_worker(cls, connection: socket.socket | None) -> DuplicateRequests:
+    def of_worker(cls, closed: Callable[[], bool] | None) -> DuplicateRequests:
         """Share the file with this user's other workers.
 
-        Without TorchServe's connection there are no duplicates. Where the file cannot be made, a warning is logged and
-        nothing is refused: a full disk must not stop the model.
+        Without TorchServe there are no duplicates: `closed` is None. Where the file cannot be made, a warning is logged
+        and nothing is refused: a full disk must not stop the model.
         """
-        if connection is None:
+        if closed is None:
             return cls()
         try:
-            return cls(AnsweredRequests(), partial(_hung_up, connection.fileno()))
+            return cls(AnsweredRequests(), closed)
         except OSError as error:
             _logger.warning("duplicate requests of TorchServe cannot be recognised: %s", error)
             return cls()
@@ -169,13 +165,6 @@ class DuplicateRequests:
         for item in items:
             if item.failure is None and item.reply.status < 400 and not item.sent:
                 self._answered.note(item.request.id, ANSWERED)
-
-
-def _hung_up(descriptor: int) -> bool:
-    """Return whether the peer has closed a connection."""
-    poll = select.poll()
-    poll.register(descriptor, _GONE)
-    return bool(poll.poll(0))
 
 
 def _slot(request_id: str) -> tuple[int, bytes]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import select
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -133,7 +135,7 @@ def raise_to_torchserve(failure: Failure) -> None:
     raise error
 
 
-def keep_from_children() -> socket.socket | None:
+def keep_from_children() -> Callable[[], bool] | None:
     """Close TorchServe's connection in every forked child of this process; call it below TorchServe's `load_model`.
 
     TorchServe notices that a worker has died when the connection ends. A child that inherits the connection keeps the
@@ -142,14 +144,15 @@ def keep_from_children() -> socket.socket | None:
     (ts/model_service_worker.py, `handle_connection`, where it is the variable `cl_socket`).
 
     Returns:
-        The connection. None, and a warning in the log, in an unknown version of TorchServe that keeps it elsewhere.
+        A function that returns whether TorchServe has closed the connection. None, and a warning in the log, in an
+        unknown version of TorchServe that keeps it elsewhere.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         connection = frame.f_locals.get("cl_socket")
         if isinstance(connection, socket.socket):
             closed_in_children(connection)
-            return connection
+            return partial(_hung_up, connection.fileno())
         frame = frame.f_back
     logger().warning(
         "TorchServe's connection to this worker was not found: this version of TorchServe keeps it elsewhere. A child "
@@ -157,6 +160,16 @@ def keep_from_children() -> socket.socket | None:
         "while stopping a worker can be answered twice"
     )
     return None
+
+
+_GONE = select.POLLHUP | getattr(select, "POLLRDHUP", 0)
+
+
+def _hung_up(descriptor: int) -> bool:
+    """Return whether the peer has closed a connection."""
+    poll = select.poll()
+    poll.register(descriptor, _GONE)
+    return bool(poll.poll(0))
 
 
 _BATCH_LINE = "Backend received inference at: %d"  # ts/protocol/otf_message_handler.py, retrieve_msg

@@ -1,0 +1,132 @@
+"""Commands to a server's workers, which travel in a header of `GET /models/NAME?customized=true`.
+
+TorchServe queues that request with the model's predictions, gives it alone to the worker whose turn it is, and passes
+its headers on (ManagementRequestHandler.handleDescribeModel, Model.pollBatch). The header `COMMAND` is a JSON object
+with any of:
+
+- `"hold": [PID, ...], "seconds": S`: a worker with one of these process ids keeps the request in hand, S seconds at
+  most. TorchServe gives it nothing else meanwhile, so ending it costs no request an answer.
+- `"release": [PID, ...]`: these workers answer what they hold.
+- `"refuse": S`: every worker of the server refuses predictions for S seconds; 0: no longer.
+
+The answer is `{"pid": ..., "holding": [PID, ...], "refusing": true or false}`. A worker of a version of handlergen
+without commands answers its description, which has no `holding`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from os import getpid
+from pathlib import Path
+from typing import Any
+
+from ..codec.encode import encode
+from ..codec.errors import Failure
+from ..device.lock import lock_directory
+from ..diagnostics import logger
+from ..pipeline.backend import failure_for, is_describe
+from ..pipeline.hooks import Item
+from ..server_process import ProcessFiles, server_of_this_process
+
+COMMAND = "x-handlergen-command"
+_LONGEST_S = 600.0
+_POLL_S = 0.02
+_CHECK_EVERY_S = 0.02
+"""How often a worker looks whether it must refuse predictions: stat(2) costs 2 µs."""
+
+_STOPPING = Failure(
+    503,
+    "ServerStopping",
+    "The server is stopping and begins no more requests. Retry the request.",
+    {"Retry-After": "1"},
+)
+
+
+class Commands:
+    """The commands that this worker has received, and those for all workers of its server.
+
+    Args:
+        directory: The user's private one; None: there is no TorchServe, and nothing is ever commanded.
+        closed: Returns whether TorchServe has closed its connection to this worker.
+    """
+
+    def __init__(self, directory: Path | None = None, closed: Callable[[], bool] = bool) -> None:
+        self._closed = closed
+        self._held: ProcessFiles | None = None
+        self._refusing = False
+        self._check_at = 0.0
+        if directory is not None:
+            server = server_of_this_process()
+            identity = f"{server[0]} {server[1]}"
+            self._held = ProcessFiles(directory, "held", identity)
+            self._stop = ProcessFiles(directory, "refusing", identity, process=server)
+
+    @classmethod
+    def of_worker(cls, closed: Callable[[], bool] | None) -> Commands:
+        """Return the commands of one of TorchServe's workers; `closed` is None without TorchServe.
+
+        A directory that cannot be made is logged; commands are then not obeyed.
+        """
+        if closed is None:
+            return cls()
+        try:
+            return cls(lock_directory(), closed)
+        except OSError as error:
+            logger().warning("workers cannot be told to hold or refuse requests: %s", error)
+            return cls()
+
+    def obeyed(self, items: Sequence[Item]) -> bool:
+        """Obey the command of a batch that has one, and give its request the answer; return whether there was one."""
+        item = items[0]
+        text = item.properties.get(COMMAND)
+        if text is None or self._held is None or not is_describe(item):
+            return False
+        try:
+            command = json.loads(text)
+            self._obey(command)
+        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+            item.failure = failure_for(item, Failure(400, "BadCommand", f"{COMMAND}: {type(error).__name__}: {error}"))
+            return True
+        self._check_at = 0.0
+        answer = {"pid": getpid(), "holding": self._held.pids(), "refusing": self._is_refusing()}
+        item.reply = encode(answer)
+        return True
+
+    def accepted(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Return the items to answer: only descriptions while the server stops. The others get their failure."""
+        if self._held is None or not self._is_refusing():
+            return items
+        accepted = []
+        for item in items:
+            if is_describe(item):
+                accepted.append(item)
+            else:
+                item.failure = failure_for(item, _STOPPING)
+        return accepted
+
+    def _obey(self, command: Mapping[str, Any]) -> None:
+        held = self._held
+        assert held is not None
+        for pid in command.get("release", ()):
+            held.remove(int(pid))
+        if "refuse" in command:
+            self._stop.close()
+            if float(command["refuse"]) > 0:
+                self._stop.add(min(float(command["refuse"]), _LONGEST_S))
+        if getpid() in command.get("hold", ()):
+            end = time.monotonic() + min(float(command["seconds"]), _LONGEST_S)
+            held.add()
+            try:
+                while held.added() and time.monotonic() < end and not self._closed():
+                    time.sleep(_POLL_S)
+            finally:
+                held.close()
+
+    def _is_refusing(self) -> bool:
+        now = time.monotonic()
+        if now >= self._check_at:
+            self._check_at = now + _CHECK_EVERY_S
+            self._refusing = self._stop.lasts()
+        return self._refusing
