@@ -383,8 +383,8 @@ class Client:
     def _customized(self, path: str, headers: Mapping[str, str]) -> Any:
         """Return what a worker of the model answers to DESCRIBE; its answer may be long in coming."""
         params = {"customized": "true"}
-        answer = self._management.request("GET", path, params=params, headers=headers, timeout=None)
-        return json_module.loads(answer.content)
+        answer = self._management.request("GET", path, params=params, headers=headers, timeout=None).json()
+        return answer[0].get("customizedMetadata")
 
     def _put_workers(self, path: str, minimum: int, maximum: int) -> None:
         """Set minimum and maximum; repeat the request when TorchServe fails midway."""

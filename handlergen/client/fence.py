@@ -19,7 +19,7 @@ from handlergen.errors import HandlergenError, RequestFailed, ServerError
 from handlergen.runtime.torchserve.control import COMMAND
 
 Describe = Callable[[Mapping[str, str]], Any]
-"""Sends `GET /models/NAME?customized=true` with these headers; returns the JSON answer of one worker."""
+"""Sends `GET /models/NAME?customized=true` with these headers; returns what one worker answered, as JSON."""
 
 Notice = Callable[[str], None]
 """Receives a sentence for the user when something takes long."""
