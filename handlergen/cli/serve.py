@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -360,6 +361,7 @@ def _memory(worker: WorkerStatus) -> int:
 @click.argument("name")
 @click.option("--workers", type=click.IntRange(min=0), required=True, help="Number of workers.")
 @options.version
+@click.option("--now", is_flag=True, help="End surplus workers at once, with the requests that they have in hand.")
 @options.timeout(300.0, "Seconds to wait for READY.")
 @options.server
 def scale(
@@ -367,6 +369,7 @@ def scale(
     name: str,
     workers: int,
     version: str | None,
+    now: bool,
     timeout: float,
     config: Path,
     key_file: Path | None,
@@ -374,7 +377,7 @@ def scale(
 ) -> None:
     """Set the number of workers of model NAME and wait until they are READY.
 
-    Reports the number of workers on each device. The change lasts until the server stops; at the next start the
+    Surplus workers first answer the requests that they have in hand. Reports the number of workers on each device. The change lasts until the server stops; at the next start the
     archive's number applies again.
 
     \b
@@ -382,7 +385,8 @@ def scale(
       handlergen scale digits --workers 4
     """
     with options.connected(config, key_file) as client, advised(client, config, name):
-        status = client.scale(name, workers, version=version, timeout=timeout)
+        notice = partial(click.echo, err=True)
+        status = client.scale(name, workers, version=version, timeout=timeout, now=now, notice=notice)
     if as_json:
         report = {"model": status.name, "workers": status.ready_workers, "placement": status.placement}
         print_json(report, indent=None)

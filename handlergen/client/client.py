@@ -16,7 +16,7 @@ from urllib.parse import quote
 import httpx
 
 from handlergen.client.connection import KEY_FILE, ApiConnection, Tokens
-from handlergen.client.fence import Notice, fence
+from handlergen.client.fence import Notice, fence, knows_commands
 from handlergen.client.results import READY, Answer, ModelStatus
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
 from handlergen.runtime.codec.content import JSON, OCTETS
@@ -34,9 +34,13 @@ FieldValue = str | bytes | Path
 _POLL_S = 0.2
 _NO_MODEL_API = 405
 _ATTEMPTS = 5
-_UNFINISHED = frozenset(("NullPointerException", "ConcurrentModificationException"))
-"""What TorchServe raises when a worker answers while TorchServe is stopping it: BatchAggregator.sendError iterates
-over jobs that the worker's thread modifies. TorchServe then stops no further worker."""
+_UNFINISHED = frozenset(("NullPointerException", "ConcurrentModificationException", "IllegalStateException"))
+"""What TorchServe raises when a worker answers while TorchServe is stopping it, because BatchAggregator.sendError
+iterates over jobs that the worker's thread modifies, and when the queue has no place for what the worker has in hand
+(Model.addFirst). TorchServe then stops no further worker."""
+_EMPTY_READINGS = 3
+"""Consecutive readings of an empty queue before it counts as drained: a worker may still be busy with a request that
+has left the queue."""
 
 UNSET: Any = object()
 """Means that no JSON is given; None is a JSON value."""
@@ -347,17 +351,19 @@ class Client:
         surplus = self._raw(path)["workers"][remaining:]
         # One that is not READY has no request, and could not take one.
         pids = [worker["pid"] for worker in surplus if worker["status"] == READY]
+        describe = partial(self._customized, path)
+        if deadline is not None and pids and not knows_commands(describe):
+            self._wait_for_others(path, 0.0 if remaining else deadline, notice)
+            deadline = None
         if deadline is None or not pids:
             self._put_workers(path, remaining, remaining)
             return 0
-        describe, empty = partial(self._customized, path), None if remaining else lambda: not self._waiting(path)
+        empty = None if remaining else lambda: not self._waiting(path)
         with fence(describe, pids, deadline=deadline, alone=empty, notice=notice) as unanswered:
             self._put_workers(path, remaining, remaining)
             if remaining:
                 return 0
-            time.sleep(
-                _POLL_S
-            )  # TorchServe fails the request that the last worker held, or puts it back into the queue
+            time.sleep(_POLL_S)  # TorchServe fails the request that the worker held, or puts it back into the queue
             return self._waiting(path) - unanswered()
 
     def _end_last_worker(self, path: str, deadline: float, notice: Notice | None) -> None:
@@ -372,6 +378,18 @@ class Client:
             "clients keep sending requests to the model: its last worker is still running",
             hint="stop them or have them use another version first, or end the worker at once by --now",
         )
+
+    def _wait_for_others(self, path: str, deadline: float, notice: Notice | None) -> None:
+        """Wait until the queue of workers that know no commands is empty."""
+        if notice is not None:
+            notice(
+                "the workers cannot be told to answer first what they have in hand, which may be lost: their archive "
+                "was not packed by this version of handlergen"
+            )
+        empty = 0
+        while empty < _EMPTY_READINGS and time.monotonic() < deadline:
+            empty = 0 if self._waiting(path) else empty + 1
+            time.sleep(_POLL_S)
 
     def _raw(self, path: str) -> dict[str, Any]:
         described: dict[str, Any] = self._management.request("GET", path).json()[0]

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
+from handlergen.runtime.codec.errors import error_text
 from handlergen.runtime.torchserve.control import COMMAND
 
 Describe = Callable[[Mapping[str, str]], Any]
@@ -30,24 +31,43 @@ _SLACK_S = 10.0
 """A fence must still last so long when it is used."""
 _POLL_S = 0.02
 _BUSY_S = 5.0
+_NO_PLACE = "ServiceUnavailableException"
+"""What TorchServe answers when the queue is full, or the model has no worker."""
 _SETTLED_S = 0.5
 """A request that was sent so long ago has reached the model's queue."""
+
+
+class UnknownCommand(HandlergenError):
+    """A worker's handler is not handlergen's, or was packed by an older version, which knows no commands."""
 
 
 def command(describe: Describe, **commands: Any) -> dict[str, Any]:
     """Send a command to a model's workers; return the answer of the worker that got it.
 
     Raises:
+        UnknownCommand: The worker does not know commands.
         RequestFailed: TorchServe refuses it: there is no such model, or its queue is full (503).
-        ServerError: The worker does not know commands.
     """
     answer = describe({COMMAND: json.dumps(commands)})
     if not isinstance(answer, dict) or "holding" not in answer:
-        raise ServerError(
-            "the model's workers cannot hold requests: their archive was not packed by this version of handlergen",
-            hint="archive it again, or end the workers at once, with the requests that they have in hand, by --now",
-        )
+        raise UnknownCommand("the model's archive was not packed by this version of handlergen")
     return answer
+
+
+def knows_commands(describe: Describe) -> bool:
+    """Return whether a model's workers know commands; wait for a place in its queue."""
+    while True:
+        try:
+            command(describe)
+            return True
+        except UnknownCommand:
+            return False
+        except RequestFailed as error:
+            if error.status < 500:
+                raise
+            if error_text(error.body)[0] != _NO_PLACE:  # a handler of another kind failed
+                return False
+        time.sleep(_POLL_S)
 
 
 @contextmanager
@@ -64,7 +84,8 @@ def fence(
         alone: Given where these are all workers of the model: returns whether the model's queue is empty.
 
     Raises:
-        ServerError: A worker is still busy at the deadline, or the workers do not know commands.
+        UnknownCommand: The workers do not know commands.
+        ServerError: A worker is still busy at the deadline.
     """
     held = _Fence(describe, list(pids))
     try:
