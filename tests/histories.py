@@ -254,7 +254,8 @@ def wrong(asked: Iterable[Asked]) -> list[Asked]:
 
 def refused_by_the_queue(asked: Asked) -> bool:
     """Whether TorchServe itself refused it, which with workers there means that the model's queue was full."""
-    return asked.status in (500, 503) and b"ServiceUnavailableException" in asked.said  # gRPC has no code for it: 500
+    # gRPC has no code for it: 500.
+    return asked.status in (500, 503) and b"has no worker to serve inference request" in asked.said
 
 
 def statuses(asked: Iterable[Asked]) -> Counter[int]:

@@ -377,8 +377,8 @@ def scale(
 ) -> None:
     """Set the number of workers of model NAME and wait until they are READY.
 
-    Surplus workers first answer the requests that they have in hand. Reports the number of workers on each device. The change lasts until the server stops; at the next start the
-    archive's number applies again.
+    Surplus workers first answer the requests that they have in hand. Reports the number of workers on each device.
+    The change lasts until the server stops; at the next start the archive's number applies again.
 
     \b
     Example:

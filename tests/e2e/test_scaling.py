@@ -87,9 +87,10 @@ def test_no_request_is_lost(site: Site, model: str) -> None:
     with site.load(model) as load:
         for workers in (1, 3, 2, 1):
             site.client.scale(model, workers)
-    refused = [each for each in load.asked if refused_by_the_queue(each)]
-    assert statuses(load.asked)[200] + len(refused) == len(load.asked), statuses(load.asked)
-    assert model == "single" or not refused  # eight places in the queue for sixteen clients
+    others = [each for each in load.asked if each.status != 200]
+    if model == "single":  # eight places in the queue for sixteen clients
+        others = [each for each in others if not refused_by_the_queue(each)]
+    assert not others
 
 
 def test_a_stream_ends_before_its_worker(site: Site) -> None:
@@ -134,9 +135,13 @@ def test_scaled_to_nothing_and_back(site: Site) -> None:
     with Load(site.client, "single", 4) as load:
         until(lambda: statuses(load.asked)[200] > 20)
         assert site.client.scale("single", 0).workers == ()
-        assert load.ask().status == 503
-        site.client.scale("single", 1)
-        assert load.ask().status == 200
+        gone = time.monotonic()
+        until(lambda: load.asked[-1].began_s > gone)
+    assert not lost(load.asked)
+    assert not wrong(load.asked)
+    assert statuses(load.asked).keys() == {200, 503}
+    site.client.scale("single", 1)
+    assert load.ask().status == 200
 
 
 def test_the_old_version_answers_what_it_has_before_it_goes(site: Site) -> None:
@@ -146,6 +151,6 @@ def test_the_old_version_answers_what_it_has_before_it_goes(site: Site) -> None:
         site.client.scale("single", 2, version="2.0")
         site.client.set_default("single", "2.0")
         site.client.unregister("single", version="1.0")
-    assert {each.status for each in load.asked if not refused_by_the_queue(each)} == {200}
+    assert not [each for each in load.asked if each.status != 200 and not refused_by_the_queue(each)]
     with pytest.raises(RequestFailed, match="404"):
         site.client.predict("single", {"n": 1}, version="1.0")

@@ -30,8 +30,8 @@ class Commanded:
     def __init__(self, worker: Any, directory: Path) -> None:
         self.worker = worker
         self.closed = False
-        self.worker._commands = Commands(directory, lambda: self.closed)
-        self.held = ProcessFiles(directory, "held", "{} {}".format(*server_of_this_process()))
+        self.worker._commands = Commands(("m", "1.0"), directory, lambda: self.closed)
+        self.held = ProcessFiles(directory, "held", "{} {}".format(*server_of_this_process()), "m", "1.0")
 
     def describe(self, text: str) -> tuple[int, Any]:
         context = ServerContext([{"describe": "True", COMMAND: text}])
@@ -89,10 +89,10 @@ def test_a_worker_whose_server_has_gone_holds_nothing(commanded: Commanded) -> N
     assert not thread.is_alive()
 
 
-def test_predictions_are_refused_while_the_server_stops(commanded: Commanded) -> None:
+def test_predictions_are_refused_while_the_model_stops(commanded: Commanded) -> None:
     assert commanded.command(refuse=60)["refusing"]
     status, body, headers = commanded.predict(1)
-    assert (status, body["type"], headers["Retry-After"]) == (503, "ServerStopping", "1")
+    assert (status, body["type"], headers["Retry-After"]) == (503, "Stopping", "1")
     assert commanded.describe("{}") == (200, {"pid": HERE, "holding": [], "refusing": True})
     assert not commanded.command(refuse=0)["refusing"]
     assert commanded.predict(1)[:2] == (200, 2)

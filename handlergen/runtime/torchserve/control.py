@@ -7,7 +7,7 @@ with any of:
 - `"hold": [PID, ...], "seconds": S`: a worker with one of these process ids keeps the request in hand, S seconds at
   most. TorchServe gives it nothing else meanwhile, so ending it costs no request an answer.
 - `"release": [PID, ...]`: these workers answer what they hold.
-- `"refuse": S`: every worker of the server refuses predictions for S seconds; 0: no longer.
+- `"refuse": S`: every worker of this version of the model refuses predictions for S seconds; 0: no longer.
 
 The answer is `{"pid": ..., "holding": [PID, ...], "refusing": true or false}`. A worker of a version of handlergen
 without commands answers its description, which has no `holding`.
@@ -38,33 +38,36 @@ _CHECK_EVERY_S = 0.02
 
 _STOPPING = Failure(
     503,
-    "ServerStopping",
-    "The server is stopping and begins no more requests. Retry the request.",
+    "Stopping",
+    "The server, or this model, is being stopped and begins no more requests. Retry the request.",
     {"Retry-After": "1"},
 )
 
 
 class Commands:
-    """The commands that this worker has received, and those for all workers of its server.
+    """The commands that this worker has received, and those for all workers of its model.
 
     Args:
+        model: Name and version.
         directory: The user's private one; None: there is no TorchServe, and nothing is ever commanded.
         closed: Returns whether TorchServe has closed its connection to this worker.
     """
 
-    def __init__(self, directory: Path | None = None, closed: Callable[[], bool] = bool) -> None:
+    def __init__(
+        self, model: tuple[str, str] = ("", ""), directory: Path | None = None, closed: Callable[[], bool] = bool
+    ) -> None:
         self._closed = closed
         self._held: ProcessFiles | None = None
         self._refusing = False
         self._check_at = 0.0
         if directory is not None:
             server = server_of_this_process()
-            identity = f"{server[0]} {server[1]}"
-            self._held = ProcessFiles(directory, "held", identity)
-            self._stop = ProcessFiles(directory, "refusing", identity, process=server)
+            key = (f"{server[0]} {server[1]}", *model)
+            self._held = ProcessFiles(directory, "held", *key)
+            self._stop = ProcessFiles(directory, "refusing", *key, process=server)
 
     @classmethod
-    def of_worker(cls, closed: Callable[[], bool] | None) -> Commands:
+    def of_worker(cls, model: tuple[str, str], closed: Callable[[], bool] | None) -> Commands:
         """Return the commands of one of TorchServe's workers; `closed` is None without TorchServe.
 
         A directory that cannot be made is logged; commands are then not obeyed.
@@ -72,7 +75,7 @@ class Commands:
         if closed is None:
             return cls()
         try:
-            return cls(lock_directory(), closed)
+            return cls(model, lock_directory(), closed)
         except OSError as error:
             logger().warning("workers cannot be told to hold or refuse requests: %s", error)
             return cls()
@@ -95,7 +98,7 @@ class Commands:
         return True
 
     def accepted(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Return the items to answer: only descriptions while the server stops. The others get their failure."""
+        """Return the items to answer: only descriptions while the model stops. The others get their failure."""
         if self._held is None or not self._is_refusing():
             return items
         accepted = []
