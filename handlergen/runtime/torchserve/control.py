@@ -82,13 +82,11 @@ class Commands:
 
     def obeyed(self, items: Sequence[Item]) -> bool:
         """Obey the command of a batch that has one, and give its request the answer; return whether there was one."""
-        item = items[0]
-        text = item.properties.get(COMMAND)
-        if text is None or self._held is None or not is_describe(item):
+        if self._held is None or len(items) != 1 or COMMAND not in items[0].properties or not is_describe(items[0]):
             return False
+        item = items[0]
         try:
-            command = json.loads(text)
-            self._obey(command)
+            self._obey(json.loads(item.properties[COMMAND]))
         except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
             item.failure = failure_for(item, Failure(400, "BadCommand", f"{COMMAND}: {type(error).__name__}: {error}"))
             return True
