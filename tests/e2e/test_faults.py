@@ -238,9 +238,7 @@ def test_scaled_and_registered_anew(site: Site) -> None:
                 site.client.set_default(model, new)
                 site.client.unregister(model, version=old, drain_s=20)
     for each in (load, other):
-        found = statuses(each.asked)
-        assert found.keys() <= {200, 500, 503}, found  # scaling ends a worker in the middle of a request
-        assert found[200] > 0.9 * len(each.asked)
+        assert statuses(each.asked).keys() == {200}, statuses(each.asked)
 
 
 def test_the_lock_directory_deleted(site: Site) -> None:
