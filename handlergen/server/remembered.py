@@ -69,15 +69,16 @@ class LastServer:
     def workers(self, model: str, version: str, archive: Path) -> int | None:
         """Return a version's number of workers; None when it had none, or if its archive was replaced since."""
         was = self.models.get(model, {}).get(version)
-        same = was is not None and was.archive == archive.name and self.unchanged(model, version, archive)
-        return was.workers if was is not None and same else None
+        return was.workers if was is not None and self.unchanged(model, version, archive) else None
 
     def unchanged(self, model: str, version: str, archive: Path) -> bool:
         """Return whether an archive is the one that the server had, by its modification time."""
         modified = archive.stat().st_mtime_ns
         started_with = self.archives.get(model, {}).get(version)
-        # A version that was registered at run time is not in the record.
-        return modified == started_with if started_with is not None else modified <= self.taken * 1e9
+        if started_with is not None:
+            return modified == started_with
+        was = self.models.get(model, {}).get(version)  # registered at run time: not in the record
+        return was is not None and was.archive == archive.name and modified <= self.taken * 1e9
 
 
 def last_server(config: Path, logs: Path) -> LastServer | None:

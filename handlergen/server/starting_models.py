@@ -92,8 +92,8 @@ def starting_models(config: Path, settings: ServerSettings, last: LastServer | N
     counts = {key: last.workers(*key, found[key].path) for key in found} if last is not None else {}
     update = handlergen_command("update", config)
     chosen = tuple(
-        f"{each}; the highest version, {each.chosen}, is the default now. `{update} {each.model} FILE` makes another the "
-        "default; an archive that is not needed can be removed"
+        f"{each}; the highest version, {each.chosen}, is the default now. `{update} {each.model} FILE` makes another "
+        "the default; an archive that is not needed can be removed"
         for each in undecided
     )
     return StartingModels(
