@@ -163,10 +163,10 @@ def serve(
         temp_dir = temp_directory()
         logs = ServerLogs(log_files)
         prepare_directory(log_files)
-        if last is not None:
-            keep_until_ready(path, last)
         deadline = time.monotonic() + timeout
         try:
+            if last is not None:
+                keep_until_ready(path, last)
             state = launch(
                 path,
                 environ,
@@ -182,7 +182,7 @@ def serve(
             )
             running = RunningServer(state, settings, models, warnings=starting.warnings)
             running = _with_workers(running, starting, deadline, progress)
-            record_ready(path, log_files, settings.load_models, starting.stamps)
+            record_ready(path, log_files, settings.load_models, starting.archives)
             return running
         except BaseException as error:
             if not (keep and isinstance(error, ModuleFailed)):

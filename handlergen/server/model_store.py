@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class StoredArchive:
         config_file: Name of the model configuration, which the archive need not contain.
         settings: handlergen's settings; None for an archive that handlergen did not write.
         weights: Name and unpacked bytes of the weights, a file or a directory; None without them.
+        fingerprint: Of the names, sizes and CRC-32s of all files: equal for equal contents.
     """
 
     path: Path
@@ -40,7 +42,8 @@ class StoredArchive:
     requirements: str | None
     config_file: str
     settings: Mapping[str, Any] | None
-    weights: tuple[str, int] | None = None
+    weights: tuple[str, int] | None
+    fingerprint: str
 
 
 def read_archive(path: Path) -> StoredArchive:
@@ -60,6 +63,7 @@ def read_archive(path: Path) -> StoredArchive:
                 str(model.get("configFile") or MODEL_CONFIG_FILE),
                 settings,
                 (weights, _bytes_of(mar, weights)) if weights else None,
+                sha256(repr([(i.filename, i.file_size, i.CRC) for i in mar.infolist()]).encode()).hexdigest(),
             )
     except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ServerError(

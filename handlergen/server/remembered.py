@@ -21,14 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from handlergen.server.launching import state_path
+from handlergen.server.model_store import StoredArchive
 from handlergen.server.property_text import parse_entries, read_text
 
 KEPT_SNAPSHOTS = 20
 
 _SNAPSHOT = re.compile(r"\d{17}-(startup|snapshot|shutdown)\.cfg")
 
-Stamps = Mapping[str, Mapping[str, int]]
-"""Model name -> version -> modification time of its archive in nanoseconds."""
+Fingerprints = Mapping[str, Mapping[str, str]]
+"""Model name -> version -> fingerprint of its archive."""
 
 
 @dataclass(frozen=True)
@@ -60,25 +61,24 @@ class LastServer:
     taken: float
     models: Mapping[str, Mapping[str, RememberedVersion]]
     load_models: str
-    archives: Stamps
+    archives: Fingerprints
 
     def default(self, model: str) -> str | None:
         """Return a model's default version; None when the server did not have the model."""
         return next((version for version, was in self.models.get(model, {}).items() if was.default), None)
 
-    def workers(self, model: str, version: str, archive: Path) -> int | None:
+    def workers(self, model: str, version: str, archive: StoredArchive) -> int | None:
         """Return a version's number of workers; None when it had none, or if its archive was replaced since."""
         was = self.models.get(model, {}).get(version)
         return was.workers if was is not None and self.unchanged(model, version, archive) else None
 
-    def unchanged(self, model: str, version: str, archive: Path) -> bool:
-        """Return whether an archive is the one that the server had, by its modification time."""
-        modified = archive.stat().st_mtime_ns
+    def unchanged(self, model: str, version: str, archive: StoredArchive) -> bool:
+        """Return whether an archive is the one that the server had."""
         started_with = self.archives.get(model, {}).get(version)
         if started_with is not None:
-            return modified == started_with
+            return archive.fingerprint == started_with
         was = self.models.get(model, {}).get(version)  # registered at run time: not in the record
-        return was is not None and was.archive == archive.name and modified <= self.taken * 1e9
+        return was is not None and was.archive == archive.path.name and archive.path.stat().st_mtime <= self.taken
 
 
 def last_server(config: Path, logs: Path) -> LastServer | None:
@@ -103,14 +103,15 @@ def keep_until_ready(config: Path, last: LastServer) -> None:
     _write_record(config, last)
 
 
-def record_ready(config: Path, logs: Path, load_models: str, archives: Stamps) -> None:
+def record_ready(config: Path, logs: Path, load_models: str, archives: Fingerprints) -> None:
     """Record that a server is READY and has everything restored: its snapshots count from now on. Raises OSError.
 
     Older snapshots of the configuration are removed, but for the newest 20.
     """
     _write_record(config, LastServer(0.0, {}, load_models, archives))
     for path, _ in _snapshots(config, logs)[:-KEPT_SNAPSHOTS]:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # another user's
+            path.unlink()
 
 
 def prepare_directory(logs: Path) -> None:

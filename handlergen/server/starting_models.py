@@ -19,7 +19,7 @@ from handlergen.project.settings import shown
 from handlergen.server.configuration import handlergen_command
 from handlergen.server.model_store import ModelVersion, StoredArchive, loaded_besides_archives, read_archive, selected
 from handlergen.server.properties import ServerSettings
-from handlergen.server.remembered import LastServer, Stamps
+from handlergen.server.remembered import Fingerprints, LastServer
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class StartingModels:
         workers: Numbers of workers to restore, of versions whose archives are those that the last server had.
         undecided: Models whose default version was chosen by its number.
         warnings: Messages about models whose default version was chosen so, or not loaded as load_models lists them.
-        stamps: Of all archives considered; for the record of this start.
+        archives: Fingerprints of all archives considered, for the record of this start.
     """
 
     expected: Mapping[ModelVersion, str]
@@ -58,7 +58,7 @@ class StartingModels:
     workers: Mapping[ModelVersion, int]
     undecided: tuple[Undecided, ...]
     warnings: tuple[str, ...]
-    stamps: Stamps
+    archives: Fingerprints
 
 
 def starting_models(config: Path, settings: ServerSettings, last: LastServer | None) -> StartingModels:
@@ -86,10 +86,10 @@ def starting_models(config: Path, settings: ServerSettings, last: LastServer | N
     defaults, undecided = _default_versions(found, last)
     ordered = {key: found[key] for key in sorted(found, key=lambda key: (key[0], key not in defaults))}
     several = len(found) > len(defaults)
-    stamps: dict[str, dict[str, int]] = {}
+    archives: dict[str, dict[str, str]] = {}
     for (model, version), archive in {**listed, **found}.items():
-        stamps.setdefault(model, {})[version] = archive.path.stat().st_mtime_ns
-    counts = {key: last.workers(*key, found[key].path) for key in found} if last is not None else {}
+        archives.setdefault(model, {})[version] = archive.fingerprint
+    counts = {key: last.workers(*key, found[key]) for key in found} if last is not None else {}
     update = handlergen_command("update", config)
     chosen = tuple(
         f"{each}; the highest version, {each.chosen}, is the default now. `{update} {each.model} FILE` makes another "
@@ -102,7 +102,7 @@ def starting_models(config: Path, settings: ServerSettings, last: LastServer | N
         {key: count for key, count in counts.items() if count is not None},
         undecided,
         chosen + differences,
-        stamps,
+        archives,
     )
 
 
@@ -158,7 +158,7 @@ def _as_it_was(
             if is_list
             and version not in had
             and version in last.archives.get(model, {})
-            and last.unchanged(model, version, archive.path)
+            and last.unchanged(model, version, archive)
         ]
         if len(ended) < len(now):
             now = {version: archive for version, archive in now.items() if version not in ended}

@@ -59,8 +59,10 @@ class Project:
         (directory / ".handlergen").mkdir()
         (self.logs / "config").mkdir(parents=True)
 
-    def archive(self, file: str, version: str, *, model: str = "tiny", modified: float = TAKEN - 60) -> Path:
-        path = write_mar(self.store / file, {"modelName": model, "modelVersion": version}, {})
+    def archive(
+        self, file: str, version: str, *, model: str = "tiny", modified: float = TAKEN - 60, content: str = ""
+    ) -> Path:
+        path = write_mar(self.store / file, {"modelName": model, "modelVersion": version}, {"file": content})
         os.utime(path, (modified, modified))
         return path
 
@@ -139,11 +141,11 @@ def test_what_a_start_has_to_restore_counts_until_it_is_ready(project: Project) 
     (record,) = (project.config.parent / ".handlergen").iterdir()
     assert record.stat().st_mode & 0o777 == 0o600
     project.snapshot("20261130172100000-snapshot.cfg", workers(4), created(TAKEN + 93))
-    record_ready(project.config, project.logs, "all", {"tiny": {"1.0": 17}})
+    record_ready(project.config, project.logs, "all", {"tiny": {"1.0": "abc"}})
     after = project.last()
     assert workers_of(after) == 4
     assert after is not None
-    assert (after.load_models, after.archives) == ("all", {"tiny": {"1.0": 17}})
+    assert (after.load_models, after.archives) == ("all", {"tiny": {"1.0": "abc"}})
     record.write_text(record.read_text()[:40])  # a file that somebody cut is none
     assert workers_of(project.last()) == 4
 
@@ -249,10 +251,10 @@ def test_workers_are_restored_unless_the_archive_was_replaced(project: Project) 
     renamed = two.rename(project.store / "renamed.mar")
     assert project.starting().workers == {}
     renamed.rename(two)
-    # Replaced while the server ran, and before its last snapshot: by an archive that is even older.
-    record_ready(project.config, project.logs, "all", project.starting().stamps)
+    # The record of the start tells them by their contents, whatever their times and names are.
+    record_ready(project.config, project.logs, "all", project.starting().archives)
     assert project.starting().workers == {("tiny", "2.0"): 0, ("tiny", "1.0"): 2}
-    os.utime(two, (TAKEN - 900, TAKEN - 900))
+    project.archive("tiny-2.0.mar", "2.0", modified=TAKEN - 900, content="other")
     assert project.starting().workers == {("tiny", "1.0"): 2}
     one.rename(project.store / "renamed.mar")
     assert project.starting().workers == {("tiny", "1.0"): 2}
@@ -261,8 +263,8 @@ def test_workers_are_restored_unless_the_archive_was_replaced(project: Project) 
 def updated(project: Project, load_models: str, models: Mapping[str, Mapping[str, RememberedVersion]]) -> None:
     """The last server was READY with this list, and ended with these models."""
     started = starting_models(project.config, ServerSettings(load_models=load_models), None)
-    record_ready(project.config, project.logs, load_models, started.stamps)
-    last = project.last() or LastServer(TAKEN, {}, load_models, started.stamps)
+    record_ready(project.config, project.logs, load_models, started.archives)
+    last = project.last() or LastServer(TAKEN, {}, load_models, started.archives)
     keep_until_ready(project.config, replace(last, taken=TAKEN, load_models=load_models, models=models))
 
 
@@ -278,8 +280,8 @@ def test_an_update_under_a_fixed_list_stays(project: Project) -> None:
     (warning,) = starting.warnings
     assert "load_models lists tiny-1.0.mar; loaded is tiny-2.0.mar, because the last server ended with that" in warning
     # The start after that knows it, too.
-    record_ready(project.config, project.logs, "tiny-1.0.mar", starting.stamps)
-    last = LastServer(TAKEN, {"tiny": {"2.0": MODELS["tiny"]["2.0"]}}, "tiny-1.0.mar", starting.stamps)
+    record_ready(project.config, project.logs, "tiny-1.0.mar", starting.archives)
+    last = LastServer(TAKEN, {"tiny": {"2.0": MODELS["tiny"]["2.0"]}}, "tiny-1.0.mar", starting.archives)
     keep_until_ready(project.config, last)
     assert project.starting("tiny-1.0.mar").arguments == ("tiny-2.0.mar",)
 
@@ -298,14 +300,14 @@ def test_a_list_that_was_changed_is_loaded_as_it_stands(project: Project) -> Non
 
 
 def test_a_listed_archive_that_is_new_or_all_that_is_left_is_loaded(project: Project) -> None:
-    one = project.archive("tiny-1.0.mar", "1.0")
+    project.archive("tiny-1.0.mar", "1.0")
     models = {"tiny": {"2.0": RememberedVersion("tiny-2.0.mar", 1, True)}}
     updated(project, "tiny-1.0.mar", models)
     assert project.starting("tiny-1.0.mar").expected == {("tiny", "1.0"): "tiny-1.0.mar"}  # no 2.0 in the store
     project.archive("tiny-2.0.mar", "3.0")  # another version by now
     assert project.starting("tiny-1.0.mar").expected == {("tiny", "1.0"): "tiny-1.0.mar"}
     project.archive("tiny-2.0.mar", "2.0")
-    os.utime(one, (TAKEN - 5, TAKEN - 5))
+    project.archive("tiny-1.0.mar", "1.0", content="other")
     starting = project.starting("tiny-1.0.mar")
     assert starting.arguments == ("tiny-2.0.mar", "tiny-1.0.mar")  # replaced since: loaded, but not the default
 
