@@ -312,12 +312,18 @@ def _default(model: ModelStatus, models: Sequence[ModelStatus]) -> str:
 
 def _weights(config: Path, models: Sequence[ModelStatus]) -> dict[str, tuple[str, int] | None]:
     """Return name and bytes of the weights of each model whose archive is in the local model store."""
-    from handlergen.server.model_store import readable_archives
+    from handlergen.server.model_store import read_archive
     from handlergen.server.properties import read_properties
 
-    store = config.resolve().parent / read_properties(config).model_store if config.exists() else None
-    found = {(each.path.name, each.version): each.weights for each in readable_archives(store)} if store else {}
-    return {_key(model): found.get((model.archive, model.version)) for model in models}
+    found: dict[str, tuple[str, int] | None] = {_key(model): None for model in models}
+    if not config.exists():
+        return found
+    store = config.resolve().parent / read_properties(config).model_store
+    for model in models:
+        with contextlib.suppress(HandlergenError):  # not in the local store
+            archive = read_archive(store / model.archive)
+            found[_key(model)] = archive.weights if archive.version == model.version else None
+    return found
 
 
 def _weights_as_json(weights: tuple[str, int] | None) -> dict[str, str | int] | None:
