@@ -343,7 +343,7 @@ def show(demo: Demo) -> None:
 
     heading(3, "Serve: TorchServe, on a config.properties")
     demo.run("handlergen", "config", *choose_ports())
-    say("the next command runs `torchserve --start --ts-config config.properties --ncs`, and waits")
+    say("the next command runs `torchserve --start --ts-config config.properties`, and waits")
     demo.run("handlergen", "serve")
 
     with Client.from_config(CONFIG, timeout=60) as client:

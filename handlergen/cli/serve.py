@@ -57,6 +57,9 @@ def command(*, config: Path, foreground: bool, trace: Path | None, as_json: bool
     The server keeps running in the background; `handlergen stop` stops it. If a worker cannot load its model, serve
     prints the traceback of the model's code and stops the server.
 
+    Each model has the default version, and each version the number of workers, that they had on the last server of
+    this configuration. An archive that was replaced since starts with its own number of workers.
+
     \b
     Example:
       handlergen archive digits.py
@@ -84,6 +87,9 @@ def _serve(config: Path, *, foreground: bool, as_json: bool, trace: Path | None,
     try:
         with _reported(quiet=as_json) as progress:
             running = serve(config, environ=environ, console=foreground, progress=progress, **arguments)
+        warn(*running.warnings)
+        for (name, version), own in running.restored.items():
+            click.echo(f"{name} {version}: as many workers as on the last server; its own number is {own}", err=True)
         if as_json:
             print_json(_as_json(running))
         else:
@@ -136,7 +142,12 @@ def _reported(*, quiet: bool) -> Iterator[Progress]:
 
     def progress(models: Sequence[ModelStatus]) -> None:
         nonlocal last
-        text = ", ".join(f"{m.name}: {m.ready_workers}/{m.min_workers} workers READY" for m in models)
+        names = [model.name for model in models]
+        versions = [f" {model.version}" if names.count(model.name) > 1 else "" for model in models]
+        text = ", ".join(
+            f"{model.name}{version}: {model.ready_workers}/{model.min_workers} workers READY"
+            for model, version in zip(models, versions, strict=True)
+        )
         if not quiet and text != last:
             last = text
             click.echo(f"\r\x1b[K{text}" if terminal else text, err=True, nl=not terminal)
@@ -158,6 +169,7 @@ def _as_json(running: RunningServer) -> dict[str, Any]:
         "models": {
             model.name: {"version": model.version, "workers": model.ready_workers, "placement": model.placement}
             for model in running.models
+            if model.default
         },
     }
 
@@ -171,7 +183,7 @@ def _print(running: RunningServer) -> None:
     for model in running.models:
         workers = counted(model.ready_workers, "worker")
         devices = per_device(model.placement) or "none"
-        click.echo(f"{model.name} {model.version}: {workers} READY ({devices})")
+        click.echo(f"{model.name} {model.version}{_default(model, running.models)}: {workers} READY ({devices})")
     if not running.models:
         store = running.directory / settings.model_store
         click.echo(f"no models: {shown(store)} has no archive that load_models selects. To add one:")
@@ -230,7 +242,7 @@ def stop(*, config: Path, timeout: float, as_json: bool) -> None:
 @click.command("status")
 @options.server
 def status(*, config: Path, key_file: Path | None, as_json: bool) -> None:
-    """Show the models of a running server: workers with their device and memory, and queued requests.
+    """Show the models of a running server: versions, archives, workers with their device and memory, queued requests.
 
     Works with any TorchServe on this configuration, also one that handlergen did not start.
 
@@ -244,10 +256,12 @@ def status(*, config: Path, key_file: Path | None, as_json: bool) -> None:
         models = client.status()
     why = _load_failures(config, models)
     shared = _predictors(models)
+    stored = _weights(config, models)
     if as_json:
         rows = [
             {
                 **_plain(model),
+                "weights": _weights_as_json(stored[_key(model)]),
                 "predictors": [asdict(each) for each in shared[_key(model)]],
                 "load_failure": why.get(_key(model)),
             }
@@ -255,7 +269,7 @@ def status(*, config: Path, key_file: Path | None, as_json: bool) -> None:
         ]
         print_json({"health": health, "models": rows})
         return
-    click.echo(f"{health}; {counted(len(models), 'model')}")
+    click.echo(f"{health}; {counted(len({model.name for model in models}), 'model')}")
     if not models:
         click.echo(f"to add one: `handlergen archive SOURCE`, then `{restart_command(config)}`")
     for model in models:
@@ -263,9 +277,11 @@ def status(*, config: Path, key_file: Path | None, as_json: bool) -> None:
         if model.queue_waiting is not None and model.queue_free is not None:
             queue = f", queue {model.queue_waiting} of {model.queue_waiting + model.queue_free}"
         click.echo(
-            f"\n{model.name} {model.version}: {model.ready_workers} of {model.min_workers} workers READY, "
-            f"batch size {model.batch_size}{queue}"
+            f"\n{model.name} {model.version}{_default(model, models)}: {model.ready_workers} of {model.min_workers} "
+            f"workers READY, batch size {model.batch_size}{queue}"
         )
+        weights = stored[_key(model)]
+        click.echo(f"  archive {model.archive}" + (f", weights {weights[0]} ({_size(weights[1])})" if weights else ""))
         for worker in model.workers:
             click.echo(
                 f"  worker {worker.id:<6} {worker.state:<10} pid {worker.pid:<8} {worker.device:<6} "
@@ -288,6 +304,39 @@ def status(*, config: Path, key_file: Path | None, as_json: bool) -> None:
 def _key(model: ModelStatus) -> str:
     """Return the model's name in TorchServe's log."""
     return f"{model.name}_{model.version}"
+
+
+def _default(model: ModelStatus, models: Sequence[ModelStatus]) -> str:
+    """Return " (default)" for the default version of a model with several versions, else ""."""
+    return " (default)" if model.default and [each.name for each in models].count(model.name) > 1 else ""
+
+
+def _weights(config: Path, models: Sequence[ModelStatus]) -> dict[str, tuple[str, int] | None]:
+    """Return name and bytes of the weights of each model whose archive is in the local model store."""
+    from handlergen.server.model_store import read_archive
+    from handlergen.server.properties import read_properties
+
+    found: dict[str, tuple[str, int] | None] = {_key(model): None for model in models}
+    if not config.exists():
+        return found
+    store = config.resolve().parent / read_properties(config).model_store
+    for model in models:
+        with contextlib.suppress(HandlergenError):  # not in the local store
+            archive = read_archive(store / model.archive)
+            found[_key(model)] = archive.weights if archive.version == model.version else None
+    return found
+
+
+def _weights_as_json(weights: tuple[str, int] | None) -> dict[str, str | int] | None:
+    return {"file": weights[0], "bytes": weights[1]} if weights else None
+
+
+def _size(number: int) -> str:
+    """Return a number of bytes as `512 B`, `4.2 kB`, `98.0 MB` or `1.3 GB`."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if number >= factor:
+            return f"{number / factor:.1f} {unit}"
+    return f"{number} B"
 
 
 def _predictors(models: Sequence[ModelStatus]) -> dict[str, list[PredictorStatus]]:
@@ -325,6 +374,8 @@ def _plain(model: ModelStatus) -> dict[str, Any]:
     return {
         "name": model.name,
         "version": model.version,
+        "default": model.default,
+        "archive": model.archive,
         "ready": model.ready,
         "min_workers": model.min_workers,
         "max_workers": model.max_workers,
@@ -378,7 +429,7 @@ def scale(
     """Set the number of workers of model NAME and wait until they are READY.
 
     Surplus workers first answer the requests that they have in hand. Reports the number of workers on each device.
-    The change lasts until the server stops; at the next start the archive's number applies again.
+    `handlergen serve` starts the model with this number again, until its archive is replaced.
 
     \b
     Example:

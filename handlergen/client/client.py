@@ -8,6 +8,7 @@ import mimetypes
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -192,11 +193,18 @@ class Client:
         Raises:
             RequestFailed: Status 404: the server has no such model.
         """
-        return self._describe(name, version)[0]
+        found = self._describe(name, version)[0]
+        return found if version else replace(found, default=True)
 
     def status(self) -> list[ModelStatus]:
-        """Return every version of every model."""
-        return [status for name in self.models() for status in self._describe(name, "all")]
+        """Return every version of every model, sorted by name, the default version first."""
+        found = []
+        for name in self.models():
+            versions = self._describe(name, "all")
+            default = self.describe(name).version if len(versions) > 1 else versions[0].version
+            marked = [replace(each, default=each.version == default) for each in versions]
+            found += sorted(marked, key=lambda each: (not each.default, each.version))
+        return found
 
     def scale(
         self,

@@ -73,6 +73,7 @@ class ModelStatus:
     Attributes:
         queue_free: Free places in the queue; None when the server does not report it.
         queue_waiting: Requests in the queue; None when the server does not report it.
+        default: Whether requests that name no version go to this one; None from `Client.describe` with a version.
         raw: The server's response.
     """
 
@@ -86,6 +87,7 @@ class ModelStatus:
     workers: tuple[WorkerStatus, ...]
     queue_free: int | None = None
     queue_waiting: int | None = None
+    default: bool | None = None
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -97,6 +99,11 @@ class ModelStatus:
     def ready(self) -> bool:
         """Whether there are at least `min_workers` workers, all of them READY."""
         return len(self.workers) >= self.min_workers and all(worker.ready for worker in self.workers)
+
+    @property
+    def archive(self) -> str:
+        """File name of the archive; or the address that it was registered by."""
+        return str(self.raw.get("modelUrl", ""))
 
     @property
     def placement(self) -> dict[str, int]:

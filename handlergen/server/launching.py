@@ -16,7 +16,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -126,15 +126,30 @@ def _environment(
 
 
 def launch(
-    config: Path, environ: Mapping[str, str], *, java_home: Path, marker: str, temp_dir: Path, console: bool
+    config: Path,
+    environ: Mapping[str, str],
+    *,
+    java_home: Path,
+    marker: str,
+    temp_dir: Path,
+    console: bool,
+    models: Sequence[str] = (),
 ) -> ServerState:
-    """Run TorchServe's launcher in a new session; it starts Java and exits. Raises ServerError with its output."""
+    """Run TorchServe's launcher in a new session; it starts Java and exits. Raises ServerError with its output.
+
+    Without `--ncs`, so that TorchServe saves which models it has; see `remembered`.
+
+    Args:
+        models: `FILE` or `NAME=FILE` in the model store, to load in this order; by default what load_models says.
+    """
     environ = _environment(environ, java_home=java_home, marker=marker, temp_dir=temp_dir, console=console)
     script = Path(sysconfig.get_path("scripts")) / "torchserve"
     # The script, not `-m ts.model_server`: -m puts the working directory first on sys.path, so that a user's
     # platform.py or ts.py would be imported.
     launcher = [str(script)] if script.is_file() else ["-m", "ts.model_server"]
-    command = [sys.executable, *launcher, "--start", "--ts-config", config.name, "--ncs"]
+    command = [sys.executable, *launcher, "--start", "--ts-config", config.name]
+    if models:
+        command += ["--models", *models]
     console_file = config.parent / STATE_DIR / f"{config.name}.console"
     with console_file.open("wb") as capture:
         output = None if console else capture

@@ -9,7 +9,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -36,10 +36,12 @@ from handlergen.server.launching import (
     temp_directory,
     write_state,
 )
-from handlergen.server.model_store import expected_models, require_signatures
+from handlergen.server.model_store import ModelVersion, require_signatures
 from handlergen.server.properties import ServerSettings, read_properties
 from handlergen.server.property_text import line_not_utf8
 from handlergen.server.readiness import Progress, ServerLogs, wait_until_ready
+from handlergen.server.remembered import keep_until_ready, last_server, prepare_directory, record_ready
+from handlergen.server.starting_models import StartingModels, starting_models
 
 _POLL_S = 0.25
 _ENDING_POLL_S = 0.05
@@ -52,11 +54,15 @@ class RunningServer:
 
     Attributes:
         models: The models when the server became ready; empty from `running_server`.
+        restored: Versions that have the last server's number of workers again -> the number they started with.
+        warnings: Messages about which versions were loaded, and which became the default.
     """
 
     state: ServerState
     settings: ServerSettings
     models: tuple[ModelStatus, ...]
+    restored: Mapping[ModelVersion, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def pid(self) -> int:
@@ -114,6 +120,9 @@ def serve(
 ) -> RunningServer:
     """Start TorchServe on a config.properties and return when every worker of every model is READY.
 
+    Each model has the default version, and each version the number of workers, that they had on the last server of
+    this configuration; a replaced archive starts with its own number.
+
     The server runs in the configuration's directory, with its own session and temp directory. When `serve` fails or
     is interrupted, it leaves no process of the server behind.
 
@@ -142,25 +151,73 @@ def serve(
     java = find_java(environ)
     with _starting(path):
         _refuse_conflicts(path, settings)
-        store = path.parent / settings.model_store
-        expected = expected_models(store, settings.load_models)
+        log_files = log_directory(path.parent, environ)
+        last = last_server(path, log_files)
+        starting = starting_models(path, settings, last)
         if require_signature is not None:
-            require_signatures(store, expected.values(), settings, Path(require_signature))
+            store = path.parent / settings.model_store
+            require_signatures(store, starting.expected.values(), settings, Path(require_signature))
         (path.parent / KEY_FILE).unlink(missing_ok=True)
         _require_lock_directory(environ)
         marker = uuid.uuid4().hex
         temp_dir = temp_directory()
-        logs = ServerLogs(log_directory(path.parent, environ))
+        logs = ServerLogs(log_files)
+        prepare_directory(log_files)
+        deadline = time.monotonic() + timeout
         try:
-            state = launch(path, environ, java_home=java.home, marker=marker, temp_dir=temp_dir, console=console)
+            if last is not None:
+                keep_until_ready(path, last)
+            state = launch(
+                path,
+                environ,
+                java_home=java.home,
+                marker=marker,
+                temp_dir=temp_dir,
+                console=console,
+                models=starting.arguments,
+            )
             write_state(state)
-            models = wait_until_ready(state, settings, logs, expected=expected, timeout=timeout, progress=progress)
-            return RunningServer(state, settings, models)
+            models = wait_until_ready(
+                state, settings, logs, expected=starting.expected, timeout=timeout, progress=progress
+            )
+            running = RunningServer(state, settings, models, warnings=starting.warnings)
+            running = _with_workers(running, starting, deadline, progress)
+            record_ready(path, log_files, settings.load_models, starting.archives)
+            return running
         except BaseException as error:
             if not (keep and isinstance(error, ModuleFailed)):
                 end_marked(marker, grace=_WORKER_GRACE_S)
                 _clean_up(path, temp_dir)
             raise
+
+
+def _with_workers(
+    running: RunningServer, starting: StartingModels, deadline: float, progress: Progress | None
+) -> RunningServer:
+    """Scale each version to the last server's number of workers, and return the server as it is then."""
+    restored = {
+        (model.name, model.version): model.min_workers
+        for model in running.models
+        if starting.workers.get((model.name, model.version), model.min_workers) != model.min_workers
+    }
+    if not restored:
+        return running
+
+    def report(model: ModelStatus) -> None:
+        if progress:
+            changed = (model.name, model.version)
+            progress([model if (each.name, each.version) == changed else each for each in running.models])
+
+    with running.client(timeout=30) as client:
+        for name, version in restored:
+            client.scale(
+                name,
+                starting.workers[name, version],
+                version=version,
+                timeout=max(0.0, deadline - time.monotonic()),
+                progress=report,
+            )
+        return replace(running, models=tuple(client.status()), restored=restored)
 
 
 def running_server(config: Path | str = "config.properties") -> RunningServer | None:

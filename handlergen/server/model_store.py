@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ class StoredArchive:
         requirements: Name of the requirements file; None without one.
         config_file: Name of the model configuration, which the archive need not contain.
         settings: handlergen's settings; None for an archive that handlergen did not write.
+        weights: Name and unpacked bytes of the weights, a file or a directory; None without them.
+        fingerprint: Of the names, sizes and CRC-32s of all files: equal for equal contents.
     """
 
     path: Path
@@ -39,6 +42,8 @@ class StoredArchive:
     requirements: str | None
     config_file: str
     settings: Mapping[str, Any] | None
+    weights: tuple[str, int] | None
+    fingerprint: str
 
 
 def read_archive(path: Path) -> StoredArchive:
@@ -47,6 +52,8 @@ def read_archive(path: Path) -> StoredArchive:
         with zipfile.ZipFile(path) as mar:
             model = json.loads(mar.read(MANIFEST_FILE))["model"]
             ours = CONTRACT_FILE in mar.namelist()
+            settings = dict(json.loads(mar.read(CONTRACT_FILE))["settings"]) if ours else None
+            weights = settings.get("weights") if settings is not None else model.get("serializedFile")
             return StoredArchive(
                 path,
                 str(model["modelName"]),
@@ -54,13 +61,21 @@ def read_archive(path: Path) -> StoredArchive:
                 sum(info.file_size for info in mar.infolist()),
                 model.get("requirementsFile"),
                 str(model.get("configFile") or MODEL_CONFIG_FILE),
-                dict(json.loads(mar.read(CONTRACT_FILE))["settings"]) if ours else None,
+                settings,
+                (weights, _bytes_of(mar, weights)) if weights else None,
+                sha256(repr([(i.filename, i.file_size, i.CRC) for i in mar.infolist()]).encode()).hexdigest(),
             )
     except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ServerError(
             f"{shown(path)} is not a model archive ({type(error).__name__}: {error})",
             hint="archive the model again with `handlergen archive`, or remove the file from the store",
         ) from error
+
+
+def _bytes_of(mar: zipfile.ZipFile, name: str) -> int:
+    return sum(
+        info.file_size for info in mar.infolist() if info.filename == name or info.filename.startswith(f"{name}/")
+    )
 
 
 def readable_archives(store: Path) -> list[StoredArchive]:
@@ -77,8 +92,8 @@ def store_has_requirements(store: Path) -> bool:
     return any(archive.requirements for archive in readable_archives(store))
 
 
-def expected_models(store: Path, load_models: str) -> dict[ModelVersion, str]:
-    """Return the models that TorchServe will load at start: (model name, version) -> archive file.
+def selected(store: Path, load_models: str) -> dict[ModelVersion, StoredArchive]:
+    """Return the archives that load_models selects: (model name, version) -> archive, in its order.
 
     Name and version come from the manifest (ModelManager.java), not from the file's name.
 
@@ -87,21 +102,30 @@ def expected_models(store: Path, load_models: str) -> dict[ModelVersion, str]:
             workers would die), or two archives contain the same model.
     """
     if load_models.lower() == "all":
-        files = [("", path.name) for path in sorted(store.glob("*.mar"))]
+        files = [("", path.name) for path in sorted(store.glob("*.mar")) if not path.name.startswith(".")]
     else:
         parts = [part.strip().rpartition("=") for part in load_models.split(",") if part.strip()]
         files = [(name.strip(), file.strip()) for name, _, file in parts]
-    expected: dict[ModelVersion, str] = {}
+    found: dict[ModelVersion, StoredArchive] = {}
     for name, file in files:
         archive = read_archive(store / file)
         model = (name or archive.name, archive.version)
-        if model in expected:
+        if model in found:
             raise ServerError(
-                f"{file} and {expected[model]} are both model {model[0]} {model[1]}",
+                f"{file} and {found[model].path.name} are both model {model[0]} {model[1]}",
                 hint="remove one of the two from the model store",
             )
-        expected[model] = file
-    return expected
+        found[model] = archive
+    return found
+
+
+def loaded_besides_archives(store: Path) -> list[Path]:
+    """Return what `load_models=all` selects besides .mar files (ModelServer.initModelStore)."""
+    return [
+        path
+        for path in sorted(store.iterdir())
+        if not path.name.startswith(".") and (path.is_dir() or path.name.endswith((".model", ".tar.gz")))
+    ]
 
 
 def configuration_warnings(config: Path, settings: ServerSettings) -> list[str]:
@@ -137,7 +161,7 @@ def require_signatures(store: Path, archives: Iterable[str], settings: ServerSet
     The check does not notice files that are replaced later: whoever can write to the store is trusted.
 
     Args:
-        archives: Files in the store that TorchServe will load; see `expected_models`.
+        archives: Files in the store that TorchServe will load.
         public_key: The Ed25519 key that every archive must be signed with.
 
     Raises:
@@ -152,11 +176,9 @@ def require_signatures(store: Path, archives: Iterable[str], settings: ServerSet
         except HandlergenError as error:
             problems.append(error.message)
     if settings.load_models.lower() == "all":
-        # ModelServer.initModelStore loads these as models, too.
         problems += [
             f"{path} cannot be signed, because it is not an archive, and TorchServe would load it"
-            for path in sorted(store.iterdir())
-            if not path.name.startswith(".") and (path.is_dir() or path.suffix == ".model")
+            for path in loaded_besides_archives(store)
         ]
     if settings.model_api:
         problems.append("model_api is on: clients could register unsigned models")

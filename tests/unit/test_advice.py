@@ -22,7 +22,7 @@ PACKAGE = Path(handlergen.__file__).parent
 OTHER_PROGRAMS = {
     "pip": "--constraint --editable --extra-index-url --find-links --force-reinstall --hash",
     "torch-model-archiver": "--export-path --extra-files --handler --model-name --serialized-file",
-    "torchserve": "--ncs --start --stop --ts-config",
+    "torchserve": "--models --ncs --start --stop --ts-config",
     "TorchServe's worker": "--port --sock-name",
     "docker": "--shm-size",
     "nvidia-smi": "--query-gpu",

@@ -173,6 +173,32 @@ def test_ready_means_all_workers_that_should_be_there():
     assert not ModelStatus.from_description(described(worker(1), worker(2, "UNLOADING"))).ready
 
 
+def test_status_has_every_version_and_marks_the_default():
+    def answer(request: httpx.Request) -> httpx.Response:
+        path = request.url.path
+        if path == "/models":
+            return httpx.Response(200, json={"models": [{"modelName": "digits"}, {"modelName": "one"}]})
+        versions = ["3.0", "1.0", "2.0"] if path == "/models/digits/all" else ["2.0"]
+        return httpx.Response(
+            200,
+            json=[
+                {**described(), "modelName": path.split("/")[2], "modelVersion": each, "modelUrl": f"{each}.mar"}
+                for each in versions
+            ],
+        )
+
+    with client(answer) as asked:
+        found = [(model.name, model.version, model.default, model.archive) for model in asked.status()]
+        assert asked.describe("digits").default is True
+        assert asked.describe("digits", version="2.0").default is None
+    assert found == [
+        ("digits", "2.0", True, "2.0.mar"),
+        ("digits", "1.0", False, "1.0.mar"),
+        ("digits", "3.0", False, "3.0.mar"),
+        ("one", "2.0", True, "2.0.mar"),
+    ]
+
+
 UNFINISHED = [
     {"code": 500, "type": "NullPointerException", "message": 'Cannot invoke "Job.isControlCmd()"'},
     {"code": 500, "type": "ConcurrentModificationException"},

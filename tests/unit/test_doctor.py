@@ -430,6 +430,29 @@ def test_an_empty_model_store(project: Project) -> None:
     assert "handlergen archive" in project.noted("nothing is loaded").fix
 
 
+def test_two_archives_of_a_model_of_which_none_is_chosen(project: Project) -> None:
+    for version in ("1.9", "1.10"):
+        model = {"modelName": "two", "modelVersion": version}
+        write_mar(project.directory / "model-store" / f"two-{version}.mar", model, {"model-config.yaml": SOUND})
+    found = project.only()
+    assert "two has 2 archives in the model store, and none of them is chosen: two-1.9.mar (version 1.9)" in found.what
+    assert "go to the highest one, 1.10" in found.why
+    assert "update" in found.fix
+    assert f"rm {project.directory / 'model-store'}/FILE" in found.fix
+    # A server that had both: one of them was the default.
+    versions = {
+        version: {"marName": f"two-{version}.mar", "minWorkers": 1, "defaultVersion": version == "1.9"}
+        for version in ("1.9", "1.10")
+    }
+    snapshot = json.dumps({"created": 1796059167373, "models": {"two": versions}})
+    directory = project.directory / "logs" / "config"
+    directory.mkdir(parents=True)
+    (directory / "20261130171927371-shutdown.cfg").write_text(
+        f"tsConfigFile=config.properties\nmodel_snapshot={snapshot}\n"
+    )
+    assert project.wrong() == []
+
+
 def test_an_envelope_that_breaks_archives_is_named_as_serve_names_it(project: Project) -> None:
     write_mar(project.directory / "model-store" / "requires.mar", {"requirementsFile": "requirements.txt"}, {})
     (found,) = project.wrong()

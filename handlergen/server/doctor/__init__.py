@@ -28,7 +28,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         configuration.environment,
     ),
     "Access": (configuration.exposed, files.key_file),
-    "Archives": (archives.store, archives.archives),
+    "Archives": (archives.store, archives.versions, archives.archives),
     "Ports": (configuration.ports,),
     "Files": (files.server_state, files.stale_sockets, files.stale_pid_files, files.writable, files.locks),
     "Machine": (environment.shared_memory, environment.disk, environment.workers),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,14 +13,18 @@ import yaml
 from handlergen.archives.mar import open_mar
 from handlergen.errors import HandlergenError, ServerError
 from handlergen.project.names import MODEL_CONFIG_FILE
+from handlergen.project.settings import shown
 from handlergen.server.configuration import archive_command
 from handlergen.server.doctor.situation import Finding, Situation, counted, error, note, ok, warning
+from handlergen.server.lifecycle import log_directory
 from handlergen.server.model_store import (
     StoredArchive,
     configuration_warnings,
-    expected_models,
     read_archive,
+    selected,
 )
+from handlergen.server.remembered import last_server
+from handlergen.server.starting_models import starting_models
 
 _LARGEST_CONFIG = 1 << 20
 
@@ -40,7 +45,7 @@ def store(situation: Situation) -> Iterator[Finding]:
         )
         return
     try:
-        found = expected_models(situation.store, situation.settings.load_models)
+        found = selected(situation.store, situation.settings.load_models)
     except ServerError as wrong:
         yield error(wrong.message, "TorchServe would register a model whose workers die.", wrong.hint or "")
         return
@@ -51,6 +56,24 @@ def store(situation: Situation) -> Iterator[Finding]:
             f"nothing is loaded from {situation.store} (load_models={situation.settings.load_models})",
             "A server without models answers no predictions.",
             archive_command(situation.store),
+        )
+
+
+def versions(situation: Situation) -> Iterator[Finding]:
+    """Check that each model with several archives has a default version, chosen on the last server."""
+    if not (situation.settings.model_store and situation.store.is_dir()):
+        return
+    last = last_server(situation.config, log_directory(situation.directory, situation.environ))
+    try:
+        undecided = starting_models(situation.config, situation.settings, last).undecided
+    except ServerError:  # a finding of `store`
+        return
+    for each in undecided:
+        yield warning(
+            str(each),
+            f"Requests that name no version go to the highest one, {each.chosen}, when the server starts.",
+            f"{situation.command('update')} {each.model} FILE   # the archive whose version becomes the default\n"
+            f"rm {shlex.quote(shown(situation.store))}/FILE   # the archive that is not needed",
         )
 
 
