@@ -16,7 +16,7 @@ from urllib.parse import quote
 import httpx
 
 from handlergen.client.connection import KEY_FILE, ApiConnection, Tokens
-from handlergen.client.fence import Notice, fence
+from handlergen.client.fence import Notice, command, fence
 from handlergen.client.results import READY, Answer, ModelStatus
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
 from handlergen.runtime.codec.content import JSON, OCTETS
@@ -236,6 +236,15 @@ class Client:
                     hint="worker output: logs/model_log.log in the server's directory",
                 )
             time.sleep(_POLL_S)
+
+    def command(self, name: str, *, version: str | None = None, **commands: Any) -> dict[str, Any]:
+        """Send a command to a model's workers; return the answer of the worker that got it: see `client.fence`.
+
+        Raises:
+            RequestFailed: TorchServe refuses it: there is no such model, or its queue is full (503).
+            ServerError: The worker does not know commands, or no server is listening.
+        """
+        return command(partial(self._customized, _path("models", name, version)), **commands)
 
     def register(self, archive: str, **parameters: Any) -> str:
         """Register an archive of the model store by file name. Needs the model API (`enable_model_api`).

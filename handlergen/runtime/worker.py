@@ -121,7 +121,7 @@ class Worker:
                 metrics=metrics,
                 backend=backend_of(bundle),
                 duplicates=DuplicateRequests.of_worker(closed),
-                commands=Commands.of_worker(closed),
+                commands=Commands.of_worker(closed, model_dir),
             )
         except MemoryError:
             raise

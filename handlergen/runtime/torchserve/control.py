@@ -7,7 +7,7 @@ with any of:
 - `"hold": [PID, ...], "seconds": S`: a worker with one of these process ids keeps the request in hand, S seconds at
   most. TorchServe gives it nothing else meanwhile, so ending it costs no request an answer.
 - `"release": [PID, ...]`: these workers answer what they hold.
-- `"refuse": S`: every worker of the server refuses predictions for S seconds; 0: no longer.
+- `"refuse": S`: every worker of the model refuses predictions for S seconds; 0: no longer.
 
 The answer is `{"pid": ..., "holding": [PID, ...], "refusing": true or false}`. A worker of a version of handlergen
 without commands answers its description, which has no `holding`.
@@ -45,14 +45,17 @@ _STOPPING = Failure(
 
 
 class Commands:
-    """The commands that this worker has received, and those for all workers of its server.
+    """The commands that this worker has received, and those for all workers of its model.
 
     Args:
         directory: The user's private one; None: there is no TorchServe, and nothing is ever commanded.
         closed: Returns whether TorchServe has closed its connection to this worker.
+        model_dir: Where TorchServe unpacked the archive: the workers of one version of a model share it.
     """
 
-    def __init__(self, directory: Path | None = None, closed: Callable[[], bool] = bool) -> None:
+    def __init__(
+        self, directory: Path | None = None, closed: Callable[[], bool] = bool, model_dir: Path | None = None
+    ) -> None:
         self._closed = closed
         self._held: ProcessFiles | None = None
         self._refusing = False
@@ -61,10 +64,10 @@ class Commands:
             server = server_of_this_process()
             identity = f"{server[0]} {server[1]}"
             self._held = ProcessFiles(directory, "held", identity)
-            self._stop = ProcessFiles(directory, "refusing", identity, process=server)
+            self._stop = ProcessFiles(directory, "refusing", identity, str(model_dir), process=server)
 
     @classmethod
-    def of_worker(cls, closed: Callable[[], bool] | None) -> Commands:
+    def of_worker(cls, closed: Callable[[], bool] | None, model_dir: Path) -> Commands:
         """Return the commands of one of TorchServe's workers; `closed` is None without TorchServe.
 
         A directory that cannot be made is logged; commands are then not obeyed.
@@ -72,7 +75,7 @@ class Commands:
         if closed is None:
             return cls()
         try:
-            return cls(lock_directory(), closed)
+            return cls(lock_directory(), closed, model_dir)
         except OSError as error:
             logger().warning("workers cannot be told to hold or refuse requests: %s", error)
             return cls()

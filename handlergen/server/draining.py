@@ -1,0 +1,144 @@
+"""Let a server answer what it has begun, and begin nothing new, before its processes are ended.
+
+TorchServe ends as soon as it gets SIGTERM: it closes its connections and kills its workers, whatever they are doing
+(ModelServer.stop). So the workers are told to refuse requests first (`runtime/torchserve/control`). TorchServe gives a
+model's requests and these commands to its workers in the order of their arrival (Model.pollBatch): a worker that
+answers a command has answered all that it was given before.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from handlergen.client import Client, ModelStatus
+from handlergen.errors import HandlergenError, RequestFailed
+from handlergen.runtime.codec.errors import error_text
+
+_POLL_S = 0.05
+_STILL_REFUSED_S = 10.0
+"""Workers refuse for so much longer than the drain: until TorchServe has ended them."""
+_IN_TRANSIT_S = 0.3
+"""For the last answers: TorchServe resets its connections when it ends (SO_LINGER is 0)."""
+_EMPTY_READINGS = 3
+_QUEUE_FULL, _WORKER_DIED = "ServiceUnavailableException", "Worker died."
+
+
+@dataclass(frozen=True)
+class StopReport:
+    """What became of the requests of a server that was stopped.
+
+    Attributes:
+        drain_s: Seconds that its requests had at most.
+        busy: Number of workers that were still busy then, by model: `NAME VERSION`. What they had in hand, and what
+            waited for them, was not answered.
+        not_refusing: Models whose workers know no commands: other handlers, and archives that an earlier version of
+            handlergen packed. Their queues were empty; what their workers had in hand was perhaps not answered.
+        failure: Why nothing was drained: the server did not answer, or its configuration cannot be read.
+    """
+
+    drain_s: float
+    busy: Mapping[str, int] = field(default_factory=dict)
+    not_refusing: tuple[str, ...] = ()
+    failure: str | None = None
+
+
+def drain_server(client: Client, seconds: float) -> StopReport:
+    """Tell every worker of a server to refuse requests, and wait until what they had before is answered.
+
+    Requests that are in a model's queue now are answered; later ones get 503 `ServerStopping`. The workers go on to
+    refuse until the server ends, or some seconds after the drain if it does not.
+
+    Args:
+        client: Knows the server. The drain waits as long as its timeout for a server that does not answer.
+        seconds: How long to wait at most.
+    """
+    deadline = time.monotonic() + seconds
+    over = threading.Event()
+    try:
+        try:
+            statuses = client.status()
+        except HandlergenError as error:
+            return StopReport(seconds, failure=error.message)
+        models = [_Model(client, status, deadline, over) for status in statuses if status.ready_workers]
+        for model in models:
+            model.start()
+        for model in models:
+            model.join(max(0.0, deadline - time.monotonic()))
+        if models:
+            time.sleep(_IN_TRANSIT_S)
+    finally:
+        over.set()
+    return StopReport(
+        seconds,
+        busy={model.title: len(model.busy) for model in models if model.busy},
+        not_refusing=tuple(model.title for model in models if not model.knows_commands),
+    )
+
+
+class _Model(threading.Thread):
+    """Drains one version of a model: a long queue of one must not delay the others."""
+
+    def __init__(self, client: Client, status: ModelStatus, deadline: float, over: threading.Event) -> None:
+        super().__init__(name="handlergen-drain", daemon=True)
+        self.title = f"{status.name} {status.version}"
+        self.busy = _ready(status)
+        self.knows_commands = True
+        self._client = client
+        self._named: dict[str, str] = {"name": status.name, "version": status.version}
+        self._deadline = deadline
+        self._over = over
+
+    def run(self) -> None:
+        with suppress(HandlergenError):  # the server or the model is no more
+            try:
+                self._refuse()
+            except HandlergenError:
+                self._empty_queue()
+            self.busy = set()
+
+    def _refuse(self) -> None:
+        """Return when every worker refuses requests.
+
+        Raises:
+            HandlergenError: The workers know no commands, or there is no such model or server any more.
+        """
+        self._command()  # what arrived before is in a worker's hands when this is answered
+        idle: set[int] = set()
+        refusing = False
+        while self.busy and not self._over.is_set():
+            left = max(0.0, self._deadline - time.monotonic())
+            answer = self._command(**{} if refusing else {"refuse": left + _STILL_REFUSED_S})
+            refusing = answer["refusing"]
+            if refusing and answer["pid"] not in idle:
+                idle.add(answer["pid"])
+            else:
+                self._over.wait(_POLL_S)
+            # Again each time: one that died is not waited for, and one that has just started may have begun a request.
+            self.busy = _ready(self._client.describe(**self._named)) - idle
+
+    def _command(self, **commands: Any) -> dict[str, Any]:
+        while True:
+            try:
+                return self._client.command(**self._named, **commands)
+            except RequestFailed as error:
+                kind, message = error_text(error.body)
+                if self._over.is_set() or (kind != _QUEUE_FULL and message != _WORKER_DIED):
+                    raise
+            self._over.wait(_POLL_S)
+
+    def _empty_queue(self) -> None:
+        """Return when the queue was empty several times: what the workers have in hand cannot be seen."""
+        empty = 0
+        while empty < _EMPTY_READINGS and not self._over.is_set():
+            empty = 0 if self._client.describe(**self._named).queue_waiting else empty + 1
+            self.knows_commands = False
+            self._over.wait(_POLL_S)
+
+
+def _ready(status: ModelStatus) -> set[int]:
+    return {worker.pid for worker in status.workers if worker.ready}
