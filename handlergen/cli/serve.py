@@ -260,6 +260,9 @@ def _unanswered(report: StopReport) -> Iterator[str]:
             f"the workers of {model} cannot be told to refuse requests, because this version of handlergen did not "
             "pack it: what they had in hand was perhaps not answered"
         )
+    if report.unread:
+        clients = counted(report.unread, "client")
+        yield f"{clients} had not received all of the answer after {report.drain_s:g} s: it was cut off"
     if report.failure:
         yield f"the server was ended at once, because it could not be told to refuse requests: {report.failure}"
 
