@@ -223,7 +223,7 @@ defaults
     timeout client 60s
     timeout server 60s
     retries 3
-    retry-on conn-failure empty-response response-timeout 503
+    retry-on conn-failure empty-response 503
     option redispatch 1
     option http-buffer-request
 
