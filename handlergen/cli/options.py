@@ -55,11 +55,11 @@ def timeout(default: float, help: str, *, zero: bool = False) -> Callable[[Funct
     return click.option("--timeout", type=seconds, default=default, show_default=True, help=help)
 
 
-def drain(function: Function) -> Function:
-    """Add `--drain`, in seconds."""
-    help = "Seconds that requests under way have at most when the server stops; 0: end it at once."
+def drain(when: str) -> Callable[[Function], Function]:
+    """Return a decorator that adds `--drain`, in seconds."""
     seconds = click.FloatRange(min=0, max=_LONGEST_TIMEOUT_S)
-    return click.option("--drain", type=seconds, default=30.0, show_default=True, help=help)(function)
+    help = f"Seconds that requests under way have at most {when}; 0: end it at once."
+    return click.option("--drain", type=seconds, default=30.0, show_default=True, help=help)
 
 
 def multipart(function: Function) -> Function:

@@ -38,7 +38,7 @@ _LOG_TAIL = 2**20  # bytes of the log to search
     "--foreground", is_flag=True, help="Stay in the foreground and show the server's output; Ctrl-C stops it."
 )
 @options.timeout(600.0, "Seconds to wait for READY.")
-@options.drain
+@options.drain("when a signal stops the server, with --foreground")
 @click.option("--keep", is_flag=True, help="Leave the server running when a model fails to load.")
 @click.option(
     "--require-signature",
@@ -104,9 +104,10 @@ def _serve(
         started = running_server(config)
         if started and (before is None or started.state.marker != before.state.marker):
             if foreground and drain:
-                click.echo(
-                    f"stopping: requests under way have {drain:g} s; Ctrl-C again ends the server at once", err=True
-                )
+                with contextlib.suppress(OSError):  # the terminal was closed
+                    click.echo(
+                        f"stopping: requests under way have {drain:g} s; Ctrl-C again ends the server at once", err=True
+                    )
             report = started.stop(drain=drain)
             if report:
                 warn(*_unanswered(report))
@@ -215,7 +216,7 @@ def _token(running: RunningServer) -> str:
 
 @click.command("stop")
 @options.config()
-@options.drain
+@options.drain("before the server ends")
 @options.timeout(30.0, "Seconds that the server has to end after that, before it is killed.", zero=True)
 @options.json
 @interrupted_by(signal.SIGTERM, signal.SIGHUP)

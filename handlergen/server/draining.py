@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from handlergen.client import Client, ModelStatus
-from handlergen.errors import HandlergenError, RequestFailed
+from handlergen.errors import HandlergenError, NoServer, RequestFailed, ServerError
 from handlergen.runtime.codec.errors import error_text
 from handlergen.server.properties import ServerSettings
 
@@ -103,30 +103,33 @@ class _Model(threading.Thread):
     def run(self) -> None:
         with suppress(HandlergenError):  # the server or the model is no more
             try:
-                self._refuse()
+                self._command()  # what arrived before is in a worker's hands when this is answered
             except HandlergenError:
                 self._empty_queue()
+            else:
+                self._refuse()
             self.busy = set()
 
     def _refuse(self) -> None:
-        """Return when every worker refuses requests.
-
-        Raises:
-            HandlergenError: The workers know no commands, or there is no such model or server any more.
-        """
-        self._command()  # what arrived before is in a worker's hands when this is answered
+        """Return when every worker refuses requests, and has answered what it had."""
         idle: set[int] = set()
         refusing = False
         while self.busy and not self._over.is_set():
             left = max(0.0, self._deadline - time.monotonic())
-            answer = self._command(**{} if refusing else {"refuse": left + _STILL_REFUSED_S})
-            refusing = answer["refusing"]
-            if refusing and answer["pid"] not in idle:
-                idle.add(answer["pid"])
-            else:
+            try:
+                answer = self._command(**{} if refusing else {"refuse": left + _STILL_REFUSED_S})
+                refusing = answer["refusing"]
+                found = refusing and answer["pid"] not in idle
+                if found:
+                    idle.add(answer["pid"])
+                # Each time: one that died is not waited for, and one that has just started may have begun a request.
+                self.busy = _ready(self._client.describe(**self._named)) - idle
+            except NoServer:
+                raise
+            except ServerError:  # no answer in time
+                found = False
+            if not found:
                 self._over.wait(_POLL_S)
-            # Again each time: one that died is not waited for, and one that has just started may have begun a request.
-            self.busy = _ready(self._client.describe(**self._named)) - idle
 
     def _command(self, **commands: Any) -> dict[str, Any]:
         while True:

@@ -46,7 +46,7 @@ from handlergen.server.readiness import Progress, ServerLogs, wait_until_ready
 _POLL_S = 0.25
 _ENDING_POLL_S = 0.05
 _WORKER_GRACE_S = 3.0
-_ANSWERS_S = 3.0
+_ANSWERS_S = 5.0
 """A server that does not answer in this time is ended without a drain."""
 
 

@@ -26,7 +26,7 @@ class Server:
 
     Args:
         answers: For each model, what comes of its commands, one after the other.
-        pids: For each model, its READY workers each time that it is described; the last for ever.
+        pids: For each model, its READY workers each time that it is described; none: no answer in time.
     """
 
     def __init__(self, answers: dict[str, Iterable[Any]], pids: dict[str, Iterable[tuple[int, ...]]]) -> None:
@@ -41,7 +41,10 @@ class Server:
         return [self.describe(name) for name in self._answers]
 
     def describe(self, name: str, *, version: str | None = None) -> ModelStatus:
-        workers = tuple(WorkerStatus(str(pid), READY, pid, "cpu") for pid in next(self._pids[name]))
+        pids = next(self._pids[name])
+        if not pids:
+            raise ServerError("timed out")
+        workers = tuple(WorkerStatus(str(pid), READY, pid, "cpu") for pid in pids)
         return ModelStatus(name, "1.0", 1, 1, 1, 1, 120, workers, queue_waiting=next(self.queue))
 
     def command(self, name: str, *, version: str, **commands: Any) -> Any:
@@ -84,6 +87,12 @@ def test_a_worker_that_dies_is_not_waited_for_and_the_next_one_is() -> None:
     assert drained(server).busy == {}
     server = Server({"m": map(from_worker, repeat(1))}, {"m": chain([(1, 2), (1, 2)], repeat((1, 3)))})
     assert drained(server, 0.3).busy == {"m 1.0": 1}
+
+
+def test_a_description_that_is_late_is_asked_for_again() -> None:
+    server = Server({"m": map(from_worker, cycle((1, 2)))}, {"m": chain([(1, 2), ()], repeat((1, 2)))})
+    assert drained(server) == StopReport(5.0)
+    assert len(server.sent["m"]) == 3
 
 
 def test_a_refusal_that_was_lost_is_sent_again() -> None:
