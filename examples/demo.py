@@ -363,7 +363,7 @@ def show(demo: Demo) -> None:
 
 def main() -> None:
     WORKPLACE.mkdir(parents=True, exist_ok=True)
-    stop(CONFIG)  # what an earlier demo could not end itself
+    stop(CONFIG, drain=0)  # what an earlier demo could not end itself
     shutil.rmtree(WORKPLACE)
     WORKPLACE.mkdir()
     demo = Demo()

@@ -42,8 +42,12 @@ def fail(error: HandlergenError) -> NoReturn:
 
 @contextlib.contextmanager
 def interrupted_by(*signals: signal.Signals) -> Iterator[None]:
-    """Handle signals like Ctrl-C: a supervisor or a closed terminal must leave no more behind."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
+    """Handle signals like Ctrl-C: a supervisor or a closed terminal must leave no more behind.
+
+    A signal that is ignored stays ignored: nohup's SIGHUP.
+    """
+    heeded = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in heeded}
     try:
         yield
     finally:

@@ -55,6 +55,13 @@ def timeout(default: float, help: str, *, zero: bool = False) -> Callable[[Funct
     return click.option("--timeout", type=seconds, default=default, show_default=True, help=help)
 
 
+def drain(when: str) -> Callable[[Function], Function]:
+    """Return a decorator that adds `--drain`, in seconds."""
+    seconds = click.FloatRange(min=0, max=_LONGEST_TIMEOUT_S)
+    help = f"Seconds that requests under way have at most {when}; 0: end it at once."
+    return click.option("--drain", type=seconds, default=30.0, show_default=True, help=help)
+
+
 def multipart(function: Function) -> Function:
     """Add `--field`, `--content-type` and `--header`, which describe a request body that is not plain JSON."""
     field = click.option(

@@ -25,6 +25,7 @@ from handlergen.server.configuration import archive_command, handlergen_command
 
 if TYPE_CHECKING:
     from handlergen.client import ModelStatus, WorkerStatus
+    from handlergen.server.draining import StopReport
     from handlergen.server.lifecycle import RunningServer
     from handlergen.server.predictor_processes import PredictorStatus
     from handlergen.server.readiness import Progress
@@ -38,6 +39,7 @@ _LOG_TAIL = 2**20  # bytes of the log to search
     "--foreground", is_flag=True, help="Stay in the foreground and show the server's output; Ctrl-C stops it."
 )
 @options.timeout(600.0, "Seconds to wait for READY.")
+@options.drain("when a signal stops the server, with --foreground")
 @click.option("--keep", is_flag=True, help="Leave the server running when a model fails to load.")
 @click.option(
     "--require-signature",
@@ -60,6 +62,9 @@ def command(*, config: Path, foreground: bool, trace: Path | None, as_json: bool
     Each model has the default version, and each version the number of workers, that they had on the last server of
     this configuration. An archive that was replaced since starts with its own number of workers.
 
+    With --foreground, Ctrl-C, SIGTERM and a closed terminal stop the server like `handlergen stop`, which answers the
+    requests under way; a second one ends it at once.
+
     \b
     Example:
       handlergen archive digits.py
@@ -76,7 +81,9 @@ def command(*, config: Path, foreground: bool, trace: Path | None, as_json: bool
 
 
 @interrupted_by(signal.SIGTERM, signal.SIGHUP)
-def _serve(config: Path, *, foreground: bool, as_json: bool, trace: Path | None, **arguments: Any) -> None:
+def _serve(
+    config: Path, *, foreground: bool, drain: float, as_json: bool, trace: Path | None, **arguments: Any
+) -> None:
     """Start the server and report it; `arguments` are further ones of `serve`."""
     from handlergen.runtime.telemetry.recording import TRACE_DIR_VARIABLE
     from handlergen.server.lifecycle import running_server, serve
@@ -103,7 +110,14 @@ def _serve(config: Path, *, foreground: bool, as_json: bool, trace: Path | None,
         # The server may have started before serve returned; do not stop one that ran before.
         started = running_server(config)
         if started and (before is None or started.state.marker != before.state.marker):
-            started.stop()
+            if foreground and drain:
+                with contextlib.suppress(OSError):  # the terminal was closed
+                    click.echo(
+                        f"stopping: requests under way have {drain:g} s; Ctrl-C again ends the server at once", err=True
+                    )
+            report = started.stop(drain=drain)
+            if report:
+                warn(*_unanswered(report))
             if foreground:
                 click.echo("stopped", err=True)
                 return
@@ -215,28 +229,56 @@ def _token(running: RunningServer) -> str:
 
 @click.command("stop")
 @options.config()
-@options.timeout(30.0, "Seconds until the server is killed.", zero=True)
+@options.drain("before the server ends")
+@options.timeout(30.0, "Seconds that the server has to end after that, before it is killed.", zero=True)
 @options.json
-def stop(*, config: Path, timeout: float, as_json: bool) -> None:
+@interrupted_by(signal.SIGTERM, signal.SIGHUP)
+def stop(*, config: Path, drain: float, timeout: float, as_json: bool) -> None:
     """Stop the server that `handlergen serve` started on this configuration, including its workers.
+
+    Requests under way are answered; later ones get 503 `Stopping`, and are not begun. Ctrl-C ends the server at
+    once.
 
     Other servers are not touched: use `torchserve --stop` for a TorchServe that was started by hand.
 
     \b
     Example:
       handlergen stop
-      handlergen stop -c other/config.properties
+      handlergen stop -c other/config.properties --drain 120
     """
     from handlergen.server import lifecycle as server
 
-    stopped = server.stop(config, timeout=timeout)
+    report = server.stop(config, timeout=timeout, drain=drain)
     if as_json:
-        print_json({"stopped": stopped, "config": str(config)}, indent=None)
+        requests = {} if report is None else asdict(report)
+        print_json({"stopped": report is not None, "config": str(config), **requests}, indent=None)
         return
-    click.echo("stopped" if stopped else f"no server started by `handlergen serve` is running on {config}")
-    if not stopped and not config.exists():
+    click.echo("stopped" if report else f"no server started by `handlergen serve` is running on {config}")
+    if report:
+        warn(*_unanswered(report))
+    elif not config.exists():
         hint = f"there is no {config} here: change to the server's directory, or select one with -c"
         click.echo(f"Hint: {hint}", err=True)
+
+
+def _unanswered(report: StopReport) -> Iterator[str]:
+    """Yield a sentence for each thing that may have cost a request its answer."""
+    for model, number in report.busy.items():
+        verb = "was" if number == 1 else "were"
+        yield (
+            f"{counted(number, 'worker')} of {model} {verb} still busy after {report.drain_s:g} s: requests in "
+            "hand, and those that waited for them, were not answered"
+        )
+    for model in report.not_refusing:
+        yield (
+            f"the workers of {model} cannot be told to refuse requests, because this version of handlergen did not "
+            "pack it: what they had in hand was perhaps not answered"
+        )
+    if report.unread:
+        clients = counted(report.unread, "client")
+        yield f"{clients} had not received all of the answer after {report.drain_s:g} s: it was cut off"
+    if report.failure:
+        yield f"the server was ended at once, because it could not be told to refuse requests: {report.failure}"
 
 
 @click.command("status")

@@ -17,7 +17,7 @@ from urllib.parse import quote
 import httpx
 
 from handlergen.client.connection import KEY_FILE, ApiConnection, Tokens
-from handlergen.client.fence import Notice, UnknownCommand, empty_queue, fence
+from handlergen.client.fence import Notice, UnknownCommand, empty_queue, fence, patient_command
 from handlergen.client.results import READY, Answer, ModelStatus
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
 from handlergen.runtime.codec.content import JSON, OCTETS
@@ -251,6 +251,20 @@ class Client:
                     hint="worker output: logs/model_log.log in the server's directory",
                 )
             time.sleep(_POLL_S)
+
+    def command(self, name: str, *, version: str | None = None, wait_s: float, **commands: Any) -> dict[str, Any]:
+        """Send a command to a model's workers; return the answer of the worker that got it: see `client.fence`.
+
+        Args:
+            wait_s: Seconds to wait for a place in the model's queue and for the answer.
+
+        Raises:
+            UnknownCommand: The worker does not know commands.
+            RequestFailed: TorchServe refuses it: there is no such model, or its queue stays full (503).
+            ServerError: No server is listening, or no worker answers in time.
+        """
+        describe = partial(self._customized, _path("models", name, version))
+        return patient_command(describe, time.monotonic() + wait_s, **commands)
 
     def register(self, archive: str, **parameters: Any) -> str:
         """Register an archive of the model store by file name. Needs the model API (`enable_model_api`).

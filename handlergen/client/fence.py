@@ -40,7 +40,9 @@ _SLACK_S = 10.0
 """A fence must still last so long when it is used."""
 _POLL_S = 0.02
 _BUSY_S = 5.0
+_WORKER_DIED = "Worker died."
 _FAILURES = 3
+"""A handler that fails so often to describe its model is not handlergen's."""
 _NO_PLACE = "ServiceUnavailableException"
 """What TorchServe answers when the queue is full, or the model has no worker."""
 
@@ -79,8 +81,8 @@ def patient_command(describe: Describe, deadline: float, **commands: Any) -> dic
         except RequestFailed as error:
             if error.status < 500 or time.monotonic() > deadline:
                 raise
-            if error_text(error.body)[0] != _NO_PLACE:
-                failures += 1
+            kind, message = error_text(error.body)
+            failures += kind != _NO_PLACE and message != _WORKER_DIED
             if failures == _FAILURES:
                 raise UnknownCommand(f"the model's handler cannot describe it: {error.message}") from error
         time.sleep(_POLL_S)

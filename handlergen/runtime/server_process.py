@@ -112,7 +112,7 @@ class ProcessFiles:
 
 
 KINDS = ("copies", "held", "refusing")
-"""Of `ProcessFiles`: processes with a copy of a model, workers that hold a request, servers that refuse requests."""
+"""Of `ProcessFiles`: processes with a copy of a model, workers that hold a request, models that refuse requests."""
 
 
 def remove_left_behind(directory: Path) -> None:

@@ -176,7 +176,7 @@ def launch(
 
 def end_marked(marker: str, *, grace: float) -> None:
     """End every process that carries the marker: SIGTERM, `grace` seconds, then SIGKILL until none is left."""
-    with _uninterrupted():
+    with uninterrupted():
         signal_to_send = signal.SIGTERM
         while found := marked(marker):
             for process in found:
@@ -192,7 +192,7 @@ def end_marked(marker: str, *, grace: float) -> None:
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """Ignore signals, so that a second Ctrl-C does not leave half of the processes behind."""
     if threading.current_thread() is not threading.main_thread():
         yield

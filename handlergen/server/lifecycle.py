@@ -24,6 +24,7 @@ from handlergen.runtime.predictor_process.run_directory import remove_orphans
 from handlergen.runtime.server_process import remove_left_behind
 from handlergen.server import ports
 from handlergen.server.configuration import archive_command, handlergen_command
+from handlergen.server.draining import StopReport, drain_server
 from handlergen.server.java import find_java
 from handlergen.server.launching import (
     STATE_DIR,
@@ -34,6 +35,7 @@ from handlergen.server.launching import (
     read_state,
     state_path,
     temp_directory,
+    uninterrupted,
     write_state,
 )
 from handlergen.server.model_store import ModelVersion, require_signatures
@@ -46,6 +48,8 @@ from handlergen.server.starting_models import StartingModels, starting_models
 _POLL_S = 0.25
 _ENDING_POLL_S = 0.05
 _WORKER_GRACE_S = 3.0
+_ANSWERS_S = 5.0
+"""A server that does not answer in this time is ended without a drain."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +101,9 @@ class RunningServer:
         while self.running():
             time.sleep(_POLL_S)
 
-    def stop(self, *, timeout: float = 30.0) -> None:
+    def stop(self, *, timeout: float = 30.0, drain: float = 30.0) -> StopReport | None:
         """Stop the server and every process it started; see `stop`."""
-        stop(Path(self.state.config), timeout=timeout)
+        return stop(Path(self.state.config), timeout=timeout, drain=drain)
 
     def __enter__(self) -> RunningServer:
         return self
@@ -229,33 +233,53 @@ def running_server(config: Path | str = "config.properties") -> RunningServer | 
     return RunningServer(state, read_properties(path), ())
 
 
-def stop(config: Path | str = "config.properties", *, timeout: float = 30.0) -> bool:
+def stop(config: Path | str = "config.properties", *, timeout: float = 30.0, drain: float = 30.0) -> StopReport | None:
     """Stop the server that `serve` started on this configuration, and every process it started.
 
-    The frontend gets SIGTERM and `timeout` seconds; then the remaining processes are killed. Only processes that
-    carry this server's marker are touched.
+    The server begins no new requests, and answers those under way (see `draining`). Then the frontend gets SIGTERM and
+    `timeout` seconds; then the remaining processes are killed. Only processes that carry this server's marker are
+    touched. After KeyboardInterrupt the processes are ended at once, and it is raised again.
+
+    Args:
+        timeout: Seconds that the frontend has to end.
+        drain: Seconds that requests under way have at most; 0: they are cut off.
 
     Returns:
-        Whether a server was running.
+        What became of its requests; None if no server was running.
     """
     path = Path(config).resolve()
     state = read_state(path)
     if state is None:
-        return False
-    was_running = state.running()
-    if was_running:
+        return None
+    try:
+        return _drain_and_terminate(path, state, timeout, drain) if state.running() else None
+    finally:
+        with uninterrupted():
+            end_marked(state.marker, grace=_WORKER_GRACE_S)
+            with contextlib.suppress(OSError):  # files left by the processes that were just killed
+                locks = lock_directory({STATE_DIR_VARIABLE: state.state_dir})
+                remove_orphans(locks)
+                remove_left_behind(locks)
+            _clean_up(path, Path(state.temp_dir))
+
+
+def _drain_and_terminate(config: Path, state: ServerState, timeout: float, drain: float) -> StopReport:
+    report = StopReport(drain)
+    with contextlib.ExitStack() as stack:
+        if drain:
+            try:
+                client = Client.from_config(config, timeout=_ANSWERS_S)
+            except HandlergenError as error:
+                report = StopReport(drain, failure=error.message)
+            else:
+                stack.enter_context(client)  # until the server has ended: a busy worker's queue may have a command
+                report = drain_server(client, drain)
         with contextlib.suppress(psutil.Error):
             psutil.Process(state.pid).terminate()
         deadline = time.monotonic() + timeout
         while state.running() and time.monotonic() < deadline:
             time.sleep(_ENDING_POLL_S)
-    end_marked(state.marker, grace=_WORKER_GRACE_S)
-    with contextlib.suppress(OSError):  # files left by the processes that were just killed
-        locks = lock_directory({STATE_DIR_VARIABLE: state.state_dir})
-        remove_orphans(locks)
-        remove_left_behind(locks)
-    _clean_up(path, Path(state.temp_dir))
-    return was_running
+    return report
 
 
 def log_directory(directory: Path, environ: Mapping[str, str] | None = None) -> Path:

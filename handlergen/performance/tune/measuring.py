@@ -178,7 +178,7 @@ class CandidateServer:
         if running is None:
             return
         try:
-            running.stop()
+            running.stop(drain=0)  # all requests were its own
         finally:  # even after a second Ctrl-C while the server stops
             end_marked(running.state.marker, grace=1.0)
 
