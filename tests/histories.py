@@ -171,13 +171,13 @@ class Load:
         for thread in self._threads:
             thread.join(self.timeout_s + 10)
 
-    def ask(self, predict: Callable[..., Answer] | None = None, **extra: Any) -> Asked:
-        """One request, recorded; over REST unless `predict` is another method of the client."""
+    def ask(self, over: Callable[..., Answer] | None = None, /, **extra: Any) -> Asked:
+        """One request, recorded; over REST unless `over` is another method of the client."""
         number = next(self.numbers)
         began = time.monotonic()
         status, wrong, said = 0, False, None
         try:
-            answer = (predict or self.client.predict)(self.name, {"n": number, **extra})
+            answer = (over or self.client.predict)(self.name, {"n": number, **extra})
             status, wrong = 200, not is_right(number, answer.body)
             said = answer.json()
         except RequestFailed as error:
@@ -188,9 +188,9 @@ class Load:
         self.asked.append(asked)
         return asked
 
-    def _flow(self, predict: Callable[..., Answer]) -> None:
+    def _flow(self, over: Callable[..., Answer]) -> None:
         while not self._stop.is_set():
-            if self.ask(predict).status != 200:
+            if self.ask(over).status != 200:
                 self._stop.wait(self.pause_s)
 
 
