@@ -16,7 +16,7 @@ from urllib.parse import quote
 import httpx
 
 from handlergen.client.connection import KEY_FILE, ApiConnection, Tokens
-from handlergen.client.fence import Notice, fence
+from handlergen.client.fence import Notice, command, fence
 from handlergen.client.results import READY, Answer, ModelStatus
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
 from handlergen.runtime.codec.content import JSON, OCTETS
@@ -188,6 +188,10 @@ class Client:
         """
         return self._describe(name, version)[0]
 
+    def versions(self, name: str) -> list[ModelStatus]:
+        """Return every version of a model. Raises RequestFailed (404) for an unknown one."""
+        return self._describe(name, "all")
+
     def status(self) -> list[ModelStatus]:
         """Return every version of every model."""
         return [status for name in self.models() for status in self._describe(name, "all")]
@@ -245,6 +249,15 @@ class Client:
         """
         params = {"url": archive, **parameters}
         return str(self._management.request("POST", "/models", params=params, timeout=None).json()["status"])
+
+    def command(self, name: str, *, version: str | None = None, **commands: Any) -> dict[str, Any]:
+        """Send a command to one of the model's workers (see `runtime.torchserve.control`); return its answer.
+
+        Raises:
+            RequestFailed: There is no such model, or its queue is full (503).
+            ServerError: The worker was packed by a version of handlergen without commands.
+        """
+        return command(partial(self._customized, _path("models", name, version)), **commands)
 
     def set_default(self, name: str, version: str) -> str:
         """Make a version the default: requests that name no version go to it."""

@@ -121,7 +121,7 @@ class Worker:
                 metrics=metrics,
                 backend=backend_of(bundle),
                 duplicates=DuplicateRequests.of_worker(closed),
-                commands=Commands.of_worker(closed),
+                commands=Commands.of_worker(closed, (bundle.settings.name, bundle.settings.version)),
             )
         except MemoryError:
             raise
@@ -167,6 +167,7 @@ class Worker:
         self._backend.flush()
         reopen_streams()
         self._duplicates.note_answers(items)
+        self._commands.record(items)
         return answered(items, context, self._counts)
 
     def preprocess(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Item]:

@@ -72,6 +72,12 @@ def readable_archives(store: Path) -> list[StoredArchive]:
     return found
 
 
+def find_archive(store: Path, name: str, version: str) -> Path | None:
+    """Return the archive of a model's version in a directory; None without one."""
+    found = (archive.path for archive in readable_archives(store) if (archive.name, archive.version) == (name, version))
+    return next(found, None)
+
+
 def store_has_requirements(store: Path) -> bool:
     """Return whether any archive in this directory contains a requirements file."""
     return any(archive.requirements for archive in readable_archives(store))

@@ -8,9 +8,11 @@ with any of:
   most. TorchServe gives it nothing else meanwhile, so ending it costs no request an answer.
 - `"release": [PID, ...]`: these workers answer what they hold.
 - `"refuse": S`: every worker of the server refuses predictions for S seconds; 0: no longer.
+- `"record": {"share": 0.1, "seconds": S}`: the workers of this version of the model write a share of their requests and
+  answers to files, see `shadow`; a share of 0: no longer, and the files are removed.
 
-The answer is `{"pid": ..., "holding": [PID, ...], "refusing": true or false}`. A worker of a version of handlergen
-without commands answers its description, which has no `holding`.
+The answer is `{"pid": ..., "holding": [PID, ...], "refusing": true or false, "recording": DIRECTORY or null}`. A worker
+of a version of handlergen without commands answers its description, which has no `holding`.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from ..diagnostics import logger
 from ..pipeline.backend import failure_for, is_describe
 from ..pipeline.hooks import Item
 from ..server_process import ProcessFiles, server_of_this_process
+from .shadow import RequestRecorder
 
 COMMAND = "x-handlergen-command"
 _LONGEST_S = 600.0
@@ -50,9 +53,12 @@ class Commands:
     Args:
         directory: The user's private one; None: there is no TorchServe, and nothing is ever commanded.
         closed: Returns whether TorchServe has closed its connection to this worker.
+        model: Name and version of the worker's model.
     """
 
-    def __init__(self, directory: Path | None = None, closed: Callable[[], bool] = bool) -> None:
+    def __init__(
+        self, directory: Path | None = None, closed: Callable[[], bool] = bool, model: tuple[str, str] = ("", "")
+    ) -> None:
         self._closed = closed
         self._held: ProcessFiles | None = None
         self._refusing = False
@@ -62,9 +68,10 @@ class Commands:
             identity = f"{server[0]} {server[1]}"
             self._held = ProcessFiles(directory, "held", identity)
             self._stop = ProcessFiles(directory, "refusing", identity, process=server)
+            self._recorder = RequestRecorder(ProcessFiles(directory, "recording", identity, *model, process=server).own)
 
     @classmethod
-    def of_worker(cls, closed: Callable[[], bool] | None) -> Commands:
+    def of_worker(cls, closed: Callable[[], bool] | None, model: tuple[str, str] = ("", "")) -> Commands:
         """Return the commands of one of TorchServe's workers; `closed` is None without TorchServe.
 
         A directory that cannot be made is logged; commands are then not obeyed.
@@ -72,7 +79,7 @@ class Commands:
         if closed is None:
             return cls()
         try:
-            return cls(lock_directory(), closed)
+            return cls(lock_directory(), closed, model)
         except OSError as error:
             logger().warning("workers cannot be told to hold or refuse requests: %s", error)
             return cls()
@@ -90,7 +97,12 @@ class Commands:
             item.failure = failure_for(item, Failure(400, "BadCommand", f"{COMMAND}: {type(error).__name__}: {error}"))
             return True
         self._check_at = 0.0
-        answer = {"pid": getpid(), "holding": self._held.pids(), "refusing": self._is_refusing()}
+        answer = {
+            "pid": getpid(),
+            "holding": self._held.pids(),
+            "refusing": self._is_refusing(),
+            "recording": str(self._recorder.directory) if self._recorder.look() else None,
+        }
         item.reply = encode(answer)
         return True
 
@@ -106,6 +118,11 @@ class Commands:
                 item.failure = failure_for(item, _STOPPING)
         return accepted
 
+    def record(self, items: Sequence[Item]) -> None:
+        """Record answered requests, if that was commanded."""
+        if self._held is not None:
+            self._recorder.record(items)
+
     def _obey(self, command: Mapping[str, Any]) -> None:
         held = self._held
         assert held is not None
@@ -115,6 +132,8 @@ class Commands:
             self._stop.close()
             if float(command["refuse"]) > 0:
                 self._stop.add(min(float(command["refuse"]), _LONGEST_S))
+        if "record" in command:
+            self._recorder.begin(float(command["record"]["share"]), float(command["record"]["seconds"]))
         if getpid() in command.get("hold", ()):
             end = time.monotonic() + min(float(command["seconds"]), _LONGEST_S)
             held.add()
@@ -129,4 +148,5 @@ class Commands:
         if now >= self._check_at:
             self._check_at = now + _CHECK_EVERY_S
             self._refusing = self._stop.lasts()
+            self._recorder.look()
         return self._refusing
