@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from handlergen.errors import ContractError, HandlergenError, ModuleFailed, RequestFailed, ServerError
     from handlergen.local.model import LocalModel, load
     from handlergen.server.lifecycle import RunningServer, serve
+    from handlergen.server.replacing import Shadow
     from handlergen.server.update import UpdateReport, rollback, update
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ __all__ = [
     "RequestFailed",
     "RunningServer",
     "ServerError",
+    "Shadow",
     "UpdateReport",
     "__version__",
     "archive",
@@ -46,6 +48,7 @@ _EXPORTS = {
     "RequestFailed": "handlergen.errors",
     "RunningServer": "handlergen.server.lifecycle",
     "ServerError": "handlergen.errors",
+    "Shadow": "handlergen.server.replacing",
     "UpdateReport": "handlergen.server.update",
     "archive": "handlergen.archives.build",
     "load": "handlergen.local.model",

@@ -14,6 +14,7 @@ from handlergen.cli import options
 from handlergen.cli.errors import interrupted_by
 from handlergen.cli.printing import counted, per_device, print_json, warn
 from handlergen.errors import HandlergenError, ModuleFailed
+from handlergen.project.settings import SETTINGS
 from handlergen.server.configuration import handlergen_command
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _KEEP = "Leave the other version registered: a rollback is then only the switch.
 _DRAIN = "Seconds that the other version has for its requests after the switch."
 
 
-class Share(click.ParamType):
+class Share(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """A share of requests: `10%`, or `0.1`."""
 
     name = "share"
@@ -63,7 +64,7 @@ class Share(click.ParamType):
 @click.option("--drain", type=click.FloatRange(min=0), default=30.0, show_default=True, help=_DRAIN)
 @options.config()
 @options.json
-@options.settings()
+@options.settings(*(name for name in SETTINGS if name not in ("source", "name", "config")))
 def command(
     model: str,
     source: Path,
@@ -85,7 +86,8 @@ def command(
     to MODEL_STORE/.previous for `handlergen rollback`. If the new version cannot be loaded, the old one goes on
     serving. The same command goes on from where an earlier one was interrupted.
 
-    A source is archived under its own version, or, if that is taken, under the next one: 1.0 -> 1.1.
+    A source is archived under its own version, or, if that is taken, under the next one: 1.0 -> 1.1. The options after
+    --json are settings for a source; the setting `config` is read from handlergen.yaml only.
 
     \b
     Example:
@@ -93,7 +95,8 @@ def command(
       handlergen update digits digits-2.mar --keep --shadow 10%
       handlergen rollback digits
     """
-    from handlergen.server.update import Shadow, update
+    from handlergen.server.replacing import Shadow
+    from handlergen.server.update import update
 
     if share == 0 or (share is None and max_different is not None):
         raise click.UsageError("--max-different and --shadow-for need --shadow with a share above 0")

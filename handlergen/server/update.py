@@ -73,7 +73,7 @@ def update(
         timeout: Seconds until the new version's workers must be READY.
         drain_s: Seconds that the old version has for its requests after the switch.
         progress: Called with a sentence about each step.
-        overrides: Settings for a source, `version` among them.
+        overrides: Settings for a source, `version` among them, but not `config`, which handlergen.yaml sets.
 
     Raises:
         ModuleFailed: The new version cannot be loaded; the old one goes on serving, and the new one is removed.
@@ -265,5 +265,6 @@ def _require_name(wanted: str, found: str, source: Path) -> None:
     if found != wanted:
         raise HandlergenError(
             f"{shown(source)} is the model {found}, not {wanted}",
-            hint=f"`handlergen update {found} ...` updates that model; --name gives a source another name",
+            hint=f"`handlergen update {found} ...` updates that model; the variable HANDLERGEN_NAME={wanted} gives "
+            "a source that name",
         )

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 from handlergen.errors import HandlergenError, ServerError
 from handlergen.project.settings import shown
-from handlergen.server.configuration import replace_content
 from handlergen.server.launching import STATE_DIR
 
 Step = Literal["archive", "register", "load", "shadow", "switch", "retire"]
@@ -99,9 +98,10 @@ class UpdateRecords:
     def write(self, model: str, record: ModelRecord) -> None:
         """Replace a model's record, atomically; call it with the lock held. Raises OSError."""
         self._path.parent.mkdir(mode=0o700, exist_ok=True)
-        if not self._path.exists():
-            self._path.touch(mode=0o600)
-        replace_content(self._path, json.dumps({**self._read(), model: asdict(record)}, indent=2).encode())
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({**self._read(), model: asdict(record)}, indent=2) + "\n", "utf-8")
+        temporary.chmod(0o600)
+        temporary.replace(self._path)
 
     def unfinished(self) -> list[UnfinishedUpdate]:
         """Return the updates that run or were interrupted."""
