@@ -45,7 +45,7 @@ def source_of(version: str, seconds: float = 0.004) -> str:
 
 def archive_of(directory: Path, name: str, version: str, **settings: Any) -> Path:
     """An archive of that version of the model, in a directory of its own."""
-    settings = {"batch": "list", "batch_size": 1, "version": version, "devices": "cpu", **settings}
+    settings = {"batch": "list", "batch_size": 1, "version": version, "devices": "cpu", "force": True, **settings}
     return make_archive(directory / version, name, source_of(version), **settings)
 
 

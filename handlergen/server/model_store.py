@@ -63,7 +63,7 @@ def read_archive(path: Path) -> StoredArchive:
         ) from error
 
 
-def _archive_files(directory: Path) -> list[Path]:
+def archive_files(directory: Path) -> list[Path]:
     """Return the files that TorchServe takes for archives; hidden ones are skipped (ModelServer.initModelStore)."""
     return sorted(path for path in directory.glob("*.mar") if not path.name.startswith("."))
 
@@ -71,7 +71,7 @@ def _archive_files(directory: Path) -> list[Path]:
 def readable_archives(store: Path) -> list[StoredArchive]:
     """Return the archives in a directory, without files that are not archives."""
     found = []
-    for path in _archive_files(store):
+    for path in archive_files(store):
         with suppress(ServerError):
             found.append(read_archive(path))
     return found
@@ -98,7 +98,7 @@ def expected_models(store: Path, load_models: str) -> dict[ModelVersion, str]:
             workers would die), or two archives contain the same model.
     """
     if load_models.lower() == "all":
-        files = [("", path.name) for path in _archive_files(store)]
+        files = [("", path.name) for path in archive_files(store)]
     else:
         parts = [part.strip().rpartition("=") for part in load_models.split(",") if part.strip()]
         files = [(name.strip(), file.strip()) for name, _, file in parts]

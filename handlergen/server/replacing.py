@@ -94,6 +94,7 @@ class Replacing:
         self.store = running.directory / running.settings.model_store
         self.staging = self.store / f".update-{name}.mar"
         self.record = records.read(name)
+        self._logs = ServerLogs(running.log_directory)
 
     def default(self) -> ModelStatus:
         return self._client.describe(self.name)
@@ -171,7 +172,7 @@ class Replacing:
         if file is not None and plan.origin == "new":
             _remove(file)
         elif file is not None and plan.origin == "previous":
-            self._set_aside(file)
+            self._set_aside(file, plan.new)
         self.staging.unlink(missing_ok=True)
         self._write(replace(self.record, pending=None))
 
@@ -179,9 +180,10 @@ class Replacing:
         """Bring the new version's archive into the store, complete or not at all."""
         file = self.find(plan.new)
         if file is None:
-            file = self.store / archive.name if plan.origin == "previous" else self._own_file(plan.new)
+            again = plan.origin == "previous"
+            file = self._free(self.store / archive.name, plan.new) if again else self._own_file(plan.new)
             signature = signature_path(archive)
-            if plan.origin == "previous":
+            if again:
                 if signature.exists():
                     signature.replace(signature_path(file))
                 archive.replace(file)
@@ -208,12 +210,11 @@ class Replacing:
 
     def _load(self, plan: Replacement) -> None:
         """Wait until as many workers are READY as the old version has."""
-        logs = ServerLogs(self.running.log_directory)
         last = ""
 
         def watch(status: ModelStatus) -> None:
             nonlocal last
-            check_workers(logs, (self.name, plan.new))
+            check_workers(self._logs, (self.name, plan.new))
             text = f"{self.name} {plan.new}: {status.ready_workers}/{status.min_workers} workers READY"
             if text != last:
                 last = text
@@ -260,7 +261,7 @@ class Replacing:
         for version in leaving:
             file = self.find(version)
             if file is not None:  # first, because from now on the server must not start with it
-                self._set_aside(file)
+                self._set_aside(file, version)
             if version not in self.versions():
                 continue
             self.say(f"{self.name} {version}: waiting until its requests are answered")
@@ -308,13 +309,17 @@ class Replacing:
     def _own_file(self, version: str) -> Path:
         return self.store / f"{self.name}-{version}.mar"
 
-    def _set_aside(self, file: Path) -> None:
+    def _free(self, path: Path, version: str) -> Path:
+        """Return a path for a version's archive that replaces no archive of the user's own."""
+        return path.with_name(self._own_file(version).name) if path.exists() else path
+
+    def _set_aside(self, file: Path, version: str) -> None:
         """Move an archive, and its signature, to `.previous`."""
-        directory = self.store / PREVIOUS
-        directory.mkdir(exist_ok=True)
+        (self.store / PREVIOUS).mkdir(exist_ok=True)
+        target = self._free(self.store / PREVIOUS / file.name, version)
         with suppress(FileNotFoundError):
-            signature_path(file).replace(directory / signature_path(file).name)
-        file.replace(directory / file.name)
+            signature_path(file).replace(signature_path(target))
+        file.replace(target)
 
     def _step(self, step: Step) -> None:
         """Record that a step begins."""

@@ -225,17 +225,22 @@ def test_a_source_gets_the_next_version_and_a_changed_one_replaces_an_unfinished
     assert site.stored("batched")[0] == {"batched-1.1.mar"}
 
 
-@pytest.mark.parametrize("step", ["archive", "register", "load", "shadow", "switch", "retire"])
-def test_killed_in_each_step_and_gone_on(site: Site, step: str) -> None:
-    steps = ["archive", "register", "load", "shadow", "switch", "retire"]
-    old, new = site.default("single"), f"{10 + steps.index(step)}.0"
-    archive = site.archive("single", new)
+STEPS = ("archive", "register", "load", "shadow", "switch", "retire")
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.2], ids=["at the beginning", "in the middle"])
+def test_killed_in_each_step_and_gone_on(site: Site, delay: float) -> None:
+    """One update: each command goes on from the step in which the one before was killed, and is killed in the next."""
+    old, new = site.default("single"), f"{10 + 10 * delay:g}.0"
+    command = ("update", "single", site.archive("single", new), "--shadow", "50%", "--shadow-for", "1")
     with site.load("single") as load:
-        site.killed_in(step, 0, "update", "single", archive, "--shadow", "50%", "--shadow-for", "1")
-        assert site.default("single") == (new if step == "retire" else old)
-        site.killed_in(step, 0.3, "update", "single", archive)  # in the middle of the step, or of the next one
-        site.run("update", "single", archive)
-        assert site.default("single") == new
+        for step in STEPS:
+            site.killed_in(step, delay, *command)
+            if not delay:
+                assert site.default("single") == (new if step == "retire" else old)
+                (unfinished,) = UpdateRecords(site.server.config).unfinished()
+                assert unfinished.replacement.step == step
+        site.run(*command)
         site.answered_by(load, new)
     assert not load.wrong(old, new)
     assert site.versions("single") == {new}
@@ -243,12 +248,13 @@ def test_killed_in_each_step_and_gone_on(site: Site, step: str) -> None:
     assert site.report("status")["updates"] == []
 
 
-@pytest.mark.parametrize("step", ["register", "switch", "retire"])
-def test_a_rollback_killed_and_gone_on(site: Site, step: str) -> None:
+def test_a_rollback_killed_in_each_step_and_gone_on(site: Site) -> None:
     now, before = site.default("single"), UpdateRecords(site.server.config).read("single").previous
     assert before is not None
     with site.load("single") as load:
-        site.killed_in(step, 0, "rollback", "single")
+        for step in STEPS:
+            if step != "shadow":
+                site.killed_in(step, 0, "rollback", "single")
         assert site.report("rollback", "single")["to"] == before
         site.answered_by(load, before)
     assert not load.wrong(now, before)

@@ -16,6 +16,7 @@ from handlergen.server.configuration import archive_command
 from handlergen.server.doctor.situation import Finding, Situation, counted, error, note, ok, warning
 from handlergen.server.model_store import (
     StoredArchive,
+    archive_files,
     configuration_warnings,
     expected_models,
     read_archive,
@@ -58,7 +59,7 @@ def archives(situation: Situation) -> Iterator[Finding]:
     """Check each archive: its model settings, and whether it fits the configuration."""
     if not situation.settings.model_store:
         return
-    for path in sorted(situation.store.glob("*.mar")):
+    for path in archive_files(situation.store):
         try:
             with open_mar(path):
                 pass
