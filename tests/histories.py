@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 
-from handlergen.client import Client
+from handlergen.client import Answer, Client
 from handlergen.errors import HandlergenError, RequestFailed
 
 SOURCE = '''
@@ -140,6 +140,7 @@ class Load:
         name: The model.
         clients: How many.
         timeout_s: How long each waits for an answer.
+        grpc: How many of the clients ask over gRPC.
         pause_s: How long each waits after an answer that was not 200: a server that is down refuses thousands a second.
     """
 
@@ -148,13 +149,15 @@ class Load:
     clients: int = 16
     timeout_s: float = 30.0
     pause_s: float = 0.02
+    grpc: int = 0
     asked: list[Asked] = field(default_factory=list)
 
     numbers = itertools.count(1)
 
     def __post_init__(self) -> None:
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._flow, daemon=True) for _ in range(self.clients)]
+        ways = [self.client.predict_grpc] * self.grpc + [self.client.predict] * (self.clients - self.grpc)
+        self._threads = [threading.Thread(target=self._flow, args=(way,), daemon=True) for way in ways]
 
     def __enter__(self) -> Load:
         for thread in self._threads:
@@ -168,13 +171,13 @@ class Load:
         for thread in self._threads:
             thread.join(self.timeout_s + 10)
 
-    def ask(self, **extra: Any) -> Asked:
-        """One request, recorded."""
+    def ask(self, predict: Callable[..., Answer] | None = None, **extra: Any) -> Asked:
+        """One request, recorded; over REST unless `predict` is another method of the client."""
         number = next(self.numbers)
         began = time.monotonic()
         status, wrong, said = 0, False, None
         try:
-            answer = self.client.predict(self.name, {"n": number, **extra})
+            answer = (predict or self.client.predict)(self.name, {"n": number, **extra})
             status, wrong = 200, not is_right(number, answer.body)
             said = answer.json()
         except RequestFailed as error:
@@ -185,9 +188,9 @@ class Load:
         self.asked.append(asked)
         return asked
 
-    def _flow(self) -> None:
+    def _flow(self, predict: Callable[..., Answer]) -> None:
         while not self._stop.is_set():
-            if self.ask().status != 200:
+            if self.ask(predict).status != 200:
                 self._stop.wait(self.pause_s)
 
 
@@ -251,7 +254,8 @@ def wrong(asked: Iterable[Asked]) -> list[Asked]:
 
 def refused_by_the_queue(asked: Asked) -> bool:
     """Whether TorchServe itself refused it, which with workers there means that the model's queue was full."""
-    return asked.status == 503 and b"ServiceUnavailableException" in asked.said
+    # gRPC has no code for it: 500.
+    return asked.status in (500, 503) and b"has no worker to serve inference request" in asked.said
 
 
 def statuses(asked: Iterable[Asked]) -> Counter[int]:

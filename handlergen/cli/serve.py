@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -371,7 +372,7 @@ def _memory(worker: WorkerStatus) -> int:
     """Return the current resident bytes of a local worker, else the server's last measurement."""
     import psutil
 
-    with contextlib.suppress(psutil.Error):
+    with contextlib.suppress(psutil.Error, ValueError):  # its id is -1 while it starts
         process = psutil.Process(worker.pid)
         if any("model_service_worker" in part for part in process.cmdline()):
             return int(process.memory_info().rss)
@@ -382,6 +383,7 @@ def _memory(worker: WorkerStatus) -> int:
 @click.argument("name")
 @click.option("--workers", type=click.IntRange(min=0), required=True, help="Number of workers.")
 @options.version
+@click.option("--now", is_flag=True, help="End surplus workers at once, with the requests that they have in hand.")
 @options.timeout(300.0, "Seconds to wait for READY.")
 @options.server
 def scale(
@@ -389,6 +391,7 @@ def scale(
     name: str,
     workers: int,
     version: str | None,
+    now: bool,
     timeout: float,
     config: Path,
     key_file: Path | None,
@@ -396,15 +399,16 @@ def scale(
 ) -> None:
     """Set the number of workers of model NAME and wait until they are READY.
 
-    Reports the number of workers on each device. The change lasts until the server stops; at the next start the
-    archive's number applies again.
+    Surplus workers first answer the requests that they have in hand. Reports the number of workers on each device.
+    The change lasts until the server stops; at the next start the archive's number applies again.
 
     \b
     Example:
       handlergen scale digits --workers 4
     """
     with options.connected(config, key_file) as client, advised(client, config, name):
-        status = client.scale(name, workers, version=version, timeout=timeout)
+        notice = partial(click.echo, err=True)
+        status = client.scale(name, workers, version=version, timeout=timeout, now=now, notice=notice)
     if as_json:
         report = {"model": status.name, "workers": status.ready_workers, "placement": status.placement}
         print_json(report, indent=None)

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import httpx
 
 from handlergen.client.connection import KEY_FILE, ApiConnection, Tokens
-from handlergen.client.fence import Notice, command, fence
+from handlergen.client.fence import Notice, UnknownCommand, command, empty_queue, fence
 from handlergen.client.results import READY, Answer, ModelStatus
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
 from handlergen.runtime.codec.content import JSON, OCTETS
@@ -34,9 +34,15 @@ FieldValue = str | bytes | Path
 _POLL_S = 0.2
 _NO_MODEL_API = 405
 _ATTEMPTS = 5
-_UNFINISHED = frozenset(("NullPointerException", "ConcurrentModificationException"))
-"""What TorchServe raises when a worker answers while TorchServe is stopping it: BatchAggregator.sendError iterates
-over jobs that the worker's thread modifies. TorchServe then stops no further worker."""
+_REFUSES_S = 5.0
+"""How long the last worker of a model refuses requests before it is ended."""
+_UNFINISHED = frozenset(("NullPointerException", "ConcurrentModificationException", "IllegalStateException"))
+"""What TorchServe raises when a worker answers while TorchServe is stopping it, because BatchAggregator.sendError
+iterates over jobs that the worker's thread modifies, and when the queue has no place for what the worker has in hand
+(Model.addFirst). TorchServe then stops no further worker."""
+_EMPTY_READINGS = 3
+"""Consecutive readings of an empty queue before it counts as drained: a worker may still be busy with a request that
+has left the queue."""
 
 UNSET: Any = object()
 """Means that no JSON is given; None is a JSON value."""
@@ -219,12 +225,13 @@ class Client:
             timeout: Seconds until the workers must be READY.
             progress: Called several times a second with the model's status.
             now: End surplus workers at once, with the requests that they have in hand.
-            notice: Called with a sentence when a surplus worker is still busy after 5 seconds.
+            notice: Called with a sentence when a surplus worker is still busy after 5 seconds, and when the workers
+                cannot be told to answer first: another handler's, or an older archive's.
 
         Raises:
             RequestFailed: The server refuses (no such model).
-            ServerError: The workers are not READY in time. Or a surplus worker is still busy at the timeout, or
-                cannot be told to wait; none is ended then.
+            ServerError: The workers are not READY in time. Or a surplus worker is still busy at the timeout; none is
+                ended then.
         """
         deadline = time.monotonic() + timeout
         self._set_workers(name, version, workers, None if now else deadline, notice)
@@ -255,7 +262,7 @@ class Client:
 
         Raises:
             RequestFailed: There is no such model, or its queue is full (503).
-            ServerError: The worker was packed by a version of handlergen without commands.
+            UnknownCommand: The worker's archive was packed by a version of handlergen without commands.
         """
         return command(partial(self._customized, _path("models", name, version)), **commands)
 
@@ -341,7 +348,7 @@ class Client:
     def _set_workers(
         self, name: str, version: str | None, workers: int, deadline: float | None, notice: Notice | None
     ) -> None:
-        """Set the number of workers; surplus ones hold a request first, unless `deadline` is None."""
+        """Set the number of workers; surplus ones answer first what they have, unless `deadline` is None."""
         path = _path("models", name, version)
         running = len(self.describe(name, version=version).workers)
         if not workers and running > 1:
@@ -349,42 +356,58 @@ class Client:
             self._end_workers(path, 1, deadline, notice)
         if running <= workers:
             self._put_workers(path, workers, workers)
-        elif workers or deadline is None:
+        elif workers:
             self._end_workers(path, workers, deadline, notice)
         else:
             self._end_last_worker(path, deadline, notice)
 
-    def _end_workers(self, path: str, remaining: int, deadline: float | None, notice: Notice | None) -> int:
-        """End workers; return how many requests are left in the queue, if no worker remains."""
+    def _end_workers(self, path: str, remaining: int, deadline: float | None, notice: Notice | None) -> None:
+        """End all but `remaining` workers, at least one."""
         # TorchServe ends workers from the end of its own list (WorkLoadManager.modelChanged).
         surplus = self._raw(path)["workers"][remaining:]
         # One that is not READY has no request, and could not take one.
         pids = [worker["pid"] for worker in surplus if worker["status"] == READY]
-        if deadline is None or not pids:
+        with contextlib.ExitStack() as held:
+            if deadline is not None and pids:
+                try:
+                    held.enter_context(fence(partial(self._customized, path), pids, deadline=deadline, notice=notice))
+                except UnknownCommand as error:
+                    _warn(notice, error)
             self._put_workers(path, remaining, remaining)
-            return 0
-        describe, empty = partial(self._customized, path), None if remaining else lambda: not self._waiting(path)
-        with fence(describe, pids, deadline=deadline, alone=empty, notice=notice) as unanswered:
-            self._put_workers(path, remaining, remaining)
-            if remaining:
-                return 0
-            time.sleep(
-                _POLL_S
-            )  # TorchServe fails the request that the last worker held, or puts it back into the queue
-            return self._waiting(path) - unanswered()
 
-    def _end_last_worker(self, path: str, deadline: float, notice: Notice | None) -> None:
-        """End the last worker; bring it back when requests have reached the queue meanwhile, which would be lost."""
-        for _ in range(_ATTEMPTS):
-            if self._end_workers(path, 0, deadline, notice) <= 0:
+    def _end_last_worker(self, path: str, deadline: float | None, notice: Notice | None) -> None:
+        """End the only worker when it has answered what the queue had; it refuses what comes later.
+
+        TorchServe never answers what is in the queue of a model without workers. If a request has reached it
+        nevertheless, the worker is brought back for it.
+        """
+        while True:
+            ready = any(worker["status"] == READY for worker in self._raw(path)["workers"])
+            if deadline is not None and ready:
+                try:
+                    empty_queue(partial(self._customized, path), seconds=_REFUSES_S, deadline=deadline)
+                except UnknownCommand as error:
+                    _warn(notice, error)
+                    self._wait_for_others(path, deadline)
+            self._put_workers(path, 0, 0)
+            time.sleep(_POLL_S)
+            if deadline is None or not self._waiting(path):
                 return
+            if time.monotonic() > deadline:
+                raise ServerError(
+                    "clients keep sending requests to the model, which has no worker now; those in its queue get no "
+                    "answer until it has one"
+                )
             self._put_workers(path, 1, 1)
-            while not any(worker["status"] == READY for worker in self._raw(path)["workers"]):
+            while self._waiting(path):
                 time.sleep(_POLL_S)
-        raise ServerError(
-            "clients keep sending requests to the model: its last worker is still running",
-            hint="stop them or have them use another version first, or end the worker at once by --now",
-        )
+
+    def _wait_for_others(self, path: str, deadline: float) -> None:
+        """Wait until the queue of workers that know no commands is empty."""
+        empty = 0
+        while empty < _EMPTY_READINGS and time.monotonic() < deadline:
+            empty = 0 if self._waiting(path) else empty + 1
+            time.sleep(_POLL_S)
 
     def _raw(self, path: str) -> dict[str, Any]:
         described: dict[str, Any] = self._management.request("GET", path).json()[0]
@@ -393,10 +416,10 @@ class Client:
     def _waiting(self, path: str) -> int:
         return int(self._raw(path)["jobQueueStatus"]["pendingRequests"])
 
-    def _customized(self, path: str, headers: Mapping[str, str]) -> Any:
+    def _customized(self, path: str, headers: Mapping[str, str], timeout: float | None = None) -> Any:
         """Return what a worker of the model answers to DESCRIBE; its answer may be long in coming."""
         params = {"customized": "true"}
-        answer = self._management.request("GET", path, params=params, headers=headers, timeout=None).json()
+        answer = self._management.request("GET", path, params=params, headers=headers, timeout=timeout).json()
         return answer[0].get("customizedMetadata")
 
     def _put_workers(self, path: str, minimum: int, maximum: int) -> None:
@@ -467,6 +490,11 @@ def _content_type_of(path: Path) -> str:
 
 def _path(collection: str, name: str, version: str | None) -> str:
     return f"/{collection}/{quote(name, safe='')}" + (f"/{quote(version, safe='')}" if version else "")
+
+
+def _warn(notice: Notice | None, error: UnknownCommand) -> None:
+    if notice is not None:
+        notice(f"the workers cannot be told to answer what they have in hand, which may be lost: {error.message}")
 
 
 def _grpc_inputs(json: Any, inputs: Mapping[str, bytes] | None) -> Mapping[str, bytes]:

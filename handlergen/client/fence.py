@@ -13,13 +13,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Protocol
 
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
+from handlergen.runtime.codec.errors import error_text
 from handlergen.runtime.torchserve.control import COMMAND
 
-Describe = Callable[[Mapping[str, str]], Any]
-"""Sends `GET /models/NAME?customized=true` with these headers; returns what one worker answered, as JSON."""
+
+class Describe(Protocol):
+    """Sends `GET /models/NAME?customized=true`; returns what one worker answered, as JSON.
+
+    Args:
+        headers: Those of the request.
+        timeout: Seconds to wait for the answer; None: for ever.
+    """
+
+    def __call__(self, headers: Mapping[str, str], timeout: float | None = None) -> Any: ...
+
 
 Notice = Callable[[str], None]
 """Receives a sentence for the user when something takes long."""
@@ -30,74 +40,113 @@ _SLACK_S = 10.0
 """A fence must still last so long when it is used."""
 _POLL_S = 0.02
 _BUSY_S = 5.0
-_SETTLED_S = 0.5
-"""A request that was sent so long ago has reached the model's queue."""
+_FAILURES = 3
+_NO_PLACE = "ServiceUnavailableException"
+"""What TorchServe answers when the queue is full, or the model has no worker."""
 
 
-def command(describe: Describe, **commands: Any) -> dict[str, Any]:
+class UnknownCommand(HandlergenError):
+    """A worker's handler is not handlergen's, or was packed by an older version, which knows no commands."""
+
+
+def command(describe: Describe, timeout: float | None = None, **commands: Any) -> dict[str, Any]:
     """Send a command to a model's workers; return the answer of the worker that got it.
 
+    Args:
+        timeout: Seconds to wait for the answer; None: for ever.
+
     Raises:
+        UnknownCommand: The worker does not know commands.
         RequestFailed: TorchServe refuses it: there is no such model, or its queue is full (503).
-        ServerError: The worker does not know commands.
+        ServerError: No worker answered in time.
     """
-    answer = describe({COMMAND: json.dumps(commands)})
+    answer = describe({COMMAND: json.dumps(commands)}, timeout)
     if not isinstance(answer, dict) or "holding" not in answer:
-        raise ServerError(
-            "the model's workers cannot hold requests: their archive was not packed by this version of handlergen",
-            hint="archive it again, or end the workers at once, with the requests that they have in hand, by --now",
-        )
+        raise UnknownCommand("the model's archive was not packed by this version of handlergen")
     return answer
 
 
-@contextmanager
-def fence(
-    describe: Describe, pids: Sequence[int], *, deadline: float, alone: Callable[[], bool] | None, notice: Notice | None
-) -> Iterator[Callable[[], int]]:
-    """Let these workers hold a request each while the block runs; afterwards, those that still run go on.
-
-    The block has `_SLACK_S` seconds. It gets a function that returns how many of the requests are unanswered.
+def patient_command(describe: Describe, deadline: float, **commands: Any) -> dict[str, Any]:
+    """Send a command again while the model's queue is full, or when the worker that has it dies. Raises like `command`.
 
     Args:
-        pids: Process ids of the workers, which must be READY.
         deadline: When to give up, on `time.monotonic`'s clock.
-        alone: Given where these are all workers of the model: returns whether the model's queue is empty.
+    """
+    failures = 0
+    while True:
+        try:
+            return command(describe, max(_POLL_S, deadline - time.monotonic()), **commands)
+        except RequestFailed as error:
+            if error.status < 500 or time.monotonic() > deadline:
+                raise
+            if error_text(error.body)[0] != _NO_PLACE:
+                failures += 1
+            if failures == _FAILURES:
+                raise UnknownCommand(f"the model's handler cannot describe it: {error.message}") from error
+        time.sleep(_POLL_S)
+
+
+def empty_queue(describe: Describe, *, seconds: float, deadline: float) -> None:
+    """Wait until the only worker of a model has answered what is in the queue; let it refuse what comes later.
+
+    TorchServe gives out what is in a queue in turn, so what was there before a command is taken before it.
+
+    Args:
+        seconds: How long the worker refuses requests.
+        deadline: When to give up, on `time.monotonic`'s clock.
 
     Raises:
-        ServerError: A worker is still busy at the deadline, or the workers do not know commands.
+        UnknownCommand: The worker does not know commands.
+        ServerError: The worker is still busy at the deadline.
     """
-    held = _Fence(describe, list(pids))
+    patient_command(describe, deadline)
+    patient_command(describe, deadline, refuse=seconds)
+
+
+@contextmanager
+def fence(describe: Describe, pids: Sequence[int], *, deadline: float, notice: Notice | None) -> Iterator[None]:
+    """Let these workers hold a request each while the block runs, which ends them; if it fails, they go on.
+
+    Args:
+        pids: Process ids of the workers, which must be READY; the model must have others besides.
+        deadline: When to give up, on `time.monotonic`'s clock. The block has at least `_SLACK_S` seconds.
+
+    Raises:
+        UnknownCommand: The workers do not know commands.
+        ServerError: A worker is still busy at the deadline.
+    """
+    held = _Fence(describe, list(pids), deadline)
     try:
-        held.build(deadline, alone, notice)
-        held.complete.set()
-        yield held.unanswered
-    finally:
+        held.build(notice)
+        yield
+    except BaseException:
         held.release()
+        raise
 
 
 class _Fence:
     """Requests that are sent again and again until each of the workers holds one."""
 
-    def __init__(self, describe: Describe, pids: list[int]) -> None:
+    def __init__(self, describe: Describe, pids: list[int], deadline: float) -> None:
         self._describe = describe
         self._pids = pids
-        self.complete = threading.Event()
+        self._deadline = deadline
+        self._complete = threading.Event()
         self._failure: HandlergenError | None = None
         self._lock = threading.Lock()
         self._held_since: dict[int, float] = {}
         self._looked_at = time.monotonic()
-        self._unanswered_since: dict[int, float] = {}
 
-    def build(self, deadline: float, alone: Callable[[], bool] | None, notice: Notice | None) -> None:
+    def build(self, notice: Notice | None) -> None:
         """Return when all workers hold a request."""
-        for number in range(len(self._pids)):
-            threading.Thread(target=self._ask, args=(number,), name="handlergen-fence", daemon=True).start()
+        # What they may still hold for a client that was killed ends at an unknown time.
+        patient_command(self._describe, self._deadline, release=self._pids)
+        for task in (self._look, *[self._hold] * len(self._pids)):
+            threading.Thread(target=self._repeat, args=(task,), name="handlergen-fence", daemon=True).start()
         began = time.monotonic()
-        while not (self._all_in_hand(alone) if alone else self._all_hold()):
-            if self._failure is not None:
-                raise self._failure
+        while not self._complete.wait(_POLL_S):
             now = time.monotonic()
-            if now > deadline:
+            if now > self._deadline:
                 raise ServerError(
                     f"{self._busy()} still busy with a request: no worker was ended",
                     hint="wait longer with --timeout, or end them at once, with the requests that they have in hand, "
@@ -106,58 +155,42 @@ class _Fence:
             if notice is not None and now - began > _BUSY_S:
                 notice(f"waiting until {self._busy()} done with the request in hand")
                 notice = None
-            time.sleep(_POLL_S)
-
-    def unanswered(self) -> int:
-        return len(self._unanswered_since)
+        if self._failure is not None:
+            raise self._failure
 
     def release(self) -> None:
         """Let the workers that still run answer."""
-        self.complete.set()
+        self._complete.set()
         if self._held_since:
             with suppress(HandlergenError):
-                command(self._describe, release=self._pids)
+                command(self._describe, _SLACK_S, release=self._pids)
 
-    def _ask(self, number: int) -> None:
-        """Keep one request on its way to a worker that holds it."""
-        while not self.complete.is_set():
-            self._unanswered_since[number] = time.monotonic()
-            try:
-                answer = command(self._describe, hold=self._pids, seconds=_LEASE_S)
-                with self._lock:
-                    self._held_since.pop(answer["pid"], None)
-            except HandlergenError as error:
-                # 503: the queue is full; other 5xx: the worker that held it has died
-                if not isinstance(error, RequestFailed) or error.status < 500:
-                    self._failure = error
-                    return
-            finally:
-                self._unanswered_since.pop(number, None)
-            self.complete.wait(_POLL_S)
-
-    def _all_hold(self) -> bool:
-        """Ask a worker that is not to be ended who holds a request."""
+    def _repeat(self, task: Callable[[], None]) -> None:
         try:
-            holding = command(self._describe)["holding"]
-        except RequestFailed as error:
-            if error.status < 500:
-                raise
-            return False
+            while not self._complete.wait(_POLL_S):
+                task()
+        except HandlergenError as error:
+            if not self._complete.is_set() and time.monotonic() < self._deadline:
+                self._failure = error
+                self._complete.set()
+
+    def _hold(self) -> None:
+        """Keep a request on its way to a worker that holds it."""
+        answer = patient_command(self._describe, self._deadline + _LEASE_S, hold=self._pids, seconds=_LEASE_S)
+        with self._lock:
+            self._held_since.pop(answer["pid"], None)
+
+    def _look(self) -> None:
+        """Ask a worker that is not to be ended who holds a request."""
+        holding = patient_command(self._describe, self._deadline)["holding"]
         now = time.monotonic()
         with self._lock:
             # One that holds a request now may do so since the last look.
             self._held_since = {pid: self._held_since.get(pid, self._looked_at) for pid in holding}
             self._looked_at = now
             lasting = {pid for pid, since in self._held_since.items() if now - since < _LEASE_S - _SLACK_S}
-        return lasting.issuperset(self._pids)
-
-    def _all_in_hand(self, alone: Callable[[], bool]) -> bool:
-        """Nobody can be asked: the requests are in hand when they are unanswered and no longer in the queue."""
-        sent = dict(self._unanswered_since)
-        settled = time.monotonic() - _SETTLED_S
-        if len(sent) < len(self._pids) or max(sent.values()) > settled or not alone():
-            return False
-        return sent == self._unanswered_since
+        if lasting.issuperset(self._pids):
+            self._complete.set()
 
     def _busy(self) -> str:
         busy = sorted(set(self._pids) - self._held_since.keys())

@@ -121,7 +121,7 @@ class Worker:
                 metrics=metrics,
                 backend=backend_of(bundle),
                 duplicates=DuplicateRequests.of_worker(closed),
-                commands=Commands.of_worker(closed, (bundle.settings.name, bundle.settings.version)),
+                commands=Commands.of_worker((context.model_name, bundle.settings.version), closed),
             )
         except MemoryError:
             raise
@@ -191,7 +191,7 @@ class Worker:
         return answered(items, context, self._counts)
 
     def _new(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Return the items to answer: those that no other worker has answered, unless the server is stopping."""
+        """Return the items to answer: those that no other worker has answered, unless the model is being stopped."""
         return self._commands.accepted(self._duplicates.unanswered(items))
 
     def describe(self) -> dict[str, Any]:

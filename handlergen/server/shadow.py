@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from handlergen.client import Client
+from handlergen.client.fence import UnknownCommand
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
 
 _TOLERANCE = 1e-3
@@ -89,7 +90,9 @@ def shadow(
         ServerError: The old version's archive was packed by a version of handlergen that cannot record requests.
         RequestFailed: The old version has no worker.
     """
-    answer = client.command(name, version=old, record={"share": share, "seconds": seconds})
+    answer: dict[str, Any] = {}
+    with suppress(UnknownCommand):
+        answer = client.command(name, version=old, record={"share": share, "seconds": seconds})
     if not answer.get("recording"):
         raise ServerError(
             f"the workers of {name} {old} cannot record requests for a shadow",

@@ -325,10 +325,13 @@ def ask_everything(client: Client) -> None:
         client.predict("kinds", -1)
     assert failed.value.status == 400
 
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda number: client.predict("batches", number).json(), range(8)))
-    assert [tripled for tripled, _ in answers] == [3 * number for number in range(8)]
-    assert max(together for _, together in answers) > 1, "no two requests came together"
+    def came_together() -> bool:
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda number: client.predict("batches", number).json(), range(8)))
+        assert [tripled for tripled, _ in answers] == [3 * number for number in range(8)]
+        return max(together for _, together in answers) > 1
+
+    until(came_together)  # on a busy machine they may come one by one
 
     assert b"".join(client.stream("count", 5)).split() == [b"5", b"6", b"7"]
     for workers in (3, 1):

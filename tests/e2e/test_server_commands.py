@@ -166,7 +166,8 @@ def test_status_shows_models_workers_and_queue(run: Run):
 
 
 def test_an_empty_store_says_how_to_fill_it(project: Callable[..., Path]):
-    command = partial(handlergen, cwd=project().rename("own.properties").parent)
+    config = project()
+    command = partial(handlergen, cwd=config.rename(config.with_name("own.properties")).parent)
     served = command("serve", "-c", "own.properties").stdout
     assert "handlergen archive SOURCE\n" in served
     assert "handlergen stop -c own.properties && handlergen serve -c own.properties" in served

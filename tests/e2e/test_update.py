@@ -326,8 +326,7 @@ def test_nothing_to_roll_back_to(site: Site) -> None:
     assert "there is nothing to roll back" in refused.stderr
 
 
-def test_a_stream_of_the_old_version_ends_before_it_is_unregistered(site: Site) -> None:
-    """The old version's last requests may take long; an update that cannot wait says so and goes on later."""
+def test_an_old_version_that_is_busy_for_longer_than_the_command_waits(site: Site) -> None:
     slow = site.home / "slow"
     slow.mkdir()
     (slow / "batched.py").write_text(source_of("slow", seconds=4))

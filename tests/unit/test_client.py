@@ -133,7 +133,7 @@ def test_models_of_all_pages_are_listed():
     assert client(answer).models() == ["a", "b"]
 
 
-def described(*workers: dict[str, Any], wanted: int = 2) -> dict[str, Any]:
+def described(*workers: dict[str, Any], wanted: int = 2, waiting: int = 2) -> dict[str, Any]:
     return {
         "modelName": "digits",
         "modelVersion": "1.0",
@@ -143,7 +143,7 @@ def described(*workers: dict[str, Any], wanted: int = 2) -> dict[str, Any]:
         "maxBatchDelay": 1,
         "responseTimeout": 120,
         "workers": list(workers),
-        "jobQueueStatus": {"remainingCapacity": 98, "pendingRequests": 2},
+        "jobQueueStatus": {"remainingCapacity": 98, "pendingRequests": waiting},
     }
 
 
@@ -200,6 +200,8 @@ def test_scale_does_not_ask_for_ever_nor_after_a_refusal():
         puts: list[httpx.Request] = []
 
         def answer(request: httpx.Request) -> httpx.Response:
+            if request.method == "GET":
+                return httpx.Response(200, json=[described(worker(1), wanted=1)])
             puts.append(request)
             return httpx.Response(500, json=refusal)
 
@@ -219,10 +221,11 @@ class FakeServer:
         self.versions = versions
         self.refusals = refusals
         self.asked: list[str] = []
+        self.waiting = 0
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         if request.method == "GET":
-            one = described(*map(worker, range(self.workers)), wanted=self.workers)
+            one = described(*map(worker, range(self.workers)), wanted=self.workers, waiting=self.waiting)
             return httpx.Response(200, json=[one] * (self.versions if request.url.path.endswith("/all") else 1))
         version = request.url.path.removeprefix("/models/digits").strip("/")
         if request.method == "DELETE" and len(version) > len("1.0-"):

@@ -137,7 +137,7 @@ class Recorded:
     """A worker's commands, for the recording of requests."""
 
     def __init__(self, directory: Path) -> None:
-        self.commands = Commands(directory, model=("digits", "1.0"))
+        self.commands = Commands(("digits", "1.0"), directory)
 
     def command(self, **commands: Any) -> dict[str, Any]:
         (item,) = items({}, describe="True", **{COMMAND: json.dumps(commands)})
@@ -229,6 +229,6 @@ def test_the_recording_ends_by_itself(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("wrong", [{"share": 2, "seconds": 1}, {"share": "x", "seconds": 1}, {"share": 0.1}])
 def test_a_wrong_command_is_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
     (item,) = items({}, describe="True", **{COMMAND: json.dumps({"record": wrong})})
-    assert Commands(tmp_path, model=("digits", "1.0")).obeyed([item])
+    assert Commands(("digits", "1.0"), tmp_path).obeyed([item])
     assert item.failure is not None
     assert item.failure.status == 400

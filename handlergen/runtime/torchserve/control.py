@@ -7,7 +7,7 @@ with any of:
 - `"hold": [PID, ...], "seconds": S`: a worker with one of these process ids keeps the request in hand, S seconds at
   most. TorchServe gives it nothing else meanwhile, so ending it costs no request an answer.
 - `"release": [PID, ...]`: these workers answer what they hold.
-- `"refuse": S`: every worker of the server refuses predictions for S seconds; 0: no longer.
+- `"refuse": S`: every worker of this version of the model refuses predictions for S seconds; 0: no longer.
 - `"record": {"share": 0.1, "seconds": S}`: the workers of this version of the model write a share of their requests and
   answers to files, see `shadow`; a share of 0: no longer, and the files are removed.
 
@@ -41,23 +41,23 @@ _CHECK_EVERY_S = 0.02
 
 _STOPPING = Failure(
     503,
-    "ServerStopping",
-    "The server is stopping and begins no more requests. Retry the request.",
+    "Stopping",
+    "The server, or this model, is being stopped and begins no more requests. Retry the request.",
     {"Retry-After": "1"},
 )
 
 
 class Commands:
-    """The commands that this worker has received, and those for all workers of its server.
+    """The commands that this worker has received, and those for all workers of its model.
 
     Args:
+        model: Name and version.
         directory: The user's private one; None: there is no TorchServe, and nothing is ever commanded.
         closed: Returns whether TorchServe has closed its connection to this worker.
-        model: Name and version of the worker's model.
     """
 
     def __init__(
-        self, directory: Path | None = None, closed: Callable[[], bool] = bool, model: tuple[str, str] = ("", "")
+        self, model: tuple[str, str] = ("", ""), directory: Path | None = None, closed: Callable[[], bool] = bool
     ) -> None:
         self._closed = closed
         self._held: ProcessFiles | None = None
@@ -65,13 +65,13 @@ class Commands:
         self._check_at = 0.0
         if directory is not None:
             server = server_of_this_process()
-            identity = f"{server[0]} {server[1]}"
-            self._held = ProcessFiles(directory, "held", identity)
-            self._stop = ProcessFiles(directory, "refusing", identity, process=server)
-            self._recorder = RequestRecorder(ProcessFiles(directory, "recording", identity, *model, process=server).own)
+            key = (f"{server[0]} {server[1]}", *model)
+            self._held = ProcessFiles(directory, "held", *key)
+            self._stop = ProcessFiles(directory, "refusing", *key, process=server)
+            self._recorder = RequestRecorder(ProcessFiles(directory, "recording", *key, process=server).own)
 
     @classmethod
-    def of_worker(cls, closed: Callable[[], bool] | None, model: tuple[str, str] = ("", "")) -> Commands:
+    def of_worker(cls, model: tuple[str, str], closed: Callable[[], bool] | None) -> Commands:
         """Return the commands of one of TorchServe's workers; `closed` is None without TorchServe.
 
         A directory that cannot be made is logged; commands are then not obeyed.
@@ -79,20 +79,18 @@ class Commands:
         if closed is None:
             return cls()
         try:
-            return cls(lock_directory(), closed, model)
+            return cls(model, lock_directory(), closed)
         except OSError as error:
             logger().warning("workers cannot be told to hold or refuse requests: %s", error)
             return cls()
 
     def obeyed(self, items: Sequence[Item]) -> bool:
         """Obey the command of a batch that has one, and give its request the answer; return whether there was one."""
-        item = items[0]
-        text = item.properties.get(COMMAND)
-        if text is None or self._held is None or not is_describe(item):
+        if self._held is None or len(items) != 1 or COMMAND not in items[0].properties or not is_describe(items[0]):
             return False
+        item = items[0]
         try:
-            command = json.loads(text)
-            self._obey(command)
+            self._obey(json.loads(item.properties[COMMAND]))
         except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
             item.failure = failure_for(item, Failure(400, "BadCommand", f"{COMMAND}: {type(error).__name__}: {error}"))
             return True
@@ -107,7 +105,7 @@ class Commands:
         return True
 
     def accepted(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Return the items to answer: only descriptions while the server stops. The others get their failure."""
+        """Return the items to answer: only descriptions while the model stops. The others get their failure."""
         if self._held is None or not self._is_refusing():
             return items
         accepted = []
