@@ -11,8 +11,9 @@ with any of:
 - `"record": {"share": 0.1, "seconds": S}`: the workers of this version of the model write a share of their requests and
   answers to files, see `shadow`; a share of 0: no longer, and the files are removed.
 
-The answer is `{"pid": ..., "holding": [PID, ...], "refusing": true or false, "recording": DIRECTORY or null}`. A worker
-of a version of handlergen without commands answers its description, which has no `holding`.
+The answer is `{"pid": ..., "holding": [PID, ...], "refusing": true or false}`, and, while requests are recorded,
+`"recording": DIRECTORY`. A worker of a version of handlergen without commands answers its description, which has no
+`holding`.
 """
 
 from __future__ import annotations
@@ -95,12 +96,9 @@ class Commands:
             item.failure = failure_for(item, Failure(400, "BadCommand", f"{COMMAND}: {type(error).__name__}: {error}"))
             return True
         self._check_at = 0.0
-        answer = {
-            "pid": getpid(),
-            "holding": self._held.pids(),
-            "refusing": self._is_refusing(),
-            "recording": str(self._recorder.directory) if self._recorder.look() else None,
-        }
+        answer = {"pid": getpid(), "holding": self._held.pids(), "refusing": self._is_refusing()}
+        if self._recorder.look():
+            answer["recording"] = str(self._recorder.directory)
         item.reply = encode(answer)
         return True
 
