@@ -23,6 +23,8 @@ _TOLERANCE = 1e-3
 _POLL_S = 0.1
 _THREADS = 4
 _MOST_AT_ONCE = 16
+_ATTEMPTS = 3
+"""A new version that is busy (503) is asked again, a second later."""
 _REPORTED = 5
 _PATHS = 5
 _SHOWN = 120
@@ -154,7 +156,7 @@ def _compared(client: Client, name: str, version: str, recorded: Mapping[str, An
     old = b64decode(recorded["answer"])
     request = _shortened(next(iter(parts.values()), ("", b""))[1])
     try:
-        status, new = _asked(client, name, version, recorded, parts)
+        status, new = _asked_patiently(client, name, version, recorded, parts)
     except HandlergenError as error:
         status = error.status if isinstance(error, RequestFailed) else 503
         if recorded["status"] < 400:
@@ -164,6 +166,18 @@ def _compared(client: Client, name: str, version: str, recorded: Mapping[str, An
     if status != recorded["status"]:
         places = [("status", str(recorded["status"]), str(status)), *places]
     return ("different", Difference(request, tuple(places[:_PATHS]))) if places else ("equal", None)
+
+
+def _asked_patiently(client: Client, name: str, version: str, *request: Any) -> tuple[int, bytes]:
+    """Return status and body of the new version's answer; ask again while it is busy."""
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return _asked(client, name, version, *request)
+        except RequestFailed as error:
+            if error.status != 503:
+                raise
+            time.sleep(1)
+    return _asked(client, name, version, *request)
 
 
 def _asked(

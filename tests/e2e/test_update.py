@@ -10,15 +10,18 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from handlergen.client import Client
 from handlergen.server.update_state import UpdateRecords
-from tests.commands import handlergen
+from tests.commands import HANDLERGEN, handlergen
 from tests.histories import until
 from tests.versions_under_load import VersionLoad, archive_of, source_of
 
@@ -261,9 +264,11 @@ def test_a_rollback_killed_in_each_step_and_gone_on(site: Site) -> None:
     assert site.versions("single") == {before}
 
 
-def test_an_interrupted_update_is_rolled_back_and_ctrl_c_says_so(site: Site) -> None:
+def test_an_interrupted_update_is_rolled_back_and_ctrl_c_says_so(site: Site, tmp_path: Path) -> None:
     old, stored = site.default("single"), site.stored("single")
-    command = [str(Path(sys.executable).parent / "handlergen"), "update", "single", site.archive("single", "30.0")]
+    source = tmp_path / "single.py"
+    source.write_text(source_of("slow").replace('    return "loaded by', '    time.sleep(60)\n    return "loaded by'))
+    command = [HANDLERGEN, "update", "single", str(source), "--batch", "list", "--version", "30.0"]
     with subprocess.Popen(command, cwd=site.server.directory, stderr=subprocess.PIPE, text=True) as process:
         until(lambda: any(each.replacement.step == "load" for each in UpdateRecords(site.server.config).unfinished()))
         running = site.run("status").stdout
@@ -277,6 +282,29 @@ def test_an_interrupted_update_is_rolled_back_and_ctrl_c_says_so(site: Site) -> 
     undone = site.run("rollback", "single")
     assert f"single: the unfinished update was removed; {old} serves" in undone.stdout
     assert (site.versions("single"), site.stored("single")) == ({old}, stored)
+
+
+@contextmanager
+def forms(connect: Callable[[], Client], name: str) -> Iterator[None]:
+    """Send multipart forms, and requests without a content type, while the block runs."""
+    ended, asked = threading.Event(), 0
+
+    def ask() -> None:
+        nonlocal asked
+        with connect() as client:
+            while not ended.is_set():
+                assert client.predict(name, fields={"n": b"7"}).status == 200
+                assert client.predict(name, content=b'{"n": 8}', headers={"Content-Type": ""}).status == 200
+                asked += 1
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    assert asked > 5
 
 
 SHADOWED = {
@@ -293,7 +321,9 @@ def test_a_shadow(site: Site, kind: str, tmp_path: Path) -> None:
     source = tmp_path / "batched.py"
     source.write_text(source_of(said).replace(*SHADOWED[kind]))
     arguments = ("update", "batched", str(source), "--batch", "list", "--shadow", "50%", "--shadow-for", "3")
-    with site.load("batched") as load:
+    # A field's text stays text, and would not be equal to a number.
+    others = nullcontext() if kind == "equal" else forms(site.server.running.client, "batched")
+    with site.load("batched") as load, others:
         site.answered_by(load, said)
         if kind == "failing":
             failed = site.run(*arguments, status=5).stderr

@@ -117,6 +117,7 @@ def _unsuitable(item: Item) -> str:
     """Return why a request cannot be sent again, or its answer not be compared; "" if it can."""
     content_type = (item.request.content_type or "").lower()
     reasons = {
+        "503, device or server busy": item.failure is not None and item.failure.status == 503,
         "stream": item.sent or STREAM_WISH in item.entry,
         "address below the model's, such as KServe's": bool(item.request.path),
         "explanation": item.properties.get("explain") == "True",
