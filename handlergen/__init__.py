@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from handlergen.errors import ContractError, HandlergenError, ModuleFailed, RequestFailed, ServerError
     from handlergen.local.model import LocalModel, load
     from handlergen.server.lifecycle import RunningServer, serve
+    from handlergen.server.replacing import Shadow
+    from handlergen.server.update import UpdateReport, rollback, update
 
 __version__ = "0.1.0"
 
@@ -24,10 +26,14 @@ __all__ = [
     "RequestFailed",
     "RunningServer",
     "ServerError",
+    "Shadow",
+    "UpdateReport",
     "__version__",
     "archive",
     "load",
+    "rollback",
     "serve",
+    "update",
 ]
 
 # Name -> module that has it. Imported when first asked for, so that `import handlergen` costs nothing. No module
@@ -42,9 +48,13 @@ _EXPORTS = {
     "RequestFailed": "handlergen.errors",
     "RunningServer": "handlergen.server.lifecycle",
     "ServerError": "handlergen.errors",
+    "Shadow": "handlergen.server.replacing",
+    "UpdateReport": "handlergen.server.update",
     "archive": "handlergen.archives.build",
     "load": "handlergen.local.model",
+    "rollback": "handlergen.server.update",
     "serve": "handlergen.server.lifecycle",
+    "update": "handlergen.server.update",
 }
 
 

@@ -104,14 +104,15 @@ def archive_project(
     project: Project,
     *,
     model_store: Path | str = MODEL_STORE,
+    file: str | None = None,
     force: bool = False,
     verify: bool = False,
     sign: Path | str | None = None,
     progress: Progress | None = None,
     count_gpus: Callable[[], int] | None = None,
 ) -> ArchiveResult:
-    """Write the archive of an open project; see `archive`."""
-    target = target_path(project, model_store, force=force)
+    """Write the archive of an open project; see `archive`. `file` is its name in the model store, NAME.mar if None."""
+    target = target_path(project, model_store, file=file, force=force)
     key = read_private_key(sign) if sign is not None else None
     stale = key is None and signature_path(target).exists()
     gpus = gpus_for(project.settings, count_gpus)
@@ -155,14 +156,14 @@ def archive_project(
     )
 
 
-def target_path(project: Project, model_store: Path | str, *, force: bool) -> Path:
+def target_path(project: Project, model_store: Path | str, *, file: str | None = None, force: bool) -> Path:
     """Return the path of the archive.
 
     Raises:
         HandlergenError: There is something that must not be replaced.
     """
     store = Path(model_store)
-    target = store / f"{project.settings.name}.mar"
+    target = store / (file or f"{project.settings.name}.mar")
     if store.exists() and not store.is_dir():
         raise HandlergenError(f"the model store {store} is not a directory", hint="choose another with --model-store")
     if target.is_dir() and not target.is_symlink():

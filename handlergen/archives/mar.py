@@ -76,7 +76,7 @@ class Mar:
 
     def sha256(self) -> str:
         """Read the archive and return its SHA-256 in hexadecimal."""
-        return _sha256_of(_read(self.path))
+        return sha256_of(self.path)
 
 
 def read_mar(path: Path | str) -> Mar:
@@ -197,6 +197,11 @@ def _text(archive: zipfile.ZipFile, name: str) -> str:
 def _read(path: Path) -> Iterator[bytes]:
     with path.open("rb") as content:
         yield from iter(partial(content.read, _CHUNK), b"")
+
+
+def sha256_of(path: Path) -> str:
+    """Read a file and return its SHA-256 in hexadecimal. Raises OSError."""
+    return _sha256_of(_read(path))
 
 
 def _sha256_of(chunks: Iterable[bytes]) -> str:

@@ -18,11 +18,16 @@ from handlergen.local.ending import end
 
 VERBS = (
     *("init", "check", "generate", "archive", "inspect", "config", "serve", "stop", "status", "invoke", "scale"),
-    *("predict", "map", "trace", "doctor", "bench", "tune"),
+    *("update", "rollback", "predict", "map", "trace", "doctor", "bench", "tune"),
 )
 """The verbs, in the order of the help. The module `handlergen.cli.VERB` defines the click command `command`."""
 
-_TOGETHER = {"archive": ("generate", "inspect"), "serve": ("stop", "status", "scale"), "bench": ("trace", "tune")}
+_TOGETHER = {
+    "archive": ("generate", "inspect"),
+    "serve": ("stop", "status", "scale"),
+    "bench": ("trace", "tune"),
+    "update": ("rollback",),
+}
 """Modules that define further verbs, each as a click command of its own name."""
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from handlergen.server.lifecycle import RunningServer
     from handlergen.server.predictor_processes import PredictorStatus
     from handlergen.server.readiness import Progress
+    from handlergen.server.update_state import UnfinishedUpdate
 
 _LOG_TAIL = 2**20  # bytes of the log to search
 
@@ -293,10 +294,13 @@ def status(*, config: Path, key_file: Path | None, as_json: bool) -> None:
       handlergen status
       handlergen status --json
     """
+    from handlergen.server.update_state import UpdateRecords
+
     with options.connected(config, key_file, timeout=30) as client:
         health = client.ping()
         models = client.status()
     why = _load_failures(config, models)
+    updates = UpdateRecords(config).unfinished()
     shared = _predictors(models)
     stored = _weights(config, models)
     if as_json:
@@ -309,9 +313,11 @@ def status(*, config: Path, key_file: Path | None, as_json: bool) -> None:
             }
             for model in models
         ]
-        print_json({"health": health, "models": rows})
+        print_json({"health": health, "models": rows, "updates": [asdict(each) for each in updates]})
         return
     click.echo(f"{health}; {counted(len({model.name for model in models}), 'model')}")
+    for update in updates:
+        click.echo(_unfinished(update, config))
     if not models:
         click.echo(f"to add one: `handlergen archive SOURCE`, then `{restart_command(config)}`")
     for model in models:
@@ -341,6 +347,22 @@ def status(*, config: Path, key_file: Path | None, as_json: bool) -> None:
                 click.echo(f"    runs whole requests (stages: predictor): {each.stages_because}")
         if _key(model) in why:
             click.echo("  a worker could not load the model:\n" + textwrap.indent(why[_key(model)].rstrip(), "    "))
+
+
+def _unfinished(update: UnfinishedUpdate, config: Path) -> str:
+    """Return a line about an update that runs or was interrupted."""
+    plan = update.replacement
+    what = f"{plan.action} of {update.model} from {plan.old} to {plan.new}: step {plan.step}"
+    if update.pid is not None:
+        return f"{what}, process {update.pid}"
+    # Only the switch itself leaves open which version is the default.
+    serves = {"retire": f"{plan.new} serves", "switch": f"{plan.old} or {plan.new} serves"}.get(
+        plan.step, f"{plan.old} serves"
+    )
+    back = (
+        "" if plan.action == "rollback" else f", `{handlergen_command(f'rollback {update.model}', config)}` goes back"
+    )
+    return f"interrupted {what}, {serves}; the same command goes on{back}"
 
 
 def _key(model: ModelStatus) -> str:
@@ -443,7 +465,7 @@ def _memory(worker: WorkerStatus) -> int:
     """Return the current resident bytes of a local worker, else the server's last measurement."""
     import psutil
 
-    with contextlib.suppress(psutil.Error):
+    with contextlib.suppress(psutil.Error, ValueError):  # its id is -1 while it starts
         process = psutil.Process(worker.pid)
         if any("model_service_worker" in part for part in process.cmdline()):
             return int(process.memory_info().rss)

@@ -196,15 +196,16 @@ class Client:
         found = self._describe(name, version)[0]
         return found if version else replace(found, default=True)
 
+    def versions(self, name: str) -> list[ModelStatus]:
+        """Return every version of a model, the default one first. Raises RequestFailed (404) for an unknown one."""
+        found = self._describe(name, "all")
+        default = self.describe(name).version if len(found) > 1 else found[0].version
+        marked = [replace(each, default=each.version == default) for each in found]
+        return sorted(marked, key=lambda each: (not each.default, each.version))
+
     def status(self) -> list[ModelStatus]:
         """Return every version of every model, sorted by name, the default version first."""
-        found = []
-        for name in self.models():
-            versions = self._describe(name, "all")
-            default = self.describe(name).version if len(versions) > 1 else versions[0].version
-            marked = [replace(each, default=each.version == default) for each in versions]
-            found += sorted(marked, key=lambda each: (not each.default, each.version))
-        return found
+        return [version for name in self.models() for version in self.versions(name)]
 
     def scale(
         self,

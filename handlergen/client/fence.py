@@ -141,8 +141,7 @@ class _Fence:
 
     def build(self, notice: Notice | None) -> None:
         """Return when all workers hold a request."""
-        for task in (self._look, *[self._hold] * len(self._pids)):
-            threading.Thread(target=self._repeat, args=(task,), name="handlergen-fence", daemon=True).start()
+        self._start(self._begin)
         began = time.monotonic()
         while not self._complete.wait(_POLL_S):
             now = time.monotonic()
@@ -164,6 +163,18 @@ class _Fence:
         if self._held_since:
             with suppress(HandlergenError):
                 command(self._describe, _SLACK_S, release=self._pids)
+
+    def _start(self, task: Callable[[], None]) -> None:
+        threading.Thread(target=self._repeat, args=(task,), name="handlergen-fence", daemon=True).start()
+
+    def _begin(self) -> None:
+        # What they may still hold for a client that was killed ends at an unknown time.
+        patient_command(self._describe, self._deadline, release=self._pids)
+        for _ in self._pids:
+            self._start(self._hold)
+        while not self._complete.is_set():
+            self._look()
+            self._complete.wait(_POLL_S)
 
     def _repeat(self, task: Callable[[], None]) -> None:
         try:

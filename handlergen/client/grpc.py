@@ -185,6 +185,17 @@ class GrpcManagement(GrpcService):
         answer = self.call("ListModels", self.message("ListModelsRequest", limit=1000), timeout=30).msg
         return sorted(model["modelName"] for model in json_module.loads(answer)["models"])
 
+    def register(self, archive: str) -> str:
+        """Register an archive of the model store by file name; return the server's message.
+
+        Its workers start afterwards. Over REST, a registration blocks the thread that serves other clients'
+        connections until the archive is unpacked (TorchServe 0.12).
+
+        Raises:
+            RequestFailed: Status 403: the model API is off; 400: any other reason, such as a registered version.
+        """
+        return str(self.call("RegisterModel", self.message("RegisterModelRequest", url=archive)).msg)
+
     def scale(self, name: str, workers: int, *, version: str | None = None, timeout: float | None = None) -> str:
         """Set the number of workers, wait until the server has done so, and return its message."""
         request = self.message(

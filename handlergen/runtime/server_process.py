@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -61,6 +62,9 @@ class ProcessFiles:
         kind: What the processes have in common: a word of letters.
         key: What else they have in common, such as their server.
         process: Id and start of the process that `add` is for; this one by default.
+
+    Attributes:
+        own: The path of that process's file, which may be a directory.
     """
 
     def __init__(self, directory: Path, kind: str, *key: str, process: tuple[int, int] | None = None) -> None:
@@ -68,7 +72,7 @@ class ProcessFiles:
         self._directory = directory
         self._prefix = f"{kind}-{_pid_namespace()}-{digest}-"
         pid, start = process or (os.getpid(), started(os.getpid()))
-        self._own = directory / f"{self._prefix}{pid}-{start}"
+        self.own = directory / f"{self._prefix}{pid}-{start}"
 
     def add(self, seconds: float = 0.0) -> None:
         """Count the process from now on; `lasts` is true for so many seconds.
@@ -77,18 +81,18 @@ class ProcessFiles:
             OSError: The file cannot be made.
         """
         remove_left_behind(self._directory)
-        self._own.touch(mode=0o600)
+        self.own.touch(mode=0o600)
         end = time.time() + seconds
-        os.utime(self._own, (end, end))
+        os.utime(self.own, (end, end))
 
     def added(self) -> bool:
         """Return whether the process counts."""
-        return self._own.exists()
+        return self.own.exists()
 
     def lasts(self) -> bool:
         """Return whether the time that `add` was given has not passed."""
         try:
-            return time.time() < self._own.stat().st_mtime
+            return time.time() < self.own.stat().st_mtime
         except OSError:
             return False
 
@@ -108,11 +112,12 @@ class ProcessFiles:
 
     def close(self) -> None:
         """Do not count the process any more."""
-        self._own.unlink(missing_ok=True)
+        self.own.unlink(missing_ok=True)
 
 
-KINDS = ("copies", "held", "refusing")
-"""Of `ProcessFiles`: processes with a copy of a model, workers that hold a request, models that refuse requests."""
+KINDS = ("copies", "held", "refusing", "recording")
+"""Of `ProcessFiles`: processes with a copy of a model, workers that hold a request, servers that refuse a model's
+requests, and servers that record them (a directory)."""
 
 
 def remove_left_behind(directory: Path) -> None:
@@ -120,7 +125,7 @@ def remove_left_behind(directory: Path) -> None:
     for kind in KINDS:
         for path in directory.glob(f"{kind}-{_pid_namespace()}-*-*-*"):
             if not _is_running(path):
-                path.unlink(missing_ok=True)
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _pid_namespace() -> int:

@@ -167,6 +167,7 @@ class Worker:
         self._backend.flush()
         reopen_streams()
         self._duplicates.note_answers(items)
+        self._commands.record(items)
         return answered(items, context, self._counts)
 
     def preprocess(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Item]:

@@ -78,13 +78,24 @@ def _bytes_of(mar: zipfile.ZipFile, name: str) -> int:
     )
 
 
+def archive_files(directory: Path) -> list[Path]:
+    """Return the files that TorchServe takes for archives; hidden ones are skipped (ModelServer.initModelStore)."""
+    return sorted(path for path in directory.glob("*.mar") if not path.name.startswith("."))
+
+
 def readable_archives(store: Path) -> list[StoredArchive]:
     """Return the archives in a directory, without files that are not archives."""
     found = []
-    for path in sorted(store.glob("*.mar")):
+    for path in archive_files(store):
         with suppress(ServerError):
             found.append(read_archive(path))
     return found
+
+
+def find_archive(store: Path, name: str, version: str) -> Path | None:
+    """Return the archive of a model's version in a directory; None without one."""
+    found = (archive.path for archive in readable_archives(store) if (archive.name, archive.version) == (name, version))
+    return next(found, None)
 
 
 def store_has_requirements(store: Path) -> bool:
@@ -102,7 +113,7 @@ def selected(store: Path, load_models: str) -> dict[ModelVersion, StoredArchive]
             workers would die), or two archives contain the same model.
     """
     if load_models.lower() == "all":
-        files = [("", path.name) for path in sorted(store.glob("*.mar")) if not path.name.startswith(".")]
+        files = [("", path.name) for path in archive_files(store)]
     else:
         parts = [part.strip().rpartition("=") for part in load_models.split(",") if part.strip()]
         files = [(name.strip(), file.strip()) for name, _, file in parts]

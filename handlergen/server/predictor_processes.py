@@ -86,6 +86,6 @@ def servers_of(workers: Iterable[int]) -> set[int]:
     """Return the process ids of the workers' ancestors, which include their servers."""
     found: set[int] = set()
     for pid in workers:
-        with suppress(psutil.Error):
+        with suppress(psutil.Error, ValueError):  # -1 while a worker starts
             found.update(parent.pid for parent in psutil.Process(pid).parents())
     return found

@@ -106,7 +106,7 @@ def wait_until_ready(
                     progress(models)
                 if all(model.ready for model in models):
                     return models
-            _check_workers(logs)
+            check_workers(logs)
             if time.monotonic() > deadline:
                 states = (f"{m.name} {m.version}: {m.ready_workers} of {m.min_workers} workers READY" for m in models)
                 raise ServerError(
@@ -132,15 +132,27 @@ def _check_registered(expected: Mapping[ModelVersion, str], registered: set[Mode
     )
 
 
-def _check_workers(logs: ServerLogs) -> None:
+def check_workers(logs: ServerLogs, version: ModelVersion | None = None) -> None:
     """Raise for a worker that failed to load its model, because TorchServe would retry for minutes.
 
     A worker that died without a traceback (killed, perhaps out of memory) may succeed on the next attempt, so only
     a model's third such death counts.
+
+    Args:
+        version: Only this version of this model counts; None: every model does.
+
+    Raises:
+        ModuleFailed: A worker's load raised.
+        ServerError: Workers died three times without an exception.
     """
-    if load_failures(logs.new_text(logs.model_log)):
+
+    def failures() -> list[WorkerFailure]:
+        found = load_failures(logs.new_text(logs.model_log))
+        return [each for each in found if version is None or each.model == "_".join(version)]
+
+    if failures():
         time.sleep(_POLL_S)  # the traceback may be incomplete
-        first = load_failures(logs.new_text(logs.model_log))[0]
+        first = failures()[0]
         raise ModuleFailed(
             f"model {first.model}: worker {first.worker} could not load it",
             traceback=first.traceback,
@@ -148,7 +160,7 @@ def _check_workers(logs: ServerLogs) -> None:
             f"with --force. Worker output: {shown(logs.model_log)}",
         )
     for model, reasons in silent_deaths(logs.new_text(logs.server_log)).items():
-        if len(reasons) >= _DEATHS:
+        if len(reasons) >= _DEATHS and (version is None or model == version[0]):
             raise ServerError(
                 f"model {model}: its workers die without an exception while loading it ({reasons[-1]})\n"
                 "the process exited or was killed, perhaps because memory ran out",

@@ -31,7 +31,7 @@ ROOMS = {
     "inspection": "runtime errors project",
     "archives": "runtime errors project inspection api",
     "client": "runtime errors server",
-    "server": "runtime errors project archives client",
+    "server": "runtime errors project inspection archives client",
     "local": "runtime errors inspection archives",
     "performance": "runtime errors project inspection archives server client local",
     "cli": "runtime errors project inspection archives server client local performance api",

@@ -8,9 +8,12 @@ with any of:
   most. TorchServe gives it nothing else meanwhile, so ending it costs no request an answer.
 - `"release": [PID, ...]`: these workers answer what they hold.
 - `"refuse": S`: every worker of this version of the model refuses predictions for S seconds; 0: no longer.
+- `"record": {"share": 0.1, "seconds": S}`: the workers of this version of the model write a share of their requests and
+  answers to files, see `shadow`; a share of 0: no longer, and the files are removed.
 
-The answer is `{"pid": ..., "holding": [PID, ...], "refusing": true or false}`. A worker of a version of handlergen
-without commands answers its description, which has no `holding`.
+The answer is `{"pid": ..., "holding": [PID, ...], "refusing": true or false}`, and, while requests are recorded,
+`"recording": DIRECTORY`. A worker of a version of handlergen without commands answers its description, which has no
+`holding`.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from ..diagnostics import logger
 from ..pipeline.backend import failure_for, is_describe
 from ..pipeline.hooks import Item
 from ..server_process import ProcessFiles, server_of_this_process
+from .shadow import RequestRecorder
 
 COMMAND = "x-handlergen-command"
 _LONGEST_S = 600.0
@@ -65,6 +69,7 @@ class Commands:
             key = (f"{server[0]} {server[1]}", *model)
             self._held = ProcessFiles(directory, "held", *key)
             self._stop = ProcessFiles(directory, "refusing", *key, process=server)
+            self._recorder = RequestRecorder(ProcessFiles(directory, "recording", *key, process=server).own)
 
     @classmethod
     def of_worker(cls, model: tuple[str, str], closed: Callable[[], bool] | None) -> Commands:
@@ -92,6 +97,8 @@ class Commands:
             return True
         self._check_at = 0.0
         answer = {"pid": getpid(), "holding": self._held.pids(), "refusing": self._is_refusing()}
+        if self._recorder.look():
+            answer["recording"] = str(self._recorder.directory)
         item.reply = encode(answer)
         return True
 
@@ -107,6 +114,11 @@ class Commands:
                 item.failure = failure_for(item, _STOPPING)
         return accepted
 
+    def record(self, items: Sequence[Item]) -> None:
+        """Record answered requests, if that was commanded."""
+        if self._held is not None:
+            self._recorder.record(items)
+
     def _obey(self, command: Mapping[str, Any]) -> None:
         held = self._held
         assert held is not None
@@ -116,6 +128,8 @@ class Commands:
             self._stop.close()
             if float(command["refuse"]) > 0:
                 self._stop.add(min(float(command["refuse"]), _LONGEST_S))
+        if "record" in command:
+            self._recorder.begin(float(command["record"]["share"]), float(command["record"]["seconds"]))
         if getpid() in command.get("hold", ()):
             end = time.monotonic() + min(float(command["seconds"]), _LONGEST_S)
             held.add()
@@ -130,4 +144,5 @@ class Commands:
         if now >= self._check_at:
             self._check_at = now + _CHECK_EVERY_S
             self._refusing = self._stop.lasts()
+            self._recorder.look()
         return self._refusing

@@ -19,6 +19,7 @@ from handlergen.server.doctor.situation import Finding, Situation, counted, erro
 from handlergen.server.lifecycle import log_directory
 from handlergen.server.model_store import (
     StoredArchive,
+    archive_files,
     configuration_warnings,
     read_archive,
     selected,
@@ -81,7 +82,7 @@ def archives(situation: Situation) -> Iterator[Finding]:
     """Check each archive: its model settings, and whether it fits the configuration."""
     if not situation.settings.model_store:
         return
-    for path in sorted(situation.store.glob("*.mar")):
+    for path in archive_files(situation.store):
         try:
             with open_mar(path):
                 pass

@@ -1,0 +1,161 @@
+"""What is recorded about updates of a server's models: `.handlergen/CONFIG.updates.json`, beside the configuration.
+
+The record says what was intended; how far it got is also seen from the server and the model store. So a command that
+was killed at any point leaves nothing that the same command could not go on from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from handlergen.errors import HandlergenError, ServerError
+from handlergen.project.settings import shown
+from handlergen.server.launching import STATE_DIR
+
+Step = Literal["archive", "register", "load", "shadow", "switch", "retire"]
+"""What an update is doing: `retire` is all that follows the switch."""
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """An update or rollback that has begun.
+
+    Attributes:
+        action: `update` or `rollback`: the verb that goes on with it.
+        old, new: Versions: the default one when it began, and the one to become the default.
+        sha256: Of the new version's archive, in hexadecimal.
+        origin: Where that archive was: `new` (not in the store), `previous` (in STORE/.previous), `store`.
+        registered: The new version was registered before.
+        workers: How many the new version gets.
+        keep: The old version stays registered.
+        step: The last one that was begun.
+    """
+
+    action: Literal["update", "rollback"]
+    old: str
+    new: str
+    sha256: str
+    origin: Literal["new", "previous", "store"]
+    registered: bool
+    workers: int
+    keep: bool
+    step: Step = "archive"
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """What is recorded about one model.
+
+    Attributes:
+        previous: The version that `rollback` makes the default; None: there was no update.
+        kept: That version stays registered because of `keep`.
+        pending: What has begun and not ended.
+    """
+
+    previous: str | None = None
+    kept: bool = False
+    pending: Replacement | None = None
+
+
+@dataclass(frozen=True)
+class UnfinishedUpdate:
+    """An update that runs, or was interrupted.
+
+    Attributes:
+        pid: The process that works on it; None: it was interrupted.
+    """
+
+    model: str
+    replacement: Replacement
+    pid: int | None
+
+
+class UpdateRecords:
+    """The records of all models of one server, by name.
+
+    Args:
+        config: The server's configuration.
+    """
+
+    def __init__(self, config: Path) -> None:
+        self._config = config.resolve()
+        self._path = self._config.parent / STATE_DIR / f"{config.name}.updates.json"
+        self._lock = self._path.with_suffix(".lock")
+
+    def read(self, model: str) -> ModelRecord:
+        """Return a model's record; an empty one when there is none."""
+        found = self._read().get(model, {})
+        pending = found.get("pending")
+        return ModelRecord(found.get("previous"), bool(found.get("kept")), Replacement(**pending) if pending else None)
+
+    def write(self, model: str, record: ModelRecord) -> None:
+        """Replace a model's record, atomically; call it with the lock held. Raises OSError."""
+        self._path.parent.mkdir(mode=0o700, exist_ok=True)
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({**self._read(), model: asdict(record)}, indent=2) + "\n", "utf-8")
+        temporary.chmod(0o600)
+        temporary.replace(self._path)
+
+    def unfinished(self) -> list[UnfinishedUpdate]:
+        """Return the updates that run or were interrupted."""
+        records = ((model, self.read(model)) for model in sorted(self._read()))
+        pid = self._holder()
+        return [UnfinishedUpdate(model, record.pending, pid) for model, record in records if record.pending]
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock on this server's updates.
+
+        Raises:
+            ServerError: Another process holds it, or it cannot be made.
+        """
+        try:
+            self._lock.parent.mkdir(mode=0o700, exist_ok=True)
+            handle = self._lock.open("a+")
+        except OSError as error:
+            raise ServerError(f"{shown(self._lock.parent)} cannot be written: {error}") from error
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ServerError(
+                    f"another update or rollback is running on {shown(self._config)} (process {self._holder() or '?'})",
+                    hint="wait until it is done, or stop it with Ctrl-C; `handlergen status` shows its step",
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+            handle.truncate(0)
+            handle.write(str(os.getpid()))
+            handle.flush()
+            yield
+
+    def _holder(self) -> int | None:
+        """Return the process that holds the lock."""
+        try:
+            with self._lock.open() as handle:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return int(handle.read() or 0) or None
+        except (OSError, ValueError):
+            pass
+        return None
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            found = json.loads(self._path.read_text("utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise HandlergenError(
+                f"{shown(self._path)} cannot be read: {error}",
+                hint="remove the file: no rollback is possible then, and an interrupted update is forgotten",
+            ) from error
+        return found if isinstance(found, dict) else {}
