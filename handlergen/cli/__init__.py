@@ -24,7 +24,8 @@ VERBS = (
 
 _TOGETHER = {
     "archive": ("generate", "inspect"),
-    "serve": ("stop", "status", "scale"),
+    "serve": ("stop",),
+    "status": ("scale",),
     "bench": ("trace", "tune"),
     "update": ("rollback",),
 }

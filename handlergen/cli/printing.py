@@ -7,15 +7,18 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from handlergen.errors import HandlergenError
 from handlergen.runtime.diagnostics import ROOT
 from handlergen.server.configuration import handlergen_command
+
+if TYPE_CHECKING:
+    from handlergen.client import ModelStatus
 
 _FAILED = "request %s failed"
 """Start of the pipeline's log message about a failed request."""
@@ -45,6 +48,11 @@ def restart_command(config: Path) -> str:
 def per_device(placement: dict[str, int]) -> str:
     """Return `2 on gpu:0, 1 on gpu:1` for a number of workers per device; "" for no workers."""
     return ", ".join(f"{count} on {device}" for device, count in placement.items())
+
+
+def default_mark(model: ModelStatus, models: Sequence[ModelStatus]) -> str:
+    """Return " (default)" for the default version of a model with several versions, else ""."""
+    return " (default)" if model.default and [each.name for each in models].count(model.name) > 1 else ""
 
 
 def writable(path: Path) -> Path:

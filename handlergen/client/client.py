@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
@@ -17,11 +17,12 @@ from urllib.parse import quote
 import httpx
 
 from handlergen.client.connection import KEY_FILE, ApiConnection, Tokens
-from handlergen.client.fence import Notice, UnknownCommand, empty_queue, fence, patient_command
-from handlergen.client.results import READY, Answer, ModelStatus
+from handlergen.client.fence import Notice, patient_command
+from handlergen.client.results import Answer, ModelStatus
+from handlergen.client.workers import ModelWorkers
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
 from handlergen.runtime.codec.content import JSON, OCTETS
-from handlergen.runtime.codec.errors import error_of, error_text
+from handlergen.runtime.codec.errors import error_of
 from handlergen.server.properties import ServerSettings, read_properties
 
 if TYPE_CHECKING:
@@ -34,17 +35,6 @@ FieldValue = str | bytes | Path
 
 _POLL_S = 0.2
 _NO_MODEL_API = 405
-_ATTEMPTS = 5
-_REFUSES_S = 5.0
-"""How long the last worker of a model refuses requests before it is ended."""
-_UNFINISHED = frozenset(("NullPointerException", "ConcurrentModificationException", "IllegalStateException"))
-"""What TorchServe raises when a worker answers while TorchServe is stopping it, because BatchAggregator.sendError
-iterates over jobs that the worker's thread modifies, and when the queue has no place for what the worker has in hand
-(Model.addFirst). TorchServe then stops no further worker."""
-_EMPTY_READINGS = 3
-"""Consecutive readings of an empty queue before it counts as drained: a worker may still be busy with a request that
-has left the queue."""
-
 UNSET: Any = object()
 """Means that no JSON is given; None is a JSON value."""
 
@@ -239,7 +229,7 @@ class Client:
                 ended then.
         """
         deadline = time.monotonic() + timeout
-        self._set_workers(name, version, workers, None if now else deadline, notice)
+        self._workers(name, version).set(workers, None if now else deadline, notice)
         while True:
             status = self.describe(name, version=version)
             if progress:
@@ -264,8 +254,7 @@ class Client:
             RequestFailed: TorchServe refuses it: there is no such model, or its queue stays full (503).
             ServerError: No server is listening, or no worker answers in time.
         """
-        describe = partial(self._customized, _path("models", name, version))
-        return patient_command(describe, time.monotonic() + wait_s, **commands)
+        return patient_command(self._workers(name, version).describe, time.monotonic() + wait_s, **commands)
 
     def register(self, archive: str, **parameters: Any) -> str:
         """Register an archive of the model store by file name. Needs the model API (`enable_model_api`).
@@ -302,13 +291,13 @@ class Client:
         """
         status = self.describe(name, version=version)
         self._refuse_unregistration(status)
-        path = _path("models", name, status.version)
+        path, workers = _path("models", name, status.version), self._workers(name, status.version)
         try:
-            self._set_workers(name, status.version, 0, time.monotonic() + drain_s if drain_s else None, notice)
+            workers.set(0, time.monotonic() + drain_s if drain_s else None, notice)
             return str(self._management.request("DELETE", path, timeout=None).json()["status"])
         except HandlergenError:
             with contextlib.suppress(HandlergenError):
-                self._put_workers(path, status.min_workers, status.max_workers)
+                workers.put(status.min_workers, status.max_workers)
             raise
 
     def renew_token(self, kind: str, api_key: str) -> None:
@@ -355,94 +344,8 @@ class Client:
             if kept or error.status == _NO_MODEL_API:
                 raise
 
-    def _set_workers(
-        self, name: str, version: str | None, workers: int, deadline: float | None, notice: Notice | None
-    ) -> None:
-        """Set the number of workers; surplus ones answer first what they have, unless `deadline` is None."""
-        path = _path("models", name, version)
-        running = len(self.describe(name, version=version).workers)
-        if not workers and running > 1:
-            # Scaling straight to 0, TorchServe forgets the workers that it has not stopped yet.
-            self._end_workers(path, 1, deadline, notice)
-        if running <= workers:
-            self._put_workers(path, workers, workers)
-        elif workers:
-            self._end_workers(path, workers, deadline, notice)
-        else:
-            self._end_last_worker(path, deadline, notice)
-
-    def _end_workers(self, path: str, remaining: int, deadline: float | None, notice: Notice | None) -> None:
-        """End all but `remaining` workers, at least one."""
-        # TorchServe ends workers from the end of its own list (WorkLoadManager.modelChanged).
-        surplus = self._raw(path)["workers"][remaining:]
-        # One that is not READY has no request, and could not take one.
-        pids = [worker["pid"] for worker in surplus if worker["status"] == READY]
-        with contextlib.ExitStack() as held:
-            if deadline is not None and pids:
-                try:
-                    held.enter_context(fence(partial(self._customized, path), pids, deadline=deadline, notice=notice))
-                except UnknownCommand as error:
-                    _warn(notice, error)
-            self._put_workers(path, remaining, remaining)
-
-    def _end_last_worker(self, path: str, deadline: float | None, notice: Notice | None) -> None:
-        """End the only worker when it has answered what the queue had; it refuses what comes later.
-
-        TorchServe never answers what is in the queue of a model without workers. If a request has reached it
-        nevertheless, the worker is brought back for it.
-        """
-        while True:
-            ready = any(worker["status"] == READY for worker in self._raw(path)["workers"])
-            if deadline is not None and ready:
-                try:
-                    empty_queue(partial(self._customized, path), seconds=_REFUSES_S, deadline=deadline)
-                except UnknownCommand as error:
-                    _warn(notice, error)
-                    self._wait_for_others(path, deadline)
-            self._put_workers(path, 0, 0)
-            time.sleep(_POLL_S)
-            if deadline is None or not self._waiting(path):
-                return
-            if time.monotonic() > deadline:
-                raise ServerError(
-                    "clients keep sending requests to the model, which has no worker now; those in its queue get no "
-                    "answer until it has one"
-                )
-            self._put_workers(path, 1, 1)
-            while self._waiting(path):
-                time.sleep(_POLL_S)
-
-    def _wait_for_others(self, path: str, deadline: float) -> None:
-        """Wait until the queue of workers that know no commands is empty."""
-        empty = 0
-        while empty < _EMPTY_READINGS and time.monotonic() < deadline:
-            empty = 0 if self._waiting(path) else empty + 1
-            time.sleep(_POLL_S)
-
-    def _raw(self, path: str) -> dict[str, Any]:
-        described: dict[str, Any] = self._management.request("GET", path).json()[0]
-        return described
-
-    def _waiting(self, path: str) -> int:
-        return int(self._raw(path)["jobQueueStatus"]["pendingRequests"])
-
-    def _customized(self, path: str, headers: Mapping[str, str], timeout: float | None = None) -> Any:
-        """Return what a worker of the model answers to DESCRIBE; its answer may be long in coming."""
-        params = {"customized": "true"}
-        answer = self._management.request("GET", path, params=params, headers=headers, timeout=timeout).json()
-        return answer[0].get("customizedMetadata")
-
-    def _put_workers(self, path: str, minimum: int, maximum: int) -> None:
-        """Set minimum and maximum; repeat the request when TorchServe fails midway."""
-        counts = {"min_worker": minimum, "max_worker": maximum}
-        for attempts_left in reversed(range(_ATTEMPTS)):
-            try:
-                self._management.request("PUT", path, params=counts)
-                return
-            except RequestFailed as error:
-                unfinished = error.status == 500 and error_text(error.body)[0] in _UNFINISHED
-                if not (attempts_left and unfinished):
-                    raise
+    def _workers(self, name: str, version: str | None) -> ModelWorkers:
+        return ModelWorkers(self._management, _path("models", name, version))
 
     def _describe(self, name: str, version: str | None) -> list[ModelStatus]:
         answer = self._management.request("GET", _path("models", name, version)).json()
@@ -500,11 +403,6 @@ def _content_type_of(path: Path) -> str:
 
 def _path(collection: str, name: str, version: str | None) -> str:
     return f"/{collection}/{quote(name, safe='')}" + (f"/{quote(version, safe='')}" if version else "")
-
-
-def _warn(notice: Notice | None, error: UnknownCommand) -> None:
-    if notice is not None:
-        notice(f"the workers cannot be told to answer what they have in hand, which may be lost: {error.message}")
 
 
 def _grpc_inputs(json: Any, inputs: Mapping[str, bytes] | None) -> Mapping[str, bytes]:
