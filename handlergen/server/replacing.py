@@ -265,7 +265,9 @@ class Replacing:
         leaving += [before] if before not in (None, plan.old, plan.new) else []
         for version in leaving:
             file = self.find(version)
-            if file is not None:  # first, because from now on the server must not start with it
+            # First, because from now on no server must start with it. A list in load_models may need the file; there
+            # `serve` knows what was replaced (`starting_models`).
+            if file is not None and self.running.settings.load_models.lower() == "all":
                 self._set_aside(file, version)
             if version not in self.versions():
                 continue

@@ -195,10 +195,11 @@ def _report(
     status = work.default()
     archive = work.find(status.version)
     warnings = []
-    if archive is not None and work.running.settings.load_models.lower() != "all":
+    listed = [part.rpartition("=")[2].strip() for part in work.running.settings.load_models.split(",")]
+    if archive is not None and [each.lower() for each in listed] != ["all"] and archive.name not in listed:
         warnings.append(
-            f"load_models in {shown(Path(work.running.state.config))} names the archives to load at the next start: it "
-            f"must name {archive.name}"
+            f"`handlergen serve` starts {archive.name} again; TorchServe itself starts what load_models in "
+            f"{shown(Path(work.running.state.config))} names, which should be {archive.name}"
         )
     old, new = (plan.old, plan.new) if plan is not None else (status.version, status.version)
     kept = old != new and old in work.versions()
