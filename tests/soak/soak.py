@@ -35,6 +35,7 @@ from handlergen.server.launching import marked
 from handlergen.server.lifecycle import RunningServer, serve
 from handlergen.server.ports import free_port_settings
 from handlergen.server.properties import server_settings
+from handlergen.server.update import update
 from tests.full_disk import files_limited
 from tests.growth import slope
 from tests.histories import (
@@ -270,23 +271,10 @@ class Soak:
         self._client.scale(NAME, self._chance.randint(1, WORKERS + 1), timeout=60)
 
     def _new_version(self) -> float:
-        """Register another version beside the one that serves, let requests go there, and unregister the old one."""
-        old, new = self._version, {"1.0": "2.0", "2.0": "1.0"}[self._version]
-        shutil.copy(self._home / new / f"{NAME}.mar", self._home / "model-store" / f"{NAME}.mar")
-        # Under load TorchServe may answer 500 to what it carries out.
-        with contextlib.suppress(HandlergenError):
-            self._client.register(f"{NAME}.mar", initial_workers=WORKERS, synchronous="true")
-        until(lambda: self._versions().get(new) == WORKERS, within_s=60)
-        self._client.set_default(NAME, new)
-        self._version = new
-        with contextlib.suppress(HandlergenError):
-            self._client.unregister(NAME, version=old, drain_s=20)
-        until(lambda: old not in self._versions(), within_s=60)
+        """Update to the other version, from its archive."""
+        self._version = {"1.0": "2.0", "2.0": "1.0"}[self._version]
+        update(NAME, self._home / self._version / f"{NAME}.mar", config=self._config, timeout=120, drain_s=60)
         return time.monotonic()
-
-    def _versions(self) -> dict[str, int]:
-        """Each version's READY workers."""
-        return {each.version: each.ready_workers for each in self._client.status()}
 
     def _kill_server(self) -> float:
         began = time.monotonic()
