@@ -134,7 +134,7 @@ class _Fence:
         self._pids = pids
         self._deadline = deadline
         self._complete = threading.Event()
-        self._failure: HandlergenError | None = None
+        self._failure: Exception | None = None
         self._lock = threading.Lock()
         self._held_since: dict[int, float] = {}
         self._looked_at = time.monotonic()
@@ -180,7 +180,7 @@ class _Fence:
         try:
             while not self._complete.wait(_POLL_S):
                 task()
-        except HandlergenError as error:
+        except Exception as error:  # after the end: httpx's, when the client is closed
             if not self._complete.is_set() and time.monotonic() < self._deadline:
                 self._failure = error
                 self._complete.set()
