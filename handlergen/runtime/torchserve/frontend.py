@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import re
 import select
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from types import FrameType
 from typing import Any
 
 from ..codec.content import JSON, NO_HEADERS, STREAM_WISH, reason_phrase
 from ..codec.errors import Failure
+from ..codec.kserve import looks_like_kserve
 from ..descriptors import closed_in_children
 from ..diagnostics import logger
 from ..pipeline.backend import is_describe
@@ -27,7 +30,23 @@ from .streaming import ConsumerGone, Outlet
 def received(data: Sequence[Mapping[str, Any]], context: Any) -> list[Item]:
     """Return an item for each request of TorchServe's batch."""
     headers = [processor.get_request_properties() for processor in context.request_processor]
+    if not _tells_addresses(getattr(sys.modules.get("ts"), "__version__", "")):
+        for entry, properties in zip(data, headers):
+            if isinstance(properties.get("explain"), str) and not looks_like_kserve(entry, properties):
+                properties.setdefault("url_path", "")
     return open_items(data, headers, [context.request_ids[index] for index in range(len(data))])
+
+
+@cache
+def _tells_addresses(version: str) -> bool:
+    """Return whether a version of TorchServe sets the header `url_path` under `/predictions` and `/explanations`.
+
+    From 0.12.0 on it does (InferenceRequestHandler.handlePredictions); the header `explain` is the same in all
+    versions, also under KServe's addresses. 0.9.0 to 0.11.1 pass nothing on that tells the two kinds of address apart:
+    there a request is KServe's if its body is, unless the client itself sends a header `url_path`.
+    """
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return found is None or (int(found[1]), int(found[2])) >= (0, 12)
 
 
 def answered(items: Sequence[Item], context: Any, counts: Counts) -> list[bytes]:
@@ -73,6 +92,17 @@ def answered(items: Sequence[Item], context: Any, counts: Counts) -> list[bytes]
     return bodies
 
 
+@cache
+def _sender_of_chunks() -> Callable[..., None]:
+    """Return TorchServe's `send_intermediate_predict_response`, which is in another module since 0.10."""
+    try:
+        module = importlib.import_module("ts.handler_utils.utils")
+    except ImportError:
+        module = importlib.import_module("ts.protocol.otf_message_handler")
+    send: Callable[..., None] = module.send_intermediate_predict_response
+    return send
+
+
 class TorchServeOutlet:
     """Sends chunks through the worker's connection to the frontend.
 
@@ -89,8 +119,7 @@ class TorchServeOutlet:
     def send(
         self, item: Item, body: bytes, content_type: str, status: int = 200, headers: Mapping[str, str] = NO_HEADERS
     ) -> None:
-        from ts.handler_utils.utils import send_intermediate_predict_response
-
+        send_intermediate_predict_response = _sender_of_chunks()
         with self._one_at_a_time:
             if not item.sent:
                 self._begin(item)
