@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import re
 import select
 import socket
 import sys
@@ -23,6 +22,7 @@ from ..diagnostics import logger
 from ..pipeline.backend import is_describe
 from ..pipeline.hooks import Item
 from ..pipeline.pipeline import open_items
+from ..server_process import torchserve_version
 from ..telemetry.recording import Counts
 from .streaming import ConsumerGone, Outlet
 
@@ -30,23 +30,27 @@ from .streaming import ConsumerGone, Outlet
 def received(data: Sequence[Mapping[str, Any]], context: Any) -> list[Item]:
     """Return an item for each request of TorchServe's batch."""
     headers = [processor.get_request_properties() for processor in context.request_processor]
-    if not _tells_addresses(getattr(sys.modules.get("ts"), "__version__", "")):
+    if () < torchserve_version() < (0, 12):
         for entry, properties in zip(data, headers):
-            if isinstance(properties.get("explain"), str) and not looks_like_kserve(entry, properties):
-                properties.setdefault("url_path", "")
+            _as_from_newer_versions(entry, properties)
     return open_items(data, headers, [context.request_ids[index] for index in range(len(data))])
 
 
-@cache
-def _tells_addresses(version: str) -> bool:
-    """Return whether a version of TorchServe sets the header `url_path` under `/predictions` and `/explanations`.
+def _as_from_newer_versions(entry: Any, properties: dict[str, Any]) -> None:
+    """Make of a request what TorchServe 0.12 would have passed on, where older versions say less, or say it elsewhere.
 
-    From 0.12.0 on it does (InferenceRequestHandler.handlePredictions); the header `explain` is the same in all
-    versions, also under KServe's addresses. 0.9.0 to 0.11.1 pass nothing on that tells the two kinds of address apart:
-    there a request is KServe's if its body is, unless the client itself sends a header `url_path`.
+    - KServe's addresses: `explain` is set there as under `/predictions`, and nothing tells the two apart. From 0.12 on
+      `url_path` is set under the latter (InferenceRequestHandler.handlePredictions). The body decides, unless the
+      client itself has sent a header `url_path`.
+    - gRPC: 0.9 and 0.10 set the header `ts_stream_next` of StreamPredictions, the only one over gRPC (Job.java). It
+      becomes the entry by which a client of newer versions asks for chunks.
     """
-    found = re.match(r"(\d+)\.(\d+)", version)
-    return found is None or (int(found[1]), int(found[2])) >= (0, 12)
+    names = [name for name, value in properties.items() if isinstance(value, str)]
+    if names == [STREAM_WISH]:
+        del properties[STREAM_WISH]
+        entry.setdefault(STREAM_WISH, b"true")
+    elif "explain" in names and not looks_like_kserve(entry, properties):
+        properties.setdefault("url_path", "")
 
 
 def answered(items: Sequence[Item], context: Any, counts: Counts) -> list[bytes]:

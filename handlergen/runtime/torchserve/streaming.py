@@ -11,7 +11,8 @@ How TorchServe 0.12 streams (read in its jar and in ts/handler_utils/utils.py, a
 - A worker is not informed that a client has gone; the frontend drops chunks that it can no longer send.
 - A worker cannot see whether a gRPC request came by Predictions or by StreamPredictions, and a second message for
   the former throws in the frontend, which then ends the worker. So a gRPC request streams only if its input has the
-  entry `ts_stream_next`; otherwise it gets all chunks in one message, by either call.
+  entry `ts_stream_next`; otherwise it gets all chunks in one message, by either call. (0.9 and 0.10 say so in a header;
+  `frontend.received` makes an entry of it.)
 """
 
 from __future__ import annotations
