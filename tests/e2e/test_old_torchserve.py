@@ -58,8 +58,9 @@ TENSOR = {"name": "x", "shape": [2], "datatype": "FP32", "data": [1.5, 2]}
 class OldServer:
     """A running TorchServe with the archive `m.mar` registered as `other` and as `apart`."""
 
-    def __init__(self, client: Client, directory: Path) -> None:
+    def __init__(self, client: Client, directory: Path, version: str) -> None:
         self.client = client
+        self.version = version
         self.directory = directory
 
     def post(self, path: str, value: Any, **headers: str) -> tuple[int, Any]:
@@ -109,7 +110,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         )
     try:
         with Client(settings, timeout=30) as client:
-            running = OldServer(client, directory)
+            running = OldServer(client, directory, request.param)
             try:
                 until(lambda: _ready(client), within_s=120)
             except AssertionError:
@@ -139,6 +140,9 @@ def test_predictions(server: OldServer, name: str, tmp_path: Path) -> None:
     assert client.predict_grpc(name, {"b": 2}).json() == {"data": {"b": 2}, "together": 1}
     assert b"".join(client.stream_grpc(name, inputs={"data": b'"stream"', "ts_stream_next": b"true"})) == b"0;1;2;"
     assert b"".join(client.stream_grpc(name, 3)) == b'{"data":3,"together":1}'
+    unmarked = client.grpc.message("PredictionsRequest", model_name=name, input={"data": b'"stream"'})
+    parts = [part.prediction for part in client.grpc.stream("StreamPredictions", unmarked, timeout=30)]
+    assert parts == ([b'"0;1;2;"'] if server.version == "0.11.1" else [b"0;", b"1;", b"2;", b""])
     with pytest.raises(RequestFailed, match="this is refused") as refused:
         client.predict(name, "refuse")
     assert refused.value.status == 400
