@@ -71,6 +71,7 @@ class ModelStatus:
     """One version of a model as the server reports it (`GET /models/NAME`).
 
     Attributes:
+        response_timeout_s: None when the server does not report it, as TorchServe 0.9.
         queue_free: Free places in the queue; None when the server does not report it.
         queue_waiting: Requests in the queue; None when the server does not report it.
         default: Whether requests that name no version go to this one; None from `Client.describe` with a version.
@@ -83,7 +84,7 @@ class ModelStatus:
     max_workers: int
     batch_size: int
     max_batch_delay_ms: int
-    response_timeout_s: int
+    response_timeout_s: int | None
     workers: tuple[WorkerStatus, ...]
     queue_free: int | None = None
     queue_waiting: int | None = None
@@ -121,7 +122,7 @@ class ModelStatus:
             max_workers=raw["maxWorkers"],
             batch_size=raw["batchSize"],
             max_batch_delay_ms=raw["maxBatchDelay"],
-            response_timeout_s=raw["responseTimeout"],
+            response_timeout_s=raw.get("responseTimeout"),
             workers=tuple(
                 WorkerStatus(
                     id=worker["id"],

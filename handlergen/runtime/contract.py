@@ -89,6 +89,7 @@ class RuntimeSettings:
     `handlergen.project.settings` has the defaults; an archive has every value.
 
     Attributes:
+        name: The archive's; in a worker, the one that the model is registered under with TorchServe.
         predictor: `worker` (a copy of the model in each) or `process` (one a device, which the workers share).
         stages: Where preprocess and postprocess run with a predictor process: `worker` or `predictor`.
         max_batch: The most requests in one predict of the predictor process.
@@ -158,6 +159,6 @@ def _plain(value: Any) -> Any:
         return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value

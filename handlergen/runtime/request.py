@@ -210,7 +210,7 @@ class HttpRequest:
         Where TorchServe has decoded JSON or text, the bytes are equivalent to those that the client sent.
         """
         content = self._entry.get("body", self._entry.get("data", self._entry))
-        if isinstance(content, bytes | bytearray):
+        if isinstance(content, (bytes, bytearray)):
             return bytes(content)
         if isinstance(content, str):
             return content.encode("utf-8", "surrogatepass")
@@ -237,4 +237,4 @@ class HttpRequest:
 
 
 def _text(value: Any) -> str:
-    return bytes(value).decode("utf-8", "replace") if isinstance(value, bytes | bytearray) else str(value)
+    return bytes(value).decode("utf-8", "replace") if isinstance(value, (bytes, bytearray)) else str(value)

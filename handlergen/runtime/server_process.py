@@ -5,9 +5,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
+import sys
 import time
 from pathlib import Path
+
+
+def torchserve_version() -> tuple[int, ...]:
+    """Return the version of the TorchServe whose worker this process is, as (0, 11, 1); else an empty tuple.
+
+    A worker has imported the package `ts` before it imports a handler (ts/model_service_worker.py).
+    """
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", getattr(sys.modules.get("ts"), "__version__", ""))
+    return tuple(map(int, found.groups())) if found else ()
 
 
 def server_of_this_process() -> tuple[int, int]:

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,8 @@ class Worker:
         os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
         try:
             bundle = Bundle.from_json((model_dir / CONTRACT_FILE).read_text(encoding="utf-8"))
+            # Clients, metrics and logs know the name that the model was registered under, not the archive's.
+            bundle = replace(bundle, settings=replace(bundle.settings, name=context.model_name))
             return cls(
                 bundle,
                 model_dir,

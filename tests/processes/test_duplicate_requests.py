@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import pytest
 import ts
 
-from handlergen.runtime.torchserve.duplicate_requests import ANSWERED, STREAMED, AnsweredRequests
+from handlergen.runtime.pipeline.pipeline import open_items
+from handlergen.runtime.torchserve.duplicate_requests import ANSWERED, STREAMED, AnsweredRequests, DuplicateRequests
 from tests.archives import make_archive
 from tests.histories import until
 
@@ -261,3 +262,15 @@ def test_a_deleted_directory_is_made_again_and_found_by_those_that_start_later(t
     running.follow()
     running.note("after", ANSWERED)
     assert AnsweredRequests(made).find("after") == ANSWERED
+
+
+@pytest.mark.parametrize(("version", "refused"), [("0.9.0", True), ("0.10.0", False)])
+def test_a_request_that_torchserve_0_9_has_emptied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, refused: bool
+) -> None:
+    """It re-queues a request without its content, which would be the model's empty input. Later versions do not."""
+    monkeypatch.setattr(ts, "__version__", version)
+    items = open_items([{}, {"data": b"1"}, {}], [{}, {}, {"describe": "True"}], ["emptied", "grpc", "describe"])
+    new = DuplicateRequests(AnsweredRequests(lambda: tmp_path)).unanswered(items)
+    assert [item.request.id for item in new] == ["grpc", "describe"] if refused else ["emptied", "grpc", "describe"]
+    assert [item.failure.status for item in items if item.failure is not None] == [503] * refused

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
+import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -210,6 +213,29 @@ def test_a_kserve_body_under_predictions_is_the_module_s_own(serve_project: Call
     served = serve_project("def predict(inputs): return inputs")
     body = {"instances": [1]}
     assert ask(served, body, url_path="") == [(200, body)]
+
+
+@pytest.mark.parametrize(("version", "body_decides"), [("0.9.0", True), ("0.11.1", True), ("0.12.0", False)])
+def test_before_torchserve_0_12_the_body_decides(
+    serve_project: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, version: str, body_decides: bool
+) -> None:
+    """Those versions send the same headers under `/predictions` and under KServe's addresses."""
+    served = serve_project("def preprocess(data): return data\n\ndef predict(inputs): return inputs\n")
+    monkeypatch.setitem(sys.modules, "ts", SimpleNamespace(__version__=version))
+    own = ([1], {"instances": 1}, {"inputs": ["text"]}, {"inputs": []}, {"inputs": [{"name": "x", "shape": [1]}]})
+    assert [status for status, _ in ask(served, *own)] == [200 if body_decides else 400] * len(own)
+    if body_decides:
+        assert [answer for _, answer in ask(served, *own)] == list(own)
+    packed = gzip.compress(b'{"instances":[1]}')
+    answers = served.raw((packed, {**KSERVE, "content-encoding": "gzip"}), (b'{"instances":[2]}', KSERVE))
+    assert [json.loads(body) for _, body in answers] == [{"predictions": [1]}, {"predictions": [2]}]
+    assert ask(served, {"inputs": [tensor([1.5], [1])]})[0][1]["outputs"][0]["data"] == [1.5]
+    assert ask(served, {"instances": [1]}, url_path="") == [(200, {"instances": [1]})]  # the client's own header
+    (status, answer), (broken, message) = served.raw(
+        (b"no JSON", KSERVE), (packed, {**KSERVE, "content-encoding": "br"})
+    )
+    assert (status, broken) == (400, 415)
+    assert ("error" in json.loads(answer), "error" in json.loads(message)) == (not body_decides, not body_decides)
 
 
 def test_explanations_by_both_protocols(serve_project: Callable[..., Any]) -> None:

@@ -228,6 +228,21 @@ def test_a_server_that_does_not_know_them_gets_none(monkeypatch: pytest.MonkeyPa
     assert recording.Recording(settings, "cpu", metrics=True).recorder is None
 
 
+@pytest.mark.parametrize(("version", "typed"), [("0.9.0", False), ("0.10.0", True), ("0.12.0", True)])
+def test_torchserve_0_9_gets_lines_that_it_can_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], version: str, typed: bool
+) -> None:
+    monkeypatch.setenv(metrics.SWITCH_VARIABLE, "on")
+    monkeypatch.setitem(sys.modules, "ts", SimpleNamespace(__version__=version))
+    assert metrics.switched_on(SimpleNamespace(cache={"counter": {metrics.ANSWERS: ""}}))
+    written = Metrics(model="m", version="1.0", device="cpu")
+    written.answered(200)
+    written.emit()
+    (line,) = capsys.readouterr().out.splitlines()
+    old = r"\[METRICS]\s*([\w\s]+)\.([\w\s]+):([0-9\-,.e]+)\|#([^|]*)\|#hostname:([^,]+),([^,]+)(,(.*))?"  # Metric.java
+    assert (re.fullmatch(old, line) is None) == typed
+
+
 COPY = """
 import os, sys, time
 from pathlib import Path

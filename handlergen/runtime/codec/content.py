@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
 from types import MappingProxyType
@@ -64,7 +64,7 @@ def read(value: Any, mime: str, charset: str | None) -> Any:  # noqa: PLR0911
     Raises:
         BadRequest: The content is not valid for its type.
     """
-    if not isinstance(value, bytes | bytearray):
+    if not isinstance(value, (bytes, bytearray)):
         # TorchServe has parsed it already, always as UTF-8.
         if isinstance(value, str) and charset and not mime.endswith("json"):
             return _text(value.encode(), charset)
@@ -163,7 +163,7 @@ def optional_module(name: str) -> Any:
 _Parts = Mapping[str, Any]
 
 
-@dataclass(slots=True)
+@dataclass(init=False)
 class Decoded:
     """A request's content for the hooks.
 
@@ -172,8 +172,14 @@ class Decoded:
         files: The other parts, in the order they were sent.
     """
 
+    __slots__ = ("data", "files")  # by hand: dataclass(slots=True) needs Python 3.10
+
     data: Any
-    files: Files = field(default_factory=Files)
+    files: Files
+
+    def __init__(self, data: Any, files: Files | None = None) -> None:
+        self.data = data
+        self.files = Files() if files is None else files
 
 
 def is_compressed(properties: _Parts) -> bool:
@@ -231,7 +237,7 @@ def _read_parts(entry: _Parts, properties: _Parts) -> Decoded:
         mime = _part_type(name, properties)
         if has_data and name == "data":
             continue
-        if has_data or mime or not isinstance(value, bytes | bytearray):
+        if has_data or mime or not isinstance(value, (bytes, bytearray)):
             files.append(UploadedFile(_raw_bytes(value), name, mime or None))
         else:
             fields[name] = _field_value(value)
@@ -244,7 +250,7 @@ def _data_part(value: Any, mime: str) -> Any:
     """Read the part named `data`; JSON is recognised whether it is declared or not."""
     if mime and mime != OCTETS and not mime.startswith("text/"):
         return read(value, mime, None)
-    if not isinstance(value, str | bytes | bytearray):
+    if not isinstance(value, (str, bytes, bytearray)):
         return value
     found = sniff(value.encode() if isinstance(value, str) else value)
     return _field_value(found) if isinstance(found, bytes) and mime != OCTETS else found
@@ -284,7 +290,7 @@ def _whole_text(entry: Mapping[str, Any], length: str | None) -> str | None:
     if not first.lstrip().startswith(("{", "[", '"')):
         return None
     fields = [
-        (name, value.decode("utf-8", "replace") if isinstance(value, bytes | bytearray) else str(value))
+        (name, value.decode("utf-8", "replace") if isinstance(value, (bytes, bytearray)) else str(value))
         for name, value in entry.items()
     ]
     for bare in (False, True):  # `x` and `x=` arrive alike
@@ -312,7 +318,7 @@ def _field_value(value: bytes | bytearray) -> str | bytes:
 
 def _raw_bytes(value: Any) -> bytes | bytearray:
     """Return a part's bytes; of a JSON part that TorchServe has parsed, equivalent bytes."""
-    if isinstance(value, bytes | bytearray):
+    if isinstance(value, (bytes, bytearray)):
         return value
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text.encode("utf-8", "surrogatepass")

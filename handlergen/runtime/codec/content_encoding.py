@@ -54,7 +54,7 @@ def decompressed(entry: Mapping[str, Any], properties: Mapping[str, Any]) -> Map
             "deflate, or uncompressed"
         )
     body = entry.get("body")
-    if parse_type(headers.get("content-type", ""))[0] in (FORM, MULTIPART) or not isinstance(body, bytes | bytearray):
+    if parse_type(headers.get("content-type", ""))[0] in (FORM, MULTIPART) or not isinstance(body, (bytes, bytearray)):
         raise UnsupportedEncoding(
             "A form with a Content-Encoding is not supported, because TorchServe reads forms without decompressing "
             "them. Send the form uncompressed, or send JSON with its own type: Content-Type: application/json"

@@ -16,7 +16,7 @@ import uuid
 from array import array as c_array
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from operator import methodcaller
 from pathlib import PurePath
@@ -35,7 +35,7 @@ _PNG_MODES = frozenset(("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"))
 _BODILESS = frozenset((204, 205, 304))
 
 
-@dataclass(slots=True)
+@dataclass(init=False)
 class Encoded:
     """An encoded answer.
 
@@ -44,14 +44,30 @@ class Encoded:
         content_type: ASCII.
         status: HTTP status, 200 to 599.
         headers: ASCII, without the content type.
-        verbatim: The hook made the body itself, which may not match the content type.
+        verbatim: The hook made the body itself, which may not match the content type. Not compared.
     """
+
+    __slots__ = ("body", "content_type", "headers", "status", "verbatim")
 
     body: bytes
     content_type: str
-    status: int = 200
-    headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
-    verbatim: bool = field(default=False, compare=False)
+    status: int
+    headers: Mapping[str, str]
+
+    def __init__(
+        self,
+        body: bytes,
+        content_type: str,
+        status: int = 200,
+        headers: Mapping[str, str] = NO_HEADERS,
+        *,
+        verbatim: bool = False,
+    ) -> None:
+        self.body = body
+        self.content_type = content_type
+        self.status = status
+        self.headers = headers
+        self.verbatim = verbatim
 
 
 def encode(answer: Any, *, nan: str = "null", limit: int | None = None) -> Encoded:
@@ -68,7 +84,7 @@ def encode(answer: Any, *, nan: str = "null", limit: int | None = None) -> Encod
     """
     if type(answer) in _PLAIN or converter_of(answer) in ARRAY_CONVERTERS:
         encoded = Encoded(dump(answer, nan), JSON)
-    elif isinstance(answer, bytes | bytearray | memoryview):
+    elif isinstance(answer, (bytes, bytearray, memoryview)):
         encoded = Encoded(bytes(answer), OCTETS)
     elif (images := sys.modules.get("PIL.Image")) is not None and isinstance(answer, images.Image):
         encoded = Encoded(_png(answer), PNG)
@@ -107,7 +123,7 @@ def _response(answer: Any, nan: str) -> Encoded:
         content, usual = b"", TEXT
     elif isinstance(body, str):
         content, usual = body.encode("utf-8", "replace"), TEXT
-    elif isinstance(body, bytes | bytearray | memoryview):
+    elif isinstance(body, (bytes, bytearray, memoryview)):
         content, usual = bytes(body), OCTETS
     else:
         inner = encode(body, nan=nan)
@@ -249,7 +265,7 @@ class _Walk:
             raise EncodeError(f"The answer cannot be encoded as JSON ({type(error).__name__})") from error
 
     def _visit(self, value: Any) -> Any:
-        if value is None or isinstance(value, str | bool):
+        if value is None or isinstance(value, (str, bool)):
             return value
         if isinstance(value, float):
             return self._float(value)
@@ -279,7 +295,7 @@ class _Walk:
                 plain[name] = self._visit(item)
                 self._path.pop()  # not on the way out of an error, whose text is made from the path
             return plain
-        if isinstance(value, list | tuple):
+        if isinstance(value, (list, tuple)):
             if set(map(type, value)) <= {float} and all(map(math.isfinite, value)):
                 return value
             items = []
@@ -298,7 +314,7 @@ class _Walk:
             inner = convert(value)
         except Exception as error:
             raise self._error(f"is a {type(value).__name__} that cannot be converted") from error
-        if isinstance(inner, dict | list):
+        if isinstance(inner, (dict, list)):
             return self._container(inner)
         return self._visit(inner)
 
@@ -312,11 +328,11 @@ class _Walk:
     def _key(self, key: Any) -> str:
         if isinstance(key, str):
             return str.__str__(key)
-        if isinstance(key, bool) or key is None or isinstance(key, int | float):
+        if isinstance(key, bool) or key is None or isinstance(key, (int, float)):
             return json.dumps(key)
         convert = converter_of(key)
         inner = convert(key) if convert is not None else key
-        if isinstance(inner, str | int | float) and inner is not key:
+        if isinstance(inner, (str, int, float)) and inner is not key:
             return self._key(inner)
         raise self._error(f"has a key of type {type(key).__name__}", "JSON's keys are text")
 
@@ -351,7 +367,7 @@ def _converter(kind: type) -> Callable[[Any], Any] | None:  # noqa: PLR0911
     torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
     if torch is not None and issubclass(kind, torch.Tensor):
         return _tensor_list
-    if numpy is not None and issubclass(kind, numpy.ndarray | numpy.generic):
+    if numpy is not None and issubclass(kind, (numpy.ndarray, numpy.generic)):
         return _array_list
     if hasattr(kind, "model_dump"):
         return _pydantic
@@ -363,7 +379,7 @@ def _converter(kind: type) -> Callable[[Any], Any] | None:  # noqa: PLR0911
         return _fields
     if issubclass(kind, AbstractSet):
         return _ordered
-    if issubclass(kind, Sequence) and not issubclass(kind, bytes | bytearray | memoryview):
+    if issubclass(kind, Sequence) and not issubclass(kind, (bytes, bytearray, memoryview)):
         return list
     return None
 

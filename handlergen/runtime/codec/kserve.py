@@ -2,7 +2,8 @@
 
 TorchServe receives them under `/v1/models/NAME:predict` and `/v2/models/NAME/infer` (and `:explain`, `/explain`), where
 it sets the header `explain`, but not the header `url_path` as under `/predictions` (InferenceRequestHandler): that is
-how they are recognised. A body that looks like KServe's under `/predictions` is the module's own.
+how they are recognised. A body that looks like KServe's under `/predictions` is the module's own. TorchServe before
+0.12 never sets `url_path`: there the body decides (`looks_like_kserve`).
 
 TorchServe's `service_envelope` is not used: it is server-wide, reads only the first request of a batch, wants answers
 for its own JSON encoder, and gives the whole batch one error.
@@ -114,6 +115,35 @@ def open_kserve(item: Item, bundle: Bundle, first_index: int) -> Opened:
     raise BadRequest(
         'A KServe request has a JSON object: v1 {"instances": [...]}, v2 {"inputs": [{"name", "shape", "datatype", '
         '"data"}]}'
+    )
+
+
+def looks_like_kserve(entry: Mapping[str, Any], properties: Mapping[str, Any]) -> bool:
+    """Return whether a body follows one of the protocols: for TorchServe before 0.12, which hides the address.
+
+    v1 is a JSON object with a list `instances`; v2 one with a list `inputs` of objects that have `name`, `shape` and
+    `datatype`. A body that cannot be read is not KServe's.
+    """
+    try:
+        if is_compressed(properties):
+            entry = decompressed(entry, properties)
+        body = entry.get("body")
+        if isinstance(body, (bytes, bytearray)) and b'"instances"' not in body and b'"inputs"' not in body:
+            return False  # without reading it
+        value = decode(entry, properties).data
+    except Exception:
+        return False  # the pipeline reads it once more, and says what is wrong
+    if not isinstance(value, Mapping):
+        return False
+    inputs = value.get("inputs")
+    return isinstance(value.get("instances"), list) or (
+        isinstance(inputs, list) and bool(inputs) and all(map(_is_tensor, inputs))
+    )
+
+
+def _is_tensor(each: Any) -> bool:
+    return isinstance(each, Mapping) and all(
+        isinstance(each.get(name), kind) for name, kind in (("name", str), ("shape", list), ("datatype", str))
     )
 
 
@@ -303,13 +333,13 @@ def _tensor(value: Any, nan: str) -> dict[str, Any]:
     if array is not None:
         array = array.reshape(1) if array.ndim == 0 else array
         return {"shape": list(array.shape), "datatype": _NAMES[array.dtype.name], "data": array.reshape(-1)}
-    texts = [_as_text(each, nan) for each in (value if isinstance(value, list | tuple) else [value])]
+    texts = [_as_text(each, nan) for each in (value if isinstance(value, (list, tuple)) else [value])]
     return {"shape": [len(texts)], "datatype": "BYTES", "data": texts}
 
 
 def _as_array(value: Any) -> Any:
     """Return an array or a (nested) list of numbers as a numpy array of one of v2's types; None for another value."""
-    if value is None or isinstance(value, str | bytes | bytearray | Mapping):
+    if value is None or isinstance(value, (str, bytes, bytearray, Mapping)):
         return None
     array = numpy_array(value)
     if array is None:
@@ -327,7 +357,7 @@ def _as_array(value: Any) -> Any:
 def _as_text(value: Any, nan: str) -> str:
     if isinstance(value, str):
         return value
-    if isinstance(value, bytes | bytearray):
+    if isinstance(value, (bytes, bytearray)):
         try:
             return value.decode()
         except UnicodeDecodeError as error:

@@ -70,11 +70,11 @@ def user_traceback(error: BaseException, *, user_root: str) -> str:
         user_root: The directory of the user's files: the model directory, or the project's root.
     """
     try:
-        report = traceback.TracebackException.from_exception(error, compact=True)
+        report = traceback.TracebackException.from_exception(error)
         every = list(_chain(report))
         own = [[frame for frame in each.stack if _is_own(frame.filename, user_root)] for each in every]
         if any(own):
-            for each, frames in zip(every, own, strict=True):
+            for each, frames in zip(every, own):
                 each.stack = traceback.StackSummary.from_list(frames)
         elif len(every) == 1 and type(error).__module__.partition(".")[0] == _PACKAGE:
             # The runtime's own error: its message is enough.
@@ -93,8 +93,11 @@ def _chain(report: traceback.TracebackException) -> Iterator[traceback.Traceback
             continue
         seen.add(id(current))
         yield current
+        shown = current.__cause__
+        if shown is None and not current.__suppress_context__:
+            shown = current.__context__
         nested = getattr(current, "exceptions", None) or ()  # exception groups, Python 3.11
-        waiting += [each for each in (current.__cause__, current.__context__, *nested) if each is not None]
+        waiting += [each for each in (shown, *nested) if each is not None]
 
 
 def _is_own(filename: str, user_root: str) -> bool:

@@ -29,6 +29,7 @@ from ..pipeline.typed_hooks import annotation_of
 from ..request import BadRequest, UploadedFile, with_files
 from .loading import UserModule
 
+_UNIONS = (typing.Union, getattr(types, "UnionType", typing.Union))  # `X | Y` is a type from Python 3.10 on
 _ENVELOPE = {"input", "id", "created_at", "context", "output_file_prefix", "webhook", "webhook_events_filter"}
 """Keys of a prediction request of Cog's own HTTP API."""
 _LIMITS: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
@@ -137,7 +138,7 @@ def _types(annotation: Any) -> tuple[tuple[Any, ...], bool]:
     """Return the types that an annotation allows, and whether it allows None."""
     if typing.get_origin(annotation) is typing.Annotated:
         return _types(typing.get_args(annotation)[0])
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+    if typing.get_origin(annotation) in _UNIONS:
         found = typing.get_args(annotation)
         return tuple(each for each in found if each is not type(None)), type(None) in found
     return (annotation,), False
@@ -270,7 +271,7 @@ def _answer(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return f"{value!r:.100}" if isinstance(value, int | float | str | None) else type(value).__name__
+    return f"{value!r:.100}" if isinstance(value, (int, float, str, type(None))) else type(value).__name__
 
 
 USER_MODULE = CogModule

@@ -65,7 +65,7 @@ class FlowModule(UserModule):
 
     def hooks(self) -> Hooks:
         found = []
-        stages = zip(self._described, self._models, self._module.FLOW, strict=True)
+        stages = zip(self._described, self._models, self._module.FLOW)
         for number, (described, model, written) in enumerate(stages, 1):
             constants = {**self._constants, "model": model}
             name = _stage_name(number, described)
@@ -163,7 +163,7 @@ def _checked(post: BoundHook | None, name: str) -> BoundHook:
 
 def _checked_answer(value: Any, name: str) -> Any:
     numpy: Any = sys.modules.get("numpy")  # without it there are no arrays
-    if isinstance(value, list | dict | torch.Tensor) or (numpy and isinstance(value, numpy.ndarray)):
+    if isinstance(value, (list, dict, torch.Tensor)) or (numpy and isinstance(value, numpy.ndarray)):
         return value
     raise EncodeError(
         f"{name} ends in {type(value).__name__}; the last stage of a flow must end in a list, dict, array or tensor"

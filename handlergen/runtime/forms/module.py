@@ -90,7 +90,7 @@ def _with_arguments(model: nn.Module) -> Callable[[Any], Any]:
     def forward(batch: Any) -> Any:
         if isinstance(batch, Mapping):
             return model(**{str(name): value for name, value in batch.items()})
-        if isinstance(batch, list | tuple):
+        if isinstance(batch, (list, tuple)):
             return model(*batch)
         return model(batch)
 

@@ -132,7 +132,7 @@ def received(item: Item) -> tuple[str | bytes | Any, str]:
         fields = item.data if isinstance(item.data, Mapping) else {"data": item.data}
         return ({**fields, **{file.name: file.getvalue() for file in item.files}} if item.files else item.data), sent
     body = item.entry.get("body", b"")
-    if not isinstance(body, bytes | bytearray | str):
+    if not isinstance(body, (bytes, bytearray, str)):
         body = json.dumps(body, ensure_ascii=False)
     raw = body.encode() if isinstance(body, str) else bytes(body)
     return (raw.decode() if kind in (JSON, CSV) else raw), sent
@@ -217,7 +217,7 @@ def default_input(body: Any, content_type: str, *, decodes: bool = False) -> Any
 def _is_numbers(value: Any) -> bool:
     """Return whether a JSON value is a number, or a list of such values that all have the same shape."""
     if not isinstance(value, list):
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
     sizes = {len(each) if isinstance(each, list) else -1 for each in value}
     return len(sizes) < 2 and all(map(_is_numbers, value))
 

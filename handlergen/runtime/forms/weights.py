@@ -60,7 +60,7 @@ def _called(program: Callable[..., Any], inputs: Any, device: torch.device, *, w
             return value.to(device)
         made = torch.as_tensor(value, device=device)
         # JSON's numbers are read as float64 or int64; models are float32.
-        if made.is_floating_point() or (not whole and isinstance(value, list | int)):
+        if made.is_floating_point() or (not whole and isinstance(value, (list, int))):
             return made.float()
         return made
 
@@ -73,7 +73,7 @@ def _has_whole_numbers(inputs: Any) -> bool:
     """Return whether any input is a list (or number) that becomes a tensor of whole numbers."""
     several = tuple(inputs.values()) if isinstance(inputs, Mapping) else inputs
     return any(
-        isinstance(value, list | int) and not torch.as_tensor(value).is_floating_point()
+        isinstance(value, (list, int)) and not torch.as_tensor(value).is_floating_point()
         for value in (several if isinstance(several, tuple) else (several,))
     )
 
@@ -101,7 +101,9 @@ def _onnx(path: Path, device: torch.device) -> Callable[[Any], Any]:
             feed = {str(name): array(value, str(name)) for name, value in inputs.items() if name in expected}
         else:
             values: Sequence[Any] = inputs if isinstance(inputs, tuple) else (inputs,)
-            feed = {name: array(value, name) for name, value in zip(expected, values, strict=True)}
+            if len(values) != len(expected):
+                raise ValueError(f"the ONNX model has {len(expected)} inputs, and preprocess gave {len(values)}")
+            feed = {name: array(value, name) for name, value in zip(expected, values)}
         outputs = session.run(None, feed)
         return outputs[0] if len(outputs) == 1 else outputs
 

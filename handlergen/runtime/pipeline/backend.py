@@ -73,7 +73,8 @@ class Dispatcher:
 
     TorchServe says by headers what kind a request is: `explain` is True or False at every address for predictions but
     `/invocations` and the like, `url_path` is set under `/predictions` and `/explanations` only, `describe` is True for
-    `GET /models/NAME?customized=true`, which has no content. A client may send such headers too; under `/predictions`
+    `GET /models/NAME?customized=true`, which has no content. (For TorchServe before 0.12, which never sets `url_path`,
+    `torchserve.frontend.received` sets it.) A client may send such headers too; under `/predictions`
     TorchServe's own `explain` overwrites the client's, and `describe` counts only without `explain` and without
     content, which every request for a prediction has (InferenceRequestHandler.java, ManagementRequestHandler.java).
 
@@ -236,7 +237,7 @@ def failure_for(item: Item, failure: Failure) -> Failure:
 
 
 def _is_kserve(item: Item) -> bool:
-    """Whether a request came to one of KServe's addresses, or to `/invocations`."""
+    """Whether a request came to one of KServe's addresses."""
     return not (_is_plain(item) or is_describe(item) or isinstance(item.properties.get("url_path"), str))
 
 

@@ -8,11 +8,14 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from .hooks import Item
+
+if TYPE_CHECKING:
+    from typing import TypeGuard  # from Python 3.10 on
 
 
 class RequestSource(Protocol):
@@ -145,9 +148,9 @@ def split(outputs: Any, count: int, *, hook: str = "predict") -> list[Any]:
             dataclasses.replace(outputs, **{name: part[index] for name, part in parts.items()})
             for index in range(count)
         ]
-    if isinstance(outputs, tuple) and outputs and not isinstance(outputs[0], int | float | str):
+    if isinstance(outputs, tuple) and outputs and not isinstance(outputs[0], (int, float, str)):
         columns = [_part(value, count, f"{hook}[{place}]") for place, value in enumerate(outputs)]
-        return [tuple_like(outputs, row) for row in zip(*columns, strict=True)]
+        return [tuple_like(outputs, row) for row in zip(*columns)]
     check_length(outputs, count, hook=hook)
     if type(outputs) is torch.Tensor and not outputs.requires_grad:
         return list(outputs.unbind())  # one call; with a graph, its parts could not be changed in place
@@ -190,7 +193,7 @@ def shape_of(value: Any) -> str:
         return f"{kind}({', '.join(str(size) for size in value.shape)})"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {shape_of(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return f"{type(value).__name__} of {len(value)}"
     return type(value).__name__
 
@@ -246,9 +249,9 @@ def _mapped(value: Any, change: Callable[[Any], Any], *, copies: bool) -> Any:
             result = items if kind is dict else mapping_like(value, items)
     elif copies and kind is list and len(value) > _LONG and type(value[0]) in _CONSTANT:
         result = value.copy()
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, (list, tuple)):
         parts = [part if type(part) in _CONSTANT else _mapped(part, change, copies=copies) for part in value]
-        if (copies and kind is list) or any(new is not old for new, old in zip(parts, value, strict=True)):
+        if (copies and kind is list) or any(new is not old for new, old in zip(parts, value)):
             result = parts if isinstance(value, list) else tuple_like(value, parts)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}

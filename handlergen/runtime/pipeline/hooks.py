@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextvars import Context
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import attrgetter
 from types import CoroutineType
 from typing import Any
@@ -16,7 +16,6 @@ from ..request import BadRequest, Files, HttpRequest
 from .event_loop import EventLoop, run_here
 
 
-@dataclass(slots=True, eq=False)
 class Item:
     """One request on its way through the pipeline. Each step reads what the one before it left.
 
@@ -38,23 +37,30 @@ class Item:
         ready_ns: When it was ready for the device (`time.monotonic_ns()`).
     """
 
-    index: int
-    entry: Mapping[str, Any]
-    properties: Mapping[str, Any]
-    request: Any
-    context: Context = field(init=False)
-    data: Any = None
-    files: Files | None = None
-    model_index: int = 0
-    inputs: Any = None
-    outputs: Any = None
-    failure: Failure | None = None
-    reply: Any = None
-    outlet: Any = None
-    sent: bool = False
-    http: HttpRequest | None = None
-    wrap: Callable[[Any], Any] | None = None
-    ready_ns: int = 0
+    __slots__ = (
+        *("context", "data", "entry", "failure", "files", "http", "index", "inputs", "model_index", "outlet"),
+        *("outputs", "properties", "ready_ns", "reply", "request", "sent", "wrap"),
+    )
+
+    context: Context
+
+    def __init__(self, index: int, entry: Mapping[str, Any], properties: Mapping[str, Any], request: Any) -> None:
+        self.index = index
+        self.entry = entry
+        self.properties = properties
+        self.request = request
+        self.data: Any = None
+        self.files: Files | None = None
+        self.model_index = 0
+        self.inputs: Any = None
+        self.outputs: Any = None
+        self.failure: Failure | None = None
+        self.reply: Any = None
+        self.outlet: Any = None
+        self.sent = False
+        self.http: HttpRequest | None = None
+        self.wrap: Callable[[Any], Any] | None = None
+        self.ready_ns = 0
 
 
 @dataclass(frozen=True)

@@ -276,5 +276,5 @@ def open_items(
     """
     return [
         Item(index, entry, headers, Request(headers, request_id))
-        for index, (entry, headers, request_id) in enumerate(zip(data, properties, request_ids, strict=True))
+        for index, (entry, headers, request_id) in enumerate(zip(data, properties, request_ids))
     ]

@@ -250,7 +250,7 @@ class WorkerPredictor:
             outputs = split(outputs, len(items), hook=name)
         else:
             check_length(outputs, len(items), hook=name)
-        for item, output in zip(items, outputs, strict=True):
+        for item, output in zip(items, outputs):
             item.outputs = output
 
     def _originals(self, items: Sequence[Item]) -> dict[Item, Any]:

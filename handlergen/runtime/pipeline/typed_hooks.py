@@ -116,7 +116,7 @@ def _hint(function: Any, name: str) -> Any:
     plain = getattr(plain, "__func__", plain)
     if not hasattr(plain, "__globals__"):  # an object with __call__
         plain = type(plain).__call__
-    annotations = inspect.get_annotations(plain)
+    annotations = getattr(plain, "__annotations__", {})
     if name not in annotations:
         return _NONE
     holder = types.FunctionType((lambda: None).__code__, plain.__globals__)

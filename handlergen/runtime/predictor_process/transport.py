@@ -466,7 +466,7 @@ def _bytes(value: torch.Tensor) -> Any:
 def _overlaps(value: torch.Tensor) -> bool:
     """Return whether two elements share memory, as in a sliding window."""
     extent = 1
-    for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
+    for stride, size in sorted(zip(value.stride(), value.shape)):
         if size > 1 and stride < extent:
             return True
         extent += (size - 1) * stride
@@ -534,7 +534,7 @@ class SharedMemoryPool:
             self._next += 1
         self._lent[segment.number] = segment
         with memoryview(segment.memory) as memory:
-            for view, buffer in zip(_aligned_views(memory, sizes), buffers, strict=True):
+            for view, buffer in zip(_aligned_views(memory, sizes), buffers):
                 view[:] = buffer
                 view.release()
         return segment.number, None if fitting else segment.descriptor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import sys
@@ -109,7 +108,7 @@ class Health:
 
 def _worker_port(arguments: Sequence[str]) -> str:
     """Return TorchServe's number of a worker: its port or the end of its socket's name (ts/model_service_worker.py)."""
-    for name, value in itertools.pairwise(arguments):
+    for name, value in zip(arguments, arguments[1:]):
         if name in ("--sock-name", "--port"):
             found = re.search(r"(\d+)$", value)
             return found[1] if found else value

@@ -33,13 +33,15 @@ from ..contract import RuntimeSettings
 from ..device.device import Device
 from ..device.lock import lock_directory
 from ..diagnostics import logger, printer
-from ..server_process import ProcessFiles, started
+from ..server_process import ProcessFiles, started, torchserve_version
 from .stages import STAGE_NAMES
 
 _logger = logger()
 TRACE_DIR_VARIABLE = "HANDLERGEN_TRACE_DIR"
 PERIOD_S = 1.0
 SWITCH_VARIABLE = "HANDLERGEN_METRICS"
+_UNTYPED = "untyped"
+"""Its value where lines name no type: TorchServe 0.9 cannot read those that do (Metric.java)."""
 
 SECONDS = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
@@ -152,6 +154,8 @@ def switched_on(declared: Any = None) -> bool:
     cache = getattr(declared, "cache", None)
     if isinstance(cache, Mapping) and not any(ANSWERS in metrics for metrics in cache.values()):
         os.environ[SWITCH_VARIABLE] = "off"
+    elif () < torchserve_version() < (0, 10) and os.environ.get(SWITCH_VARIABLE) != "off":
+        os.environ[SWITCH_VARIABLE] = _UNTYPED
     return os.environ.get(SWITCH_VARIABLE) != "off"
 
 
@@ -281,9 +285,9 @@ class Metrics:
 
     def _line(self, name: str, unit: str, value: float, labels: Mapping[str, str], *, kind: str = "COUNTER") -> str:
         dimensions = ",".join(f"{key}:{text}" for key, text in {**labels, **self._labels}.items())
+        kind = "" if os.environ.get(SWITCH_VARIABLE) == _UNTYPED else f"|#type:{kind}"
         return (
-            f"[METRICS]{name}.{unit}:{_number(value)}|#{dimensions}|#type:{kind}|#hostname:{self._host},"
-            f"{int(time.time())}\n"
+            f"[METRICS]{name}.{unit}:{_number(value)}|#{dimensions}{kind}|#hostname:{self._host},{int(time.time())}\n"
         )
 
 

@@ -30,6 +30,7 @@ from ..device.lock import lock_directory
 from ..diagnostics import logger
 from ..pipeline.backend import failure_for
 from ..pipeline.hooks import Item
+from ..server_process import torchserve_version
 from .frontend import raise_to_torchserve
 
 _logger = logger()
@@ -47,6 +48,13 @@ _REFUSED = Failure(
     503,
     "DuplicateRequest",
     "TorchServe re-queued this request while stopping a worker, which had answered it. Retry the request.",
+    {"Retry-After": "1"},
+)
+
+_EMPTIED = Failure(
+    503,
+    "DuplicateRequest",
+    "TorchServe 0.9 re-queued this request while stopping a worker, and has lost its content. Retry the request.",
     {"Retry-After": "1"},
 )
 
@@ -147,6 +155,8 @@ class DuplicateRequests:
                 item.failure = failure_for(item, _REFUSED)
                 streamed |= how == STREAMED
                 _logger.warning("request %s was already answered by another worker", item.request.id)
+            elif _is_emptied(item):
+                item.failure = _EMPTIED
             else:
                 new.append(item)
         if streamed:
@@ -165,6 +175,14 @@ class DuplicateRequests:
         for item in items:
             if item.failure is None and item.reply.status < 400 and not item.sent:
                 self._answered.note(item.request.id, ANSWERED)
+
+
+def _is_emptied(item: Item) -> bool:
+    """Return whether a request comes without content and headers, as TorchServe 0.9 passes on one that it re-queued.
+
+    It sends the content of a request once (ModelRequestEncoder.encodeRequest); later versions send it each time.
+    """
+    return not item.entry and not item.properties and () < torchserve_version() < (0, 10)
 
 
 def _slot(request_id: str) -> tuple[int, bytes]:

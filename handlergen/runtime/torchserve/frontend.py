@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import select
 import socket
@@ -9,17 +10,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from types import FrameType
 from typing import Any
 
 from ..codec.content import JSON, NO_HEADERS, STREAM_WISH, reason_phrase
 from ..codec.errors import Failure
+from ..codec.kserve import looks_like_kserve
 from ..descriptors import closed_in_children
 from ..diagnostics import logger
 from ..pipeline.backend import is_describe
 from ..pipeline.hooks import Item
 from ..pipeline.pipeline import open_items
+from ..server_process import torchserve_version
 from ..telemetry.recording import Counts
 from .streaming import ConsumerGone, Outlet
 
@@ -27,7 +30,27 @@ from .streaming import ConsumerGone, Outlet
 def received(data: Sequence[Mapping[str, Any]], context: Any) -> list[Item]:
     """Return an item for each request of TorchServe's batch."""
     headers = [processor.get_request_properties() for processor in context.request_processor]
+    if () < torchserve_version() < (0, 12):
+        for entry, properties in zip(data, headers):
+            _as_from_newer_versions(entry, properties)
     return open_items(data, headers, [context.request_ids[index] for index in range(len(data))])
+
+
+def _as_from_newer_versions(entry: Any, properties: dict[str, Any]) -> None:
+    """Make of a request what TorchServe 0.12 would have passed on, where older versions say less, or say it elsewhere.
+
+    - KServe's addresses: `explain` is set there as under `/predictions`, and nothing tells the two apart. From 0.12 on
+      `url_path` is set under the latter (InferenceRequestHandler.handlePredictions). The body decides, unless the
+      client itself has sent a header `url_path`.
+    - gRPC: 0.9 and 0.10 set the header `ts_stream_next` of StreamPredictions, the only one over gRPC (Job.java). It
+      becomes the entry by which a client of newer versions asks for chunks.
+    """
+    names = [name for name, value in properties.items() if isinstance(value, str)]
+    if names == [STREAM_WISH]:
+        del properties[STREAM_WISH]
+        entry.setdefault(STREAM_WISH, b"true")
+    elif "explain" in names and not looks_like_kserve(entry, properties):
+        properties.setdefault("url_path", "")
 
 
 def answered(items: Sequence[Item], context: Any, counts: Counts) -> list[bytes]:
@@ -73,6 +96,17 @@ def answered(items: Sequence[Item], context: Any, counts: Counts) -> list[bytes]
     return bodies
 
 
+@cache
+def _sender_of_chunks() -> Callable[..., None]:
+    """Return TorchServe's `send_intermediate_predict_response`, which is in another module since 0.10."""
+    try:
+        module = importlib.import_module("ts.handler_utils.utils")
+    except ImportError:
+        module = importlib.import_module("ts.protocol.otf_message_handler")
+    send: Callable[..., None] = module.send_intermediate_predict_response
+    return send
+
+
 class TorchServeOutlet:
     """Sends chunks through the worker's connection to the frontend.
 
@@ -89,8 +123,7 @@ class TorchServeOutlet:
     def send(
         self, item: Item, body: bytes, content_type: str, status: int = 200, headers: Mapping[str, str] = NO_HEADERS
     ) -> None:
-        from ts.handler_utils.utils import send_intermediate_predict_response
-
+        send_intermediate_predict_response = _sender_of_chunks()
         with self._one_at_a_time:
             if not item.sent:
                 self._begin(item)

@@ -123,7 +123,7 @@ def _unsuitable(item: Item) -> str:
         "explanation": item.properties.get("explain") == "True",
         "compressed body": is_compressed(item.properties),
         "form-encoded body": content_type.startswith("application/x-www-form-urlencoded"),  # TorchServe changes it
-        "body that TorchServe decoded": not all(isinstance(each, bytes | bytearray) for each in item.entry.values()),
+        "body that TorchServe decoded": not all(isinstance(each, (bytes, bytearray)) for each in item.entry.values()),
     }
     return next((reason for reason, applies in reasons.items() if applies), "")
 

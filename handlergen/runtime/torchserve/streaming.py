@@ -11,7 +11,8 @@ How TorchServe 0.12 streams (read in its jar and in ts/handler_utils/utils.py, a
 - A worker is not informed that a client has gone; the frontend drops chunks that it can no longer send.
 - A worker cannot see whether a gRPC request came by Predictions or by StreamPredictions, and a second message for
   the former throws in the frontend, which then ends the worker. So a gRPC request streams only if its input has the
-  entry `ts_stream_next`; otherwise it gets all chunks in one message, by either call.
+  entry `ts_stream_next`; otherwise it gets all chunks in one message, by either call. (0.9 and 0.10 say so in a header;
+  `frontend.received` makes an entry of it.)
 """
 
 from __future__ import annotations
@@ -135,14 +136,14 @@ class Chunks:
     def _encoded(self, chunk: Any) -> tuple[bytes, str]:
         if self._head is not None:
             text = isinstance(chunk, str)
-            if not text and not isinstance(chunk, bytes | bytearray | memoryview):
+            if not text and not isinstance(chunk, (bytes, bytearray, memoryview)):
                 raise EncodeError(f"A streamed response has text and bytes; this one has {type(chunk).__name__}")
             kind = self._head.content_type or (TEXT if text else OCTETS)
             return chunk.encode("utf-8", "replace") if isinstance(chunk, str) else bytes(chunk), kind
         if isinstance(chunk, str):
             wants_events = EVENT_STREAM in self._item.request.headers.get("accept", "")
             return chunk.encode("utf-8", "replace"), EVENT_STREAM if wants_events else TEXT
-        if isinstance(chunk, bytes | bytearray | memoryview):
+        if isinstance(chunk, (bytes, bytearray, memoryview)):
             return bytes(chunk), OCTETS
         return dump(chunk, self._nan) + b"\n", NDJSON
 
@@ -203,7 +204,7 @@ def wants_chunks(item: Item) -> bool:
         return False
     if item.request.is_grpc:
         value = item.entry.get(STREAM_WISH, b"")
-        if isinstance(value, bytes | bytearray):
+        if isinstance(value, (bytes, bytearray)):
             return bytes(value).strip().lower() not in _UNWANTED
         return bool(value)
     accepted = item.request.headers.get("accept", "").lower()
@@ -217,7 +218,7 @@ def gathered(chunks: list[Any]) -> Any:
     """
     if chunks and all(isinstance(chunk, str) for chunk in chunks):
         return "".join(chunks)
-    if chunks and all(isinstance(chunk, bytes | bytearray | memoryview) for chunk in chunks):
+    if chunks and all(isinstance(chunk, (bytes, bytearray, memoryview)) for chunk in chunks):
         joined = b"".join(chunks)
         try:
             return joined.decode()
