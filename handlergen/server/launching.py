@@ -7,6 +7,7 @@ server carries its marker in the environment: that is how they are found, and no
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -90,6 +91,35 @@ def write_state(state: ServerState) -> None:
     temporary.write_text(json.dumps(asdict(state), indent=2) + "\n", "utf-8")
     temporary.chmod(0o600)
     temporary.replace(path)
+
+
+@contextlib.contextmanager
+def exclusive(lock: Path, taken: Callable[[], ServerError]) -> Iterator[None]:
+    """Hold the lock on a file, which has this process's id; on a file system without locks, hold nothing.
+
+    Args:
+        lock: In the directory `STATE_DIR`, which is made if necessary.
+        taken: Returns the error for a lock that another process holds.
+
+    Raises:
+        ServerError: Another process holds the lock, or the file cannot be made.
+    """
+    try:
+        lock.parent.mkdir(mode=0o700, exist_ok=True)
+        handle = lock.open("a+")
+    except OSError as error:
+        raise ServerError(f"{lock.parent} cannot be written: {error}") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise taken() from None
+        except OSError:
+            pass
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
 
 
 def temp_directory() -> Path:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from handlergen.server.launching import (
     TEMP_PREFIX,
     ServerState,
     end_marked,
+    exclusive,
     launch,
     read_state,
     state_path,
@@ -153,7 +153,8 @@ def serve(
     environ = dict(os.environ if environ is None else environ)
     environ[LIMIT_VARIABLE] = str(settings.max_request_size)
     java = find_java(environ)
-    with _starting(path):
+    # On a file system without locks two servers at once fail on their ports.
+    with exclusive(path.parent / STATE_DIR / f"{path.name}.lock", lambda: _is_starting(path)):
         _refuse_conflicts(path, settings)
         log_files = log_directory(path.parent, environ)
         last = last_server(path, log_files)
@@ -287,26 +288,11 @@ def log_directory(directory: Path, environ: Mapping[str, str] | None = None) -> 
     return directory / (os.environ if environ is None else environ).get("LOG_LOCATION", "logs")
 
 
-@contextlib.contextmanager
-def _starting(config: Path) -> Iterator[None]:
-    """Hold the lock on starting a server on this configuration. Raises ServerError when another process holds it."""
-    lock = config.parent / STATE_DIR / f"{config.name}.lock"
-    try:
-        lock.parent.mkdir(mode=0o700, exist_ok=True)
-        handle = lock.open("w")
-    except OSError as error:
-        raise ServerError(f"{lock.parent} cannot be written: {error}") from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ServerError(
-                f"another `handlergen serve` is starting a server on {shown(config)}",
-                hint="wait until it is done, or stop it with Ctrl-C",
-            ) from None
-        except OSError:  # a file system without locks: two servers at once fail on their ports
-            pass
-        yield
+def _is_starting(config: Path) -> ServerError:
+    return ServerError(
+        f"another `handlergen serve` is starting a server on {shown(config)}",
+        hint="wait until it is done, or stop it with Ctrl-C",
+    )
 
 
 def _refuse_conflicts(config: Path, settings: ServerSettings) -> None:

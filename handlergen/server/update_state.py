@@ -9,15 +9,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from handlergen.errors import HandlergenError, ServerError
 from handlergen.project.settings import shown
-from handlergen.server.launching import STATE_DIR
+from handlergen.server.launching import STATE_DIR, exclusive
 
 Step = Literal["archive", "register", "load", "shadow", "switch", "retire"]
 """What an update is doing: `retire` is all that follows the switch."""
@@ -109,32 +107,15 @@ class UpdateRecords:
         pid = self._holder()
         return [UnfinishedUpdate(model, record.pending, pid) for model, record in records if record.pending]
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the lock on this server's updates.
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the lock on this server's updates. Raises ServerError when another process holds it."""
+        return exclusive(self._lock, self._is_running)
 
-        Raises:
-            ServerError: Another process holds it, or it cannot be made.
-        """
-        try:
-            self._lock.parent.mkdir(mode=0o700, exist_ok=True)
-            handle = self._lock.open("a+")
-        except OSError as error:
-            raise ServerError(f"{shown(self._lock.parent)} cannot be written: {error}") from error
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ServerError(
-                    f"another update or rollback is running on {shown(self._config)} (process {self._holder() or '?'})",
-                    hint="wait until it is done, or stop it with Ctrl-C; `handlergen status` shows its step",
-                ) from None
-            except OSError:  # a file system without locks
-                pass
-            handle.truncate(0)
-            handle.write(str(os.getpid()))
-            handle.flush()
-            yield
+    def _is_running(self) -> ServerError:
+        return ServerError(
+            f"another update or rollback is running on {shown(self._config)} (process {self._holder() or '?'})",
+            hint="wait until it is done, or stop it with Ctrl-C; `handlergen status` shows its step",
+        )
 
     def _holder(self) -> int | None:
         """Return the process that holds the lock."""

@@ -116,8 +116,12 @@ class Commands:
 
     def record(self, items: Sequence[Item]) -> None:
         """Record answered requests, if that was commanded."""
-        if self._held is not None:
+        if self._held is None:
+            return
+        try:
             self._recorder.record(items)
+        except Exception as error:  # never a request's concern
+            logger().warning("requests are not recorded: %s: %s", type(error).__name__, error)
 
     def _obey(self, command: Mapping[str, Any]) -> None:
         held = self._held
