@@ -19,6 +19,7 @@ import pytest
 
 from handlergen.client import Client
 from handlergen.runtime.device.lock import lock_directory
+from handlergen.server.launching import read_state
 from handlergen.server.ports import free_port_settings, listeners
 from tests.archives import make_archive
 from tests.commands import HANDLERGEN, handlergen, processes_of
@@ -110,7 +111,7 @@ def test_ctrl_c_while_stop_drains_ends_the_server_at_once(
         command = [HANDLERGEN, "stop", "--drain", "600"]
         stop = subprocess.Popen(command, cwd=server.directory, stderr=subprocess.PIPE, text=True)
         try:
-            until(drains)
+            until(lambda: drains(server.config))
             stop.send_signal(signal.SIGINT)
         finally:
             said = stop.communicate(timeout=40)[1]
@@ -118,9 +119,10 @@ def test_ctrl_c_while_stop_drains_ends_the_server_at_once(
     assert processes_of(server.config) == []
 
 
-def drains() -> bool:
-    """Whether a worker has been told to refuse requests."""
-    return any(lock_directory().glob("refusing-*"))
+def drains(config: Path) -> bool:
+    """Whether a worker of this server has been told to refuse requests; other servers share the directory."""
+    state = read_state(config)
+    return state is not None and any(lock_directory().glob(f"refusing-*-{state.pid}-*"))
 
 
 @contextmanager
@@ -190,7 +192,7 @@ def test_a_second_signal_to_serve_ends_it_at_once(
         one_in_hand(client, history, 50),
     ):
         process.send_signal(signal.SIGINT)
-        until(drains)
+        until(lambda: drains(config))
         process.send_signal(signal.SIGTERM)
     assert process.returncode == 130, "".join(said)
     assert any("Ctrl-C again ends the server at once" in line for line in said)
