@@ -40,6 +40,8 @@ _SLACK_S = 10.0
 """A fence must still last so long when it is used."""
 _POLL_S = 0.02
 _BUSY_S = 5.0
+_REFUSED = frozenset(("ModelNotFoundException", "ModelVersionNotFoundException", "InvalidKeyException", "BadCommand"))
+"""What is not the model's handler's answer, and stays so."""
 _WORKER_DIED = "Worker died."
 _FAILURES = 3
 """A handler that fails so often to describe its model is not handlergen's."""
@@ -79,9 +81,9 @@ def patient_command(describe: Describe, deadline: float, **commands: Any) -> dic
         try:
             return command(describe, max(_POLL_S, deadline - time.monotonic()), **commands)
         except RequestFailed as error:
-            if error.status < 500 or time.monotonic() > deadline:
-                raise
             kind, message = error_text(error.body)
+            if kind in _REFUSED or time.monotonic() > deadline:
+                raise
             failures += kind != _NO_PLACE and message != _WORKER_DIED
             if failures == _FAILURES:
                 raise UnknownCommand(f"the model's handler cannot describe it: {error.message}") from error

@@ -15,6 +15,7 @@ from handlergen.runtime.codec.errors import error_text
 
 _POLL_S = 0.2
 _ATTEMPTS = 5
+_ATTEMPTS_AT_LAST = 3
 _REFUSES_S = 5.0
 """How long the last worker of a model refuses requests before it is ended."""
 _UNFINISHED = frozenset(("NullPointerException", "ConcurrentModificationException", "IllegalStateException"))
@@ -64,9 +65,9 @@ class ModelWorkers:
         """End the only worker when it has answered what the queue had; it refuses what comes later.
 
         TorchServe never answers what is in the queue of a model without workers. If a request has reached it
-        nevertheless, the worker is brought back for it.
+        nevertheless, the worker is brought back for it. Where clients go on sending requests, it stays in the end.
         """
-        while True:
+        for _ in range(_ATTEMPTS_AT_LAST):
             ready = any(worker["status"] == READY for worker in self._raw()["workers"])
             if deadline is not None and ready:
                 try:
@@ -78,14 +79,13 @@ class ModelWorkers:
             time.sleep(_POLL_S)
             if deadline is None or not self._waiting():
                 return
-            if time.monotonic() > deadline:
-                raise ServerError(
-                    "clients keep sending requests to the model, which has no worker now; those in its queue get no "
-                    "answer until it has one"
-                )
             self.put(1, 1)
             while self._waiting() and time.monotonic() < deadline:
                 time.sleep(_POLL_S)
+        raise ServerError(
+            "clients keep sending requests to the model: its last worker was not ended",
+            hint="stop them or have them use another version first, or end the worker at once by --now",
+        )
 
     def _wait_for_others(self, deadline: float) -> None:
         """Wait until the queue of workers that know no commands is empty."""

@@ -100,12 +100,13 @@ class ProcessFiles:
         """Return whether the process counts."""
         return self.own.exists()
 
-    def lasts(self) -> bool:
-        """Return whether the time that `add` was given has not passed."""
+    def lasts(self, since: float) -> bool:
+        """Return whether `add` was called after `since` (`time.time()`), and its time has not passed."""
         try:
-            return time.time() < self.own.stat().st_mtime
+            found = self.own.stat()
         except OSError:
             return False
+        return found.st_ctime >= since and time.time() < found.st_mtime
 
     def pids(self) -> list[int]:
         """Return the ids of the running processes of this kind."""

@@ -18,7 +18,6 @@ from typing import Literal
 from handlergen.archives.mar import sha256_of
 from handlergen.archives.signing import signature_path
 from handlergen.client import Client, ModelStatus
-from handlergen.client.fence import UnknownCommand
 from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed, ServerError
 from handlergen.project.settings import shown
 from handlergen.server.lifecycle import RunningServer
@@ -34,7 +33,6 @@ PREVIOUS = ".previous"
 """Directory in the model store with the archives that a rollback may need."""
 
 _CONFLICT = (400, 409)
-_COMMAND_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -226,9 +224,6 @@ class Replacing:
         # Workers that are ended while they load look like failures, so surplus ones load first.
         for workers in dict.fromkeys((max(own, plan.workers), plan.workers)):
             self._client.scale(self.name, workers, version=plan.new, timeout=self._timeout, progress=watch)
-        with suppress(UnknownCommand, RequestFailed):
-            # Its last worker refuses requests for a while when it was about to be unregistered.
-            self._client.command(self.name, version=plan.new, wait_s=_COMMAND_S, refuse=0)
 
     def _compare(self, plan: Replacement, wanted: Shadow) -> ShadowReport:
         last = -1

@@ -224,7 +224,7 @@ def shared(_shared_server: Server) -> Iterator[Factory]:
     registered = _shared_server.client.models()
     for archive in added:
         if archive.stem in registered:  # a test may have unregistered it
-            _shared_server.client.unregister(archive.stem)
+            _shared_server.client.unregister(archive.stem, drain_s=0)
         (_shared_server.store / archive.name).unlink(missing_ok=True)
 
 

@@ -103,6 +103,14 @@ def test_refusing_ends_by_itself(commanded: Commanded) -> None:
     until(lambda: commanded.predict(1)[0] == 200)
 
 
+def test_a_worker_that_starts_later_refuses_nothing(commanded: Commanded, tmp_path: Path) -> None:
+    commanded.command(refuse=60)
+    time.sleep(0.3)  # longer than the clocks may differ
+    commanded.worker._commands = Commands(("m", "1.0"), tmp_path / "locks", bool)
+    assert commanded.predict(1)[:2] == (200, 2)
+    assert commanded.command(refuse=60)["refusing"]
+
+
 def test_what_ended_workers_held_does_not_count_and_is_removed(commanded: Commanded, tmp_path: Path) -> None:
     thread = commanded.holding(60)
     (own,) = (tmp_path / "locks").glob("held-*")

@@ -64,6 +64,8 @@ class Commands:
         self._held: ProcessFiles | None = None
         self._refusing = False
         self._check_at = 0.0
+        # A worker that starts now was not told to refuse. File systems' clocks lag by up to 10 ms.
+        self._since = time.time() - 0.1
         if directory is not None:
             server = server_of_this_process()
             key = (f"{server[0]} {server[1]}", *model)
@@ -147,6 +149,6 @@ class Commands:
         now = time.monotonic()
         if now >= self._check_at:
             self._check_at = now + _CHECK_EVERY_S
-            self._refusing = self._stop.lasts()
+            self._refusing = self._stop.lasts(self._since)
             self._recorder.look()
         return self._refusing
