@@ -83,6 +83,7 @@ def _serve(
 ) -> None:
     """Start the server and report it; `arguments` are further ones of `serve`."""
     from handlergen.runtime.telemetry.recording import TRACE_DIR_VARIABLE
+    from handlergen.server.launching import uninterrupted
     from handlergen.server.lifecycle import running_server, serve
 
     _configure(config)
@@ -105,19 +106,27 @@ def _serve(
             running.stop()
     except KeyboardInterrupt:
         # The server may have started before serve returned; do not stop one that ran before.
-        started = running_server(config)
-        if started and (before is None or started.state.marker != before.state.marker):
-            if foreground and drain:
-                with contextlib.suppress(OSError):  # the terminal was closed
-                    click.echo(
-                        f"stopping: requests under way have {drain:g} s; Ctrl-C again ends the server at once", err=True
-                    )
-            report = started.stop(drain=drain)
-            if report:
-                warn(*_unanswered(report))
-            if foreground:
-                click.echo("stopped", err=True)
-                return
+        marker = before.state.marker if before else None
+        try:
+            started = running_server(config)
+            if started and started.state.marker != marker:
+                if foreground and drain:
+                    with contextlib.suppress(OSError):  # the terminal was closed
+                        click.echo(
+                            f"stopping: requests under way have {drain:g} s; Ctrl-C again ends the server at once",
+                            err=True,
+                        )
+                report = started.stop(drain=drain)
+                if report:
+                    warn(*_unanswered(report))
+                if foreground:
+                    click.echo("stopped", err=True)
+                    return
+        finally:  # a second signal may come at any moment
+            with uninterrupted():
+                left = running_server(config)
+                if left and left.state.marker != marker:
+                    left.stop(drain=0)
         raise
 
 

@@ -20,6 +20,7 @@ import pytest
 from handlergen.client import Client
 from handlergen.runtime.device.lock import lock_directory
 from handlergen.server.launching import read_state
+from handlergen.server.lifecycle import stop
 from handlergen.server.ports import free_port_settings, listeners
 from tests.archives import make_archive
 from tests.commands import HANDLERGEN, handlergen, processes_of
@@ -160,6 +161,7 @@ def foreground(config: Path, **options: Any) -> Iterator[tuple[subprocess.Popen[
     finally:
         process.kill()
         process.wait()
+        stop(config, drain=0)  # what holds the pipe open, after a failure
         reader.join(10)
         process.stdout.close()
 
@@ -196,6 +198,15 @@ def test_a_second_signal_to_serve_ends_it_at_once(
         process.send_signal(signal.SIGTERM)
     assert process.returncode == 130, "".join(said)
     assert any("Ctrl-C again ends the server at once" in line for line in said)
+    assert processes_of(config) == []
+
+
+def test_two_signals_at_once_leave_no_server(project: Callable[..., Path], mars: dict[str, Path]) -> None:
+    config = project(mars["worker"])
+    with foreground(config) as (process, said):
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+    assert process.returncode in (0, 130), "".join(said)
     assert processes_of(config) == []
 
 
