@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
+from handlergen.runtime.codec.content import COMMAND
 from handlergen.runtime.codec.errors import error_text
-from handlergen.runtime.torchserve.control import COMMAND
 
 
 class Describe(Protocol):

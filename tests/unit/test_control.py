@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from handlergen.runtime.codec.content import COMMAND
 from handlergen.runtime.server_process import ProcessFiles, server_of_this_process
-from handlergen.runtime.torchserve.control import COMMAND, Commands
+from handlergen.runtime.torchserve.control import Commands
 from tests.histories import until
 from tests.serving import ServerContext
 

@@ -17,7 +17,7 @@ from handlergen.client import ModelStatus
 from handlergen.client.fence import patient_command
 from handlergen.client.results import READY, WorkerStatus
 from handlergen.errors import RequestFailed, ServerError
-from handlergen.runtime.torchserve.control import COMMAND
+from handlergen.runtime.codec.content import COMMAND
 from handlergen.server.draining import StopReport, drain_server
 from handlergen.server.ports import free_port_settings
 from handlergen.server.properties import server_settings

@@ -313,3 +313,11 @@ def test_nothing_else_names_a_form() -> None:
         if isinstance(node, ast.Constant) and node.value in names
     ]
     assert wrong == []
+
+
+def test_servers_and_clients_wait_for_no_torch() -> None:
+    """Its import takes seconds, and fails in a directory that no longer exists."""
+    verbs = ("serve", "status", "update", "invoke", "doctor")
+    modules = ["handlergen.client", "handlergen.server.update", *(f"handlergen.cli.{verb}" for verb in verbs)]
+    code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

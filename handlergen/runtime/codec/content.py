@@ -38,6 +38,9 @@ _NPY_NAMES = (NPY, "application/npy")
 _MSGPACK_NAMES = ("application/x-msgpack", "application/msgpack", "application/vnd.msgpack")
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+COMMAND = "x-handlergen-command"
+"""A header of DESCRIBE with commands to a worker; see `torchserve.control`."""
+
 STREAM_WISH = "ts_stream_next"
 """TorchServe's header for the chunks of an answer. As an entry of a gRPC request's input with the value `true`, it asks
 for chunks as they are made (see `streaming`). Hooks see neither."""

@@ -25,6 +25,7 @@ from os import getpid
 from pathlib import Path
 from typing import Any
 
+from ..codec.content import COMMAND
 from ..codec.encode import encode
 from ..codec.errors import Failure
 from ..device.lock import lock_directory
@@ -34,7 +35,6 @@ from ..pipeline.hooks import Item
 from ..server_process import ProcessFiles, server_of_this_process
 from .shadow import RequestRecorder
 
-COMMAND = "x-handlergen-command"
 _LONGEST_S = 600.0
 _POLL_S = 0.02
 _CHECK_EVERY_S = 0.02
