@@ -334,8 +334,8 @@ class Client:
 
     def _refuse_unregistration(self, status: ModelStatus) -> None:
         """Raise what the server would raise, before anything is changed."""
-        several = len(self._describe(status.name, "all")) > 1
-        kept = several and self.describe(status.name).version == status.version
+        default, *others = self.versions(status.name)
+        kept = bool(others) and default.version == status.version
         # A request for a version that does not exist only reveals whether the model API is on.
         version = status.version if kept else f"{status.version}-{secrets.token_hex(8)}"
         try:

@@ -40,6 +40,8 @@ _SLACK_S = 10.0
 """A fence must still last so long when it is used."""
 _POLL_S = 0.02
 _BUSY_S = 5.0
+_SENT_S = 1.0
+"""A request that was sent so long ago has reached the model's queue."""
 _REFUSED = frozenset(("ModelNotFoundException", "ModelVersionNotFoundException", "InvalidKeyException", "BadCommand"))
 """What is not the model's handler's answer, and stays so."""
 _WORKER_DIED = "Worker died."
@@ -90,23 +92,6 @@ def patient_command(describe: Describe, deadline: float, **commands: Any) -> dic
         time.sleep(_POLL_S)
 
 
-def empty_queue(describe: Describe, *, seconds: float, deadline: float) -> None:
-    """Wait until the only worker of a model has answered what is in the queue; let it refuse what comes later.
-
-    TorchServe gives out what is in a queue in turn, so what was there before a command is taken before it.
-
-    Args:
-        seconds: How long the worker refuses requests.
-        deadline: When to give up, on `time.monotonic`'s clock.
-
-    Raises:
-        UnknownCommand: The worker does not know commands.
-        ServerError: The worker is still busy at the deadline.
-    """
-    patient_command(describe, deadline)
-    patient_command(describe, deadline, refuse=seconds)
-
-
 @contextmanager
 def fence(describe: Describe, pids: Sequence[int], *, deadline: float, notice: Notice | None) -> Iterator[None]:
     """Let these workers hold a request each while the block runs, which ends them; if it fails, they go on.
@@ -143,7 +128,7 @@ class _Fence:
 
     def build(self, notice: Notice | None) -> None:
         """Return when all workers hold a request."""
-        self._start(self._begin)
+        self._start(self._look)
         began = time.monotonic()
         while not self._complete.wait(_POLL_S):
             now = time.monotonic()
@@ -162,48 +147,44 @@ class _Fence:
     def release(self) -> None:
         """Let the workers that still run answer."""
         self._complete.set()
-        if self._held_since:
-            with suppress(HandlergenError):
-                command(self._describe, _SLACK_S, release=self._pids)
+        # Nobody waits for the answer: a request that has reached the queue gets its turn.
+        with suppress(HandlergenError):
+            command(self._describe, _SENT_S, release=self._pids)
 
     def _start(self, task: Callable[[], None]) -> None:
-        threading.Thread(target=self._repeat, args=(task,), name="handlergen-fence", daemon=True).start()
+        threading.Thread(target=self._run, args=(task,), name="handlergen-fence", daemon=True).start()
 
-    def _begin(self) -> None:
-        # What they may still hold for a client that was killed ends at an unknown time.
-        patient_command(self._describe, self._deadline, release=self._pids)
-        for _ in self._pids:
-            self._start(self._hold)
-        while not self._complete.is_set():
-            self._look()
-            self._complete.wait(_POLL_S)
-
-    def _repeat(self, task: Callable[[], None]) -> None:
+    def _run(self, task: Callable[[], None]) -> None:
         try:
-            while not self._complete.wait(_POLL_S):
-                task()
+            task()
         except Exception as error:  # after the end: httpx's, when the client is closed
             if not self._complete.is_set() and time.monotonic() < self._deadline:
                 self._failure = error
                 self._complete.set()
 
+    def _look(self) -> None:
+        """Ask workers that are not to be ended who holds a request, until all that are to be ended do."""
+        # What they may still hold for a client that was killed ends at an unknown time.
+        patient_command(self._describe, self._deadline, release=self._pids)
+        for _ in self._pids:
+            self._start(self._hold)
+        while not self._complete.wait(_POLL_S):
+            holding = patient_command(self._describe, self._deadline)["holding"]
+            now = time.monotonic()
+            with self._lock:
+                # One that holds a request now may do so since the last look.
+                self._held_since = {pid: self._held_since.get(pid, self._looked_at) for pid in holding}
+                self._looked_at = now
+                lasting = {pid for pid, since in self._held_since.items() if now - since < _LEASE_S - _SLACK_S}
+            if lasting.issuperset(self._pids):
+                self._complete.set()
+
     def _hold(self) -> None:
         """Keep a request on its way to a worker that holds it."""
-        answer = patient_command(self._describe, self._deadline + _LEASE_S, hold=self._pids, seconds=_LEASE_S)
-        with self._lock:
-            self._held_since.pop(answer["pid"], None)
-
-    def _look(self) -> None:
-        """Ask a worker that is not to be ended who holds a request."""
-        holding = patient_command(self._describe, self._deadline)["holding"]
-        now = time.monotonic()
-        with self._lock:
-            # One that holds a request now may do so since the last look.
-            self._held_since = {pid: self._held_since.get(pid, self._looked_at) for pid in holding}
-            self._looked_at = now
-            lasting = {pid for pid, since in self._held_since.items() if now - since < _LEASE_S - _SLACK_S}
-        if lasting.issuperset(self._pids):
-            self._complete.set()
+        while not self._complete.wait(_POLL_S):
+            answer = patient_command(self._describe, self._deadline + _LEASE_S, hold=self._pids, seconds=_LEASE_S)
+            with self._lock:
+                self._held_since.pop(answer["pid"], None)
 
     def _busy(self) -> str:
         busy = sorted(set(self._pids) - self._held_since.keys())

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from handlergen.client.connection import ApiConnection
-from handlergen.client.fence import Notice, UnknownCommand, empty_queue, fence
+from handlergen.client.fence import Notice, UnknownCommand, fence, patient_command
 from handlergen.client.results import READY
 from handlergen.errors import RequestFailed, ServerError
 from handlergen.runtime.codec.errors import error_text
@@ -71,7 +71,8 @@ class ModelWorkers:
             ready = any(worker["status"] == READY for worker in self._raw()["workers"])
             if deadline is not None and ready:
                 try:
-                    empty_queue(self.describe, seconds=_REFUSES_S, deadline=deadline)
+                    # TorchServe gives out what is in a queue in turn: what was there before is answered by then.
+                    patient_command(self.describe, deadline, refuse=_REFUSES_S)
                 except UnknownCommand as error:
                     _warn(notice, error)
                     self._wait_for_others(deadline)
