@@ -51,12 +51,10 @@ class CogModule(UserModule):
         self._call_once("load")
 
     def load_without_model(self) -> None:
-        self._owner = object.__new__(self._user_class())
+        self._owner = self._unconstructed()
 
     def hooks(self) -> Hooks:
-        predict = self._bound("predict")
-        if predict is None:
-            raise RuntimeError(f"{self._contract.class_name} has no predict")
+        predict = self._predict()
         names = [each.name for each in predict.parameters]
         keys = BoundHook("input", lambda item: _keys(with_files(item.data, item.files), names))
         return (ModelHooks(keys, replace(predict, call=_caller(predict))),)

@@ -29,12 +29,10 @@ class LitApiModule(UserModule):
         self._call_once("load")
 
     def load_without_model(self) -> None:
-        self._owner = object.__new__(self._user_class())  # as for the model-class form
+        self._owner = self._unconstructed()
 
     def hooks(self) -> Hooks:
-        decode, predict = self._bound("preprocess"), self._bound("predict")
-        if predict is None:
-            raise RuntimeError(f"{self._contract.class_name} has no predict")
+        decode, predict = self._bound("preprocess"), self._predict()
         # A form's files stand beside its fields, as in the form that LitServe passes.
         before = BoundHook("decode_request", lambda item: with_files(item.data, item.files))
         if decode is not None:

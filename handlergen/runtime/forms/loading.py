@@ -66,12 +66,26 @@ class UserModule(abc.ABC):
     def _user_class(self) -> Any:
         return getattr(self._module, self._contract.class_name or "Model")
 
+    def _unconstructed(self) -> Any:
+        """Return an instance of the class whose constructor was not called: it may put weights on the device.
+
+        preprocess and postprocess, where they run in a worker, read nothing that the constructor makes.
+        """
+        return object.__new__(self._user_class())
+
     def _bound(self, role: str, owner: Any = None) -> BoundHook | None:
         """Return a hook for requests, an attribute of `owner` where there is one; None when the module has no such."""
         hook = self._contract.hooks.get(role)
         if hook is None:
             return None
         return bind(getattr(self._owner if owner is None else owner, hook.name), hook, self._constants)
+
+    def _predict(self) -> BoundHook:
+        """Return the hook `predict`. Raises RuntimeError when the class has none."""
+        predict = self._bound("predict")
+        if predict is None:
+            raise RuntimeError(f"{self._contract.class_name} has no predict")
+        return predict
 
     def _call_once(self, role: str) -> Any:
         """Call a hook that is not for requests; None when the module has no such hook."""

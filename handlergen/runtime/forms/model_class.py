@@ -61,15 +61,10 @@ class ModelClassModule(UserModule):
         self._call_once("load")
 
     def load_without_model(self) -> None:
-        # Without its constructor, which may put weights on the device: preprocess and postprocess, where they run
-        # in a worker, read nothing that the constructor makes.
-        self._owner = object.__new__(self._user_class())
+        self._owner = self._unconstructed()
 
     def hooks(self) -> Hooks:
-        predict = self._bound("predict")
-        if predict is None:
-            raise RuntimeError(f"{self._contract.class_name} has no predict")
-        return (ModelHooks(self._bound("preprocess"), predict, self._bound("postprocess")),)
+        return (ModelHooks(self._bound("preprocess"), self._predict(), self._bound("postprocess")),)
 
     def _arguments(self, model_class: type) -> dict[str, Any]:
         """Return the arguments that Truss offers and the constructor names; all of them for `**kwargs`."""
