@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from handlergen.errors import HandlergenError
+from handlergen.errors import HandlergenError, ModuleFailed
 from handlergen.runtime.diagnostics import ROOT
 from handlergen.server.configuration import handlergen_command
 
@@ -27,6 +27,18 @@ _FAILED = "request %s failed"
 def print_json(report: Any, *, indent: int | None = 2, ensure_ascii: bool = True) -> None:
     """Print a report as JSON on stdout; values that JSON lacks, such as dates, become strings."""
     click.echo(json.dumps(report, indent=indent, ensure_ascii=ensure_ascii, default=str))
+
+
+@contextlib.contextmanager
+def errors_as_json(wanted: bool) -> Iterator[None]:
+    """Print an error that ends the block as JSON, too, if that is wanted."""
+    try:
+        yield
+    except HandlergenError as error:
+        if wanted:
+            traceback = error.traceback if isinstance(error, ModuleFailed) else None
+            print_json({"error": error.message, "hint": error.hint, "traceback": traceback})
+        raise
 
 
 def warn(*warnings: str) -> None:

@@ -17,8 +17,7 @@ import click
 
 from handlergen.cli import options
 from handlergen.cli.errors import interrupted_by
-from handlergen.cli.printing import counted, default_mark, per_device, print_json, restart_command, warn
-from handlergen.errors import HandlergenError, ModuleFailed
+from handlergen.cli.printing import counted, default_mark, errors_as_json, per_device, print_json, restart_command, warn
 from handlergen.server.configuration import archive_command, handlergen_command
 
 if TYPE_CHECKING:
@@ -68,13 +67,8 @@ def command(*, config: Path, foreground: bool, trace: Path | None, as_json: bool
       handlergen serve
       handlergen invoke digits --file three.png
     """
-    try:
+    with errors_as_json(as_json):
         _serve(config, foreground=foreground, as_json=as_json, trace=trace, **arguments)
-    except HandlergenError as error:
-        if as_json:
-            traceback = error.traceback if isinstance(error, ModuleFailed) else None
-            print_json({"error": error.message, "hint": error.hint, "traceback": traceback})
-        raise
 
 
 @interrupted_by(signal.SIGTERM, signal.SIGHUP)

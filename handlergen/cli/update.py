@@ -12,8 +12,7 @@ import click
 
 from handlergen.cli import options
 from handlergen.cli.errors import interrupted_by
-from handlergen.cli.printing import counted, per_device, print_json, warn
-from handlergen.errors import HandlergenError, ModuleFailed
+from handlergen.cli.printing import counted, errors_as_json, per_device, print_json, warn
 from handlergen.project.settings import SETTINGS
 from handlergen.server.configuration import handlergen_command
 
@@ -153,18 +152,14 @@ def _say(text: str) -> None:
 def _run(name: str, config: Path, as_json: bool, work: Callable[[], UpdateReport]) -> None:
     """Do the work and print its report; when it is interrupted, say how to go on."""
     try:
-        report = work()
+        with errors_as_json(as_json):
+            report = work()
     except KeyboardInterrupt:
         click.echo(
             f"interrupted: the same command goes on, `{handlergen_command(f'rollback {name}', config)}` goes back, and "
             f"`{handlergen_command('status', config)}` shows which version serves",
             err=True,
         )
-        raise
-    except HandlergenError as error:
-        if as_json:
-            traceback = error.traceback if isinstance(error, ModuleFailed) else None
-            print_json({"error": error.message, "hint": error.hint, "traceback": traceback})
         raise
     warn(*report.warnings)
     if as_json:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -85,11 +86,19 @@ def read_state(config: Path) -> ServerState | None:
 
 def write_state(state: ServerState) -> None:
     """Record the state in a file that only this user can read. Raises OSError."""
-    path = state_path(Path(state.config))
+    write_private(state_path(Path(state.config)), asdict(state))
+
+
+def write_private(path: Path, value: Any) -> None:
+    """Replace a file in the directory `STATE_DIR` by a value as JSON, atomically; only this user can read it.
+
+    Raises:
+        OSError: The file cannot be written; it is as it was.
+    """
     path.parent.mkdir(mode=0o700, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(asdict(state), indent=2) + "\n", "utf-8")
-    temporary.chmod(0o600)
+    temporary.touch(mode=0o600)
+    temporary.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
     temporary.replace(path)
 
 

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from handlergen.server.launching import state_path
+from handlergen.server.launching import state_path, write_private
 from handlergen.server.model_store import StoredArchive
 from handlergen.server.property_text import parse_entries, read_text
 
@@ -100,7 +100,7 @@ def last_server(config: Path, logs: Path) -> LastServer | None:
 
 def keep_until_ready(config: Path, last: LastServer) -> None:
     """Record what a server that is about to start has to restore. Raises OSError."""
-    _write_record(config, last)
+    write_private(_record_path(config), asdict(last))
 
 
 def record_ready(config: Path, logs: Path, load_models: str, archives: Fingerprints) -> None:
@@ -108,7 +108,7 @@ def record_ready(config: Path, logs: Path, load_models: str, archives: Fingerpri
 
     Older snapshots of the configuration are removed, but for the newest 20.
     """
-    _write_record(config, LastServer(0.0, {}, load_models, archives))
+    write_private(_record_path(config), asdict(LastServer(0.0, {}, load_models, archives)))
     for path, _ in _snapshots(config, logs)[:-KEPT_SNAPSHOTS]:
         with suppress(OSError):  # another user's
             path.unlink()
@@ -166,11 +166,3 @@ def _read_record(config: Path) -> LastServer | None:
         return LastServer(raw["taken"], models, raw["load_models"], raw["archives"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _write_record(config: Path, record: LastServer) -> None:
-    path = _record_path(config)
-    temporary = path.with_suffix(".tmp")
-    temporary.touch(mode=0o600)
-    temporary.write_text(json.dumps(asdict(record), indent=2) + "\n", "utf-8")
-    temporary.replace(path)

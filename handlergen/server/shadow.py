@@ -28,9 +28,9 @@ _ATTEMPTS = 3
 _REPORTED = 5
 _PATHS = 5
 _SHOWN = 120
-_SETTLE_S = 0.2
 _COMMAND_S = 60.0
 """How long a command may wait in the queue of a busy model."""
+_SETTLE_S = 0.2
 """After the recording has ended, a worker may still write the request that it has in hand."""
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from handlergen.errors import HandlergenError, ServerError
 from handlergen.project.settings import shown
-from handlergen.server.launching import STATE_DIR, exclusive
+from handlergen.server.launching import STATE_DIR, exclusive, write_private
 
 Step = Literal["archive", "register", "load", "shadow", "switch", "retire"]
 """What an update is doing: `retire` is all that follows the switch."""
@@ -95,11 +95,7 @@ class UpdateRecords:
 
     def write(self, model: str, record: ModelRecord) -> None:
         """Replace a model's record, atomically; call it with the lock held. Raises OSError."""
-        self._path.parent.mkdir(mode=0o700, exist_ok=True)
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({**self._read(), model: asdict(record)}, indent=2) + "\n", "utf-8")
-        temporary.chmod(0o600)
-        temporary.replace(self._path)
+        write_private(self._path, {**self._read(), model: asdict(record)})
 
     def unfinished(self) -> list[UnfinishedUpdate]:
         """Return the updates that run or were interrupted."""
