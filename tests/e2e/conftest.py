@@ -124,11 +124,14 @@ class Server:
     def log_files(self) -> list[Path]:
         return sorted(self.running.log_directory.glob("*.log"))
 
-    def log_text(self) -> str:
-        """What was added to logs/ for this view: what workers printed and what TorchServe complained about."""
-        return "".join(
-            path.read_bytes()[self.logged.get(path, 0) :].decode("utf-8", "replace") for path in self.log_files()
-        )
+    def log_sizes(self) -> dict[Path, int]:
+        """Bytes in each log file now."""
+        return {path: path.stat().st_size for path in self.log_files()}
+
+    def log_text(self, since: Mapping[Path, int] | None = None) -> str:
+        """What was added to logs/ for this view, or since then: what workers printed, what TorchServe complained of."""
+        sizes = self.logged if since is None else since
+        return "".join(path.read_bytes()[sizes.get(path, 0) :].decode("utf-8", "replace") for path in self.log_files())
 
     def spans(self) -> list[Span]:
         """What the workers of this view's models recorded."""
