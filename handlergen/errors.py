@@ -70,6 +70,10 @@ class NoServer(ServerError):
     """Nobody listens at the server's address."""
 
 
+class TlsError(ServerError):
+    """A client does not accept the server's certificate, or only one of the two uses TLS."""
+
+
 class RequestFailed(HandlergenError):
     """A request was answered with an error. `body` is the answer as it came."""
 

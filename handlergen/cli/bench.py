@@ -92,6 +92,7 @@ def command(
     report: Path | None,
     config: Path,
     key_file: Path | None,
+    ca: Path | None,
     as_json: bool,
 ) -> None:
     """Load-test model NAME of a running server: show its throughput, its latency and what limits them.
@@ -136,7 +137,7 @@ def command(
         headers=headers_of(headers),
         longest_answer_s=timeout,
     )
-    with options.connected(config, key_file) as client:
+    with options.connected(config, key_file, ca) as client:
         if not as_json:
             click.echo(f"sending load to {name} for {warmup + duration:g} s ...", err=True)
         measurement = measure(client, name, samples, plan, trace_dir=trace)

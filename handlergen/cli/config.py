@@ -45,7 +45,28 @@ if TYPE_CHECKING:
 @click.option("--metrics-port", type=int, default=8082, show_default=True, help="Always on 127.0.0.1.")
 @click.option("--grpc-inference-port", type=int, default=7070, show_default=True)
 @click.option("--grpc-management-port", type=int, default=7071, show_default=True, help="Always on 127.0.0.1.")
+@click.option(
+    "--tls-cert",
+    "certificate_file",
+    type=options.FILE,
+    help="Use TLS for REST and gRPC, with this certificate: PEM, with those between it and its authority.",
+)
+@click.option("--tls-key", "private_key_file", type=options.FILE, help="Its key: RSA, PKCS#8, not encrypted.")
+@click.option(
+    "--tls-ca",
+    "ca_file",
+    type=options.FILE,
+    help="The authority's certificate, for handlergen's own commands.  [default: SSL_CERT_FILE, else the system's]",
+)
 @click.option("--no-token-auth", is_flag=True, help="Require no tokens. Only for local experiments.")
+@click.option(
+    "--token-minutes",
+    "token_expiration_min",
+    type=float,
+    default=60.0,
+    show_default=True,
+    help="Minutes until a token ends.",
+)
 @click.option("--model-api", is_flag=True, help="Allow registering and unregistering models at run time.")
 @click.option(
     "--install-requirements/--no-install-requirements",
@@ -71,6 +92,9 @@ def command(
     show: bool,
     force: bool,
     model_store: Path,
+    certificate_file: Path | None,
+    private_key_file: Path | None,
+    ca_file: Path | None,
     no_token_auth: bool,
     install_requirements: bool | None,
     as_json: bool,
@@ -84,21 +108,30 @@ def command(
     \b
     Example:
       handlergen config --inference-port 9080
+      handlergen config --host models.example.com --tls-cert cert.pem --tls-key key.pem
       handlergen config --show
     """
+    from handlergen.server.certificates import with_tls_name
     from handlergen.server.configuration import relative_to_config, write_configuration
     from handlergen.server.doctor.configuration import exposures
     from handlergen.server.model_store import configuration_warnings, store_has_requirements
     from handlergen.server.properties import explain, read_properties, server_settings, unknown_keys
 
+    if (certificate_file is None) != (private_key_file is None) or (ca_file and not certificate_file):
+        raise click.UsageError("TLS needs --tls-cert and --tls-key")
+    named = {"certificate_file": certificate_file, "private_key_file": private_key_file, "ca_file": ca_file}
+    files: dict[str, Any] = {field: relative_to_config(file, output) for field, file in named.items() if file}
     if install_requirements is None:
         install_requirements = store_has_requirements(model_store)
     settings = server_settings(  # `values` are the options that are named like its parameters
         token_authorization=not no_token_auth,
         install_requirements=install_requirements,
         model_store=relative_to_config(model_store, output),
+        **files,
         **values,
     )
+    if certificate_file and not show:
+        settings = with_tls_name(settings, output.resolve().parent)
     written: list[Path] = []
     if not show:
         written = write_configuration(output, settings, force=force)

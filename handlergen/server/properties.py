@@ -20,6 +20,8 @@ from handlergen.errors import HandlergenError
 from handlergen.server.property_text import Property, format_entry, parse_entries, read_text
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+_SECOND_MIN = 1 / 60
+_LONGEST_TOKEN_MIN = 5_256_000
 _LOG_OPTION = "-Dlog4j.configurationFile="
 
 NO_URL = "(?!)"
@@ -61,6 +63,32 @@ class ServerSettings:
     grpc_inference_port: int = _setting("Addresses", 7070, "Predictions over gRPC: port.")
     grpc_management_address: str = _setting("Addresses", "127.0.0.1", "Management over gRPC: host.")
     grpc_management_port: int = _setting("Addresses", 7071, "Management over gRPC: port.")
+    certificate_file: str = _setting(
+        "TLS",
+        "",
+        "The server's certificate (PEM), followed by those between it and the authority that signed it. Used by "
+        "every https address, and by gRPC with enable_grpc_ssl. TorchServe speaks TLS 1.2; it reads this at start.",
+    )
+    private_key_file: str = _setting(
+        "TLS", "", "Its key: RSA, PKCS#8, not encrypted. Nobody but the server's user should be able to read it."
+    )
+    grpc_tls: bool = _setting(
+        "TLS", False, "Both gRPC addresses use TLS; TorchServe cannot encrypt one of them only.", key="enable_grpc_ssl"
+    )
+    ca_file: str = _setting(
+        "TLS",
+        "",
+        "For handlergen's own commands, which verify the server's certificate: the authorities that may have signed it "
+        "(PEM). Without it: SSL_CERT_FILE, else the system's authorities. TorchServe ignores this key.",
+        key="handlergen_ca_file",
+    )
+    tls_name: str = _setting(
+        "TLS",
+        "",
+        "For handlergen's own commands: the name that the certificate must have, whatever address they connect to. "
+        "Without it: the address's host. TorchServe ignores this key.",
+        key="handlergen_tls_name",
+    )
     model_store: str = _setting(
         "Models", "model-store", "Directory with the .mar files, relative to the directory TorchServe is started in."
     )
@@ -81,7 +109,7 @@ class ServerSettings:
     token_expiration_min: float = _setting(
         "Access",
         60.0,
-        "Minutes until a token expires. handlergen renews it; other clients request GET /token with the API key.",
+        "Minutes until a token expires. handlergen renews it; `handlergen token` prints a valid one for other clients.",
     )
     model_api: bool = _setting(
         "Access",
@@ -131,6 +159,14 @@ class ServerSettings:
         """Whether every call must carry a token."""
         return not self.disable_token_authorization
 
+    @property
+    def https(self) -> bool:
+        """Whether any REST address uses TLS."""
+        return any(
+            address.startswith("https:")
+            for address in (self.inference_address, self.management_address, self.metrics_address)
+        )
+
     def addresses(self) -> dict[str, tuple[str, int]]:
         """Return host and port of every socket that the server listens on, by its purpose."""
         return {
@@ -178,23 +214,28 @@ def server_settings(
     management_port: int = 8081,
     metrics_port: int = 8082,
     token_authorization: bool = True,
+    certificate_file: str = "",
     **others: Any,
 ) -> ServerSettings:
     """Return settings built from ports and a host. Management and metrics listen on 127.0.0.1.
 
     Args:
         host: Host name or IPv4 address that predictions (REST and gRPC) listen on.
+        certificate_file: Makes REST and gRPC use TLS; `private_key_file` is then needed, too.
         others: Any field of `ServerSettings`.
 
     Raises:
         HandlergenError: Two sockets share a port, or a value is invalid.
     """
     _check_host(host)
+    scheme = "https" if certificate_file else "http"
     settings = ServerSettings(
-        inference_address=f"http://{host}:{inference_port}",
-        management_address=f"http://127.0.0.1:{management_port}",
-        metrics_address=f"http://127.0.0.1:{metrics_port}",
+        inference_address=f"{scheme}://{host}:{inference_port}",
+        management_address=f"{scheme}://127.0.0.1:{management_port}",
+        metrics_address=f"{scheme}://127.0.0.1:{metrics_port}",
         grpc_inference_address=host,
+        certificate_file=certificate_file,
+        grpc_tls=bool(certificate_file),
         disable_token_authorization=not token_authorization,
         **others,
     )
@@ -237,6 +278,12 @@ def check(settings: ServerSettings) -> None:
     if any(blank in settings.log_config for blank in " \t"):
         # TorchServe's launcher splits vmargs at whitespace, quoted or not.
         wrong.append(f"the path of the log configuration must not contain whitespace: {settings.log_config!r}")
+    if not _SECOND_MIN <= settings.token_expiration_min <= _LONGEST_TOKEN_MIN:
+        wrong.append(f"token_expiration_min must be between 1/60 (a second) and {_LONGEST_TOKEN_MIN:,} (10 years)")
+    files = settings.certificate_file and settings.private_key_file
+    # REST also reads a Java keystore; gRPC does not (ModelServer.startGRPCServer).
+    if not files and (settings.grpc_tls or (settings.https and "keystore" not in dict(settings.other))):
+        wrong.append("TLS needs certificate_file and private_key_file")
     for name in ("job_queue_size", "max_request_size", "max_response_size"):
         if not 0 < getattr(settings, name) < 2**31:
             wrong.append(f"{name} must be between 1 and {2**31 - 1}")
@@ -344,7 +391,7 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return f"{value:g}"
+        return str(int(value)) if value.is_integer() else repr(value)
     return str(value)
 
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from handlergen.client import Client, ModelStatus
-from handlergen.client.connection import KEY_FILE
-from handlergen.errors import HandlergenError, ModuleFailed, ServerError
+from handlergen.errors import HandlergenError, ModuleFailed, ServerError, TlsError
 from handlergen.project.settings import shown
 from handlergen.server.launching import ServerState
 from handlergen.server.model_store import ModelVersion
@@ -87,17 +86,20 @@ def wait_until_ready(
 
     Raises:
         ModuleFailed: A worker's load raised.
+        TlsError: The server's certificate is refused.
         ServerError: The server exited, refused an archive, or was not ready in time.
     """
     directory = Path(state.config).parent
     deadline = time.monotonic() + timeout
     models: tuple[ModelStatus, ...] = ()
-    with Client(settings, key_file=directory / KEY_FILE, timeout=30) as client:
+    with Client(settings, directory=directory, timeout=30) as client:
         while True:
             if not state.running():
                 raise ServerError(f"TorchServe exited during startup\n{_last_output(state, logs)}".rstrip())
             try:
                 models = tuple(client.status())
+            except TlsError:
+                raise
             except HandlergenError:  # the server is not listening yet
                 pass
             else:

@@ -231,7 +231,7 @@ def test_variables_that_win_over_the_file(project: Project) -> None:
     ("line", "fix"),
     [
         ("inference_address=http://0.0.0.0:{port}", "inference_address=http://127.0.0.1:{port}"),
-        ("management_address=https://10.1.2.3:{port}", "management_address=https://127.0.0.1:{port}"),
+        ("management_address=http://10.1.2.3:{port}", "management_address=http://127.0.0.1:{port}"),
         ("metrics_address=http://myhost:{port}", "metrics_address=http://127.0.0.1:{port}"),
         ("grpc_inference_address=0.0.0.0", "grpc_inference_address=127.0.0.1"),
         ("grpc_management_address=0.0.0.0", "grpc_management_address=127.0.0.1"),
