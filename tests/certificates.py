@@ -22,9 +22,9 @@ class Authority:
         self.file = file
         self._key = rsa.generate_private_key(65537, 2048)
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"authority of {file.stem}")])
-        file.write_bytes(self._signed(self._name, self._key, (), days=30).public_bytes(Encoding.PEM))
+        file.write_bytes(self._signed(self._name, self._key, (), days=90).public_bytes(Encoding.PEM))
 
-    def issue(self, directory: Path, *names: str, days: int = 30, key: Key | None = None) -> Path:
+    def issue(self, directory: Path, *names: str, days: int = 90, key: Key | None = None) -> Path:
         """Write cert.pem for these host names and addresses, and key.pem, to a directory; return the directory.
 
         Args:

@@ -6,6 +6,7 @@ import http.server
 import json
 import threading
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 import httpx
@@ -15,6 +16,7 @@ from handlergen.client import Client
 from handlergen.errors import RequestFailed, ServerError
 from handlergen.server.ports import free_port_settings
 from handlergen.server.properties import server_settings
+from tests.commands import handlergen
 
 pytestmark = pytest.mark.e2e
 
@@ -74,6 +76,37 @@ def test_grpc_without_or_with_a_wrong_token_is_refused(server, tmp_path: Path):
             assert "--key-file" in (caught.value.hint or "")
             with pytest.raises(RequestFailed, match="Token Authorization failed"):
                 client.grpc_management.models()
+
+
+def test_other_clients_get_tokens_from_the_command(server):
+    def token(*arguments: str) -> str:
+        done = handlergen("token", *arguments, cwd=server.directory, timeout=100)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def status(header: str, address: str = server.settings.inference_address, path: str = "/ping") -> int:
+        name, value = header.split(": ")
+        return httpx.get(address + path, headers={name: value}, trust_env=False, timeout=60).status_code
+
+    first = token("--header")
+    assert status(first) == 200
+    renewed = json.loads(token("--renew", "--json"))
+    assert renewed["token"] == token() == server.key()
+    assert renewed["ends"] > f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%S}"
+    assert (status(first), status(renewed["header"])) == (400, 200)
+    assert status(token("--management", "--header"), server.settings.management_address, "/models") == 200
+
+
+def test_liveness_and_readiness_probes(server):
+    """`/ping` needs a token; `/api-description` and `/metrics` do not. Readiness is a command."""
+    for address, path in (
+        (server.settings.inference_address, "/api-description"),
+        (server.settings.metrics_address, "/metrics"),
+    ):
+        assert httpx.get(address + path, trust_env=False, timeout=60).status_code == 200
+    assert httpx.get(f"{server.settings.inference_address}/ping", trust_env=False, timeout=60).status_code == 400
+    probe = handlergen("status", "--probe", cwd=server.directory, timeout=100)
+    assert (probe.returncode, probe.stdout) == (0, "ready: 3 model versions\n")
 
 
 def test_the_inference_token_does_not_manage(server):
