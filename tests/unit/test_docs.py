@@ -121,3 +121,15 @@ def test_every_promise_names_tests_that_exist() -> None:
             if not found or (test and not any(f"def {test}(" in path.read_text("utf-8") for path in found)):
                 wrong.append((promise, f"{file}::{test}"))
     assert wrong == []
+
+
+def test_no_cell_of_a_table_is_longer_than_forty_words() -> None:
+    cells = [
+        (page.name, cell.strip())
+        for page in PAGES
+        for line in (ROOT / page).read_text("utf-8").splitlines()
+        if line.startswith("|")
+        for cell in line.split("|")[1:-1]
+    ]
+    assert len(cells) > 1000
+    assert [(name, cell) for name, cell in cells if len(cell.split()) > 40] == []
