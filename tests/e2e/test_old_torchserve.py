@@ -92,6 +92,21 @@ def test_kserve_is_recognised_by_its_body(server: VersionedServer, name: str) ->
     status, answer = server.post(f"v2/models/{name}/infer", {"id": "7", "inputs": [TENSOR]})
     assert (status, answer["model_name"], answer["id"]) == (200, name, "7")
     assert answer["outputs"][0] == {"name": "data", "shape": [2], "datatype": "FP32", "data": [1.5, 2.0]}
+    # Binary tensors are recognised by their header.
+    head = b'{"inputs":[{"name":"x","shape":[2],"datatype":"INT64","parameters":{"binary_data_size":16}}],'
+    head += b'"parameters":{"binary_data_output":true}}'
+    numbers = (1).to_bytes(8, "little") + (2).to_bytes(8, "little")
+    for tensors, expected in ((numbers, 200), (numbers[1:], 400)):
+        binary = httpx.post(
+            f"{server.client.settings.inference_address}/v2/models/{name}/infer",
+            content=head + tensors,
+            headers={"Inference-Header-Content-Length": str(len(head))},
+            trust_env=False,
+            timeout=30,
+        )
+        assert binary.status_code == expected
+        assert expected == 400 or numbers in binary.content[int(binary.headers["Inference-Header-Content-Length"]) :]
+    assert '"binary_data_size" is 16' in binary.json()["error"]
     # TorchServe hides the address: what is no request of KServe's is the module's own, at every address ...
     for own in ({"instances": 1}, {"inputs": ["text"]}, {"inputs": []}, [1]):
         for path in (f"predictions/{name}", f"v1/models/{name}:predict"):

@@ -174,10 +174,10 @@ def test_v2_text_several_inputs_and_keywords(serve_project: Callable[..., Any]) 
 
 
 BAD_TENSORS: list[tuple[dict[str, Any], str]] = [
-    ({"shape": [3]}, 'inputs[0]: "data" has 2 elements, which do not fit shape [3]'),
+    ({"shape": [3]}, "inputs[0] has 2 elements, which do not fit shape [3]"),
     ({"shape": [-2, 2]}, 'inputs[0]: "shape" is a list of whole numbers'),
     ({"shape": [-1, -1]}, 'inputs[0]: "shape" has more than one -1'),
-    ({"shape": [-1, 3]}, 'inputs[0]: "data" has 2 elements, which do not fit shape [-1, 3]'),
+    ({"shape": [-1, 3]}, "inputs[0] has 2 elements, which do not fit shape [-1, 3]"),
     ({"shape": [10**30, 0], "data": []}, "do not fit shape"),
     ({"shape": [1] * 200 + [2]}, "do not fit shape"),
     ({"datatype": "FP128"}, "datatype 'FP128' is not one of BOOL, INT8"),
