@@ -9,7 +9,7 @@ import difflib
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from handlergen.errors import HandlergenError
-from handlergen.server.property_text import Property, format_entry, parse_entries, read_text
+from handlergen.server.property_text import Property, edited, format_entry, parse_entries, read_text
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 _LOG_OPTION = "-Dlog4j.configurationFile="
@@ -172,32 +172,42 @@ class ExplainedLine:
 
 
 def server_settings(
+    base: ServerSettings | None = None,
     *,
-    host: str = "127.0.0.1",
-    inference_port: int = 8080,
-    management_port: int = 8081,
-    metrics_port: int = 8082,
-    token_authorization: bool = True,
+    host: str | None = None,
+    inference_port: int | None = None,
+    management_port: int | None = None,
+    metrics_port: int | None = None,
+    token_authorization: bool | None = None,
     **others: Any,
 ) -> ServerSettings:
-    """Return settings built from ports and a host. Management and metrics listen on 127.0.0.1.
+    """Return settings built from ports and a host. Management and metrics listen on 127.0.0.1 by default.
 
     Args:
+        base: Has the values of all settings that are not given; None: the defaults.
         host: Host name or IPv4 address that predictions (REST and gRPC) listen on.
         others: Any field of `ServerSettings`.
 
     Raises:
         HandlergenError: Two sockets share a port, or a value is invalid.
     """
-    _check_host(host)
-    settings = ServerSettings(
-        inference_address=f"http://{host}:{inference_port}",
-        management_address=f"http://127.0.0.1:{management_port}",
-        metrics_address=f"http://127.0.0.1:{metrics_port}",
-        grpc_inference_address=host,
-        disable_token_authorization=not token_authorization,
-        **others,
-    )
+    base = base or ServerSettings()
+    if host is not None:
+        _check_host(host)
+        others["grpc_inference_address"] = host
+    if token_authorization is not None:
+        others["disable_token_authorization"] = not token_authorization
+    for name, new_host, port in (
+        ("inference_address", host, inference_port),
+        ("management_address", None, management_port),
+        ("metrics_address", None, metrics_port),
+    ):
+        if new_host is not None or port is not None:
+            address = getattr(base, name)
+            old_host, old_port = host_and_port(address)
+            scheme = urlsplit(address).scheme
+            others[name] = f"{scheme}://{new_host or old_host}:{old_port if port is None else port}"
+    settings = replace(base, **others)
     check(settings)
     return settings
 
@@ -259,6 +269,28 @@ def render_properties(settings: ServerSettings) -> str:
     for section, group in groupby(_entries(settings), key=itemgetter(0)):
         lines += ["", f"# {section}", *(line for _, line in group)]
     return "\n".join(lines) + "\n"
+
+
+def changes(old: ServerSettings, new: ServerSettings) -> dict[str, tuple[str, str]]:
+    """Return the old and the new value of each key of the file whose value differs; "" stands for no entry."""
+    before, after = ({line.key: line.value for line in explain(each)} for each in (old, new))
+    keys = [*after, *(before.keys() - after.keys())]
+    pairs = {key: (before.get(key, ""), after.get(key, "")) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def change_properties(text: str, settings: ServerSettings) -> str:
+    """Return the text of a `config.properties` with these settings; lines whose value stays, and comments, are kept.
+
+    Raises:
+        HandlergenError: The text or the settings are invalid.
+    """
+    check(settings)
+    values = {key: new for key, (_, new) in changes(parse_properties(text), settings).items()}
+    changed = edited(text, {key: new if new or key == "allowed_urls" else None for key, new in values.items()})
+    if changes(parse_properties(changed), settings):
+        raise HandlergenError("the file cannot be changed by a command", hint=f"set {', '.join(values)} by hand")
+    return changed
 
 
 def parse_properties(text: str, *, file: str = "config.properties") -> ServerSettings:
