@@ -18,7 +18,7 @@ from handlergen.local.ending import end
 
 VERBS = (
     *("init", "check", "generate", "archive", "inspect", "config", "serve", "stop", "status", "invoke", "scale"),
-    *("update", "rollback", "predict", "map", "trace", "doctor", "bench", "tune"),
+    *("logs", "update", "rollback", "predict", "map", "export", "trace", "doctor", "bench", "tune"),
 )
 """The verbs, in the order of the help. The module `handlergen.cli.VERB` defines the click command `command`."""
 
