@@ -42,7 +42,13 @@ if TYPE_CHECKING:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Host name or IPv4 address for predictions.")
 @click.option("--inference-port", type=int, default=8080, show_default=True)
 @click.option("--management-port", type=int, default=8081, show_default=True, help="Always on 127.0.0.1.")
-@click.option("--metrics-port", type=int, default=8082, show_default=True, help="Always on 127.0.0.1.")
+@click.option("--metrics-port", type=int, default=8082, show_default=True)
+@click.option(
+    "--metrics-host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Host name or IPv4 address for a Prometheus elsewhere. Metrics need no token.",
+)
 @click.option("--grpc-inference-port", type=int, default=7070, show_default=True)
 @click.option("--grpc-management-port", type=int, default=7071, show_default=True, help="Always on 127.0.0.1.")
 @click.option("--no-token-auth", is_flag=True, help="Require no tokens. Only for local experiments.")
@@ -110,7 +116,7 @@ def command(
     warnings = [*unknown_keys(settings), *configuration_warnings(output, settings)]
     warnings += [f"{one.what}. {one.why}" for one in exposures(settings)]
     if not show:
-        warnings += _machine_warnings(settings, output, host=values["host"])
+        warnings += _machine_warnings(settings, output, hosts={values["host"], values["metrics_host"]})
     if as_json:
         report = {
             "file": str(output),
@@ -133,14 +139,15 @@ def command(
     warn(*warnings)
 
 
-def _machine_warnings(settings: ServerSettings, output: Path, *, host: str) -> list[str]:
-    """Return warnings about an address or files that this machine lacks."""
+def _machine_warnings(settings: ServerSettings, output: Path, *, hosts: set[str]) -> list[str]:
+    """Return warnings about addresses or files that this machine lacks."""
     from handlergen.project.settings import shown
     from handlergen.server.ports import why_not_listen
 
     warnings = []
-    if reason := why_not_listen(host):
-        warnings.append(f"a server on this machine cannot listen on {host}: {reason}")
+    for host in sorted(hosts):
+        if reason := why_not_listen(host):
+            warnings.append(f"a server on this machine cannot listen on {host}: {reason}")
     store = output.resolve().parent / settings.model_store
     if not store.is_dir():
         warnings.append(f"there is no model store {shown(store)} yet; `{archive_command(store)}` creates it")

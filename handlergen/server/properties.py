@@ -177,23 +177,26 @@ def server_settings(
     inference_port: int = 8080,
     management_port: int = 8081,
     metrics_port: int = 8082,
+    metrics_host: str = "127.0.0.1",
     token_authorization: bool = True,
     **others: Any,
 ) -> ServerSettings:
-    """Return settings built from ports and a host. Management and metrics listen on 127.0.0.1.
+    """Return settings built from ports and hosts. Management listens on 127.0.0.1.
 
     Args:
         host: Host name or IPv4 address that predictions (REST and gRPC) listen on.
+        metrics_host: The same for metrics, which need no token.
         others: Any field of `ServerSettings`.
 
     Raises:
         HandlergenError: Two sockets share a port, or a value is invalid.
     """
     _check_host(host)
+    _check_host(metrics_host)
     settings = ServerSettings(
         inference_address=f"http://{host}:{inference_port}",
         management_address=f"http://127.0.0.1:{management_port}",
-        metrics_address=f"http://127.0.0.1:{metrics_port}",
+        metrics_address=f"http://{metrics_host}:{metrics_port}",
         grpc_inference_address=host,
         disable_token_authorization=not token_authorization,
         **others,
