@@ -136,7 +136,7 @@ def _instances(item: Item, instances: list[Any], first_index: int) -> list[Item]
         raise BadRequest(f'"instances" has {len(instances)} entries; it must have from 1 to {MAX_INSTANCES}')
     parts = []
     for index, instance in enumerate(instances):
-        request = Request(item.properties, item.request.id)  # with metadata of its own
+        request = Request(item.properties, item.request.torchserve_id)  # with metadata of its own
         part = Item(first_index + index, item.entry, item.properties, request)
         part.data, part.files = _binary(instance, index), Files()
         parts.append(part)

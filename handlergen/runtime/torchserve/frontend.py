@@ -22,9 +22,13 @@ from ..diagnostics import logger
 from ..pipeline.backend import is_describe
 from ..pipeline.hooks import Item
 from ..pipeline.pipeline import open_items
+from ..request import REQUEST_ID, Request
 from ..server_process import torchserve_version
 from ..telemetry.recording import Counts
 from .streaming import ConsumerGone, Outlet
+
+CLIENT_REQUEST_ID = "x-client-request-id"
+"""The answer's header that repeats the `x-request-id` of its request."""
 
 
 def bypass_envelope() -> bool:
@@ -52,11 +56,15 @@ def received(data: Sequence[Mapping[str, Any]], context: Any, *, enveloped: bool
     """
     headers = [processor.get_request_properties() for processor in context.request_processor]
     is_old = () < torchserve_version() < (0, 12)
-    if is_old or enveloped:
-        for entry, properties in zip(data, headers):
+    entry: Any
+    for entry, properties in zip(data, headers):
+        if is_old or enveloped:
             is_hidden = is_old and _as_from_newer_versions(entry, properties)
             if (is_hidden or enveloped) and looks_like_kserve(entry, properties):
                 properties[KSERVE_BODY] = True
+        if REQUEST_ID in entry and Request(properties, "").is_grpc:
+            # gRPC's metadata does not reach a worker (InferenceImpl.java). It stays bytes: text would tell of REST.
+            properties[REQUEST_ID] = entry.pop(REQUEST_ID)
     return open_items(data, headers, [context.request_ids[index] for index in range(len(data))])
 
 
@@ -119,9 +127,18 @@ def answered(items: Sequence[Item], context: Any, counts: Counts) -> list[bytes]
             context.set_response_status(failure.status, reason_phrase(failure.status), index)
             headers = failure.headers
             bodies.append(failure.body(item.request.id))
-        for name, value in headers.items():
+        for name, value in (*headers.items(), *_client_id(item)):
             context.set_response_header(index, name, value)
     return bodies
+
+
+def _client_id(item: Item) -> tuple[tuple[str, str], ...]:
+    """Return the header that repeats the client's request id, if it sent one.
+
+    TorchServe writes its own id to `x-request-id`, whatever the worker has set (NettyUtils.sendHttpResponse).
+    """
+    request = item.request
+    return () if request.id == request.torchserve_id else ((CLIENT_REQUEST_ID, request.id),)
 
 
 @cache
@@ -158,11 +175,11 @@ class TorchServeOutlet:
                 self._context.set_response_content_type(item.index, content_type)
                 if status != 200:
                     self._context.set_response_status(status, reason_phrase(status), item.index)
-                for name, value in headers.items():
+                for name, value in (*headers.items(), *_client_id(item)):
                     self._context.set_response_header(item.index, name, value)
             try:
                 send_intermediate_predict_response(
-                    {item.index: body}, {item.index: item.request.id}, "chunk", 200, self._context
+                    {item.index: body}, {item.index: item.request.torchserve_id}, "chunk", 200, self._context
                 )
             except OSError as error:  # the frontend has closed the connection
                 raise ConsumerGone from error
