@@ -115,11 +115,6 @@ def make_plan(project: Project, *, gpus: int = 0, model_store: Path = Path(MODEL
         StagedFile(MODEL_CONFIG_FILE, config.encode()),
         *([StagedFile(REQUIREMENTS_FILE, requirements)] if requirements else []),
         *([StagedFile(CONSTRAINTS_FILE, constraints)] if constraints else []),
-        *(
-            [StagedFile(CONSTRAINTS_FILE, "\n".join([*required.constraints, ""]).encode())]
-            if required.constraints
-            else []
-        ),
         *_runtime_files(),
     ]
     problems = [*collector.problems, *_name_problems(files, collector)]
