@@ -23,7 +23,7 @@ VERBS = (
 """The verbs, in the order of the help. The module `handlergen.cli.VERB` defines the click command `command`."""
 
 _TOGETHER = {
-    "archive": ("generate", "inspect"),
+    "archive": ("generate",),
     "serve": ("stop",),
     "status": ("scale",),
     "bench": ("trace", "tune"),
