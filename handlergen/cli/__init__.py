@@ -55,7 +55,7 @@ click command `command`, unless `_TOGETHER` names another module."""
 VERBS = tuple(verb for group in GROUPS.values() for verb in group)
 
 _TOGETHER = {
-    "archive": ("generate", "inspect"),
+    "archive": ("generate",),
     "serve": ("stop",),
     "status": ("scale",),
     "bench": ("trace", "tune"),
