@@ -38,6 +38,7 @@ class VersionedServer:
     """A running TorchServe of that version, with its configuration and logs in `directory`."""
 
     client: Client
+    http: httpx.Client
     directory: Path
     version: str
 
@@ -46,17 +47,16 @@ class VersionedServer:
         return answer.status_code, answer.json()
 
     def raw(self, path: str, **request: Any) -> httpx.Response:
-        address = f"{self.client.settings.inference_address}/{path}"
-        return httpx.post(address, trust_env=False, timeout=30, **request)
+        return self.http.post(f"{self.client.settings.inference_address}/{path}", **request)
 
     def described(self, name: str, **headers: str) -> Any:
         """What the worker says of itself."""
         address = f"{self.client.settings.management_address}/models/{name}?customized=true"
-        found = httpx.get(address, headers=headers, trust_env=False, timeout=30).json()[0]["customizedMetadata"]
+        found = self.http.get(address, headers=headers).json()[0]["customizedMetadata"]
         return json.loads(found) if isinstance(found, str) else found
 
     def metrics(self) -> str:
-        return httpx.get(f"{self.client.settings.metrics_address}/metrics", trust_env=False, timeout=30).text
+        return self.http.get(f"{self.client.settings.metrics_address}/metrics").text
 
     def log_text(self) -> str:
         return "".join(path.read_text("utf-8", "replace") for path in sorted(self.directory.glob("logs/*.log")))
@@ -103,8 +103,8 @@ def running(
             command, cwd=directory, env=environ, stdout=console, stderr=console, start_new_session=True
         )
     try:
-        with Client(settings, timeout=30) as client:
-            server = VersionedServer(client, directory, version)
+        with Client(settings, timeout=30) as client, httpx.Client(trust_env=False, timeout=30) as http:
+            server = VersionedServer(client, http, directory, version)
             try:
                 until(lambda: server.ready(*models), within_s=120)
             except AssertionError:
