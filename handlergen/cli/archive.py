@@ -35,7 +35,7 @@ _PROGRESS_FROM = 64 << 20
 """Bytes; smaller archives are packed too quickly for a progress bar."""
 
 
-@click.command
+@click.command("archive")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option(
     "--model-store",

@@ -11,7 +11,7 @@ from handlergen.project.starter import create_starter
 from handlergen.runtime.forms.table import DEFAULT_FORM, FORMS
 
 
-@click.command
+@click.command("init")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "--form",

@@ -33,7 +33,7 @@ _TRACEBACKS = 5
     "--output",
     required=True,
     metavar="FILE",
-    help="The output: a .jsonl, .npy or .parquet file, or - for JSON lines on stdout.",
+    help="The output: a .jsonl, .csv, .npy or .parquet file, or - for JSON lines on stdout.",
 )
 @click.option(
     "--format", "input_format", type=click.Choice(_FORMATS), help="Format of INPUT.  [default: from its name]"
