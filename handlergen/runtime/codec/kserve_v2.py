@@ -256,7 +256,7 @@ def _binary_numbers(raw: memoryview, shape: list[int], datatype: str, place: str
         )
     if datatype == "BOOL":
         return _shaped(numpy.frombuffer(raw, "uint8") != 0, shape, place)
-    # A copy where the address is no multiple of the element's size, which torch needs.
+    # A copy where the address is no multiple of the element's size: compiled kernels assume that it is, unchecked.
     return _shaped(numpy.require(numpy.frombuffer(raw, dtype), requirements="A"), shape, place)
 
 
