@@ -323,7 +323,7 @@ def _refuse_conflicts(config: Path, settings: ServerSettings) -> None:
         raise ServerError(
             "\n".join(problems),
             hint="stop that program, or choose other ports with `handlergen config` (--help lists the options, --force "
-            f"overwrites {shown(config)})",
+            f"changes {shown(config)})",
         )
     if settings.token_authorization:
         for path in sorted(state_path(config).parent.glob("*.json")):

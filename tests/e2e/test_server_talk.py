@@ -118,6 +118,17 @@ def test_the_inference_token_does_not_manage(server):
     assert answer.status_code == 400
 
 
+def test_options_describe_a_model_and_name_a_path_that_is_not_served(server):
+    """`docs/answers-and-errors.md`, Explanations."""
+    headers = {"Authorization": f"Bearer {server.key('inference')}"}
+    with httpx.Client(base_url=server.settings.inference_address, trust_env=False) as http:
+        assert http.options("/predictions/echo").status_code == 400
+        paths = http.options("/predictions/echo", headers=headers).json()["paths"]
+        assert [path for path in paths if "prediction" in path] == ["/prediction/echo"]
+        assert http.post("/prediction/echo", headers=headers, json=1).status_code >= 400
+        assert http.post("/predictions/echo", headers=headers, json=1).status_code == 200
+
+
 def test_streams_arrive_in_parts(server):
     def arrivals(parts):
         return [(part, time.monotonic()) for part in parts]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +84,26 @@ def test_certificates_are_verified_over_both(server: Any) -> None:
     refused = handlergen("invoke", "plain", "--data", "1", "--ca", "strange.pem", cwd=server.directory)
     assert refused.returncode == 5
     assert "--ca PATH" in refused.stderr
+
+
+def test_the_exported_grpc_client_verifies_too(server: Any, grpc_tools: Path) -> None:
+    run(server, "export", "grpc", "-o", "client")
+    environ = {**os.environ, "PYTHONPATH": str(grpc_tools), "TOKEN": server.key()}
+
+    def ask(ca: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "client/client.py", "plain", "[1]"]
+        return subprocess.run(
+            command,
+            cwd=server.directory,
+            env={**environ, "SSL_CERT_FILE": ca},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    assert json.loads(ask("ca.pem").stdout) in ([1], [[1]])  # before and after the update
+    assert "UNAVAILABLE" in ask("strange.pem").stderr
 
 
 def test_a_client_without_tls_learns_that_it_is_needed(server: Any) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 from pathlib import Path
 
 import click
 from click.testing import CliRunner
 
+import handlergen.cli
 from handlergen.cli import VERBS, cli
 from handlergen.inspection.forms import FORMS
 
@@ -38,6 +41,19 @@ def test_help_has_an_example() -> None:
         verb for verb, result in shown.items() if f"handlergen {verb}" not in result.output.partition("Example")[2]
     ]
     assert without == []
+
+
+def test_the_help_has_every_verb_in_a_group_and_stays_one_screen() -> None:
+    modules = [
+        importlib.import_module(f"handlergen.cli.{each.name}") for each in pkgutil.iter_modules(handlergen.cli.__path__)
+    ]
+    defined = {value for module in modules for value in vars(module).values() if isinstance(value, click.Command)}
+    assert {command.name for command in defined} == set(VERBS)
+    shown = CliRunner().invoke(cli, ["--help"], terminal_width=80).output.splitlines()
+    lines = {verb: [line for line in shown if re.match(rf"  [A-Z ][\w ]{{11}}{verb} ", line)] for verb in VERBS}
+    assert [verb for verb, found in lines.items() if len(found) != 1] == []
+    assert len(shown) <= len(VERBS) + 8
+    assert max(map(len, shown)) <= 80
 
 
 def test_the_readmes_table_has_the_verbs() -> None:
@@ -121,3 +137,15 @@ def test_every_promise_names_tests_that_exist() -> None:
             if not found or (test and not any(f"def {test}(" in path.read_text("utf-8") for path in found)):
                 wrong.append((promise, f"{file}::{test}"))
     assert wrong == []
+
+
+def test_no_cell_of_a_table_is_longer_than_forty_words() -> None:
+    cells = [
+        (page.name, cell.strip())
+        for page in PAGES
+        for line in (ROOT / page).read_text("utf-8").splitlines()
+        if line.startswith("|")
+        for cell in line.split("|")[1:-1]
+    ]
+    assert len(cells) > 1000
+    assert [(name, cell) for name, cell in cells if len(cell.split()) > 40] == []

@@ -114,6 +114,24 @@ def find_processes(status: ModelStatus) -> ServerProcesses:
     return ServerProcesses(sorted(pids), [parent], Path(directory))
 
 
+def trace_directory(client: Client, model: str | None = None) -> Path:
+    """Return the directory in which a server of this machine records spans.
+
+    Args:
+        model: The model whose workers are looked at; None: any of the server's.
+
+    Raises:
+        HandlergenError: The server records none, or its processes cannot be seen.
+        ServerError: The server cannot be reached, or there is no such model.
+    """
+    found = ServerProcesses(missing="the server has no models")
+    for status in [client.describe(model)] if model is not None else client.status():
+        found = find_processes(status)
+        if found.trace_dir is not None:
+            return found.trace_dir
+    raise HandlergenError(found.missing, hint="name the directory of the spans: handlergen trace DIR")
+
+
 def _worker(pid: int) -> psutil.Process | None:
     """Return the process if it is a TorchServe worker; the pid may be of another machine."""
     with contextlib.suppress(psutil.Error):
