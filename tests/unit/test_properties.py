@@ -114,7 +114,7 @@ def test_refused_with_the_line(text: str, said: str):
         ({"host": "300.1.1.1"}, "neither a host name nor an IPv4"),
         ({"host": "http://1.2.3.4"}, "is a URL"),
         ({"host": ""}, "neither a host name nor an IPv4"),
-        ({"certificate_file": "cert.pem"}, "TLS needs certificate_file and private_key_file"),
+        ({"certificate_file": "cert.pem"}, "a certificate needs its key"),
         ({"token_expiration_min": 0.0}, "token_expiration_min must be between"),
         ({"token_expiration_min": float("nan")}, "token_expiration_min must be between"),
         ({"max_response_size": 2**31}, "max_response_size must be between"),
