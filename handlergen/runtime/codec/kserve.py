@@ -144,13 +144,24 @@ def _instances(item: Item, instances: list[Any], first_index: int) -> list[Item]
 
 
 def _binary(instance: Any, index: int) -> Any:
-    """`{"b64": "..."}` is the protocol's way to send bytes (TensorFlow Serving's REST API, which v1 follows)."""
-    if not (isinstance(instance, dict) and len(instance) == 1 and isinstance(instance.get("b64"), str)):
-        return instance
+    """Return an instance with bytes in place of each `{"b64": "..."}`: the whole of it, or the value of a key.
+
+    So v1's model, TensorFlow Serving's REST API, and TorchServe's envelope `json` send bytes.
+    """
     try:
-        return base64.b64decode(instance["b64"], validate=True)
+        if _is_b64(instance):
+            return base64.b64decode(instance["b64"], validate=True)
+        if isinstance(instance, dict):
+            for key, value in instance.items():
+                if _is_b64(value):
+                    instance[key] = base64.b64decode(value["b64"], validate=True)
+        return instance
     except (binascii.Error, ValueError) as error:
         raise BadRequest(f"instances[{index}] is not valid base64") from error
+
+
+def _is_b64(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
 
 
 def _as_json(reply: Encoded) -> bytes:
