@@ -7,6 +7,7 @@ handshake in memory, with those ciphers, between these files and a client that t
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import ssl
@@ -48,7 +49,10 @@ def check_tls(settings: ServerSettings, directory: Path, *, now: float | None = 
     """
     if not (settings.certificate_file and settings.private_key_file):
         return None
-    certificate_file, key_file = directory / settings.certificate_file, directory / settings.private_key_file
+    certificate_file, key_file = (
+        _path(directory, settings.certificate_file),
+        _path(directory, settings.private_key_file),
+    )
     server = _server(certificate_file, key_file)
     found = _read(certificate_file, server)
     today = datetime.now(timezone.utc).timestamp() if now is None else now
@@ -56,7 +60,7 @@ def check_tls(settings: ServerSettings, directory: Path, *, now: float | None = 
         raise HandlergenError(f"the certificate {certificate_file} expired on {_day(found.ends)}", hint="get a new one")
     if found.begins > today:
         raise HandlergenError(f"the certificate {certificate_file} is not valid before {_day(found.begins)}")
-    ca = directory / settings.ca_file if settings.ca_file else None
+    ca = _path(directory, settings.ca_file) if settings.ca_file else None
     for name in [settings.tls_name] if settings.tls_name else _hosts(settings):
         _verify(certificate_file, found, server, ca, name)
     return found
@@ -70,14 +74,18 @@ def with_tls_name(settings: ServerSettings, directory: Path) -> ServerSettings:
     """
     name = host_and_port(settings.inference_address)[0]
     if name == _WILDCARD:
-        file = directory / settings.certificate_file
-        names = _read(file, _server(file, directory / settings.private_key_file)).names
+        file = _path(directory, settings.certificate_file)
+        names = _read(file, _server(file, _path(directory, settings.private_key_file))).names
         if not names:
             raise HandlergenError(f"the certificate {file} names no host (subjectAltName)", hint="get a new one")
         name = names[0].replace("*", "any")  # *.example.com is valid for any.example.com
     named = replace(settings, tls_name=name)
     check_tls(named, directory)
     return named
+
+
+def _path(directory: Path, file: str) -> Path:
+    return Path(os.path.normpath(directory / file))  # the directory may not exist yet, and the file be beside it
 
 
 def _hosts(settings: ServerSettings) -> list[str]:
@@ -146,7 +154,8 @@ def _verify(file: Path, found: Certificate, server: ssl.SSLContext, ca: Path | N
             ) from error
         raise HandlergenError(
             f"the authority in {ca} did not sign the certificate {file}: {error.verify_message}",
-            hint="certificates between the two belong into the certificate's file, after the server's own",
+            hint="--tls-ca names the authority that signed it; certificates between the two belong into the "
+            "certificate's file, after the server's own",
         ) from error
 
 

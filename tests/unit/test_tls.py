@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import os
 import socket
 import ssl
 import threading
@@ -46,7 +47,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(home: Path, directory: Path, *arguments: str) -> tuple[int, str]:
     """Run `handlergen config` with files of `home`; return its exit status and what it printed."""
-    found = [str(home / each) if each.endswith(".pem") else each for each in arguments]
+    found = [os.path.relpath(home / each) if each.endswith(".pem") else each for each in arguments]
     result = CliRunner().invoke(cli, ["config", "-o", str(directory / "config.properties"), *found])
     failed = result.exception if isinstance(result.exception, HandlergenError) else None
     return result.exit_code, f"{result.output}{failed.message if failed else ''}"
@@ -93,8 +94,8 @@ def test_config_writes_rest_and_grpc_and_the_name_to_expect(
     home: Path, tmp_path: Path, host: str, certificate: str, name: str
 ) -> None:
     files = ["--tls-cert", f"{certificate}/cert.pem", "--tls-key", f"{certificate}/key.pem", "--tls-ca", "ca.pem"]
-    assert config(home, tmp_path, "--host", host, *files)[0] == 0
-    written = read_properties(tmp_path / "config.properties")
+    assert config(home, tmp_path / "new", "--host", host, *files)[0] == 0
+    written = read_properties(tmp_path / "new" / "config.properties")
     assert written.inference_address == f"https://{host}:8080"
     assert written.management_address == "https://127.0.0.1:8081"
     assert written.metrics_address == "https://127.0.0.1:8082"
