@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 import re
 from pathlib import Path
@@ -61,6 +62,13 @@ def test_the_readmes_table_has_the_verbs() -> None:
     assert table
     named = {name for row in table[1].splitlines() for name in re.findall(r"`(\w+)", row.split("|")[1])}
     assert named == set(VERBS)
+
+
+def test_the_readme_names_what_the_package_exports() -> None:
+    sentence = re.search(r"`import handlergen` has (.*?)\.\n", README, re.DOTALL)
+    assert sentence
+    functions = [name for name in handlergen.__all__ if inspect.isfunction(getattr(handlergen, name))]
+    assert set(re.findall(r"`(\w+)`", sentence[1])) == {*functions, "Client"}
 
 
 def test_every_form_stands_in_the_readme() -> None:
