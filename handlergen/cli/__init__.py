@@ -31,6 +31,7 @@ GROUPS = {
     },
     "Ask": {
         "invoke": "Send one request to a model of the server.",
+        "export": "Write gRPC definitions and a client.",
         "predict": "Predict in this process: no server, no Java.",
         "map": "Predict for many inputs offline.",
     },
@@ -39,6 +40,7 @@ GROUPS = {
         "scale": "Set the number of a model's workers.",
         "update": "Replace a model's version; lose no request.",
         "rollback": "Return to the version before the last update.",
+        "logs": "Show the model log, or one request's lines.",
         "doctor": "Find problems; say why they matter, how to fix them.",
     },
     "Measure": {
@@ -53,7 +55,7 @@ click command `command`, unless `_TOGETHER` names another module."""
 VERBS = tuple(verb for group in GROUPS.values() for verb in group)
 
 _TOGETHER = {
-    "archive": ("generate", "inspect"),
+    "archive": ("generate",),
     "serve": ("stop",),
     "status": ("scale",),
     "bench": ("trace", "tune"),

@@ -45,7 +45,13 @@ if TYPE_CHECKING:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Host name or IPv4 address for predictions.")
 @click.option("--inference-port", type=int, default=8080, show_default=True)
 @click.option("--management-port", type=int, default=8081, show_default=True, help="Always on 127.0.0.1.")
-@click.option("--metrics-port", type=int, default=8082, show_default=True, help="Always on 127.0.0.1.")
+@click.option("--metrics-port", type=int, default=8082, show_default=True)
+@click.option(
+    "--metrics-host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Host name or IPv4 address for a Prometheus elsewhere. Metrics need no token.",
+)
 @click.option("--grpc-inference-port", type=int, default=7070, show_default=True)
 @click.option("--grpc-management-port", type=int, default=7071, show_default=True, help="Always on 127.0.0.1.")
 @click.option(
@@ -156,15 +162,15 @@ def _show_lines(lines: list[ExplainedLine]) -> None:
 
 
 def _machine_warnings(settings: ServerSettings, output: Path) -> list[str]:
-    """Return warnings about an address or files that this machine lacks."""
+    """Return warnings about addresses or files that this machine lacks."""
     from handlergen.project.settings import shown
     from handlergen.server.ports import why_not_listen
     from handlergen.server.properties import host_and_port
 
     warnings = []
-    host, _port = host_and_port(settings.inference_address)
-    if reason := why_not_listen(host):
-        warnings.append(f"a server on this machine cannot listen on {host}: {reason}")
+    for host in sorted({host_and_port(each)[0] for each in (settings.inference_address, settings.metrics_address)}):
+        if reason := why_not_listen(host):
+            warnings.append(f"a server on this machine cannot listen on {host}: {reason}")
     store = output.resolve().parent / settings.model_store
     if not store.is_dir():
         warnings.append(f"there is no model store {shown(store)} yet; `{archive_command(store)}` creates it")

@@ -29,6 +29,11 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 
 json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 gpu = click.option("--gpu", type=int, help="Use this GPU instead of the CPU.")
+any_runtime = click.option(
+    "--any-runtime",
+    is_flag=True,
+    help="Run an archive whose runtime was changed, or is unknown, with the installed runtime; a server runs its own.",
+)
 version = click.option("--version", help="The model's version.  [default: the default version]")
 
 

@@ -112,7 +112,7 @@ def _hint(error: RequestFailed, client: Client, config: Path, name: str, data: s
         from handlergen.server.lifecycle import log_directory
 
         log = log_directory(config.parent) / "model_log.log"
-        return f"grep -A 20 {request_id} {shlex.quote(shown(log))}" if log.is_file() else None
+        return f"`{handlergen_command(f'logs {request_id}', config)}` shows why" if log.is_file() else None
     if error.status == 413 or any(text in error.message for text in _TOO_LARGE):
         return (
             f"the server accepts requests of up to {client.settings.max_request_size:,} bytes: max_request_size in "
@@ -133,7 +133,13 @@ def _of_the_model(error: RequestFailed, client: Client, config: Path, name: str)
         return f"{status} the workers, and why a worker could not load the model"
     if "has no worker" not in error.message:
         return None
-    if client.describe(name).min_workers:
+    model = client.describe(name)
+    if model.ready_workers:  # TorchServe says the same of both (ApiUtils.java)
+        return (
+            "its workers are READY, so its queue was full: retry, allow more with `handlergen config --queue-size`, or "
+            f"add workers with `{handlergen_command(f'scale {name} --workers N', config)}`"
+        )
+    if model.min_workers:
         return f"{status} why its workers do not start"
     return f"the model was scaled to 0 workers: `{handlergen_command(f'scale {name} --workers 1', config)}`"
 

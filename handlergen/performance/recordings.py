@@ -30,7 +30,8 @@ class Span:
         start_ns, end_ns: `time.monotonic_ns()`, comparable between all processes of a machine.
         worker: TorchServe's name for the worker, or its pid.
         device: Key of the physical device.
-        request_id: TorchServe's; for a predict over a batch, all ids joined by commas.
+        request_id: TorchServe's, after the client's and a slash if it sent one; of a batch's predict, all of them,
+            joined by commas.
     """
 
     stage: str

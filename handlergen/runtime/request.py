@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, SupportsIndex, TypeVar, overload
 
 _Default = TypeVar("_Default")
+
+REQUEST_ID = "x-request-id"
+"""The header, and over gRPC the input, in which a client names its request."""
+_CLIENT_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._:~=+@-]{0,127}")
+"""Safe in a header, a log line, a file name and the comma-separated ids of a batch's span."""
 
 
 class BadRequest(Exception):
@@ -114,17 +120,34 @@ class Request:
     """One request, without its body.
 
     Attributes:
-        id: TorchServe's id of the request; the client sees it as `x-request-id` and in error bodies.
+        torchserve_id: TorchServe's id of the request, which no other request has; the answer's `x-request-id`.
         metadata: A dict for the hooks' own use, from `preprocess` to `postprocess` of the same request.
     """
 
-    __slots__ = ("_headers", "_metadata", "_properties", "id")
+    __slots__ = ("_headers", "_id", "_metadata", "_properties", "torchserve_id")
 
-    def __init__(self, properties: Mapping[str, Any], request_id: str) -> None:
-        self.id = request_id
+    def __init__(self, properties: Mapping[str, Any], torchserve_id: str) -> None:
+        self.torchserve_id = torchserve_id
+        self._id = ""
         self._properties = properties
         self._headers: Headers | None = None
         self._metadata: dict[str, Any] | None = None
+
+    @property
+    def id(self) -> str:
+        """The client's `x-request-id` if it sent a valid one, else TorchServe's id. Clients may repeat theirs."""
+        if not self._id:
+            sent = self.headers.get(REQUEST_ID) or self._properties.get(REQUEST_ID)
+            if isinstance(sent, (bytes, bytearray)):  # over gRPC, see `torchserve.frontend.received`
+                sent = sent.decode("latin-1")
+            valid = isinstance(sent, str) and _CLIENT_ID.fullmatch(sent)
+            self._id = str(sent) if valid else self.torchserve_id
+        return self._id
+
+    @property
+    def full_id(self) -> str:
+        """What the log and spans call the request: its id; where the client chose it, with TorchServe's, `ID/ID`."""
+        return self.id if self.id == self.torchserve_id else f"{self.id}/{self.torchserve_id}"
 
     @property
     def headers(self) -> Headers:
@@ -191,7 +214,7 @@ class HttpRequest:
 
     @property
     def id(self) -> str:
-        """TorchServe's id of the request, which Starlette's Request does not have."""
+        """The request's id, as `Request.id`; Starlette's Request has none."""
         return self._request.id
 
     @property

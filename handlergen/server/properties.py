@@ -178,29 +178,33 @@ def server_settings(
     inference_port: int | None = None,
     management_port: int | None = None,
     metrics_port: int | None = None,
+    metrics_host: str | None = None,
     token_authorization: bool | None = None,
     **others: Any,
 ) -> ServerSettings:
-    """Return settings built from ports and a host. Management and metrics listen on 127.0.0.1 by default.
+    """Return settings built from ports and hosts. Management and metrics listen on 127.0.0.1 by default.
 
     Args:
         base: Has the values of all settings that are not given; None: the defaults.
         host: Host name or IPv4 address that predictions (REST and gRPC) listen on.
+        metrics_host: The same for metrics, which need no token.
         others: Any field of `ServerSettings`.
 
     Raises:
         HandlergenError: Two sockets share a port, or a value is invalid.
     """
     base = base or ServerSettings()
+    for given in (host, metrics_host):
+        if given is not None:
+            _check_host(given)
     if host is not None:
-        _check_host(host)
         others["grpc_inference_address"] = host
     if token_authorization is not None:
         others["disable_token_authorization"] = not token_authorization
     for name, new_host, port in (
         ("inference_address", host, inference_port),
         ("management_address", None, management_port),
-        ("metrics_address", None, metrics_port),
+        ("metrics_address", metrics_host, metrics_port),
     ):
         if new_host is not None or port is not None:
             address = getattr(base, name)

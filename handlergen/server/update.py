@@ -17,7 +17,7 @@ from handlergen.inspection.project import open_project
 from handlergen.project.settings import shown
 from handlergen.server.configuration import handlergen_command
 from handlergen.server.lifecycle import running_server
-from handlergen.server.model_store import read_archive, readable_archives
+from handlergen.server.model_store import audit_warnings, read_archive, readable_archives
 from handlergen.server.replacing import PREVIOUS, Offer, Replacing, Say, Shadow
 from handlergen.server.shadow import ShadowReport
 from handlergen.server.update_state import Replacement, UpdateRecords
@@ -223,6 +223,8 @@ def _offer(work: Replacing, source: Path, overrides: dict[str, Any]) -> Offer:
     if source.suffix == ".mar":
         archive = read_archive(source)
         _require_name(work.name, archive.name, source)
+        for warning in audit_warnings(source) if archive.settings is not None else ():
+            work.say(f"Warning: {warning}")
         return Offer(archive.version, source, sha256_of(source))
     project = open_project(source, overrides=overrides)
     _require_name(work.name, project.settings.name, source)

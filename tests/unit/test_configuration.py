@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from handlergen.archives.build import archive
 from handlergen.errors import HandlergenError
 from handlergen.project.templates import template_dir
 from handlergen.server.configuration import relative_to_config, write_configuration
@@ -17,12 +18,15 @@ from handlergen.server.lifecycle import serve
 from handlergen.server.model_store import configuration_warnings
 from handlergen.server.properties import ServerSettings, read_properties, server_settings
 from tests.archives import write_mar
+from tests.inspecting import PREDICT, write
 
 
-def mar(path: Path, *, requirements: str | None = None, max_response_bytes: int | None = None) -> Path:
-    model = {"requirementsFile": requirements} if requirements else {}
-    bundle = {"settings": {"max_response_bytes": max_response_bytes}}
-    return write_mar(path, model, {} if max_response_bytes is None else {"handlergen.json": bundle})
+def mar(path: Path, *, requirements: str | None = None) -> Path:
+    return write_mar(path, {"requirementsFile": requirements} if requirements else {}, {})
+
+
+def ours(store: Path, name: str, **settings: Any) -> None:
+    archive(write(store.parent, PREDICT, f"{name}.py"), model_store=store, environ={}, devices="cpu", **settings)
 
 
 def test_the_file_and_what_it_names_are_written(tmp_path: Path):
@@ -75,20 +79,11 @@ def test_requirements_that_nobody_installs_are_warned_about(tmp_path: Path):
 
 
 def test_answers_larger_than_the_server_takes_are_warned_about(tmp_path: Path):
-    mar(tmp_path / "model-store" / "big.mar", max_response_bytes=10_000_000)
+    ours(tmp_path / "model-store", "big", max_response_bytes=10_000_000)
     (warning,) = configuration_warnings(tmp_path / "config.properties", ServerSettings())
     assert "10000000" in warning
     roomy = ServerSettings(max_response_size=10_000_000)
     assert configuration_warnings(tmp_path / "config.properties", roomy) == []
-
-
-def test_torchserves_envelope_is_warned_about(tmp_path: Path):
-    mar(tmp_path / "model-store" / "ours.mar", max_response_bytes=1)
-    mar(tmp_path / "model-store" / "theirs.mar")
-    config = tmp_path / "config.properties"
-    (warning,) = configuration_warnings(config, ServerSettings(other=(("service_envelope", "kserve"),)))
-    assert warning.startswith("service_envelope=kserve makes ours.mar answer every request with 501")
-    assert configuration_warnings(config, ServerSettings()) == []
 
 
 def test_a_file_that_is_no_archive_does_not_stop_the_warnings(tmp_path: Path):

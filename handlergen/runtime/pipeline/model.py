@@ -160,7 +160,7 @@ class FailureHandler:
             KeyboardInterrupt: It was raised in the main thread.
         """
         pass_interrupt(error)
-        request_id, role = item.request.id, hook
+        role = hook
         public = hook
         name = self.hooks[item.model_index].name if self.hooks else ""
         if name and role in _HOOKS:
@@ -168,7 +168,7 @@ class FailureHandler:
             # What later hooks of a flow get is the module's own doing: their ValueError is not the client's mistake.
             if role != "preprocess" or item.model_index:
                 public = f"stage {item.model_index + 1} ({role})"
-        item.failure = failure_of(error, hook=public, form=self._form, request_id=request_id)
+        item.failure = failure_of(error, hook=public, form=self._form, request_id=item.request.id)
         if self.metrics is not None and isinstance(error, LockTimeout):
             self.metrics.lock_timed_out()
         level = logging.ERROR if item.failure.status >= 500 else logging.DEBUG
@@ -176,7 +176,7 @@ class FailureHandler:
             logger().log(
                 level,
                 "request %s failed in %s with status %d\n%s%s",
-                request_id,
+                item.request.full_id,
                 hook,
                 item.failure.status,
                 user_traceback(error, user_root=self._user_root),

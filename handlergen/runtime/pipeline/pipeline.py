@@ -262,11 +262,11 @@ class Pipeline:
 
     def _record(self, stage: str, item: Item, start_ns: int) -> None:
         if self._recorder is not None:
-            self._recorder(stage, item.request.id, start_ns, time.monotonic_ns())
+            self._recorder(stage, item.request.full_id, start_ns, time.monotonic_ns())
 
 
 def open_items(
-    data: Sequence[Mapping[str, Any]], properties: Sequence[Mapping[str, Any]], request_ids: Sequence[str]
+    data: Sequence[Mapping[str, Any]], properties: Sequence[Mapping[str, Any]], torchserve_ids: Sequence[str]
 ) -> list[Item]:
     """Return one item for each request.
 
@@ -275,6 +275,6 @@ def open_items(
         properties: The request's headers and its parts' content types.
     """
     return [
-        Item(index, entry, headers, Request(headers, request_id))
-        for index, (entry, headers, request_id) in enumerate(zip(data, properties, request_ids))
+        Item(index, entry, headers, Request(headers, torchserve_id))
+        for index, (entry, headers, torchserve_id) in enumerate(zip(data, properties, torchserve_ids))
     ]

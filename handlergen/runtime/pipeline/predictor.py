@@ -177,15 +177,15 @@ class WorkerPredictor:
                 except BaseException as error:
                     self._device.recover(error)
                     self._fail(item, error, "predict")
-                predicted.append((item.request.id, ready, started, time.monotonic_ns()))
+                predicted.append((item.request, ready, started, time.monotonic_ns()))
                 requests.done(item)
                 item = requests.next_ready()
         finally:
             self._lock.release()
         if self._recorder is not None:
-            for request_id, ready, started, ended in predicted:
-                self._recorder("lock_wait", request_id, ready, started)
-                self._recorder("predict", request_id, started, ended)
+            for request, ready, started, ended in predicted:
+                self._recorder("lock_wait", request.full_id, ready, started)
+                self._recorder("predict", request.full_id, started, ended)
 
     def _predict_together(self, items: list[Item], requests: RequestSource) -> None:
         """Predict a batch; again without those that wait too long for the lock, until it is free or none is left."""
@@ -230,8 +230,8 @@ class WorkerPredictor:
             self._lock.release()
         if self._recorder is not None:
             for item in items:
-                self._recorder("lock_wait", item.request.id, item.ready_ns, started)
-            self._recorder("predict", ",".join(item.request.id for item in items), started, ended)
+                self._recorder("lock_wait", item.request.full_id, item.ready_ns, started)
+            self._recorder("predict", ",".join(item.request.full_id for item in items), started, ended)
 
     def _predict_one_by_one(self, items: Sequence[Item], originals: Mapping[Item, Any]) -> None:
         """Predict each request of a batch alone, so that only the culprit fails."""
@@ -373,5 +373,5 @@ class Explainer:
             ended = time.monotonic_ns()
             lock.release()
             if recorder is not None:
-                recorder("lock_wait", item.request.id, item.ready_ns, started)
-                recorder("explain", item.request.id, started, ended)
+                recorder("lock_wait", item.request.full_id, item.ready_ns, started)
+                recorder("explain", item.request.full_id, started, ended)

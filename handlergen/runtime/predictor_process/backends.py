@@ -167,7 +167,7 @@ class _RemotePredictor:
             item.model_index,
             item.inputs,
             item.ready_ns,
-            request.id,
+            request.torchserve_id,
             item.properties,
             request._metadata,
             *self._model.inputs.of_item(item),
@@ -240,7 +240,7 @@ class RelayBackend:
                 except BaseException as error:
                     self._failures.fail(item, error, "describe")
                 continue
-            raw = RawRequest(item.entry, item.properties, item.request.id, item.outlet is not None)
+            raw = RawRequest(item.entry, item.properties, item.request.torchserve_id, item.outlet is not None)
 
             def settled(call: Call, item: Item = item) -> None:
                 answers.put((item, call))

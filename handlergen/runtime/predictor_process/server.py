@@ -361,7 +361,7 @@ class Server:
     def _queue_prepared(self, request: WorkerRequest, sent: Prepared, *, explains: bool) -> None:
         """Put a request that a worker has preprocessed into the batch queue."""
         entry = sent.entry or ({STREAM_WISH: sent.wish} if sent.wish is not None else {})
-        item = Item(0, entry, sent.properties, Request(sent.properties, sent.request_id))
+        item = Item(0, entry, sent.properties, Request(sent.properties, sent.torchserve_id))
         item.model_index, item.inputs, item.ready_ns = sent.model_index, sent.inputs, sent.ready_ns
         item.request._metadata = sent.metadata
         item.data, item.files, item.http = sent.data, sent.files, sent.http
@@ -441,7 +441,7 @@ class Server:
 
     def _answer(self, request: WorkerRequest, raw: RawRequest) -> None:
         """Run all stages of one request, on a thread of its own."""
-        (item,) = open_items([raw.entry], [raw.properties], [raw.request_id])
+        (item,) = open_items([raw.entry], [raw.properties], [raw.torchserve_id])
         if raw.outlet:
             item.outlet = _WorkerOutlet(request)
         self._connections.current.request = request

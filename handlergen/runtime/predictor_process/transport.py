@@ -119,7 +119,7 @@ class Prepared(NamedTuple):
     model_index: int
     inputs: Any
     ready_ns: int
-    request_id: str
+    torchserve_id: str
     properties: Mapping[str, Any]
     metadata: dict[str, Any] | None
     data: Any
@@ -152,7 +152,7 @@ class RawRequest(NamedTuple):
 
     entry: Mapping[str, Any]
     properties: Mapping[str, Any]
-    request_id: str
+    torchserve_id: str
     outlet: bool
 
 

@@ -94,14 +94,14 @@ class AnsweredRequests:
                 return
         self._open()
 
-    def note(self, request_id: str, how: bytes) -> None:
+    def note(self, torchserve_id: str, how: bytes) -> None:
         """Note that a request is answered, or its stream begun; before TorchServe receives it."""
-        place, name = _slot(request_id)
+        place, name = _slot(torchserve_id)
         self._memory[place : place + _SLOT_BYTES] = name + how
 
-    def find(self, request_id: str) -> bytes:
+    def find(self, torchserve_id: str) -> bytes:
         """Return `ANSWERED` or `STREAMED`; empty if the request was not noted, or too many were since."""
-        place, name = _slot(request_id)
+        place, name = _slot(torchserve_id)
         found = self._memory[place : place + _SLOT_BYTES]
         return found[-1:] if found.startswith(name) else b""
 
@@ -150,11 +150,11 @@ class DuplicateRequests:
                 self._answered.follow()
         new, streamed = [], False
         for item in items:
-            how = self._answered.find(item.request.id)
+            how = self._answered.find(item.request.torchserve_id)
             if how:
                 item.failure = failure_for(item, _REFUSED)
                 streamed |= how == STREAMED
-                _logger.warning("request %s was already answered by another worker", item.request.id)
+                _logger.warning("request %s was already answered by another worker", item.request.full_id)
             elif _is_emptied(item):
                 item.failure = _EMPTIED
             else:
@@ -166,7 +166,7 @@ class DuplicateRequests:
     def note_stream(self, item: Item) -> None:
         """Note that the first chunk of an answer is about to be sent."""
         if self._answered is not None and not self._closed():
-            self._answered.note(item.request.id, STREAMED)
+            self._answered.note(item.request.torchserve_id, STREAMED)
 
     def note_answers(self, items: Sequence[Item]) -> None:
         """Note which items are about to be answered. A failure is not noted: it closes the client's connection."""
@@ -174,7 +174,7 @@ class DuplicateRequests:
             return
         for item in items:
             if item.failure is None and item.reply.status < 400 and not item.sent:
-                self._answered.note(item.request.id, ANSWERED)
+                self._answered.note(item.request.torchserve_id, ANSWERED)
 
 
 def _is_emptied(item: Item) -> bool:
@@ -185,6 +185,6 @@ def _is_emptied(item: Item) -> bool:
     return not item.entry and not item.properties and () < torchserve_version() < (0, 10)
 
 
-def _slot(request_id: str) -> tuple[int, bytes]:
-    name = blake2b(request_id.encode(), digest_size=_SLOT_BYTES - 1).digest()
+def _slot(torchserve_id: str) -> tuple[int, bytes]:
+    name = blake2b(torchserve_id.encode(), digest_size=_SLOT_BYTES - 1).digest()
     return int.from_bytes(name[:4], "little") % _SLOTS * _SLOT_BYTES, name
