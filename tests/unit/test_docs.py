@@ -51,7 +51,8 @@ def test_the_help_has_every_verb_in_a_group_and_stays_one_screen() -> None:
         importlib.import_module(f"handlergen.cli.{each.name}") for each in pkgutil.iter_modules(handlergen.cli.__path__)
     ]
     defined = {value for module in modules for value in vars(module).values() if isinstance(value, click.Command)}
-    assert {command.name for command in defined} == set(VERBS)
+    below = {each for group in defined if isinstance(group, click.Group) for each in group.commands.values()}
+    assert {command.name for command in defined - below} == set(VERBS)
     shown = CliRunner().invoke(cli, ["--help"], terminal_width=80).output.splitlines()
     lines = {verb: [line for line in shown if re.match(rf"  [A-Z ][\w ]{{11}}{verb} ", line)] for verb in VERBS}
     assert [verb for verb, found in lines.items() if len(found) != 1] == []
