@@ -77,7 +77,9 @@ def test_v1_bytes_both_ways(serve_project: Callable[..., Any]) -> None:
     assert body == {"predictions": [{"b64": base64.b64encode(b"\xff\x00").decode()}]}
     ((status, body),) = ask(served, {"instances": [{"b64": "%"}]})
     assert (status, body["message"]) == (400, "instances[0] is not valid base64")
-    served = serve_project("def predict(inputs): return {'type': type(inputs['image']).__name__, 'deep': inputs['deep']}")
+    served = serve_project(
+        "def predict(inputs): return {'type': type(inputs['image']).__name__, 'deep': inputs['deep']}"
+    )
     columns = {"image": {"b64": "AP8="}, "deep": {"er": {"b64": "AP8="}}}
     ((_, body),) = ask(served, {"instances": [columns]})
     assert body == {"predictions": [{"type": "bytes", "deep": {"er": {"b64": "AP8="}}}]}
