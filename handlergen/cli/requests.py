@@ -16,7 +16,7 @@ import click
 from handlergen.errors import HandlergenError, RequestFailed
 from handlergen.project.settings import shown
 from handlergen.runtime.codec.errors import logged_request_id
-from handlergen.server.configuration import handlergen_command
+from handlergen.server.configuration import change_command, handlergen_command
 
 if TYPE_CHECKING:
     from handlergen.client import Client
@@ -136,7 +136,8 @@ def _of_the_model(error: RequestFailed, client: Client, config: Path, name: str)
     model = client.describe(name)
     if model.ready_workers:  # TorchServe says the same of both (ApiUtils.java)
         return (
-            "its workers are READY, so its queue was full: retry, allow more with `handlergen config --queue-size`, or "
+            "its workers are READY, so its queue was full: retry, allow more with "
+            f"`{change_command('--queue-size N', config)}` and a restart, or "
             f"add workers with `{handlergen_command(f'scale {name} --workers N', config)}`"
         )
     if model.min_workers:

@@ -114,12 +114,19 @@ def open_project(
 
 
 def recognised_sources(directory: Path) -> list[Path]:
-    """Return the modules of a directory, or its own package, in which a form is recognised; in the order of names."""
-    package = (directory / "__init__.py").is_file()
+    """Return the directory if it is a package, else its modules and packages, as far as they look like a source.
+
+    A form is recognised in them, or they have a hook beside a predict that may be in the weights.
+    """
+    packages = sorted(path.parent for path in directory.glob("[!.]*/__init__.py"))
     found = []
-    for path in [directory] if package else _modules(directory):
+    for path in [directory] if (directory / "__init__.py").is_file() else [*_modules(directory), *packages]:
         source = read_source(path, settings=Settings(), root=path.parent).source
-        if source is not None and any(form.recognise(source) for form in FORM_INSPECTORS):
+        if source is None:
+            continue
+        if source.module.bindings.keys() & {"preprocess", "postprocess"} or any(
+            form.recognise(source) for form in FORM_INSPECTORS
+        ):
             found.append(path)
     return found
 

@@ -32,6 +32,12 @@ def handlergen_command(verb: str, config: Path) -> str:
     return f"handlergen {verb}" + ("" if path == DEFAULT_CONFIG else f" -c {shlex.quote(path)}")
 
 
+def change_command(option: str, config: Path) -> str:
+    """Return the command that changes a setting in a server's configuration."""
+    path = shown(config)
+    return f"handlergen config {option} --force" + ("" if path == DEFAULT_CONFIG else f" -o {shlex.quote(path)}")
+
+
 def archive_command(store: Path) -> str:
     """Return the command that adds an archive to this model store."""
     path = shown(store)

@@ -18,6 +18,7 @@ from handlergen.errors import HandlergenError, ServerError
 from handlergen.project.names import MANIFEST_FILE, MODEL_CONFIG_FILE
 from handlergen.project.settings import shown
 from handlergen.runtime.contract import CONTRACT_FILE
+from handlergen.server.configuration import change_command
 from handlergen.server.properties import ServerSettings
 
 ModelVersion = tuple[str, str]
@@ -149,16 +150,17 @@ def configuration_warnings(config: Path, settings: ServerSettings) -> list[str]:
         if archive.requirements and not settings.install_requirements:
             warnings.append(
                 f"{file} contains {archive.requirements}, which TorchServe does not install: "
-                "install_py_dep_per_model is not true (`handlergen config --install-requirements`)"
+                f"install_py_dep_per_model is not true (`{change_command('--install-requirements', config)}`)"
             )
         if archive.settings is None:
             continue
         warnings += audit_warnings(archive.path)
         largest = archive.settings.get("max_response_bytes")
         if isinstance(largest, int) and largest > settings.max_response_size:
+            change = change_command(f"--max-response-size {largest}", config)
             warnings.append(
                 f"{file} allows responses of {largest} bytes, the server {settings.max_response_size}: "
-                "TorchServe kills a worker that sends more (`handlergen config --max-response-size`)"
+                f"TorchServe kills a worker that sends more (`{change}`)"
             )
     return warnings
 

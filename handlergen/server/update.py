@@ -15,7 +15,7 @@ from handlergen.client import Client, ModelStatus
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
 from handlergen.inspection.project import open_project
 from handlergen.project.settings import shown
-from handlergen.server.configuration import handlergen_command
+from handlergen.server.configuration import change_command, handlergen_command
 from handlergen.server.lifecycle import running_server
 from handlergen.server.model_store import audit_warnings, read_archive, readable_archives
 from handlergen.server.replacing import PREVIOUS, Offer, Replacing, Say, Shadow
@@ -182,8 +182,7 @@ def _require_model_api(client: Client, config: Path) -> None:
     raise ServerError(
         f"the server does not allow models to be registered: it was started with enable_model_api=false "
         f"({shown(config)})",
-        hint=f"set enable_model_api=true in {shown(config)} (or write the file anew: `handlergen config --model-api "
-        "--force`, with the other options that it had), then restart the server: "
+        hint=f"set enable_model_api=true (`{change_command('--model-api', config)}`), then restart the server: "
         f"`{handlergen_command('stop', config)}`, `{handlergen_command('serve', config)}`",
     )
 

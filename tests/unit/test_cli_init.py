@@ -88,6 +88,8 @@ def test_a_package_and_a_truss_get_settings_for_themselves(tmp_path: Path, run: 
     (truss / "model").mkdir(parents=True)
     (truss / "model" / "model.py").write_text("class Model:\n    def predict(self, request):\n        return request\n")
     (truss / "config.yaml").write_text("model_name: wiser\n")
+    assert run("init", str(tmp_path))[0] == 0
+    assert open_project(tmp_path, environ={}).source == package
     for directory, name in ((package, "wise"), (truss, "wiser")):
         before = open_project(directory, environ={})
         assert run("init", str(directory))[0] == 0
