@@ -53,8 +53,6 @@ _EVENT = re.compile(r"^\d{4}-\d\d-\d\dT[\d:,.]+ +\[\w+ *\] \S.*? - ", re.MULTILI
 _FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line \d+')
 #: TorchServe unpacks an archive into TEMP/models/<32 hex digits>; the rest is the path inside the archive.
 _MODEL_DIR = re.compile(r"(?:/[^/\"\n]+)*/models/[0-9a-f]{32}/")
-_MISSING = re.compile(r"^ModuleNotFoundError: No module named '([\w.]+)'$")
-_SITE = re.compile(r'File "([^"\n]*/(?:site|dist)-packages)/')
 #: Frames of TorchServe, the runtime, the generated handler and the import system: not the user's.
 _OURS = re.compile(
     r"/site-packages/ts/|/ts/model_\w+\.py|handlergen_runtime/|handlergen_handler\.py"
@@ -278,15 +276,21 @@ class _Life:
             if again and _TRACEBACK in first:
                 traceback = first.rstrip() + "\n"
         elif _STARTED not in self.stdout and _TRACEBACK in self.stderr:
-            # The worker died before TorchServe's code could report it: an import of TorchServe failed.
-            traceback = user_traceback(self.stderr)
+            return self._not_started()
         else:
             return None
-        reason = next(reversed(traceback.strip().splitlines()), "no exception")
-        missing = _MISSING.search(reason)
-        place = _SITE.search(traceback)
+        reason = next(reversed(traceback.splitlines()), "no exception")
+        return WorkerFailure(self.model, self.worker, reason, traceback)
+
+    def _not_started(self) -> WorkerFailure:
+        """Return the failure of a worker that died before any code of the archive ran: TorchServe's imports failed."""
+        lines = _first_traceback(self.stderr)
+        reason, traceback = lines[-1], "\n".join(lines)
+        missing = re.match(r"ModuleNotFoundError: No module named '([^'.]+)", reason)
+        place = re.search(r'File "([^"]+)/ts/\w+\.py"', traceback)
         if missing and place:
-            reason = f"the package {missing[1]} is not installed in {place[1]}, where the workers' Python looks for it"
+            reason = f"TorchServe needs the package {missing[1]}, and the Python that runs {place[1]}/ts has none"
+            traceback = ""
         return WorkerFailure(self.model, self.worker, reason, traceback)
 
 
@@ -318,8 +322,16 @@ def silent_deaths(log: str) -> dict[str, list[str]]:
 
 def user_traceback(lines: list[str]) -> str:
     """Return the first traceback in these lines, with chained causes: the user's frames, and paths in the archive."""
-    start = next((number for number, text in enumerate(lines) if text == _TRACEBACK), None)
-    return "" if start is None else _shortened(lines[start:])
+    return _shortened(_first_traceback(lines))
+
+
+def _first_traceback(lines: list[str]) -> list[str]:
+    """Return the lines from the first traceback on, up to the next that is not one of its chained causes."""
+    starts = [number for number, text in enumerate(lines) if text == _TRACEBACK]
+    if not starts:
+        return []
+    end = next((number for number in starts[1:] if lines[number - 1]), None)
+    return lines[starts[0] : end]
 
 
 def _shortened(lines: list[str]) -> str:
