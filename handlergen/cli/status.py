@@ -174,7 +174,7 @@ def _predictors(models: Sequence[ModelStatus]) -> dict[str, list[PredictorStatus
 
 
 def _load_failures(config: Path, models: Sequence[ModelStatus]) -> dict[str, str]:
-    """Return the traceback of the last failed load of each model that lacks workers, from the end of the log."""
+    """Return reason and traceback of the last failed load of each model that lacks workers, from the end of the log."""
     lacking = {_key(model) for model in models if model.ready_workers < model.min_workers}
     if not lacking:
         return {}
@@ -187,7 +187,8 @@ def _load_failures(config: Path, models: Sequence[ModelStatus]) -> dict[str, str
             text = log.read().decode("utf-8", "replace")
     except OSError:
         return {}
-    return {failure.model: failure.traceback for failure in load_failures(text) if failure.model in lacking}
+    failures = [each for each in load_failures(text) if each.model in lacking]
+    return {each.model: f"{each.reason}\n{each.traceback}".rstrip() for each in failures}
 
 
 def _plain(model: ModelStatus) -> dict[str, Any]:
@@ -256,9 +257,21 @@ def scale(
     Example:
       handlergen scale digits --workers 4
     """
+    from handlergen.server.lifecycle import log_directory
+    from handlergen.server.readiness import ServerLogs, check_workers
+
+    logs = ServerLogs(log_directory(config.parent))
     with options.connected(config, key_file, ca) as client, advised(client, config, name):
         notice = partial(click.echo, err=True)
-        status = client.scale(name, workers, version=version, timeout=timeout, now=now, notice=notice)
+        status = client.scale(
+            name,
+            workers,
+            version=version,
+            timeout=timeout,
+            now=now,
+            notice=notice,
+            progress=lambda status: check_workers(logs, (status.name, status.version), scaling=True),
+        )
     if as_json:
         report = {"model": status.name, "workers": status.ready_workers, "placement": status.placement}
         print_json(report, indent=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from .codec.redaction import user_traceback, without_secrets
 from .contract import CONTRACT_FILE, Bundle
 from .device.device import keep_freed_memory
 from .diagnostics import log_to_stdout, logger, reopen_streams, take_over_logging
+from .environment import REPORT, reason_of, require_gpu
 from .pipeline.backend import Backend, BackendOptions, LocalBackend
 from .pipeline.hooks import BoundHook, Item
 from .pipeline.pipeline import Pipeline
@@ -111,6 +113,9 @@ class Worker:
         model_dir = Path(properties["model_dir"]).resolve()
         logging.getLogger("ts.service").addFilter(_is_not_logged_yet)
         log_to_stdout()
+        if not faulthandler.is_enabled():
+            # The stack of a worker that a signal ends goes to the model log; `server/readiness.py` reads it.
+            faulthandler.enable(file=2, all_threads=False)
         keep_freed_memory()
         metrics = getattr(context, "metrics", None)
         leave_out_batch_lines(metrics)
@@ -121,6 +126,7 @@ class Worker:
         # every broken JSON text and loses its bytes (ts/protocol/otf_message_handler.py, _retrieve_input_data).
         os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
         try:
+            require_gpu(properties.get("gpu_id"), getattr(context, "model_yaml_config", None))
             bundle = Bundle.from_json((model_dir / CONTRACT_FILE).read_text(encoding="utf-8"))
             # Clients, metrics and logs know the name that the model was registered under, not the archive's.
             bundle = replace(bundle, settings=replace(bundle.settings, name=context.model_name))
@@ -140,15 +146,13 @@ class Worker:
         except BaseException as error:
             pass_interrupt(error)
             take_over_logging()
-            if not getattr(error, "logged_by_handlergen", False):
-                logger().error(
-                    "handlergen: model %s could not be loaded\n%s",
-                    context.model_name,
-                    user_traceback(error, user_root=str(model_dir)),
-                )
-                error = RuntimeError(f"the module could not be loaded: {type(error).__name__}: {error}")
+            reason = without_secrets(reason_of(error, model_dir))
+            traceback = getattr(error, "user_traceback", None)
+            if traceback is None:
+                traceback = user_traceback(error, user_root=str(model_dir))
+            logger().error("%s%s\n%s", REPORT, reason, traceback)
             # Without the cause: TorchServe would print the whole chain once more, handlergen's frames included.
-            raise RuntimeError(without_secrets(str(error))) from None
+            raise RuntimeError(reason) from None
         finally:
             reopen_streams()
 

@@ -113,7 +113,7 @@ def test_a_model_that_dies_while_it_loads_fails_the_worker(crew: Crews) -> None:
     (found.model / "cannot-load").write_text('"segfault"')
     worker = found.worker()
     assert worker.failure is not None
-    assert "ended while it loaded" in worker.failure
+    assert "its predictor process was ended by signal 11 (SIGSEGV) while it loaded the model" in worker.failure
     until(lambda: "Segmentation fault" in found.log())
 
 
