@@ -135,9 +135,10 @@ def _of_the_model(error: RequestFailed, client: Client, config: Path, name: str)
         return None
     model = client.describe(name)
     if model.ready_workers:  # TorchServe says the same of both (ApiUtils.java)
+        scale = handlergen_command(f"scale {name} --workers N", config)
         return (
-            "its workers are READY, so its queue was full: retry, allow more with `handlergen config --queue-size`, or "
-            f"add workers with `{handlergen_command(f'scale {name} --workers N', config)}`"
+            f"its workers are READY, so its queue was full: retry the request. More fit after `{scale}`, or with a "
+            "larger queue_size in handlergen.yaml"
         )
     if model.min_workers:
         return f"{status} why its workers do not start"

@@ -10,7 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.commands import handlergen
+
+pytestmark = pytest.mark.e2e
 
 
 def test_the_written_client_is_answered(shared: Callable[..., Any], echo_mar: Path, tmp_path: Path) -> None:
