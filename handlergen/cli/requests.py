@@ -16,7 +16,7 @@ import click
 from handlergen.errors import HandlergenError, RequestFailed
 from handlergen.project.settings import shown
 from handlergen.runtime.codec.errors import logged_request_id
-from handlergen.server.configuration import change_command, handlergen_command
+from handlergen.server.configuration import handlergen_command
 
 if TYPE_CHECKING:
     from handlergen.client import Client
@@ -135,10 +135,10 @@ def _of_the_model(error: RequestFailed, client: Client, config: Path, name: str)
         return None
     model = client.describe(name)
     if model.ready_workers:  # TorchServe says the same of both (ApiUtils.java)
+        scale = handlergen_command(f"scale {name} --workers N", config)
         return (
-            "its workers are READY, so its queue was full: retry, allow more with "
-            f"`{change_command('--queue-size N', config)}` and a restart, or "
-            f"add workers with `{handlergen_command(f'scale {name} --workers N', config)}`"
+            f"its workers are READY, so its queue was full: retry the request. More fit after `{scale}`, or with a "
+            "larger queue_size in handlergen.yaml"
         )
     if model.min_workers:
         return f"{status} why its workers do not start"

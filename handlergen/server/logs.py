@@ -24,6 +24,8 @@ from handlergen.server.properties import read_properties
 
 LEVELS = ("debug", "info", "warning", "error")
 _POLL_S = 0.25
+_LINES_BETWEEN = 1000
+"""More lines of other workers do not come between two lines of a traceback."""
 
 #: A line that log4j2.xml lets TorchServe write: time, level, thread (worker, model and stream), logger, text.
 _LINE = re.compile(
@@ -144,11 +146,11 @@ class ModelLog:
             HandlergenError: There is no log, or a file cannot be read.
         """
         self.check()
+        joined = EventJoiner()
         for path in [*(self.rotated() if rotated else ()), self.path]:
-            joined = EventJoiner()
             for line in _lines(path):
                 yield from joined.add(line)
-            yield from joined.rest()
+        yield from joined.rest()
         old = self.path.parent.glob("predictor-*.log.1") if rotated else ()
         for path in [*old, *self._growing()[1:]]:
             yield from (_printed(path, line) for line in _lines(path))
@@ -197,6 +199,7 @@ class EventJoiner:
     """
 
     def __init__(self) -> None:
+        self._lines = 0
         self._events: deque[_Open] = deque()
         self._last: dict[str, _Open] = {}
 
@@ -208,10 +211,11 @@ class EventJoiner:
         else:
             key, text = " ".join(found.group("worker", "model", "stream")), found["text"]
             event = _Open(found["time"], found["level"], found["worker"], found["model"], text)
+        self._lines += 1
         last = self._last.get(key)
-        if last is not None and last.takes(text):
+        if last is not None and not last.complete and last.takes(text):
             last.lines.append(text)
-            last.changed = time.monotonic()
+            last.changed, last.line = time.monotonic(), self._lines
             return
         if last is not None:
             last.complete = True
@@ -219,6 +223,7 @@ class EventJoiner:
         if not _NOISE.match(text) and text:
             if process := _PROCESS.match(text):
                 event.lines = [f"worker started, process {process[1]}"]
+            event.line = self._lines
             self._events.append(event)
             self._last[key] = event
         yield from self._ready()
@@ -232,7 +237,9 @@ class EventJoiner:
         yield from self._ready()
 
     def _ready(self) -> Iterator[LogEvent]:
-        while self._events and self._events[0].complete:
+        # The last event of a worker that prints nothing more must not hold up all others.
+        while self._events and (self._events[0].complete or self._lines - self._events[0].line > _LINES_BETWEEN):
+            self._events[0].complete = True
             yield self._events.popleft().event()
 
 
@@ -243,6 +250,7 @@ class _Open:
         self._head = (time_, level, source, model)
         self.lines = [text]
         self.changed = time.monotonic()
+        self.line = 0
         self.complete = False
 
     def takes(self, text: str) -> bool:

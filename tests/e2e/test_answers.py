@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ import pytest
 from handlergen.client.results import error_of
 from handlergen.errors import RequestFailed
 from tests.archives import make_archive
+from tests.commands import handlergen
 from tests.histories import until
 
 pytestmark = pytest.mark.e2e
@@ -115,6 +117,17 @@ def predict(inputs):
     return inputs
 """
 
+NARROW = """
+import time
+from pathlib import Path
+
+def predict(inputs):
+    Path(inputs + ".begun").touch()
+    while not Path(inputs).exists():
+        time.sleep(0.02)
+    return inputs
+"""
+
 
 @pytest.fixture(scope="module")
 def server(shared: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
@@ -124,6 +137,7 @@ def server(shared: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory)
         make_archive(home, "several", FAILS, batch_size=4, max_batch_delay_ms=1000),
         make_archive(home, "typed", TYPED),
         make_archive(home, "impatient", IMPATIENT, lock_timeout_s=0.2),
+        make_archive(home, "narrow", NARROW, queue_size=1),
     )
 
 
@@ -202,6 +216,24 @@ def test_a_device_that_is_not_free_in_time_is_503_with_retry_after(server: Any) 
         assert str(caught.value).startswith("UNAVAILABLE: The device is busy")
         assert holder.result().status_code == 200
     assert post(server, "/predictions/impatient", json=1).status_code == 200
+
+
+def test_a_full_queue_is_told_from_a_model_without_workers(server: Any, tmp_path: Path) -> None:
+    release, begun = tmp_path / "release", tmp_path / "release.begun"
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(post, server, "/predictions/narrow", json=str(release))]
+        try:
+            until(begun.exists)
+            asked.append(pool.submit(post, server, "/predictions/narrow", json=str(release)))
+            until(lambda: server.client.describe("narrow").queue_waiting == 1)
+            for way in ((), ("--grpc",)):
+                done = handlergen("invoke", "narrow", "--data", "1", *way, cwd=server.directory)
+                assert done.returncode == 6
+                assert "has no worker to serve inference request" in done.stderr
+                assert "its workers are READY, so its queue was full: retry" in done.stderr
+        finally:
+            release.touch()
+        assert [each.result().status_code for each in asked] == [200, 200]
 
 
 @pytest.mark.parametrize(

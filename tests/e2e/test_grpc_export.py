@@ -9,7 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.commands import handlergen
+
+pytestmark = pytest.mark.e2e
 
 
 def test_the_written_client_is_answered(

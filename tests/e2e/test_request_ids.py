@@ -15,6 +15,8 @@ from tests.archives import make_archive
 from tests.commands import handlergen
 from tests.histories import until
 
+pytestmark = pytest.mark.e2e
+
 SOURCE = """
 def preprocess(data, request):
     print("preparing", data)

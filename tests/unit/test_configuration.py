@@ -18,6 +18,7 @@ from handlergen.server.lifecycle import serve
 from handlergen.server.model_store import configuration_warnings
 from handlergen.server.properties import ServerSettings, read_properties, server_settings
 from tests.archives import write_mar
+from tests.commands import handlergen
 from tests.inspecting import PREDICT, write
 
 
@@ -46,6 +47,19 @@ def test_writing_twice_changes_nothing_and_other_words_need_force(tmp_path: Path
     assert read_properties(config) == ServerSettings()
     write_configuration(config, other, force=True)
     assert read_properties(config) == other
+
+
+def test_metrics_can_be_opened_to_a_scraper_with_a_warning_and_predictions_stay(tmp_path: Path):
+    done = handlergen("config", "--metrics-host", "0.0.0.0", "--metrics-port", "9082", cwd=tmp_path)
+    assert done.returncode == 0
+    settings = read_properties(tmp_path / "config.properties")
+    assert (settings.metrics_address, settings.inference_address) == ("http://0.0.0.0:9082", "http://127.0.0.1:8080")
+    assert "Warning: metrics can be reached from other machines (metrics_address=http://0.0.0.0:9082)" in done.stderr
+    assert "metrics need no token" in done.stderr
+    refused = handlergen("config", "--metrics-host", "http://x", "--force", cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "'http://x' is a URL" in refused.stderr
+    assert read_properties(tmp_path / "config.properties") == settings
 
 
 def test_edited_logging_and_metrics_stay_even_with_force(tmp_path: Path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from handlergen.server.logs import EventJoiner
 from tests.commands import HANDLERGEN, handlergen
 
 FAILED = """request my-id/11ec-9f failed in predict with status 500
@@ -98,6 +99,15 @@ def test_tracebacks_of_workers_that_log_at_once_are_whole_and_torchserves_lines_
         "ERROR:root:broken",
     ]
     assert {event["source"] for event in events("--model", "m_1.0")} == {"W-9000", "predictor-m-1.0-cpu"}
+
+
+def test_a_worker_that_prints_nothing_more_holds_nobody_up() -> None:
+    joined = EventJoiner()
+    lines = [*log(FAILED).splitlines()[:-1], *(log(str(number), worker="W-9001") for number in range(3000))]
+    early = [event.text for line in lines for event in joined.add(line.removesuffix("\n"))]
+    assert early[0] == FAILED.rstrip()
+    assert early[1:] + [event.text for event in joined.rest()] == [str(number) for number in range(3000)]
+    assert len(early) > 1500
 
 
 def test_one_requests_lines_by_either_id_also_in_rotated_files(directory: Path, events: Events) -> None:
