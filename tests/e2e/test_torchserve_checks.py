@@ -3,7 +3,7 @@
 The suite's Postman collections (pytorch/serve, test/postman: management, inference, explanation, kf and kfv2)
 register a model by URL, predict, compare, explain, scale, unregister, and read the metrics; tables of requests and
 statuses drive them. Their models come from the network; here the same requests go to a digit classifier out of the
-model store. The statuses are the suite's. `docs/answers-and-errors.md` says what of it passes.
+model store. The statuses are the suite's. `docs/guarantees.md` says what of it passes.
 """
 
 from __future__ import annotations
