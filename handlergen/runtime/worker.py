@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .codec.errors import pass_interrupt
-from .codec.kserve import refuse_envelope
 from .codec.redaction import user_traceback, without_secrets
 from .contract import CONTRACT_FILE, Bundle
 from .device.device import keep_freed_memory
@@ -23,7 +21,14 @@ from .telemetry.health import Health, description
 from .telemetry.recording import Counts, switched_on
 from .torchserve.control import Commands
 from .torchserve.duplicate_requests import DuplicateRequests
-from .torchserve.frontend import answered, keep_from_children, leave_out_batch_lines, outlet_of, received
+from .torchserve.frontend import (
+    answered,
+    bypass_envelope,
+    keep_from_children,
+    leave_out_batch_lines,
+    outlet_of,
+    received,
+)
 
 
 class Worker:
@@ -36,6 +41,7 @@ class Worker:
         backend: Makes what answers requests; by default, in this process.
         duplicates: Detects requests that another worker has answered.
         commands: Those that the management API sends; none by default.
+        enveloped: TorchServe has a service envelope: the body decides whether a request is KServe's.
 
     Raises:
         Exception: What the user's module raises while it is imported, set up and loaded.
@@ -52,11 +58,12 @@ class Worker:
         backend: Callable[[BackendOptions], Backend] = LocalBackend,
         duplicates: DuplicateRequests | None = None,
         commands: Commands | None = None,
+        enveloped: bool = False,
     ) -> None:
         self.bundle = bundle
         self._duplicates = duplicates or DuplicateRequests()
         self._commands = commands or Commands()
-        self._envelope_checked = False
+        self._enveloped = enveloped
         self._backend = backend(BackendOptions(bundle, model_dir, gpu_id, batch_size, self.describe))
         self._counts = Counts(metrics=self._backend.metrics)
         self._health: Health | None = None
@@ -109,6 +116,7 @@ class Worker:
         leave_out_batch_lines(metrics)
         closed = keep_from_children()
         switched_on(metrics)
+        enveloped = bypass_envelope()
         # Bodies arrive as they were sent, and `decode` reads them: TorchServe's own reading logs a traceback for
         # every broken JSON text and loses its bytes (ts/protocol/otf_message_handler.py, _retrieve_input_data).
         os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
@@ -125,6 +133,7 @@ class Worker:
                 backend=backend_of(bundle),
                 duplicates=DuplicateRequests.of_worker(closed),
                 commands=Commands.of_worker((context.model_name, bundle.settings.version), closed),
+                enveloped=enveloped,
             )
         except MemoryError:
             raise
@@ -157,10 +166,7 @@ class Worker:
             Exception: For TorchServe, which takes the status of a failed gRPC request, and the end of a stream that
                 failed midway, from an exception only. Only for a batch of one.
         """
-        if not self._envelope_checked:
-            refuse_envelope(sys._getframe(1))
-            self._envelope_checked = True
-        items = received(data, context)
+        items = received(data, context, enveloped=self._enveloped)
         if self._commands.obeyed(items):
             return answered(items, context, self._counts)
         outlet = outlet_of(context, self._duplicates.note_stream)

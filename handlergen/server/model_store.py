@@ -142,7 +142,6 @@ def loaded_besides_archives(store: Path) -> list[Path]:
 def configuration_warnings(config: Path, settings: ServerSettings) -> list[str]:
     """Return warnings about archives in the model store that do not fit the configuration in `config`."""
     warnings = []
-    envelope = dict(settings.other).get("service_envelope")
     for archive in readable_archives(config.resolve().parent / settings.model_store):
         file = archive.path.name
         if archive.requirements and not settings.install_requirements:
@@ -152,11 +151,6 @@ def configuration_warnings(config: Path, settings: ServerSettings) -> list[str]:
             )
         if archive.settings is None:
             continue
-        if envelope:
-            warnings.append(
-                f"service_envelope={envelope} makes {file} answer every request with 501: remove the line. The "
-                "archive supports KServe's protocols itself, and unlike the envelope at batch sizes over 1 too."
-            )
         largest = archive.settings.get("max_response_bytes")
         if isinstance(largest, int) and largest > settings.max_response_size:
             warnings.append(

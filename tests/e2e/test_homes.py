@@ -108,7 +108,7 @@ def test_scaling(server: Running, name: str) -> None:
 
 
 def test_kserve(server: Running, name: str) -> None:
-    """Also what clients of KServe and Vertex AI send to `/predictions`, and through an envelope."""
+    """At KServe's addresses, and where the body decides also at `/predictions`, where KServe and Vertex AI send it."""
     status, answer = server.post(f"v1/models/{name}:predict", {"instances": [1, 2]})
     assert (status, [each["data"] for each in answer["predictions"]]) == (200, [1, 2])
     status, answer = server.post(f"v1/models/{name}:predict", {"instances": [1, "refuse"]})
@@ -118,6 +118,16 @@ def test_kserve(server: Running, name: str) -> None:
     status, answer = server.post(f"v2/models/{name}/infer", {"id": "7", "inputs": [TENSOR]})
     assert (status, answer["model_name"], answer["id"]) == (200, name, "7")
     assert answer["outputs"][0] == {"name": "data", "shape": [2], "datatype": "FP32", "data": [1.5, 2.0]}
+    assert server.post(f"explanations/{name}", 5) == (200, {"why": 5})
+    wrapped, old = {"instances": [1]}, server.version != "0.12.0"
+    status, answer = server.post(f"predictions/{name}", wrapped)
+    as_kserve = {"predictions": [{"data": 1, "together": 1}]}
+    assert (status, answer) == (200, as_kserve if old or server.home.envelope else {"data": wrapped, "together": 1})
+    if old and not server.home.envelope:
+        assert server.post(f"predictions/{name}", wrapped, url_path="") == (200, {"data": wrapped, "together": 1})
+    for own in ({"instances": 1}, {"inputs": ["text"]}, {"inputs": []}, [1]):
+        for path in (f"predictions/{name}", *([f"v1/models/{name}:predict"] if old else [])):
+            assert server.post(path, own) == (200, {"data": own, "together": 1})
 
 
 def test_addresses(server: Running) -> None:

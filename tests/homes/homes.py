@@ -121,7 +121,7 @@ class Home:
         names: Under which the two archives are registered.
         late: Directory that is registered as the second model at the management address, once the first is there.
         home: Its `HOME`; empty: there is none, and the user id has no entry in passwd(5).
-        envelope: The wrapped requests that its clients send: `v1`, `v2`, or none.
+        envelope: TorchServe has a service envelope.
         own_metrics: TorchServe reports the metrics of models.
         one_port: Predictions and management share an address.
         read_only: What its user cannot write.
@@ -133,7 +133,7 @@ class Home:
     late: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)
     home: str = "home/model-server"
-    envelope: str = ""
+    envelope: bool = False
     own_metrics: bool = False
     one_port: bool = False
     read_only: str = ""
@@ -260,7 +260,7 @@ HOMES = {
         OTHER,
         environ={"TS_SERVICE_ENVELOPE": "kserve"},
         home="",
-        envelope="v1",
+        envelope=True,
         one_port=True,
         read_only="mnt/models",
     ),
@@ -270,11 +270,11 @@ HOMES = {
         OTHER,
         environ={"TS_SERVICE_ENVELOPE": "kservev2"},
         home="",
-        envelope="v2",
+        envelope=True,
         one_port=True,
         read_only="mnt/models",
     ),
-    "vertex": Home(("0.11.1", "0.12.0"), _vertex, ("model", "apart"), envelope="v1"),
+    "vertex": Home(("0.11.1", "0.12.0"), _vertex, ("model", "apart"), envelope=True),
     "sagemaker": Home(
         ("0.11.0", "0.12.0"),
         _sagemaker,
@@ -300,10 +300,11 @@ class Running:
         version: Of TorchServe.
     """
 
-    def __init__(self, home: Home, place: Place, client: Client) -> None:
+    def __init__(self, home: Home, place: Place, client: Client, http: httpx.Client) -> None:
         self.home = home
         self.models = home.names
         self.client = client
+        self._http = http
         self.version = place.version
         self.root = place.root
 
@@ -322,17 +323,16 @@ class Running:
         return answer.status_code, answer.json()
 
     def http(self, method: str, path: str, **options: Any) -> httpx.Response:
-        address = f"{self.client.settings.inference_address}/{path}"
-        return httpx.request(method, address, trust_env=False, timeout=60, **options)
+        return self._http.request(method, f"{self.client.settings.inference_address}/{path}", **options)
 
     def described(self, name: str, **headers: str) -> Any:
         """What the worker says of itself."""
         address = f"{self.client.settings.management_address}/models/{name}?customized=true"
-        found = httpx.get(address, headers=headers, trust_env=False, timeout=60).json()[0]["customizedMetadata"]
+        found = self._http.get(address, headers=headers).json()[0]["customizedMetadata"]
         return json.loads(found) if isinstance(found, str) else found
 
     def metrics(self) -> str:
-        return httpx.get(f"{self.client.settings.metrics_address}/metrics", trust_env=False, timeout=60).text
+        return self._http.get(f"{self.client.settings.metrics_address}/metrics").text
 
     def log_text(self) -> str:
         logs = [*sorted(self.root.rglob("logs/*.log")), self.root / "console"]
@@ -385,8 +385,9 @@ def running(
             command, cwd=work, env=environ, stdout=console, stderr=console, start_new_session=True
         )
     try:
-        with Client(place.settings(one_port=home.one_port), timeout=60) as client:
-            found = Running(home, place, client)
+        settings = place.settings(one_port=home.one_port)
+        with Client(settings, timeout=60) as client, httpx.Client(trust_env=False, timeout=60) as http:
+            found = Running(home, place, client, http)
             try:
                 until(lambda: process.poll() or found.ready(home.names[0]), within_s)
                 assert not process.poll()

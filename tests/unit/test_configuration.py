@@ -80,15 +80,6 @@ def test_answers_larger_than_the_server_takes_are_warned_about(tmp_path: Path):
     assert configuration_warnings(tmp_path / "config.properties", roomy) == []
 
 
-def test_torchserves_envelope_is_warned_about(tmp_path: Path):
-    mar(tmp_path / "model-store" / "ours.mar", max_response_bytes=1)
-    mar(tmp_path / "model-store" / "theirs.mar")
-    config = tmp_path / "config.properties"
-    (warning,) = configuration_warnings(config, ServerSettings(other=(("service_envelope", "kserve"),)))
-    assert warning.startswith("service_envelope=kserve makes ours.mar answer every request with 501")
-    assert configuration_warnings(config, ServerSettings()) == []
-
-
 def test_a_file_that_is_no_archive_does_not_stop_the_warnings(tmp_path: Path):
     (tmp_path / "model-store").mkdir()
     (tmp_path / "model-store" / "broken.mar").write_bytes(b"no zip")

@@ -453,7 +453,7 @@ def test_two_archives_of_a_model_of_which_none_is_chosen(project: Project) -> No
     assert project.wrong() == []
 
 
-def test_an_envelope_that_breaks_archives_is_named_as_serve_names_it(project: Project) -> None:
+def test_requirements_that_nobody_installs_are_named_as_serve_names_them(project: Project) -> None:
     write_mar(project.directory / "model-store" / "requires.mar", {"requirementsFile": "requirements.txt"}, {})
     (found,) = project.wrong()
     assert "requires.mar contains requirements.txt, which TorchServe does not install" in found.what

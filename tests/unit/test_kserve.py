@@ -247,18 +247,3 @@ def test_explanations_by_both_protocols(serve_project: Callable[..., Any]) -> No
     served = serve_project("def predict(inputs): return inputs")
     ((status, body),) = ask(served, {"instances": [1]}, explain="True")
     assert (status, body["error"]) == (501, body["message"])
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # ts leaves its version file open
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_the_envelope_of_torchserve_is_refused_with_what_to_do(serve_project: Callable[..., Any]) -> None:
-    from ts.torch_handler.request_envelope.kserve import KServeEnvelope
-    from ts.utils.util import PredictionException
-
-    served = serve_project(DOUBLE)
-
-    def handle(data: Any, context: Any) -> Any:  # stands for the generated handler
-        return served.worker.handle(data, context)
-
-    with pytest.raises(PredictionException, match=r"service_envelope.*Remove that line"):
-        KServeEnvelope(handle).handle([{"body": {"instances": [1]}}], object())

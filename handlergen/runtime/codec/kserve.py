@@ -2,11 +2,8 @@
 
 TorchServe receives them under `/v1/models/NAME:predict` and `/v2/models/NAME/infer` (and `:explain`, `/explain`), where
 it sets the header `explain`, but not the header `url_path` as under `/predictions` (InferenceRequestHandler): that is
-how they are recognised. A body that looks like KServe's under `/predictions` is the module's own. TorchServe before
-0.12 never sets `url_path`: there the body decides (`looks_like_kserve`).
-
-TorchServe's `service_envelope` is not used: it is server-wide, reads only the first request of a batch, wants answers
-for its own JSON encoder, and gives the whole batch one error.
+how they are recognised. A body that looks like KServe's under `/predictions` is the module's own. Where TorchServe is
+older than 0.12, which never sets `url_path`, or has a `service_envelope`, the body decides (`looks_like_kserve`).
 """
 
 from __future__ import annotations
@@ -16,7 +13,6 @@ import binascii
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from types import FrameType
 from typing import Any
 
 from ..contract import Bundle, RuntimeSettings
@@ -29,6 +25,9 @@ from .errors import EncodeError
 
 MAX_INSTANCES = 10_000
 """The most instances of a v1 request."""
+
+KSERVE_BODY = "handlergen-kserve-body"
+"""True among the properties of a request that is KServe's by its body. (A header is text there, a part a mapping.)"""
 
 
 @dataclass
@@ -76,24 +75,6 @@ class Opened:
         self.item.reply = Encoded(body, JSON)
 
 
-def refuse_envelope(caller: FrameType | None) -> None:
-    """Refuse to work below one of TorchServe's service envelopes.
-
-    Raises:
-        PredictionException: An envelope called `caller`, the frame of the handler's `handle`. It can send no other.
-    """
-    frame = caller.f_back if caller is not None else None
-    if frame is None or "request_envelope" not in frame.f_code.co_filename:
-        return
-    from ts.utils.util import PredictionException
-
-    raise PredictionException(
-        "config.properties sets service_envelope, which models made by handlergen neither need nor work with: they "
-        "read KServe's protocols themselves. Remove that line.",
-        501,
-    )
-
-
 def open_kserve(item: Item, bundle: Bundle, first_index: int) -> Opened:
     """Read a request under one of KServe's paths; `first_index` is the first unused `Item.index` of the batch.
 
@@ -119,7 +100,7 @@ def open_kserve(item: Item, bundle: Bundle, first_index: int) -> Opened:
 
 
 def looks_like_kserve(entry: Mapping[str, Any], properties: Mapping[str, Any]) -> bool:
-    """Return whether a body follows one of the protocols: for TorchServe before 0.12, which hides the address.
+    """Return whether a body follows one of the protocols: for servers where the address does not decide.
 
     v1 is a JSON object with a list `instances`; v2 one with a list `inputs` of objects that have `name`, `shape` and
     `datatype`. A body that cannot be read is not KServe's.
@@ -127,7 +108,7 @@ def looks_like_kserve(entry: Mapping[str, Any], properties: Mapping[str, Any]) -
     try:
         if is_compressed(properties):
             entry = decompressed(entry, properties)
-        body = entry.get("body")
+        body = entry.get("body", entry.get("data"))
         if isinstance(body, (bytes, bytearray)) and b'"instances"' not in body and b'"inputs"' not in body:
             return False  # without reading it
         value = decode(entry, properties).data
