@@ -1,6 +1,6 @@
 """Archives where people run them: the systems of tests/homes, with the TorchServe and the Python that each carries.
 
-`make test` runs the four of `CELLS` with this Python, `make homes` all of them with every Python that has a torch.
+`make test` runs those of `CELLS` with this Python, `make homes` all of them with every Python that has a torch.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import pytest
 
 from handlergen.errors import RequestFailed
 from tests.histories import until
-from tests.homes.environments import NoEnvironment, with_torchserve
-from tests.homes.homes import BATCH, Running, make_archives, running
+from tests.homes.environments import with_torchserve
+from tests.homes.homes import BATCH, HOMES, Running, make_archives, running
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-CELLS = os.environ.get("HANDLERGEN_HOMES", "own 0.9.0,kserve-v1 0.9.0,vertex 0.12.0,sagemaker 0.12.0").split(",")
+CELLS = os.environ.get("HANDLERGEN_HOMES", "own 0.9.0,kserve-v1 0.9.0,sagemaker 0.12.0").split(",")
 """Home and version of TorchServe; the Python's executable, where it is not this one."""
 
 TENSOR = {"name": "x", "shape": [2], "datatype": "FP32", "data": [1.5, 2]}
@@ -36,11 +36,8 @@ def server(
     request: pytest.FixtureRequest, archives: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:
     home, version, python = (*request.param.split(), sys.executable)[:3]
-    try:
-        found = with_torchserve(python, version, tmp_path_factory.mktemp("torchserve"))
-    except NoEnvironment as error:
-        pytest.skip(str(error))
-    with running(home, found, tmp_path_factory.mktemp(home), archives) as started:
+    found = with_torchserve(python, version, tmp_path_factory.mktemp("torchserve"))
+    with running(HOMES[home], found, tmp_path_factory.mktemp(home), archives) as started:
         yield started
 
 

@@ -139,12 +139,12 @@ class Home:
     read_only: str = ""
 
 
-def _own(place: Place) -> tuple[list[str], Path]:
-    """A machine of one's own: `handlergen config`, and TorchServe's launcher."""
+def own(place: Place, **properties: str) -> tuple[list[str], Path]:
+    """A machine of one's own: `handlergen config`, perhaps with more properties, and TorchServe's launcher."""
     store = _store(place, "home/model-server/model-store")
-    config = store.parent / "config.properties"
-    settings = server_settings(**dict(place.ports), token_authorization=False, model_store="model-store")
-    write_configuration(config, settings)
+    ports, other = dict(place.ports), tuple(properties.items())
+    settings = server_settings(**ports, token_authorization=False, model_store="model-store", other=other)
+    write_configuration(store.parent / "config.properties", settings)
     return ["--ncs", "--ts-config", "config.properties", "--models", "other=m.mar", "apart=p.mar"], store.parent
 
 
@@ -245,14 +245,14 @@ def _store(place: Place, path: str) -> Path:
 
 
 def _tokens_off(place: Place) -> list[str]:
-    """The option exists since 0.12, where tokens are required otherwise."""
-    return ["--disable-token-auth"] if place.version == "0.12.0" else []
+    """The option exists since 0.11.1, where tokens are required otherwise."""
+    return ["--disable-token-auth"] if place.version in ("0.11.1", "0.12.0") else []
 
 
 OTHER = ("other", "apart")
 
 HOMES = {
-    "own": Home(VERSIONS, _own, OTHER, own_metrics=True),
+    "own": Home(VERSIONS, own, OTHER, own_metrics=True),
     "image": Home(VERSIONS, _image, OTHER),
     "kserve-v1": Home(
         ("0.9.0",),
@@ -339,16 +339,16 @@ class Running:
         return "\n".join(f"== {log.name}\n{log.read_text('utf-8', 'replace')}" for log in logs)
 
 
-def make_archives(directory: Path) -> tuple[Path, Path]:
+def make_archives(directory: Path, source: str = SOURCE) -> tuple[Path, Path]:
     """Both archives: `m`, whose worker predicts, and `p`, with a predictor process."""
     common: dict[str, Any] = {"batch": "list", "batch_size": BATCH, "max_batch_delay_ms": DELAY_MS}
-    worker = make_archive(directory, "m", SOURCE, predictor="worker", **common)
-    return worker, make_archive(directory, "p", SOURCE, predictor="process", stages="worker", **common)
+    worker = make_archive(directory, "m", source, predictor="worker", **common)
+    return worker, make_archive(directory, "p", source, predictor="process", stages="worker", **common)
 
 
 @contextmanager
 def running(
-    name: str, environment: Environment, directory: Path, archives: Sequence[Path], *, within_s: float = 180.0
+    home: Home, environment: Environment, directory: Path, archives: Sequence[Path], *, within_s: float = 180.0
 ) -> Iterator[Running]:
     """Start a home's TorchServe, wait for both models, and end it.
 
@@ -357,9 +357,7 @@ def running(
     Raises:
         AssertionError: A model is not READY in time. The message has the end of the logs.
     """
-    home = HOMES[name]
-    ports = free_port_settings()
-    place = Place(directory, archives[0], archives[1], ports, environment.torchserve)
+    place = Place(directory, archives[0], archives[1], free_port_settings(), environment.torchserve)
     arguments, work = home.lay_out(place)
     temp = place.directory("home/model-server/tmp")
     paths = [str(directory / home.environ["PYTHONPATH"])] if "PYTHONPATH" in home.environ else []
