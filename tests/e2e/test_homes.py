@@ -115,6 +115,14 @@ def test_kserve(server: Running, name: str) -> None:
     status, answer = server.post(f"v2/models/{name}/infer", {"id": "7", "inputs": [TENSOR]})
     assert (status, answer["model_name"], answer["id"]) == (200, name, "7")
     assert answer["outputs"][0] == {"name": "data", "shape": [2], "datatype": "FP32", "data": [1.5, 2.0]}
+    head = b'{"inputs":[{"name":"x","shape":[2],"datatype":"INT64","parameters":{"binary_data_size":16}}],'
+    head += b'"parameters":{"binary_data_output":true}}'
+    numbers = (1).to_bytes(8, "little") + (2).to_bytes(8, "little")
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    binary = server.http("POST", f"v2/models/{name}/infer", content=head + numbers, headers=headers)
+    assert numbers in binary.content[int(binary.headers["Inference-Header-Content-Length"]) :]
+    broken = server.http("POST", f"v2/models/{name}/infer", content=head + numbers[1:], headers=headers)
+    assert (broken.status_code, '"binary_data_size" is 16' in broken.json()["error"]) == (400, True)
     assert server.post(f"explanations/{name}", 5) == (200, {"why": 5})
     wrapped, old = {"instances": [1]}, server.version != "0.12.0"
     status, answer = server.post(f"predictions/{name}", wrapped)
