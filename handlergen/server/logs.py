@@ -90,7 +90,9 @@ class LogFilter:
                 return False
         if self.request_id is None:
             return True
-        return re.search(rf"(?<![\w-]){re.escape(self.request_id)}(?![\w-])", event.text) is not None
+        # The id alone: `a` is neither `a-b` nor `a.1`, but may begin `a: text`.
+        alone = rf"(?<![\w-]){re.escape(self.request_id)}(?![\w-]|[.:~=+@]\w)"
+        return re.search(alone, event.text) is not None
 
 
 @dataclass(frozen=True)

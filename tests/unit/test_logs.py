@@ -113,7 +113,9 @@ def test_a_worker_that_prints_nothing_more_holds_nobody_up() -> None:
 def test_one_requests_lines_by_either_id_also_in_rotated_files(directory: Path, events: Events) -> None:
     with gzip.open(directory / "logs/model_log.2026-11-19.1.log.gz", "wt") as rotated:
         rotated.write(log(FAILED) + log("request my-id-2/0 failed in predict with status 500\nKeyError\n"))
-    (directory / "logs/model_log.log").write_text(log("my-id: a hook's own line") + log("not my-ids"))
+    (directory / "logs/model_log.log").write_text(
+        log("my-id: a hook's own line") + log("not my-ids") + log("nor my-id.2")
+    )
     expected = [FAILED.rstrip(), "my-id: a hook's own line"]
     assert [event["text"] for event in events("my-id")] == expected
     assert [event["text"] for event in events("11ec-9f")] == expected[:1]
