@@ -51,7 +51,10 @@ class ContractError(HandlergenError):
 
 
 class ModuleFailed(HandlergenError):
-    """The user's own code raised. `traceback` is cut to the user's frames."""
+    """The user's own code raised, or its model cannot be loaded in its environment.
+
+    `traceback` is cut to the user's frames; empty if no code of the user's has failed.
+    """
 
     exit_status = 4
 
@@ -68,6 +71,10 @@ class ServerError(HandlergenError):
 
 class NoServer(ServerError):
     """Nobody listens at the server's address."""
+
+
+class TlsError(ServerError):
+    """A client does not accept the server's certificate, or only one of the two uses TLS."""
 
 
 class RequestFailed(HandlergenError):

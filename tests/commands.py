@@ -1,10 +1,12 @@
-"""handlergen as a user types it, in a directory of its own."""
+"""handlergen as a user types it, in a directory of its own; the processes that it starts; this machine's Pythons."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,4 +31,16 @@ def processes_of(config: Path) -> list[psutil.Process]:
                 found.append(process)
         except (psutil.Error, OSError):
             continue
+    return found
+
+
+def pythons(minors: Iterable[int] = range(9, 14)) -> dict[str, Path]:
+    """This machine's Pythons 3 by version: on the PATH, and those of pyenv."""
+    kept = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    found = {}
+    for version in (f"3.{minor}" for minor in minors):
+        name = f"python{version}"
+        places = [*kept.glob(f"{version}.*/bin/{name}"), *map(Path, filter(None, [shutil.which(name)]))]
+        if places:
+            found[version] = places[0]
     return found

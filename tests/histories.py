@@ -268,7 +268,7 @@ def recovery_s(asked: Iterable[Asked], since_s: float) -> float:
     return min(right, default=float("inf")) - since_s
 
 
-def until(condition: Callable[[], Any], within_s: float = 30.0) -> Any:
+def until(condition: Callable[[], Any], within_s: float = 60.0) -> Any:
     """Wait until something is so; returns it."""
     deadline = time.monotonic() + within_s
     while not (found := condition()):

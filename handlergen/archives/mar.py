@@ -11,14 +11,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from handlergen.archives.metadata import LARGEST_TEXT, bundle_of, manifest_of, model_config_of, requirements_of
 from handlergen.archives.zip_safety import contents_of, entry_problems
 from handlergen.errors import HandlergenError
-from handlergen.project.names import MANIFEST_FILE, MODEL_CONFIG_FILE, REQUIREMENTS_FILE
+from handlergen.project.names import (
+    HANDLER_FILE,
+    MANIFEST_FILE,
+    MODEL_CONFIG_FILE,
+    REQUIREMENTS_FILE,
+    RUNTIME_PACKAGE,
+)
 from handlergen.runtime.contract import CONTRACT_FILE, Bundle
 
 if TYPE_CHECKING:
@@ -33,15 +39,39 @@ _MOST_PROBLEMS = 20
 _DAMAGED = (UnicodeDecodeError, struct.error, zlib.error, OverflowError)
 
 
+#: How a file can be executed, by suffix or by its first bytes. `pickle`: code can run when the file is loaded.
+_EXECUTABLE: tuple[tuple[str, tuple[str, ...], tuple[bytes, ...]], ...] = (
+    ("Python", (".py",), ()),
+    ("bytecode", (".pyc",), ()),
+    # ELF, Mach-O, Mach-O for several processors
+    ("native code", (".so", ".pyd", ".dylib", ".dll"), (b"\x7fELF", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")),
+    # pickletools: PROTO 2 to 5
+    (
+        "pickle",
+        (".pkl", ".pickle", ".joblib", ".sav", ".pt", ".pth", ".ckpt", ".pt2"),
+        (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"),
+    ),
+    ("script", (".sh",), (b"#!",)),
+    ("Python in a zip", (".zip", ".egg", ".whl"), ()),
+)
+_HEAD = 512
+"""Bytes at the start of a file in which a `.npy` of objects, or torch.save's zip, is recognised."""
+
+
 @dataclass(frozen=True)
 class MarFile:
-    """One file of an archive; sizes in bytes, SHA-256 in hexadecimal."""
+    """One file of an archive; sizes in bytes, SHA-256 in hexadecimal.
+
+    Attributes:
+        executes: How the file can be executed, such as `Python` or `pickle`; None for data.
+    """
 
     name: str
     size: int
     packed_size: int
     crc32: int
     sha256: str
+    executes: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +86,7 @@ class Mar:
         files: Every file, sorted by name.
         size: Size of the archive in bytes.
         requirements: The lines of its requirements file, without blank ones and comments.
+        handler: The text of `handlergen_handler.py`; empty without one.
     """
 
     path: Path
@@ -65,6 +96,7 @@ class Mar:
     files: tuple[MarFile, ...]
     size: int
     requirements: tuple[str, ...]
+    handler: str = ""
 
     @property
     def name(self) -> str:
@@ -79,8 +111,12 @@ class Mar:
         return sha256_of(self.path)
 
 
-def read_mar(path: Path | str) -> Mar:
+def read_mar(path: Path | str, *, whole: bool = True) -> Mar:
     """Read all of an archive; nothing is unpacked to disk.
+
+    Args:
+        path: The archive.
+        whole: False: read only the metadata and handlergen's own files; the others have an empty SHA-256 then.
 
     Raises:
         HandlergenError: It is not an archive, is damaged, or is refused (see `open_mar`).
@@ -96,15 +132,33 @@ def read_mar(path: Path | str) -> Mar:
             bundle = bundle_of(_text(archive, CONTRACT_FILE), names) if CONTRACT_FILE in names else None
             config = model_config_of(_text(archive, config_name)) if config_name in names else {}
             listed = _text(archive, requirements_name) if requirements_name in names else ""
+            handler = _text(archive, HANDLER_FILE) if HANDLER_FILE in names else ""
         except ValueError as error:
             raise HandlergenError(f"{path}: {error}") from error
         files = tuple(
-            MarFile(info.filename, info.file_size, info.compress_size, info.CRC, _sha256_of(contents_of(info, raw)))
+            _read_file(info, raw, whole=whole or info.filename.startswith(f"{RUNTIME_PACKAGE}/"))
             for info in sorted(archive.infolist(), key=lambda info: info.filename)
             if not info.is_dir()
         )
         size = os.fstat(raw.fileno()).st_size
-    return Mar(path, manifest, bundle, config, files, size, requirements_of(listed))
+    return Mar(path, manifest, bundle, config, files, size, requirements_of(listed), handler)
+
+
+def _read_file(info: zipfile.ZipInfo, raw: IO[bytes], *, whole: bool) -> MarFile:
+    chunks = contents_of(info, raw) if whole else iter(())
+    first = next(chunks, b"")
+    sha256 = _sha256_of(chain([first], chunks)) if whole else ""
+    executes = _executes(info.filename, first[:_HEAD])
+    return MarFile(info.filename, info.file_size, info.compress_size, info.CRC, sha256, executes)
+
+
+def _executes(name: str, head: bytes) -> str | None:
+    for kind, suffixes, beginnings in _EXECUTABLE:
+        if name.lower().endswith(suffixes) or head.startswith(beginnings):
+            return kind
+    saved = head.startswith(b"PK\x03\x04") and b"/data.pkl" in head  # torch.save, torch.jit.save
+    objects = head.startswith(b"\x93NUMPY") and b"'|O'" in head
+    return "pickle" if saved or objects else None
 
 
 def unpack(path: Path | str, directory: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from handlergen.project import templates
 from handlergen.project.settings import Settings
-from handlergen.runtime.contract import Contract, Hook
+from handlergen.runtime.contract import Contract, Hook, RuntimeSettings
 
 #: Roles in the order in which they run, each with when it runs if that is not every request.
 ROLES = (
@@ -38,7 +38,7 @@ _WIDTH = 100
 """Maximum length of a docstring line; the generated handler is checked with a line length of 110."""
 
 
-def render_handler(contract: Contract, settings: Settings, *, version: str) -> str:
+def render_handler(contract: Contract, settings: Settings | RuntimeSettings, *, version: str) -> str:
     """Return the source of `handlergen_handler.py`: one `BaseHandler` subclass that calls `handlergen_runtime`.
 
     The settings are resolved; `version` is that of the handlergen that writes it.

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from handlergen import __version__
+from handlergen.archives.audit import Audit, audit
 from handlergen.archives.mar import Mar, MarFile
 
 _REQUIREMENT = re.compile(
@@ -27,16 +28,17 @@ def sbom(archive: Mar) -> dict[str, Any]:
 
     It has no time and no path of this machine, so that equal archives give equal bills.
 
-    Components: the model itself (`metadata.component`), every file of the archive with its SHA-256, handlergen's
-    runtime in the version that was packed, and every requirement, with its version if that is pinned (`==`).
+    Components: the model itself (`metadata.component`); every file of the archive with its SHA-256, who wrote it and
+    how it can be executed; handlergen's runtime; and every requirement, with its version if that is pinned (`==`). A
+    runtime that is not as its version packs it is a component derived from handlergen, without its package URL.
     """
     own = archive.sha256()
-    components = [*_requirements(archive), *(_file(file) for file in archive.files)]
+    audited = audit(archive)
+    components = [*_requirements(archive), *(_file(file, audited.origins[file.name]) for file in archive.files)]
     properties = [{"name": "handlergen:size", "value": str(archive.size)}]
     if archive.bundle is not None:
         properties.append({"name": "handlergen:form", "value": archive.bundle.contract.form})
-        what = "The runtime, packed as handlergen_runtime/"
-        components.insert(0, _library("runtime", "handlergen", archive.bundle.handlergen, description=what))
+        components.insert(0, _runtime(archive.bundle.handlergen, audited))
     model = {
         "type": "machine-learning-model",
         "bom-ref": "model",
@@ -60,14 +62,26 @@ def sbom(archive: Mar) -> dict[str, Any]:
     }
 
 
-def _file(file: MarFile) -> dict[str, Any]:
+def _file(file: MarFile, origin: str) -> dict[str, Any]:
+    facts = {"size": str(file.size), "origin": origin, "executes": file.executes}
     return {
         "type": "file",
         "bom-ref": f"file:{file.name}",
         "name": file.name,
         "hashes": _sha256(file.sha256),
-        "properties": [{"name": "handlergen:size", "value": str(file.size)}],
+        "properties": [{"name": f"handlergen:{key}", "value": value} for key, value in facts.items() if value],
     }
+
+
+def _runtime(version: str, audited: Audit) -> dict[str, Any]:
+    """Return the component of the runtime; see CycloneDX 1.6, `pedigree`, for what was derived from another."""
+    component = _library("runtime", "handlergen", version, description="The runtime, packed as handlergen_runtime/")
+    if audited.runtime == "handlergen":
+        return component
+    ancestor = {key: value for key, value in component.items() if key not in ("bom-ref", "description")}
+    notes = "\n".join([*audited.changed, *filter(None, [audited.unverified])])
+    del component["purl"]
+    return {**component, "pedigree": {"ancestors": [ancestor], "notes": notes}}
 
 
 def _library(ref: str, name: str, version: str | None, **more: Any) -> dict[str, Any]:

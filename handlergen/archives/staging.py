@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from handlergen import __version__, runtime
+from handlergen import __version__
+from handlergen.archives.audit import runtime_files
 from handlergen.archives.collecting import Collector, named_but_not_packed
 from handlergen.archives.model_config import model_config
 from handlergen.archives.render import render_handler
@@ -17,7 +18,6 @@ from handlergen.project.names import (
     MODEL_CONFIG_FILE,
     MODEL_STORE,
     REQUIREMENTS_FILE,
-    RUNTIME_PACKAGE,
     check_model_name,
     check_version,
     clashes,
@@ -115,12 +115,7 @@ def make_plan(project: Project, *, gpus: int = 0, model_store: Path = Path(MODEL
         StagedFile(MODEL_CONFIG_FILE, config.encode()),
         *([StagedFile(REQUIREMENTS_FILE, requirements)] if requirements else []),
         *([StagedFile(CONSTRAINTS_FILE, constraints)] if constraints else []),
-        *(
-            [StagedFile(CONSTRAINTS_FILE, "\n".join([*required.constraints, ""]).encode())]
-            if required.constraints
-            else []
-        ),
-        *_runtime_files(),
+        *(StagedFile(place, path) for place, path in runtime_files().items()),
     ]
     problems = [*collector.problems, *_name_problems(files, collector)]
     if problems:
@@ -182,17 +177,6 @@ def _requirements(project: Project, collector: Collector) -> Requirements:
         found.add_file(path)
     collector.problems += found.problems
     return found
-
-
-def _runtime_files() -> list[StagedFile]:
-    """Return every `.py` file of handlergen's runtime, as the package `handlergen_runtime`."""
-    directory = Path(runtime.__file__).parent
-    places = {path.relative_to(directory): path for path in sorted(directory.rglob("*.py"))}
-    return [
-        StagedFile(f"{RUNTIME_PACKAGE}/{place.as_posix()}", path)
-        for place, path in places.items()
-        if not any(part.startswith(".") or part == "__pycache__" for part in place.parts)
-    ]
 
 
 def _name_problems(files: list[StagedFile], collector: Collector) -> list[str]:

@@ -16,14 +16,47 @@ from handlergen.cli.errors import broken_pipes_caught, fail, let_go_of_broken_ou
 from handlergen.errors import HandlergenError
 from handlergen.local.ending import end
 
-VERBS = (
-    *("init", "check", "generate", "archive", "inspect", "config", "serve", "stop", "status", "invoke", "scale"),
-    *("logs", "update", "rollback", "predict", "map", "export", "trace", "doctor", "bench", "tune"),
-)
-"""The verbs, in the order of the help. The module `handlergen.cli.VERB` defines the click command `command`."""
+GROUPS = {
+    "Make ready": {
+        "init": "Write a starter project, or settings for a module.",
+        "check": "Report every problem of SOURCE without importing it.",
+        "generate": "Print the handler that `archive` would pack.",
+        "archive": "Pack SOURCE and its weights into NAME.mar.",
+        "inspect": "Show what an archive contains.",
+    },
+    "Run": {
+        "config": "Write config.properties with safe defaults.",
+        "serve": "Start TorchServe; wait until all workers are READY.",
+        "stop": "Stop the server once its requests are answered.",
+    },
+    "Ask": {
+        "invoke": "Send one request to a model of the server.",
+        "export": "Write gRPC definitions and a client.",
+        "predict": "Predict in this process: no server, no Java.",
+        "map": "Predict for many inputs offline.",
+    },
+    "Operate": {
+        "status": "Show models, versions, workers and queued requests.",
+        "scale": "Set the number of a model's workers.",
+        "update": "Replace a model's version; lose no request.",
+        "rollback": "Return to the version before the last update.",
+        "token": "Print a token for curl and other clients.",
+        "logs": "Show the model log, or one request's lines.",
+        "doctor": "Find problems; say why they matter, how to fix them.",
+    },
+    "Measure": {
+        "bench": "Load-test a model: throughput, latency, bottleneck.",
+        "tune": "Recommend workers and batch size by measuring.",
+        "trace": "Convert recorded spans for https://ui.perfetto.dev.",
+    },
+}
+"""The verbs, by what one is doing, with their line of `handlergen --help`. The module `handlergen.cli.VERB` defines the
+click command `command`, unless `_TOGETHER` names another module."""
+
+VERBS = tuple(verb for group in GROUPS.values() for verb in group)
 
 _TOGETHER = {
-    "archive": ("generate", "inspect"),
+    "archive": ("generate",),
     "serve": ("stop",),
     "status": ("scale",),
     "bench": ("trace", "tune"),
@@ -64,12 +97,13 @@ class VerbGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List each verb with the whole first sentence of its help, which click would cut at one line."""
-        commands = [(verb, self.get_command(ctx, verb)) for verb in self.list_commands(ctx)]
-        with formatter.section("Verbs"):
-            formatter.write_dl(
-                [(verb, command.get_short_help_str(limit=1000)) for verb, command in commands if command]
-            )
+        """List the verbs of each group, a line each."""
+        lines = [(group, verb, text) for group, verbs in GROUPS.items() for verb, text in verbs.items()]
+        first = {next(iter(verbs)) for verbs in GROUPS.values()}
+        formatter.write_paragraph()
+        formatter.indent()
+        formatter.write_dl([(f"{group if verb in first else '':12}{verb}", text) for group, verb, text in lines])
+        formatter.dedent()
 
 
 @click.group(
@@ -79,17 +113,7 @@ class VerbGroup(click.Group):
 )
 @click.version_option(package_name="handlergen", prog_name="handlergen")
 def cli() -> None:
-    """Wrap preprocess, predict and postprocess into a TorchServe archive.
-
-    predict runs one at a time on each device; the preprocessing and postprocessing of other requests run
-    beside it.
-
-    \b
-    Example:
-      handlergen init digits && cd digits
-      handlergen archive .
-      handlergen serve
-    """
+    """Wrap preprocess, predict and postprocess into a TorchServe archive."""
 
 
 def main(argv: list[str] | None = None) -> None:

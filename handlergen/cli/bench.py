@@ -13,6 +13,7 @@ from handlergen.cli import options
 from handlergen.cli.errors import interrupted_by
 from handlergen.cli.printing import counted, named, print_json, writable
 from handlergen.cli.requests import field_of, headers_of
+from handlergen.errors import NoServer
 
 if TYPE_CHECKING:
     from handlergen.performance.trace import TraceSummary
@@ -92,6 +93,7 @@ def command(
     report: Path | None,
     config: Path,
     key_file: Path | None,
+    ca: Path | None,
     as_json: bool,
 ) -> None:
     """Load-test model NAME of a running server: show its throughput, its latency and what limits them.
@@ -136,7 +138,7 @@ def command(
         headers=headers_of(headers),
         longest_answer_s=timeout,
     )
-    with options.connected(config, key_file) as client:
+    with options.connected(config, key_file, ca) as client:
         if not as_json:
             click.echo(f"sending load to {name} for {warmup + duration:g} s ...", err=True)
         measurement = measure(client, name, samples, plan, trace_dir=trace)
@@ -236,7 +238,7 @@ def tune(
 @click.option("--last", "last_s", type=options.POSITIVE, metavar="SECONDS", help="Only this many seconds at the end.")
 @click.option("--from", "from_s", type=float, metavar="SECOND", help="Only spans after this second of the recording.")
 @click.option("--to", "to_s", type=float, metavar="SECOND", help="Only spans before this second of the recording.")
-@options.json
+@options.server
 def trace(
     *,
     directory: Path | None,
@@ -245,32 +247,33 @@ def trace(
     last_s: float | None,
     from_s: float | None,
     to_s: float | None,
+    config: Path,
+    key_file: Path | None,
+    ca: Path | None,
     as_json: bool,
 ) -> None:
     """Convert recorded spans to a trace for https://ui.perfetto.dev.
 
-    A server that was started with HANDLERGEN_TRACE_DIR=DIR records when each stage of each request ran. The trace has
-    a row per worker and stage, and a row per device with its predictions; arrows connect the preprocess, predict and
-    postprocess of each request. DIR defaults to HANDLERGEN_TRACE_DIR.
+    A server that was started with `serve --trace DIR` records when each stage of each request ran. The trace has a row
+    per worker and stage, and a row per device with its predictions; arrows connect the preprocess, predict and
+    postprocess of each request. DIR defaults to HANDLERGEN_TRACE_DIR, else to that of the running server.
 
     \b
     Example:
-      HANDLERGEN_TRACE_DIR=spans handlergen serve
+      handlergen serve --trace spans
       handlergen invoke digits --file three.png
-      handlergen trace spans
+      handlergen trace
       handlergen trace spans --last 5 -o trace.json.gz
     """
     from handlergen.performance.trace import Trace, open_output, write_trace
 
-    if directory is None:
-        raise click.UsageError("name the directory of the spans: handlergen trace DIR")
     if last_s is not None and (from_s is not None or to_s is not None):
         raise click.UsageError("--last cannot be used together with --from or --to.")
     if from_s is not None and to_s is not None and to_s <= from_s:
         raise click.UsageError("--to must be later than --from.")
     if as_json and output == _STDOUT:
         raise click.UsageError("--json and -o - cannot be combined: both write to stdout")
-    chosen = Trace(directory, model, last_s, from_s, to_s)
+    chosen = Trace(directory or _directory_of_server(config, key_file, ca, model), model, last_s, from_s, to_s)
     if output == _STDOUT:
         summary = write_trace(chosen, sys.stdout.buffer)
         sys.stdout.buffer.flush()
@@ -281,6 +284,17 @@ def trace(
         print_json(_trace_as_json(summary, output))
     else:
         _report_trace(summary, output)
+
+
+def _directory_of_server(config: Path, key_file: Path | None, ca: Path | None, model: str | None) -> Path:
+    from handlergen.performance.bench.measure import trace_directory
+
+    try:
+        with options.connected(config, key_file, ca) as client:
+            return trace_directory(client, model)
+    except NoServer as error:
+        error.hint = f"`handlergen trace DIR` needs no running server; {error.hint}"
+        raise
 
 
 def _report_trace(summary: TraceSummary, output: Path) -> None:

@@ -31,7 +31,7 @@ _WHEN = {
 }
 
 
-@click.command
+@click.command("check")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, problems included.")
 @click.option(

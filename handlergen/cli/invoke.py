@@ -52,6 +52,7 @@ def command(
     output: Path | None,
     config: Path,
     key_file: Path | None,
+    ca: Path | None,
     as_json: bool,
 ) -> None:
     """Send one request to model NAME and print the answer unchanged.
@@ -82,7 +83,7 @@ def command(
         body |= {"content_type": content_type} if content_type else {}
     if output is not None:
         writable(output)
-    with options.connected(config, key_file, timeout=timeout) as client:
+    with options.connected(config, key_file, ca, timeout=timeout) as client:
         try:
             if stream:
                 call = client.stream_grpc if over_grpc else client.stream

@@ -33,7 +33,7 @@ _TRACEBACKS = 5
     "--output",
     required=True,
     metavar="FILE",
-    help="The output: a .jsonl, .npy or .parquet file, or - for JSON lines on stdout.",
+    help="The output: a .jsonl, .csv, .npy or .parquet file, or - for JSON lines on stdout.",
 )
 @click.option(
     "--format", "input_format", type=click.Choice(_FORMATS), help="Format of INPUT.  [default: from its name]"
@@ -62,6 +62,7 @@ _TRACEBACKS = 5
 )
 @click.option("--overwrite", is_flag=True, help="Start over and overwrite existing output.")
 @options.gpu
+@options.any_runtime
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
@@ -82,6 +83,7 @@ def command(
     threads: bool,
     unordered: bool,
     gpu: int | None,
+    any_runtime: bool,
     engine: str,
     as_json: bool,
     **arguments: Any,
@@ -118,7 +120,7 @@ def command(
             _progress_line() as progress,
             few_tracebacks(_TRACEBACKS),
             stdout_of_its_own() as stdout,
-            _opened(engine, source, gpu=gpu, workers=workers, threads=threads) as answering,
+            _opened(engine, source, gpu=gpu, any_runtime=any_runtime, workers=workers, threads=threads) as answering,
         ):
             summary = map_to_file(
                 answering,
@@ -152,21 +154,27 @@ def _check_output(output: str) -> None:
 
 
 @contextlib.contextmanager
-def _opened(engine: str, source: Path, *, gpu: int | None, workers: int | None, threads: bool) -> Iterator[Engine]:
+def _opened(
+    engine: str, source: Path, *, gpu: int | None, any_runtime: bool, workers: int | None, threads: bool
+) -> Iterator[Engine]:
     if engine == "ray":
         if gpu is not None or threads:
             raise click.UsageError(
                 "--engine ray places models and processes itself: --gpu and --threads have no effect"
             )
+        from handlergen.local.model import open_archive
         from handlergen.local.offline.ray_engine import open_ray_engine
 
-        with open_ray_engine(source, actors=workers) as ray_engine:
+        if source.suffix == ".mar":
+            warn(*open_archive(source, any_runtime=any_runtime)[1])
+        with open_ray_engine(source, actors=workers, any_runtime=any_runtime) as ray_engine:
             yield ray_engine
         return
     from handlergen.local.model import load
     from handlergen.local.offline.engine import LocalEngine
 
-    with load(source, gpu=gpu) as model, model.surroundings.entered():
+    with load(source, gpu=gpu, any_runtime=any_runtime) as model, model.surroundings.entered():
+        warn(*model.warnings)
         yield LocalEngine(model, workers=workers, threads=threads, warn=warn)
 
 

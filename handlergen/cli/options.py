@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,11 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 
 json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 gpu = click.option("--gpu", type=int, help="Use this GPU instead of the CPU.")
+any_runtime = click.option(
+    "--any-runtime",
+    is_flag=True,
+    help="Run an archive whose runtime was changed, or is unknown, with the installed runtime; a server runs its own.",
+)
 version = click.option("--version", help="The model's version.  [default: the default version]")
 
 
@@ -40,13 +46,19 @@ def config(
 
 
 def server(function: Function) -> Function:
-    """Add `--config`, which selects the server, `--key-file`, the file with its tokens, and `--json`."""
+    """Add `--config`, which selects the server, `--key-file`, `--ca`, and `--json`; see `connected`."""
     key_file = click.option(
         "--key-file",
         type=EXISTING_FILE,
         help="TorchServe's key_file.json.  [default: beside the configuration]",
     )
-    return config()(key_file(json(function)))
+    ca = click.option(
+        "--ca",
+        type=EXISTING_FILE,
+        help="Certificates (PEM) of the authorities that the server's may be from.  [default: handlergen_ca_file of "
+        "the configuration, SSL_CERT_FILE, or the system's]",
+    )
+    return config()(key_file(ca(json(function))))
 
 
 def timeout(default: float, help: str, *, zero: bool = False) -> Callable[[Function], Function]:
@@ -83,7 +95,7 @@ def multipart(function: Function) -> Function:
 
 
 @contextmanager
-def connected(config: Path, key_file: Path | None, *, timeout: float = 300.0) -> Iterator[Client]:
+def connected(config: Path, key_file: Path | None, ca: Path | None, *, timeout: float = 300.0) -> Iterator[Client]:
     """Open a client for the server on this configuration; without the default file, for TorchServe's addresses.
 
     When no server is listening, the error's hint says how to start it.
@@ -94,11 +106,12 @@ def connected(config: Path, key_file: Path | None, *, timeout: float = 300.0) ->
     from handlergen.client import Client
     from handlergen.server.properties import ServerSettings
 
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # it prints failed handshakes, which the error reports
     if config.exists() or config != Path(DEFAULT_CONFIG):
-        opened = Client.from_config(config, key_file=key_file, timeout=timeout)
+        opened = Client.from_config(config, key_file=key_file, ca=ca, timeout=timeout)
         hint = f"start it with `{handlergen_command('serve', config)}`"
     else:
-        opened = Client(ServerSettings(), key_file=key_file, timeout=timeout)
+        opened = Client(ServerSettings(), key_file=key_file, ca=ca, timeout=timeout)
         hint = (
             f"there is no {config} in this directory, so TorchServe's default addresses were tried: change to the "
             "server's directory, or select its configuration with -c"

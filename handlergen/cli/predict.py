@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from handlergen.cli import options
-from handlergen.cli.printing import failures_kept, named, stdout_of_its_own, writable
+from handlergen.cli.printing import failures_kept, named, stdout_of_its_own, warn, writable
 from handlergen.cli.requests import HOW_TO_QUOTE, field_of, headers_of, refuse_file_name
 from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed
 from handlergen.runtime.codec.content import JSON
@@ -35,6 +35,7 @@ _ENCODING = "EncodeError: "
 )
 @options.multipart
 @options.gpu
+@options.any_runtime
 @click.option(
     "-o",
     "--output",
@@ -55,6 +56,7 @@ def command(
     content_type: str | None,
     headers: tuple[str, ...],
     gpu: int | None,
+    any_runtime: bool,
     output: Path | None,
     raises: bool,
     **overrides: Any,
@@ -88,9 +90,10 @@ def command(
     with (
         failures_kept(tracebacks),
         stdout_of_its_own() as stdout,
-        load(source, gpu=gpu, **settings) as model,
+        load(source, gpu=gpu, any_runtime=any_runtime, **settings) as model,
         model.surroundings.entered(),
     ):
+        warn(*model.warnings)
         if len(inputs) > 1:
             answers = model.batch(inputs, content_type=kind, headers=named)
             bodies = [body_without_server(a.body) if a.status >= 400 else a.body for a in answers]

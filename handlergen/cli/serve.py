@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from handlergen.client import ModelStatus
     from handlergen.server.draining import StopReport
     from handlergen.server.lifecycle import RunningServer
+    from handlergen.server.properties import ServerSettings
     from handlergen.server.readiness import Progress
 
 _LOG_TAIL = 2**20  # bytes of the log to search
@@ -214,17 +215,25 @@ def _print(running: RunningServer) -> None:
         name = running.models[0].name
         click.echo("\nTry it:")
         click.echo(f"  {handlergen_command(f'invoke {name}', config)} --data 'JSON'     (or --file PATH)")
-        click.echo(f"  curl {_token(running)}-H 'Content-Type: application/json' -d 'JSON' ", nl=False)
-        click.echo(f"{settings.inference_address}/predictions/{name}")
+        click.echo(f"  {_curl(running, config)} -H 'Content-Type: application/json' -d 'JSON' ", nl=False)
+        click.echo(f"{_address(settings)}/predictions/{name}")
 
 
-def _token(running: RunningServer) -> str:
-    """Return curl's arguments that read the token from the key file, if the server requires one."""
-    if not running.key_file:
-        return ""
-    read = """'import json,sys; print(json.load(open(sys.argv[1]))["inference"]["key"])'"""
-    reader = f"{shlex.quote(sys.executable)} -c {read} {shlex.quote(str(running.key_file))}"
-    return f'-H "Authorization: Bearer $({reader})" '
+def _address(settings: ServerSettings) -> str:
+    """Return the address of predictions, by the name in the server's certificate where there is one."""
+    host, port = settings.addresses()["inference"]
+    return f"https://{settings.tls_name}:{port}" if settings.tls_name not in ("", host) else settings.inference_address
+
+
+def _curl(running: RunningServer, config: Path) -> str:
+    """Return curl with the options for the server's certificate and token."""
+    ca, name = running.settings.ca_file, running.settings.tls_name
+    parts = ["curl", f"--cacert {shlex.quote(str(running.directory / ca))}" if ca else ""]
+    host, port = running.settings.addresses()["inference"]
+    if name not in ("", host):
+        parts.append(f"--connect-to {name}:{port}:{host}:{port}")
+    parts.append(f'-H "$({handlergen_command("token --header", config)})"' if running.key_file else "")
+    return " ".join(filter(None, parts))
 
 
 @click.command("stop")

@@ -15,7 +15,7 @@ import click
 from handlergen.cli import options
 from handlergen.cli.printing import counted, default_mark, per_device, print_json, restart_command, warn
 from handlergen.cli.requests import advised
-from handlergen.errors import HandlergenError
+from handlergen.errors import HandlergenError, ServerError
 from handlergen.server.configuration import handlergen_command
 
 if TYPE_CHECKING:
@@ -27,22 +27,28 @@ _LOG_TAIL = 2**20  # bytes of the log to search
 
 
 @click.command("status")
+@click.option("--probe", is_flag=True, help="Succeed only if every worker of every model is READY.")
 @options.server
-def command(*, config: Path, key_file: Path | None, as_json: bool) -> None:
+def command(*, probe: bool, config: Path, key_file: Path | None, ca: Path | None, as_json: bool) -> None:
     """Show the models of a running server: versions, archives, workers with their device and memory, queued requests.
 
-    Works with any TorchServe on this configuration, also one that handlergen did not start.
+    Works with any TorchServe on this configuration, also one that handlergen did not start. Without --probe, the exit
+    status is 0 whenever the server answers.
 
     \b
     Example:
       handlergen status
-      handlergen status --json
+      handlergen status --probe
     """
     from handlergen.server.update_state import UpdateRecords
 
-    with options.connected(config, key_file, timeout=30) as client:
+    with options.connected(config, key_file, ca, timeout=30) as client:
         health = client.ping()
         models = client.status()
+    if probe:
+        _require_ready(models)
+        click.echo(f"ready: {counted(len(models), 'model version')}")
+        return
     why = _load_failures(config, models)
     updates = UpdateRecords(config).unfinished()
     shared = _predictors(models)
@@ -91,6 +97,17 @@ def command(*, config: Path, key_file: Path | None, as_json: bool) -> None:
                 click.echo(f"    runs whole requests (stages: predictor): {each.stages_because}")
         if _key(model) in why:
             click.echo("  a worker could not load the model:\n" + textwrap.indent(why[_key(model)].rstrip(), "    "))
+
+
+def _require_ready(models: Sequence[ModelStatus]) -> None:
+    """Raise ServerError unless every version of every model has as many READY workers as it should have."""
+    lacking = [
+        f"{model.name} {model.version}: {model.ready_workers} of {model.min_workers} workers READY"
+        for model in models
+        if not model.ready
+    ]
+    if lacking:
+        raise ServerError("; ".join(lacking))
 
 
 def _unfinished(update: UnfinishedUpdate, config: Path) -> str:
@@ -157,7 +174,7 @@ def _predictors(models: Sequence[ModelStatus]) -> dict[str, list[PredictorStatus
 
 
 def _load_failures(config: Path, models: Sequence[ModelStatus]) -> dict[str, str]:
-    """Return the traceback of the last failed load of each model that lacks workers, from the end of the log."""
+    """Return reason and traceback of the last failed load of each model that lacks workers, from the end of the log."""
     lacking = {_key(model) for model in models if model.ready_workers < model.min_workers}
     if not lacking:
         return {}
@@ -170,7 +187,8 @@ def _load_failures(config: Path, models: Sequence[ModelStatus]) -> dict[str, str
             text = log.read().decode("utf-8", "replace")
     except OSError:
         return {}
-    return {failure.model: failure.traceback for failure in load_failures(text) if failure.model in lacking}
+    failures = [each for each in load_failures(text) if each.model in lacking]
+    return {each.model: f"{each.reason}\n{each.traceback}".rstrip() for each in failures}
 
 
 def _plain(model: ModelStatus) -> dict[str, Any]:
@@ -227,6 +245,7 @@ def scale(
     timeout: float,
     config: Path,
     key_file: Path | None,
+    ca: Path | None,
     as_json: bool,
 ) -> None:
     """Set the number of workers of model NAME and wait until they are READY.
@@ -238,9 +257,21 @@ def scale(
     Example:
       handlergen scale digits --workers 4
     """
-    with options.connected(config, key_file) as client, advised(client, config, name):
+    from handlergen.server.lifecycle import log_directory
+    from handlergen.server.readiness import ServerLogs, check_workers
+
+    logs = ServerLogs(log_directory(config.parent))
+    with options.connected(config, key_file, ca) as client, advised(client, config, name):
         notice = partial(click.echo, err=True)
-        status = client.scale(name, workers, version=version, timeout=timeout, now=now, notice=notice)
+        status = client.scale(
+            name,
+            workers,
+            version=version,
+            timeout=timeout,
+            now=now,
+            notice=notice,
+            progress=lambda status: check_workers(logs, (status.name, status.version), scaling=True),
+        )
     if as_json:
         report = {"model": status.name, "workers": status.ready_workers, "placement": status.placement}
         print_json(report, indent=None)

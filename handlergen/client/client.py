@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json as json_module
+import math
 import mimetypes
 import secrets
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -16,9 +18,10 @@ from urllib.parse import quote
 
 import httpx
 
-from handlergen.client.connection import KEY_FILE, ApiConnection, Tokens
+from handlergen.client.connection import KEY_FILE, ApiConnection, Token, Tokens
 from handlergen.client.fence import Notice, patient_command
 from handlergen.client.results import Answer, ModelStatus
+from handlergen.client.tls import Verification
 from handlergen.client.workers import ModelWorkers
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
 from handlergen.runtime.codec.content import JSON, OCTETS
@@ -39,25 +42,42 @@ UNSET: Any = object()
 """Means that no JSON is given; None is a JSON value."""
 
 _DEFAULT_TIMEOUT_S = 300.0
+_LONGEST_CONNECT_S = 10.0
 
 
 class Client:
     """Predictions and management of one TorchServe. Threads may share a client; use it in a `with` statement.
 
     Args:
-        settings: The server's settings: its addresses, and whether it requires tokens.
+        settings: The server's settings: its addresses, whether it requires tokens, the name in its certificate.
+        directory: The directory that the server was started in: its key file, and relative paths of the settings.
         key_file: TorchServe's key_file.json, read whenever a token is needed; ignored when the settings turn
-            token authorization off.
+            token authorization off. None: the one in `directory`.
+        ca: PEM file with the certificates of the authorities that may have signed the server's certificate. None:
+            the settings' `ca_file`, else what SSL_CERT_FILE names, else the system's authorities.
         timeout: Seconds to wait for one response.
+
+    Raises:
+        HandlergenError: The server uses TLS, and the authorities' certificates cannot be read.
     """
 
     def __init__(
-        self, settings: ServerSettings, *, key_file: Path | None = None, timeout: float = _DEFAULT_TIMEOUT_S
+        self,
+        settings: ServerSettings,
+        *,
+        directory: Path = Path(),
+        key_file: Path | None = None,
+        ca: Path | None = None,
+        timeout: float = _DEFAULT_TIMEOUT_S,
     ) -> None:
         self.settings = settings
+        own_ca = directory / settings.ca_file if settings.ca_file else None
+        self.verification = Verification(ca or own_ca, settings.tls_name)
         self._connections = contextlib.ExitStack()
         self._http = httpx.Client(
-            timeout=httpx.Timeout(timeout, connect=10.0),
+            # Without https, a context that trusts nobody; httpx would load its own authorities.
+            verify=self.verification.context() if settings.https else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+            timeout=httpx.Timeout(timeout, connect=min(timeout, _LONGEST_CONNECT_S)),
             # The server is on this machine or named explicitly: a proxy from the environment would break the
             # connection.
             trust_env=False,
@@ -65,10 +85,11 @@ class Client:
         )
         self._connections.callback(self._http.close)
         self._timeout = timeout
-        keys = key_file or Path(KEY_FILE) if settings.token_authorization else None
-        self._tokens = Tokens(keys, self.renew_token)
-        self._inference = ApiConnection(self._http, settings.inference_address, "inference", self._tokens)
-        self._management = ApiConnection(self._http, settings.management_address, "management", self._tokens)
+        self._key_file = key_file or directory / KEY_FILE if settings.token_authorization else None
+        self._tokens = Tokens(self._key_file, self.renew_token)
+        name = settings.tls_name
+        self._inference = ApiConnection(self._http, settings.inference_address, "inference", self._tokens, name)
+        self._management = ApiConnection(self._http, settings.management_address, "management", self._tokens, name)
 
     @classmethod
     def from_config(
@@ -76,6 +97,7 @@ class Client:
         config: Path | str = "config.properties",
         *,
         key_file: Path | None = None,
+        ca: Path | None = None,
         timeout: float = _DEFAULT_TIMEOUT_S,
     ) -> Client:
         """Return a client for the server on this config.properties; the key file is expected beside it.
@@ -84,7 +106,7 @@ class Client:
             HandlergenError: The file is missing or invalid.
         """
         path = Path(config)
-        return cls(read_properties(path), key_file=key_file or path.parent / KEY_FILE, timeout=timeout)
+        return cls(read_properties(path), directory=path.parent, key_file=key_file, ca=ca, timeout=timeout)
 
     def predict(
         self,
@@ -108,7 +130,7 @@ class Client:
 
         Raises:
             RequestFailed: The response is an error; `.status` and `.body` hold it.
-            ServerError: No server is listening.
+            ServerError: No server is listening (NoServer), its certificate is refused (TlsError), or no answer in time.
         """
         own, options = payload(json=json, content=content, file=file, fields=fields, content_type=content_type)
         response = self._inference.request(
@@ -148,7 +170,7 @@ class Client:
         Raises:
             RequestFailed: The call failed; `.status` is the HTTP status for the gRPC code. Or the response is an
                 error body, as TorchServe returns for one failed request of a batch (`results.error_of`).
-            ServerError: No server is listening.
+            ServerError: As for `predict`.
         """
         body = self.grpc.predict(name, _grpc_inputs(json, inputs), version=version, timeout=self._timeout)
         error = error_of(body)
@@ -304,9 +326,25 @@ class Client:
         """Make TorchServe write a new key for `inference` or `management` into its key file."""
         self._management.request("GET", "/token", params={"type": kind}, headers={"Authorization": f"Bearer {api_key}"})
 
-    def authorization(self) -> dict[str, str]:
+    def token(self, kind: str = "inference", *, lasting_s: float = 1.0, renew: bool = False) -> Token:
+        """Return the token for `inference` or `management`, for requests sent by other means.
+
+        Args:
+            lasting_s: Seconds that it must still be valid; otherwise it is renewed.
+            renew: Get a new one in any case. A new token ends the one before at once, also for other clients.
+
+        Raises:
+            HandlergenError: The server requires no tokens.
+            ServerError: There is no key file, or the server cannot be reached.
+            RequestFailed: The server refuses the key file's API key.
+        """
+        if self._key_file is None:
+            raise HandlergenError("the server requires no tokens (disable_token_authorization=true)")
+        return self._tokens.token(self._key_file, kind, lasting_s=math.inf if renew else lasting_s)
+
+    def authorization(self, *, lasting_s: float = 1.0) -> dict[str, str]:
         """Return the Authorization header for predictions sent by other means; empty without tokens."""
-        return self._tokens.header("inference")
+        return self.token(lasting_s=lasting_s).header() if self._key_file and self._key_file.exists() else {}
 
     @cached_property
     def grpc(self) -> GrpcInference:
@@ -355,7 +393,7 @@ class Client:
         host, port = self.settings.addresses()[f"gRPC {kind.kind}"]
         # gRPC's default limit is 4 MiB, less than what the server accepts and sends.
         largest = max(self.settings.max_request_size, self.settings.max_response_size) + 65_536
-        service = kind(f"{host}:{port}", self._tokens, largest)
+        service = kind(f"{host}:{port}", self._tokens, largest, self.verification if self.settings.grpc_tls else None)
         self._connections.callback(service.close)
         return service
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json as json_module
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, empty_pb2, message_factory
 
-from handlergen.client.connection import Tokens
+from handlergen.client.connection import Tokens, no_server, unknown_host
 from handlergen.client.results import ModelStatus
-from handlergen.errors import NoServer, RequestFailed
+from handlergen.client.tls import Verification, certificate_refused, no_tls, only_tls
+from handlergen.errors import RequestFailed, ServerError
 from handlergen.runtime.codec.content import STREAM_WISH
 
 INFERENCE = "org.pytorch.serve.grpc.inference"
@@ -77,6 +78,11 @@ _HTTP_STATUS = {
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
+_TOKEN_REFUSED = "Token Authorization failed"  # noqa: S105 - a message of GRPCInterceptor.java, no password
+#: What BoringSSL says of a certificate: `CERTIFICATE_VERIFY_FAILED: certificate has expired: OK`.
+_VERIFICATION = re.compile(
+    r"handshake failed.*OPENSSL_internal:(?!WRONG_VERSION_NUMBER)\w+: ([^:]+)|Hostname Verification Check failed"
+)
 #: TorchServe appends the class of the Java exception to an error's details.
 _JAVA_CLASS = re.compile(r"\n(?:\w+\.)*\w+Exception(?:\.\(\))?$")
 
@@ -89,12 +95,13 @@ class GrpcService:
     kind: ClassVar[str]
     """Of the token: `inference` or `management`."""
 
-    def __init__(self, address: str, tokens: Tokens, max_message: int) -> None:
+    def __init__(self, address: str, tokens: Tokens, max_message: int, tls: Verification | None = None) -> None:
         self._address = address
         self._tokens = tokens
+        self._tls = tls is not None
         package, service = self.package, f"{self.package}.{self.service}"
         limits = [(f"grpc.max_{way}_message_length", max_message) for way in ("receive", "send")]
-        self._channel = grpc.insecure_channel(address, options=limits)
+        self._channel = open_channel(address, limits, tls)
         self._stubs: dict[str, Any] = {}
         for method, (request, response) in METHODS[service].items():
             streams = response.startswith("stream ")
@@ -110,38 +117,67 @@ class GrpcService:
         return message_class(self.package, name)(**values)
 
     def call(self, method: str, request: Any, *, timeout: float | None = None) -> Any:
-        """Call a method with one response. Raises NoServer or RequestFailed."""
-        try:
-            return self._stubs[method](request, timeout=timeout, metadata=self._metadata())
-        except grpc.RpcError as error:
-            raise self._translated(error) from error
+        """Call a method with one response. A token that the server refuses is renewed once.
+
+        Raises:
+            NoServer: No server is listening.
+            TlsError: The server's certificate is refused, or only one side uses TLS.
+            ServerError: The host is unknown, or the response took too long.
+            RequestFailed: The call failed.
+        """
+        return next(self._responses(lambda **how: iter((self._stubs[method](request, **how),)), timeout))
 
     def stream(self, method: str, request: Any, *, timeout: float | None = None) -> Iterator[Any]:
         """Yield responses as they arrive. Raises like `call`, also midway."""
-        try:
-            yield from self._stubs[method](request, timeout=timeout, metadata=self._metadata())
-        except grpc.RpcError as error:
-            raise self._translated(error) from error
+        return self._responses(lambda **how: self._stubs[method](request, **how), timeout)
+
+    def _responses(self, call: Callable[..., Iterator[Any]], timeout: float | None) -> Iterator[Any]:
+        token = self._tokens.header(self.kind)
+        for again in (False, True):
+            try:
+                yield from call(timeout=timeout, metadata=call_metadata(token))
+                return
+            except grpc.RpcError as error:
+                failed = self._translated(error)
+                if again or not isinstance(failed, RequestFailed) or _TOKEN_REFUSED not in failed.message:
+                    raise failed from error
+                token = self._tokens.instead_of(token, self.kind, failed)
 
     def close(self) -> None:
         self._channel.close()
 
-    def _metadata(self) -> tuple[tuple[str, str], ...]:
-        # GRPCInterceptor.java reads the metadata key `authorization`, "Bearer TOKEN".
-        return tuple((name.lower(), value) for name, value in self._tokens.header(self.kind).items())
-
-    def _translated(self, error: grpc.RpcError) -> Exception:
+    def _translated(self, error: grpc.RpcError) -> RequestFailed | ServerError:
         code, details = error.code(), error.details() or ""
-        if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in details.lower():
-            return NoServer(f"no server answers at {self._address} (gRPC)", hint="start one with `handlergen serve`")
+        if code is grpc.StatusCode.UNAVAILABLE and (failed := self._not_connected(details)):
+            return failed
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED and details == "Deadline Exceeded":  # the client's own words
+            return ServerError(
+                f"timed out waiting for {self._address} (gRPC)",
+                hint="`handlergen status` shows how many requests are queued; --timeout sets how long to wait",
+            )
         # An unknown model arrives as INTERNAL, with the name of the Java exception on a second line.
         unknown = re.search(r"\n\S+\.Model(Version)?NotFoundException$", details)
         return RequestFailed(
             f"{code.name}: {_JAVA_CLASS.sub('', details)}",
             status=404 if unknown else _HTTP_STATUS.get(code, 500),
             body=details.encode(),
-            hint=self._tokens.advice() if "Token Authorization failed" in details else None,
+            hint=self._tokens.advice() if _TOKEN_REFUSED in details else None,
         )
+
+    def _not_connected(self, details: str) -> ServerError | None:
+        """Return what the details of UNAVAILABLE mean; None: there was a connection."""
+        address = f"{self._address} (gRPC)"
+        if "errors resolving" in details or "DNS resolution failed" in details:
+            return unknown_host(address, details.rstrip("]").rpartition(": ")[2])
+        if "failed to connect" not in details.lower():
+            return None
+        if found := _VERIFICATION.search(details):
+            return certificate_refused(address, found[1] or "Hostname mismatch")
+        if "WRONG_VERSION_NUMBER" in details or "ALPN" in details:
+            return no_tls(address)
+        if not self._tls and details.endswith("Socket closed"):
+            return only_tls(address)
+        return no_server(address, details.rpartition(": ")[2])
 
 
 class GrpcInference(GrpcService):
@@ -207,6 +243,19 @@ class GrpcManagement(GrpcService):
             synchronous=True,
         )
         return str(self.call("ScaleWorker", request, timeout=timeout).msg)
+
+
+def open_channel(address: str, options: Sequence[tuple[str, Any]], tls: Verification | None) -> grpc.Channel:
+    """Return a channel to HOST:PORT; `tls` is None for a server whose gRPC is not encrypted."""
+    if tls is None:
+        return grpc.insecure_channel(address, options=options)
+    name = [("grpc.ssl_target_name_override", tls.name)] if tls.name else []
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(tls.authorities()), options=[*options, *name])
+
+
+def call_metadata(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Return HTTP headers as metadata. GRPCInterceptor.java reads the key `authorization`, "Bearer TOKEN"."""
+    return tuple((name.lower(), value) for name, value in headers.items())
 
 
 @cache

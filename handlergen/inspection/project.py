@@ -13,6 +13,7 @@ import psutil
 
 from handlergen.errors import ContractError, HandlergenError, Problem
 from handlergen.inspection.findings import Findings
+from handlergen.inspection.forms import FORMS as FORM_INSPECTORS
 from handlergen.inspection.reading import read_source
 from handlergen.inspection.stage_rule import Placement, place
 from handlergen.inspection.thread_bound import thread_warnings
@@ -112,6 +113,29 @@ def open_project(
     return _resolved(where, settings, findings, findings.contract)
 
 
+def recognised_sources(directory: Path) -> list[Path]:
+    """Return the directory if it is a package, else its modules and packages, as far as they look like a source.
+
+    A form is recognised in them, or they have a hook beside a predict that may be in the weights.
+    """
+    packages = sorted(path.parent for path in directory.glob("[!.]*/__init__.py"))
+    found = []
+    for path in [directory] if (directory / "__init__.py").is_file() else [*_modules(directory), *packages]:
+        source = read_source(path, settings=Settings(), root=path.parent).source
+        if source is None:
+            continue
+        if source.module.bindings.keys() & {"preprocess", "postprocess"} or any(
+            form.recognise(source) for form in FORM_INSPECTORS
+        ):
+            found.append(path)
+    return found
+
+
+def _modules(directory: Path) -> list[Path]:
+    """Return the `.py` files of a directory that may be a source."""
+    return sorted(path for path in directory.glob("*.py") if path.name not in _NOT_A_SOURCE)
+
+
 def _resolved(where: _Location, settings: Settings, findings: Findings, contract: Contract) -> Project:
     weights = where.root / settings.weights if settings.weights else None
     assert findings.source is not None  # there is a contract
@@ -160,7 +184,7 @@ def _find(path: Path, chosen: str | None) -> _Location:
         return _beside(path)
     if chosen:
         return _Location(_source_of(path, chosen), path, None, path.name)
-    candidates = sorted(shown(file) for file in path.glob("*.py") if file.name not in _NOT_A_SOURCE)
+    candidates = [shown(file) for file in _modules(path)]
     hint = f"Name the module: {' or '.join(candidates[:3])}" if candidates else "Start with: handlergen init DIR"
     raise HandlergenError(f"{shown(path)} has neither {SETTINGS_FILE} nor __init__.py", hint=hint)
 
@@ -201,8 +225,7 @@ def _source_of(directory: Path, named: str | None) -> Path:
         return path
     if (directory / "__init__.py").is_file():
         return directory
-    files = sorted(path for path in directory.glob("*.py") if path.name not in _NOT_A_SOURCE)
-    candidates = [path for path in files if not path.name.startswith("test_")]
+    candidates = [path for path in _modules(directory) if not path.name.startswith("test_")]
     if len(candidates) == 1:
         return candidates[0]
     if (directory / _DEFAULT_SOURCE).is_file():

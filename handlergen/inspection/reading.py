@@ -45,7 +45,7 @@ def read_source(path: Path, *, settings: Settings, root: Path, truss: Truss | No
     findings = _inspect(source, settings.form or (TRUSS_FORM if truss else None))
     if findings.contract is not None:
         pickles = (settings.weights, *findings.contract.details.get("files", ()), *settings.extra_files)
-        used.add_pickles(source, filter(None, pickles))
+        used.add_pickles(source, filter(None, pickles), own_main=findings.contract.form == "module")
         findings.warnings += replaced_hooks(source, findings.contract)
     findings.warnings += used.warnings
     findings.uses = tuple(used.paths)

@@ -69,10 +69,15 @@ class UsedFiles:
             self._include(use)
         self.warnings += self._unseen
 
-    def add_pickles(self, source: Source, files: Iterable[str]) -> None:
-        """Also include the modules of classes in pickles; `files` are relative to the project's root."""
+    def add_pickles(self, source: Source, files: Iterable[str], *, own_main: bool) -> None:
+        """Also include the modules of classes in pickles.
+
+        Args:
+            files: Relative to the project's root.
+            own_main: Whether the runtime finds a class of `__main__` in the user's module (the form `module`).
+        """
         for path in dict.fromkeys(path for entry in files for path in _below(source.root, entry)):
-            modules = {module for module, _ in pickled_names(path)}
+            modules = {module for module, _ in pickled_names(path)} - ({"__main__"} if own_main else set())
             for module in sorted(each for each in modules if not each.startswith("__torch__")):  # TorchScript's own
                 self._include_pickled(shown(path), module)
 
@@ -82,7 +87,7 @@ class UsedFiles:
         path = self._tree.importable(parts) if all(map(str.isidentifier, parts)) else None
         opened = self._tree.open(path) if path is not None else None
         if module == "__main__":
-            fix = "Put the class in a module that the training script imports, and save the model again."
+            fix = "Save its state_dict() only, or let the training script import the class from a module; save again."
             self.warnings.append(f"{entry}: it {what}, the script that saved it, which a worker is not. {fix}")
         elif path is not None and isinstance(opened, SourceModule):
             uses = [_Use(entry, what, path), *(self._uses(opened) if path not in self._seen else ())]

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from handlergen.archives.audit import audit
 from handlergen.archives.mar import read_mar, unpack
 from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed
 from handlergen.inspection.project import Project, open_project
@@ -66,6 +67,7 @@ class LocalModel:
         worker: Runs the pipeline.
         root: The model's directory.
         surroundings: To be entered around everything that runs hooks by `worker`.
+        warnings: Of an archive whose runtime is not the installed one.
     """
 
     def __init__(
@@ -75,10 +77,13 @@ class LocalModel:
         surroundings: Surroundings,
         identity: Callable[[], str],
         cleanup: contextlib.ExitStack,
+        *,
+        warnings: tuple[str, ...] = (),
     ) -> None:
         self.worker = worker
         self.root = root
         self.surroundings = surroundings
+        self.warnings = warnings
         self._identity = identity
         self._cleanup = cleanup
         self._closed = False
@@ -265,20 +270,22 @@ class LocalModel:
         self.close()
 
 
-def load(source: str | Path, *, gpu: int | None = None, **settings: Any) -> LocalModel:
+def load(source: str | Path, *, gpu: int | None = None, any_runtime: bool = False, **settings: Any) -> LocalModel:
     """Load a model in this process, from its source or its archive.
 
     Args:
         source: A source as for `handlergen archive`, or a `.mar`.
         gpu: Index of the GPU to use; the CPU by default.
+        any_runtime: Run an archive whose runtime was changed, or is unknown, with the installed runtime.
         settings: Override those of `handlergen.yaml`; not for a `.mar`.
 
     Raises:
         ContractError: The source does not meet the contract.
         ModuleFailed: The module raised while it was imported or loaded; has the traceback of the user's code.
-        HandlergenError: The archive cannot be read.
+        HandlergenError: The archive cannot be read, or a server would not run what handlergen packs.
     """
     path = Path(source)
+    warnings: tuple[str, ...] = ()
     with contextlib.ExitStack() as cleanup:
         if path.suffix == ".mar":
             if settings:
@@ -286,13 +293,8 @@ def load(source: str | Path, *, gpu: int | None = None, **settings: Any) -> Loca
                     f"settings cannot be changed in an archive: {', '.join(settings)}",
                     hint="load the source instead, or archive it again with these settings",
                 )
-            archived = read_mar(path).bundle
-            if archived is None:
-                raise HandlergenError(
-                    f"{path} was not made by handlergen",
-                    hint="load its source, or create an archive from it with `handlergen archive`",
-                )
-            bundle, beside = archived, set[Path]()
+            bundle, warnings = open_archive(path, any_runtime=any_runtime)
+            beside = set[Path]()
             root = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="handlergen-")))
             unpack(path, root)
             identity = partial(identity_of_archive, path.resolve())
@@ -306,7 +308,36 @@ def load(source: str | Path, *, gpu: int | None = None, **settings: Any) -> Loca
         root = root.resolve()
         surroundings = Surroundings(bundle.contract.module, [root, *sorted(beside - {root})])
         worker = _open_worker(bundle, root, surroundings, gpu)
-        return LocalModel(worker, root, surroundings, identity, cleanup.pop_all())
+        return LocalModel(worker, root, surroundings, identity, cleanup.pop_all(), warnings=warnings)
+
+
+def open_archive(path: Path, *, any_runtime: bool = False) -> tuple[Bundle, tuple[str, ...]]:
+    """Return the contract of an archive whose model the installed runtime may run, and warnings.
+
+    A server runs the archive's own runtime. That of another release is a warning. One that was changed, or that is
+    unknown here, is an error, and a warning with `any_runtime`.
+
+    Raises:
+        HandlergenError: The archive cannot be read, is not handlergen's, or is not as handlergen packs it.
+    """
+    archive = read_mar(path)
+    if archive.bundle is None:
+        raise HandlergenError(
+            f"{path} was not made by handlergen",
+            hint="load its source, or create an archive from it with `handlergen archive`",
+        )
+    audited = audit(archive)
+    refusal = audited.refusal(
+        path,
+        hint="a server would run these files, this process runs the installed ones, and the answers may differ: "
+        "archive the model again, or add --any-runtime (in Python: any_runtime=True)",
+    )
+    if refusal is not None and not any_runtime:
+        raise refusal
+    warnings = [refusal.message] if refusal is not None else []
+    if audited.outdated is not None:
+        warnings.append(f"{path}: {audited.outdated}, which runs here")
+    return archive.bundle, tuple(warnings)
 
 
 def directories_beside(project: Project) -> set[Path]:

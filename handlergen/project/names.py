@@ -28,8 +28,14 @@ MODEL_STORE = "model-store"
 
 _STORE_FILE = re.compile(r".+\.mar(\.sig)?|\..+\.mar(\.sig)?\.[0-9a-f]{16}\.part")
 
-#: Modules that a TorchServe worker imports before the user's. The archive's root is first on its path.
-WORKER_MODULES = frozenset({"ts", "torch", "torchvision", "numpy", "yaml", "packaging", "psutil", "PIL"})
+#: Modules that a TorchServe worker imports before the user's (seen with TorchServe 0.12), and pip, which TorchServe
+#: runs in the archive's root. The root is first on the path of both.
+WORKER_MODULES = frozenset({"ts", "torch", "torchvision", "numpy", "yaml", "packaging", "psutil", "PIL"}) | {
+    *("torchgen", "functorch", "typing_extensions", "tqdm", "onnxruntime", "pip"),
+}
+
+#: Modules that Python imports by itself when it starts (library reference, `site`).
+_AT_START = frozenset({"sitecustomize", "usercustomize"})
 
 _OURS = frozenset({HANDLER_MODULE, RUNTIME_PACKAGE})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -99,8 +105,10 @@ def module_name_problem(name: str) -> str | None:
         return f"every archive has handlergen's own {name}"
     if name in sys.stdlib_module_names or name in sys.builtin_module_names:
         return f"it would replace Python's own {name!r} in the worker, which searches the archive first"
+    if name in _AT_START:
+        return "Python would run it at the start of every worker, before TorchServe's own code"
     if name in WORKER_MODULES:
-        return f"it would replace {name!r}, which TorchServe's worker imports itself"
+        return f"it would replace {name!r}, which TorchServe's own processes import"
     if not name.isidentifier() or keyword.iskeyword(name):
         return "Python cannot import this name"
     return None

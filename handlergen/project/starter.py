@@ -1,4 +1,4 @@
-"""Starter projects: a directory that `check` accepts and `archive` packs as it is, with a commented handlergen.yaml."""
+"""Starter projects, which `check` accepts and `archive` packs as they are, and a commented handlergen.yaml."""
 
 from __future__ import annotations
 
@@ -41,6 +41,37 @@ def create_starter(directory: Path, *, form: str = DEFAULT_FORM) -> tuple[str, t
     package = FORMS[form].package
     requirements = {"requirements": (package,)} if package else {}
     texts[SETTINGS_FILE] = starter_yaml({"name": name, "source": module, **requirements})
+    return name, _write(directory, texts)
+
+
+def create_settings(directory: Path, source: Path | None, *, form: str | None = None) -> tuple[str, tuple[Path, ...]]:
+    """Write a `handlergen.yaml` for a module that exists.
+
+    Args:
+        source: A `.py` file or package in `directory`, or `directory` itself; None: a Truss directory, whose own
+            configuration names its module.
+        form: The module's form; None: recognised by reading it.
+
+    Returns:
+        The model's name (the module's, made valid) and the file written.
+
+    Raises:
+        HandlergenError: As `create_starter`.
+    """
+    place = directory.resolve()
+    if source is None:
+        values = {}
+    else:
+        own = place if source.stem == "model" else source.resolve()
+        relative = source.resolve().relative_to(place).as_posix()
+        values = {"name": propose(own.stem if own.is_file() else own.name), "source": relative}
+    values |= {"form": form} if form else {}
+    name = values.get("name") or propose(place.name)
+    return name, _write(directory, {SETTINGS_FILE: starter_yaml(values)})
+
+
+def _write(directory: Path, texts: Mapping[str, str]) -> tuple[Path, ...]:
+    """Write new files into a directory, and return them; raise HandlergenError if one exists."""
     if directory.exists() and not directory.is_dir():
         raise HandlergenError(f"{directory} is a file", hint="Name a directory; it may be new.")
     existing = [file for file in texts if (directory / file).exists() or (directory / file).is_symlink()]
@@ -59,7 +90,7 @@ def create_starter(directory: Path, *, form: str = DEFAULT_FORM) -> tuple[str, t
             f"{error.filename or directory} cannot be written: {error.strerror}",
             hint="Name a directory that you may write to.",
         ) from error
-    return name, tuple(directory / file for file in texts)
+    return tuple(directory / file for file in texts)
 
 
 def starter_yaml(values: Mapping[str, Any] = MappingProxyType({})) -> str:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .codec.errors import pass_interrupt
-from .codec.kserve import refuse_envelope
 from .codec.redaction import user_traceback, without_secrets
 from .contract import CONTRACT_FILE, Bundle
 from .device.device import keep_freed_memory
 from .diagnostics import log_to_stdout, logger, reopen_streams, take_over_logging
+from .environment import REPORT, reason_of, require_gpu
 from .pipeline.backend import Backend, BackendOptions, LocalBackend
 from .pipeline.hooks import BoundHook, Item
 from .pipeline.pipeline import Pipeline
@@ -23,7 +23,14 @@ from .telemetry.health import Health, description
 from .telemetry.recording import Counts, switched_on
 from .torchserve.control import Commands
 from .torchserve.duplicate_requests import DuplicateRequests
-from .torchserve.frontend import answered, keep_from_children, leave_out_batch_lines, outlet_of, received
+from .torchserve.frontend import (
+    answered,
+    bypass_envelope,
+    keep_from_children,
+    leave_out_batch_lines,
+    outlet_of,
+    received,
+)
 
 
 class Worker:
@@ -36,6 +43,7 @@ class Worker:
         backend: Makes what answers requests; by default, in this process.
         duplicates: Detects requests that another worker has answered.
         commands: Those that the management API sends; none by default.
+        enveloped: TorchServe has a service envelope: the body decides whether a request is KServe's.
 
     Raises:
         Exception: What the user's module raises while it is imported, set up and loaded.
@@ -52,11 +60,12 @@ class Worker:
         backend: Callable[[BackendOptions], Backend] = LocalBackend,
         duplicates: DuplicateRequests | None = None,
         commands: Commands | None = None,
+        enveloped: bool = False,
     ) -> None:
         self.bundle = bundle
         self._duplicates = duplicates or DuplicateRequests()
         self._commands = commands or Commands()
-        self._envelope_checked = False
+        self._enveloped = enveloped
         self._backend = backend(BackendOptions(bundle, model_dir, gpu_id, batch_size, self.describe))
         self._counts = Counts(metrics=self._backend.metrics)
         self._health: Health | None = None
@@ -104,15 +113,20 @@ class Worker:
         model_dir = Path(properties["model_dir"]).resolve()
         logging.getLogger("ts.service").addFilter(_is_not_logged_yet)
         log_to_stdout()
+        if not faulthandler.is_enabled():
+            # The stack of a worker that a signal ends goes to the model log; `server/readiness.py` reads it.
+            faulthandler.enable(file=2, all_threads=False)
         keep_freed_memory()
         metrics = getattr(context, "metrics", None)
         leave_out_batch_lines(metrics)
         closed = keep_from_children()
         switched_on(metrics)
+        enveloped = bypass_envelope()
         # Bodies arrive as they were sent, and `decode` reads them: TorchServe's own reading logs a traceback for
         # every broken JSON text and loses its bytes (ts/protocol/otf_message_handler.py, _retrieve_input_data).
         os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
         try:
+            require_gpu(properties.get("gpu_id"), getattr(context, "model_yaml_config", None))
             bundle = Bundle.from_json((model_dir / CONTRACT_FILE).read_text(encoding="utf-8"))
             # Clients, metrics and logs know the name that the model was registered under, not the archive's.
             bundle = replace(bundle, settings=replace(bundle.settings, name=context.model_name))
@@ -125,21 +139,20 @@ class Worker:
                 backend=backend_of(bundle),
                 duplicates=DuplicateRequests.of_worker(closed),
                 commands=Commands.of_worker((context.model_name, bundle.settings.version), closed),
+                enveloped=enveloped,
             )
         except MemoryError:
             raise
         except BaseException as error:
             pass_interrupt(error)
             take_over_logging()
-            if not getattr(error, "logged_by_handlergen", False):
-                logger().error(
-                    "handlergen: model %s could not be loaded\n%s",
-                    context.model_name,
-                    user_traceback(error, user_root=str(model_dir)),
-                )
-                error = RuntimeError(f"the module could not be loaded: {type(error).__name__}: {error}")
+            reason = without_secrets(reason_of(error, model_dir))
+            traceback = getattr(error, "user_traceback", None)
+            if traceback is None:
+                traceback = user_traceback(error, user_root=str(model_dir))
+            logger().error("%s%s\n%s", REPORT, reason, traceback)
             # Without the cause: TorchServe would print the whole chain once more, handlergen's frames included.
-            raise RuntimeError(without_secrets(str(error))) from None
+            raise RuntimeError(reason) from None
         finally:
             reopen_streams()
 
@@ -157,10 +170,7 @@ class Worker:
             Exception: For TorchServe, which takes the status of a failed gRPC request, and the end of a stream that
                 failed midway, from an exception only. Only for a batch of one.
         """
-        if not self._envelope_checked:
-            refuse_envelope(sys._getframe(1))
-            self._envelope_checked = True
-        items = received(data, context)
+        items = received(data, context, enveloped=self._enveloped)
         if self._commands.obeyed(items):
             return answered(items, context, self._counts)
         outlet = outlet_of(context, self._duplicates.note_stream)

@@ -11,7 +11,13 @@ from pathlib import Path
 from handlergen.errors import HandlergenError
 from handlergen.project.settings import shown
 from handlergen.project.templates import template_dir
-from handlergen.server.properties import ServerSettings, render_properties
+from handlergen.server.properties import (
+    ServerSettings,
+    change_properties,
+    changes,
+    read_properties,
+    render_properties,
+)
 from handlergen.server.property_text import read_text
 
 DEFAULT_CONFIG = "config.properties"
@@ -26,30 +32,55 @@ def handlergen_command(verb: str, config: Path) -> str:
     return f"handlergen {verb}" + ("" if path == DEFAULT_CONFIG else f" -c {shlex.quote(path)}")
 
 
+def change_command(option: str, config: Path) -> str:
+    """Return the command that changes a setting in a server's configuration."""
+    path = shown(config)
+    return f"handlergen config {option} --force" + ("" if path == DEFAULT_CONFIG else f" -o {shlex.quote(path)}")
+
+
 def archive_command(store: Path) -> str:
     """Return the command that adds an archive to this model store."""
     path = shown(store)
     return "handlergen archive SOURCE" + ("" if path == DEFAULT_STORE else f" --model-store {shlex.quote(path)}")
 
 
-def write_configuration(path: Path, settings: ServerSettings, *, force: bool = False) -> list[Path]:
-    """Write `path`, and the log and metrics configuration that it names if they do not exist; return what was written.
+def configuration_texts(path: Path, settings: ServerSettings) -> dict[Path, tuple[str, str]]:
+    """Return the old and the new text of each file that `settings` need, as far as they differ.
+
+    An existing `path` keeps its comments and the lines whose value stays. The log and metrics configuration that the
+    settings name are created if they do not exist.
 
     Raises:
-        HandlergenError: `path` exists with other contents, and `force` is false; or the settings are invalid.
+        HandlergenError: `path` or the settings are invalid.
     """
-    texts = {path: render_properties(settings)}
+    texts = {path: ("", render_properties(settings))}
+    if path.exists():
+        read_properties(path)  # names the file in its errors
+        before = read_text(path)
+        texts[path] = (before, change_properties(before, settings))
     for field, template in _OWN_FILES.items():
         target = path.parent / getattr(settings, field)
-        text = (template_dir() / template).read_text("utf-8")
         # A file with another name is the user's own, and an existing file may have been edited: keep both.
         if target.name == template and not target.exists():
-            texts[target] = text
-    if path.exists() and not force and read_text(path) != texts[path]:
+            texts[target] = ("", (template_dir() / template).read_text("utf-8"))
+    return {target: (before, after) for target, (before, after) in texts.items() if before != after}
+
+
+def write_configuration(path: Path, settings: ServerSettings, *, force: bool = False) -> list[Path]:
+    """Write the files of `configuration_texts`; return what was written.
+
+    Raises:
+        HandlergenError: `path` exists with other settings, and `force` is false; or the settings are invalid.
+    """
+    texts = configuration_texts(path, settings)
+    if path in texts and path.exists() and not force:
+        new = changes(read_properties(path), settings).items()
+        told = ", ".join(f"{key}={before or '(none)'} would become {after or '(none)'}" for key, (before, after) in new)
         raise HandlergenError(
-            f"{path} exists with different contents", hint="--force overwrites it; -o writes another file"
+            f"{path} exists with different contents: {told}",
+            hint="--force changes these settings and no other line, --diff only shows that; -o writes another file",
         )
-    for target, text in texts.items():
+    for target, (_, text) in texts.items():
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             replace_content(target, text.encode())

@@ -22,6 +22,7 @@ from handlergen.runtime.device.lock import STATE_DIR_VARIABLE, lock_directory
 from handlergen.runtime.predictor_process.run_directory import remove_orphans
 from handlergen.runtime.server_process import remove_left_behind
 from handlergen.server import ports
+from handlergen.server.certificates import check_tls
 from handlergen.server.configuration import archive_command, handlergen_command
 from handlergen.server.draining import StopReport, drain_server
 from handlergen.server.java import find_java
@@ -94,7 +95,7 @@ class RunningServer:
 
     def client(self, *, timeout: float = 300.0) -> Client:
         """Return a new client for the server."""
-        return Client(self.settings, key_file=self.key_file, timeout=timeout)
+        return Client(self.settings, directory=self.directory, timeout=timeout)
 
     def wait(self) -> None:
         """Wait until the server has stopped."""
@@ -141,7 +142,7 @@ def serve(
     Raises:
         ModuleFailed: A worker died while loading its model; `traceback` holds the user's frames.
         ServerError: No Java, ports in use, already running, an archive was refused, or not ready in time.
-        HandlergenError: The configuration is missing or invalid.
+        HandlergenError: The configuration is missing or invalid, or its certificate is (see `certificates.check_tls`).
     """
     path = Path(config).resolve()
     settings = read_properties(path)
@@ -150,6 +151,7 @@ def serve(
             f"{path}:{line}: this line is not UTF-8, and TorchServe's launcher cannot read it",
             hint="write characters outside ASCII as \\uXXXX",
         )
+    check_tls(settings, path.parent)
     environ = dict(os.environ if environ is None else environ)
     environ[LIMIT_VARIABLE] = str(settings.max_request_size)
     java = find_java(environ)
@@ -321,7 +323,7 @@ def _refuse_conflicts(config: Path, settings: ServerSettings) -> None:
         raise ServerError(
             "\n".join(problems),
             hint="stop that program, or choose other ports with `handlergen config` (--help lists the options, --force "
-            f"overwrites {shown(config)})",
+            f"changes {shown(config)})",
         )
     if settings.token_authorization:
         for path in sorted(state_path(config).parent.glob("*.json")):

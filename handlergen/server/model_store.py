@@ -11,11 +11,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from handlergen.archives.audit import audit
+from handlergen.archives.mar import read_mar
 from handlergen.archives.signing import read_public_key, verify
 from handlergen.errors import HandlergenError, ServerError
 from handlergen.project.names import MANIFEST_FILE, MODEL_CONFIG_FILE
 from handlergen.project.settings import shown
 from handlergen.runtime.contract import CONTRACT_FILE
+from handlergen.server.configuration import change_command
 from handlergen.server.properties import ServerSettings
 
 ModelVersion = tuple[str, str]
@@ -142,28 +145,36 @@ def loaded_besides_archives(store: Path) -> list[Path]:
 def configuration_warnings(config: Path, settings: ServerSettings) -> list[str]:
     """Return warnings about archives in the model store that do not fit the configuration in `config`."""
     warnings = []
-    envelope = dict(settings.other).get("service_envelope")
     for archive in readable_archives(config.resolve().parent / settings.model_store):
         file = archive.path.name
         if archive.requirements and not settings.install_requirements:
             warnings.append(
                 f"{file} contains {archive.requirements}, which TorchServe does not install: "
-                "install_py_dep_per_model is not true (`handlergen config --install-requirements`)"
+                f"install_py_dep_per_model is not true (`{change_command('--install-requirements', config)}`)"
             )
         if archive.settings is None:
             continue
-        if envelope:
-            warnings.append(
-                f"service_envelope={envelope} makes {file} answer every request with 501: remove the line. The "
-                "archive supports KServe's protocols itself, and unlike the envelope at batch sizes over 1 too."
-            )
+        warnings += audit_warnings(archive.path)
         largest = archive.settings.get("max_response_bytes")
         if isinstance(largest, int) and largest > settings.max_response_size:
+            change = change_command(f"--max-response-size {largest}", config)
             warnings.append(
                 f"{file} allows responses of {largest} bytes, the server {settings.max_response_size}: "
-                "TorchServe kills a worker that sends more (`handlergen config --max-response-size`)"
+                f"TorchServe kills a worker that sends more (`{change}`)"
             )
     return warnings
+
+
+def audit_warnings(path: Path) -> list[str]:
+    """Return why a server would not run what handlergen packs, if the archive is not as handlergen packs it.
+
+    Weights and the user's files are not read.
+    """
+    try:
+        refusal = audit(read_mar(path, whole=False)).refusal(path.name)
+    except HandlergenError as error:
+        refusal = error
+    return [refusal.message] if refusal is not None else []
 
 
 def require_signatures(store: Path, archives: Iterable[str], settings: ServerSettings, public_key: Path) -> None:

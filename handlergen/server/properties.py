@@ -9,7 +9,7 @@ import difflib
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -17,9 +17,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from handlergen.errors import HandlergenError
-from handlergen.server.property_text import Property, format_entry, parse_entries, read_text
+from handlergen.server.property_text import Property, edited, format_entry, parse_entries, read_text
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+_SECOND_MIN = 1 / 60
+_LONGEST_TOKEN_MIN = 5_256_000
 _LOG_OPTION = "-Dlog4j.configurationFile="
 
 NO_URL = "(?!)"
@@ -61,6 +63,32 @@ class ServerSettings:
     grpc_inference_port: int = _setting("Addresses", 7070, "Predictions over gRPC: port.")
     grpc_management_address: str = _setting("Addresses", "127.0.0.1", "Management over gRPC: host.")
     grpc_management_port: int = _setting("Addresses", 7071, "Management over gRPC: port.")
+    certificate_file: str = _setting(
+        "TLS",
+        "",
+        "The server's certificate (PEM), followed by those between it and the authority that signed it. Used by "
+        "every https address, and by gRPC with enable_grpc_ssl. TorchServe speaks TLS 1.2; it reads this at start.",
+    )
+    private_key_file: str = _setting(
+        "TLS", "", "Its key: RSA, PKCS#8, not encrypted. Nobody but the server's user should be able to read it."
+    )
+    grpc_tls: bool = _setting(
+        "TLS", False, "Both gRPC addresses use TLS; TorchServe cannot encrypt one of them only.", key="enable_grpc_ssl"
+    )
+    ca_file: str = _setting(
+        "TLS",
+        "",
+        "For handlergen's own commands, which verify the server's certificate: the authorities that may have signed it "
+        "(PEM). Without it: SSL_CERT_FILE, else the system's authorities. TorchServe ignores this key.",
+        key="handlergen_ca_file",
+    )
+    tls_name: str = _setting(
+        "TLS",
+        "",
+        "For handlergen's own commands: the name that the certificate must have, whatever address they connect to. "
+        "Without it: the address's host. TorchServe ignores this key.",
+        key="handlergen_tls_name",
+    )
     model_store: str = _setting(
         "Models", "model-store", "Directory with the .mar files, relative to the directory TorchServe is started in."
     )
@@ -81,7 +109,7 @@ class ServerSettings:
     token_expiration_min: float = _setting(
         "Access",
         60.0,
-        "Minutes until a token expires. handlergen renews it; other clients request GET /token with the API key.",
+        "Minutes until a token expires. handlergen renews it; `handlergen token` prints a valid one for other clients.",
     )
     model_api: bool = _setting(
         "Access",
@@ -131,6 +159,14 @@ class ServerSettings:
         """Whether every call must carry a token."""
         return not self.disable_token_authorization
 
+    @property
+    def https(self) -> bool:
+        """Whether any REST address uses TLS."""
+        return any(
+            address.startswith("https:")
+            for address in (self.inference_address, self.management_address, self.metrics_address)
+        )
+
     def addresses(self) -> dict[str, tuple[str, int]]:
         """Return host and port of every socket that the server listens on, by its purpose."""
         return {
@@ -172,35 +208,52 @@ class ExplainedLine:
 
 
 def server_settings(
+    base: ServerSettings | None = None,
     *,
-    host: str = "127.0.0.1",
-    inference_port: int = 8080,
-    management_port: int = 8081,
-    metrics_port: int = 8082,
-    metrics_host: str = "127.0.0.1",
-    token_authorization: bool = True,
+    host: str | None = None,
+    inference_port: int | None = None,
+    management_port: int | None = None,
+    metrics_port: int | None = None,
+    metrics_host: str | None = None,
+    token_authorization: bool | None = None,
+    certificate_file: str | None = None,
     **others: Any,
 ) -> ServerSettings:
-    """Return settings built from ports and hosts. Management listens on 127.0.0.1.
+    """Return settings built from ports and hosts. Management and metrics listen on 127.0.0.1 by default.
 
     Args:
+        base: Has the values of all settings that are not given; None: the defaults.
         host: Host name or IPv4 address that predictions (REST and gRPC) listen on.
         metrics_host: The same for metrics, which need no token.
+        certificate_file: Makes every address use TLS, gRPC's too; `private_key_file` is then needed as well.
         others: Any field of `ServerSettings`.
 
     Raises:
         HandlergenError: Two sockets share a port, or a value is invalid.
     """
-    _check_host(host)
-    _check_host(metrics_host)
-    settings = ServerSettings(
-        inference_address=f"http://{host}:{inference_port}",
-        management_address=f"http://127.0.0.1:{management_port}",
-        metrics_address=f"http://{metrics_host}:{metrics_port}",
-        grpc_inference_address=host,
-        disable_token_authorization=not token_authorization,
-        **others,
-    )
+    base = base or ServerSettings()
+    for given in (host, metrics_host):
+        if given is not None:
+            _check_host(given)
+    if host is not None:
+        others["grpc_inference_address"] = host
+    if token_authorization is not None:
+        others["disable_token_authorization"] = not token_authorization
+    if certificate_file is not None:
+        others |= {"certificate_file": certificate_file, "grpc_tls": bool(certificate_file)}
+    for name, new_host, port in (
+        ("inference_address", host, inference_port),
+        ("management_address", None, management_port),
+        ("metrics_address", metrics_host, metrics_port),
+    ):
+        if new_host is not None or port is not None or certificate_file is not None:
+            address = getattr(base, name)
+            old_host, old_port = host_and_port(address)
+            scheme = urlsplit(address).scheme
+            if certificate_file is not None:
+                scheme = "https" if certificate_file else "http"
+            others[name] = f"{scheme}://{new_host or old_host}:{old_port if port is None else port}"
+    settings = replace(base, **others)
     check(settings)
     return settings
 
@@ -240,6 +293,14 @@ def check(settings: ServerSettings) -> None:
     if any(blank in settings.log_config for blank in " \t"):
         # TorchServe's launcher splits vmargs at whitespace, quoted or not.
         wrong.append(f"the path of the log configuration must not contain whitespace: {settings.log_config!r}")
+    if not _SECOND_MIN <= settings.token_expiration_min <= _LONGEST_TOKEN_MIN:
+        wrong.append(f"token_expiration_min must be between 1/60 (a second) and {_LONGEST_TOKEN_MIN:,} (10 years)")
+    files = settings.certificate_file and settings.private_key_file
+    if not files and (settings.certificate_file or settings.private_key_file):
+        wrong.append("a certificate needs its key, and a key its certificate: certificate_file, private_key_file")
+    # REST also reads a Java keystore; gRPC does not (ModelServer.startGRPCServer).
+    elif not files and (settings.grpc_tls or (settings.https and "keystore" not in dict(settings.other))):
+        wrong.append("TLS needs certificate_file and private_key_file")
     for name in ("job_queue_size", "max_request_size", "max_response_size"):
         if not 0 < getattr(settings, name) < 2**31:
             wrong.append(f"{name} must be between 1 and {2**31 - 1}")
@@ -262,6 +323,28 @@ def render_properties(settings: ServerSettings) -> str:
     for section, group in groupby(_entries(settings), key=itemgetter(0)):
         lines += ["", f"# {section}", *(line for _, line in group)]
     return "\n".join(lines) + "\n"
+
+
+def changes(old: ServerSettings, new: ServerSettings) -> dict[str, tuple[str, str]]:
+    """Return the old and the new value of each key of the file whose value differs; "" stands for no entry."""
+    before, after = ({line.key: line.value for line in explain(each)} for each in (old, new))
+    keys = [*after, *(before.keys() - after.keys())]
+    pairs = {key: (before.get(key, ""), after.get(key, "")) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def change_properties(text: str, settings: ServerSettings) -> str:
+    """Return the text of a `config.properties` with these settings; lines whose value stays, and comments, are kept.
+
+    Raises:
+        HandlergenError: The text or the settings are invalid.
+    """
+    check(settings)
+    values = {key: new for key, (_, new) in changes(parse_properties(text), settings).items()}
+    changed = edited(text, {key: new if new or key == "allowed_urls" else None for key, new in values.items()})
+    if changes(parse_properties(changed), settings):
+        raise HandlergenError("the file cannot be changed by a command", hint=f"set {', '.join(values)} by hand")
+    return changed
 
 
 def parse_properties(text: str, *, file: str = "config.properties") -> ServerSettings:
@@ -347,7 +430,7 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return f"{value:g}"
+        return str(int(value)) if value.is_integer() else repr(value)
     return str(value)
 
 

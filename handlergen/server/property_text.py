@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,13 +28,14 @@ class Property:
 
     Attributes:
         value: Unescaped; trailing whitespace is kept, as Java keeps it.
-        line: 1-based line on which the entry starts.
+        line, last: 1-based lines on which the entry starts and ends.
         problem: Its malformed `\\uXXXX` escape, for which Java refuses the file; empty without one.
     """
 
     key: str
     value: str
     line: int
+    last: int
     problem: str = ""
 
 
@@ -61,7 +62,7 @@ def line_not_utf8(path: Path) -> int:
 def parse_entries(text: str) -> list[Property]:
     """Return the entries of a text from `read_text`, in order, without comments (`#`, `!`) and blank lines."""
     entries = []
-    for number, logical in _logical_lines(text):
+    for number, last, logical in _logical_lines(text):
         key, value = _split(logical)
         problem = ""
         try:
@@ -69,8 +70,26 @@ def parse_entries(text: str) -> list[Property]:
             value = value if key in LAUNCHER_KEYS else _unescape(value)
         except ValueError as error:
             problem = str(error)
-        entries.append(Property(key, value, number, problem))
+        entries.append(Property(key, value, number, last, problem))
     return entries
+
+
+def edited(text: str, values: Mapping[str, str | None]) -> str:
+    """Return a text from `read_text` with new values; all other lines, comments included, stay.
+
+    Args:
+        values: Replaces the last entry of each key, which is the one that counts, or comes at the end; None: no entry.
+
+    Raises:
+        ValueError: As `format_entry`.
+    """
+    lines, missing = text.split("\n"), dict(values)
+    for entry in reversed(parse_entries(text)):
+        if entry.key in values:
+            value = missing.pop(entry.key, None)
+            lines[entry.line - 1 : entry.last] = [] if value is None else [format_entry(entry.key, value)]
+    added = [format_entry(key, value) for key, value in missing.items() if value is not None]
+    return "\n".join(lines) if not added else "\n".join(["\n".join(lines).rstrip("\n"), *added, ""])
 
 
 def format_entry(key: str, value: str) -> str:
@@ -93,9 +112,10 @@ def format_entry(key: str, value: str) -> str:
     return f"{key}=" + "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in escaped)
 
 
-def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Yield (number of the first line, text) with comments removed and `\\`-continued lines joined."""
+def _logical_lines(text: str) -> Iterator[tuple[int, int, str]]:
+    """Yield (first line, last line, text) with comments removed and `\\`-continued lines joined."""
     pending: tuple[int, str] | None = None
+    number = 0
     for number, raw in enumerate(text.split("\n"), start=1):
         line = raw.lstrip(_BLANKS)
         if pending is None:
@@ -108,10 +128,10 @@ def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
         if backslashes % 2:
             pending = (pending[0], pending[1][:-1])
         else:
-            yield pending
+            yield pending[0], number, pending[1]
             pending = None
     if pending is not None:
-        yield pending
+        yield pending[0], number, pending[1]
 
 
 def _split(line: str) -> tuple[str, str]:

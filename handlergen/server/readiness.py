@@ -1,21 +1,23 @@
 """Wait until a starting server is ready, or find in its logs why it failed.
 
-TorchServe itself only says "worker died". The cause is in the worker's output: `model_service_worker.py`
-logs the exception of `initialize`, then dies with a second one that says nothing ("500 - Unknown exception").
+TorchServe itself only says "worker died". The cause is in the worker's output, the model log: a worker of handlergen's
+writes a report (`runtime/environment.py`: `REPORT`). Of any other handler `model_service_worker.py` logs the exception
+of `initialize`, then dies with a second one that says nothing ("500 - Unknown exception").
 """
 
 from __future__ import annotations
 
 import re
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from handlergen.client import Client, ModelStatus
-from handlergen.client.connection import KEY_FILE
-from handlergen.errors import HandlergenError, ModuleFailed, ServerError
+from handlergen.errors import HandlergenError, ModuleFailed, ServerError, TlsError
 from handlergen.project.settings import shown
+from handlergen.runtime.environment import REPORT
 from handlergen.server.launching import ServerState
 from handlergen.server.model_store import ModelVersion
 from handlergen.server.properties import ServerSettings
@@ -25,10 +27,25 @@ _LAST_LINES = 30
 _DEATHS = 3
 _TRACEBACK = "Traceback (most recent call last):"
 _DIED = "Backend worker process died."
+_STARTED = "Torch worker started."
 _BORN = re.compile(r"s_name_part0=|Listening on (addr:)?port")
+#: What TorchServe prints after a worker's report (model_service_worker.py, load_model).
+_AFTER_REPORT = re.compile(r"Failed to load model |Load model \S+ (cpu|cuda) OOM|" + re.escape(_DIED))
+#: The stack that Python's faulthandler prints when a signal ends the process.
+_CRASH = "Fatal Python error: "
+_LOADING = re.compile(r'model_service_worker\.py", line \d+ in load_model$')
+_SIGNALS = {
+    "Segmentation fault": signal.SIGSEGV,
+    "Aborted": signal.SIGABRT,
+    "Bus error": signal.SIGBUS,
+    "Floating point exception": signal.SIGFPE,
+    "Floating-point exception": signal.SIGFPE,
+    "Illegal instruction": signal.SIGILL,
+}
+_COMPLETE_WITHIN_S = 3.0
 #: A line of the model log: time, level, thread (which names worker and model), logger, text.
 _LINE = re.compile(
-    r"\[\w+ *\] (?P<worker>W-\d+)-(?P<model>\S+)-(?:stdout|stderr) (?:MODEL_LOG|org\.\S+) - (?P<text>.*)$"
+    r"\[\w+ *\] (?P<worker>W-\d+)-(?P<model>\S+)-(?P<stream>stdout|stderr) (?:MODEL_LOG|org\.\S+) - (?P<text>.*)$"
 )
 #: The start of an event, which may have several lines: time, level, thread, logger.
 _EVENT = re.compile(r"^\d{4}-\d\d-\d\dT[\d:,.]+ +\[\w+ *\] \S.*? - ", re.MULTILINE)
@@ -38,7 +55,7 @@ _MODEL_DIR = re.compile(r"(?:/[^/\"\n]+)*/models/[0-9a-f]{32}/")
 #: Frames of TorchServe, the runtime, the generated handler and the import system: not the user's.
 _OURS = re.compile(
     r"/site-packages/ts/|/ts/model_\w+\.py|handlergen_runtime/|handlergen_handler\.py"
-    r"|<frozen importlib|/importlib/__init__\.py"
+    r"|<frozen |/importlib/__init__\.py"
 )
 
 Progress = Callable[[Sequence[ModelStatus]], None]
@@ -87,17 +104,20 @@ def wait_until_ready(
 
     Raises:
         ModuleFailed: A worker's load raised.
+        TlsError: The server's certificate is refused.
         ServerError: The server exited, refused an archive, or was not ready in time.
     """
     directory = Path(state.config).parent
     deadline = time.monotonic() + timeout
     models: tuple[ModelStatus, ...] = ()
-    with Client(settings, key_file=directory / KEY_FILE, timeout=30) as client:
+    with Client(settings, directory=directory, timeout=30) as client:
         while True:
             if not state.running():
                 raise ServerError(f"TorchServe exited during startup\n{_last_output(state, logs)}".rstrip())
             try:
                 models = tuple(client.status())
+            except TlsError:
+                raise
             except HandlergenError:  # the server is not listening yet
                 pass
             else:
@@ -132,7 +152,7 @@ def _check_registered(expected: Mapping[ModelVersion, str], registered: set[Mode
     )
 
 
-def check_workers(logs: ServerLogs, version: ModelVersion | None = None) -> None:
+def check_workers(logs: ServerLogs, version: ModelVersion | None = None, *, scaling: bool = False) -> None:
     """Raise for a worker that failed to load its model, because TorchServe would retry for minutes.
 
     A worker that died without a traceback (killed, perhaps out of memory) may succeed on the next attempt, so only
@@ -140,32 +160,46 @@ def check_workers(logs: ServerLogs, version: ModelVersion | None = None) -> None
 
     Args:
         version: Only this version of this model counts; None: every model does.
+        scaling: Surplus workers may just be ended: deaths without an exception do not count.
 
     Raises:
-        ModuleFailed: A worker's load raised.
+        ModuleFailed: A worker could not load its model; `traceback` is the user's.
         ServerError: Workers died three times without an exception.
     """
+    failure = _failure(logs, version)
+    if failure is None and not scaling:
+        for model, reasons in silent_deaths(logs.new_text(logs.server_log)).items():
+            if len(reasons) < _DEATHS or (version is not None and model != version[0]):
+                continue
+            time.sleep(_POLL_S)  # the last words of a worker may come after TorchServe has seen it die
+            failure = _failure(logs, version)
+            if failure is None:
+                raise ServerError(
+                    f"model {model}: its workers die without an exception while loading it ({reasons[-1]})\n"
+                    "the process exited or was killed, perhaps because memory ran out",
+                    hint=f"worker output: {shown(logs.model_log)}",
+                )
+    if failure is None:
+        return
+    deadline = time.monotonic() + _COMPLETE_WITHIN_S
+    while not failure.complete and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+        failure = _failure(logs, version) or failure
+    advice = "`handlergen predict SOURCE DATA` loads the model without a server; once that works, archive it again "
+    raise ModuleFailed(
+        f"model {failure.model}: worker {failure.worker} could not load it: {failure.reason}",
+        traceback=failure.traceback,
+        hint=f"{advice}with --force. Worker output: {shown(logs.model_log)}"
+        if failure.traceback
+        else f"worker output: {shown(logs.model_log)}",
+    )
 
-    def failures() -> list[WorkerFailure]:
-        found = load_failures(logs.new_text(logs.model_log))
-        return [each for each in found if version is None or each.model == "_".join(version)]
 
-    if failures():
-        time.sleep(_POLL_S)  # the traceback may be incomplete
-        first = failures()[0]
-        raise ModuleFailed(
-            f"model {first.model}: worker {first.worker} could not load it",
-            traceback=first.traceback,
-            hint="`handlergen predict SOURCE DATA` loads the model without a server; once that works, archive it again "
-            f"with --force. Worker output: {shown(logs.model_log)}",
-        )
-    for model, reasons in silent_deaths(logs.new_text(logs.server_log)).items():
-        if len(reasons) >= _DEATHS and (version is None or model == version[0]):
-            raise ServerError(
-                f"model {model}: its workers die without an exception while loading it ({reasons[-1]})\n"
-                "the process exited or was killed, perhaps because memory ran out",
-                hint=f"worker output: {shown(logs.model_log)}",
-            )
+def _failure(logs: ServerLogs, version: ModelVersion | None) -> WorkerFailure | None:
+    """Return the first failure of a worker, of this version of a model if there is one; one with a traceback if any."""
+    found = load_failures(logs.new_text(logs.model_log))
+    found = [each for each in found if version is None or each.model == "_".join(version)]
+    return next((each for each in found if each.traceback), found[0] if found else None)
 
 
 def _last_output(state: ServerState, logs: ServerLogs) -> str:
@@ -189,42 +223,95 @@ class WorkerFailure:
     Attributes:
         model: `NAME_VERSION`, as TorchServe names it in the log.
         worker: `W-9000`.
-        traceback: The user's traceback, cut to the user's frames; "" when the worker printed none.
+        reason: One line: what the worker's environment or the archive lacks, the exception, or the signal.
+        traceback: The user's traceback, cut to the user's frames; "" if the user's code has not failed.
+        complete: False if more of the traceback may follow in the log.
     """
 
     model: str
     worker: str
+    reason: str
     traceback: str
+    complete: bool = True
+
+
+@dataclass(frozen=True)
+class _Life:
+    """What one process of a worker has printed."""
+
+    model: str
+    worker: str
+    stdout: list[str] = field(default_factory=list)
+    stderr: list[str] = field(default_factory=list)
+
+    def failure(self) -> WorkerFailure | None:
+        return self._reported() or self._crashed() or self._died()
+
+    def _reported(self) -> WorkerFailure | None:
+        """Return the failure that a worker of handlergen's has reported."""
+        for number, text in enumerate(self.stdout):
+            if text.startswith(REPORT):
+                report = self.stdout[number + 1 :]
+                end = next((place for place, line in enumerate(report) if _AFTER_REPORT.match(line)), None)
+                reason = text.removeprefix(REPORT)
+                return WorkerFailure(self.model, self.worker, reason, _shortened(report[:end]), end is not None)
+        return None
+
+    def _crashed(self) -> WorkerFailure | None:
+        """Return the failure of a process that a signal has ended in `load_model`."""
+        start = next((number for number, text in enumerate(self.stderr) if text.startswith(_CRASH)), None)
+        if start is None or not any(map(_LOADING.search, self.stderr[start:])):
+            return None
+        what = self.stderr[start].removeprefix(_CRASH)
+        found = _SIGNALS.get(what)
+        reason = f"the worker was ended by signal {found.value} ({found.name})" if found else what
+        return WorkerFailure(self.model, self.worker, reason, _shortened(self.stderr[start:]))
+
+    def _died(self) -> WorkerFailure | None:
+        """Return the failure that TorchServe's own code has logged."""
+        end = next((number for number, text in enumerate(self.stdout) if text.startswith(_DIED)), None)
+        if end is not None:
+            # A RuntimeError is logged before this line, and a second traceback after it only repeats the failure;
+            # any other exception is logged after it.
+            traceback = user_traceback(self.stdout[:end]) or user_traceback(self.stdout[end:])
+            first, again, _rest = traceback.partition("\nFailed to load model ")
+            if again and _TRACEBACK in first:
+                traceback = first.rstrip() + "\n"
+        elif _STARTED not in self.stdout and _TRACEBACK in self.stderr:
+            return self._not_started()
+        else:
+            return None
+        reason = next(reversed(traceback.splitlines()), "no exception")
+        return WorkerFailure(self.model, self.worker, reason, traceback)
+
+    def _not_started(self) -> WorkerFailure:
+        """Return the failure of a worker that died before any code of the archive ran: TorchServe's imports failed."""
+        lines = _first_traceback(self.stderr)
+        reason, traceback = lines[-1], "\n".join(lines)
+        missing = re.match(r"ModuleNotFoundError: No module named '([^'.]+)", reason)
+        place = re.search(r'File "([^"]+)/ts/\w+\.py"', traceback)
+        if missing and place:
+            reason = f"TorchServe needs the package {missing[1]}, and the Python that runs {place[1]}/ts has none"
+            traceback = ""
+        return WorkerFailure(self.model, self.worker, reason, traceback)
 
 
 def load_failures(log: str) -> list[WorkerFailure]:
-    """Return the workers that died of an exception according to a model log, in the order of their starts."""
-    lives: list[tuple[str, str, list[str]]] = []
-    current: dict[tuple[str, str], list[str]] = {}
+    """Return the workers that could not load their model according to a model log, in the order of their starts."""
+    lives: list[_Life] = []
+    current: dict[tuple[str, str], _Life] = {}
     for line in log.splitlines():
         found = _LINE.search(line)
         if found is None:
             continue
         key, text = (found["model"], found["worker"]), found["text"]
-        if key not in current or (_BORN.match(text) and not _BORN.match((current[key] or [""])[-1])):
-            current[key] = []
-            lives.append((*key, current[key]))
-        current[key].append(text)
-    failures = []
-    for model, worker, life in lives:
-        end = next((number for number, text in enumerate(life) if text.startswith(_DIED)), None)
-        if end is not None:
-            # A RuntimeError is logged before this line, and a second traceback after it only repeats the failure;
-            # any other exception is logged after it.
-            traceback = user_traceback(life[:end]) or user_traceback(life[end:])
-            first, again, _rest = traceback.partition("\nFailed to load model ")
-            if again and _TRACEBACK in first:
-                traceback = first.rstrip() + "\n"
-            failures.append(WorkerFailure(model, worker, traceback))
-        elif _TRACEBACK in life and "Torch worker started." not in life:
-            # The worker died before TorchServe's code could report it: an import of TorchServe failed.
-            failures.append(WorkerFailure(model, worker, user_traceback(life)))
-    return failures
+        life = current.get(key)
+        begins = found["stream"] == "stdout" and _BORN.match(text)
+        if life is None or (begins and life.stdout and not _BORN.match(life.stdout[-1])):
+            life = current[key] = _Life(*key)
+            lives.append(life)
+        getattr(life, found["stream"]).append(text)
+    return [failure for life in lives if (failure := life.failure()) is not None]
 
 
 def silent_deaths(log: str) -> dict[str, list[str]]:
@@ -237,12 +324,23 @@ def silent_deaths(log: str) -> dict[str, list[str]]:
 
 def user_traceback(lines: list[str]) -> str:
     """Return the first traceback in these lines, with chained causes: the user's frames, and paths in the archive."""
-    start = next((number for number, text in enumerate(lines) if text == _TRACEBACK), None)
-    if start is None:
-        return ""
-    found = [_MODEL_DIR.sub("", line) for line in lines[start:]]
+    return _shortened(_first_traceback(lines))
+
+
+def _first_traceback(lines: list[str]) -> list[str]:
+    """Return the lines from the first traceback on, up to the next that is not one of its chained causes."""
+    starts = [number for number, text in enumerate(lines) if text == _TRACEBACK]
+    if not starts:
+        return []
+    end = next((number for number in starts[1:] if lines[number - 1]), None)
+    return lines[starts[0] : end]
+
+
+def _shortened(lines: list[str]) -> str:
+    """Return a traceback, or a faulthandler's stack, with the user's frames only; with all if none is the user's."""
+    found = [_MODEL_DIR.sub("", line) for line in lines if not line.startswith("Extension modules: ")]
     kept = _cut(found)
-    return "\n".join(kept if any(map(_FRAME.match, kept)) else found).rstrip()
+    return "\n".join(kept if any(map(_FRAME.match, kept)) else found).strip("\n")
 
 
 def _cut(lines: list[str]) -> list[str]:

@@ -34,7 +34,9 @@ def write_service_definitions(directory: Path, settings: ServerSettings, *, forc
     texts = {directory / name: text for name, text in _definitions().items()}
     host = settings.grpc_inference_address
     address = f"{'127.0.0.1' if host == '0.0.0.0' else host}:{settings.grpc_inference_port}"  # noqa: S104
-    texts[directory / "client.py"] = render("grpc-client.py.j2", address=address).encode()
+    texts[directory / "client.py"] = render(
+        "grpc-client.py.j2", address=address, tls=settings.grpc_tls, tls_name=settings.tls_name
+    ).encode()
     for path, text in texts.items():
         if not force and path.exists() and path.read_bytes() != text:
             raise HandlergenError(

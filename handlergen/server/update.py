@@ -15,9 +15,9 @@ from handlergen.client import Client, ModelStatus
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
 from handlergen.inspection.project import open_project
 from handlergen.project.settings import shown
-from handlergen.server.configuration import handlergen_command
+from handlergen.server.configuration import change_command, handlergen_command
 from handlergen.server.lifecycle import running_server
-from handlergen.server.model_store import read_archive, readable_archives
+from handlergen.server.model_store import audit_warnings, read_archive, readable_archives
 from handlergen.server.replacing import PREVIOUS, Offer, Replacing, Say, Shadow
 from handlergen.server.shadow import ShadowReport
 from handlergen.server.update_state import Replacement, UpdateRecords
@@ -182,8 +182,7 @@ def _require_model_api(client: Client, config: Path) -> None:
     raise ServerError(
         f"the server does not allow models to be registered: it was started with enable_model_api=false "
         f"({shown(config)})",
-        hint=f"set enable_model_api=true in {shown(config)} (or write the file anew: `handlergen config --model-api "
-        "--force`, with the other options that it had), then restart the server: "
+        hint=f"set enable_model_api=true (`{change_command('--model-api', config)}`), then restart the server: "
         f"`{handlergen_command('stop', config)}`, `{handlergen_command('serve', config)}`",
     )
 
@@ -223,6 +222,8 @@ def _offer(work: Replacing, source: Path, overrides: dict[str, Any]) -> Offer:
     if source.suffix == ".mar":
         archive = read_archive(source)
         _require_name(work.name, archive.name, source)
+        for warning in audit_warnings(source) if archive.settings is not None else ():
+            work.say(f"Warning: {warning}")
         return Offer(archive.version, source, sha256_of(source))
     project = open_project(source, overrides=overrides)
     _require_name(work.name, project.settings.name, source)

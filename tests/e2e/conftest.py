@@ -23,11 +23,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -318,6 +321,16 @@ def make_mar(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def grpc_tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the compiler that clients of `export grpc` need, which is no dependency of handlergen's."""
+    tools = tmp_path_factory.mktemp("tools")
+    compiler = f"grpcio-tools=={version('grpcio')}"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tools), compiler]
+    subprocess.run(pip, check=True, timeout=240)
+    return tools
 
 
 @pytest.fixture(scope="session")

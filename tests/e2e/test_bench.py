@@ -165,7 +165,7 @@ def test_a_served_models_spans_become_a_timeline(home: Path, running: RunningSer
         answers = pool.map(lambda number: client.predict("traced", {"number": number}).json(), range(40))
         assert list(answers) == [{"answer": 2 * number} for number in range(40)]
         workers = {worker.pid for worker in client.describe("traced").workers}
-    done = run(home, "trace", "spans", "--model", "traced", "-o", "trace.json", "--json")
+    done = run(home, "trace", "--model", "traced", "-o", "trace.json", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["requests"] == report["devices"]["cpu"]["predicts"] == 40

@@ -1,32 +1,19 @@
-"""An archive in the TorchServe versions that images and clouds carry, beside the one that is installed here.
-
-Each is installed without its dependencies into a directory that PYTHONPATH names, and started as TorchServe's
-own launcher does, without handlergen. Old versions import pkg_resources, which setuptools 81 has no more.
-"""
+"""An archive in the TorchServe versions that images and clouds carry, beside the one that is installed here."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from handlergen.client import Client
-from handlergen.errors import NoServer, RequestFailed
-from handlergen.server.configuration import write_configuration
-from handlergen.server.java import find_java
-from handlergen.server.ports import free_port_settings
-from handlergen.server.properties import server_settings
+from handlergen.errors import RequestFailed
 from tests.archives import make_archive
 from tests.histories import until
+from tests.torchserve_versions import VersionedServer, running
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -55,81 +42,17 @@ def postprocess(outputs):
 TENSOR = {"name": "x", "shape": [2], "datatype": "FP32", "data": [1.5, 2]}
 
 
-class OldServer:
-    """A running TorchServe with the archive `m.mar` registered as `other` and as `apart`."""
-
-    def __init__(self, client: Client, directory: Path, version: str) -> None:
-        self.client = client
-        self.version = version
-        self.directory = directory
-
-    def post(self, path: str, value: Any, **headers: str) -> tuple[int, Any]:
-        answer = httpx.post(
-            f"{self.client.settings.inference_address}/{path}", json=value, headers=headers, trust_env=False, timeout=30
-        )
-        return answer.status_code, answer.json()
-
-    def described(self, name: str, **headers: str) -> Any:
-        """What the worker says of itself."""
-        address = f"{self.client.settings.management_address}/models/{name}?customized=true"
-        found = httpx.get(address, headers=headers, trust_env=False, timeout=30).json()[0]["customizedMetadata"]
-        return json.loads(found) if isinstance(found, str) else found
-
-    def metrics(self) -> str:
-        return httpx.get(f"{self.client.settings.metrics_address}/metrics", trust_env=False, timeout=30).text
-
-    def log_text(self) -> str:
-        return "".join(path.read_text("utf-8", "replace") for path in sorted(self.directory.glob("logs/*.log")))
-
-
 @pytest.fixture(scope="module", params=VERSIONS)
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OldServer]:
-    installed = tmp_path_factory.mktemp("torchserve")
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check"]
-    wanted = [f"torchserve=={request.param}", "setuptools<81"]
-    found = subprocess.run([*install, "--target", installed, *wanted], capture_output=True, text=True, check=False)
-    if found.returncode:
-        pytest.skip(f"the package registry does not give {' '.join(wanted)}: {found.stderr[-200:]}")
-    directory = tmp_path_factory.mktemp("home")
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VersionedServer]:
+    directory = tmp_path_factory.mktemp("archives")
     archive = make_archive(directory, "m", MODULE, batch="list", batch_size=4, max_batch_delay_ms=200)
     shared = make_archive(directory, "p", MODULE, batch="list", predictor="process")
-    ports: dict[str, Any] = free_port_settings()
-    settings = server_settings(**ports, token_authorization=False, model_store=str(archive.parent))
-    write_configuration(directory / "config.properties", settings)
-    environ = {
-        **os.environ,
-        **{"PYTHONPATH": str(installed), "JAVA_HOME": str(find_java().home), "TEMP": str(directory)},
-        **{"TMPDIR": str(directory), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
-        "HANDLERGEN_STATE_DIR": str(directory / "state"),
-    }
-    command = [sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs"]
-    command += ["--ts-config", "config.properties", "--models", f"other={archive.name}", f"apart={shared.name}"]
-    with (directory / "console").open("wb") as console:
-        process = subprocess.Popen(
-            command, cwd=directory, env=environ, stdout=console, stderr=console, start_new_session=True
-        )
-    try:
-        with Client(settings, timeout=30) as client:
-            running = OldServer(client, directory, request.param)
-            try:
-                until(lambda: _ready(client), within_s=120)
-            except AssertionError:
-                pytest.fail((directory / "console").read_text("utf-8", "replace")[-5000:])
-            yield running
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _ready(client: Client) -> bool:
-    try:
-        return all(any(worker.ready for worker in client.describe(name).workers) for name in ("other", "apart"))
-    except (NoServer, RequestFailed):
-        return False
+    with running(request.param, {"other": archive, "apart": shared}, tmp_path_factory) as server:
+        yield server
 
 
 @pytest.mark.parametrize("name", ["other", "apart"])
-def test_predictions(server: OldServer, name: str, tmp_path: Path) -> None:
+def test_predictions(server: VersionedServer, name: str, tmp_path: Path) -> None:
     client = server.client
     (tmp_path / "file").write_bytes(b"four")
     assert server.post(f"predictions/{name}", {"a": 1}) == (200, {"data": {"a": 1}, "together": 1})
@@ -152,15 +75,18 @@ def test_predictions(server: OldServer, name: str, tmp_path: Path) -> None:
     assert server.post(f"explanations/{name}", 5) == (200, {"why": 5})
 
 
-def test_a_batch_of_four(server: OldServer) -> None:
-    with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda number: server.post("predictions/other", number), range(8)))
-    assert [(status, answer["data"]) for status, answer in answers] == [(200, number) for number in range(8)]
-    assert max(answer["together"] for _, answer in answers) == 4
+def test_a_batch_of_four(server: VersionedServer) -> None:
+    def largest_batch() -> int:
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda number: server.post("predictions/other", number), range(8)))
+        assert [(status, answer["data"]) for status, answer in answers] == [(200, number) for number in range(8)]
+        return max(answer["together"] for _, answer in answers)
+
+    until(lambda: largest_batch() == 4, within_s=60)
 
 
 @pytest.mark.parametrize("name", ["other", "apart"])
-def test_kserve_is_recognised_by_its_body(server: OldServer, name: str) -> None:
+def test_kserve_is_recognised_by_its_body(server: VersionedServer, name: str) -> None:
     status, answer = server.post(f"v1/models/{name}:predict", {"instances": [1, 2]})
     assert (status, [each["data"] for each in answer["predictions"]]) == (200, [1, 2])
     status, answer = server.post(f"v1/models/{name}:predict", {"instances": [1, "refuse"]})
@@ -170,6 +96,21 @@ def test_kserve_is_recognised_by_its_body(server: OldServer, name: str) -> None:
     status, answer = server.post(f"v2/models/{name}/infer", {"id": "7", "inputs": [TENSOR]})
     assert (status, answer["model_name"], answer["id"]) == (200, name, "7")
     assert answer["outputs"][0] == {"name": "data", "shape": [2], "datatype": "FP32", "data": [1.5, 2.0]}
+    # Binary tensors are recognised by their header.
+    head = b'{"inputs":[{"name":"x","shape":[2],"datatype":"INT64","parameters":{"binary_data_size":16}}],'
+    head += b'"parameters":{"binary_data_output":true}}'
+    numbers = (1).to_bytes(8, "little") + (2).to_bytes(8, "little")
+    for tensors, expected in ((numbers, 200), (numbers[1:], 400)):
+        binary = httpx.post(
+            f"{server.client.settings.inference_address}/v2/models/{name}/infer",
+            content=head + tensors,
+            headers={"Inference-Header-Content-Length": str(len(head))},
+            trust_env=False,
+            timeout=30,
+        )
+        assert binary.status_code == expected
+        assert expected == 400 or numbers in binary.content[int(binary.headers["Inference-Header-Content-Length"]) :]
+    assert '"binary_data_size" is 16' in binary.json()["error"]
     # TorchServe hides the address: what is no request of KServe's is the module's own, at every address ...
     for own in ({"instances": 1}, {"inputs": ["text"]}, {"inputs": []}, [1]):
         for path in (f"predictions/{name}", f"v1/models/{name}:predict"):
@@ -181,7 +122,7 @@ def test_kserve_is_recognised_by_its_body(server: OldServer, name: str) -> None:
     assert server.post(f"predictions/{name}", own, url_path="") == (200, {"data": own, "together": 1})
 
 
-def test_descriptions_and_commands(server: OldServer) -> None:
+def test_descriptions_and_commands(server: VersionedServer) -> None:
     status = server.client.describe("other")
     assert (status.name, status.batch_size, status.ready) == ("other", 4, True)
     described = server.described("other")
@@ -190,7 +131,7 @@ def test_descriptions_and_commands(server: OldServer) -> None:
     assert held == {"pid": status.workers[0].pid, "holding": [], "refusing": False}
 
 
-def test_metrics_have_the_registered_name(server: OldServer) -> None:
+def test_metrics_have_the_registered_name(server: VersionedServer) -> None:
     """The archives are called `m` and `p`."""
     for name in ("other", "apart"):
         server.client.predict(name, 1)
@@ -199,7 +140,7 @@ def test_metrics_have_the_registered_name(server: OldServer) -> None:
     assert 'model="m"' not in server.metrics()
 
 
-def test_no_worker_dies_and_no_line_is_lost(server: OldServer) -> None:
+def test_no_worker_dies_and_no_line_is_lost(server: VersionedServer) -> None:
     """Last: what the tests above have left in the log."""
     text = server.log_text()
     assert "Failed to parse metrics line" not in text

@@ -122,7 +122,7 @@ def test_a_worker_that_stays_busy_is_not_ended_unless_it_must(site: Site) -> Non
         for thread in hanging:
             thread.join(20)
         assert statuses(load.asked) == {200: 2}
-        until(lambda: not site.client.command("single", wait_s=10)["holding"], within_s=5)
+        until(lambda: not site.client.command("single", wait_s=10)["holding"], within_s=20)
         assert statuses([load.ask() for _ in range(4)]) == {200: 4}  # both answer again
         last = threading.Thread(target=load.ask, kwargs={"pre": 30})
         last.start()

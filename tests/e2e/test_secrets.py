@@ -127,7 +127,7 @@ def test_a_secret_is_in_no_archive_log_answer_span_or_argument(server: Any, plac
     assert "settings" in described  # the model's own part is there
     seen += [("describe", json.dumps(described).encode())]
     # A predictor process writes its spans a moment after the answers.
-    until(lambda: len(of_stage(read_spans(place / "spans", model=model), "predict")) >= 4, within_s=20)
+    until(lambda: len(of_stage(read_spans(place / "spans", model=model), "predict")) >= 4)
     seen += files(place / "store", server.directory / "logs", server.directory, place / "spans", place / "state")
     seen += arguments(server.processes())
     assert len(list(arguments(server.processes()))) >= 2  # the frontend and a worker

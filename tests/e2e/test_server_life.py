@@ -60,6 +60,45 @@ def predict(inputs):
     return inputs
 """
 
+RAISES = """
+def load(context):
+    return weights()
+
+def weights():
+    raise ValueError("weights are broken")
+
+def predict(inputs):
+    return inputs
+"""
+
+CRASHES = """
+import os
+import signal
+
+def load(context):
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+def predict(inputs):
+    return inputs
+"""
+
+ONCE = """
+from pathlib import Path
+
+def load(context):
+    Path("is loaded").touch(exist_ok=False)
+
+def predict(inputs):
+    return inputs
+"""
+
+NO_PACKAGE = """
+import a_package_that_nobody_has
+
+def predict(inputs):
+    return inputs
+"""
+
 SLOW = """
 import time
 
@@ -110,6 +149,63 @@ def test_a_model_that_fails_to_load_shows_the_users_traceback(project, tmp_path:
     assert "handlergen_runtime" not in shown
     assert processes_of(config) == []
     assert not (config.parent / "key_file.json").exists()
+
+
+@pytest.mark.parametrize("predictor", ["worker", "process"])
+@pytest.mark.parametrize(
+    ("source", "reason", "line"),
+    [
+        (RAISES, "ValueError: weights are broken", "line 6, in weights"),
+        (CRASHES, "ended by signal 11 (SIGSEGV)", "line 6 in load"),
+    ],
+    ids=["raises", "crashes"],
+)
+def test_of_four_workers_that_fail_serve_shows_the_users_code(
+    project, tmp_path: Path, predictor: str, source: str, reason: str, line: str
+):
+    config = project(make_archive(tmp_path, "broken", source, workers_per_device=4, predictor=predictor))
+    with pytest.raises(ModuleFailed) as caught:
+        serve(config, timeout=240)
+    assert caught.value.message.startswith("model broken_1.0: worker W-")
+    assert reason in caught.value.message
+    assert f'  File "broken.py", {line}' in caught.value.traceback.splitlines()
+    for foreign in ("site-packages", "handlergen_runtime", "handlergen_handler"):
+        assert foreign not in caught.value.traceback
+    assert processes_of(config) == []
+
+
+def test_status_says_in_a_line_what_each_model_lacks_and_scale_shows_a_failed_load(project, tmp_path: Path):
+    config = project(
+        make_archive(tmp_path, "once", ONCE, predictor="worker"),
+        make_archive(tmp_path, "unloadable", UNLOADABLE),
+        make_archive(tmp_path, "package", NO_PACKAGE),
+        make_archive(tmp_path, "gpu", "def predict(inputs):\n    return inputs\n", devices=(0,)),
+    )
+    environ = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    with pytest.raises(ModuleFailed):
+        serve(config, timeout=120, keep=True, environ=environ)
+    server = running_server(config)
+    assert server is not None
+
+    def said() -> dict[str, str]:
+        done = handlergen("status", "--json", cwd=config.parent)
+        return {model["name"]: model["load_failure"] for model in json.loads(done.stdout)["models"]}
+
+    until(lambda: [name for name, failure in said().items() if failure is None] == ["once"], within_s=120)
+    first = {name: failure.splitlines()[0] for name, failure in said().items() if failure}
+    assert "the archive has no file weights that nobody packed.bin" in first["unloadable"]
+    assert "the package a_package_that_nobody_has is not installed for Python 3." in first["package"]
+    assert "the archive asks for a GPU" in first["gpu"]
+    log = (server.log_directory / "model_log.log").read_text()
+    assert all(line in log for line in first.values())
+
+    with server.client() as client:
+        until(lambda: client.describe("once").ready, within_s=60)
+    done = handlergen("scale", "once", "--workers", "2", cwd=config.parent)
+    assert done.returncode == 4
+    assert "could not load it: FileExistsError" in done.stderr
+    assert 'File "once.py", line 5, in load' in done.stderr
+    assert stop(config) is not None
 
 
 def test_keep_leaves_the_other_models_running(project, make_mar, echo_mar):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,40 @@ def test_tokens_are_renewed_when_they_expire(server: Any) -> None:
     time.sleep(3.5)
     assert server.client.predict_grpc("echo", 1).json() == {"data": "1"}
     assert first != server.key()
+
+
+def test_a_token_that_ended_is_renewed_and_the_request_sent_again(server: Any) -> None:
+    """The client takes the token for valid, as with a clock that is slow; many threads notice at once."""
+    calls: list[Callable[[], Any]] = [
+        lambda: server.client.predict("echo", 1).json() == {"body": 1},
+        lambda: b"".join(server.client.stream("echo", 1)) == b'{"body": 1}',
+        lambda: server.client.models() == ["echo", "plain"],
+        lambda: server.client.predict_grpc("echo", 1).json() == {"data": "1"},
+        lambda: server.client.grpc_management.models() == ["echo", "plain"],
+    ]
+    for call in calls:
+        ended = _last_for_ever(server)
+        assert call()
+        assert server.key("inference") != ended[0] or server.key("management") != ended[1]
+    _last_for_ever(server)
+    with ThreadPoolExecutor(16) as threads:
+        assert all(threads.map(lambda _: server.client.predict("echo", 1).json() == {"body": 1}, range(64)))
+
+
+def _last_for_ever(server: Any) -> tuple[str, str]:
+    """Write another end of the tokens into the key file, and wait until they have really ended; return them."""
+    for kind in ("inference", "management"):
+        server.client.token(kind, renew=True)
+    text = (server.directory / "key_file.json").read_text()
+    (server.directory / "key_file.json").write_text(re.sub(r'"20\d\d-', '"2999-', text))
+    keys = server.key("inference"), server.key("management")
+    headers = {"Authorization": f"Bearer {keys[0]}"}
+    ping = f"{server.settings.inference_address}/ping"
+    until(lambda: httpx.get(ping, headers=headers, trust_env=False).status_code == 400, within_s=60)
+    headers = {"Authorization": f"Bearer {keys[1]}"}
+    models = f"{server.settings.management_address}/models"
+    until(lambda: httpx.get(models, headers=headers, trust_env=False).status_code == 400, within_s=60)
+    return keys
 
 
 def test_on_a_gpu_host_the_system_metrics_work_without_nvgpu(server: Any) -> None:

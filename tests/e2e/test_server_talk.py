@@ -6,6 +6,7 @@ import http.server
 import json
 import threading
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 import httpx
@@ -15,6 +16,7 @@ from handlergen.client import Client
 from handlergen.errors import RequestFailed, ServerError
 from handlergen.server.ports import free_port_settings
 from handlergen.server.properties import server_settings
+from tests.commands import handlergen
 
 pytestmark = pytest.mark.e2e
 
@@ -76,6 +78,37 @@ def test_grpc_without_or_with_a_wrong_token_is_refused(server, tmp_path: Path):
                 client.grpc_management.models()
 
 
+def test_other_clients_get_tokens_from_the_command(server):
+    def token(*arguments: str) -> str:
+        done = handlergen("token", *arguments, cwd=server.directory, timeout=100)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def status(header: str, address: str = server.settings.inference_address, path: str = "/ping") -> int:
+        name, value = header.split(": ")
+        return httpx.get(address + path, headers={name: value}, trust_env=False, timeout=60).status_code
+
+    first = token("--header")
+    assert status(first) == 200
+    renewed = json.loads(token("--renew", "--json"))
+    assert renewed["token"] == token() == server.key()
+    assert renewed["ends"] > f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%S}"
+    assert (status(first), status(renewed["header"])) == (400, 200)
+    assert status(token("--management", "--header"), server.settings.management_address, "/models") == 200
+
+
+def test_liveness_and_readiness_probes(server):
+    """`/ping` needs a token; `/api-description` and `/metrics` do not. Readiness is a command."""
+    for address, path in (
+        (server.settings.inference_address, "/api-description"),
+        (server.settings.metrics_address, "/metrics"),
+    ):
+        assert httpx.get(address + path, trust_env=False, timeout=60).status_code == 200
+    assert httpx.get(f"{server.settings.inference_address}/ping", trust_env=False, timeout=60).status_code == 400
+    probe = handlergen("status", "--probe", cwd=server.directory, timeout=100)
+    assert (probe.returncode, probe.stdout) == (0, "ready: 3 model versions\n")
+
+
 def test_the_inference_token_does_not_manage(server):
     answer = httpx.get(
         f"{server.settings.management_address}/models",
@@ -83,6 +116,17 @@ def test_the_inference_token_does_not_manage(server):
         trust_env=False,
     )
     assert answer.status_code == 400
+
+
+def test_options_describe_a_model_and_name_a_path_that_is_not_served(server):
+    """`docs/answers-and-errors.md`, Explanations."""
+    headers = {"Authorization": f"Bearer {server.key('inference')}"}
+    with httpx.Client(base_url=server.settings.inference_address, trust_env=False) as http:
+        assert http.options("/predictions/echo").status_code == 400
+        paths = http.options("/predictions/echo", headers=headers).json()["paths"]
+        assert [path for path in paths if "prediction" in path] == ["/prediction/echo"]
+        assert http.post("/prediction/echo", headers=headers, json=1).status_code >= 400
+        assert http.post("/predictions/echo", headers=headers, json=1).status_code == 200
 
 
 def test_streams_arrive_in_parts(server):

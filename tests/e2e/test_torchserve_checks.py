@@ -230,6 +230,25 @@ def test_kserve_v2(digits: Suite) -> None:
     assert answer.json()["outputs"][0]["shape"] == [10]
 
 
+def test_kserve_v2_in_binary(digits: Suite) -> None:
+    """No test of the suite: a tensor after the JSON, in the request and in the answer."""
+    head = (
+        b'{"id":"7","inputs":[{"name":"x","shape":[1,10],"datatype":"UINT8","parameters":{"binary_data_size":10}}],'
+        b'"parameters":{"binary_data_output":true}}'
+    )
+    size = {"Inference-Header-Content-Length": str(len(head))}
+    answer = digits.inference("POST", "/v2/models/digits/infer", content=head + PICTURE, headers=size)
+    head = (
+        b'{"model_name":"digits","model_version":"1.0","id":"7","outputs":[{"name":"x","shape":[1],"datatype":"INT64",'
+        b'"parameters":{"binary_data_size":8}}]}'
+    )
+    assert (answer.status_code, answer.content) == (200, head + (2).to_bytes(8, "little"))
+    assert answer.headers["Inference-Header-Content-Length"] == str(len(head))
+    assert answer.headers["Content-Type"] == "application/octet-stream"
+    answer = digits.inference("POST", "/v2/models/digits/infer", content=head[:-1] + PICTURE, headers=size)
+    assert (answer.status_code, answer.json()["error"]) == (400, answer.json()["message"])
+
+
 def test_metrics(digits: Suite) -> None:
     digits.inference("POST", "/predictions/digits", content=PICTURE)
     assert re.search(r'Requests2XX\{Level="Host",Hostname=".*",\} \d+\.\d+', digits.metrics())

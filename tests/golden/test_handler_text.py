@@ -82,14 +82,16 @@ def test_no_golden_handler_is_left_over() -> None:
 
 def test_torchserve_finds_one_class_and_no_function_and_imports_no_module_of_the_users() -> None:
     # ts/model_loader.py: a function named handle would win, more than one class is an error, and an ImportError of the
-    # handler's own imports is swallowed: initialize imports the user's module.
+    # handler's own imports is swallowed: the environment is checked first, and initialize imports the user's module.
     expected = ["initialize", "preprocess", "inference", "postprocess", "handle"]
     for case in CASES:
         body = ast.parse(rendered(case)).body
-        *imports, made = body[1:]
+        *before, made = body[1:]
         assert isinstance(body[0], ast.Expr), case
-        assert [ast.unparse(node) for node in imports] == [
+        assert [ast.unparse(node) for node in before] == [
             "from typing import Any",
+            "from handlergen_runtime.environment import require_environment",
+            "require_environment()",
             "from handlergen_runtime.worker import Worker",
             "from ts.torch_handler.base_handler import BaseHandler",
         ], case

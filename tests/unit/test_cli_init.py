@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,49 @@ def test_init_prints_commands_that_can_be_typed(
         "  handlergen serve",
         "  handlergen invoke my-digits --file 'my digits/request.json'",
     ]
+
+
+PREDICTS = "def predict(inputs):\n    return inputs\n"
+
+
+def test_a_module_that_is_there_gets_its_settings_and_no_starter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits.py").write_text(PREDICTS)
+    (tmp_path / "train.py").write_text("print('training')\n")
+    assert run("init", ".")[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"digits.py", "train.py", "handlergen.yaml"}
+    project = open_project(tmp_path, environ={})
+    assert (project.settings.name, project.source.name) == ("digits", "digits.py")
+    (tmp_path / "handlergen.yaml").unlink()
+    (tmp_path / "other.py").write_text(PREDICTS)
+    status, _, told = run("init", ".")
+    assert status == 1
+    assert "several modules that predict: digits.py, other.py" in told
+    assert not (tmp_path / "handlergen.yaml").exists()
+    assert run("init", ".", "--source", "train.txt")[0] == 1
+    monkeypatch.chdir(tmp_path.parent)
+    assert run("init", tmp_path.name, "--source", "other.py", "--form", "functions")[0] == 0
+    project = open_project(tmp_path, environ={})
+    assert (project.settings.name, project.source.name, project.settings.form) == ("other", "other.py", "functions")
+
+
+def test_a_package_and_a_truss_get_settings_for_themselves(tmp_path: Path, run: Callable[..., Any]) -> None:
+    package, truss = tmp_path / "wise", tmp_path / "truss"
+    package.mkdir()
+    (package / "__init__.py").write_text(PREDICTS)
+    (truss / "model").mkdir(parents=True)
+    (truss / "model" / "model.py").write_text("class Model:\n    def predict(self, request):\n        return request\n")
+    (truss / "config.yaml").write_text("model_name: wiser\n")
+    assert run("init", str(tmp_path))[0] == 0
+    assert open_project(tmp_path, environ={}).source == package
+    for directory, name in ((package, "wise"), (truss, "wiser")):
+        before = open_project(directory, environ={})
+        assert run("init", str(directory))[0] == 0
+        after = open_project(directory, environ={})
+        assert (after.settings, after.source) == (before.settings, before.source)
+        assert after.settings.name == name
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

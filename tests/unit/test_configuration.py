@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from handlergen.archives.build import archive
 from handlergen.errors import HandlergenError
 from handlergen.project.templates import template_dir
 from handlergen.server.configuration import relative_to_config, write_configuration
@@ -16,12 +19,15 @@ from handlergen.server.model_store import configuration_warnings
 from handlergen.server.properties import ServerSettings, read_properties, server_settings
 from tests.archives import write_mar
 from tests.commands import handlergen
+from tests.inspecting import PREDICT, write
 
 
-def mar(path: Path, *, requirements: str | None = None, max_response_bytes: int | None = None) -> Path:
-    model = {"requirementsFile": requirements} if requirements else {}
-    bundle = {"settings": {"max_response_bytes": max_response_bytes}}
-    return write_mar(path, model, {} if max_response_bytes is None else {"handlergen.json": bundle})
+def mar(path: Path, *, requirements: str | None = None) -> Path:
+    return write_mar(path, {"requirementsFile": requirements} if requirements else {}, {})
+
+
+def ours(store: Path, name: str, **settings: Any) -> None:
+    archive(write(store.parent, PREDICT, f"{name}.py"), model_store=store, environ={}, devices="cpu", **settings)
 
 
 def test_the_file_and_what_it_names_are_written(tmp_path: Path):
@@ -87,20 +93,11 @@ def test_requirements_that_nobody_installs_are_warned_about(tmp_path: Path):
 
 
 def test_answers_larger_than_the_server_takes_are_warned_about(tmp_path: Path):
-    mar(tmp_path / "model-store" / "big.mar", max_response_bytes=10_000_000)
+    ours(tmp_path / "model-store", "big", max_response_bytes=10_000_000)
     (warning,) = configuration_warnings(tmp_path / "config.properties", ServerSettings())
     assert "10000000" in warning
     roomy = ServerSettings(max_response_size=10_000_000)
     assert configuration_warnings(tmp_path / "config.properties", roomy) == []
-
-
-def test_torchserves_envelope_is_warned_about(tmp_path: Path):
-    mar(tmp_path / "model-store" / "ours.mar", max_response_bytes=1)
-    mar(tmp_path / "model-store" / "theirs.mar")
-    config = tmp_path / "config.properties"
-    (warning,) = configuration_warnings(config, ServerSettings(other=(("service_envelope", "kserve"),)))
-    assert warning.startswith("service_envelope=kserve makes ours.mar answer every request with 501")
-    assert configuration_warnings(config, ServerSettings()) == []
 
 
 def test_a_file_that_is_no_archive_does_not_stop_the_warnings(tmp_path: Path):
@@ -144,8 +141,50 @@ def test_a_file_in_the_encoding_that_java_reads(tmp_path: Path):
     write_configuration(config, ServerSettings())
     config.write_bytes(config.read_bytes() + b"# caf\xe9\n")
     assert read_properties(config) == ServerSettings()
-    with pytest.raises(HandlergenError, match="exists with different contents"):
-        write_configuration(config, ServerSettings())
+    assert write_configuration(config, ServerSettings()) == []
+    write_configuration(config, ServerSettings(job_queue_size=5), force=True)
+    assert config.read_text("utf-8").endswith("# café\n")
+
+
+KEPT = """\
+# ours: do not touch
+number_of_netty_threads = 4
+inference_address=http://10.0.0.7:8085/
+job_queue_size=7
+job_queue_size : \\
+    9
+! the end, without a line break: \u00e9
+vmargs=-Xmx2g -Dlog4j.configurationFile=mine.xml"""
+
+
+def test_an_existing_file_keeps_all_that_is_not_told_to_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., Any]
+):
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "config.properties"
+    config.write_text(KEPT, "utf-8")
+    assert run("config")[:2] == (0, "config.properties stays as it is\n")
+    assert config.read_text("utf-8") == KEPT
+    status, _, said = run("config", "--queue-size", "20")
+    assert status == 1
+    assert "job_queue_size=9 would become 20" in said
+    status, printed, _ = run("config", "--queue-size", "20", "--diff")
+    assert [line for line in printed.splitlines() if line[0] in "+-"][2:] == [
+        *("-job_queue_size=7", "-job_queue_size : \\", "-    9", "+job_queue_size=20"),
+    ]
+    assert config.read_text("utf-8") == KEPT
+    options = ("--queue-size", "20", "--inference-port", "9080", "--log-config", "log4j2.xml", "--model-api")
+    status, printed, _ = run("config", *options, "--force")
+    assert status == 0
+    assert "enable_model_api: false -> true\n" in printed
+    assert config.read_text("utf-8").splitlines() == [
+        *("# ours: do not touch", "number_of_netty_threads = 4", "inference_address=http://10.0.0.7:9080"),
+        *("job_queue_size=20", "! the end, without a line break: é"),
+        *("vmargs=-Dlog4j.configurationFile=log4j2.xml -Xmx2g", "enable_model_api=true"),
+    ]
+    config.write_text("job_queue_size=none\n")
+    assert run("config", "--queue-size", "20", "--force")[0] == 1
+    assert config.read_text() == "job_queue_size=none\n"
 
 
 def test_serve_refuses_a_file_that_the_launcher_cannot_read(tmp_path: Path):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import itertools
+import pkgutil
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 from click.testing import CliRunner
 
+import handlergen.cli
 from handlergen.cli import VERBS, cli
 from handlergen.inspection.forms import FORMS
 
@@ -40,11 +46,32 @@ def test_help_has_an_example() -> None:
     assert without == []
 
 
+def test_the_help_has_every_verb_in_a_group_and_stays_one_screen() -> None:
+    modules = [
+        importlib.import_module(f"handlergen.cli.{each.name}") for each in pkgutil.iter_modules(handlergen.cli.__path__)
+    ]
+    defined = {value for module in modules for value in vars(module).values() if isinstance(value, click.Command)}
+    below = {each for group in defined if isinstance(group, click.Group) for each in group.commands.values()}
+    assert {command.name for command in defined - below} == set(VERBS)
+    shown = CliRunner().invoke(cli, ["--help"], terminal_width=80).output.splitlines()
+    lines = {verb: [line for line in shown if re.match(rf"  [A-Z ][\w ]{{11}}{verb} ", line)] for verb in VERBS}
+    assert [verb for verb, found in lines.items() if len(found) != 1] == []
+    assert len(shown) <= len(VERBS) + 8
+    assert max(map(len, shown)) <= 80
+
+
 def test_the_readmes_table_has_the_verbs() -> None:
     table = re.search(r"^\| verb \|.*\n\| ---.*\n((?:\|.*\n)+)", README, re.MULTILINE)
     assert table
     named = {name for row in table[1].splitlines() for name in re.findall(r"`(\w+)", row.split("|")[1])}
     assert named == set(VERBS)
+
+
+def test_the_readme_names_what_the_package_exports() -> None:
+    sentence = re.search(r"`import handlergen` has (.*?)\.\n", README, re.DOTALL)
+    assert sentence
+    functions = [name for name in handlergen.__all__ if inspect.isfunction(getattr(handlergen, name))]
+    assert set(re.findall(r"`(\w+)`", sentence[1])) == {*functions, "Client"}
 
 
 def test_every_form_stands_in_the_readme() -> None:
@@ -100,19 +127,20 @@ def test_commands_in_the_documents_are_understood() -> None:
     assert wrong == []
 
 
-PROMISED, _ = (ROOT / "docs" / "guarantees.md").read_text("utf-8").split("## Figures")
-ROWS = [
-    [cell.strip() for cell in line.split("|")[1:-1]]
-    for line in PROMISED.splitlines()
-    if line.startswith("| ") and line.count("|") == 4
-]
-PROMISES = [row for row in ROWS if row[0] not in ("", "guarantee", "---")]
+def promises(page: Path) -> Iterator[list[str]]:
+    """The rows of a page's tables of guarantees: what is promised, its limit, its test."""
+    for table in re.findall(
+        r"^\| guarantee \|.*\n\| ---.*\n((?:\|.*\n)+)", (ROOT / page).read_text("utf-8"), re.MULTILINE
+    ):
+        for row in table.splitlines():
+            yield [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
 
 
 def test_every_promise_names_tests_that_exist() -> None:
-    assert len(PROMISES) > 40
+    found_in = {page.name: list(promises(page)) for page in PAGES}
+    assert {name for name, rows in found_in.items() if rows} >= {"guarantees.md", "offline.md", "placement.md"}
     wrong = []
-    for promise, _, proof in PROMISES:
+    for promise, _, proof in itertools.chain(*found_in.values()):
         files = re.findall(r"`(?:tests/)?([\w/]*\w+\.py)(?:::(\w+))?`", proof)
         if not files and "`make soak`" not in proof and "`Makefile`" not in proof:
             wrong.append((promise, "no proof"))
@@ -121,3 +149,15 @@ def test_every_promise_names_tests_that_exist() -> None:
             if not found or (test and not any(f"def {test}(" in path.read_text("utf-8") for path in found)):
                 wrong.append((promise, f"{file}::{test}"))
     assert wrong == []
+
+
+def test_no_cell_of_a_table_is_longer_than_forty_words() -> None:
+    cells = [
+        (page.name, cell.strip())
+        for page in PAGES
+        for line in (ROOT / page).read_text("utf-8").splitlines()
+        if line.startswith("|")
+        for cell in line.split("|")[1:-1]
+    ]
+    assert len(cells) > 1000
+    assert [(name, cell) for name, cell in cells if len(cell.split()) > 40] == []

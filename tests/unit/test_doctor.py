@@ -231,7 +231,7 @@ def test_variables_that_win_over_the_file(project: Project) -> None:
     ("line", "fix"),
     [
         ("inference_address=http://0.0.0.0:{port}", "inference_address=http://127.0.0.1:{port}"),
-        ("management_address=https://10.1.2.3:{port}", "management_address=https://127.0.0.1:{port}"),
+        ("management_address=http://10.1.2.3:{port}", "management_address=http://127.0.0.1:{port}"),
         ("metrics_address=http://myhost:{port}", "metrics_address=http://127.0.0.1:{port}"),
         ("grpc_inference_address=0.0.0.0", "grpc_inference_address=127.0.0.1"),
         ("grpc_management_address=0.0.0.0", "grpc_management_address=127.0.0.1"),
@@ -453,7 +453,7 @@ def test_two_archives_of_a_model_of_which_none_is_chosen(project: Project) -> No
     assert project.wrong() == []
 
 
-def test_an_envelope_that_breaks_archives_is_named_as_serve_names_it(project: Project) -> None:
+def test_requirements_that_nobody_installs_are_named_as_serve_names_them(project: Project) -> None:
     write_mar(project.directory / "model-store" / "requires.mar", {"requirementsFile": "requirements.txt"}, {})
     (found,) = project.wrong()
     assert "requires.mar contains requirements.txt, which TorchServe does not install" in found.what

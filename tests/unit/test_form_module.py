@@ -276,6 +276,9 @@ def test_a_whole_pickled_module_loads_when_asked_for(
     torch.save(namespace["Sums"](scale=5), tmp_path / "net.pt")
     monkeypatch.delattr(main, "Sums")
     assert serve_project(SUMS, weights="net.pt", weights_format="pickle")([1, 2, 3])[0][1]["sum"] == 30
+    (tmp_path / "sums.py").write_text(textwrap.dedent(SUMS))
+    overrides = {"weights": "net.pt", "weights_format": "pickle"}
+    assert open_project(tmp_path / "sums.py", overrides=overrides, environ={}).warnings == ()
 
 
 def test_what_a_pickle_would_make_is_told_without_loading_it(tmp_path: Path) -> None:

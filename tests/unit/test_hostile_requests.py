@@ -100,14 +100,21 @@ tensors = st.fixed_dictionaries(
     {
         "name": text | json_values,
         "shape": st.lists(st.integers(-1, 3), max_size=3) | json_values,
-        "datatype": st.sampled_from(["FP32", "INT8", "UINT64", "BOOL", "BYTES", "FP16"]) | text,
+        "datatype": st.sampled_from(["FP32", "INT8", "UINT64", "BOOL", "BYTES", "FP16", "BF16"]) | text,
+    },
+    optional={
         "data": json_values | st.lists(st.integers() | st.floats() | text, max_size=6),
-    }
+        "parameters": st.fixed_dictionaries({"binary_data_size": st.integers(0, 12) | json_values}) | json_values,
+    },
 )
 kserve_bodies = st.one_of(
     st.fixed_dictionaries({"instances": st.lists(json_values, max_size=5) | json_values}),
     st.fixed_dictionaries(
-        {"inputs": st.lists(tensors, max_size=3) | json_values}, optional={"id": json_values, "outputs": json_values}
+        {"inputs": st.lists(tensors, max_size=3) | json_values},
+        optional={
+            **{"id": json_values, "outputs": json_values},
+            "parameters": st.just({"binary_data_output": True}) | json_values,
+        },
     ),
 )
 bodies = st.one_of(
@@ -150,6 +157,12 @@ def _form(
     return dict(entry), {**properties, **sent, "content-type": "multipart/form-data; boundary=x", **PREDICTIONS}
 
 
+def _binary(value: Any, tensors: bytes, size: str | None, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    head = json.dumps(value).encode()
+    sent = {"inference-header-content-length": str(len(head)) if size is None else size}
+    return _rest(head + tensors, kind, sent, {"explain": "False"})
+
+
 PREDICTIONS = {"explain": "False", "url_path": ""}
 # What TorchServe itself adds, by the address that a request comes to.
 EXPLANATIONS = {"explain": "True", "url_path": ""}
@@ -159,7 +172,8 @@ ADDED = st.sampled_from(
 rest_requests = st.builds(_rest, bodies, content_types, headers, ADDED)
 form_requests = st.builds(_form, parts, st.lists(st.none() | content_types, min_size=1, max_size=3), headers)
 grpc_requests = st.builds(lambda entry: (dict(entry), {name: {"content-type": ""} for name in entry}), parts)
-hostile = rest_requests | form_requests | grpc_requests
+binary_requests = st.builds(_binary, kserve_bodies, st.binary(max_size=24), st.none() | text, content_types)
+hostile = rest_requests | form_requests | grpc_requests | binary_requests
 GOOD = object()
 
 

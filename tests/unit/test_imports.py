@@ -52,8 +52,9 @@ PRINTS_AND_EXITS = {
     "runtime.predictor_process.__main__": {"os._exit", "sys.exit"},
     # The end of programs, which must not wait for threads.
     "local.ending": {"os._exit", "sys.exit", "sys.stderr.write"},
-    # TorchServe reads metrics from a worker's output.
+    # TorchServe reads metrics from a worker's output, and logs it.
     "runtime.telemetry.recording": {"sys.stdout.write"},
+    "runtime.environment": {"sys.stdout.write"},
 }
 
 # What the runtime may import when it is loaded. Everything else it uses only when the user's answer or request is made

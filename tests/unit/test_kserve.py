@@ -77,6 +77,12 @@ def test_v1_bytes_both_ways(serve_project: Callable[..., Any]) -> None:
     assert body == {"predictions": [{"b64": base64.b64encode(b"\xff\x00").decode()}]}
     ((status, body),) = ask(served, {"instances": [{"b64": "%"}]})
     assert (status, body["message"]) == (400, "instances[0] is not valid base64")
+    served = serve_project(
+        "def predict(inputs): return {'type': type(inputs['image']).__name__, 'deep': inputs['deep']}"
+    )
+    columns = {"image": {"b64": "AP8="}, "deep": {"er": {"b64": "AP8="}}}
+    ((_, body),) = ask(served, {"instances": [columns]})
+    assert body == {"predictions": [{"type": "bytes", "deep": {"er": {"b64": "AP8="}}}]}
 
 
 def test_v1_larger_than_the_batch_keeps_to_it(serve_project: Callable[..., Any]) -> None:
@@ -174,10 +180,10 @@ def test_v2_text_several_inputs_and_keywords(serve_project: Callable[..., Any]) 
 
 
 BAD_TENSORS: list[tuple[dict[str, Any], str]] = [
-    ({"shape": [3]}, 'inputs[0]: "data" has 2 elements, which do not fit shape [3]'),
+    ({"shape": [3]}, "inputs[0] has 2 elements, which do not fit shape [3]"),
     ({"shape": [-2, 2]}, 'inputs[0]: "shape" is a list of whole numbers'),
     ({"shape": [-1, -1]}, 'inputs[0]: "shape" has more than one -1'),
-    ({"shape": [-1, 3]}, 'inputs[0]: "data" has 2 elements, which do not fit shape [-1, 3]'),
+    ({"shape": [-1, 3]}, "inputs[0] has 2 elements, which do not fit shape [-1, 3]"),
     ({"shape": [10**30, 0], "data": []}, "do not fit shape"),
     ({"shape": [1] * 200 + [2]}, "do not fit shape"),
     ({"datatype": "FP128"}, "datatype 'FP128' is not one of BOOL, INT8"),
@@ -247,18 +253,3 @@ def test_explanations_by_both_protocols(serve_project: Callable[..., Any]) -> No
     served = serve_project("def predict(inputs): return inputs")
     ((status, body),) = ask(served, {"instances": [1]}, explain="True")
     assert (status, body["error"]) == (501, body["message"])
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # ts leaves its version file open
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_the_envelope_of_torchserve_is_refused_with_what_to_do(serve_project: Callable[..., Any]) -> None:
-    from ts.torch_handler.request_envelope.kserve import KServeEnvelope
-    from ts.utils.util import PredictionException
-
-    served = serve_project(DOUBLE)
-
-    def handle(data: Any, context: Any) -> Any:  # stands for the generated handler
-        return served.worker.handle(data, context)
-
-    with pytest.raises(PredictionException, match=r"service_envelope.*Remove that line"):
-        KServeEnvelope(handle).handle([{"body": {"instances": [1]}}], object())

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from handlergen.archives.staging import make_bundle
 from handlergen.inspection.project import open_project
 from handlergen.runtime import contract
+from tests.commands import pythons
 
 RUNTIME = Path(contract.__file__).parent
 
@@ -111,18 +111,6 @@ for name in sys.argv[2:]:
 cl_socket.close()
 frontend.close()
 """
-
-
-def pythons() -> dict[str, Path]:
-    """This machine's Pythons by version: on the PATH, and those of pyenv."""
-    kept = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
-    found = {}
-    for version in (f"3.{minor}" for minor in range(9, 14)):
-        name = f"python{version}"
-        places = [*kept.glob(f"{version}.*/bin/{name}"), *map(Path, filter(None, [shutil.which(name)]))]
-        if places:
-            found[version] = places[0]
-    return found
 
 
 @pytest.mark.parametrize("version", ["3.9", "3.10", "3.11", "3.12", "3.13"])

@@ -37,11 +37,15 @@ def test_every_setting_round_trips():
         metrics_port=3,
         grpc_inference_port=4,
         grpc_management_port=5,
+        certificate_file="tls/cert.pem",
+        private_key_file="tls/key.pem",
+        ca_file="tls/ca.pem",
+        tls_name="models.example.com",
         token_authorization=False,
         model_store="models of märz",
         load_models="a.mar,b.mar",
         install_requirements=True,
-        token_expiration_min=0.5,
+        token_expiration_min=1_234_567.25,
         model_api=True,
         allowed_urls=r"https://models\.example\.com/.*,file:///m\\odels/.*",
         job_queue_size=7,
@@ -65,7 +69,8 @@ def test_no_line_ends_in_a_blank_and_comments_stand_alone():
 
 def test_every_line_is_explained():
     written = {entry.key for entry in parse_entries(render_properties(ServerSettings()))}
-    assert written == {line.key for line in explain(ServerSettings()) if line.why}
+    assert written == {line.key for line in explain(ServerSettings()) if line.value}
+    assert all(line.why for line in explain(ServerSettings()))
 
 
 def test_a_missing_key_means_torchserves_default_not_ours():
@@ -109,6 +114,9 @@ def test_refused_with_the_line(text: str, said: str):
         ({"host": "300.1.1.1"}, "neither a host name nor an IPv4"),
         ({"host": "http://1.2.3.4"}, "is a URL"),
         ({"host": ""}, "neither a host name nor an IPv4"),
+        ({"certificate_file": "cert.pem"}, "a certificate needs its key"),
+        ({"token_expiration_min": 0.0}, "token_expiration_min must be between"),
+        ({"token_expiration_min": float("nan")}, "token_expiration_min must be between"),
         ({"max_response_size": 2**31}, "max_response_size must be between"),
     ],
 )

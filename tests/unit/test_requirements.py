@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from handlergen.archives.requirements import Requirements
+from handlergen.archives.requirements import CONSTRAINTS_FILE, Requirements
+from handlergen.archives.staging import make_plan
+from handlergen.inspection.project import open_project
 
 
 def read(directory: Path, text: str | bytes, **others: str) -> Requirements:
@@ -99,3 +101,11 @@ def test_lines_that_may_fail(tmp_path: Path) -> None:
     found.text()
     assert [warning.rpartition("requirements.txt:")[2][0] for warning in found.warnings[:2]] == ["2", "3"]
     assert "pip requires a hash for every line" in found.warnings[2]
+
+
+def test_constraints_are_packed_once(tmp_path: Path) -> None:
+    read(tmp_path, "six\n-c limits.txt\n", limits="urllib3<2\n")
+    (tmp_path / "model.py").write_text("def predict(x): ...\n")
+    project = open_project(tmp_path / "model.py", overrides={"requirements": ["requirements.txt"]}, environ={})
+    packed = [file.origin for file in make_plan(project).files if file.archive_path == CONSTRAINTS_FILE]
+    assert packed == [b"urllib3<2\n"]

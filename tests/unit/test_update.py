@@ -193,8 +193,9 @@ def test_a_worker_records_while_it_is_commanded(tmp_path: Path) -> None:
     ("entry", "properties", "reason"),
     [
         ({"data": b"1", "ts_stream_next": b"true"}, {}, "stream"),
-        ({"body": b"{}"}, {"url_path": "v2/models/m/infer"}, "address below the model's, such as KServe's"),
-        ({"body": b"{}"}, {"explain": "True"}, "explanation"),
+        ({"body": b"{}"}, {"url_path": "extra", "explain": "False"}, "address below the model's, such as KServe's"),
+        ({"body": b"{}"}, {"explain": "False"}, "address below the model's, such as KServe's"),
+        ({"body": b"{}"}, {"url_path": "", "explain": "True"}, "explanation"),
         ({"body": b"\x1f"}, {"Content-Encoding": "gzip"}, "compressed body"),
         ({"a": b"1"}, {"Content-Type": "application/x-www-form-urlencoded"}, "form-encoded body"),
         ({"body": {"a": 1}}, {"Content-Type": "application/json"}, "body that TorchServe decoded"),

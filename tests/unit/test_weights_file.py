@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,6 +61,58 @@ def test_a_state_dict_needs_a_load(tmp_path: Path) -> None:
     both = problems(tmp_path, "", weights="net.pt")
     assert len(both) == 2
     assert read(tmp_path, "def predict(x): ...\ndef load(): ...", weights="net.pt").hooks
+
+
+NETWORK = """
+import torch
+
+class Double(torch.nn.Module):
+    def forward(self, x):
+        return x * 2
+"""
+PREDICT = """
+def predict(inputs, model):
+    return model(torch.tensor(inputs)).tolist()
+"""
+LOAD = """
+def load(context):
+    return torch.load(context.model_dir / "net.pt")
+"""
+
+
+def test_a_pickled_whole_module_gets_advice_that_leads_to_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(NETWORK)
+    Path("m.py").write_text("from net import Double\nimport torch\n" + PREDICT)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    model = __import__("net").Double()
+    values = {"model": model, "torch": torch, "example_input": torch.ones(2)}
+
+    torch.save(model, "net.pt")
+    del sys.modules["net"]
+    status, _, said = run("check", "m.py", "--weights", "net.pt")
+    assert status == 3
+    assert "net.pt: they hold a pickle of a whole object (net.Double)" in said
+    tensors, program = re.findall(r"(torch\.(?:export\.)?save\(.*?\"\))", said)
+    load = re.findall(r"def load\(context\): .*", said)[0].replace("(...)", "()")
+
+    exec(program, values)
+    assert run("predict", "m.py", "[1.0, 2.0]", "--weights", "net.pt2")[:2] == (0, "[2.0,4.0]\n")
+
+    Path("m.py").write_text(Path("m.py").read_text() + LOAD)
+    line = "m.py:8: torch.load refuses net.pt, a pickle of a whole object (net.Double)"
+    assert line in run("check", "m.py", "--weights", "net.pt")[2]
+    Path("m.py").write_text(Path("m.py").read_text().replace('net.pt")', 'net.pt", weights_only=False)'))
+    assert run("check", "m.py", "--weights", "net.pt")[2] == ""
+    assert run("predict", "m.py", "[1.0, 2.0]", "--weights", "net.pt")[:2] == (0, "[2.0,4.0]\n")
+
+    exec(tensors, values)
+    Path("m.py").write_text(f"from net import Double\nimport torch\n{PREDICT}\n{load}\n")
+    assert run("predict", "m.py", "[1.0, 2.0]", "--weights", "net.pt")[:2] == (0, "[2.0,4.0]\n")
 
 
 def test_the_setting_says_what_a_file_holds(tmp_path: Path) -> None:

@@ -104,10 +104,63 @@ def test_a_worker_that_cannot_even_start():
     import yaml
 ModuleNotFoundError: No module named 'yaml'
 """
-    (failure,) = load_failures(log(text, stream="stderr"))
-    # There is no frame but TorchServe's: then they are shown.
-    assert "import yaml" in failure.traceback
-    assert failure.traceback.endswith("No module named 'yaml'")
+    (failure,) = load_failures(log(text + text, stream="stderr"))
+    assert failure.reason == f"TorchServe needs the package yaml, and the Python that runs {SITE} has none"
+    other = text.replace("ModuleNotFoundError: No module named 'yaml'", "OSError: libyaml.so: no such file")
+    (failure,) = load_failures(log(other + other, stream="stderr"))
+    # There is no frame but TorchServe's: then they are shown, once.
+    assert (failure.reason, failure.traceback) == ("OSError: libyaml.so: no such file", other.rstrip())
+
+
+REPORTED = f"""handlergen: the model could not be loaded: ValueError: weights are broken
+Traceback (most recent call last):
+  File "{MODEL_DIR}/digits.py", line 9, in load
+    raise ValueError("weights are broken")
+ValueError: weights are broken
+"""
+REPEATED = """Failed to load model digits, exception ValueError: weights are broken
+Traceback (most recent call last):
+  File "/venv/lib/python3.11/site-packages/ts/model_service_worker.py", line 133, in load_model
+    service = model_loader.load(
+RuntimeError: ValueError: weights are broken
+"""
+
+
+def test_the_report_of_a_worker_is_read_whatever_torchserve_and_the_standard_error_add():
+    lines = log(START + REPORTED + REPEATED).splitlines(keepends=True)
+    mixed = "".join(line + log("a warning", stream="stderr") for line in lines)
+    (failure,) = load_failures(mixed)
+    assert (failure.reason, failure.complete) == ("ValueError: weights are broken", True)
+    assert failure.traceback.splitlines() == [
+        "Traceback (most recent call last):",
+        '  File "digits.py", line 9, in load',
+        '    raise ValueError("weights are broken")',
+        "ValueError: weights are broken",
+    ]
+    begun = log(START + REPORTED)
+    assert [each.complete for each in load_failures(begun[: begun.index("    raise")])] == [False]
+
+
+CRASH = f"""Fatal Python error: Segmentation fault
+
+Stack (most recent call first):
+  File "{MODEL_DIR}/digits.py", line 4 in load
+  File "{MODEL_DIR}/handlergen_runtime/worker.py", line 121 in start
+  File "{SITE}/model_service_worker.py", line 133 in load_model
+
+Extension modules: numpy.core._multiarray_umath, torch._C (total: 2)
+"""
+
+
+def test_a_signal_in_load_is_named_and_one_in_a_request_is_no_failed_load():
+    (failure,) = load_failures(log(START) + log(CRASH, stream="stderr"))
+    assert failure.reason == "the worker was ended by signal 11 (SIGSEGV)"
+    assert failure.traceback.splitlines()[2:] == [
+        "Stack (most recent call first):",
+        '  File "digits.py", line 4 in load',
+    ]
+    request = CRASH.replace("133 in load_model", "210 in handle_connection")
+    assert load_failures(log(START) + log(request, stream="stderr")) == []
 
 
 def test_the_second_life_of_a_worker_is_its_own():

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable
+from pathlib import Path
 
 from handlergen.errors import Problem
 from handlergen.inspection.findings import Findings, Source
 from handlergen.inspection.forms.form import check_request, check_returns, check_stream, misspelt, near_names
 from handlergen.inspection.hook_signatures import Role, plain_parameters, read_keywords, read_signature
-from handlergen.inspection.source_module import call_kind
+from handlergen.inspection.source_module import SourceModule, call_kind, dotted, full_name
 from handlergen.inspection.source_tree import Found
 from handlergen.project.settings import EXECUTABLE_FORMATS
+from handlergen.project.weights_file import pickled_class
 from handlergen.runtime.contract import Contract, Hook, Parameter
 
 _NO_REQUEST = "there is no request when it runs"
@@ -151,11 +154,18 @@ def _check_predict(source: Source, bound: set[str], findings: Findings) -> None:
     file = source.module.file
     weights, weights_format = source.settings.weights, source.weights_format
     runs = bool(weights) and (weights_format is None or weights_format in EXECUTABLE_FORMATS)
+    pickled = pickled_class(source.root / weights) if weights and weights_format == "state_dict" else None
     if weights and not runs and "load" not in bound:
         what = {"state_dict": "a state dict", "safetensors": "tensors only"}.get(str(weights_format), "no program")
-        message = f"nothing loads the weights {weights}: they hold {what}, and the module has no load(context)"
         fix = f"Write def load(context), which reads {weights} below context.model_dir and returns the model."
+        if pickled:
+            what = f"a pickle of a whole object ({pickled})"
+            fix = _instead_of_pickle(str(weights), pickled)
+        message = f"nothing loads the weights {weights}: they hold {what}, and the module has no load(context)"
         findings.problem(file, 0, message, fix)
+    elif pickled and (line := _loads_tensors_only(source.module)):
+        refused = f"torch.load refuses {weights}, a pickle of a whole object ({pickled})"
+        findings.warn(file, line, f"{refused}. If you trust the file, write weights_only=False.")
     if "predict" in bound or runs:
         return
     pairs = near_names(source.module.function_lines(), ROLES, bound, _OTHER_NAMES)
@@ -167,6 +177,27 @@ def _check_predict(source: Source, bound: set[str], findings: Findings) -> None:
         fix = f"{submodule}.py has one: write `from .{submodule} import predict` in __init__.py."
     message = "the file is empty" if source.module.empty else "there is no module-level predict"
     findings.problem(file, 0, message, fix)
+
+
+def _instead_of_pickle(weights: str, pickled: str) -> str:
+    name = pickled.rpartition(".")[2]
+    program = Path(weights).with_suffix(".pt2").as_posix()
+    return (
+        f'Where the network was trained, save its tensors: torch.save(model.state_dict(), "{weights}"). Then write '
+        f'def load(context): model = {name}(...); model.load_state_dict(torch.load(context.model_dir / "{weights}")); '
+        "return model\n    Or save a program, which needs no class and no load: "
+        f'torch.export.save(torch.export.export(model, (example_input,)), "{program}")'
+    )
+
+
+def _loads_tensors_only(module: SourceModule) -> int:
+    """Return the line of a `torch.load` that leaves `weights_only` at its default (True since torch 2.6), or 0."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Call) and full_name(module, dotted(node.func)) == "torch.load":
+            if any(given.arg in ("weights_only", None) for given in node.keywords):
+                continue
+            return node.lineno
+    return 0
 
 
 def _check_model_is_made(source: Source, hooks: dict[str, Hook], bound: set[str], findings: Findings) -> None:

@@ -88,7 +88,7 @@ def map_to_file(
     """Answer every row of an input. Resumes an earlier run with the same input, model and batch size.
 
     Args:
-        output: A path that ends in `.jsonl`, `.npy` or `.parquet`, or a stream for lines, which cannot be resumed.
+        output: A path that ends in `.jsonl`, `.csv`, `.npy` or `.parquet`; or a stream for lines (no resuming).
         batch_size: Rows that are predicted, written and recorded together.
         ordered: Keep the order of the input.
         max_errors: Stop when more rows than this have failed; None: never.

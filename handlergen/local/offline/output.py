@@ -1,8 +1,9 @@
-"""The files of an output, and the conversion of a finished run's lines to .npy or Parquet."""
+"""The files of an output, and the conversion of a finished run's lines to CSV, .npy or Parquet."""
 
 from __future__ import annotations
 
 import base64
+import csv
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from handlergen.errors import HandlergenError
 from handlergen.local.offline.journal import PENDING_SUFFIX, journal_path
 
 _ROWS_AT_ONCE = 4096
+_MOST_COLUMNS = 1000
 _JSON = "json"  # instead of a column's type: its values have no type in common, and are written as JSON text
 
 
@@ -120,7 +122,39 @@ def to_parquet(lines: Path, target: Path) -> None:
         _write(lines, target, {**types, "answer": _JSON, "error": _JSON})
 
 
-CONVERTERS: Mapping[str, Callable[[Path, Path], None]] = {".npy": to_npy, ".parquet": to_parquet}
+def to_csv(lines: Path, target: Path) -> None:
+    """Write columns `id`, `status`, the answer, `error`; other than texts, values are JSON, and nulls are empty.
+
+    If all answers are objects, with at most 1000 different keys, each key is a column (`answer.KEY` where one of the
+    other columns has its name); else the column is `answer`, with bytes as base64.
+    """
+    keys: dict[str, None] = {}
+    for row in _rows(lines):
+        if "answer" in row:
+            answer = row["answer"]
+            keys |= dict.fromkeys(answer if isinstance(answer, dict) else ())
+            if not isinstance(answer, dict) or len(keys) > _MOST_COLUMNS:
+                keys = {}
+                break
+    own = ("id", "status", "error")
+    named = [f"answer.{key}" if key in own else key for key in keys] or ["answer"]
+    with target.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["id", "status", *named, "error"])
+        for row in _rows(lines):
+            answer, error = row.get("answer"), row.get("error")
+            values = [(answer or {}).get(key) for key in keys] if keys else [answer]
+            said = f"{error['type']}: {error['message']}" if error else None
+            writer.writerow([_csv_cell(value) for value in (row["id"], row["status"], *values, said)])
+
+
+def _csv_cell(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+CONVERTERS: Mapping[str, Callable[[Path, Path], None]] = {".csv": to_csv, ".npy": to_npy, ".parquet": to_parquet}
 """By the output's suffix; other outputs are JSONL."""
 
 

@@ -30,7 +30,7 @@ _CALLS_AHEAD = 2  # calls that wait per actor, so that it never waits for its ne
 
 
 @contextlib.contextmanager
-def open_ray_engine(source: Path, *, actors: int | None) -> Iterator[Engine]:
+def open_ray_engine(source: Path, *, actors: int | None, any_runtime: bool = False) -> Iterator[Engine]:
     """Archive the model if necessary, and connect to the cluster.
 
     The cluster is the one that this process is connected to, that RAY_ADDRESS names or that runs on this machine; if
@@ -38,6 +38,7 @@ def open_ray_engine(source: Path, *, actors: int | None) -> Iterator[Engine]:
 
     Args:
         actors: Number of copies of the model; by default one per GPU of the cluster, or one per node without GPUs.
+        any_runtime: See `handlergen.load`.
 
     Raises:
         HandlergenError: Ray is not installed, or the source cannot be archived.
@@ -57,16 +58,16 @@ def open_ray_engine(source: Path, *, actors: int | None) -> Iterator[Engine]:
         if ours:
             ray.init(log_to_driver=True, logging_level=logging.ERROR)
         try:
-            yield RayEngine(source, actors)
+            yield RayEngine(source, actors, any_runtime)
         finally:
             if ours:
                 ray.shutdown()
 
 
 class RayEngine:
-    """Answers on the cluster that this process is connected to; `actors` is as for `open_ray_engine`."""
+    """Answers on the cluster that this process is connected to; `actors` and `any_runtime` as for `open_ray_engine`."""
 
-    def __init__(self, archive: Path, actors: int | None) -> None:
+    def __init__(self, archive: Path, actors: int | None, any_runtime: bool) -> None:
         import ray
 
         from handlergen.local.model import identity_of_archive
@@ -77,6 +78,7 @@ class RayEngine:
         nodes = len([node for node in ray.nodes() if node["Alive"]])  # type: ignore[no-untyped-call]
         self._actors = actors or gpus or nodes
         self._archive = ray.put(archive.read_bytes())
+        self._any_runtime = any_runtime
         # Ray restarts a lost actor, on another node if necessary, and repeats its unanswered calls.
         self._actor_class = ray.remote(_ModelActor).options(
             num_gpus=1 if gpus else 0,
@@ -97,7 +99,7 @@ class RayEngine:
     ) -> Generator[None, None, None]:
         import ray
 
-        actors: list[Any] = [self._actor_class.remote(self._archive) for _ in range(self._actors)]
+        actors: list[Any] = [self._actor_class.remote(self._archive, self._any_runtime) for _ in range(self._actors)]
         feeder = _ChunkFeeder(chunks, actors, ordered=ordered)
         feeder.start()
         try:
@@ -189,7 +191,7 @@ def _with_content(row: Row) -> Row:
 class _ModelActor:
     """The loaded model on one node; `archive` is the .mar's bytes."""
 
-    def __init__(self, archive: bytes) -> None:
+    def __init__(self, archive: bytes, any_runtime: bool) -> None:
         import ray
 
         from handlergen.local.model import load
@@ -198,7 +200,7 @@ class _ModelActor:
             path = Path(directory) / "model.mar"
             path.write_bytes(archive)
             # Ray shows an actor its own GPUs only, so the first is its GPU.
-            self._model: LocalModel = load(path, gpu=0 if ray.get_gpu_ids() else None)
+            self._model: LocalModel = load(path, gpu=0 if ray.get_gpu_ids() else None, any_runtime=any_runtime)
         self._model.worker.disable_lock_timeout()
 
     def answer(self, number: int, rows: list[Row]) -> tuple[bytes, int]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import grpc
 
-from handlergen.client.grpc import INFERENCE, message_class
+from handlergen.client.grpc import INFERENCE, call_metadata, message_class, open_channel
+from handlergen.client.tls import Verification
 from handlergen.performance.bench.load import LONGEST_ANSWER_S
 from handlergen.performance.bench.traffic import RIGHT, Closed, Load, Open, Pace, TimedAnswer
 from handlergen.runtime.codec.errors import START, error_of
@@ -25,6 +26,7 @@ def run_grpc_load(
     pace: Pace,
     seconds: float,
     metadata: Mapping[str, str],
+    tls: Verification | None = None,
     longest_answer_s: float = LONGEST_ANSWER_S,
 ) -> Load:
     """Like `load.run_load`, with messages made by `prediction_request`. All calls share one connection.
@@ -32,7 +34,7 @@ def run_grpc_load(
     Outcomes: `right`, `status 400` (the body of a failed request) or `gRPC RESOURCE_EXHAUSTED`. `metadata` is sent with
     each call.
     """
-    with grpc.insecure_channel("{}:{}".format(*address), options=[("grpc.max_receive_message_length", -1)]) as channel:
+    with open_channel("{}:{}".format(*address), [("grpc.max_receive_message_length", -1)], tls) as channel:
         loop = _GrpcLoop(channel.unary_unary(_METHOD), requests, metadata, longest_answer_s)
         return loop.run(pace, int(seconds * 1e9))
 
@@ -50,7 +52,7 @@ class _GrpcLoop:
     ) -> None:
         self._call = call
         self._requests = cycle(requests)
-        self._metadata = tuple((name.lower(), value) for name, value in metadata.items())
+        self._metadata = call_metadata(metadata)
         self._longest_s = longest_answer_s
         self._response = message_class(INFERENCE, "PredictionResponse")
         self._outstanding = 0

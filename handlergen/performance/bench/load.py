@@ -12,6 +12,7 @@ import json
 import select
 import selectors
 import socket
+import ssl
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -25,10 +26,14 @@ from handlergen.runtime.codec.content import JSON
 CLOSED = "connection closed"
 _HEAD_END = b"\r\n\r\n"
 _CONNECT_S = 10.0
+_NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class LoadConnection:
     """A non-blocking HTTP connection.
+
+    Args:
+        tls: For https, with the name that the server's certificate must have.
 
     Attributes:
         exchange, started_ns: The exchange in progress, and when it was due; set by the caller.
@@ -39,8 +44,11 @@ class LoadConnection:
         OSError: The server cannot be reached.
     """
 
-    def __init__(self, address: tuple[str, int]) -> None:
+    def __init__(self, address: tuple[str, int], tls: tuple[ssl.SSLContext, str] | None = None) -> None:
         self.socket = socket.create_connection(address, timeout=_CONNECT_S)
+        if tls is not None:
+            context, name = tls
+            self.socket = context.wrap_socket(self.socket, server_hostname=name or address[0])
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.setblocking(False)
         self.exchange: Any = None
@@ -61,7 +69,7 @@ class LoadConnection:
         """Continue to send; return whether the request has been sent completely."""
         try:
             self._unsent = self._unsent[self.socket.send(self._unsent) :]
-        except BlockingIOError:
+        except _NOT_NOW:
             return False
         except OSError:
             self._unsent = memoryview(b"")  # receive() reports it
@@ -70,8 +78,9 @@ class LoadConnection:
     def receive(self) -> str | None:
         """Read: return the outcome ("" for a 2xx response, in `content`), or None while the response is incomplete."""
         try:
+            # More than a TLS record (16 KiB): a rest would wait in the SSL object, where no selector sees it.
             chunk = self.socket.recv(262_144)
-        except BlockingIOError:
+        except _NOT_NOW:
             return None
         except OSError:
             chunk = b""
@@ -163,21 +172,28 @@ def run_load(
     *,
     pace: Pace,
     seconds: float,
+    tls: tuple[ssl.SSLContext, str] | None = None,
     longest_answer_s: float = LONGEST_ANSWER_S,
 ) -> Load:
-    """Send the exchanges in turn for `seconds`; then wait for the outstanding responses.
+    """Send the exchanges in turn for `seconds`; then wait for the outstanding responses. `tls`: see `LoadConnection`.
 
     A connection that breaks and a response that takes more than `longest_answer_s` are outcomes; the connection is
     replaced. A server that cannot be reached raises ServerError.
     """
-    return _RestLoop(address, exchanges, pace, longest_answer_s).run(int(seconds * 1e9))
+    return _RestLoop(address, exchanges, pace, longest_answer_s, tls).run(int(seconds * 1e9))
 
 
 class _RestLoop:
     def __init__(
-        self, address: tuple[str, int], exchanges: Sequence[Exchange], pace: Pace, longest_answer_s: float
+        self,
+        address: tuple[str, int],
+        exchanges: Sequence[Exchange],
+        pace: Pace,
+        longest_answer_s: float,
+        tls: tuple[ssl.SSLContext, str] | None,
     ) -> None:
         self._address = address
+        self._tls = tls
         self._exchanges = cycle(exchanges)
         self._pace = pace
         self._longest_ns = int(longest_answer_s * 1e9)
@@ -232,7 +248,7 @@ class _RestLoop:
 
     def _connect(self) -> LoadConnection:
         try:
-            connection = LoadConnection(self._address)
+            connection = LoadConnection(self._address, self._tls)
         except OSError as error:
             host, port = self._address
             raise ServerError(

@@ -114,6 +114,24 @@ def find_processes(status: ModelStatus) -> ServerProcesses:
     return ServerProcesses(sorted(pids), [parent], Path(directory))
 
 
+def trace_directory(client: Client, model: str | None = None) -> Path:
+    """Return the directory in which a server of this machine records spans.
+
+    Args:
+        model: The model whose workers are looked at; None: any of the server's.
+
+    Raises:
+        HandlergenError: The server records none, or its processes cannot be seen.
+        ServerError: The server cannot be reached, or there is no such model.
+    """
+    found = ServerProcesses(missing="the server has no models")
+    for status in [client.describe(model)] if model is not None else client.status():
+        found = find_processes(status)
+        if found.trace_dir is not None:
+            return found.trace_dir
+    raise HandlergenError(found.missing, hint="name the directory of the spans: handlergen trace DIR")
+
+
 def _worker(pid: int) -> psutil.Process | None:
     """Return the process if it is a TorchServe worker; the pid may be of another machine."""
     with contextlib.suppress(psutil.Error):
@@ -262,6 +280,8 @@ def _try_one(client: Client, name: str, sample: Sample, plan: LoadPlan) -> None:
 
 def _run(client: Client, name: str, samples: Sequence[Sample], plan: LoadPlan) -> Load:
     timing = {"seconds": plan.warmup_s + plan.seconds, "longest_answer_s": plan.longest_answer_s}
+    # The token is not renewed meanwhile.
+    lasting_s = plan.warmup_s + plan.seconds + plan.longest_answer_s
     if plan.over_grpc:
         from handlergen.performance.bench.grpc_load import prediction_request, run_grpc_load
 
@@ -269,20 +289,18 @@ def _run(client: Client, name: str, samples: Sequence[Sample], plan: LoadPlan) -
             client.settings.addresses()["gRPC inference"],
             [prediction_request(name, sample.fields, version=plan.version) for sample in samples],
             pace=plan.pace,
-            metadata=client.authorization(),
+            metadata=client.authorization(lasting_s=lasting_s),
+            tls=client.verification if client.settings.grpc_tls else None,
             **timing,
         )
-    if client.settings.inference_address.startswith("https:"):
-        raise HandlergenError(
-            "the load generator does not support TLS, and the server's inference_address is https",
-            hint="measure over gRPC (--grpc), or on an http address",
-        )
     path = f"/predictions/{quote(name, safe='')}" + (f"/{quote(plan.version, safe='')}" if plan.version else "")
-    carried = {**client.authorization(), **plan.headers}
+    carried = {**client.authorization(lasting_s=lasting_s), **plan.headers}
+    https = client.settings.inference_address.startswith("https:")
     return run_load(
         client.settings.addresses()["inference"],
         [Exchange(path, sample.content, sample.content_type, headers=carried) for sample in samples],
         pace=plan.pace,
+        tls=(client.verification.context(), client.verification.name) if https else None,
         **timing,
     )
 

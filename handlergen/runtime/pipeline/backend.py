@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from ..codec.encode import encode
 from ..codec.errors import Failure
-from ..codec.kserve import Opened, open_kserve
+from ..codec.kserve import KSERVE_BODY, Opened, open_kserve
 from ..contract import Bundle
 from ..device.device import share_the_cores
 from ..server_process import server_of_this_process
@@ -74,9 +74,10 @@ class Dispatcher:
     TorchServe says by headers what kind a request is: `explain` is True or False at every address for predictions but
     `/invocations` and the like, `url_path` is set under `/predictions` and `/explanations` only, `describe` is True for
     `GET /models/NAME?customized=true`, which has no content. (For TorchServe before 0.12, which never sets `url_path`,
-    `torchserve.frontend.received` sets it.) A client may send such headers too; under `/predictions`
-    TorchServe's own `explain` overwrites the client's, and `describe` counts only without `explain` and without
-    content, which every request for a prediction has (InferenceRequestHandler.java, ManagementRequestHandler.java).
+    `torchserve.frontend.received` sets it. There, and below a service envelope, it marks what is KServe's by its body.)
+    A client may send such headers too; under `/predictions` TorchServe's own `explain` overwrites the client's, and
+    `describe` counts only without `explain` and without content, which every request for a prediction has
+    (InferenceRequestHandler.java, ManagementRequestHandler.java).
 
     Args:
         batch_size: The most requests that come at once, and that `predict` gets together, however many instances a
@@ -237,13 +238,17 @@ def failure_for(item: Item, failure: Failure) -> Failure:
 
 
 def _is_kserve(item: Item) -> bool:
-    """Whether a request came to one of KServe's addresses."""
-    return not (_is_plain(item) or is_describe(item) or isinstance(item.properties.get("url_path"), str))
+    """Whether a request came to one of KServe's addresses, or is KServe's by its body."""
+    properties = item.properties
+    by_address = not (_is_plain(item) or is_describe(item) or isinstance(properties.get("url_path"), str))
+    return by_address or properties.get(KSERVE_BODY) is True
 
 
 def _is_plain(item: Item) -> bool:
-    """Whether a request is a prediction, by TorchServe's own address or gRPC."""
+    """Whether a request is a prediction, by TorchServe's own address or gRPC, and not KServe's by its body."""
     explain = item.properties.get("explain")
+    if item.properties.get(KSERVE_BODY) is True:
+        return False
     if explain == "False":
         return "url_path" in item.properties
     return not isinstance(explain, str) and not is_describe(item)

@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     owner = _own(directory)
     if owner is None:  # another process serves already
         return 0
-    faulthandler.enable()
+    faulthandler.enable(all_threads=False)
     status = StatusFile.make(directory.status_file)
     return _Process(directory, owner, status, directory.listen()).run()
 
@@ -71,9 +71,10 @@ class _Process:
         from ..codec.redaction import user_traceback, without_secrets
         from ..contract import Bundle
         from ..device.device import keep_freed_memory, share_the_cores
+        from ..environment import reason_of
         from .connections import Connections, WorkerLogHandler
         from .server import Server
-        from .transport import Kind, Refused, Welcome, describe_error
+        from .transport import Kind, Refused, Welcome
 
         keep_freed_memory()
         share_the_cores()
@@ -92,7 +93,7 @@ class _Process:
                 connections=connections,
             )
         except BaseException as error:
-            reason = without_secrets(describe_error(error))
+            reason = without_secrets(reason_of(error, model_dir))
             refused = Refused(reason, user_traceback(error, user_root=str(model_dir)))
             self._directory.note_failure(*refused)
             connections.announce(Kind.REFUSED, refused)

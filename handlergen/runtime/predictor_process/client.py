@@ -21,6 +21,7 @@ import torch
 
 from ..codec.errors import LockTimeout, is_out_of_memory
 from ..diagnostics import logger, printer
+from ..environment import REPORT, Unsuitable
 from ..pipeline.backend import BackendOptions
 from ..server_process import server_of_this_process
 from .launcher import Launcher, Unavailable
@@ -34,10 +35,17 @@ _MOST_SENDINGS = 3
 _WARN_EVERY = 40
 
 
-class CannotLoad(Exception):
-    """The predictor process could not load the model. The user's traceback is in the log already."""
+class CannotLoad(Unsuitable):
+    """The predictor process could not load the model.
 
-    logged_by_handlergen = True
+    Args:
+        reason: One line.
+        user_traceback: The user's own traceback; empty without one.
+    """
+
+    def __init__(self, reason: str, user_traceback: str) -> None:
+        super().__init__(reason)
+        self.user_traceback = user_traceback
 
 
 class PredictorDied(Exception):
@@ -167,15 +175,12 @@ class PredictorClient:
 
         Raises:
             CannotLoad: The model cannot be loaded.
-            RuntimeError: No process could even be started, which nobody has logged yet.
         """
         try:
             with self._changing:
                 self._connected(math.inf)
         except Unavailable as error:
-            if not self._directory.starts().total:
-                raise RuntimeError(str(error)) from None
-            raise CannotLoad(f"the module could not be loaded: {error}") from None
+            raise CannotLoad(str(error), error.traceback) from None
         threading.Thread(target=self._look_after, name="handlergen-client", daemon=True).start()
 
     def close(self) -> None:
@@ -230,6 +235,7 @@ class PredictorClient:
         try:
             connection = self._connected(self._deadline(call))
         except Unavailable as error:
+            self._log_once(error)
             call.fail(error)
             return
         connection.pending[call.number] = call
@@ -251,9 +257,6 @@ class PredictorClient:
         while (connection := self._connection) is None:
             try:
                 transport, status = self._launcher.connect(deadline)
-            except Unavailable as error:
-                self._log_once(error.traceback)
-                raise
             except (OSError, ForeignProcess) as error:  # a read-only lock directory, too many open files
                 raise Unavailable(f"its process cannot be reached: {error}") from error
             try:
@@ -262,9 +265,7 @@ class PredictorClient:
             except Gone:
                 transport.close()
                 if status.look().state == STATES[LOADING]:
-                    self._launcher.reap(within_s=1.0)
-                    reason = self._directory.starts().reason
-                    raise Unavailable(reason or "the predictor process ended while it loaded") from None
+                    raise self._launcher.cannot_load() from None
                 time.sleep(0.01)  # it had loaded long ago, and is just dying: the next one takes its place
                 continue
             except BaseException:
@@ -283,17 +284,16 @@ class PredictorClient:
                     return message
                 if message.kind == Kind.REFUSED:
                     refused: Refused = message.value
-                    self._log_once(refused.traceback)
-                    raise Unavailable(refused.reason)
+                    raise Unavailable(refused.reason, traceback=refused.traceback)
                 self._print(message)
             elif time.monotonic() > deadline:
                 raise Unavailable("the model is still being loaded")
         raise Unavailable("the worker has ended")
 
-    def _log_once(self, traceback: str) -> None:
-        if traceback and traceback != self._logged:
-            self._logged = traceback
-            self._logger.error("handlergen: model %s could not be loaded\n%s", self._settings.name, traceback)
+    def _log_once(self, error: Unavailable) -> None:
+        if error.traceback and error.traceback != self._logged:
+            self._logged = error.traceback
+            self._logger.error("%s%s\n%s", REPORT, error, error.traceback)
 
     def _read(self, connection: _Connection) -> None:
         """Take what the process sends, on a thread of its own, until the process is gone."""
@@ -382,8 +382,9 @@ class PredictorClient:
                     self._keep_deadlines(connection)
                 elif self._changing.acquire(blocking=False):
                     try:
-                        with contextlib.suppress(Unavailable):
-                            self._connected(math.inf)
+                        self._connected(math.inf)
+                    except Unavailable as error:
+                        self._log_once(error)
                     finally:
                         self._changing.release()
             except Exception as error:  # a full disk, say: it may pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -12,11 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .run_directory import RunDirectory, StatusFile
+from .run_directory import LOADING, STATES, RunDirectory, StatusFile
 from .transport import Transport
 
 _POLL_S = 0.01
 _LISTENS_WITHIN_S = 60.0
+_REAPED_WITHIN_S = 1.0
 _LAST_WORDS = 4096
 """How much of what a process printed last is logged when it dies, in bytes."""
 
@@ -92,15 +94,34 @@ class Launcher:
         except subprocess.TimeoutExpired:
             return
         self._child = None
-        if code < 0:
-            try:
-                how = f"was killed by {signal.Signals(-code).name}"
-            except ValueError:
-                how = f"was killed by signal {-code}"
-        else:
-            how = f"ended with status {code}"
-        if code:
-            self._logger.error("predictor process %d %s%s", child.pid, how, self._last_words())
+        if not code:
+            return
+        how = f"was ended by signal {-code} ({_signal_name(-code)})" if code < 0 else f"ended with status {code}"
+        said = self._last_words()
+        text = f"; the end of {self._log}:\n{said}" if said else ""
+        self._logger.error("predictor process %d %s%s", child.pid, how, text)
+        if self._is_loading(child.pid) and not self.directory.starts().reason:
+            crash = said.rfind("Fatal Python error: ")  # faulthandler's
+            stack = said[crash:] if crash >= 0 else ""
+            with contextlib.suppress(OSError):
+                self.directory.note_failure(f"its predictor process {how} while it loaded the model", stack)
+
+    def cannot_load(self) -> Unavailable:
+        """Return why a process has ended while it loaded the model; the worker that has started it notes that."""
+        self.reap(within_s=_REAPED_WITHIN_S)
+        deadline = time.monotonic() + _REAPED_WITHIN_S
+        while not (starts := self.directory.starts()).reason and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        return Unavailable(
+            starts.reason or "its predictor process ended while it loaded the model", traceback=starts.traceback
+        )
+
+    def _is_loading(self, pid: int) -> bool:
+        """Return whether the status file is that process's, and says that it loads the model."""
+        with contextlib.suppress(OSError, ValueError):
+            seen = StatusFile.open(self.directory.status_file).look()
+            return seen.pid == pid and seen.state == STATES[LOADING]
+        return False
 
     def _last_words(self) -> str:
         """Return the end of what the process printed: of a segmentation fault, where it happened."""
@@ -108,10 +129,9 @@ class Launcher:
             with self._log.open("rb") as log:
                 size = log.seek(0, os.SEEK_END)
                 log.seek(max(0, size - _LAST_WORDS, self._log_start if size >= self._log_start else 0))
-                text = log.read().decode("utf-8", "replace").strip()
+                return log.read().decode("utf-8", "replace").strip()
         except OSError:
             return ""
-        return f"; the end of {self._log}:\n{text}" if text else ""
 
     def _start(self) -> bool:
         """Start a process unless another worker does so; return, when it listens, whether one does."""
@@ -157,3 +177,10 @@ class Launcher:
                 return True
             time.sleep(_POLL_S)
         return False
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return "unknown"

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..codec.content import JSON, NO_HEADERS, STREAM_WISH, reason_phrase
 from ..codec.errors import Failure
-from ..codec.kserve import looks_like_kserve
+from ..codec.kserve import KSERVE_BODY, looks_like_kserve
 from ..descriptors import closed_in_children
 from ..diagnostics import logger
 from ..pipeline.backend import is_describe
@@ -31,35 +31,62 @@ CLIENT_REQUEST_ID = "x-client-request-id"
 """The answer's header that repeats the `x-request-id` of its request."""
 
 
-def received(data: Sequence[Mapping[str, Any]], context: Any) -> list[Item]:
-    """Return an item for each request of TorchServe's batch."""
+def bypass_envelope() -> bool:
+    """Make TorchServe's service envelope pass requests and answers on unchanged. Call it before user code is imported.
+
+    The envelopes of 0.9 to 0.12 lose requests: those for KServe read the first of a batch only, each gives a batch one
+    error, and none can send bytes. Of their modules only the configured one is imported (TsModelLoader.load).
+
+    Returns:
+        Whether there is an envelope that wraps requests, which all do but `body`.
+    """
+    base = sys.modules.get("ts.torch_handler.request_envelope.base")
+    envelopes: list[Any] = base.BaseEnvelope.__subclasses__() if base is not None else []
+    for envelope in envelopes:
+        envelope.parse_input = envelope.format_output = lambda _self, data: data
+    return any(not envelope.__module__.endswith(".body") for envelope in envelopes)
+
+
+def received(data: Sequence[Mapping[str, Any]], context: Any, *, enveloped: bool = False) -> list[Item]:
+    """Return an item for each request of TorchServe's batch.
+
+    Args:
+        enveloped: Whoever configured the server expects KServe's bodies at any address, and over gRPC: KServe's own
+            wrapper of TorchServe sends them to `/predictions` (kserve_wrapper/TorchserveModel.py), as Vertex AI does.
+    """
     headers = [processor.get_request_properties() for processor in context.request_processor]
+    is_old = () < torchserve_version() < (0, 12)
     entry: Any
-    if () < torchserve_version() < (0, 12):
-        for entry, properties in zip(data, headers):
-            _as_from_newer_versions(entry, properties)
     for entry, properties in zip(data, headers):
+        if is_old or enveloped:
+            is_hidden = is_old and _as_from_newer_versions(entry, properties)
+            if (is_hidden or enveloped) and looks_like_kserve(entry, properties):
+                properties[KSERVE_BODY] = True
         if REQUEST_ID in entry and Request(properties, "").is_grpc:
             # gRPC's metadata does not reach a worker (InferenceImpl.java). It stays bytes: text would tell of REST.
             properties[REQUEST_ID] = entry.pop(REQUEST_ID)
     return open_items(data, headers, [context.request_ids[index] for index in range(len(data))])
 
 
-def _as_from_newer_versions(entry: Any, properties: dict[str, Any]) -> None:
+def _as_from_newer_versions(entry: Any, properties: dict[str, Any]) -> bool:
     """Make of a request what TorchServe 0.12 would have passed on, where older versions say less, or say it elsewhere.
 
     - KServe's addresses: `explain` is set there as under `/predictions`, and nothing tells the two apart. From 0.12 on
-      `url_path` is set under the latter (InferenceRequestHandler.handlePredictions). The body decides, unless the
-      client itself has sent a header `url_path`.
+      `url_path` is set under the latter (InferenceRequestHandler.handlePredictions), and here at all of them.
     - gRPC: 0.9 and 0.10 set the header `ts_stream_next` of StreamPredictions, the only one over gRPC (Job.java). It
       becomes the entry by which a client of newer versions asks for chunks.
+
+    Returns:
+        Whether the address may be KServe's. It is not where the client itself has sent a header `url_path`.
     """
     names = [name for name, value in properties.items() if isinstance(value, str)]
     if names == [STREAM_WISH]:
         del properties[STREAM_WISH]
         entry.setdefault(STREAM_WISH, b"true")
-    elif "explain" in names and not looks_like_kserve(entry, properties):
-        properties.setdefault("url_path", "")
+    elif "explain" in names and "url_path" not in names:
+        properties["url_path"] = ""
+        return True
+    return False
 
 
 def answered(items: Sequence[Item], context: Any, counts: Counts) -> list[bytes]:

@@ -116,10 +116,11 @@ def _recorded(item: Item) -> dict[str, Any]:
 def _unsuitable(item: Item) -> str:
     """Return why a request cannot be sent again, or its answer not be compared; "" if it can."""
     content_type = (item.request.content_type or "").lower()
+    is_kserves_address = "explain" in item.properties and "url_path" not in item.properties
     reasons = {
         "503, device or server busy": item.failure is not None and item.failure.status == 503,
         "stream": item.sent or STREAM_WISH in item.entry,
-        "address below the model's, such as KServe's": bool(item.request.path),
+        "address below the model's, such as KServe's": bool(item.request.path) or is_kserves_address,
         "explanation": item.properties.get("explain") == "True",
         "compressed body": is_compressed(item.properties),
         "form-encoded body": content_type.startswith("application/x-www-form-urlencoded"),  # TorchServe changes it

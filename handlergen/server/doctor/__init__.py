@@ -27,7 +27,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         configuration.named_files,
         configuration.environment,
     ),
-    "Access": (configuration.exposed, files.key_file),
+    "Access": (configuration.exposed, configuration.certificate, files.key_file),
     "Archives": (archives.store, archives.versions, archives.archives),
     "Ports": (configuration.ports,),
     "Files": (files.server_state, files.stale_sockets, files.stale_pid_files, files.writable, files.locks),

@@ -5,16 +5,19 @@ from __future__ import annotations
 import ipaddress
 import re
 import shlex
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 
 from handlergen.errors import HandlergenError
 from handlergen.project.settings import shown
 from handlergen.project.templates import template_dir
+from handlergen.server.certificates import check_tls
 from handlergen.server.doctor.files import is_plain_server
 from handlergen.server.doctor.situation import (
     Finding,
     Situation,
+    counted,
     error,
     note,
     ok,
@@ -24,6 +27,7 @@ from handlergen.server.ports import command_of, listeners, unavailable
 from handlergen.server.properties import NO_URL, ServerSettings, check, host_and_port, unknown_keys
 from handlergen.server.property_text import LAUNCHER_KEYS, line_not_utf8
 
+_SOON_DAYS = 30
 _FREE_A_PORT = "stop that program, or choose another port: handlergen config --help"
 _ANY_URL = "https://example.org/model.mar"
 _WRITE_ANOTHER = "handlergen config -o NEW/config.properties   # writes one beside it, to copy from"
@@ -146,6 +150,28 @@ def exposed(situation: Situation) -> Iterator[Finding]:
         yield ok("only this machine can connect, with tokens, and only archives of the store are loaded")
 
 
+def certificate(situation: Situation) -> Iterator[Finding]:
+    """Check the certificate that the server and its clients use: its files, its dates, its names, its authority."""
+    new = "install a new certificate, and restart the server"
+    try:
+        found = check_tls(situation.settings, situation.directory)
+    except HandlergenError as wrong:
+        yield error(wrong.message, "The server does not start, or clients refuse its certificate.", wrong.hint or new)
+        return
+    if found is None:
+        return
+    days = int((found.ends - time.time()) / 86_400)
+    if days < _SOON_DAYS:
+        yield warning(f"the certificate ends in {counted(days, 'day')}", "Clients will refuse it from then on.", new)
+    else:
+        yield ok(f"TLS: the certificate is valid for {', '.join(found.names)} and {days} more days")
+    key = situation.directory / situation.settings.private_key_file
+    if key.stat().st_mode & 0o077:
+        yield warning(
+            f"other users can read {key}", "They can pose as this server.", f"chmod 600 {shlex.quote(str(key))}"
+        )
+
+
 def ports(situation: Situation) -> Iterator[Finding]:
     """Check each port: free, or held by the server itself."""
     held = listeners()
@@ -216,7 +242,8 @@ def _addresses(settings: ServerSettings) -> Iterator[Finding]:
         if purpose == "metrics":
             yield warning(what, f"{anyone} can {can}: metrics need no token.", fix)
         elif settings.token_authorization:
-            clear = "" if address.startswith("https:") else ", and tokens are sent unencrypted"
+            tls = settings.grpc_tls if key.startswith("grpc") else address.startswith("https:")
+            clear = "" if tls else ", and tokens are sent unencrypted"
             yield warning(what, f"{anyone} and has a token can {can}{clear}.", fix)
         else:
             yield error(what, f"{anyone} can {can}: no token is required.", fix)

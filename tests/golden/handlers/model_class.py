@@ -6,8 +6,12 @@ of that module. To change what happens, change the module or handlergen.yaml and
 
 from typing import Any
 
-from handlergen_runtime.worker import Worker
-from ts.torch_handler.base_handler import BaseHandler
+from handlergen_runtime.environment import require_environment
+
+require_environment()
+
+from handlergen_runtime.worker import Worker  # noqa: E402
+from ts.torch_handler.base_handler import BaseHandler  # noqa: E402
 
 
 class TrussHandler(BaseHandler):

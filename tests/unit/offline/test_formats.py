@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import subprocess
@@ -152,6 +153,40 @@ def test_a_parquet_output_of_files_errors_and_bytes(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.glob("out*")} == {"out.parquet"}
 
 
+def test_a_csv_output_has_a_column_for_each_key_and_else_one_for_the_answer(tmp_path: Path) -> None:
+    (tmp_path / "echo.py").write_text("def predict(inputs):\n    return inputs or 1 / 0\n")
+
+    def table(name: str, *sent: Any) -> list[list[str]]:
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(value) + "\n" for value in sent))
+        run(tmp_path / "echo.py", tmp_path / "rows.jsonl", tmp_path / name)
+        with (tmp_path / name).open(newline="", encoding="utf-8") as file:
+            return list(csv.reader(file))
+
+    assert table(
+        "objects.csv", {"a": 1, "id": "x"}, 0, {"b": ["é", None], "a": 'say "a, b"\nc'}, {"a": None, "c": True}
+    ) == [
+        ["id", "status", "a", "answer.id", "b", "c", "error"],
+        ["0", "200", "1", "x", "", "", ""],
+        ["1", "500", "", "", "", "", "InternalError: The model's predict failed"],
+        ["2", "200", 'say "a, b"\nc', "", '["é",null]', "", ""],
+        ["3", "200", "", "", "", "true", ""],
+    ]
+    assert table("kinds.csv", {"a": 1}, [1.5, 2], "\ud83d") == [
+        ["id", "status", "answer", "error"],
+        ["0", "200", '{"a":1}', ""],
+        ["1", "200", "[1.5,2]", ""],
+        ["2", "200", "\\ud83d", ""],
+    ]
+    assert table("failed.csv", 0)[0] == ["id", "status", "answer", "error"]
+    many = [{f"{number}-{key}": key for key in range(600)} for number in range(2)]
+    assert table("many.csv", *many)[0] == ["id", "status", "answer", "error"]
+    assert {path.name for path in tmp_path.glob("*.csv*")} == {
+        f"{n}.csv" for n in ("objects", "kinds", "failed", "many")
+    }
+    with pytest.raises(HandlergenError, match=r"many\.csv already exists"):
+        table("many.csv", 1)
+
+
 def test_without_pyarrow_a_parquet_output_is_refused_before_any_row(
     module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,9 +213,9 @@ def test_map_says_what_an_output_will_be(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         return done.returncode, done.stderr
 
-    status, said = told("answers.csv")
+    status, said = told("answers.tsv")
     assert status == 0
-    assert "answers.csv will contain JSON lines; other formats: .npy, .parquet" in said
+    assert "answers.tsv will contain JSON lines; other formats: .csv, .npy, .parquet" in said
     assert "1 row in" in said
     assert "will hold" not in told("answers.jsonl")[1]
     status, said = told(".")
