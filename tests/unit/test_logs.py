@@ -27,6 +27,13 @@ Traceback (most recent call last):
 RuntimeError: two
 lines
 """
+LOADING = """handlergen: the model could not be loaded: OSError: no weights
+Traceback (most recent call last):
+  File "m.py", line 1, in load
+OSError: no
+weights
+
+Worker disconnected."""
 START = """s_name_part0=/tmp/x/.ts.sock, s_name_part1=9000, pid=12
 Listening on port: /tmp/x/.ts.sock.9000
 Successfully loaded /srv/metrics.yaml.
@@ -76,6 +83,7 @@ def test_tracebacks_of_workers_that_log_at_once_are_whole_and_torchserves_lines_
         mixed(log(START + FAILED + "\nafter"), log(logged, worker="W-9001", model="other_2.0"))
         + log("careful", level="WARN ")
         + log("ERROR:root:broken")
+        + log(LOADING, worker="W-9002", model="third_1.0")
         + "no line of this configuration\n"
     )
     (directory / "logs/predictor-m-1.0-cpu.log").write_text("printed in load\n")
@@ -89,6 +97,8 @@ def test_tracebacks_of_workers_that_log_at_once_are_whole_and_torchserves_lines_
             ("info", "W-9001", "next print"),
             ("warning", "W-9000", "careful"),
             ("error", "W-9000", "ERROR:root:broken"),
+            ("error", "W-9002", LOADING.removesuffix("\n\nWorker disconnected.")),
+            ("info", "W-9002", "Worker disconnected."),
             ("info", "", "no line of this configuration"),
             ("info", "predictor-m-1.0-cpu", "printed in load"),
         ]
