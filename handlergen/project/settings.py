@@ -105,7 +105,7 @@ class Settings:
     )
     extra_files: tuple[str, ...] = _setting(
         (),
-        "Files and directories to pack; each keeps its path relative to the source. auto: what the source names.",
+        "Files and directories to pack, or auto: what the source names; each keeps its path relative to the source.",
         kinds.strings("a list of paths", "PATH"),
         example="[labels.json, models/]",
     )
