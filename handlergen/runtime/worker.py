@@ -149,10 +149,7 @@ class Worker:
         except BaseException as error:
             pass_interrupt(error)
             take_over_logging()
-            reason = without_secrets(reason_of(error, model_dir))
-            root = str(model_dir)
-            traceback = error.user_traceback if isinstance(error, Unsuitable) else user_traceback(error, user_root=root)
-            logger().error("%s%s\n%s", REPORT, reason, traceback)
+            reason = report_failed_load(error, model_dir)
             if isinstance(error, MemoryError):
                 raise
             # Without the cause: TorchServe would print the whole chain once more, handlergen's frames included.
@@ -234,6 +231,17 @@ def backend_of(bundle: Bundle) -> Callable[[BackendOptions], Backend]:
     from .predictor_process.backends import PreparedBackend, RelayBackend
 
     return PreparedBackend if bundle.settings.stages == "worker" else RelayBackend
+
+
+def report_failed_load(error: BaseException, model_dir: Path) -> str:
+    """Log why a model cannot be loaded: one line, and the user's traceback. Return the line."""
+    reason = without_secrets(reason_of(error, model_dir))
+    if isinstance(error, Unsuitable):
+        traceback = error.user_traceback
+    else:
+        traceback = user_traceback(error, user_root=str(model_dir))
+    logger().error("%s%s\n%s", REPORT, reason, traceback)
+    return reason
 
 
 def _is_not_logged_yet(record: logging.LogRecord) -> bool:
