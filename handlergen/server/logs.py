@@ -45,7 +45,7 @@ _CHAINED = ("The above exception was the direct cause of", "During handling of t
 #: The first line of a failed request's message, which ends in a blank line.
 _FAILURE = re.compile(r"request \S+ failed in .* with status (?P<status>\d{3})$")
 _FATAL = "Fatal Python error: "
-_OF_FATAL = ("Current thread ", "Thread 0x", "  ", "Extension modules: ")
+_OF_FATAL = ("Stack (most recent call first)", "Current thread ", "Thread 0x", "  ", "Extension modules: ")
 """What `faulthandler` writes below it, and blank lines."""
 _DIED = "Backend worker process died."
 _TOLD_LEVEL = re.compile(r"\W*(?:(?P<error>ERROR|CRITICAL|FATAL)|(?P<warning>WARN(?:ING)?)|(?P<debug>DEBUG))\b")

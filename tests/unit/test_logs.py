@@ -27,6 +27,12 @@ Traceback (most recent call last):
 RuntimeError: two
 lines
 """
+FATAL = """Fatal Python error: Segmentation fault
+
+Stack (most recent call first):
+  File "/tmp/models/0f/m.py", line 5 in predict
+
+Extension modules: torch._C (total: 1)"""
 LOADING = """handlergen: the model could not be loaded: OSError: no weights
 Traceback (most recent call last):
   File "m.py", line 1, in load
@@ -83,6 +89,7 @@ def test_tracebacks_of_workers_that_log_at_once_are_whole_and_torchserves_lines_
         mixed(log(START + FAILED + "\nafter"), log(logged, worker="W-9001", model="other_2.0"))
         + log("careful", level="WARN ")
         + log("ERROR:root:broken")
+        + log(FATAL, level="WARN ")
         + log(LOADING, worker="W-9002", model="third_1.0")
         + "no line of this configuration\n"
     )
@@ -97,6 +104,7 @@ def test_tracebacks_of_workers_that_log_at_once_are_whole_and_torchserves_lines_
             ("info", "W-9001", "next print"),
             ("warning", "W-9000", "careful"),
             ("error", "W-9000", "ERROR:root:broken"),
+            ("error", "W-9000", FATAL),
             ("error", "W-9002", LOADING.removesuffix("\n\nWorker disconnected.")),
             ("info", "W-9002", "Worker disconnected."),
             ("info", "", "no line of this configuration"),
@@ -107,6 +115,7 @@ def test_tracebacks_of_workers_that_log_at_once_are_whole_and_torchserves_lines_
         FAILED.rstrip(),
         "careful",
         "ERROR:root:broken",
+        FATAL,
     ]
     assert {event["source"] for event in events("--model", "m_1.0")} == {"W-9000", "predictor-m-1.0-cpu"}
 
