@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test soak lint format bench peers clean distclean
+.PHONY: help venv demo test soak homes lint format bench peers clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ test: lint ## everything that CI runs (ARGS="-k scale" is passed to pytest)
 soak: $(STAMP) ## half an hour of random faults under load (ARGS="--minutes 5"), then 200 clients for 5 minutes
 	@$(BIN)/python tests/soak/soak.py $(ARGS)
 	@$(BIN)/python tests/soak/load.py
+
+homes: $(STAMP) ## archives on each TorchServe and Python, as the images start it (ARGS="--home kserve-v1 --json FILE")
+	@$(BIN)/python -m tests.homes $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
-from handlergen.inspection.path_values import Paths
 from handlergen.inspection.project import absolute
-from handlergen.inspection.source_module import SourceModule, parse_source
 from handlergen.project.names import MODEL_STORE, is_store_file
 from handlergen.project.settings import SETTINGS_FILE, shown
 
@@ -19,9 +16,6 @@ _NOISE = (
     | {"__pycache__", ".cache", ".hypothesis", ".ipynb_checkpoints", ".mypy_cache", ".pytest_cache"}
     | {".idea", ".ruff_cache", ".tox", ".venv", ".vscode", SETTINGS_FILE}
 )
-
-_LONGEST_NAME = 200
-"""Maximum length of a string constant that may be the name of a file."""
 
 
 class Collector:
@@ -175,64 +169,3 @@ class Collector:
         else:
             return True
         return False
-
-
-def named_but_not_packed(files: Mapping[str, Path], root: Path) -> list[str]:
-    """Return a warning for each file or directory that the code names but the archive does not contain.
-
-    Such a module works on this machine and fails on the server. String constants of the packed Python files are
-    looked at, and paths that they make of `__file__` or the working directory; a name that is built at run time is not
-    found. `files` are the user's, by archive path.
-    """
-    packed = {path.resolve() for path in files.values()}
-    packed |= {parent for path in packed for parent in path.parents}  # a directory of which something is packed
-    found: dict[Path, str] = {}
-    for path in files.values():
-        module = parse_source(path, file=shown(path)) if path.suffix == ".py" else None
-        if not isinstance(module, SourceModule):  # a file that is only packed; inspection reads the user's module
-            continue
-        paths = Paths(module, root)
-        elsewhere = {directory for addition in paths.additions() for directory in addition.directories}
-        elsewhere |= {Path(text) for text in _texts(module.tree) if text.startswith("/") and text != "/"}
-        for node in paths.nodes:
-            named = []
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                named = list(filter(None, [_beside(node.value, root)]))
-            elif isinstance(node, ast.Call | ast.BinOp | ast.JoinedStr):
-                named = [
-                    each for each in paths.of(node) if each.exists() and elsewhere.isdisjoint((each, *each.parents))
-                ]
-            for each in named:
-                if each.resolve() not in packed and each not in found:
-                    found[each] = _not_packed(
-                        f"{path.name}:{getattr(node, 'lineno', 0)}", ast.unparse(node), each, root
-                    )
-    inner = {parent for path in found for parent in path.parents}
-    return [warning for path, warning in found.items() if path not in inner]
-
-
-def _texts(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value
-
-
-def _not_packed(place: str, text: str, path: Path, root: Path) -> str:
-    if root not in path.parents:
-        advice = f"outside the project, so no archive has it there; copy it into {shown(root)} and pack it there"
-        return f"{place}: {text} is named here ({shown(path)}) and is {advice}"
-    option = f"add it to extra_files (--extra-file {path.relative_to(root).as_posix()})"
-    return f"{place}: {text} is named here and is beside the module, but is not packed; if the model reads it, {option}"
-
-
-def _beside(name: str, root: Path) -> Path | None:
-    """Return the file below `root` that a text names, or the directory if it has a slash; None if there is none."""
-    if not 2 < len(name) <= _LONGEST_NAME or "\n" in name or "\0" in name or not ("." in name or "/" in name):
-        return None
-    try:
-        found = absolute(root / name)
-        is_there = found.is_file() or (found.is_dir() and "/" in name)
-        is_there = is_there and root in found.parents and found.suffix != ".py"
-    except OSError:
-        return None
-    return found if is_there else None

@@ -126,6 +126,12 @@ def _check_contract(contract: Contract, names: Collection[str]) -> None:
         raise ValueError(f"{place}: the module {contract.module} is not in the archive")
     if not isinstance(contract.details, dict):
         raise ValueError(f"{place}: its details are not a mapping")
+    stages = contract.details.get("stages", [])  # of a flow
+    keys = ("type", "file", "shown")
+    if not isinstance(stages, list) or any(
+        not isinstance(stage, dict) or not all(isinstance(stage.get(key), str) for key in keys) for stage in stages
+    ):
+        raise ValueError(f"{place}: its stages are not a list of models with type, file and shown")
 
 
 def _check_settings(settings: RuntimeSettings, names: Collection[str]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from handlergen import __version__
 from handlergen.archives.audit import runtime_files
-from handlergen.archives.collecting import Collector, named_but_not_packed
+from handlergen.archives.collecting import Collector
 from handlergen.archives.model_config import model_config
 from handlergen.archives.render import render_handler
 from handlergen.archives.requirements import CONSTRAINTS_FILE, Requirements
@@ -126,7 +126,7 @@ def make_plan(project: Project, *, gpus: int = 0, model_store: Path = Path(MODEL
         *collector.warnings,
         *required.warnings,
         *collector.archives_left_out(),
-        *named_but_not_packed(collector.files, project.root),
+        *project.missing,
         *_foreign_names(files),
     ]
     return Plan(tuple(files), bundle, tuple(warnings))

@@ -100,7 +100,7 @@ _TLS_FILES = ("certificate_file", "private_key_file", "ca_file")
     type=int,
     default=100,
     show_default=True,
-    help="Queued requests per model.",
+    help="Queued requests per model of another tool. An archive of handlergen has its own: queue_size.",
 )
 @click.option("--max-request-size", type=int, default=6_553_500, show_default=True, help="In bytes.")
 @click.option("--max-response-size", type=int, default=6_553_500, show_default=True, help="In bytes.")

@@ -54,6 +54,7 @@ class Findings:
 
     Attributes:
         uses: The project's files and directories that the source imports from, to be packed in their place.
+        missing: Warnings of files that the source names and that are not packed.
     """
 
     contract: Contract | None = None
@@ -61,6 +62,7 @@ class Findings:
     warnings: list[str] = field(default_factory=list)
     source: Source | None = None
     uses: tuple[Path, ...] = ()
+    missing: tuple[str, ...] = ()
 
     def problem(self, file: str, line: int, message: str, fix: str = "") -> None:
         """Add a problem; see `Problem` for the arguments."""

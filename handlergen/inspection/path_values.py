@@ -20,6 +20,8 @@ _SAME = frozenset(
 """Functions whose result is the path of their arguments."""
 
 _SAME_METHODS = ("resolve", "absolute", "as_posix", "__str__")
+_LONGEST_NAME = 200
+"""Maximum length of a string that may be the name of a file."""
 _MOST = 20
 """Values that are kept of one expression or name, such as a loop's variable."""
 _MOST_STEPS = 100
@@ -97,6 +99,37 @@ class Paths:
         except RecursionError:
             return []
         return list(dict.fromkeys(Path(os.path.normpath(self._directory / text)) for text in texts if "\0" not in text))
+
+    def existing(self) -> Iterator[tuple[ast.expr, Path]]:
+        """Yield the files and directories that the source names, each with its expression.
+
+        They are strings that name a file below the working directory (a directory if there is a slash in the string),
+        and paths that the source makes of `__file__` or the working directory. A name made at run time is not found.
+        """
+        elsewhere = {directory for addition in self.additions() for directory in addition.directories}
+        texts = (node.value for node in self.nodes if isinstance(node, ast.Constant))
+        elsewhere |= {Path(text) for text in texts if isinstance(text, str) and text.startswith("/") and text != "/"}
+        for node in self.nodes:
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found = self._beside(node.value)
+                if found is not None:
+                    yield node, found
+            elif isinstance(node, ast.Call | ast.BinOp | ast.JoinedStr):
+                for each in self.of(node):
+                    # Path.exists raises for a name that is too long.
+                    if os.path.exists(each) and elsewhere.isdisjoint((each, *each.parents)):  # noqa: PTH110
+                        yield node, each
+
+    def _beside(self, name: str) -> Path | None:
+        if not 2 < len(name) <= _LONGEST_NAME or "\n" in name or "\0" in name or not ("." in name or "/" in name):
+            return None
+        try:
+            found = Path(os.path.normpath(self._directory / name))
+            is_there = found.is_file() or (found.is_dir() and "/" in name)
+            is_there = is_there and self._directory in found.parents and found.suffix != ".py"
+        except OSError:
+            return None
+        return found if is_there else None
 
     def additions(self) -> Iterator[Addition]:
         """Yield what the file puts on `sys.path`, in functions too."""

@@ -19,7 +19,7 @@ from handlergen.inspection.stage_rule import Placement, place
 from handlergen.inspection.thread_bound import thread_warnings
 from handlergen.project.contradictions import contradictions
 from handlergen.project.names import check_model_name, module_name_problem
-from handlergen.project.settings import SETTINGS, SETTINGS_FILE, Settings, read_settings, shown
+from handlergen.project.settings import AUTO_FILES, SETTINGS, SETTINGS_FILE, Settings, read_settings, shown
 from handlergen.project.truss import CONFIG_FILE, Truss, is_truss
 from handlergen.project.weights_file import weights_format
 from handlergen.project.yaml_source import read_yaml
@@ -43,6 +43,7 @@ class Project:
         placement: Where the stages run, and why.
         warnings: What looks wrong but is allowed.
         uses: Files and directories that the source imports from, to be packed in their place relative to `base`.
+        missing: Warnings of data files that the source names, which an archive would not contain.
     """
 
     root: Path
@@ -53,6 +54,7 @@ class Project:
     placement: Placement
     warnings: tuple[str, ...] = ()
     uses: tuple[Path, ...] = ()
+    missing: tuple[str, ...] = ()
 
     @property
     def base(self) -> Path:
@@ -145,6 +147,7 @@ def _resolved(where: _Location, settings: Settings, findings: Findings, contract
     settings = dataclasses.replace(
         settings,
         form=contract.form,
+        extra_files=findings.source.settings.extra_files,
         predictor=placed.predictor,
         stages=placed.stages,
         batch=FORMS[contract.form].batch if settings.batch == "auto" else settings.batch,
@@ -155,7 +158,17 @@ def _resolved(where: _Location, settings: Settings, findings: Findings, contract
     odd = contradictions(settings, weights_bytes=weights_bytes, device_bytes=device_bytes)
     bound = thread_warnings(findings.source, contract)
     warnings = tuple(dict.fromkeys((*where.warnings, *findings.warnings, *placed.warnings, *bound, *odd)))
-    return Project(where.root, where.source, where.source.is_dir(), settings, contract, placed, warnings, findings.uses)
+    return Project(
+        where.root,
+        where.source,
+        where.source.is_dir(),
+        settings,
+        contract,
+        placed,
+        warnings,
+        findings.uses,
+        findings.missing,
+    )
 
 
 def _find(path: Path, chosen: str | None) -> _Location:
@@ -252,7 +265,10 @@ def _with_paths(settings: Settings, where: _Location, given: set[str]) -> Settin
     if settings.weights:
         changes["weights"] = one(settings.weights, flag="weights" in given)
     for key in ("extra_files", "packages"):
-        changes[key] = tuple(one(entry, flag=key in given) for entry in getattr(settings, key))
+        changes[key] = tuple(
+            entry if key == "extra_files" and entry == AUTO_FILES else one(entry, flag=key in given)
+            for entry in getattr(settings, key)
+        )
     changes["requirements"] = tuple(
         one(entry, flag="requirements" in given) if entry.endswith(".txt") else entry for entry in settings.requirements
     )

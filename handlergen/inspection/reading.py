@@ -13,7 +13,7 @@ from handlergen.inspection.forms.refused import nearest_form, torchserve_handler
 from handlergen.inspection.hook_signatures import replaced_hooks
 from handlergen.inspection.source_tree import SourceTree
 from handlergen.inspection.used_files import UsedFiles
-from handlergen.project.settings import Settings
+from handlergen.project.settings import AUTO_FILES, Settings
 from handlergen.project.truss import TRUSS_FORM, Truss
 from handlergen.project.weights_file import weights_format
 from handlergen.runtime.forms.table import DEFAULT_FORM
@@ -24,7 +24,8 @@ def read_source(path: Path, *, settings: Settings, root: Path, truss: Truss | No
 
     Args:
         path: A `.py` file or a package directory.
-        settings: `form`, if it is set, replaces recognition. Paths are relative to `root`.
+        settings: `form`, if it is set, replaces recognition. Paths are relative to `root`. The source that is returned
+            has the names of the files instead of `extra_files: auto`.
         root: The project's root.
         truss: The Truss directory of the source; it names the file of the package, and the class.
     """
@@ -38,6 +39,9 @@ def read_source(path: Path, *, settings: Settings, root: Path, truss: Truss | No
     name = path.name if path.is_dir() else path.stem
     base = root if truss else path.parent
     used = UsedFiles(tree, module, own=path, base=base, settings=settings)
+    named = used.pack_named() if AUTO_FILES in settings.extra_files else {}
+    explicit = (entry for entry in settings.extra_files if entry != AUTO_FILES)
+    settings = replace(settings, extra_files=(*explicit, *named))
     source = Source(module, name, tree, settings, root, detected)
     if truss:
         name = ".".join(entry.relative_to(root).with_suffix("").parts)
@@ -46,8 +50,12 @@ def read_source(path: Path, *, settings: Settings, root: Path, truss: Truss | No
     if findings.contract is not None:
         pickles = (settings.weights, *findings.contract.details.get("files", ()), *settings.extra_files)
         used.add_pickles(source, filter(None, pickles), own_main=findings.contract.form == "module")
+        findings.missing = tuple(used.missing(findings.contract.details.get("files", ())))
         findings.warnings += replaced_hooks(source, findings.contract)
     findings.warnings += used.warnings
+    if named:
+        listed = ", ".join(f"{name} ({place})" for name, place in named.items())
+        findings.warnings.append(f"extra_files: {AUTO_FILES} packs what the source names: {listed}")
     findings.uses = tuple(used.paths)
     findings.source = source
     return findings

@@ -1,4 +1,4 @@
-"""The project's files that a module needs: what it imports, and the directories that it puts on `sys.path`."""
+"""The project's files that a module needs: what it imports, the directories that it puts on `sys.path`, data files."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from handlergen.inspection.findings import Source
 from handlergen.inspection.path_values import Paths
 from handlergen.inspection.source_module import SourceModule
 from handlergen.inspection.source_tree import SourceTree
-from handlergen.project.names import module_name_problem
-from handlergen.project.settings import Settings, shown
+from handlergen.project.names import is_store_file, module_name_problem
+from handlergen.project.settings import AUTO_FILES, SETTINGS_FILE, Settings, shown
 from handlergen.project.weights_file import pickled_names
 
 
@@ -52,7 +52,8 @@ class UsedFiles:
         self.warnings: list[str] = []
         self._tree, self._own, self._base = tree, own, base
         named = (*settings.extra_files, *settings.packages)
-        self._packed = [own, *(tree.root / entry.rstrip("/") for entry in named)]
+        weights = [settings.weights] if settings.weights else []
+        self._packed = [own, *(tree.root / entry.rstrip("/") for entry in (*named, *weights))]
         self._unseen: list[str] = []
         self._read: dict[Path, Paths] = {}
         self._seen: set[Path] = set()
@@ -80,6 +81,47 @@ class UsedFiles:
             modules = {module for module, _ in pickled_names(path)} - ({"__main__"} if own_main else set())
             for module in sorted(each for each in modules if not each.startswith("__torch__")):  # TorchScript's own
                 self._include_pickled(shown(path), module)
+
+    def pack_named(self) -> dict[str, str]:
+        """Return the project's data files that the source names, relative to its root, with the place; pack them.
+
+        Files that are packed anyway, hidden ones and archives in a model store are left out.
+        """
+        found = {}
+        for path, (place, _) in self._named().items():
+            name = os.path.relpath(path, self._tree.root)
+            if not name.startswith(".") and "/." not in name and not is_store_file(path.name) and name != SETTINGS_FILE:
+                found[name] = place
+                self._packed.append(path)
+        return found
+
+    def missing(self, packed: Iterable[str]) -> list[str]:
+        """Return a warning for each file or directory that the source names and that is not packed.
+
+        Such a module works on this machine and fails on the server. `packed`: further files that are packed.
+        """
+        root = self._tree.root
+        self._packed += [root / entry for entry in packed]
+        found = []
+        for path, (place, text) in self._named().items():
+            if root not in path.parents:
+                fix = f"outside the project, so no archive has it there; copy it into {shown(root)} and pack it there"
+                found.append(f"{place}: {text} is named here ({shown(path)}) and is {fix}")
+                continue
+            fix = f"add it to extra_files (--extra-file {path.relative_to(root).as_posix()}, or {AUTO_FILES})"
+            what = "is named here and is beside the module, but is not packed; if the model reads it"
+            found.append(f"{place}: {text} {what}, {fix}")
+        return found
+
+    def _named(self) -> dict[Path, tuple[str, str]]:
+        """Return what the source names and is not packed, with place and expression; of a directory, what is in it."""
+        found: dict[Path, tuple[str, str]] = {}
+        for path, paths in self._read.items():
+            for node, each in paths.existing():
+                if not self._is_packed(each) and not any(each in entry.parents for entry in self._packed):
+                    found.setdefault(each, (f"{shown(path)}:{node.lineno}", ast.unparse(node)))
+        inner = {parent for path in found for parent in path.parents}
+        return {path: named for path, named in found.items() if path not in inner}
 
     def _include_pickled(self, entry: str, module: str) -> None:
         what = f"has an object of a class of {module}"

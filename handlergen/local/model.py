@@ -67,7 +67,7 @@ class LocalModel:
         worker: Runs the pipeline.
         root: The model's directory.
         surroundings: To be entered around everything that runs hooks by `worker`.
-        warnings: Of an archive whose runtime is not the installed one.
+        warnings: Of an archive whose runtime is not the installed one, or of a source whose archive would lack files.
     """
 
     def __init__(
@@ -302,7 +302,7 @@ def load(source: str | Path, *, gpu: int | None = None, any_runtime: bool = Fals
             from handlergen.archives.staging import make_bundle
 
             project = open_project(path, overrides=settings)
-            bundle, root = make_bundle(project), project.root
+            bundle, root, warnings = make_bundle(project), project.root, project.missing
             identity = partial(_identity_of_project, project, bundle)
             beside = directories_beside(project)
         root = root.resolve()

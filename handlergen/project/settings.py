@@ -25,6 +25,8 @@ EXECUTABLE_FORMATS = ("torchscript", "exported", "onnx")
 """Weights formats that include the computation, so that a module needs no `predict` of its own."""
 
 SETTINGS_FILE = "handlergen.yaml"
+AUTO_FILES = "auto"
+"""The entry of `extra_files` that stands for the files that the source names."""
 """Name of a project's settings file."""
 
 ENVIRONMENT_PREFIX = "HANDLERGEN_"
@@ -103,7 +105,7 @@ class Settings:
     )
     extra_files: tuple[str, ...] = _setting(
         (),
-        "Files and directories to pack; each keeps its path relative to the source.",
+        "Files and directories to pack, or auto: what the source names; each keeps its path relative to the source.",
         kinds.strings("a list of paths", "PATH"),
         example="[labels.json, models/]",
     )

@@ -10,6 +10,7 @@ import importlib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,8 @@ def _lack(error: BaseException, model_dir: Path) -> str | None:
         place = file.relative_to(model_dir) if model_dir in file.parents else file
         return f"{place}, line {error.lineno}, is no valid code for {this_python()}: {error.msg}"
     if isinstance(error, FileNotFoundError) and error.filename:
+        if Path(traceback.extract_tb(error.__traceback__)[-1].filename).name == "subprocess.py":
+            return f"the program {error.filename} is not on the PATH of this worker"
         path = Path(os.path.realpath(os.fsdecode(error.filename)))
         if model_dir in path.parents and not path.exists():
             return (

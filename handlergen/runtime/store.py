@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .device.lock import STATE_DIR_VARIABLE
+from .device.lock import STATE_DIR_VARIABLE, lock_directory
 
 _BUSY_S = 10.0
 _SCHEMA = "CREATE TABLE IF NOT EXISTS entries (name TEXT PRIMARY KEY, value BLOB NOT NULL, expires REAL)"
@@ -107,9 +107,19 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def open_store(model: str, environ: Mapping[str, str] = os.environ) -> Store:
-    """Return a model's store: under `HANDLERGEN_STATE_DIR`, else `XDG_STATE_HOME`, else `~/.local/state`."""
+    """Return a model's store: under `HANDLERGEN_STATE_DIR`, else `XDG_STATE_HOME`, else `~/.local/state`.
+
+    Where there is no home directory to write to (a container's user may have none), the store is beside the locks,
+    until the container or the machine ends.
+    """
     if named := environ.get(STATE_DIR_VARIABLE):
         base = Path(named).expanduser().absolute()
+    elif named := environ.get("XDG_STATE_HOME"):
+        base = Path(named) / "handlergen"
     else:
-        base = Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "handlergen"
+        home = environ.get("HOME") or os.path.expanduser("~")  # noqa: PTH111 - "~" where there is none
+        base = Path(home, ".local", "state", "handlergen")
+        nearest = next(path for path in (base, *base.parents) if os.path.exists(path))  # noqa: PTH110 - false if hidden
+        if not base.is_absolute() or not os.access(nearest, os.W_OK):
+            base = lock_directory(environ)
     return Store(base / "store" / f"{model}.sqlite")

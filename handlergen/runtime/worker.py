@@ -15,7 +15,7 @@ from .codec.redaction import user_traceback, without_secrets
 from .contract import CONTRACT_FILE, Bundle
 from .device.device import keep_freed_memory
 from .diagnostics import log_to_stdout, logger, reopen_streams, take_over_logging
-from .environment import REPORT, reason_of, require_gpu
+from .environment import REPORT, Unsuitable, reason_of, require_gpu
 from .pipeline.backend import Backend, BackendOptions, LocalBackend
 from .pipeline.hooks import BoundHook, Item
 from .pipeline.pipeline import Pipeline
@@ -127,7 +127,12 @@ class Worker:
         os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
         try:
             require_gpu(properties.get("gpu_id"), getattr(context, "model_yaml_config", None))
-            bundle = Bundle.from_json((model_dir / CONTRACT_FILE).read_text(encoding="utf-8"))
+            try:
+                bundle = Bundle.from_json((model_dir / CONTRACT_FILE).read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise Unsuitable(
+                    f"{CONTRACT_FILE} and the runtime of the archive are of two versions: {error}"
+                ) from None
             # Clients, metrics and logs know the name that the model was registered under, not the archive's.
             bundle = replace(bundle, settings=replace(bundle.settings, name=context.model_name))
             return cls(
@@ -141,16 +146,12 @@ class Worker:
                 commands=Commands.of_worker((context.model_name, bundle.settings.version), closed),
                 enveloped=enveloped,
             )
-        except MemoryError:
-            raise
         except BaseException as error:
             pass_interrupt(error)
             take_over_logging()
-            reason = without_secrets(reason_of(error, model_dir))
-            traceback = getattr(error, "user_traceback", None)
-            if traceback is None:
-                traceback = user_traceback(error, user_root=str(model_dir))
-            logger().error("%s%s\n%s", REPORT, reason, traceback)
+            reason = report_failed_load(error, model_dir)
+            if isinstance(error, MemoryError):
+                raise
             # Without the cause: TorchServe would print the whole chain once more, handlergen's frames included.
             raise RuntimeError(reason) from None
         finally:
@@ -230,6 +231,17 @@ def backend_of(bundle: Bundle) -> Callable[[BackendOptions], Backend]:
     from .predictor_process.backends import PreparedBackend, RelayBackend
 
     return PreparedBackend if bundle.settings.stages == "worker" else RelayBackend
+
+
+def report_failed_load(error: BaseException, model_dir: Path) -> str:
+    """Log why a model cannot be loaded: one line, and the user's traceback. Return the line."""
+    reason = without_secrets(reason_of(error, model_dir))
+    if isinstance(error, Unsuitable):
+        traceback = error.user_traceback
+    else:
+        traceback = user_traceback(error, user_root=str(model_dir))
+    logger().error("%s%s\n%s", REPORT, reason, traceback)
+    return reason
 
 
 def _is_not_logged_yet(record: logging.LogRecord) -> bool:

@@ -17,6 +17,7 @@ import psutil
 
 from handlergen.errors import HandlergenError, ServerError
 from handlergen.project.settings import shown
+from handlergen.runtime.environment import REPORT
 from handlergen.server.configuration import handlergen_command
 from handlergen.server.launching import read_state
 from handlergen.server.lifecycle import log_directory
@@ -41,10 +42,11 @@ _NOISE = re.compile(
 _PROCESS = re.compile(r"\[PID\](\d+)$")
 _TRACEBACK = "Traceback (most recent call last):"
 _CHAINED = ("The above exception was the direct cause of", "During handling of the above exception")
-#: Messages of handlergen's that end in a blank line.
-_FAILURE = re.compile(
-    r"request \S+ failed in .* with status (?P<status>\d{3})$|handlergen: model \S+ could not be loaded$"
-)
+#: The first line of a failed request's message, which ends in a blank line.
+_FAILURE = re.compile(r"request \S+ failed in .* with status (?P<status>\d{3})$")
+_FATAL = "Fatal Python error: "
+_OF_FATAL = ("Stack (most recent call first)", "Current thread ", "Thread 0x", "  ", "Extension modules: ")
+"""What `faulthandler` writes below it, and blank lines."""
 _DIED = "Backend worker process died."
 _TOLD_LEVEL = re.compile(r"\W*(?:(?P<error>ERROR|CRITICAL|FATAL)|(?P<warning>WARN(?:ING)?)|(?P<debug>DEBUG))\b")
 _LOG4J_LEVELS = {"TRACE": "debug", "DEBUG": "debug", "INFO": "info", "WARN": "warning"}
@@ -90,7 +92,9 @@ class LogFilter:
                 return False
         if self.request_id is None:
             return True
-        return re.search(rf"(?<![\w-]){re.escape(self.request_id)}(?![\w-])", event.text) is not None
+        # The id alone: `a` is neither `a-b` nor `a.1`, but may begin `a: text`.
+        alone = rf"(?<![\w-]){re.escape(self.request_id)}(?![\w-]|[.:~=+@]\w)"
+        return re.search(alone, event.text) is not None
 
 
 @dataclass(frozen=True)
@@ -256,14 +260,15 @@ class _Open:
     def takes(self, text: str) -> bool:
         """Return whether a line belongs to this event: see `traceback.print_exception` for the form of a traceback."""
         last = self.lines[-1]
-        if _FAILURE.match(self.lines[0]):  # its end is a blank line that no chained traceback follows
+        if self.lines[0].startswith(_FATAL):
+            return not text or text.startswith(_OF_FATAL)
+        reported = self.lines[0].startswith(REPORT) and _TRACEBACK in self.lines
+        if reported or _FAILURE.match(self.lines[0]):  # its end is a blank line that no chained traceback follows
             return bool(last) or text.startswith(_CHAINED) or (text == _TRACEBACK and self._chained())
         if text == _TRACEBACK:
             return _TRACEBACK not in self.lines or (not last and self._chained())
-        if _TRACEBACK not in self.lines:
-            return False
-        if not text:
-            return bool(last)
+        if _TRACEBACK not in self.lines or not text:
+            return _TRACEBACK in self.lines and bool(last)
         if not last:
             return text.startswith(_CHAINED)
         return last.startswith((" ", _TRACEBACK, *_CHAINED)) or text.startswith(" ")
@@ -278,8 +283,8 @@ class _Open:
     def _level(self, log4j: str) -> str:
         text = self.lines[0]
         if failure := _FAILURE.match(text):
-            return "debug" if (failure["status"] or "500") < "500" else "error"
-        if _TRACEBACK in self.lines or text == _DIED:
+            return "debug" if failure["status"] < "500" else "error"
+        if _TRACEBACK in self.lines or text == _DIED or text.startswith((REPORT, _FATAL)):
             return "error"
         return _told_level(text) or _LOG4J_LEVELS.get(log4j, "error")
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from handlergen.errors import RequestFailed
-from tests.archives import make_archive
 from tests.histories import until
-from tests.torchserve_versions import VersionedServer, running
+from tests.homes.environments import with_torchserve
+from tests.homes.homes import HOMES, Running, make_archives, own, running
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -47,30 +51,33 @@ TENSOR = {"name": "x", "shape": [2], "datatype": "FP32", "data": [1.5, 2]}
 both_placements = pytest.mark.parametrize("name", ["other", "apart"])
 
 
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return make_archives(tmp_path_factory.mktemp("archives"), MODULE)
+
+
 @pytest.fixture(scope="module", params=SERVERS, ids="-".join)
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VersionedServer]:
+def server(
+    request: pytest.FixtureRequest, archives: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
     """A server with an envelope, and the archives registered as `other` and `apart`."""
     version, envelope = request.param
-    directory = tmp_path_factory.mktemp("archives")
-    own = {"batch": "list", "batch_size": 8, "max_batch_delay_ms": 200}
-    models = {
-        "other": make_archive(directory, "m", MODULE, **own),
-        "apart": make_archive(directory, "p", MODULE, predictor="process", **own),
-    }
-    properties, environ = {"service_envelope": envelope}, {}
+    home = replace(HOMES["own"], lay_out=partial(own, service_envelope=envelope))
     if request.param == BY_VARIABLE:
-        properties, environ = {"enable_envvars_config": "true"}, {"TS_SERVICE_ENVELOPE": envelope}
-    with running(version, models, tmp_path_factory, environ=environ, **properties) as server:
+        lay_out = partial(own, enable_envvars_config="true")
+        home = replace(home, lay_out=lay_out, environ={"TS_SERVICE_ENVELOPE": envelope})
+    found = with_torchserve(sys.executable, version, tmp_path_factory.mktemp("torchserve"))
+    with running(home, found, tmp_path_factory.mktemp("home"), archives) as server:
         yield server
 
 
 @both_placements
-def test_wrapped_requests_at_every_address(server: VersionedServer, name: str) -> None:
+def test_wrapped_requests_at_every_address(server: Running, name: str) -> None:
     for path in (f"predictions/{name}", f"v1/models/{name}:predict", f"invocations?model_name={name}"):
         status, answer = server.post(path, {"instances": [1, {"a": 2}, {"b64": "AP8="}]})
         assert (status, list(answer)) == (200, ["predictions"])
         assert [each.get("got", each) for each in answer["predictions"]] == [1, {"a": 2}, {"b64": "AP8="}]
-        refused = server.raw(path, json={"instances": [1, "refuse"]})
+        refused = server.http("POST", path, json={"instances": [1, "refuse"]})
         assert (refused.status_code, refused.headers["x-reason"]) == (418, "tea")
         assert refused.json()["error"] == "instances[1]: this is refused"
     for path in (f"predictions/{name}", f"v2/models/{name}/infer"):
@@ -82,20 +89,20 @@ def test_wrapped_requests_at_every_address(server: VersionedServer, name: str) -
 
 
 @both_placements
-def test_other_requests_answer_as_without_the_envelope(server: VersionedServer, name: str) -> None:
-    for own in ({"a": 1}, [1], {"instances": 1}, {"inputs": ["text"]}):
-        assert server.post(f"predictions/{name}", own) == (200, {"together": 1, "got": own})
+def test_other_requests_answer_as_without_the_envelope(server: Running, name: str) -> None:
+    for plain in ({"a": 1}, [1], {"instances": 1}, {"inputs": ["text"]}):
+        assert server.post(f"predictions/{name}", plain) == (200, {"together": 1, "got": plain})
     assert server.client.predict(name, content=b"\0\xff").body == b"\0\xff"
     assert b"".join(server.client.stream(name, "stream")) == b"0;1;2;"
     assert server.post(f"explanations/{name}", 5) == (200, {"why": 5})
-    refused = server.raw(f"predictions/{name}", json="refuse")
+    refused = server.http("POST", f"predictions/{name}", json="refuse")
     assert (refused.status_code, refused.headers["x-reason"]) == (418, "tea")
     assert (refused.json()["message"], "error" in refused.json()) == ("this is refused", False)
     assert server.described(name)["module"] == {"other": "m", "apart": "p"}[name]
 
 
 @both_placements
-def test_grpc(server: VersionedServer, name: str) -> None:
+def test_grpc(server: Running, name: str) -> None:
     client = server.client
     assert client.predict_grpc(name, {"b": 2}).json() == {"together": 1, "got": {"b": 2}}
     assert b"".join(client.stream_grpc(name, inputs={"data": b'"stream"', "ts_stream_next": b"true"})) == b"0;1;2;"
@@ -107,7 +114,7 @@ def test_grpc(server: VersionedServer, name: str) -> None:
             client.predict_grpc(name, value)
 
 
-def test_batches_of_eight_in_order(server: VersionedServer) -> None:
+def test_batches_of_eight_in_order(server: Running) -> None:
     """Plain, wrapped and refused requests share batches."""
 
     def send(number: int) -> tuple[int, int, int]:
@@ -130,7 +137,7 @@ def test_batches_of_eight_in_order(server: VersionedServer) -> None:
     until(lambda: largest_batch() >= 7, within_s=60)  # the refused one is not predicted
 
 
-def test_no_worker_died_and_no_envelope_worked(server: VersionedServer) -> None:
+def test_no_worker_died_and_no_envelope_worked(server: Running) -> None:
     """Last: what the tests above have left in the log."""
     text = server.log_text()
     assert "Worker died" not in text

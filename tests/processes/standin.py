@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from handlergen.runtime.contract import Bundle
-from handlergen.runtime.worker import Worker, backend_of
+from handlergen.runtime.worker import Worker, backend_of, report_failed_load
 from tests.serving import ServerContext
 
 
@@ -47,7 +47,7 @@ def work(directory: Path, address: str) -> None:
         bundle = Bundle.from_json((directory / "handlergen.json").read_text("utf-8"))
         worker = Worker(bundle, directory, gpu_id=None, batch_size=8, backend=backend_of(bundle))
     except Exception as error:
-        connection.send((os.getpid(), f"{type(error).__name__}: {error}"))
+        connection.send((os.getpid(), report_failed_load(error, directory)))
         return
     connection.send((os.getpid(), None))
     while True:

@@ -268,6 +268,8 @@ TEXTS: dict[str, tuple[Make, str]] = {
     "module elsewhere": (found("module", "..evil"), "is not a valid name"),
     "module of a shell": (found("module", "m; import os"), "is not a valid name"),
     "hook that is code": (contract(lambda v: v["contract"]["hooks"]["predict"].update(name="a()")), "not a valid name"),
+    "stages that are none": (found("details", {"stages": 5}), "its stages are not a list of models"),
+    "stage without a type": (found("details", {"stages": [{"file": "m", "shown": "m"}]}), "not a list of models"),
     "contract's further key": (found("more", 1), "archive the model again"),
     "endless timeout": (setting("lock_timeout_s", float("1e400")), "is not a JSON number"),
     "huge timeout": (setting("lock_timeout_s", 1e300), "lock_timeout_s"),

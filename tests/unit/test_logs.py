@@ -27,6 +27,19 @@ Traceback (most recent call last):
 RuntimeError: two
 lines
 """
+FATAL = """Fatal Python error: Segmentation fault
+
+Stack (most recent call first):
+  File "/tmp/models/0f/m.py", line 5 in predict
+
+Extension modules: torch._C (total: 1)"""
+LOADING = """handlergen: the model could not be loaded: OSError: no weights
+Traceback (most recent call last):
+  File "m.py", line 1, in load
+OSError: no
+weights
+
+Worker disconnected."""
 START = """s_name_part0=/tmp/x/.ts.sock, s_name_part1=9000, pid=12
 Listening on port: /tmp/x/.ts.sock.9000
 Successfully loaded /srv/metrics.yaml.
@@ -76,6 +89,8 @@ def test_tracebacks_of_workers_that_log_at_once_are_whole_and_torchserves_lines_
         mixed(log(START + FAILED + "\nafter"), log(logged, worker="W-9001", model="other_2.0"))
         + log("careful", level="WARN ")
         + log("ERROR:root:broken")
+        + log(FATAL, level="WARN ")
+        + log(LOADING, worker="W-9002", model="third_1.0")
         + "no line of this configuration\n"
     )
     (directory / "logs/predictor-m-1.0-cpu.log").write_text("printed in load\n")
@@ -89,6 +104,9 @@ def test_tracebacks_of_workers_that_log_at_once_are_whole_and_torchserves_lines_
             ("info", "W-9001", "next print"),
             ("warning", "W-9000", "careful"),
             ("error", "W-9000", "ERROR:root:broken"),
+            ("error", "W-9000", FATAL),
+            ("error", "W-9002", LOADING.removesuffix("\n\nWorker disconnected.")),
+            ("info", "W-9002", "Worker disconnected."),
             ("info", "", "no line of this configuration"),
             ("info", "predictor-m-1.0-cpu", "printed in load"),
         ]
@@ -97,6 +115,7 @@ def test_tracebacks_of_workers_that_log_at_once_are_whole_and_torchserves_lines_
         FAILED.rstrip(),
         "careful",
         "ERROR:root:broken",
+        FATAL,
     ]
     assert {event["source"] for event in events("--model", "m_1.0")} == {"W-9000", "predictor-m-1.0-cpu"}
 
@@ -113,7 +132,9 @@ def test_a_worker_that_prints_nothing_more_holds_nobody_up() -> None:
 def test_one_requests_lines_by_either_id_also_in_rotated_files(directory: Path, events: Events) -> None:
     with gzip.open(directory / "logs/model_log.2026-11-19.1.log.gz", "wt") as rotated:
         rotated.write(log(FAILED) + log("request my-id-2/0 failed in predict with status 500\nKeyError\n"))
-    (directory / "logs/model_log.log").write_text(log("my-id: a hook's own line") + log("not my-ids"))
+    (directory / "logs/model_log.log").write_text(
+        log("my-id: a hook's own line") + log("not my-ids") + log("nor my-id.2")
+    )
     expected = [FAILED.rstrip(), "my-id: a hook's own line"]
     assert [event["text"] for event in events("my-id")] == expected
     assert [event["text"] for event in events("11ec-9f")] == expected[:1]

@@ -211,10 +211,10 @@ def test_a_forgotten_stream_gives_the_device_back(
 
 
 def test_predict_timeout_is_the_longest_from_chunk_to_chunk(model: Callable[..., LocalModel]) -> None:
-    loaded = model(COUNT, predict_timeout_s=0.05)
-    assert loaded.predict({"n": 10, "pause": 0.01}) == list(range(10))  # a tenth of a second in all
-    with pytest.raises(RequestFailed, match=r"longer than 0\.05 s") as failed:
-        loaded.predict({"n": 2, "pause": 0.2})
+    loaded = model(COUNT, predict_timeout_s=1)
+    assert loaded.predict({"n": 30, "pause": 0.05}) == list(range(30))  # one and a half seconds in all
+    with pytest.raises(RequestFailed, match=r"longer than 1 s") as failed:
+        loaded.predict({"n": 2, "pause": 1.5})
     assert failed.value.status == 504
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from handlergen import runtime
-from handlergen.archives.collecting import named_but_not_packed
 from handlergen.archives.staging import make_plan
 from handlergen.errors import HandlergenError
 from handlergen.inspection.project import Project, open_project
@@ -250,6 +249,8 @@ HIDDEN = "secrets/key.pem"
 
 def load(context):
     return open(context.model_dir / "weights.bin"), open("labels.txt"), "helper.py", "no/such.file"
+
+def predict(x): ...
 '''
 
 
@@ -259,18 +260,17 @@ def test_a_named_file_that_is_not_packed_is_warned_about(tmp_path: Path) -> None
         (tmp_path / name).write_text("x")
     module = tmp_path / "model.py"
     module.write_text(NAMES_FILES)
-    warnings = named_but_not_packed({"model.py": module, "labels.txt": tmp_path / "labels.txt"}, tmp_path)
-    assert [warning.split(" is named")[0] for warning in warnings] == [
-        "model.py:3: 'secrets/key.pem'",
-        "model.py:6: 'weights.bin'",
+    warnings = open_project(module, overrides={"extra_files": ["labels.txt"]}, environ={}).missing
+    assert [warning.partition("model.py:")[2].split(" is named")[0] for warning in warnings] == [
+        "3: 'secrets/key.pem'",
+        "6: 'weights.bin'",
     ]
     assert "--extra-file secrets/key.pem" in warnings[0]
 
 
 def test_files_elsewhere_and_broken_modules_are_no_concern(tmp_path: Path) -> None:
     module = tmp_path / "model.py"
-    module.write_text("path = '../outside.txt'\nother = '/etc/hosts.conf'\n")
+    module.write_text("path = '../outside.txt'\nother = '/etc/hosts.conf'\ndef predict(x): ...\n")
     (tmp_path.parent / "outside.txt").write_text("x")
-    broken = tmp_path / "broken.py"
-    broken.write_text("def (")
-    assert named_but_not_packed({"model.py": module, "broken.py": broken}, tmp_path) == []
+    (tmp_path / "broken.py").write_text("def (")
+    assert open_project(module, overrides={"extra_files": ["broken.py"]}, environ={}).missing == ()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import re
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,57 @@ def test_data_files_are_named(tmp_path: Path) -> None:
     assert "/etc/hosts" not in found
     assert len(found.splitlines()) == 3
     assert "labels" not in told(source, extra_files=["data", "weights"])
+
+
+@pytest.mark.parametrize("by_file", [True, False])
+def test_the_files_that_a_module_names_are_packed_on_request(tmp_path: Path, by_file: bool) -> None:
+    files = {
+        "m.py": """
+            import pickle
+            from pathlib import Path
+            from helpers import words
+            HERE = Path(__file__).parent
+            POINT = pickle.loads((HERE / "data" / "point.pkl").read_bytes())
+            def predict(x):
+                return [POINT.x, words(), (HERE / "many").is_dir()]
+            """,
+        "helpers.py": "import pathlib\ndef words(): return pathlib.Path('words.txt').read_text().split()\n",
+        "points.py": "class Point:\n    x = 7\n",
+        **dict.fromkeys(("words.txt", "many/1.txt", "many/2.txt", "data/unused.txt", ".env", "far/auto"), "a b"),
+    }
+    source = project(tmp_path / "proj", files)
+    point = b"\x80\x04\x8c\x06points\x94\x8c\x05Point\x94\x93\x94)\x81\x94."
+    (source.parent / "data" / "point.pkl").write_bytes(point)
+    chosen = {} if by_file else {"extra_files": ["far", "auto"]}
+    if by_file:
+        (source.parent / "handlergen.yaml").write_text("source: m.py\nextra_files: [far, auto]\n")
+    opened = open_project(source, overrides=chosen)
+    packed = {file.archive_path for file in make_plan(opened).files} & {*files, "data/point.pkl"}
+    assert packed == {*files, "data/point.pkl"} - {"data/unused.txt", ".env"}
+    assert opened.missing == ()
+    (said,) = [warning for warning in opened.warnings if warning.startswith("extra_files: auto packs")]
+    assert re.findall(r"([\w./]+) \(\S+m\.py:6\)", said) == ["data/point.pkl"]
+    assert answers(source, 0, tmp_path, **chosen) == [[7, ["a", "b"], True]] * 2
+
+
+def test_predict_warns_of_what_an_archive_would_lack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    project(
+        tmp_path,
+        {"m.py": "import pathlib\ndef predict(x): return pathlib.Path('words.txt').read_text()\n", "words.txt": "a"},
+    )
+    status, out, err = run("predict", "m.py", "1")
+    assert (status, out) == (0, '"a"\n')
+    assert err.startswith("Warning: m.py:2: pathlib.Path('words.txt') is named here and is beside the module")
+    assert "--extra-file words.txt, or auto" in err
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x" * 300 + "/y.txt"])
+def test_a_text_that_is_too_long_for_a_file(tmp_path: Path, name: str) -> None:
+    source = project(tmp_path, {"m.py": f"WHAT = str('{name}')\ndef predict(x): return x\n"})
+    assert told(source) == ""
 
 
 def snapshot(tmp_path: Path) -> Path:

@@ -90,6 +90,8 @@ def test_what_an_archive_lacks_when_its_module_fails(tmp_path: Path) -> None:
     assert "requirements.txt lists it, and TorchServe installs that only with" in reason("import scikit_nobody.part")
     assert "is not installed for Python 3." in reason("import a_package_that_nobody_has")
     assert reason("open(place + '/weights.pt')").startswith("the archive has no file weights.pt;")
+    program = "import subprocess; subprocess.run(['a-program-that-nobody-has'])"
+    assert reason(program) == "the program a-program-that-nobody-has is not on the PATH of this worker"
     assert reason("open('/nowhere/weights.pt')").startswith("FileNotFoundError: [Errno 2] No such file")
     assert reason("raise KeyError('two\\nlines')") == "KeyError: 'two\\nlines'"
     assert reason("raise ValueError('two\\nlines')") == "ValueError: two lines"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import abc
 import importlib
+import platform
+import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -13,6 +15,8 @@ from ..contract import Contract, RuntimeSettings
 from ..pipeline.event_loop import EventLoop
 from ..pipeline.hooks import BoundHook, Hooks, bind, call_once
 from .table import FORMS
+
+_PYTHON = platform.python_version()
 
 
 class UserModule(abc.ABC):
@@ -36,7 +40,12 @@ class UserModule(abc.ABC):
             "logger": context.logger,
         }
         self.loop = EventLoop()
-        self._module: ModuleType = importlib.import_module(contract.module)
+        try:
+            self._module: ModuleType = importlib.import_module(contract.module)
+        except ModuleNotFoundError as error:
+            # Where: the log and `status` may be all that is seen of an image.
+            error.msg += f"; it is neither in the archive nor installed for {sys.executable} (Python {_PYTHON})"
+            raise
         self._owner: Any = self._module  # what the hooks are attributes of
 
     def setup(self) -> None:

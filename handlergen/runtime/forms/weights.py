@@ -30,7 +30,13 @@ def load_executable(path: Path, weights_format: str, device: torch.device) -> Ca
         scripted = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
         return lambda inputs: call_torch(scripted, inputs, device)
     if weights_format == "exported":
-        program = torch.export.load(path).module().to(device)
+        try:
+            program = torch.export.load(path).module().to(device)
+        except (AssertionError, AttributeError, KeyError) as error:  # what the reader of another version stumbles over
+            raise RuntimeError(
+                f"{path.name} is not an exported program that torch {torch.__version__} reads ({error}); export it "
+                "with that version, or write TorchScript or a state dict"
+            ) from error
         return lambda inputs: call_torch(program, inputs, device)
     if weights_format == "onnx":
         return _onnx(path, device)

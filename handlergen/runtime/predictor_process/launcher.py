@@ -18,7 +18,7 @@ from .transport import Transport
 
 _POLL_S = 0.01
 _LISTENS_WITHIN_S = 60.0
-_REAPED_WITHIN_S = 1.0
+_REAPED_WITHIN_S = 5.0
 _LAST_WORDS = 4096
 """How much of what a process printed last is logged when it dies, in bytes."""
 
