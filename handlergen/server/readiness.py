@@ -287,8 +287,8 @@ class _Life:
     def _not_started(self) -> WorkerFailure:
         """Return the failure of a worker that died before any code of the archive ran: TorchServe's imports failed."""
         lines = _first_traceback(self.stderr)
-        reason, traceback = lines[-1], "\n".join(lines)
-        missing = re.match(r"ModuleNotFoundError: No module named '([^'.]+)", reason)
+        reason, traceback = f"TorchServe's own imports fail: {lines[-1]}", "\n".join(lines)
+        missing = re.match(r"ModuleNotFoundError: No module named '([^'.]+)", lines[-1])
         place = re.search(r'File "([^"]+)/ts/\w+\.py"', traceback)
         if missing and place:
             reason = f"TorchServe needs the package {missing[1]}, and the Python that runs {place[1]}/ts has none"
