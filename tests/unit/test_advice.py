@@ -24,6 +24,7 @@ OTHER_PROGRAMS = {
     "torch-model-archiver": "--export-path --extra-files --handler --model-name --serialized-file",
     "torchserve": "--models --ncs --start --stop --ts-config",
     "TorchServe's worker": "--port --sock-name",
+    "curl": "--cacert --connect-to",
     "docker": "--shm-size",
     "nvidia-smi": "--query-gpu",
 }
