@@ -18,6 +18,7 @@ import click
 from handlergen.cli import options
 from handlergen.cli.errors import interrupted_by
 from handlergen.cli.printing import counted, default_mark, errors_as_json, per_device, print_json, restart_command, warn
+from handlergen.errors import ServerError
 from handlergen.server.configuration import archive_command, handlergen_command
 
 if TYPE_CHECKING:
@@ -96,9 +97,14 @@ def _serve(
             _print(running)
         if foreground:
             click.echo("\nCtrl-C stops the server.", err=True)
-            running.wait()
-            click.echo("the server has exited", err=True)
+            stopped = running.wait()
             running.stop()
+            if not stopped:
+                raise ServerError(
+                    "TorchServe ended although nobody stopped it",
+                    hint=f"{running.log_directory / 'ts_log.log'} may say why; the system's log names what it killed",
+                )
+            click.echo("stopped", err=True)
     except KeyboardInterrupt:
         # The server may have started before serve returned; do not stop one that ran before.
         marker = before.state.marker if before else None

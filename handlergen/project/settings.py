@@ -198,7 +198,7 @@ class Settings:
     stages: str = _setting(
         "auto",
         "Where preprocess and postprocess run if there is a predictor process: worker, or predictor (in threads "
-        "beside the model; slower, because they share its interpreter). auto: in the workers, unless they use "
+        "beside the model, slower because they share its interpreter). auto: in the workers, unless they use "
         "something that load creates; handlergen check shows what.",
         kinds.choice("auto", "worker", "predictor"),
     )

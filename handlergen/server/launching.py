@@ -52,6 +52,7 @@ class ServerState:
         temp_dir: The server's own temp directory, removed when it stops.
         console: File with the frontend's output.
         state_dir: HANDLERGEN_STATE_DIR of the server's processes; empty when it was not set.
+        stopping: `stop` is ending it: for whoever waits for it, its end is no failure.
     """
 
     pid: int
@@ -61,6 +62,7 @@ class ServerState:
     temp_dir: str
     console: str
     state_dir: str = ""
+    stopping: bool = False
 
     def running(self) -> bool:
         """Return whether the frontend is still alive."""

@@ -97,10 +97,12 @@ class RunningServer:
         """Return a new client for the server."""
         return Client(self.settings, directory=self.directory, timeout=timeout)
 
-    def wait(self) -> None:
-        """Wait until the server has stopped."""
+    def wait(self) -> bool:
+        """Wait until the server has ended; return whether `stop` ended it."""
         while self.running():
             time.sleep(_POLL_S)
+        left = read_state(Path(self.state.config))  # `stop` removes it when it is done
+        return left is None or left.marker != self.state.marker or left.stopping
 
     def stop(self, *, timeout: float = 30.0, drain: float = 30.0) -> StopReport | None:
         """Stop the server and every process it started; see `stop`."""
@@ -268,6 +270,8 @@ def stop(config: Path | str = "config.properties", *, timeout: float = 30.0, dra
 
 def _drain_and_terminate(config: Path, state: ServerState, timeout: float, drain: float) -> StopReport:
     report = StopReport(drain)
+    with contextlib.suppress(OSError):  # a full disk must not keep a server running
+        write_state(replace(state, stopping=True))
     with contextlib.ExitStack() as stack:
         if drain:
             try:

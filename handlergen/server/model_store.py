@@ -202,10 +202,9 @@ def require_signatures(store: Path, archives: Iterable[str], settings: ServerSet
             f"{path} cannot be signed, because it is not an archive, and TorchServe would load it"
             for path in loaded_besides_archives(store)
         ]
+    hints = ["`handlergen archive SOURCE --sign KEY --force` signs an archive"] if problems else []
     if settings.model_api:
-        problems.append("model_api is on: clients could register unsigned models")
+        problems.append("enable_model_api is on: clients could register unsigned models")
+        hints.append("`handlergen config --no-model-api --force` switches it off")
     if problems:
-        raise ServerError(
-            "\n".join(problems),
-            hint="`handlergen archive SOURCE --sign KEY --force` signs an archive; no server was started",
-        )
+        raise ServerError("\n".join(problems), hint="; ".join([*hints, "no server was started"]))

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 
 from handlergen.errors import ModuleFailed, ServerError
 from handlergen.server.configuration import write_configuration
+from handlergen.server.launching import ServerState, write_state
 from handlergen.server.lifecycle import running_server, serve, stop
 from handlergen.server.ports import free_port_settings
 from handlergen.server.properties import server_settings
@@ -357,3 +359,41 @@ def test_foreground_shows_what_models_print_and_ends_with_ctrl_c(project, echo_m
     assert process.returncode == 0, "".join(said)
     assert any("echo is loading" in line for line in said)
     assert processes_of(config) == []
+
+
+def test_foreground_fails_when_the_server_ends_by_itself(project, echo_mar):
+    """systemd's `Restart=on-failure` starts it again."""
+    config = project(echo_mar)
+    command = [HANDLERGEN, "serve", "--foreground"]
+    with (config.parent / "said.txt").open("w") as said:
+        process = subprocess.Popen(command, cwd=config.parent, stdout=said, stderr=said)
+    try:
+        until(lambda: "Ctrl-C stops the server" in (config.parent / "said.txt").read_text(), within_s=200)
+        running = running_server(config)
+        assert running
+        os.kill(running.pid, signal.SIGKILL)
+        status = process.wait(100)
+    finally:
+        process.kill()
+        process.wait()
+    assert status == 5
+    assert "ended although nobody stopped it" in (config.parent / "said.txt").read_text()
+    assert processes_of(config) == []
+
+
+def test_a_server_that_stop_ended_did_not_fail(project):
+    """What `serve --foreground` waits for; a process that sleeps stands for the frontend."""
+    config = project()
+    frontend = psutil.Popen(["sleep", "600"])
+    try:
+        temp = str(config.parent / "handlergen-x")
+        write_state(ServerState(frontend.pid, frontend.create_time(), "none of a process", str(config), temp, ""))
+        running = running_server(config)
+        assert running
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(running.wait)
+            stop(config, drain=0)
+            assert waiting.result(60) is True
+    finally:
+        frontend.kill()
+        frontend.wait()

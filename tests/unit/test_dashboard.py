@@ -1,4 +1,4 @@
-"""The Grafana dashboard and docs/metrics.md: Grafana's own types read it whole; all metrics they ask for are there."""
+"""The dashboard, docs/metrics.md and alerts.yaml: Grafana's own types read it; all metrics they ask for are there."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ DASHBOARD: dict[str, Any] = json.loads((DOCS / "grafana-dashboard.json").read_te
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
 EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
 PAGE = (DOCS / "metrics.md").read_text(encoding="utf-8")
+ALERTS = [
+    rule
+    for group in yaml.safe_load((DOCS / "alerts.yaml").read_text(encoding="utf-8"))["groups"]
+    for rule in group["rules"]
+]
 
 
 def documented() -> list[str]:
-    """The page's expressions: those to ask, and those of the alerts."""
-    found = []
-    for language, block in re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL):
-        if language == "promql":
-            found += block.split("\n\n")
-        elif language == "yaml":
-            groups = yaml.safe_load(block).get("groups", [])
-            found += [rule["expr"] for group in groups for rule in group["rules"]]
-    return found
+    """The expressions of the page and of the alerts."""
+    (asked,) = re.findall(r"^```promql\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    return asked.split("\n\n") + [rule["expr"] for rule in ALERTS]
 
 
 def lost(given: Any, kept: Any, place: str = "") -> Iterator[str]:
@@ -79,7 +78,7 @@ def selectors(node: Any) -> Iterator[promql_parser.VectorSelector]:
 def declared() -> dict[str, set[str]]:
     """Metric -> labels, as Prometheus has them."""
     file = yaml.safe_load((template_dir() / "metrics.yaml").read_text(encoding="utf-8"))
-    return {
+    return {"up": {"instance", "job"}} | {
         metric["name"]: {*metric["dimensions"], "Hostname", "instance", "job"}
         for section in ("ts_metrics", "model_metrics")
         for metrics in file[section].values()
@@ -118,8 +117,13 @@ def test_every_metric_of_handlergen_has_a_panel() -> None:
     assert left_out == {"handlergen_batch_size_bucket", "handlergen_stage_seconds_count"}
 
 
+def test_the_page_names_every_alert() -> None:
+    page = (DOCS / "production.md").read_text(encoding="utf-8")
+    assert [rule["alert"] for rule in ALERTS if f"`{rule['alert']}`" not in page] == []
+
+
 def test_the_page_has_every_metric_and_label() -> None:
-    assert len(documented()) == 9
+    assert len(documented()) == 11
     for name, labels in declared().items():
         if name.startswith("handlergen_"):
             base = re.sub("_(bucket|sum|count)$", "", name)

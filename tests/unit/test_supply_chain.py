@@ -159,8 +159,9 @@ def test_what_was_tampered_with_is_refused(case: str, source: Path, keys: tuple[
 def test_the_store_of_a_server_that_requires_signatures(source: Path, keys: tuple[Path, Path]) -> None:
     store = made(source, sign=keys[0]).path.parent
     require_signatures(store, ["add.mar"], ServerSettings(), keys[1])
-    with pytest.raises(ServerError, match="model_api is on"):
+    with pytest.raises(ServerError, match="model_api is on") as caught:
         require_signatures(store, ["add.mar"], ServerSettings(model_api=True), keys[1])
+    assert caught.value.hint == "`handlergen config --no-model-api --force` switches it off; no server was started"
     (store / "unpacked").mkdir()
     with pytest.raises(ServerError, match="unpacked cannot be signed"):
         require_signatures(store, ["add.mar"], ServerSettings(), keys[1])
