@@ -106,7 +106,7 @@ def postprocess(outputs):
     [
         ("def predict(inputs):\n    return inputs['y']\n", 4, "KeyError: 'y'"),
         ("def preprocess(data):\n    raise ValueError('no')\ndef predict(inputs):\n    return 1\n", 6, ""),
-        ("import nowhere\ndef predict(inputs):\n    return 1\n", 4, "No module named 'nowhere'"),
+        ("import nowhere\ndef predict(inputs):\n    return 1\n", 4, "it is neither in the archive nor installed for "),
         ("import os\ndef predict(inputs):\n    os.abort()\n", 4, "terminated by SIGABRT"),
     ],
     ids=["predict", "preprocess", "import", "crash"],
