@@ -17,10 +17,12 @@ import psutil
 
 from handlergen.errors import HandlergenError, ServerError
 from handlergen.project.settings import shown
+from handlergen.runtime.environment import REPORT
 from handlergen.server.configuration import handlergen_command
 from handlergen.server.launching import read_state
 from handlergen.server.lifecycle import log_directory
 from handlergen.server.properties import read_properties
+from handlergen.server.readiness import AFTER_REPORT, DIED, TRACEBACK
 
 LEVELS = ("debug", "info", "warning", "error")
 _POLL_S = 0.25
@@ -39,13 +41,9 @@ _NOISE = re.compile(
     r"|Torch TensorRT (not )?enabled|\[METRICS\]|Backend received inference at: \d|Frontend disconnected\.$"
 )
 _PROCESS = re.compile(r"\[PID\](\d+)$")
-_TRACEBACK = "Traceback (most recent call last):"
 _CHAINED = ("The above exception was the direct cause of", "During handling of the above exception")
-#: Messages of handlergen's that end in a blank line.
-_FAILURE = re.compile(
-    r"request \S+ failed in .* with status (?P<status>\d{3})$|handlergen: model \S+ could not be loaded$"
-)
-_DIED = "Backend worker process died."
+#: Messages of handlergen's that end in a blank line, or before what TorchServe says of the same failure.
+_FAILURE = re.compile(rf"request \S+ failed in .* with status (?P<status>\d{{3}})$|{re.escape(REPORT)}")
 _TOLD_LEVEL = re.compile(r"\W*(?:(?P<error>ERROR|CRITICAL|FATAL)|(?P<warning>WARN(?:ING)?)|(?P<debug>DEBUG))\b")
 _LOG4J_LEVELS = {"TRACE": "debug", "DEBUG": "debug", "INFO": "info", "WARN": "warning"}
 
@@ -135,9 +133,16 @@ class ModelLog:
         return state is not None and state.running()
 
     def rotated(self) -> list[Path]:
-        """Return the older files, the oldest first (`filePattern` in log4j2.xml)."""
-        found = [path for path in self.path.parent.glob(f"{self.path.stem}.*.log*") if path != self.path]
-        return sorted(found, key=lambda path: path.stat().st_mtime)
+        """Return the older files, the oldest first (`filePattern` in log4j2.xml).
+
+        While log4j compresses one, it is there twice: whole, and as a .gz that is not complete.
+        """
+        found = []
+        for path in self.path.parent.glob(f"{self.path.stem}.*.log*"):
+            if path != self.path and not (path.suffix == ".gz" and path.with_suffix("").exists()):
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    found.append((path.stat().st_mtime, path))
+        return [path for _, path in sorted(found)]
 
     def events(self, *, rotated: bool) -> Iterator[LogEvent]:
         """Yield the events of the model log, then those of the predictor processes' files, which have no times.
@@ -257,16 +262,17 @@ class _Open:
         """Return whether a line belongs to this event: see `traceback.print_exception` for the form of a traceback."""
         last = self.lines[-1]
         if _FAILURE.match(self.lines[0]):  # its end is a blank line that no chained traceback follows
-            return bool(last) or text.startswith(_CHAINED) or (text == _TRACEBACK and self._chained())
-        if text == _TRACEBACK:
-            return _TRACEBACK not in self.lines or (not last and self._chained())
-        if _TRACEBACK not in self.lines:
+            more = bool(last) or text.startswith(_CHAINED) or (text == TRACEBACK and self._chained())
+            return more and not AFTER_REPORT.match(text)
+        if text == TRACEBACK:
+            return TRACEBACK not in self.lines or (not last and self._chained())
+        if TRACEBACK not in self.lines:
             return False
         if not text:
             return bool(last)
         if not last:
             return text.startswith(_CHAINED)
-        return last.startswith((" ", _TRACEBACK, *_CHAINED)) or text.startswith(" ")
+        return last.startswith((" ", TRACEBACK, *_CHAINED)) or text.startswith(" ")
 
     def _chained(self) -> bool:
         return len(self.lines) > 1 and self.lines[-2].startswith(_CHAINED)
@@ -279,7 +285,7 @@ class _Open:
         text = self.lines[0]
         if failure := _FAILURE.match(text):
             return "debug" if (failure["status"] or "500") < "500" else "error"
-        if _TRACEBACK in self.lines or text == _DIED:
+        if TRACEBACK in self.lines or text == DIED:
             return "error"
         return _told_level(text) or _LOG4J_LEVELS.get(log4j, "error")
 
