@@ -175,7 +175,7 @@ def _shadows(archive: Mar) -> Iterator[str]:
             continue
         module = top if rest else stem
         if module.isidentifier() and (problem := module_name_problem(module)) is not None:
-            yield f"{file.name}: {problem}"
+            yield f"{_shown(file.name)}: {problem}"
 
 
 def _shown(name: str) -> str:

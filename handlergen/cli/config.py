@@ -139,10 +139,10 @@ def command(*, output: Path, show: bool, force: bool, diff: bool, as_json: bool,
     if settings.certificate_file and not show and given.keys() & {"host", *_TLS_FILES}:
         settings = with_tls_name(settings, output.resolve().parent)
     written: list[Path] = []
-    if diff:
+    if diff and not as_json:
         _show_diff(configuration_texts(output, settings))
         return
-    if not show:
+    if not (show or diff):
         written = write_configuration(output, settings, force=force)
     elif old is None:
         click.echo(f"there is no {output}; `handlergen config` would write this:", err=True)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from handlergen.client import ModelStatus
     from handlergen.server.draining import StopReport
     from handlergen.server.lifecycle import RunningServer
-    from handlergen.server.properties import ServerSettings
     from handlergen.server.readiness import Progress
 
 _LOG_TAIL = 2**20  # bytes of the log to search
@@ -221,25 +220,21 @@ def _print(running: RunningServer) -> None:
         name = running.models[0].name
         click.echo("\nTry it:")
         click.echo(f"  {handlergen_command(f'invoke {name}', config)} --data 'JSON'     (or --file PATH)")
-        click.echo(f"  {_curl(running, config)} -H 'Content-Type: application/json' -d 'JSON' ", nl=False)
-        click.echo(f"{_address(settings)}/predictions/{name}")
+        click.echo(f"  {_curl(running, config, name)}")
 
 
-def _address(settings: ServerSettings) -> str:
-    """Return the address of predictions, by the name in the server's certificate where there is one."""
+def _curl(running: RunningServer, config: Path, model: str) -> str:
+    """Return a request with curl: to the name in the certificate, with the token, which `ps` must not show."""
+    settings, name = running.settings, running.settings.tls_name
     host, port = settings.addresses()["inference"]
-    return f"https://{settings.tls_name}:{port}" if settings.tls_name not in ("", host) else settings.inference_address
-
-
-def _curl(running: RunningServer, config: Path) -> str:
-    """Return curl with the options for the server's certificate and token."""
-    ca, name = running.settings.ca_file, running.settings.tls_name
-    parts = ["curl", f"--cacert {shlex.quote(str(running.directory / ca))}" if ca else ""]
-    host, port = running.settings.addresses()["inference"]
+    address = settings.inference_address
+    parts = [f"{handlergen_command('token --header', config)} | curl -H @-" if running.key_file else "curl"]
+    if settings.ca_file:
+        parts.append(f"--cacert {shlex.quote(str(running.directory / settings.ca_file))}")
     if name not in ("", host):
         parts.append(f"--connect-to {name}:{port}:{host}:{port}")
-    parts.append(f'-H "$({handlergen_command("token --header", config)})"' if running.key_file else "")
-    return " ".join(filter(None, parts))
+        address = f"https://{name}:{port}"
+    return " ".join([*parts, "-H 'Content-Type: application/json' -d 'JSON'", f"{address}/predictions/{model}"])
 
 
 @click.command("stop")

@@ -47,7 +47,10 @@ def command(*, probe: bool, config: Path, key_file: Path | None, ca: Path | None
         models = client.status()
     if probe:
         _require_ready(models)
-        click.echo(f"ready: {counted(len(models), 'model version')}")
+        if as_json:
+            print_json({"ready": True}, indent=None)
+        else:
+            click.echo(f"ready: {counted(len(models), 'model version')}")
         return
     why = _load_failures(config, models)
     updates = UpdateRecords(config).unfinished()

@@ -14,7 +14,7 @@ from handlergen.cli.printing import print_json
 @click.command("token")
 @click.option("--inference", "kind", flag_value="inference", default=True, help="For predictions.  [default]")
 @click.option("--management", "kind", flag_value="management", help="For describing and scaling models.")
-@click.option("--header", is_flag=True, help="Print the whole header, for curl -H.")
+@click.option("--header", is_flag=True, help="Print the whole header, for curl -H @-, which keeps it out of `ps`.")
 @click.option("--renew", is_flag=True, help="Get a new token; the one before ends at once, also for other clients.")
 @options.server
 def command(
@@ -26,7 +26,7 @@ def command(
 
     \b
     Example:
-      curl -H "$(handlergen token --header)" http://127.0.0.1:8080/ping
+      handlergen token --header | curl -H @- http://127.0.0.1:8080/ping
     """
     with options.connected(config, key_file, ca, timeout=30) as client:
         token = client.token(kind, renew=renew)

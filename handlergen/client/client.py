@@ -326,11 +326,10 @@ class Client:
         """Make TorchServe write a new key for `inference` or `management` into its key file."""
         self._management.request("GET", "/token", params={"type": kind}, headers={"Authorization": f"Bearer {api_key}"})
 
-    def token(self, kind: str = "inference", *, lasting_s: float = 1.0, renew: bool = False) -> Token:
+    def token(self, kind: str = "inference", *, renew: bool = False) -> Token:
         """Return the token for `inference` or `management`, for requests sent by other means.
 
         Args:
-            lasting_s: Seconds that it must still be valid; otherwise it is renewed.
             renew: Get a new one in any case. A new token ends the one before at once, also for other clients.
 
         Raises:
@@ -340,11 +339,11 @@ class Client:
         """
         if self._key_file is None:
             raise HandlergenError("the server requires no tokens (disable_token_authorization=true)")
-        return self._tokens.token(self._key_file, kind, lasting_s=math.inf if renew else lasting_s)
+        return self._tokens.token(self._key_file, kind, lasting_s=math.inf if renew else 1.0)
 
     def authorization(self, *, lasting_s: float = 1.0) -> dict[str, str]:
         """Return the Authorization header for predictions sent by other means; empty without tokens."""
-        return self.token(lasting_s=lasting_s).header() if self._key_file and self._key_file.exists() else {}
+        return self._tokens.header("inference", lasting_s=lasting_s)
 
     @cached_property
     def grpc(self) -> GrpcInference:

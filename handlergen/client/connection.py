@@ -108,13 +108,13 @@ class Tokens:
         self._renew = renew
         self._renewing = threading.Lock()
 
-    def header(self, kind: str) -> dict[str, str]:
+    def header(self, kind: str, *, lasting_s: float = _EXPIRY_MARGIN_S) -> dict[str, str]:
         """Return `{"Authorization": "Bearer …"}`, or an empty dict when there is no token to send."""
         if self._key_file is None or not self._key_file.exists():
             # Without a key file the request is sent without a token: the errors "no server is listening" and "the
             # server requires a token" both help more than "no key file".
             return {}
-        return self.token(self._key_file, kind).header()
+        return self.token(self._key_file, kind, lasting_s=lasting_s).header()
 
     def token(self, path: Path, kind: str, *, lasting_s: float = _EXPIRY_MARGIN_S, refused: str = "") -> Token:
         """Return the key file's token, renewed unless it is valid for `lasting_s` seconds and is not the refused key.

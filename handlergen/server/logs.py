@@ -22,6 +22,7 @@ from handlergen.server.configuration import handlergen_command
 from handlergen.server.launching import read_state
 from handlergen.server.lifecycle import log_directory
 from handlergen.server.properties import read_properties
+from handlergen.server.readiness import AFTER_REPORT, DIED, TRACEBACK
 
 LEVELS = ("debug", "info", "warning", "error")
 _POLL_S = 0.25
@@ -40,14 +41,12 @@ _NOISE = re.compile(
     r"|Torch TensorRT (not )?enabled|\[METRICS\]|Backend received inference at: \d|Frontend disconnected\.$"
 )
 _PROCESS = re.compile(r"\[PID\](\d+)$")
-_TRACEBACK = "Traceback (most recent call last):"
 _CHAINED = ("The above exception was the direct cause of", "During handling of the above exception")
-#: The first line of a failed request's message, which ends in a blank line.
-_FAILURE = re.compile(r"request \S+ failed in .* with status (?P<status>\d{3})$")
+#: Messages of handlergen's that end in a blank line, or before what TorchServe says of the same failure.
+_FAILURE = re.compile(rf"request \S+ failed in .* with status (?P<status>\d{{3}})$|{re.escape(REPORT)}")
 _FATAL = "Fatal Python error: "
 _OF_FATAL = ("Stack (most recent call first)", "Current thread ", "Thread 0x", "  ", "Extension modules: ")
 """What `faulthandler` writes below it, and blank lines."""
-_DIED = "Backend worker process died."
 _TOLD_LEVEL = re.compile(r"\W*(?:(?P<error>ERROR|CRITICAL|FATAL)|(?P<warning>WARN(?:ING)?)|(?P<debug>DEBUG))\b")
 _LOG4J_LEVELS = {"TRACE": "debug", "DEBUG": "debug", "INFO": "info", "WARN": "warning"}
 
@@ -139,9 +138,16 @@ class ModelLog:
         return state is not None and state.running()
 
     def rotated(self) -> list[Path]:
-        """Return the older files, the oldest first (`filePattern` in log4j2.xml)."""
-        found = [path for path in self.path.parent.glob(f"{self.path.stem}.*.log*") if path != self.path]
-        return sorted(found, key=lambda path: path.stat().st_mtime)
+        """Return the older files, the oldest first (`filePattern` in log4j2.xml).
+
+        While log4j compresses one, it is there twice: whole, and as a .gz that is not complete.
+        """
+        found = []
+        for path in self.path.parent.glob(f"{self.path.stem}.*.log*"):
+            if path != self.path and not (path.suffix == ".gz" and path.with_suffix("").exists()):
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    found.append((path.stat().st_mtime, path))
+        return [path for _, path in sorted(found)]
 
     def events(self, *, rotated: bool) -> Iterator[LogEvent]:
         """Yield the events of the model log, then those of the predictor processes' files, which have no times.
@@ -262,16 +268,16 @@ class _Open:
         last = self.lines[-1]
         if self.lines[0].startswith(_FATAL):
             return not text or text.startswith(_OF_FATAL)
-        reported = self.lines[0].startswith(REPORT) and _TRACEBACK in self.lines
-        if reported or _FAILURE.match(self.lines[0]):  # its end is a blank line that no chained traceback follows
-            return bool(last) or text.startswith(_CHAINED) or (text == _TRACEBACK and self._chained())
-        if text == _TRACEBACK:
-            return _TRACEBACK not in self.lines or (not last and self._chained())
-        if _TRACEBACK not in self.lines or not text:
-            return _TRACEBACK in self.lines and bool(last)
+        if _FAILURE.match(self.lines[0]):  # its end is a blank line that no chained traceback follows
+            more = bool(last) or text.startswith(_CHAINED) or (text == TRACEBACK and self._chained())
+            return more and not AFTER_REPORT.match(text)
+        if text == TRACEBACK:
+            return TRACEBACK not in self.lines or (not last and self._chained())
+        if TRACEBACK not in self.lines or not text:
+            return TRACEBACK in self.lines and bool(last)
         if not last:
             return text.startswith(_CHAINED)
-        return last.startswith((" ", _TRACEBACK, *_CHAINED)) or text.startswith(" ")
+        return last.startswith((" ", TRACEBACK, *_CHAINED)) or text.startswith(" ")
 
     def _chained(self) -> bool:
         return len(self.lines) > 1 and self.lines[-2].startswith(_CHAINED)
@@ -283,8 +289,8 @@ class _Open:
     def _level(self, log4j: str) -> str:
         text = self.lines[0]
         if failure := _FAILURE.match(text):
-            return "debug" if failure["status"] < "500" else "error"
-        if _TRACEBACK in self.lines or text == _DIED or text.startswith((REPORT, _FATAL)):
+            return "debug" if (failure["status"] or "500") < "500" else "error"
+        if TRACEBACK in self.lines or text == DIED or text.startswith(_FATAL):
             return "error"
         return _told_level(text) or _LOG4J_LEVELS.get(log4j, "error")
 

@@ -25,12 +25,12 @@ from handlergen.server.properties import ServerSettings
 _POLL_S = 0.25
 _LAST_LINES = 30
 _DEATHS = 3
-_TRACEBACK = "Traceback (most recent call last):"
-_DIED = "Backend worker process died."
+TRACEBACK = "Traceback (most recent call last):"
+DIED = "Backend worker process died."
 _STARTED = "Torch worker started."
 _BORN = re.compile(r"s_name_part0=|Listening on (addr:)?port")
 #: What TorchServe prints after a worker's report (model_service_worker.py, load_model).
-_AFTER_REPORT = re.compile(r"Failed to load model |Load model \S+ (cpu|cuda) OOM|" + re.escape(_DIED))
+AFTER_REPORT = re.compile(r"Failed to load model |Load model \S+ (cpu|cuda) OOM|" + re.escape(DIED))
 #: The stack that Python's faulthandler prints when a signal ends the process.
 _CRASH = "Fatal Python error: "
 _LOADING = re.compile(r'model_service_worker\.py", line \d+ in load_model$')
@@ -252,7 +252,7 @@ class _Life:
         for number, text in enumerate(self.stdout):
             if text.startswith(REPORT):
                 report = self.stdout[number + 1 :]
-                end = next((place for place, line in enumerate(report) if _AFTER_REPORT.match(line)), None)
+                end = next((place for place, line in enumerate(report) if AFTER_REPORT.match(line)), None)
                 reason = text.removeprefix(REPORT)
                 return WorkerFailure(self.model, self.worker, reason, _shortened(report[:end]), end is not None)
         return None
@@ -269,15 +269,15 @@ class _Life:
 
     def _died(self) -> WorkerFailure | None:
         """Return the failure that TorchServe's own code has logged."""
-        end = next((number for number, text in enumerate(self.stdout) if text.startswith(_DIED)), None)
+        end = next((number for number, text in enumerate(self.stdout) if text.startswith(DIED)), None)
         if end is not None:
             # A RuntimeError is logged before this line, and a second traceback after it only repeats the failure;
             # any other exception is logged after it.
             traceback = user_traceback(self.stdout[:end]) or user_traceback(self.stdout[end:])
             first, again, _rest = traceback.partition("\nFailed to load model ")
-            if again and _TRACEBACK in first:
+            if again and TRACEBACK in first:
                 traceback = first.rstrip() + "\n"
-        elif _STARTED not in self.stdout and _TRACEBACK in self.stderr:
+        elif _STARTED not in self.stdout and TRACEBACK in self.stderr:
             return self._not_started()
         else:
             return None
@@ -329,7 +329,7 @@ def user_traceback(lines: list[str]) -> str:
 
 def _first_traceback(lines: list[str]) -> list[str]:
     """Return the lines from the first traceback on, up to the next that is not one of its chained causes."""
-    starts = [number for number, text in enumerate(lines) if text == _TRACEBACK]
+    starts = [number for number, text in enumerate(lines) if text == TRACEBACK]
     if not starts:
         return []
     end = next((number for number in starts[1:] if lines[number - 1]), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -172,6 +173,8 @@ def test_an_existing_file_keeps_all_that_is_not_told_to_change(
     assert [line for line in printed.splitlines() if line[0] in "+-"][2:] == [
         *("-job_queue_size=7", "-job_queue_size : \\", "-    9", "+job_queue_size=20"),
     ]
+    printed = run("config", "--queue-size", "20", "--diff", "--json")[1]
+    assert json.loads(printed)["changed"] == {"job_queue_size": {"from": "9", "to": "20"}}
     assert config.read_text("utf-8") == KEPT
     options = ("--queue-size", "20", "--inference-port", "9080", "--log-config", "log4j2.xml", "--model-api")
     status, printed, _ = run("config", *options, "--force")

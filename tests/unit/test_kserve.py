@@ -118,6 +118,9 @@ def test_v2_tensors_in_and_out(serve_project: Callable[..., Any]) -> None:
     wanted = {"inputs": [tensor([1.0], [1])], "outputs": [{"name": "twice"}]}
     ((_, body),) = ask(served, wanted)
     assert [output["name"] for output in body["outputs"]] == ["twice"]
+    for outputs in ("twice", ["twice"], [{"name": "twice"}, {}]):
+        ((status, body),) = ask(served, {**wanted, "outputs": outputs})
+        assert (status, body["error"]) == (400, '"outputs" is a list of objects with a "name"')
     wanted["outputs"] = [{"name": "twice"}, {"name": "half"}]
     ((status, body),) = ask(served, wanted)
     assert (status, body["error"]) == (400, "The model has no output half; it has sum, twice")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from handlergen.runtime.environment import REPORT
 from handlergen.server.logs import EventJoiner
 from tests.commands import HANDLERGEN, handlergen
 
@@ -129,13 +130,30 @@ def test_a_worker_that_prints_nothing_more_holds_nobody_up() -> None:
     assert len(early) > 1500
 
 
+def test_a_model_that_could_not_be_loaded_is_an_error_with_and_without_a_traceback(
+    directory: Path, events: Events
+) -> None:
+    reason = REPORT + "torch is not installed for Python 3.9.1"
+    raised = (
+        REPORT
+        + 'ValueError: two lines\nTraceback (most recent call last):\n  File "m.py", line 1\nValueError: two\nlines\n'
+    )
+    (directory / "logs/model_log.log").write_text(
+        log(reason + "\nBackend worker process died.") + log(raised + "\nafter")
+    )
+    found = [event["text"] for event in events("--level", "error")]
+    assert found == [reason, "Backend worker process died.", raised.rstrip()]
+
+
 def test_one_requests_lines_by_either_id_also_in_rotated_files(directory: Path, events: Events) -> None:
     with gzip.open(directory / "logs/model_log.2026-11-19.1.log.gz", "wt") as rotated:
         rotated.write(log(FAILED) + log("request my-id-2/0 failed in predict with status 500\nKeyError\n"))
+    (directory / "logs/model_log.2026-11-20.1.log").write_text(log("my-id: being compressed"))
+    (directory / "logs/model_log.2026-11-20.1.log.gz").write_bytes(b"\x1f\x8b")  # not complete yet
     (directory / "logs/model_log.log").write_text(
         log("my-id: a hook's own line") + log("not my-ids") + log("nor my-id.2")
     )
-    expected = [FAILED.rstrip(), "my-id: a hook's own line"]
+    expected = [FAILED.rstrip(), "my-id: being compressed", "my-id: a hook's own line"]
     assert [event["text"] for event in events("my-id")] == expected
     assert [event["text"] for event in events("11ec-9f")] == expected[:1]
     missing = handlergen("logs", "my", cwd=directory)

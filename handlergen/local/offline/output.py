@@ -139,7 +139,7 @@ def to_csv(lines: Path, target: Path) -> None:
     own = ("id", "status", "error")
     named = [f"answer.{key}" if key in own else key for key in keys] or ["answer"]
     with target.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(file)  # lines end in CRLF: with \n, Python 3.11 does not quote a cell with a lone CR
         writer.writerow(["id", "status", *named, "error"])
         for row in _rows(lines):
             answer, error = row.get("answer"), row.get("error")

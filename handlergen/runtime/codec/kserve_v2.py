@@ -142,11 +142,11 @@ class Answer:
         """Return the names of the outputs that the client wants, and whether in binary."""
         if outputs is None:
             return {}
-        objects = outputs if isinstance(outputs, list) else [{}]
-        wanted = [each for each in objects if isinstance(each, Mapping)]
-        if not all(isinstance(each.get("name"), str) for each in wanted):
+        if not isinstance(outputs, list) or not all(
+            isinstance(each, Mapping) and isinstance(each.get("name"), str) for each in outputs
+        ):
             raise BadRequest('"outputs" is a list of objects with a "name"')
-        return {each["name"]: _parameters(each).get("binary_data", self._all_binary) is True for each in wanted}
+        return {each["name"]: _parameters(each).get("binary_data", self._all_binary) is True for each in outputs}
 
     def __call__(self, answer: Any) -> Any:
         """Return the answer as a v2 response, with an output for each key of an object, else a single one.

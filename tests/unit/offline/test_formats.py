@@ -163,18 +163,18 @@ def test_a_csv_output_has_a_column_for_each_key_and_else_one_for_the_answer(tmp_
             return list(csv.reader(file))
 
     assert table(
-        "objects.csv", {"a": 1, "id": "x"}, 0, {"b": ["é", None], "a": 'say "a, b"\nc'}, {"a": None, "c": True}
+        "objects.csv", {"a": 1, "id": "x"}, 0, {"b": "d\re", "a": 'say "a, b"\rc'}, {"a": None, "c": True}
     ) == [
         ["id", "status", "a", "answer.id", "b", "c", "error"],
         ["0", "200", "1", "x", "", "", ""],
         ["1", "500", "", "", "", "", "InternalError: The model's predict failed"],
-        ["2", "200", 'say "a, b"\nc', "", '["é",null]', "", ""],
+        ["2", "200", 'say "a, b"\rc', "", "d\re", "", ""],
         ["3", "200", "", "", "", "true", ""],
     ]
-    assert table("kinds.csv", {"a": 1}, [1.5, 2], "\ud83d") == [
+    assert table("kinds.csv", {"a": 1}, ["é", None], "\ud83d") == [
         ["id", "status", "answer", "error"],
         ["0", "200", '{"a":1}', ""],
-        ["1", "200", "[1.5,2]", ""],
+        ["1", "200", '["é",null]', ""],
         ["2", "200", "\\ud83d", ""],
     ]
     assert table("failed.csv", 0)[0] == ["id", "status", "answer", "error"]
