@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from handlergen.server.lifecycle import RunningServer
     from handlergen.server.readiness import Progress
 
-_LOG_TAIL = 2**20  # bytes of the log to search
-
 
 @click.command("serve")
 @options.config("The server's configuration; written with defaults if it does not exist.")

@@ -320,7 +320,7 @@ def open_archive(path: Path, *, any_runtime: bool = False) -> tuple[Bundle, tupl
     Raises:
         HandlergenError: The archive cannot be read, is not handlergen's, or is not as handlergen packs it.
     """
-    archive = read_mar(path)
+    archive = read_mar(path, whole=False)  # `unpack` reads the rest, and finds what is damaged
     if archive.bundle is None:
         raise HandlergenError(
             f"{path} was not made by handlergen",

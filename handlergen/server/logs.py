@@ -204,7 +204,8 @@ class ModelLog:
 class EventJoiner:
     """Joins the lines of a model log to events: a traceback is one event with the message above it.
 
-    Workers' lines come mixed. TorchServe's own start-up lines become one. Events are yielded in the order of their
+    Workers' lines come mixed. TorchServe's own start-up lines become one, and what it repeats of a worker's report of a
+    failed load is left out. Events are yielded in the order of their
     first lines.
     """
 
@@ -229,6 +230,7 @@ class EventJoiner:
             return
         if last is not None:
             last.complete = True
+            event.repeats = last.reports and AFTER_REPORT.match(text) is not None
         self._last.pop(key, None)
         if not _NOISE.match(text) and text:
             if process := _PROCESS.match(text):
@@ -250,7 +252,9 @@ class EventJoiner:
         # The last event of a worker that prints nothing more must not hold up all others.
         while self._events and (self._events[0].complete or self._lines - self._events[0].line > _LINES_BETWEEN):
             self._events[0].complete = True
-            yield self._events.popleft().event()
+            event = self._events.popleft()
+            if not event.repeats:
+                yield event.event()
 
 
 class _Open:
@@ -262,6 +266,12 @@ class _Open:
         self.changed = time.monotonic()
         self.line = 0
         self.complete = False
+        self.repeats = False
+
+    @property
+    def reports(self) -> bool:
+        """Whether it is a worker's report of a failed load, or TorchServe's repetition of one."""
+        return self.repeats or self.lines[0].startswith(REPORT)
 
     def takes(self, text: str) -> bool:
         """Return whether a line belongs to this event: see `traceback.print_exception` for the form of a traceback."""

@@ -138,11 +138,14 @@ def test_a_model_that_could_not_be_loaded_is_an_error_with_and_without_a_traceba
         REPORT
         + 'ValueError: two lines\nTraceback (most recent call last):\n  File "m.py", line 1\nValueError: two\nlines\n'
     )
+    trace = 'Traceback (most recent call last):\n  File "model_service_worker.py", line 1\nRuntimeError: two lines'
+    repeated = f"Failed to load model m, exception two lines\n{trace}\nBackend worker process died.\n{trace}"
     (directory / "logs/model_log.log").write_text(
-        log(reason + "\nBackend worker process died.") + log(raised + "\nafter")
+        mixed(log(f"{raised}\n{repeated}"), log(f"{reason}\nBackend worker process died.", worker="W-9001"))
+        + log("Backend worker process died.", worker="W-9002")
     )
-    found = [event["text"] for event in events("--level", "error")]
-    assert found == [reason, "Backend worker process died.", raised.rstrip()]
+    found = {(event["source"], event["text"]) for event in events("--level", "error")}
+    assert found == {("W-9000", raised.rstrip()), ("W-9001", reason), ("W-9002", "Backend worker process died.")}
 
 
 def test_one_requests_lines_by_either_id_also_in_rotated_files(directory: Path, events: Events) -> None:
