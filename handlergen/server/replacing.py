@@ -244,6 +244,11 @@ class Replacing:
                 f"{self.name} {plan.new} failed at a request that {plan.old} answers: {first.request}\n"
                 f"answer of {plan.old}: {first.places[0][1]}\nanswer of {plan.new}: {first.places[0][2]}",
             )
+        if wanted.max_different is not None and not report.compared:
+            raise ServerError(
+                f"no answer of {self.name} {plan.new} was compared in {wanted.seconds:g} s: how many differ is unknown",
+                hint="send requests meanwhile, compare for longer with --shadow-for, or leave out --max-different",
+            )
         if wanted.max_different is not None and report.different > wanted.max_different * report.compared:
             shown_places = [f"{path}: {old} != {new}" for each in report.differences for path, old, new in each.places]
             raise ServerError(

@@ -341,6 +341,8 @@ def test_a_shadow(site: Site, kind: str, tmp_path: Path) -> None:
     if kind == "equal":
         assert site.default("batched") != old
         site.run("rollback", "batched")
+        failed = site.run(*arguments, "--shadow-for", "1", "--max-different", "10%", status=5).stderr
+        assert "no answer of batched" in failed
     else:
         assert not load.wrong(said)
     assert site.versions("batched") == {old}
