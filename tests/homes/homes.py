@@ -251,29 +251,20 @@ def _tokens_off(place: Place) -> list[str]:
 
 OTHER = ("other", "apart")
 
+
+def _kserve_home(envelope: str) -> Home:
+    """KServe's runtime for a version of its protocol, which TorchServe's envelope unwraps."""
+    environ = {"TS_SERVICE_ENVELOPE": envelope}
+    return Home(
+        ("0.9.0",), _kserve, OTHER, environ=environ, home="", envelope=True, one_port=True, read_only="mnt/models"
+    )
+
+
 HOMES = {
     "own": Home(VERSIONS, own, OTHER, own_metrics=True),
     "image": Home(VERSIONS, _image, OTHER),
-    "kserve-v1": Home(
-        ("0.9.0",),
-        _kserve,
-        OTHER,
-        environ={"TS_SERVICE_ENVELOPE": "kserve"},
-        home="",
-        envelope=True,
-        one_port=True,
-        read_only="mnt/models",
-    ),
-    "kserve-v2": Home(
-        ("0.9.0",),
-        _kserve,
-        OTHER,
-        environ={"TS_SERVICE_ENVELOPE": "kservev2"},
-        home="",
-        envelope=True,
-        one_port=True,
-        read_only="mnt/models",
-    ),
+    "kserve-v1": _kserve_home("kserve"),
+    "kserve-v2": _kserve_home("kservev2"),
     "vertex": Home(("0.11.1", "0.12.0"), _vertex, ("model", "apart"), envelope=True),
     "sagemaker": Home(
         ("0.11.0", "0.12.0"),
