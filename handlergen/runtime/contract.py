@@ -94,6 +94,8 @@ class RuntimeSettings:
         stages: Where preprocess and postprocess run with a predictor process: `worker` or `predictor`.
         max_batch: The most requests in one predict of the predictor process.
         linger_ms: How long the predictor process waits for further requests of a batch, in milliseconds.
+        examples_at_start: What each worker does with the archive's examples before it is ready: `check` asks them and
+            fails if an answer is wrong, `warm` only asks them, `off`.
     """
 
     name: str
@@ -114,6 +116,7 @@ class RuntimeSettings:
     stages: str = "worker"
     max_batch: int = 32
     linger_ms: float = 0.0
+    examples_at_start: str = "check"
 
 
 @dataclass(frozen=True)

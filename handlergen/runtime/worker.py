@@ -16,11 +16,12 @@ from .contract import CONTRACT_FILE, Bundle
 from .device.device import keep_freed_memory
 from .diagnostics import log_to_stdout, logger, reopen_streams, take_over_logging
 from .environment import REPORT, Unsuitable, reason_of, require_gpu
+from .examples import Example, from_files
 from .pipeline.backend import Backend, BackendOptions, LocalBackend
 from .pipeline.hooks import BoundHook, Item
 from .pipeline.pipeline import Pipeline
 from .telemetry.health import Health, description
-from .telemetry.recording import Counts, switched_on
+from .telemetry.recording import EXAMPLES, Counts, is_declared, switched_on
 from .torchserve.control import Commands
 from .torchserve.duplicate_requests import DuplicateRequests
 from .torchserve.frontend import (
@@ -31,6 +32,7 @@ from .torchserve.frontend import (
     outlet_of,
     received,
 )
+from .warm_up import ask_at_start
 
 
 class Worker:
@@ -66,8 +68,10 @@ class Worker:
         self._duplicates = duplicates or DuplicateRequests()
         self._commands = commands or Commands()
         self._enveloped = enveloped
+        self._batch_size = batch_size
         self._backend = backend(BackendOptions(bundle, model_dir, gpu_id, batch_size, self.describe))
         self._counts = Counts(metrics=self._backend.metrics)
+        self._examples: dict[str, Any] | None = None
         self._health: Health | None = None
         if self._backend.is_healthy is not None:
             self._health = Health(self._backend.is_healthy, bundle.settings, metrics=metrics, user_root=str(model_dir))
@@ -135,7 +139,7 @@ class Worker:
                 ) from None
             # Clients, metrics and logs know the name that the model was registered under, not the archive's.
             bundle = replace(bundle, settings=replace(bundle.settings, name=context.model_name))
-            return cls(
+            worker = cls(
                 bundle,
                 model_dir,
                 gpu_id=properties.get("gpu_id"),
@@ -146,6 +150,8 @@ class Worker:
                 commands=Commands.of_worker((context.model_name, bundle.settings.version), closed),
                 enveloped=enveloped,
             )
+            worker._ask_examples(model_dir, metrics)
+            return worker
         except BaseException as error:
             pass_interrupt(error)
             take_over_logging()
@@ -156,6 +162,42 @@ class Worker:
             raise RuntimeError(reason) from None
         finally:
             reopen_streams()
+
+    def _ask_examples(self, model_dir: Path, declared: Any) -> None:
+        """Ask the archive's examples.
+
+        Args:
+            declared: TorchServe's `context.metrics`.
+
+        Raises:
+            Unsuitable: An answer is wrong, or the examples cannot be read.
+        """
+        settings = self.bundle.settings
+        try:
+            examples = read_examples(model_dir)
+        except ValueError as error:
+            raise Unsuitable(str(error)) from None
+        if not examples:
+            return
+        self._examples = {"number": len(examples), "at_start": settings.examples_at_start}
+        if settings.examples_at_start == "off":
+            return
+        together = settings.max_batch if settings.predictor == "process" and settings.batch != "each" else 1
+        try:
+            right = ask_at_start(
+                self._backend,
+                examples,
+                name=settings.name,
+                batch_size=max(self._batch_size, together),
+                compare=settings.examples_at_start == "check",
+            )
+        except BaseException:
+            self.close()
+            raise
+        self._examples["right"] = right
+        metrics = self._backend.metrics
+        if metrics is not None and is_declared(EXAMPLES, declared):
+            metrics.watch(lambda: {EXAMPLES: right})
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch. Its requests are preprocessed and postprocessed while others are predicted.
@@ -215,6 +257,7 @@ class Worker:
             **self._backend.describe(),
             counts=self._counts,
             health=self._health.check() if self._health is not None else None,
+            examples=self._examples,
         )
 
     def close(self) -> None:
@@ -231,6 +274,18 @@ def backend_of(bundle: Bundle) -> Callable[[BackendOptions], Backend]:
     from .predictor_process.backends import PreparedBackend, RelayBackend
 
     return PreparedBackend if bundle.settings.stages == "worker" else RelayBackend
+
+
+def read_examples(model_dir: Path) -> tuple[Example, ...]:
+    """Return the examples of an unpacked archive. Raises ValueError as `from_files` does."""
+
+    def read(path: str) -> bytes | None:
+        try:
+            return (model_dir / path).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    return from_files(read)
 
 
 def report_failed_load(error: BaseException, model_dir: Path) -> str:

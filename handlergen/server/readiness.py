@@ -34,6 +34,8 @@ AFTER_REPORT = re.compile(r"Failed to load model |Load model \S+ (cpu|cuda) OOM|
 #: The stack that Python's faulthandler prints when a signal ends the process.
 _CRASH = "Fatal Python error: "
 _LOADING = re.compile(r'model_service_worker\.py", line \d+ in load_model$')
+#: How a worker dies that could not answer, because TorchServe had closed the connection in order to end it.
+_HUNG_UP = re.compile(r'/ts/model_service_worker\.py", .*\n.*\n(BrokenPipeError|ConnectionResetError): .*\s*$')
 _SIGNALS = {
     "Segmentation fault": signal.SIGSEGV,
     "Aborted": signal.SIGABRT,
@@ -277,6 +279,8 @@ class _Life:
             first, again, _rest = traceback.partition("\nFailed to load model ")
             if again and TRACEBACK in first:
                 traceback = first.rstrip() + "\n"
+            if _HUNG_UP.search(traceback):
+                return None
         elif _STARTED not in self.stdout and TRACEBACK in self.stderr:
             return self._not_started()
         else:

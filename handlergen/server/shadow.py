@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping
@@ -18,8 +17,8 @@ import httpx
 from handlergen.client import Client
 from handlergen.client.fence import UnknownCommand
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
+from handlergen.runtime.codec.comparison import differences, shortened
 
-_TOLERANCE = 1e-3
 _POLL_S = 0.1
 _THREADS = 4
 _MOST_AT_ONCE = 16
@@ -27,7 +26,6 @@ _ATTEMPTS = 3
 """A new version that is busy (503) is asked again, a second later."""
 _REPORTED = 5
 _PATHS = 5
-_SHOWN = 120
 _COMMAND_S = 60.0
 """How long a command may wait in the queue of a busy model."""
 _SETTLE_S = 0.2
@@ -156,22 +154,22 @@ def _compared(client: Client, name: str, version: str, recorded: Mapping[str, An
         return str(reason), None
     parts = {part: (kind, b64decode(text)) for part, (kind, text) in recorded["parts"].items()}
     old = b64decode(recorded["answer"])
-    request = _shortened(next(iter(parts.values()), ("", b""))[1])
+    request = shortened(next(iter(parts.values()), ("", b""))[1])
     try:
-        status, new = _asked_patiently(client, name, version, recorded, parts)
+        status, kind, new = _asked_patiently(client, name, version, recorded, parts)
     except HandlergenError as error:
         status = error.status if isinstance(error, RequestFailed) else 503
         if recorded["status"] < 400:
-            return "failed", Difference(request, (("answer", _shortened(old), _shortened(error.message)),))
-        new = old  # the bodies of errors have ids of their requests
-    places = differences(old, new)
+            return "failed", Difference(request, (("answer", shortened(old), shortened(error.message)),))
+        kind, new = "", old  # the bodies of errors have ids of their requests
+    places = [each[:3] for each in differences(old, new, kind)]
     if status != recorded["status"]:
         places = [("status", str(recorded["status"]), str(status)), *places]
     return ("different", Difference(request, tuple(places[:_PATHS]))) if places else ("equal", None)
 
 
-def _asked_patiently(client: Client, name: str, version: str, *request: Any) -> tuple[int, bytes]:
-    """Return status and body of the new version's answer; ask again while it is busy."""
+def _asked_patiently(client: Client, name: str, version: str, *request: Any) -> tuple[int, str, bytes]:
+    """Return status, content type and body of the new version's answer; ask again while it is busy."""
     for _ in range(_ATTEMPTS - 1):
         try:
             return _asked(client, name, version, *request)
@@ -184,11 +182,11 @@ def _asked_patiently(client: Client, name: str, version: str, *request: Any) -> 
 
 def _asked(
     client: Client, name: str, version: str, recorded: Mapping[str, Any], parts: Mapping[str, tuple[str, bytes]]
-) -> tuple[int, bytes]:
-    """Return status and body of the new version's answer."""
+) -> tuple[int, str, bytes]:
+    """Return status, content type and body of the new version's answer."""
     if recorded["grpc"]:
         inputs = {part: content for part, (_, content) in parts.items()}
-        return 200, client.predict_grpc(name, inputs=inputs, version=version).body
+        return 200, "", client.predict_grpc(name, inputs=inputs, version=version).body
     headers = dict(recorded["headers"])
     kind = next((headers.pop(each) for each in list(headers) if each.lower() == "content-type"), "")
     content = parts.get("body", ("", b""))[1]
@@ -200,41 +198,4 @@ def _asked(
         content, kind = form.read(), form.headers["content-type"]
     # Also "": a request without a type is read differently from application/octet-stream, the client's default.
     answer = client.predict(name, content=content, headers={**headers, "Content-Type": kind}, version=version)
-    return answer.status, answer.body
-
-
-def differences(old: bytes, new: bytes) -> list[tuple[str, str, str]]:
-    """Return where two answers differ: (path, old, new). Numbers in JSON may differ by a thousandth of the larger."""
-    try:
-        before, after = json.loads(old), json.loads(new)
-    except ValueError:
-        return [] if old == new else [("answer", _shortened(old), _shortened(new))]
-    return list(_differences("answer", before, after))
-
-
-def _differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, str, str]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in {**old, **new}:
-            place = f"{path}.{key}"
-            if key not in old or key not in new:
-                shown = [_shortened(json.dumps(each[key])) if key in each else "(missing)" for each in (old, new)]
-                yield place, shown[0], shown[1]
-            else:
-                yield from _differences(place, old[key], new[key])
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for index, (one, other) in enumerate(zip(old, new, strict=True)):
-            yield from _differences(f"{path}[{index}]", one, other)
-    elif not _same(old, new):
-        yield path, _shortened(json.dumps(old)), _shortened(json.dumps(new))
-
-
-def _same(old: Any, new: Any) -> bool:
-    numbers = [type(each) in (int, float) for each in (old, new)]  # True is no number
-    if all(numbers):
-        return math.isclose(old, new, rel_tol=_TOLERANCE) or repr(old) == repr(new)  # NaN
-    return type(old) is type(new) and bool(old == new)
-
-
-def _shortened(text: str | bytes) -> str:
-    shown = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+    return answer.status, answer.content_type, answer.body

@@ -23,7 +23,6 @@ from handlergen.runtime.torchserve.control import COMMAND, Commands
 from handlergen.runtime.torchserve.frontend import received
 from handlergen.server.configuration import write_configuration
 from handlergen.server.properties import server_settings
-from handlergen.server.shadow import differences
 from handlergen.server.update import next_version
 from handlergen.server.update_state import ModelRecord, Replacement, UpdateRecords
 from tests.commands import handlergen as run
@@ -48,24 +47,6 @@ PLAN = Replacement(
 )
 def test_the_next_version(version: str, taken: set[str], following: str) -> None:
     assert next_version(version, taken) == following
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "expected"),
-    [
-        (b'{"a": 1.0}', b'{"a": 1.0009}', []),
-        (b'{"a": 1.0}', b'{"a": 1.002}', [("answer.a", "1.0", "1.002")]),
-        (b"[1, 2]", b"[1, 3]", [("answer[1]", "2", "3")]),
-        (b"[1]", b"[1, 2]", [("answer", "[1]", "[1, 2]")]),
-        (b'{"a": "x"}', b'{"b": "x"}', [("answer.a", '"x"', "(missing)"), ("answer.b", "(missing)", '"x"')]),
-        (b"[true]", b"[1]", [("answer[0]", "true", "1")]),
-        (b"[NaN, null]", b"[NaN, null]", []),
-        (b"\x89PNG", b"\x89PNG", []),
-        (b"plain", b"other", [("answer", "plain", "other")]),
-    ],
-)
-def test_what_counts_as_different(old: bytes, new: bytes, expected: list[Any]) -> None:
-    assert differences(old, new) == expected
 
 
 @pytest.mark.parametrize(("text", "share"), [("10%", 0.1), ("0.25", 0.25), ("100%", 1.0), ("0", 0.0)])

@@ -58,6 +58,9 @@ class Backend(Protocol):
     def answer(self, items: Sequence[Item]) -> int:
         """Give each item its `reply` or its `failure`; return how many requests were not describe."""
 
+    def relay(self, why: str) -> bool:
+        """Let the predictor process run all stages from now on; return False if that changes nothing."""
+
     def describe(self) -> dict[str, Any]:
         """Return `predictor` and `types`, for `health.description`."""
 
@@ -188,6 +191,9 @@ class PipelineBackend(Dispatcher):
         super().__init__(options.bundle, model, batch_size=options.batch_size, describe=options.describe)
         self.metrics = model.recording.metrics
         self.is_healthy = model.is_healthy
+
+    def relay(self, why: str) -> bool:
+        return False
 
     def flush(self) -> None:
         self._model.recording.flush()

@@ -42,7 +42,7 @@ class PreparedBackend(PipelineBackend):
     """Preprocess and postprocess in the worker, predict in the predictor process. See `Backend` for the methods.
 
     The first value that cannot be sent to the predictor process, or from it, changes that: this worker sends whole
-    requests from then on, that request included.
+    requests from then on, that request included. So does an example that is answered wrongly for that reason alone.
     """
 
     def __init__(self, options: BackendOptions) -> None:
@@ -57,14 +57,21 @@ class PreparedBackend(PipelineBackend):
             return self._relay.answer(items)
         count = super().answer(items)
         if self._why:
-            self._relay = RelayBackend(self._options, self._client, self._model.recording)
+            relay = self._relay = RelayBackend(self._options, self._client, self._model.recording)
             # Answered once more, by the process; but a client that has a part of its answer cannot get another one.
             failed = [item for item in items if item.failure is not None and item.failure.type == _UNSENDABLE]
             again = [item for item in failed if not item.sent]
             for item in again:
                 item.reply = item.failure = None
-            self._relay.answer(again)
+            relay.answer(again)
         return count
+
+    def relay(self, why: str) -> bool:
+        if self._relay is not None:
+            return False
+        self._note(why)
+        self._relay = RelayBackend(self._options, self._client, self._model.recording)
+        return True
 
     def _note(self, why: str) -> None:
         if not self._why:
@@ -72,8 +79,8 @@ class PreparedBackend(PipelineBackend):
             self._client.note_unsendable(why)
             logger().warning(
                 "handlergen: model %s: %s. From now on, this worker sends whole requests to the predictor process, "
-                "which runs preprocess and postprocess too. Set `stages: predictor` in handlergen.yaml, or return "
-                "values that pickle can copy.",
+                "which runs preprocess and postprocess too. Set `stages: predictor` in handlergen.yaml, or let "
+                "the hooks pass values that pickle can copy, and share no other state.",
                 self._options.bundle.settings.name,
                 why,
             )
@@ -255,6 +262,9 @@ class RelayBackend:
 
     def describe(self) -> dict[str, Any]:
         return {"types": {}, **self._client.describe()}
+
+    def relay(self, why: str) -> bool:
+        return False
 
     def flush(self) -> None:
         """Do nothing: the predictor process records all."""

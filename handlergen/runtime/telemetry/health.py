@@ -116,13 +116,20 @@ def _worker_port(arguments: Sequence[str]) -> str:
 
 
 def description(
-    bundle: Bundle, *, predictor: dict[str, Any], counts: Counts, types: dict[str, Any], health: dict[str, Any] | None
+    bundle: Bundle,
+    *,
+    predictor: dict[str, Any],
+    counts: Counts,
+    types: dict[str, Any],
+    health: dict[str, Any] | None,
+    examples: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the description as JSON values.
 
     Args:
         predictor, types: As `Backend.describe` returns them.
         health: The result of `Health.check`; None without the hook.
+        examples: How many the archive has, what is done with them at start, and how many this worker answered rightly.
     """
     contract, settings = bundle.contract, bundle.settings
     return {
@@ -149,4 +156,5 @@ def description(
             "failures": {str(status): number for status, number in sorted(counts.failures.items())},
         },
         "health": health,
+        "examples": examples,
     }

@@ -13,6 +13,7 @@ second colon and rejects a metric that lacks one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -54,6 +55,7 @@ SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 STAGE, BATCH = "handlergen_stage_seconds", "handlergen_batch_size"
 ANSWERS, LOCK_TIMEOUTS = "handlergen_answers_total", "handlergen_lock_timeouts_total"
+EXAMPLES = "handlergen_examples_right"
 COPIES, MEMORY = "handlergen_model_copies", "handlergen_model_memory_bytes"
 
 _Kept = TypeVar("_Kept")
@@ -151,12 +153,17 @@ def switched_on(declared: Any = None) -> bool:
     Args:
         declared: TorchServe's `context.metrics`, which has read the metrics file; None if unknown.
     """
-    cache = getattr(declared, "cache", None)
-    if isinstance(cache, Mapping) and not any(ANSWERS in metrics for metrics in cache.values()):
+    if not is_declared(ANSWERS, declared):
         os.environ[SWITCH_VARIABLE] = "off"
     elif () < torchserve_version() < (0, 10) and os.environ.get(SWITCH_VARIABLE) != "off":
         os.environ[SWITCH_VARIABLE] = _UNTYPED
     return os.environ.get(SWITCH_VARIABLE) != "off"
+
+
+def is_declared(metric: str, declared: Any) -> bool:
+    """Return whether the server's metrics file has a metric; True if that is unknown. See `switched_on`."""
+    cache = getattr(declared, "cache", None)
+    return not isinstance(cache, Mapping) or any(metric in metrics for metrics in cache.values())
 
 
 class Histogram:
@@ -201,7 +208,7 @@ class Metrics:
         self._answers: deque[int] = deque()
         self._timeouts: deque[None] = deque()
         self._seen: set[str] = set()
-        self._gauges: Callable[[], Mapping[str, float]] = dict
+        self._gauges: list[Callable[[], Mapping[str, float]]] = []
         self._writing = threading.Lock()
         self._ended = threading.Event()
         self._host = socket.gethostname()
@@ -215,8 +222,8 @@ class Metrics:
         threading.Thread(target=self._run, name="handlergen-metrics", daemon=True).start()
 
     def watch(self, gauges: Callable[[], Mapping[str, float]]) -> None:
-        """Also write gauges, by name; none when `gauges` raises OSError."""
-        self._gauges = gauges
+        """Also write these gauges, by name; none of them when `gauges` raises OSError."""
+        self._gauges.append(gauges)
 
     def record(self, stage: str, request_id: str, start_ns: int, end_ns: int) -> None:
         """Count the time of a stage; `request_id` has several ids, joined by commas, for one predict of a batch."""
@@ -244,10 +251,10 @@ class Metrics:
         again a second later, a counter's growth only once.
         """
         with self._writing:
-            try:
-                gauges = self._gauges()
-            except OSError:
-                gauges = {}
+            gauges: dict[str, float] = {}
+            for each in self._gauges:
+                with contextlib.suppress(OSError):
+                    gauges.update(each())
             lines = [self._line(name, "Count", value, {}, kind="GAUGE") for name, value in gauges.items()]
             lines += self._grown()
             if lines:
