@@ -247,6 +247,12 @@ class Settings:
         "limit is for all of them together; TorchServe's default of 120 s is short for large weights.",
         kinds.whole(least=1),
     )
+    examples_at_start: str = _setting(
+        "check",
+        "What each worker does with the archive's examples before it is READY. check: asks them, and does not start if "
+        "an answer is wrong. warm: only asks them. off.",
+        kinds.choice("check", "warm", "off"),
+    )
     queue_size: int = _setting(
         100,
         "Requests that may wait in TorchServe for a worker; more get 503 at once. 100 is TorchServe's default.",

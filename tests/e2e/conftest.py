@@ -20,6 +20,7 @@ and its own session of processes. Token authorization is on unless a test says `
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -89,7 +90,7 @@ class Server:
         client: Knows its addresses and tokens; `client.grpc` and `client.grpc_management` speak gRPC.
         spans_directory: Where its workers record spans, when they do.
         models: The models that were registered for this view of the shared server.
-        logged: Bytes that were in each log file when this view was made.
+        logged: Inode and size of each log file when this view was made.
     """
 
     running: RunningServer
@@ -97,7 +98,7 @@ class Server:
     client: Client
     spans_directory: Path | None = None
     models: tuple[str, ...] = ()
-    logged: Mapping[Path, int] = field(default_factory=dict)
+    logged: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def settings(self) -> ServerSettings:
@@ -127,14 +128,14 @@ class Server:
     def log_files(self) -> list[Path]:
         return sorted(self.running.log_directory.glob("*.log"))
 
-    def log_sizes(self) -> dict[Path, int]:
-        """Bytes in each log file now."""
-        return {path: path.stat().st_size for path in self.log_files()}
+    def log_marks(self) -> dict[Path, tuple[int, int]]:
+        """Inode and size in bytes of each log file now."""
+        return {path: (path.stat().st_ino, path.stat().st_size) for path in self.log_files()}
 
-    def log_text(self, since: Mapping[Path, int] | None = None) -> str:
+    def log_text(self, since: Mapping[Path, tuple[int, int]] | None = None) -> str:
         """What was added to logs/ for this view, or since then: what workers printed, what TorchServe complained of."""
-        sizes = self.logged if since is None else since
-        return "".join(path.read_bytes()[sizes.get(path, 0) :].decode("utf-8", "replace") for path in self.log_files())
+        marks = self.logged if since is None else since
+        return "".join(_added(path, *marks.get(path, (0, 0))).decode("utf-8", "replace") for path in self.log_files())
 
     def spans(self) -> list[Span]:
         """What the workers of this view's models recorded."""
@@ -161,6 +162,14 @@ class Server:
     def stop(self) -> None:
         self.client.close()
         self.running.stop()
+
+
+def _added(path: Path, inode: int, size: int) -> bytes:
+    """What a log file got since it had this inode and size, also if it was rolled over meanwhile, as at midnight."""
+    if inode in (0, path.stat().st_ino):
+        return path.read_bytes()[size:]
+    older = max(path.parent.glob(f"{path.stem}.*.log.gz"), key=lambda each: each.stat().st_mtime)
+    return gzip.decompress(older.read_bytes())[size:] + path.read_bytes()
 
 
 Factory = Callable[..., Server]
@@ -218,7 +227,7 @@ def shared(_shared_server: Server) -> Iterator[Factory]:
     def add(*archives: Path) -> Server:
         server = replace(
             _shared_server,
-            logged={path: path.stat().st_size for path in _shared_server.log_files()},
+            logged=_shared_server.log_marks(),
             models=tuple(archive.stem for archive in archives),
         )
         added.extend(archives)

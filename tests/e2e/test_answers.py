@@ -194,7 +194,7 @@ def test_each_failure_over_rest_and_grpc(server: Any, wish: str, status: int, ki
 
 
 def test_the_log_has_one_traceback_with_the_request_s_id(server: Any) -> None:
-    before = server.log_sizes()
+    before = server.log_marks()
     request_id = post(server, "/predictions/fails", json={"wish": "crash"}).json()["request_id"]
     until(lambda: "4711" in server.log_text(before))
     added = server.log_text(before)

@@ -170,7 +170,7 @@ def test_scaling_waits_for_ready_over_rest_and_grpc(server):
 
 
 def test_requests_leave_no_line_but_prints_do(server):
-    before = server.log_sizes()
+    before = server.log_marks()
     for number in range(20):
         server.client.predict("echo", number)
     added = server.log_text(before)

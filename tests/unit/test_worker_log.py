@@ -164,6 +164,21 @@ def test_a_signal_in_load_is_named_and_one_in_a_request_is_no_failed_load():
     assert load_failures(log(START) + log(request, stream="stderr")) == []
 
 
+def test_a_worker_that_torchserve_ended_while_it_answered_is_no_failed_load():
+    hung_up = f"""Backend worker process died.
+Traceback (most recent call last):
+  File "{SITE}/model_service_worker.py", line 301, in <module>
+    worker.run_server()
+  File "{SITE}/model_service_worker.py", line 187, in handle_connection
+    cl_socket.sendall(resp)
+BrokenPipeError: [Errno 32] Broken pipe
+"""
+    assert load_failures(log(START + hung_up)) == []
+    own = hung_up.replace(f'{SITE}/model_service_worker.py", line 187', f'{MODEL_DIR}/digits.py", line 5')
+    (failure,) = load_failures(log(START + own))
+    assert failure.reason == "BrokenPipeError: [Errno 32] Broken pipe"
+
+
 def test_the_second_life_of_a_worker_is_its_own():
     failures = load_failures(log(START + RUNTIME_ERROR + START))
     assert len(failures) == 1
