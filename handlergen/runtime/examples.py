@@ -16,6 +16,8 @@ from .codec.errors import error_text
 
 DIRECTORY = "handlergen_examples"
 INDEX = f"{DIRECTORY}/examples.json"
+EXAMPLE = "example "
+"""How the differences of an example's answer begin."""
 BODY = "body"
 """The name of a request's only part, if it is no form; TorchServe's own."""
 
@@ -213,6 +215,6 @@ def differences_text(wrong: Sequence[tuple[Example, Sequence[Difference]]]) -> s
     """Return the differences of answers, a line each under the name of their example."""
     lines = []
     for example, found in wrong:
-        lines.append(f"example {example.name}:")
+        lines.append(f"{EXAMPLE}{example.name}:")
         lines += [f"  {each}" for each in found]
     return "\n".join(lines)

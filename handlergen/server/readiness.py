@@ -18,6 +18,7 @@ from handlergen.client import Client, ModelStatus
 from handlergen.errors import HandlergenError, ModuleFailed, ServerError, TlsError
 from handlergen.project.settings import shown
 from handlergen.runtime.environment import REPORT
+from handlergen.runtime.examples import EXAMPLE
 from handlergen.server.launching import ServerState
 from handlergen.server.model_store import ModelVersion
 from handlergen.server.properties import ServerSettings
@@ -187,13 +188,18 @@ def check_workers(logs: ServerLogs, version: ModelVersion | None = None, *, scal
     while not failure.complete and time.monotonic() < deadline:
         time.sleep(_POLL_S)
         failure = _failure(logs, version) or failure
-    advice = "`handlergen predict SOURCE DATA` loads the model without a server; once that works, archive it again "
+    advice = ""
+    if failure.traceback.startswith(EXAMPLE):
+        advice = "`handlergen check SOURCE --examples` asks the examples without a server. "
+    elif failure.traceback:
+        advice = (
+            "`handlergen predict SOURCE DATA` loads the model without a server; once that works, archive it again with "
+            "--force. "
+        )
     raise ModuleFailed(
         f"model {failure.model}: worker {failure.worker} could not load it: {failure.reason}",
         traceback=failure.traceback,
-        hint=f"{advice}with --force. Worker output: {shown(logs.model_log)}"
-        if failure.traceback
-        else f"worker output: {shown(logs.model_log)}",
+        hint=f"{advice}Worker output: {shown(logs.model_log)}",
     )
 
 
