@@ -22,8 +22,8 @@ import torch
 
 def load(context):
     torch.manual_seed(0)
-    layers = [torch.nn.Linear(64, 256), torch.nn.GELU(), torch.nn.Linear(256, 256), torch.nn.GELU(), torch.nn.Linear(256, 8)]
-    return torch.compile(torch.nn.Sequential(*layers))
+    linear, act = torch.nn.Linear, torch.nn.GELU()
+    return torch.compile(torch.nn.Sequential(linear(64, 256), act, linear(256, 256), act, linear(256, 8)))
 
 def preprocess(data):
     return torch.tensor(data, dtype=torch.float32)[None]
