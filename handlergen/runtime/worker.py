@@ -150,7 +150,7 @@ class Worker:
                 commands=Commands.of_worker((context.model_name, bundle.settings.version), closed),
                 enveloped=enveloped,
             )
-            worker._ask_examples(model_dir, metrics)
+            worker._ask_examples(model_dir, context)
             return worker
         except BaseException as error:
             pass_interrupt(error)
@@ -163,11 +163,8 @@ class Worker:
         finally:
             reopen_streams()
 
-    def _ask_examples(self, model_dir: Path, declared: Any) -> None:
-        """Ask the archive's examples.
-
-        Args:
-            declared: TorchServe's `context.metrics`.
+    def _ask_examples(self, model_dir: Path, context: Any) -> None:
+        """Ask the archive's examples; `context` is TorchServe's.
 
         Raises:
             Unsuitable: An answer is wrong, or the examples cannot be read.
@@ -182,13 +179,17 @@ class Worker:
         self._examples = {"number": len(examples), "at_start": settings.examples_at_start}
         if settings.examples_at_start == "off":
             return
-        together = settings.max_batch if settings.predictor == "process" and settings.batch != "each" else 1
+        together = self._batch_size
+        if settings.predictor == "process" and settings.batch != "each":  # it joins the requests of several workers
+            config = getattr(context, "model_yaml_config", None) or {}
+            workers = int(config.get("minWorkers") or 1) // max(1, len(config.get("deviceIds") or ()))
+            together = min(settings.max_batch, max(1, workers) * self._batch_size)
         try:
             right = ask_at_start(
                 self._backend,
                 examples,
                 name=settings.name,
-                batch_size=max(self._batch_size, together),
+                batch_size=together,
                 compare=settings.examples_at_start == "check",
             )
         except BaseException:
@@ -196,7 +197,7 @@ class Worker:
             raise
         self._examples["right"] = right
         metrics = self._backend.metrics
-        if metrics is not None and is_declared(EXAMPLES, declared):
+        if metrics is not None and is_declared(EXAMPLES, getattr(context, "metrics", None)):
             metrics.watch(lambda: {EXAMPLES: right})
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
