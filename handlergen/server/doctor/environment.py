@@ -52,8 +52,9 @@ def java(situation: Situation) -> Iterator[Finding]:
     named = situation.environ.get("JAVA_HOME")
     if named and found.origin != "JAVA_HOME":
         said = java_version(Path(named) / "bin" / "java")
+        what = f"is Java {said}, too old" if isinstance(said, int) else "contains no working Java"
         yield warning(
-            f"JAVA_HOME={named} " + (f"is Java {said}, too old" if said else "contains no working Java"),
+            f"JAVA_HOME={named} {what}",
             f"`handlergen serve` uses {found.home} instead, but `torchserve` itself does not.",
             f"export JAVA_HOME={found.home}",
         )
