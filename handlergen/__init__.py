@@ -6,8 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from handlergen.archives.build import ArchiveResult, archive
+    from handlergen.archives.build import ArchiveResult
     from handlergen.client import Client
+    from handlergen.creation.create import archive, create
     from handlergen.errors import ContractError, HandlergenError, ModuleFailed, RequestFailed, ServerError
     from handlergen.local.model import LocalModel, load
     from handlergen.server.lifecycle import RunningServer, serve
@@ -30,6 +31,7 @@ __all__ = [
     "UpdateReport",
     "__version__",
     "archive",
+    "create",
     "load",
     "rollback",
     "serve",
@@ -50,7 +52,8 @@ _EXPORTS = {
     "ServerError": "handlergen.errors",
     "Shadow": "handlergen.server.replacing",
     "UpdateReport": "handlergen.server.update",
-    "archive": "handlergen.archives.build",
+    "archive": "handlergen.creation.create",
+    "create": "handlergen.creation.create",
     "load": "handlergen.local.model",
     "rollback": "handlergen.server.update",
     "serve": "handlergen.server.lifecycle",

@@ -33,6 +33,7 @@ from handlergen.local.surroundings import Surroundings
 from handlergen.runtime.codec.content import JSON
 from handlergen.runtime.codec.errors import without_server
 from handlergen.runtime.contract import Bundle
+from handlergen.runtime.examples import Example
 from handlergen.runtime.torchserve.streaming import ConsumerGone
 
 if TYPE_CHECKING:
@@ -175,6 +176,11 @@ class LocalModel:
             raise RequestFailed(outlet.failure.message, status=outlet.failure.status)
         return answer
 
+    def ask(self, example: Example) -> LocalAnswer:
+        """Answer the request of an example. Errors are returned as an answer, not raised."""
+        (answer,) = self._answer([example.request()], {})
+        return answer
+
     def batch(
         self,
         inputs: Sequence[Any],
@@ -307,7 +313,7 @@ def load(source: str | Path, *, gpu: int | None = None, any_runtime: bool = Fals
             beside = directories_beside(project)
         root = root.resolve()
         surroundings = Surroundings(bundle.contract.module, [root, *sorted(beside - {root})])
-        worker = _open_worker(bundle, root, surroundings, gpu)
+        worker = open_worker(bundle, root, surroundings, gpu)
         return LocalModel(worker, root, surroundings, identity, cleanup.pop_all(), warnings=warnings)
 
 
@@ -348,7 +354,7 @@ def directories_beside(project: Project) -> set[Path]:
     }
 
 
-def _open_worker(bundle: Bundle, root: Path, surroundings: Surroundings, gpu: int | None) -> Worker:
+def open_worker(bundle: Bundle, root: Path, surroundings: Surroundings, gpu: int | None) -> Worker:
     """Import and load the module."""
     from handlergen.runtime.codec.redaction import user_traceback
     from handlergen.runtime.pipeline.request_context import apart

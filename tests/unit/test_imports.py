@@ -33,6 +33,7 @@ ROOMS = {
     "client": "runtime errors server",
     "server": "runtime errors project inspection archives client",
     "local": "runtime errors inspection archives",
+    "creation": "runtime errors project inspection archives local",
     "performance": "runtime errors project inspection archives server client local",
     "cli": "runtime errors project inspection archives server client local performance api",
     "api": "",
@@ -40,11 +41,12 @@ ROOMS = {
 
 # Exceptions to the rules below: modules, without `handlergen.`.
 STARTS_PROCESSES = {
-    *("archives.model_config", "archives.packing", "local.sample", "local.sample_child"),
+    *("archives.model_config", "archives.packing", "local.clean", "local.sample", "local.sample_child"),
     *("runtime.predictor_process.launcher", "server.java", "server.launching"),
 }
 MAKES_TEMPORARY_FILES = {
     *("server.launching", "local.model", "local.offline.ray_engine", "archives.packing"),
+    *("creation.create", "creation.tabular", "local.clean"),
     "runtime.forms.cog",
 }
 PRINTS_AND_EXITS = {

@@ -131,13 +131,13 @@ class _FlowElement:
             return name
         types = f"The types are: {', '.join(STAGE_TYPES)}."
         if name is not None:
-            near = _nearest_type(name.lower())
+            near = nearest_type(name.lower())
             fix = f'Did you mean "{near}"?' if near else types
             self._problem(node, f"there is no stage type {name!r}", fix)
             return ""
         fix = types
         if isinstance(node, ast.Attribute):  # model_type.TORCH, as in Cerebrium's own module
-            fix = f'Write "{_nearest_type(node.attr.lower()) or "torch"}".'
+            fix = f'Write "{nearest_type(node.attr.lower()) or "torch"}".'
         self._problem(node, f"the type `{ast.unparse(node)}` is not a string", fix)
         return ""
 
@@ -270,7 +270,8 @@ class _FlowElement:
         self._findings.problem(self._source.module.file, line, f"stage {self._number} of FLOW: {message}", fix)
 
 
-def _nearest_type(name: str) -> str | None:
+def nearest_type(name: str) -> str | None:
+    """Return the stage type that a name in lower case is, or may mean."""
     if name in STAGE_TYPES:
         return name
     near = difflib.get_close_matches(name, STAGE_TYPES, n=1, cutoff=0.6)

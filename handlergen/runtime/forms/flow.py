@@ -94,8 +94,8 @@ class FlowModule(UserModule):
     def _load_model(self, stage: _Described) -> Any:
         """Load the model of one stage; raises ImportError, which names the requirement, without its library.
 
-        scikit-learn's models (and XGBoost's when they are pickled) are unpickled: they are the author's own files in
-        the author's own archive, as the module's code is.
+        scikit-learn's models (and XGBoost's when they are pickled) are unpickled, or read by skops with every class
+        that they name: they are the author's own files in the author's own archive, as the module's code is.
         """
         kind, device = stage["type"], self._context.device
         path = self._context.model_dir / stage["file"] if stage["file"] else self._context.model_dir
@@ -110,17 +110,13 @@ class FlowModule(UserModule):
             if stage["file"]:
                 options["model"] = str(path)
             return _library("transformers").pipeline(**options, device=device)
-        if kind.startswith("xgboost"):
-            method = getattr(_xgboost(kind, path, device), _METHODS[kind])
-            return lambda inputs: method(_numbers(_as_array(inputs)))
-        method = getattr(_unpickled(path), _METHODS[kind])
-        return lambda inputs: method(_as_array(inputs))
+        return estimator_call(kind, _xgboost(kind, path, device) if kind.startswith("xgboost") else _unpickled(path))
 
     def _load_torch(self, stage: _Described, path: Path) -> Callable[[Any], Any]:
         device, settings = self._context.device, self._settings
         if stage["format"] in EXECUTABLE:
             program = load_executable(path, stage["format"], device)
-            return lambda inputs: program(_dense(inputs))
+            return lambda inputs: program(dense(inputs))
         network_class = getattr(self._module, stage["class"])
         network = load_weights(
             path,
@@ -129,7 +125,15 @@ class FlowModule(UserModule):
             main=self._module,
         )
         network = network.to(device).eval()
-        return lambda inputs: call_torch(network, _dense(inputs), device)
+        return lambda inputs: call_torch(network, dense(inputs), device)
+
+
+def estimator_call(kind: str, estimator: Any) -> Callable[[Any], Any]:
+    """Return what a stage of this type asks its scikit-learn or XGBoost estimator for."""
+    method = getattr(estimator, _METHODS[kind])
+    if kind.startswith("xgboost"):
+        return lambda inputs: method(_numbers(_as_array(inputs)))
+    return lambda inputs: method(_as_array(inputs))
 
 
 def _stage_name(number: int, described: _Described) -> str:
@@ -182,7 +186,7 @@ def _numbers(value: Any) -> Any:
     return np.asarray(value, dtype=np.float32) if isinstance(value, list) else value
 
 
-def _dense(value: Any) -> Any:
+def dense(value: Any) -> Any:
     """Return a sparse matrix, as scikit-learn's encoders and vectorizers return it, as the array that torch takes."""
     return value.toarray() if hasattr(value, "toarray") else value
 
@@ -200,6 +204,9 @@ def _xgboost(kind: str, path: Path, device: torch.device) -> Any:
 
 def _unpickled(path: Path) -> Any:
     try:
+        if path.suffix == ".skops":
+            skops = _library("skops.io")
+            return skops.load(path, trusted=skops.get_untrusted_types(file=path))
         if joblib := optional_module("joblib"):
             return joblib.load(path)
         with path.open("rb") as file:  # joblib comes with scikit-learn; plain pickles need neither

@@ -86,12 +86,16 @@ def _has_whole_numbers(inputs: Any) -> bool:
 
 def _onnx(path: Path, device: torch.device) -> Callable[[Any], Any]:
     onnxruntime = _required("onnxruntime", f"{path.name} needs onnxruntime")
-    import numpy as np
-
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.type == "cuda":
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
-    session = onnxruntime.InferenceSession(str(path), providers=providers)
+    return session_call(onnxruntime.InferenceSession(str(path), providers=providers))
+
+
+def session_call(session: Any) -> Callable[[Any], Any]:
+    """Return what `load_executable` does, for an `onnxruntime.InferenceSession`."""
+    import numpy as np
+
     expected = {item.name: item.type for item in session.get_inputs()}
     numbers: dict[str, Any] = {
         **{"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16},

@@ -1,0 +1,297 @@
+"""scikit-learn, XGBoost and LightGBM models: their files, and the functions that load them and predict."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from handlergen.creation.draft import Draft
+from handlergen.creation.kinds import Options, Sketch
+from handlergen.creation.requirements import requirement_of
+from handlergen.creation.source_code import write_callable
+from handlergen.errors import HandlergenError
+from handlergen.project.weights_file import pickled_names
+
+MODULE = "model"
+"""The name of the module that a project is written with."""
+
+
+def sketch_tabular(model: Any, options: Options) -> Sketch:
+    """Return the sketch of a fitted estimator, or of a Booster. Raises HandlergenError if it cannot be saved."""
+    package = type(model).__module__.partition(".")[0]
+    if package not in ("xgboost", "lightgbm"):  # pipelines with such a step, subclasses of the user's own
+        return _sklearn(model, options)
+    if options.file_format:
+        raise HandlergenError(
+            f"format={options.file_format!r} is for scikit-learn models; {package} has a safe format of its own",
+            hint="Leave it out.",
+        )
+    return (_xgboost if package == "xgboost" else _lightgbm)(model, options)
+
+
+def _sklearn(model: Any, options: Options) -> Sketch:
+    method = next((name for name in ("predict", "transform") if hasattr(model, name)), None)
+    if method is None:
+        raise HandlergenError(
+            f"{type(model).__name__} has neither predict nor transform (or is not fitted)",
+            hint="Fit it first; a model that only has fit_predict cannot answer requests.",
+        )
+    if options.file_format not in (None, "skops", "joblib"):
+        raise HandlergenError(f"there is no format {options.file_format!r}", hint='Write "skops" or "joblib".')
+    draft = Draft()
+    file = f"model.{options.file_format or 'skops'}"
+    trusted = add_estimator(draft, model, file)
+    draft.settings["weights"] = file
+    draft.hooks["load"] = f"def load(context):\n    return {load_text(draft, file, trusted, 'context.model_dir')}\n"
+    _tabular_input(draft, getattr(model, "feature_names_in_", None), options, otherwise="data")
+    draft.hooks["predict"] = f"def predict(model, inputs):\n    return model.{method}(inputs)\n"
+    return Sketch(f"A scikit-learn {type(model).__name__}.", draft, {"load": lambda: model})
+
+
+def add_estimator(draft: Draft, estimator: Any, file: str) -> list[str]:
+    """Add a scikit-learn object to a draft, as a file of skops or, by the suffix `.joblib`, as a pickle.
+
+    Classes and functions of `__main__` that it is made of become part of the module, and the file refers to them there.
+
+    Returns:
+        The types in a file of skops besides those that skops trusts; see `load_text`.
+
+    Raises:
+        HandlergenError: skops is not installed or cannot write it, or it refers to something that has no name.
+    """
+    pickled = file.endswith(".joblib")
+    library = "joblib" if pickled else "skops"
+    if not _installed(library):
+        raise HandlergenError(
+            f"scikit-learn models are written with {library}, which is not installed here",
+            hint=f"pip install {library}" + ("" if pickled else '; or write format="joblib", a pickle'),
+        )
+    names = _names_in_pickle(estimator) if pickled else _names_in_skops(estimator)
+    _write_own(draft, names, estimator)
+    dump = importlib.import_module("joblib" if pickled else "skops.io").dump
+    draft.files[file] = lambda path: _relabelled(names, partial(dump, estimator, path))
+    draft.settings.setdefault("requirements", []).extend(map(requirement_of, ("sklearn", library)))
+    return [] if pickled else [_new_name(name) for name in names]
+
+
+def load_text(draft: Draft, file: str, trusted: Collection[str], directory: str) -> str:
+    """Return the expression that loads a file of `add_estimator`; its import is added to the draft.
+
+    Args:
+        directory: An expression: the file's directory, a `Path`.
+    """
+    if file.endswith(".joblib"):
+        draft.imports.append("import joblib")
+        return f'joblib.load({directory} / "{file}")'
+    draft.imports.append("import skops.io")
+    argument = ""
+    if trusted:
+        stem = "".join(letter if letter.isalnum() else "_" for letter in Path(file).stem.upper())
+        constant = "TRUSTED" if stem == "MODEL" else f"TRUSTED_IN_{stem}"
+        lines = "".join(f'    "{name}",\n' for name in trusted)
+        draft.definitions.append(f"# Types in {file} besides those that skops trusts.\n{constant} = [\n{lines}]")
+        argument = f", trusted={constant}"
+    return f'skops.io.load({directory} / "{file}"{argument})'
+
+
+def _names_in_skops(estimator: Any) -> list[str]:
+    import skops.io
+
+    try:
+        names: list[str] = skops.io.get_untrusted_types(data=skops.io.dumps(estimator))
+    except Exception as error:  # types that skops cannot write; it raises several kinds
+        raise HandlergenError(
+            f"skops cannot write this {type(estimator).__name__}: {error}",
+            hint='format="joblib" writes a pickle instead, which runs code of the file when it is loaded.',
+        ) from error
+    return sorted(names)
+
+
+def _names_in_pickle(estimator: Any) -> list[str]:
+    import joblib
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "model.joblib"
+        joblib.dump(estimator, path)
+        return sorted({f"{module}.{name}" for module, name in pickled_names(path)})
+
+
+def _write_own(draft: Draft, names: Iterable[str], estimator: Any) -> None:
+    """Write the classes and functions of `__main__` that an estimator refers to into the draft."""
+    for name in sorted(names):
+        module, _, last = name.rpartition(".")
+        if not _is_main(name):
+            path = getattr(sys.modules.get(module.partition(".")[0]), "__file__", None)
+            if path and not _is_installed(path):
+                place = Path(path)
+                draft.sources.append(place.parent if place.name == "__init__.py" else place)
+            continue
+        if "<" in name:
+            what = "a lambda" if "<lambda>" in name else "something that a function defines"
+            raise HandlergenError(
+                f"this {type(estimator).__name__} refers to {what} ({last}), which no file can name",
+                hint="Define it with def at the top level of the script or in a cell of the notebook.",
+            )
+        write_callable(draft, last, _found(name))
+
+
+def _is_main(name: str) -> bool:
+    return name.partition(".")[0] == "__main__" or "<" in name
+
+
+def _found(name: str) -> Any:
+    found: Any = sys.modules["__main__"]
+    for part in name.split(".")[1:]:
+        found = getattr(found, part)
+    return found
+
+
+def _new_name(name: str) -> str:
+    return f"{MODULE}.{name.partition('.')[2]}" if _is_main(name) else name
+
+
+def _relabelled(names: Collection[str], write: Callable[[], Any]) -> None:
+    """Write a file in which what is `__main__`'s has the name that it gets in the project."""
+    own = [_found(name) for name in names if _is_main(name)]
+    with _in_module(own):
+        write()
+
+
+@contextmanager
+def _in_module(objects: Collection[Any]) -> Iterator[None]:
+    for each in objects:
+        each.__module__ = MODULE
+    here = sys.modules.get(MODULE)
+    stand_in: Any = type(sys)(MODULE)
+    for each in objects:
+        setattr(stand_in, each.__name__, each)
+    if objects:
+        sys.modules[MODULE] = stand_in  # pickle looks there whether the name leads back to the object
+    try:
+        yield
+    finally:
+        for each in objects:
+            each.__module__ = "__main__"
+        if objects and here is None:
+            del sys.modules[MODULE]
+        elif objects and here is not None:
+            sys.modules[MODULE] = here
+
+
+def _is_installed(path: str) -> bool:
+    places = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    return "site-packages" in path or any(path.startswith(place) for place in places)
+
+
+def _tabular_input(draft: Draft, columns: Any, options: Options, *, otherwise: str) -> None:
+    """Add the preprocess of a model of tables, unless the caller has one: of a model with named columns, a DataFrame.
+
+    Args:
+        columns: Their names, or None.
+        otherwise: The expression of `data` without names.
+    """
+    if "preprocess" in options.hooks or "preprocess" in draft.hooks:
+        return
+    if columns is None or not _installed("pandas"):
+        lines = ['    """Rows of numbers: a JSON list of lists, or an array."""', f"    return {otherwise}"]
+    else:
+        draft.imports.append("import pandas as pd")
+        draft.definitions.append(f"COLUMNS = {[str(name) for name in columns]!r}")
+        lines = [
+            '    """A JSON object for each row, a list of them, or lists in the order of COLUMNS."""',
+            "    return pd.DataFrame([data] if isinstance(data, dict) else data, columns=COLUMNS)",
+        ]
+    draft.hooks["preprocess"] = "\n".join(["def preprocess(data):", *lines, ""])
+
+
+def _xgboost(model: Any, options: Options) -> Sketch:
+    import xgboost
+
+    draft = Draft()
+    draft.imports.append("import xgboost")
+    draft.files["model.json"] = model.save_model
+    draft.settings |= {"weights": "model.json", "requirements": [requirement_of("xgboost")]}
+    name = type(model).__name__
+    if getattr(xgboost, name, None) is not type(model):
+        raise HandlergenError(f"{name} is a class of your own; its file has the model of XGBoost only")
+    arguments = ""
+    if not isinstance(model, xgboost.Booster):
+        # What the file does not have, of the parameters that predictions depend on.
+        given, default = model.get_params(), type(model)().get_params()
+        kept = {
+            key: given[key]
+            for key in ("missing", "enable_categorical")
+            if key in given and repr(given[key]) != repr(default.get(key))
+        }
+        arguments = ", ".join(f"{key}={value!r}" for key, value in kept.items())
+    draft.hooks["load"] = (
+        "def load(context):\n"
+        f"    model = xgboost.{name}({arguments})\n"
+        '    model.load_model(context.model_dir / "model.json")\n'
+        '    if context.device.type == "cuda":\n'
+        f"        model.set_param{'' if name == 'Booster' else 's'}({{}})\n"
+        "    return model\n"
+    ).format('{"device": str(context.device)}' if name == "Booster" else "device=str(context.device)")
+    if isinstance(model, xgboost.Booster):
+        _numbers(draft, None, options)
+        call = "xgboost.DMatrix(inputs, feature_names=model.feature_names, feature_types=model.feature_types)"
+        draft.hooks["predict"] = f"def predict(model, inputs):\n    return model.predict({call})\n"
+    else:
+        _numbers(draft, model.get_booster().feature_names, options)
+        draft.hooks["predict"] = "def predict(model, inputs):\n    return model.predict(inputs)\n"
+    return Sketch(f"An XGBoost {name}.", draft, {"load": lambda: model})
+
+
+def _lightgbm(model: Any, options: Options) -> Sketch:
+    import lightgbm
+
+    draft = Draft()
+    draft.imports.append("import lightgbm")
+    booster = model if isinstance(model, lightgbm.Booster) else model.booster_
+    draft.files["model.txt"] = booster.save_model
+    draft.settings |= {"weights": "model.txt", "requirements": [requirement_of("lightgbm")]}
+    draft.hooks["load"] = (
+        'def load(context):\n    return lightgbm.Booster(model_file=str(context.model_dir / "model.txt"))\n'
+    )
+    columns = None if model is booster else getattr(model, "feature_names_in_", None)
+    _numbers(draft, columns, options)
+    classes = getattr(model, "classes_", None)
+    if classes is None:
+        draft.hooks["predict"] = "def predict(model, inputs):\n    return model.predict(inputs)\n"
+    else:
+        if callable(model.objective_):
+            raise HandlergenError(
+                "this LGBMClassifier has an objective of its own, of which its file knows nothing",
+                hint="Give model.booster_ and a postprocess that turns its scores into classes.",
+            )
+        draft.imports.append("import numpy as np")
+        draft.definitions.append(f"CLASSES = np.array({classes.tolist()!r})")
+        best = "(scores > 0.5).astype(int)" if len(classes) == 2 else "scores.argmax(axis=1)"
+        draft.hooks["predict"] = (
+            "def predict(model, inputs):\n"
+            f'    """The most probable class of each row, as {type(model).__name__}.predict has it."""\n'
+            "    scores = model.predict(inputs)\n"
+            f"    return CLASSES[{best}]\n"
+        )
+    # The file has a Booster, whatever the object is; what it answers is compared with the object's own answer.
+    live = {"load": lambda: model, "predict": lambda model, inputs: model.predict(inputs)}
+    return Sketch(f"A LightGBM {type(model).__name__}.", draft, live)
+
+
+def _numbers(draft: Draft, columns: Any, options: Options) -> None:
+    """Add a preprocess for models that take arrays and no lists."""
+    if "preprocess" not in options.hooks and (columns is None or not _installed("pandas")):
+        draft.imports.append("import numpy as np")
+    _tabular_input(draft, columns, options, otherwise="np.asarray(data, dtype=np.float32)")
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
