@@ -10,13 +10,39 @@ from typing import Any
 
 @dataclass
 class Draft:
+    """What is known of the project so far.
+
+    Attributes:
+        imports: Lines of the module, in any order, with repetitions.
+        definitions: Constants, functions and classes as source text, in the order in which they need each other.
+        hooks: Role -> source text of the top-level function of that name.
+        files: Path in the project -> writes it, given its path.
+        sources: Files and packages of the user's own that the module imports, to be copied beside it.
+        settings: For handlergen.yaml: what differs from the defaults.
+        title: The first line of the module's docstring.
+        inlined: Modules whose functions and classes stand in this one.
+        named: Names of the module -> the live object that each stands for.
+    """
+
     imports: list[str] = field(default_factory=list)
     definitions: list[str] = field(default_factory=list)
     hooks: dict[str, str] = field(default_factory=dict)
     files: dict[str, Callable[[Path], Any]] = field(default_factory=dict)
     sources: list[Path] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
+    inlined: set[str] = field(default_factory=set)
+    named: dict[str, Any] = field(default_factory=dict)
 
     def module_text(self) -> str:
-        parts = ["\n".join(dict.fromkeys(self.imports)), *self.definitions, *self.hooks.values()]
-        return "\n\n".join(parts) + "\n"
+        """Return the module as a person would lay it out: docstring, imports, definitions, hooks."""
+        imports = sorted(set(self.imports), key=lambda line: ("__future__" not in line, line.startswith("from"), line))
+        text = f'"""{self.title}"""\n\n' if self.title else ""
+        text += "\n".join(imports)
+        was_constant = False
+        for block in (*self.definitions, *self.hooks.values()):
+            is_constant = not block.lstrip().startswith(("def ", "async ", "class ", "@"))
+            between = "\n" if was_constant and is_constant else "\n\n" if is_constant else "\n\n\n"
+            text = (text + between if text else "") + block.strip("\n")
+            was_constant = is_constant
+        return text.lstrip("\n") + "\n"

@@ -67,7 +67,7 @@ WRONG = [*RIGHT, example("wrong", [1, 1], {"sum": 4.5})]
 @pytest.fixture(scope="module")
 def server(shared: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
     home = tmp_path_factory.mktemp("examples")
-    make: Callable[..., Path] = lambda name, source, **how: make_archive(home, name, source, run_examples=False, **how)  # noqa: E731
+    make: Callable[..., Path] = lambda name, source, **how: make_archive(home, name, source, **how)  # noqa: E731
     return shared(
         make("in_process", SUMS, workers_per_device=2, examples=RIGHT, predictor="process"),
         make("in_worker", SUMS, workers_per_device=2, examples=RIGHT, predictor="worker"),
@@ -134,13 +134,15 @@ def test_where_only_the_split_makes_the_difference_the_worker_relays(server: Any
 def test_a_wrong_answer_is_a_failed_load(
     server: Any, tmp_path: Path, name: str, source: str, settings: dict[str, Any], shown: str
 ) -> None:
-    archive = make_archive(tmp_path, name, source, run_examples=False, **settings)
+    archive = make_archive(tmp_path, name, source, **settings)
     target = server.store / archive.name
     target.write_bytes(archive.read_bytes())
+    before = server.log_marks()
     try:
         server.client.grpc_management.register(archive.name)
-        until(lambda: shown in server.log_text())
-        line = next(line for line in server.log_text().splitlines() if "of the archive are answered wrongly" in line)
+        until(lambda: shown in server.log_text(before))
+        text = server.log_text(before)
+        line = next(line for line in text.splitlines() if "of the archive are answered wrongly" in line)
         assert "handlergen: the model could not be loaded: 1 of " in line
     finally:
         server.client.unregister(name)
@@ -150,7 +152,9 @@ def test_a_wrong_answer_is_a_failed_load(
 def test_update_keeps_the_version_that_answers_rightly(server: Any, tmp_path: Path) -> None:
     """`update` shows the differences, and the archive of the wrong version goes."""
     (tmp_path / "in_process.py").write_text(textwrap.dedent(SUMS))
-    (tmp_path / "handlergen.yaml").write_text(json.dumps({"source": "in_process.py", "examples": WRONG}))
+    (tmp_path / "handlergen.yaml").write_text(
+        json.dumps({"name": "in_process", "source": "in_process.py", "examples": WRONG})
+    )
     done = handlergen("update", "in_process", str(tmp_path), cwd=server.directory, timeout=250)
     assert done.returncode == 4, done.stderr
     assert "example wrong:\n  answer.sum: 4.5 ≠ 4.0 (tolerance 0.001)" in done.stderr
