@@ -26,6 +26,7 @@ from handlergen.project.names import (
     RUNTIME_PACKAGE,
 )
 from handlergen.runtime.contract import CONTRACT_FILE, Bundle
+from handlergen.runtime.examples import Example, from_files
 
 if TYPE_CHECKING:
     from handlergen.archives.staging import Plan
@@ -142,6 +143,16 @@ def read_mar(path: Path | str, *, whole: bool = True) -> Mar:
         )
         size = os.fstat(raw.fileno()).st_size
     return Mar(path, manifest, bundle, config, files, size, requirements_of(listed), handler)
+
+
+def archived_examples(path: Path) -> tuple[Example, ...]:
+    """Return the examples that an archive has. Raises HandlergenError as `read_mar` does."""
+    with open_mar(path) as archive:
+        names = set(archive.namelist())
+        try:
+            return from_files(lambda name: archive.read(name) if name in names else None)
+        except ValueError as error:
+            raise HandlergenError(f"{path}: {error}") from error
 
 
 def _read_file(info: zipfile.ZipInfo, raw: IO[bytes], *, whole: bool) -> MarFile:

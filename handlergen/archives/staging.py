@@ -13,6 +13,7 @@ from handlergen.archives.model_config import model_config
 from handlergen.archives.render import render_handler
 from handlergen.archives.requirements import CONSTRAINTS_FILE, Requirements
 from handlergen.errors import HandlergenError
+from handlergen.project.examples import read_examples
 from handlergen.project.names import (
     HANDLER_FILE,
     MODEL_CONFIG_FILE,
@@ -26,6 +27,7 @@ from handlergen.project.names import (
 )
 from handlergen.project.settings import shown, to_runtime
 from handlergen.runtime.contract import CONTRACT_FILE, Bundle
+from handlergen.runtime.examples import to_files
 
 if TYPE_CHECKING:
     from handlergen.inspection.project import Project
@@ -108,6 +110,7 @@ def make_plan(project: Project, *, gpus: int = 0, model_store: Path = Path(MODEL
     constraints = "".join(f"{line}\n" for line in required.constraints).encode()
     bundle = make_bundle(project)
     config = model_config(settings, gpus=gpus, has_requirements=bool(requirements))
+    examples = [each.example for each in read_examples(project.root, settings.examples)]
     files = [
         *(StagedFile(place, origin) for place, origin in collector.files.items()),
         StagedFile(HANDLER_FILE, render_handler(project.contract, settings, version=__version__).encode()),
@@ -116,6 +119,7 @@ def make_plan(project: Project, *, gpus: int = 0, model_store: Path = Path(MODEL
         *([StagedFile(REQUIREMENTS_FILE, requirements)] if requirements else []),
         *([StagedFile(CONSTRAINTS_FILE, constraints)] if constraints else []),
         *(StagedFile(place, path) for place, path in runtime_files().items()),
+        *(StagedFile(place, body) for place, body in to_files(examples).items()),
     ]
     problems = [*collector.problems, *_name_problems(files, collector)]
     if problems:

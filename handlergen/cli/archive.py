@@ -14,6 +14,7 @@ import click
 from handlergen import __version__
 from handlergen.cli import options
 from handlergen.cli.errors import interrupted_by
+from handlergen.cli.examples import show_recorded
 from handlergen.cli.printing import print_json, warn
 from handlergen.errors import HandlergenError
 from handlergen.project.names import HANDLER_FILE, MANIFEST_FILE, MODEL_CONFIG_FILE, RUNTIME_PACKAGE
@@ -50,6 +51,12 @@ _PROGRESS_FROM = 64 << 20
     metavar="KEY",
     help="Sign with this Ed25519 private key (PEM or OpenSSH); writes NAME.mar.sig.",
 )
+@click.option("--no-examples", is_flag=True, help="Pack the examples without asking them first.")
+@click.option(
+    "--record-examples",
+    is_flag=True,
+    help="Write the answers of this model to examples/ as the right ones, and pack them.",
+)
 @click.option("--dry-run", is_flag=True, help="List the files that would be packed; write nothing.")
 @click.option("--all", "all_files", is_flag=True, help="With --dry-run: also list the files of handlergen's runtime.")
 @options.json
@@ -61,6 +68,8 @@ def command(
     force: bool,
     verify: bool,
     sign: Path | None,
+    no_examples: bool,
+    record_examples: bool,
     dry_run: bool,
     all_files: bool,
     as_json: bool,
@@ -69,7 +78,8 @@ def command(
     """Pack SOURCE, its weights and its files into MODEL_STORE/NAME.mar.
 
     SOURCE is a .py file, a package directory, or a directory with handlergen.yaml. handlergen parses its module and
-    never imports it. The archive is written atomically, and equal inputs produce equal bytes.
+    never imports it; only examples are asked, in a process of their own. The archive is written atomically, and equal
+    inputs produce equal bytes. Exit status 1: an example is answered wrongly, and nothing was written.
 
     \b
     Example:
@@ -77,14 +87,22 @@ def command(
       handlergen archive . --workers-per-device 2 --batch-size 8 --force
       handlergen archive . --dry-run
     """
-    from handlergen.archives.build import archive_project
+    from handlergen.archives.build import archive_project, target_path
     from handlergen.archives.render import ordered_hooks, signature
     from handlergen.inspection.project import open_project
+    from handlergen.local import examples
 
     project = open_project(source, overrides=overrides)
     if dry_run:
         _report_plan(project, model_store, force=force, all_files=all_files, as_json=as_json)
         return
+    if no_examples and record_examples:
+        raise click.UsageError("--no-examples and --record-examples cannot be combined")
+    target_path(project, model_store, force=force)  # fails before anything takes time
+    if record_examples:
+        show_recorded(examples.record_examples(project, source, overrides=overrides), err=as_json)
+    elif not no_examples:
+        examples.require_right_examples(project, source, overrides=overrides)
     with interrupted_by(signal.SIGTERM), _progress_bar() as progress:
         result = archive_project(
             project, model_store=model_store, force=force, verify=verify, sign=sign, progress=progress

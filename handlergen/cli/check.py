@@ -7,18 +7,23 @@ import json
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from handlergen.cli import options
+from handlergen.cli.examples import show_runs
 from handlergen.cli.printing import counted, print_json, stdout_of_its_own, warn
 from handlergen.errors import ContractError, HandlergenError, ModuleFailed, Problem, RequestFailed
 from handlergen.inspection.project import Project, open_project
 from handlergen.local.sample import SampleRun, run_sample
+from handlergen.project.examples import read_examples
 from handlergen.project.settings import shown
 from handlergen.runtime.contract import Hook
 from handlergen.runtime.forms.table import FORMS
+
+if TYPE_CHECKING:
+    from handlergen.local.examples import ExampleRun
 
 _WHEN = {
     "setup": "once per worker",
@@ -44,6 +49,12 @@ _WHEN = {
     type=options.EXISTING_FILE,
     help="Also send this file as a request in a separate process, and show what each stage receives and returns.",
 )
+@click.option(
+    "--examples",
+    "ask_examples",
+    is_flag=True,
+    help="Also ask the examples in a separate process; exit status 1 if an answer is wrong.",
+)
 @options.gpu
 @options.settings()
 @click.pass_context
@@ -55,6 +66,7 @@ def command(
     as_json: bool,
     schema: bool,
     sample: Path | None,
+    ask_examples: bool,
     gpu: int | None,
     **overrides: Any,
 ) -> None:
@@ -70,12 +82,16 @@ def command(
       handlergen check . --json
       handlergen check . --json --schema
       handlergen check digits.py --sample seven.png
+      handlergen check . --examples
     """
+    from handlergen.local.examples import require_right
+
     try:
         project = open_project(source, overrides=overrides)
         warnings = (*project.warnings, *_files(project))
         types = _types(source, overrides) if schema else {}
         ran = run_sample(source, sample, gpu=gpu, overrides=overrides) if sample is not None else None
+        asked = _asked(project, source, gpu=gpu, overrides=overrides) if ask_examples else None
     except HandlergenError as error:
         if not as_json:
             raise
@@ -83,7 +99,8 @@ def command(
         context.exit(error.exit_status)
     if as_json:
         ran_as_json = {"sample": dataclasses.asdict(ran)} if ran is not None else {}
-        print_json({**_as_json(project, warnings), **types, **ran_as_json})
+        asked_as_json = {"examples": [each.as_json() for each in asked]} if asked is not None else {}
+        print_json({**_as_json(project, warnings), **types, **ran_as_json, **asked_as_json})
     else:
         warn(*warnings)
         _report(project, len(warnings))
@@ -94,6 +111,10 @@ def command(
             click.echo(f"{name}: {json.dumps(found['schema'], indent=2) if found['schema'] else without}")
         if ran is not None:
             _report_sample(ran, str(sample))
+        if asked is not None:
+            show_runs(asked)
+    hint = "correct the module or the examples; `archive --record-examples` takes these answers"
+    require_right(asked or (), hint=hint)
     if ran is not None and ran.status >= 400:
         context.exit(ModuleFailed.exit_status if ran.status >= 500 else RequestFailed.exit_status)
 
@@ -120,6 +141,13 @@ def _types(source: Path, overrides: dict[str, Any]) -> dict[str, Any]:
     with stdout_of_its_own(), load(source, **given) as model:
         described = model.describe()
     return {name: described[name] for name in ("input", "output")}
+
+
+def _asked(project: Project, source: Path, *, gpu: int | None, overrides: dict[str, Any]) -> list[ExampleRun]:
+    from handlergen.local.examples import run_examples
+
+    examples = [each.example for each in read_examples(project.root, project.settings.examples)]
+    return run_examples(source, examples, gpu=gpu, overrides=overrides) if examples else []
 
 
 def _files(project: Project) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import click
 
 from handlergen.cli import options
 from handlergen.cli.archive import listed
+from handlergen.cli.examples import show_runs
 from handlergen.cli.printing import print_json, warn
 from handlergen.errors import HandlergenError
 from handlergen.project.names import RUNTIME_PACKAGE
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from handlergen.archives.audit import Audit
     from handlergen.archives.mar import Mar
     from handlergen.runtime.contract import Bundle
+    from handlergen.runtime.examples import Example
 
 _HINT = "do not serve it unless you know who made it so; `handlergen archive SOURCE` packs the model again"
 
@@ -40,10 +43,23 @@ _HINT = "do not serve it unless you know who made it so; `handlergen archive SOU
     metavar="PUBKEY",
     help="Fail unless MAR.sig is a signature of MAR with this Ed25519 key (PEM or OpenSSH).",
 )
+@click.option(
+    "--examples",
+    "ask_examples",
+    is_flag=True,
+    help="Also ask the archive's examples, by the installed runtime; exit status 1 if an answer is wrong.",
+)
 @click.option("--sbom", "as_sbom", is_flag=True, help="Print a software bill of materials (CycloneDX 1.6, JSON).")
 @options.json
 def command(
-    mar: Path, *, all_files: bool, verified: bool, public_key: Path | None, as_sbom: bool, as_json: bool
+    mar: Path,
+    *,
+    all_files: bool,
+    verified: bool,
+    public_key: Path | None,
+    ask_examples: bool,
+    as_sbom: bool,
+    as_json: bool,
 ) -> None:
     """Show the manifest, contract, settings and files of the archive MAR, and which of them are executed.
 
@@ -56,11 +72,13 @@ def command(
       handlergen inspect digits.mar --json | jq .files
       handlergen inspect digits.mar --sbom > digits.cdx.json
       handlergen inspect digits.mar --verify-signature team.pub
+      handlergen inspect digits.mar --examples
     """
     from handlergen.archives.audit import audit
-    from handlergen.archives.mar import read_mar
+    from handlergen.archives.mar import archived_examples, read_mar
     from handlergen.archives.sbom import sbom
     from handlergen.archives.signing import read_public_key, verify
+    from handlergen.local.examples import require_right, run_examples
 
     if as_json and as_sbom:
         raise click.UsageError("--json and --sbom cannot be combined")
@@ -71,13 +89,21 @@ def command(
         error.hint = error.hint or _hint(mar)
         raise
     audited = audit(archive)
+    examples = archived_examples(mar)
+    runs = run_examples(mar, examples) if ask_examples and examples else []
     if as_sbom:
         print_json(sbom(archive), ensure_ascii=False)
     elif as_json:
         signed = {"path": str(signature.path), "key": signature.fingerprint} if signature else None
-        print_json({**_as_json(archive, audited), "signature": signed}, ensure_ascii=False)
+        described = [example.describe() for example in examples]
+        asked = {"asked": [run.as_json() for run in runs]} if ask_examples else {}
+        report = {**_as_json(archive, audited), "examples": described, **asked, "signature": signed}
+        print_json(report, ensure_ascii=False)
     else:
-        click.echo(_as_text(archive, audited, all_files=all_files))
+        click.echo(_as_text(archive, audited, examples, all_files=all_files))
+        if ask_examples:
+            click.echo()
+            show_runs(runs)
         if signature:
             click.echo(f"\nvalid signature: {signature.path} with {signature.fingerprint}")
     refusal = audited.refusal(mar, hint=_HINT)
@@ -85,6 +111,7 @@ def command(
         raise refusal
     if refusal is not None and audited.version is not None:
         warn(refusal.message)
+    require_right(runs, hint="another library or machine answers differently: do not serve it before you know why")
 
 
 def _hint(mar: Path) -> str:
@@ -110,7 +137,7 @@ def _as_json(archive: Mar, audited: Audit) -> dict[str, Any]:
     }
 
 
-def _as_text(archive: Mar, audited: Audit, *, all_files: bool) -> str:
+def _as_text(archive: Mar, audited: Audit, examples: Sequence[Example], *, all_files: bool) -> str:
     model = archive.manifest.get("model", {})
     lines = [
         f"{archive.path}: {_clean(archive.name)} {_clean(archive.version)}",
@@ -125,6 +152,8 @@ def _as_text(archive: Mar, audited: Audit, *, all_files: bool) -> str:
         lines += _rows(json.loads(archive.bundle.to_json())["settings"])
     if archive.model_config:
         lines += ["", "model-config.yaml", *_rows(archive.model_config)]
+    if examples:
+        lines += ["", "examples", *_rows({each.name: _example(each) for each in examples})]
     notes = _notes(archive, audited)
     lines += ["", "executed", *_rows(_executed(archive, audited, notes))]
     rows, width = listed(((file.size, file.name, file.sha256) for file in archive.files), all_files=all_files)
@@ -135,6 +164,12 @@ def _as_text(archive: Mar, audited: Audit, *, all_files: bool) -> str:
         for size, name, sha256 in rows
     ]
     return "\n".join(lines)
+
+
+def _example(example: Example) -> str:
+    answer = "answered" if example.answer is None else example.answer.content_type or example.answer.digest
+    size = sum(len(part.body) for part in example.parts.values())
+    return f"{example.content_type}, {size:,} bytes -> {answer}"
 
 
 def _notes(archive: Mar, audited: Audit) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from handlergen.cli import options
+from handlergen.cli.examples import example_of, request_of, require_right_answer
 from handlergen.cli.printing import named, print_json, writable
 from handlergen.cli.requests import advised, field_of, headers_of, option_for, refuse_file_name
 from handlergen.errors import RequestFailed
@@ -29,6 +30,9 @@ from handlergen.runtime.codec.content import JSON
     default=None,
     help="The request as a file; its name determines the content type.",
 )
+@click.option(
+    "--example", metavar="NAME", help="Send an example of the archive, by name or number; compare the answer."
+)
 @options.multipart
 @click.option("--grpc", "over_grpc", is_flag=True, help="Use gRPC instead of REST.")
 @click.option("--stream", is_flag=True, help="Print the parts of the answer as they arrive.")
@@ -42,6 +46,7 @@ def command(
     surplus: tuple[str, ...],
     data: str | None,
     file: Path | None,
+    example: str | None,
     fields: tuple[str, ...],
     content_type: str | None,
     headers: tuple[str, ...],
@@ -64,35 +69,40 @@ def command(
       handlergen invoke digits --data '{"pixels": [0, 1, 2]}'
       handlergen invoke digits --file three.png --grpc
       handlergen invoke digits --field image=@three.png --field top=3
+      handlergen invoke digits --example 1
     """
     if surplus:
         raise click.UsageError(f"Got unexpected extra argument ({surplus[0]}). Did you mean {option_for(surplus[0])} ?")
-    if sum((data is not None, file is not None, bool(fields))) != 1:
-        raise click.UsageError("give exactly one of --data, --file and --field")
-    if over_grpc and (headers or content_type):
-        raise click.UsageError("--header and --content-type have no effect over gRPC, which has no headers")
-    if stream and as_json:
-        raise click.UsageError("--stream and --json cannot be combined: JSON needs the whole answer")
+    sources = sum((data is not None, file is not None, bool(fields), example is not None))
+    misuse = {
+        "give exactly one of --data, --file, --field and --example": sources != 1,
+        "--header and --content-type have no effect over gRPC, which has no headers": over_grpc
+        and bool(headers or content_type),
+        "--stream and --json cannot be combined: JSON needs the whole answer": stream and as_json,
+        "--example compares a whole answer, and has a content type of its own": example is not None
+        and bool(stream or content_type),
+    }
+    for text in (text for text, found in misuse.items() if found):
+        raise click.UsageError(text)
     if data is not None and content_type is None:
         refuse_file_name(data)
-    body: dict[str, Any]
-    if over_grpc:
-        body = {"inputs": _grpc_inputs(data, file, fields)}
-    else:
-        body = {**_rest_body(data, file, fields), "headers": headers_of(headers)}
-        body |= {"content_type": content_type} if content_type else {}
+    body: dict[str, Any] = {"inputs": _grpc_inputs(data, file, fields)}
+    if not over_grpc:
+        body = _rest_body(data, file, fields, content_type=content_type, headers=headers_of(headers))
     if output is not None:
         writable(output)
+    asked = None
     with options.connected(config, key_file, ca, timeout=timeout) as client:
+        if example is not None:
+            asked, version = example_of(client, config, name, example, version=version)
+            body |= request_of(asked, over_grpc=over_grpc)
         try:
-            if stream:
-                call = client.stream_grpc if over_grpc else client.stream
-                with advised(client, config, name, data=data):
-                    _write(call(name, version=version, **body), output)
-                return
-            predict = client.predict_grpc if over_grpc else client.predict
             with advised(client, config, name, data=data):
-                answer = predict(name, version=version, **body)
+                if stream:
+                    call = client.stream_grpc if over_grpc else client.stream
+                    _write(call(name, version=version, **body), output)
+                    return
+                answer = (client.predict_grpc if over_grpc else client.predict)(name, version=version, **body)
         except RequestFailed as error:
             if as_json:
                 print_json({"status": error.status, "body": _readable(error.body)})
@@ -100,17 +110,21 @@ def command(
     if as_json:
         report = {"status": answer.status, "headers": dict(answer.headers), "body": _readable(answer.body)}
         print_json(report, ensure_ascii=False)
-        return
-    _write([answer.body], output)
+    else:
+        _write([answer.body], output)
+    if asked is not None:
+        require_right_answer(asked, answer.status, "" if over_grpc else answer.content_type, answer.body)
 
 
-def _rest_body(data: str | None, file: Path | None, fields: tuple[str, ...]) -> dict[str, Any]:
+def _rest_body(
+    data: str | None, file: Path | None, fields: tuple[str, ...], *, content_type: str | None, headers: dict[str, str]
+) -> dict[str, Any]:
+    kind = {"content_type": content_type} if content_type else {}
     if data is not None:
         # Send the text as it was typed: the model decides whether it is valid JSON.
-        return {"content": os.fsencode(data), "content_type": JSON}
-    if file is not None:
-        return {"file": file}
-    return {"fields": dict(field_of(text) for text in fields)}
+        return {"content": os.fsencode(data), "content_type": JSON, "headers": headers, **kind}
+    source = {"file": file} if file is not None else {"fields": dict(map(field_of, fields))} if fields else {}
+    return {**source, "headers": headers, **kind}
 
 
 def _grpc_inputs(data: str | None, file: Path | None, fields: tuple[str, ...]) -> dict[str, bytes]:

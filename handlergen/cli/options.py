@@ -131,11 +131,11 @@ def settings(*names: str) -> Callable[[Function], Function]:
     `**overrides` and pass them to `open_project`. A flag overrides the environment and the file.
 
     Args:
-        names: Settings; when empty, all but `source`, which the SOURCE argument sets.
+        names: Settings; when empty, all but `source`, which the SOURCE argument sets, and `examples`.
     """
 
     def decorate(command: Function) -> Function:
-        for name in reversed(names or [name for name in SETTINGS if name != "source"]):
+        for name in reversed(names or [name for name in SETTINGS if name not in ("source", "examples")]):
             command = _option(SETTINGS[name])(command)
         return command
 

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from handlergen.cli import options
+from handlergen.cli.examples import chosen
 from handlergen.cli.printing import failures_kept, named, stdout_of_its_own, warn, writable
 from handlergen.cli.requests import HOW_TO_QUOTE, field_of, headers_of, refuse_file_name
 from handlergen.errors import HandlergenError, ModuleFailed, RequestFailed
@@ -33,6 +34,7 @@ _ENCODING = "EncodeError: "
     multiple=True,
     help="Send a file; - is standard input. May be repeated.",
 )
+@click.option("--example", metavar="NAME", help="Send an example of SOURCE, by name or number, and compare the answer.")
 @options.multipart
 @options.gpu
 @options.any_runtime
@@ -52,6 +54,7 @@ def command(
     data: tuple[str, ...],
     more_data: tuple[str, ...],
     files: tuple[Path, ...],
+    example: str | None,
     fields: tuple[str, ...],
     content_type: str | None,
     headers: tuple[str, ...],
@@ -73,17 +76,20 @@ def command(
       handlergen predict digits.py --file seven.png
       handlergen predict model-store/digits.mar '{"x": [1, 2]}'
       handlergen predict digits.py '{"x": 1}' '{"x": 2}'
+      handlergen predict model-store/digits.mar --example three
     """
     data += more_data
-    if sum(map(bool, (data, files, fields))) != 1:
-        raise click.UsageError("give exactly one of DATA (JSON text), --file PATH and --field NAME=VALUE")
+    if sum(map(bool, (data, files, fields, example))) != 1:
+        raise click.UsageError("give exactly one of DATA (JSON text), --file PATH, --field NAME=VALUE, --example NAME")
     inputs, kind = _inputs(data, files, content_type)
     form = dict(map(field_of, fields))
     named = headers_of(headers)
+    from handlergen.local.examples import ExampleRun, examples_of, require_right
     from handlergen.local.model import load
     from handlergen.runtime.codec.errors import body_without_server
 
     settings = {name: value for name, value in overrides.items() if value is not None}
+    asked = chosen(examples_of(source, overrides=settings), example, where=str(source)) if example else None
     tracebacks: list[str] = []
     if output is not None:
         output = writable(output.absolute())
@@ -94,7 +100,12 @@ def command(
         model.surroundings.entered(),
     ):
         warn(*model.warnings)
-        if len(inputs) > 1:
+        if asked is not None:
+            answers = [model.ask(asked)]
+            if answers[0].status < 400:
+                newline = output is None and answers[0].content_type.startswith((JSON, "text/"))
+                _write(answers[0].body + (b"\n" if newline else b""), output, stdout)
+        elif len(inputs) > 1:
             answers = model.batch(inputs, content_type=kind, headers=named)
             bodies = [body_without_server(a.body) if a.status >= 400 else a.body for a in answers]
             _write(b"".join(body + b"\n" for body in bodies), output, stdout)
@@ -102,6 +113,8 @@ def command(
             body = {"fields": form} if form else {"data": inputs[0], "content_type": kind}
             answers = [_one(model, {**body, "headers": named}, output, stdout)]
         hooks = model.worker.bundle.contract.hooks
+    if asked is not None and answers[0].status < 400:
+        require_right([ExampleRun.of(asked, answers[0])], hint="`handlergen check SOURCE --examples` asks all examples")
     _check(answers, tracebacks, raises=raises, last_hook=hooks.get("postprocess") or hooks.get("predict"))
 
 

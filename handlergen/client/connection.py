@@ -277,3 +277,12 @@ def unknown_host(address: str, reason: str | None) -> ServerError:
     return ServerError(
         f"the host of {address} is unknown: {reason}", hint="check the host name in the server's configuration"
     )
+
+
+def form_body(parts: Mapping[str, tuple[str, bytes]]) -> tuple[bytes, str]:
+    """Return body and content type of a multipart form: name -> content type, empty for a plain field, and content."""
+    files: list[tuple[str, Any]] = [
+        (name, (name, content, mime) if mime else (None, content)) for name, (mime, content) in parts.items()
+    ]
+    form = httpx.Request("POST", "http://localhost", files=files)
+    return form.read(), form.headers["content-type"]

@@ -12,15 +12,15 @@ from typing import Any
 import yaml
 
 from handlergen.archives.build import ArchiveResult, archive_project
-from handlergen.archives.build import archive as archive_source
 from handlergen.archives.packing import Progress
 from handlergen.creation.kinds import Options, Sketch, is_program_file, sketch
 from handlergen.creation.live import with_answer
 from handlergen.creation.requirements import requirements_of
 from handlergen.creation.source_code import write_callable
-from handlergen.errors import ContractError, HandlergenError
+from handlergen.errors import ContractError, HandlergenError, ModuleFailed
 from handlergen.inspection.project import Project, open_project
 from handlergen.local.clean import ask_in_clean_process
+from handlergen.local.examples import require_right_examples
 from handlergen.local.requests import body_of, body_request, form_request
 from handlergen.project.examples import write_example
 from handlergen.project.names import MODEL_STORE, check_model_name, propose
@@ -107,6 +107,7 @@ def archive(
     force: bool = False,
     verify: bool = False,
     sign: Path | str | None = None,
+    ask_examples: bool = True,
     progress: Progress | None = None,
     environ: Mapping[str, str] | None = None,
     count_gpus: Callable[[], int] | None = None,
@@ -123,11 +124,13 @@ def archive(
     Args:
         model: A `.py` file, a package directory, a directory with handlergen.yaml; or an object.
         model_store, force, verify, sign, progress, environ, count_gpus: See `handlergen.archives.build.archive`.
+        ask_examples: Ask a source its examples first, in a process of its own, if it has any.
         preprocess, predict, postprocess, example, arguments, format: See `create`; for an object only.
         settings: As in `handlergen.yaml`. The default name of an object is that of its class or function.
 
     Raises:
-        ContractError, ModuleFailed, HandlergenError: As `create`, and where the archive cannot be written.
+        ContractError, ModuleFailed, HandlergenError: As `create`, where an example of a source is answered wrongly
+            (`WrongExamples`), and where the archive cannot be written.
     """
     for_store: dict[str, Any] = {"model_store": model_store, "force": force, "verify": verify, "sign": sign}
     for_store |= {"progress": progress, "count_gpus": count_gpus}
@@ -140,7 +143,10 @@ def archive(
                 f"{model} is a source, which has its own hooks and examples: {', '.join(wrong)} cannot be given",
                 hint="Give the model itself, or write them into the source.",
             )
-        return archive_source(model, environ=environ, **for_store, **settings)
+        project = open_project(model, overrides=settings, environ=environ)
+        if ask_examples:
+            require_right_examples(project, Path(model), overrides=settings)
+        return archive_project(project, **for_store)
     settings.setdefault("name", _name_of(model))
     with tempfile.TemporaryDirectory(prefix="handlergen-") as place:
         project = _write_project(Path(place), model, Options(hooks, arguments, format, example), settings)
@@ -285,8 +291,11 @@ def _plain(example: Any) -> Any:
 
 def _check(place: Path, examples: Sequence[Example]) -> None:
     """Load the project in a clean process, and compare its answers with the live object's."""
-    answers = ask_in_clean_process(place, examples)
-    for example, answer in zip(examples, answers, strict=True):
+    ran = ask_in_clean_process(place, examples)
+    if ran.traceback:
+        last = ran.traceback.rstrip().splitlines()[-1]
+        raise ModuleFailed(f"the project fails on the example in a clean process: {last}", traceback=ran.traceback)
+    for example, answer in zip(examples, ran.answers, strict=True):
         found = example.compare(answer.status, answer.content_type, answer.body)
         if found:
             lines = "\n".join(f"  {each}" for each in found)

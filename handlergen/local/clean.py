@@ -8,8 +8,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from handlergen.errors import ModuleFailed
 from handlergen.local.model import LocalAnswer
@@ -20,21 +22,42 @@ _PACKAGES = Path(__file__).resolve().parents[2]
 """Where this handlergen is."""
 
 
-def ask_in_clean_process(source: Path, examples: Sequence[Example]) -> list[LocalAnswer]:
-    """Load a project in a clean process, and return its answers; without examples, the project is only loaded.
+@dataclass(frozen=True)
+class CleanRun:
+    """The answers of a clean process, in the order of the examples, and the tracebacks of those that failed."""
+
+    answers: list[LocalAnswer]
+    traceback: str
+
+
+def ask_in_clean_process(
+    source: Path,
+    examples: Sequence[Example],
+    *,
+    gpu: int | None = None,
+    any_runtime: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+) -> CleanRun:
+    """Load a model in a clean process, and return its answers; without examples, the model is only loaded.
 
     The process starts in an empty directory, and without PYTHONPATH: the caller's own modules are not found there.
 
+    Args:
+        source: A project, or a `.mar`.
+        gpu, any_runtime, overrides: See `handlergen.local.model.load`.
+
     Raises:
-        ModuleFailed: The project cannot be loaded, a hook raised, or the process died.
+        ModuleFailed: The model cannot be loaded, or the process died.
     """
+    settings = {name: value for name, value in (overrides or {}).items() if value is not None}
+    given = {"source": str(source.absolute()), "gpu": gpu, "any_runtime": any_runtime, "overrides": settings}
     with tempfile.TemporaryDirectory(prefix="handlergen-") as place:
         for name, content in to_files(examples).items():
             path = Path(place) / name
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(content)
         process = subprocess.run(
-            [sys.executable, "-m", _CHILD, str(source.absolute())],
+            [sys.executable, "-m", _CHILD, json.dumps(given)],
             capture_output=True,
             cwd=place,
             env={**os.environ, "PYTHONPATH": str(_PACKAGES)},
@@ -46,7 +69,5 @@ def ask_in_clean_process(source: Path, examples: Sequence[Example]) -> list[Loca
     found = json.loads(process.stdout)
     if "error" in found:
         raise ModuleFailed(found["error"], traceback=found["traceback"], hint=found["hint"])
-    if found["traceback"]:
-        last = found["traceback"].rstrip().splitlines()[-1]
-        raise ModuleFailed(f"the project fails on the example in a clean process: {last}", traceback=found["traceback"])
-    return [LocalAnswer(**{**each, "body": base64.b64decode(each["body"])}) for each in found["answers"]]
+    answers = [LocalAnswer(**{**each, "body": base64.b64decode(each["body"])}) for each in found["answers"]]
+    return CleanRun(answers, found["traceback"])

@@ -25,13 +25,14 @@ def main() -> None:
     """Run `python -m handlergen.local.clean_child SOURCE` in the directory of the examples."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # hooks may print; standard output is for the report
-    report: dict[str, Any]
+    given, report = json.loads(sys.argv[1]), dict[str, Any]()
     tracebacks = BufferingHandler(capacity=_MOST_TRACEBACKS)
     tracebacks.setLevel(logging.ERROR)
     ROOT.addHandler(tracebacks)
     try:
         examples = read_examples(Path.cwd())
-        with load(sys.argv[1]) as model:
+        options = {"gpu": given["gpu"], "any_runtime": given["any_runtime"], **given["overrides"]}
+        with load(given["source"], **options) as model:
             found = [dataclasses.asdict(model.ask(example)) for example in examples]
         report = {
             "answers": [{**each, "body": base64.b64encode(each["body"]).decode()} for each in found],

@@ -247,6 +247,14 @@ class Settings:
         "limit is for all of them together; TorchServe's default of 120 s is short for large weights.",
         kinds.whole(least=1),
     )
+    examples: tuple[Any, ...] = _setting(
+        (),
+        "Requests and their right answers, as mappings such as {name: three, file: three.png, answer: {digit: 3}}; "
+        "those in the directory examples/ need no entry here.",
+        kinds.values(),
+        group="Examples",
+        example="[{json: [1, 2], answer: 3}]",
+    )
     examples_at_start: str = _setting(
         "check",
         "What each worker does with the archive's examples before it is READY. check: asks them, and does not start if "

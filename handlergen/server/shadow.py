@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from handlergen.client import Client
+from handlergen.client.connection import form_body
 from handlergen.client.fence import UnknownCommand
 from handlergen.errors import HandlergenError, RequestFailed, ServerError
 from handlergen.runtime.codec.comparison import differences, shortened
@@ -191,11 +190,7 @@ def _asked(
     kind = next((headers.pop(each) for each in list(headers) if each.lower() == "content-type"), "")
     content = parts.get("body", ("", b""))[1]
     if kind.lower().startswith("multipart/form-data"):
-        files: list[tuple[str, Any]] = [
-            (part, (part, content, mime) if mime else (None, content)) for part, (mime, content) in parts.items()
-        ]
-        form = httpx.Request("POST", "http://localhost", files=files)
-        content, kind = form.read(), form.headers["content-type"]
+        content, kind = form_body(parts)
     # Also "": a request without a type is read differently from application/octet-stream, the client's default.
     answer = client.predict(name, content=content, headers={**headers, "Content-Type": kind}, version=version)
     return answer.status, answer.content_type, answer.body

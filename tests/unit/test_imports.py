@@ -32,7 +32,7 @@ ROOMS = {
     "archives": "runtime errors project inspection api",
     "client": "runtime errors server",
     "server": "runtime errors project inspection archives client",
-    "local": "runtime errors inspection archives",
+    "local": "runtime errors project inspection archives",
     "creation": "runtime errors project inspection archives local",
     "performance": "runtime errors project inspection archives server client local",
     "cli": "runtime errors project inspection archives server client local performance api",
