@@ -22,6 +22,7 @@ from handlergen.inspection.project import Project, open_project
 from handlergen.local.clean import ask_in_clean_process
 from handlergen.local.examples import require_right_examples
 from handlergen.local.requests import body_of, body_request, form_request
+from handlergen.project.examples import write_example
 from handlergen.project.names import MODEL_STORE, check_model_name, propose
 from handlergen.project.settings import SETTINGS_FILE, read_settings, shown
 from handlergen.runtime.codec.content import MULTIPART
@@ -74,7 +75,8 @@ def create(
         arguments: Of the constructor of an `nn.Module`'s class, where they cannot be found on the instance.
         format: `joblib`: pickle a scikit-learn model.
         force: Write into a directory that is not empty; files of other names stay.
-        settings: As in `handlergen.yaml`.
+        settings: As in `handlergen.yaml`; `requirements` in place of those that are found: the libraries of the model,
+            in the versions that are installed here, and what the functions import.
 
     Returns:
         The directory.
@@ -210,6 +212,8 @@ def _write_project(place: Path, model: Any, options: Options, settings: Mapping[
     if options.example is not None:
         examples.append(with_answer(project, made, options.hooks, model, request_of(options.example)))
     _check(place, examples)
+    for each in examples:
+        write_example(place, each)
     return project
 
 
@@ -237,22 +241,11 @@ def _settings(made: Sketch, source: str, given: Mapping[str, Any]) -> dict[str, 
     beside = [name for name in draft.files if name != own.get("weights")]
     if beside and not made.stages:  # a flow names its files
         own["extra_files"] = list(dict.fromkeys([*own.get("extra_files", ()), *beside]))
-    known = [*given.get("requirements", ()), *_others(own.get("requirements", ()), given.get("requirements", ()))]
     modules = [path.stem for path in draft.sources]
-    requirements = [*known, *requirements_of(source, own=modules, known=known)]
-    values = {"name": given["name"], "source": MODULE_FILE, **own, **given, "requirements": requirements}
-    return {name: value for name, value in values.items() if value not in ([], None)}
-
-
-def _others(requirements: Any, than: Any) -> list[str]:
-    """Return the requirements whose packages are not among others."""
-    have = {_package(entry) for entry in than}
-    return [entry for entry in dict.fromkeys(requirements) if _package(entry) not in have]
-
-
-def _package(requirement: str) -> str:
-    end = next((at for at, letter in enumerate(requirement) if letter in "=<>!~[; @"), len(requirement))
-    return requirement[:end].strip().lower().replace("_", "-")
+    known = list(dict.fromkeys(own.get("requirements", ())))
+    own["requirements"] = [*known, *requirements_of(source, own=modules, known=known)]
+    values = {"name": given["name"], "source": MODULE_FILE, **own, **given}
+    return {name: value for name, value in values.items() if value not in ([], (), None)}
 
 
 def _yaml(values: Mapping[str, Any]) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from functools import cache
 from importlib import metadata
 
-_OF_THE_SERVER = ("torch", "handlergen")
+_OF_THE_SERVER = ("torch", "torchvision", "numpy", "PIL", "yaml", "handlergen")
+"""What TorchServe's images have; a model with other requirements gets a virtual environment, which takes seconds."""
 
 
 @cache
@@ -27,7 +28,8 @@ def requirement_of(module: str, *, exact: bool = True) -> str:
 def requirements_of(source: str, *, own: Iterable[str], known: Iterable[str]) -> list[str]:
     """Return the requirements of what a module imports, besides those that are known.
 
-    torch is the server's own. Modules of no distribution are left out: the check in a clean process finds them.
+    Modules of the server's own packages are left out, and so are those of no distribution, which the check in a clean
+    process finds.
 
     Args:
         own: Names of the project's modules.
