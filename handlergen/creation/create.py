@@ -194,6 +194,7 @@ def _write_project(place: Path, model: Any, options: Options, settings: Mapping[
             write_callable(draft, role, hook)
     for role in _passing(made, model, options):
         draft.hooks[role] = _PASS_THROUGH[role]
+    draft.title = made.title
     source = draft.module_text()
     (place / MODULE_FILE).write_text(source, encoding="utf-8")
     for name, write in draft.files.items():
@@ -250,7 +251,7 @@ def _settings(made: Sketch, source: str, given: Mapping[str, Any]) -> dict[str, 
 
 def _yaml(values: Mapping[str, Any]) -> str:
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
+    text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=False, width=100)
     return f"# `handlergen init` writes a file that explains every setting.\n{text}"
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+HOOK_NAMES = ("setup", "load", "preprocess", "predict", "postprocess", "explain", "is_healthy")
+
 
 @dataclass
 class Draft:
@@ -40,7 +42,8 @@ class Draft:
         text = f'"""{self.title}"""\n\n' if self.title else ""
         text += "\n".join(imports)
         was_constant = False
-        for block in (*self.definitions, *self.hooks.values()):
+        hooks = [self.hooks[role] for role in sorted(self.hooks, key=HOOK_NAMES.index)]
+        for block in (*self.definitions, *hooks):
             is_constant = not block.lstrip().startswith(("def ", "async ", "class ", "@"))
             between = "\n" if was_constant and is_constant else "\n\n" if is_constant else "\n\n\n"
             text = (text + between if text else "") + block.strip("\n")

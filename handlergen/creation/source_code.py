@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
-from handlergen.creation.draft import Draft
+from handlergen.creation.draft import HOOK_NAMES, Draft
 from handlergen.creation.live_source import global_names, source_of_class, source_of_function
 from handlergen.creation.values import NotWritable, expression, own_source
 from handlergen.errors import HandlergenError
 
-ROLES = ("setup", "load", "preprocess", "predict", "postprocess", "explain", "is_healthy")
 _ANYWHERE = ("__main__", "__mp_main__")
 _FUTURE = __future__.annotations.compiler_flag
 
@@ -33,7 +32,7 @@ def write_callable(draft: Draft, name: str, value: Any) -> None:
     try:
         Writer(draft).write(name, value)
     except NotWritable as error:
-        what = f"{name}={shown}" if name in ROLES and name != shown else shown
+        what = f"{name}={shown}" if name in HOOK_NAMES and name != shown else shown
         raise HandlergenError(f"{what}: {error}", hint=error.advice or None) from error
 
 
@@ -46,7 +45,7 @@ class Writer:
     def write(self, name: str, value: Any) -> None:
         """Write a function or class under this name. Raises NotWritable."""
         text = self._callable_text(name, value)
-        if name in ROLES:
+        if name in HOOK_NAMES:
             self.draft.hooks[name] = text
         elif name not in self.draft.named or self.draft.named[name] is not value:
             self._claim(name, value)

@@ -186,6 +186,8 @@ def _arguments(model: Any, given: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _is_default(value: Any, default: Any) -> bool:
     try:
+        if isinstance(value, tuple) and not isinstance(default, tuple):  # a Conv2d's stride=1 becomes (1, 1)
+            return bool(value) and all(each == default for each in value)
         return type(value) is type(default) and bool(value == default)
     except Exception:  # arrays compare element by element
         return False
