@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from handlergen.errors import HandlergenError
-from handlergen.runtime.examples import BODY
 
 if TYPE_CHECKING:
     from handlergen.client import Client
@@ -53,22 +52,6 @@ def example_of(client: Client, config: Path, name: str, text: str, *, version: s
             hint="--example reads it there: name the server's configuration with -c, or send --data or --file",
         )
     return chosen(archived_examples(archive), text, where=f"{name} {version}"), version
-
-
-def request_of(example: Example, *, over_grpc: bool) -> dict[str, Any]:
-    """Return an example's request as the arguments of `Client.predict`, or of `predict_grpc`."""
-    from handlergen.client.connection import form_body
-
-    if over_grpc:
-        inputs = {name: part.body for name, part in example.parts.items()}
-        return {"inputs": inputs if example.is_form else {"data": inputs[BODY]}}
-    if example.is_form:
-        content, content_type = form_body(
-            {name: (part.content_type, part.body) for name, part in example.parts.items()}
-        )
-    else:
-        content, content_type = example.parts[BODY].body, example.content_type
-    return {"content": content, "content_type": content_type}
 
 
 def require_right_answer(example: Example, status: int, content_type: str, body: bytes) -> None:

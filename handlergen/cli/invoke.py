@@ -13,9 +13,10 @@ from typing import Any
 import click
 
 from handlergen.cli import options
-from handlergen.cli.examples import example_of, request_of, require_right_answer
+from handlergen.cli.examples import example_of, require_right_answer
 from handlergen.cli.printing import named, print_json, writable
 from handlergen.cli.requests import advised, field_of, headers_of, option_for, refuse_file_name
+from handlergen.client.connection import request_of
 from handlergen.errors import RequestFailed
 from handlergen.runtime.codec.content import JSON
 

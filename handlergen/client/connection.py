@@ -26,6 +26,7 @@ import httpx
 from handlergen.client.tls import certificate_refused, no_tls, only_tls
 from handlergen.errors import HandlergenError, NoServer, RequestFailed, ServerError
 from handlergen.runtime.codec.errors import error_text
+from handlergen.runtime.examples import BODY, Example
 
 KEY_FILE = "key_file.json"
 _EXPIRY_MARGIN_S = 1.0
@@ -286,3 +287,18 @@ def form_body(parts: Mapping[str, tuple[str, bytes]]) -> tuple[bytes, str]:
     ]
     form = httpx.Request("POST", "http://localhost", files=files)
     return form.read(), form.headers["content-type"]
+
+
+def request_of(example: Example, *, over_grpc: bool = False) -> dict[str, Any]:
+    """Return an example's request as the arguments of `Client.predict`, or of `Client.predict_grpc`."""
+    if over_grpc:
+        inputs = {name: part.body for name, part in example.parts.items()}
+        return {"inputs": inputs if example.is_form else {"data": inputs[BODY]}}
+    content, content_type = b"", example.content_type
+    if example.is_form:
+        content, content_type = form_body(
+            {name: (part.content_type, part.body) for name, part in example.parts.items()}
+        )
+    else:
+        content = example.parts[BODY].body
+    return {"content": content, "content_type": content_type}
