@@ -62,6 +62,63 @@ def first_numbers(outputs: Any) -> Any:
     return outputs["last_hidden_state"][:, 0, :4]
 
 
+LABELS = ("small", "large")
+VOCABULARY = {f"word {number}": number for number in range(500)}
+
+
+class Classifier(torch.nn.Module):
+    """Carries what it needs: hooks, labels, the mean of its inputs."""
+
+    def __init__(self, hidden: int, act: type[torch.nn.Module] = torch.nn.ReLU) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.act = act
+        self.layers = torch.nn.Sequential(torch.nn.Linear(4, hidden), act(), torch.nn.Linear(hidden, 2))
+        self.mean = [0.0] * 4
+        self._labels: list[str] = []
+
+    def preprocess(self, data: Any) -> torch.Tensor:
+        return torch.tensor(data) - torch.tensor(self.mean)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.layers(rows)
+
+    def postprocess(self, outputs: torch.Tensor) -> Any:
+        return [self._labels[each] for each in outputs.argmax(1)]
+
+
+class Tied(torch.nn.Module):
+    """Half precision, and one weight in two places."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(size, 3)
+        self.output = torch.nn.Linear(3, size, bias=False)
+        self.output.weight = self.embedding.weight
+
+    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+        return self.output(self.embedding(numbers).mean(1))
+
+
+def announced(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def wrapper(data: Any) -> Any:
+        return {"announced": function(data)}
+
+    return wrapper
+
+
+@announced
+def looked_up(data: Any) -> Any:
+    return VOCABULARY.get(data, -1)  # a comment
+
+
+def times(factor: float) -> Callable[[Any], Any]:
+    def multiplied(outputs: Any) -> Any:
+        return [factor * each for each in outputs]
+
+    return multiplied
+
+
 def network() -> torch.nn.Module:
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.Softmax(-1)).eval()
@@ -71,6 +128,21 @@ def _functions() -> Iterator[tuple[str, LiveObject]]:
     yield "function", LiveObject(to_matrix, ASKED, ASKED)
     yield "keywords", LiveObject(summed, {"a": 1, "b": 2}, 3.0)
     yield "stream", LiveObject(counted, 3, "0;1;2;")
+    yield "decorated", LiveObject(looked_up, "word 7", {"announced": 7})
+    yield "partial", LiveObject(partial(summed, 1.0, scale=3.0), 2, 9.0)
+    hooks = {"preprocess": times(2.0), "postprocess": times(5.0)}
+    yield "closures", LiveObject(lambda inputs: [each + len(LABELS) for each in inputs], [1.0], [20.0], hooks)
+
+
+def _networks() -> Iterator[tuple[str, LiveObject]]:
+    yield "sequential", LiveObject(network(), ASKED, network()(torch.tensor(ASKED)).tolist())
+    torch.manual_seed(0)
+    classifier = Classifier(8, torch.nn.Tanh)
+    classifier.mean, classifier._labels = [0.1, 0.2, 0.3, 0.4], list(LABELS)
+    outputs = classifier.forward(classifier.preprocess(ASKED))
+    yield "classifier", LiveObject(classifier, ASKED, classifier.postprocess(outputs))
+    tied = Tied(5).half()
+    yield "tied", LiveObject(tied, [[1, 2]], tied(torch.tensor([[1, 2]])).tolist(), {"arguments": {"size": 5}})
 
 
 def _programs() -> Iterator[tuple[str, LiveObject]]:
@@ -178,6 +250,17 @@ def _flow() -> Iterator[tuple[str, LiveObject]]:
 
 GROUPS: Mapping[str, Callable[[], Iterator[tuple[str, LiveObject]]]] = {
     function.__name__[1:]: function
-    for function in (_functions, _programs, _onnx, _sklearn, _columns, _xgboost, _lightgbm, _transformers, _flow)
+    for function in (
+        _functions,
+        _networks,
+        _programs,
+        _onnx,
+        _sklearn,
+        _columns,
+        _xgboost,
+        _lightgbm,
+        _transformers,
+        _flow,
+    )
 }
 """By library. A group is skipped where its library is not installed."""

@@ -33,19 +33,19 @@ class Draft:
     sources: list[Path] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     title: str = ""
-    inlined: set[str] = field(default_factory=set)
+    inlined: set[str] = field(default_factory=lambda: {"__main__", "__mp_main__"})
     named: dict[str, Any] = field(default_factory=dict)
 
     def module_text(self) -> str:
         """Return the module as a person would lay it out: docstring, imports, definitions, hooks."""
         imports = sorted(set(self.imports), key=lambda line: ("__future__" not in line, line.startswith("from"), line))
         text = f'"""{self.title}"""\n\n' if self.title else ""
-        text += "\n".join(imports)
-        was_constant = False
+        text += "\n".join(imports).replace("annotations\n", "annotations\n\n", 1)
+        previous = "imports"
         hooks = [self.hooks[role] for role in sorted(self.hooks, key=HOOK_NAMES.index)]
         for block in (*self.definitions, *hooks):
-            is_constant = not block.lstrip().startswith(("def ", "async ", "class ", "@"))
-            between = "\n" if was_constant and is_constant else "\n\n" if is_constant else "\n\n\n"
+            kind = "function" if block.lstrip().startswith(("def ", "async ", "class ", "@")) else "constant"
+            between = "\n\n\n" if "function" in (kind, previous) else "\n" if kind == previous else "\n\n"
             text = (text + between if text else "") + block.strip("\n")
-            was_constant = is_constant
+            previous = kind
         return text.lstrip("\n") + "\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 
 from handlergen.creation.draft import Draft
 from handlergen.creation.kinds import Options, Sketch
+from handlergen.creation.modules import add_source
 from handlergen.creation.requirements import requirement_of
 from handlergen.creation.source_code import write_callable
 from handlergen.errors import HandlergenError
@@ -129,10 +129,7 @@ def _write_own(draft: Draft, names: Iterable[str], estimator: Any) -> None:
     for name in sorted(names):
         module, _, last = name.rpartition(".")
         if not _is_main(name):
-            path = getattr(sys.modules.get(module.partition(".")[0]), "__file__", None)
-            if path and not _is_installed(path):
-                place = Path(path)
-                draft.sources.append(place.parent if place.name == "__init__.py" else place)
+            add_source(draft, module)
             continue
         if "<" in name:
             what = "a lambda" if "<lambda>" in name else "something that a function defines"
@@ -184,11 +181,6 @@ def _in_module(objects: Collection[Any]) -> Iterator[None]:
             del sys.modules[MODULE]
         elif objects and here is not None:
             sys.modules[MODULE] = here
-
-
-def _is_installed(path: str) -> bool:
-    places = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-    return "site-packages" in path or any(path.startswith(place) for place in places)
 
 
 def _tabular_input(draft: Draft, columns: Any, options: Options, *, otherwise: str) -> None:

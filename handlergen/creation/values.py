@@ -1,247 +1,377 @@
-"""Live values as source text: literals, constructor calls, or files beside the module that it reads."""
+"""Live values as source: literals, constructor calls, and files beside the module that it reads."""
 
 from __future__ import annotations
 
+import builtins
+import dataclasses
 import enum
 import functools
+import importlib
+import inspect
 import json
 import logging
 import math
 import pprint
 import re
+import shutil
 import sys
-import sysconfig
-from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path, PurePath
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from handlergen.creation.draft import Draft
+from handlergen.creation.modules import add_import, add_module
+from handlergen.errors import HandlergenError
 
-if TYPE_CHECKING:
-    from handlergen.creation.source_code import Writer
-
-_LONGEST = 20
-"""Lines of a literal; longer values go to a file."""
+_LONGEST = 1200
+"""Characters of a literal; longer ones go into a file."""
+_MOST_ITEMS = 20
+"""Numbers of an array that is written as a literal."""
 _WIDTH = 110
-_PLAIN = (str, int, float, bool, complex, bytes, type(None), type(Ellipsis))
-_HERE = "Path(__file__).parent"
+_REPR = {"datetime", "decimal", "fractions", "uuid", "zoneinfo", "ipaddress"}
+"""Modules whose objects show themselves as the call that makes them."""
 
 
-class NotWritable(Exception):
-    """A value cannot be written down; the message says what it is, `advice` what to do."""
-
-    def __init__(self, message: str, advice: str = "") -> None:
-        super().__init__(message)
-        self.advice = advice
-
-
-def expression(value: Any, name: str, writer: Writer) -> str:
-    """Return an expression for a value; its imports, definitions and files are added to the writer's draft.
-
-    Args:
-        name: The variable's, after which a file is called.
+def add_value(draft: Draft, name: str, value: Any) -> None:
+    """Add what a name of the caller's module stands for: an import, a function, a class or a constant.
 
     Raises:
-        NotWritable: There is none.
+        HandlergenError: It cannot be written down: why, and what to do.
     """
-    if _is_plain(value):
-        return _literal(value, name, writer.draft)
-    for write in (_of_library, _of_structure, _of_tensor, _of_pretrained):
-        text = write(value, name, writer)
+    from handlergen.creation.source_code import write
+
+    draft.named[name] = value
+    if isinstance(value, ModuleType):
+        add_module(draft, name, value)
+    elif inspect.isroutine(value) or inspect.isclass(value):
+        if not add_import(draft, name, value):
+            write(draft, name, value)
+    elif not _is_installed_constant(draft, name, value):
+        draft.definitions.append(f"{name} = {expression(draft, value, name.lower())}")
+
+
+def expression(draft: Draft, value: Any, stem: str) -> str:
+    """Return an expression for a value; what it needs is added to the draft.
+
+    Args:
+        stem: The name of the file, without suffix, if the value needs one.
+
+    Raises:
+        HandlergenError: As `add_value`.
+    """
+    kinds: tuple[Callable[[Draft, Any, str], str | None], ...] = (
+        *(_plain, _container, _path, _named, _numbers, _standard, _pretrained, _estimator, _dataclass, constructed),
+    )
+    for kind in kinds:
+        text = kind(draft, value, stem)
         if text is not None:
+            if len(text) > _LONGEST and _is_json(value):
+                return _file(draft, f"{stem}.json", partial(_write_json, value), 'json.loads({}.read_text("utf-8"))')
             return text
-    kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
-    raise NotWritable(f"a {kind} cannot be written down as source", _advice(value))
+    raise _refusal(value)
 
 
-def _advice(value: Any) -> str:
-    if hasattr(value, "read") or hasattr(value, "fileno"):
-        return "read what is needed into a variable, and use that"
-    if hasattr(value, "predict") or hasattr(value, "forward"):
-        return "give the model itself, and the function as predict=, with the parameters model and inputs"
-    if isinstance(value, Callable):  # type: ignore[arg-type]
-        return "write a function with def that makes it and calls it"
-    return "use plain values (numbers, texts, lists, dicts, arrays, tensors), or make it in a function with def"
+def _refusal(value: Any) -> HandlergenError:
+    shown = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    base = {each.__module__.partition(".")[0] for each in type(value).__mro__}
+    if "torch" in base and hasattr(value, "state_dict"):
+        hint = "Give it as the model: handlergen.archive(model, predict=...); hooks get it as the parameter `model`."
+    elif shown.startswith(("_thread", "threading", "_io", "socket", "sqlite3", "asyncio", "multiprocessing")):
+        hint = "Write the project with create, and make it in a hook setup(context), which runs in every worker."
+    else:
+        hint = "Use plain values (numbers, texts, lists, dicts, arrays), or make the object inside of the function."
+    return HandlergenError(f"a {shown} cannot be written down", hint=hint)
 
 
 def _is_plain(value: Any) -> bool:
-    if type(value) in _PLAIN:
-        return True
     if type(value) in (list, tuple, set, frozenset):
         return all(map(_is_plain, value))
-    return type(value) is dict and all(_is_plain(key) and _is_plain(each) for key, each in value.items())
+    if type(value) is dict:
+        return all(map(_is_plain, value)) and all(map(_is_plain, value.values()))
+    return value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
 
 
-def _literal(value: Any, name: str, draft: Draft) -> str:
-    if isinstance(value, float) and not math.isfinite(value):
+def _plain(_draft: Draft, value: Any, _stem: str) -> str | None:
+    if type(value) is float and not math.isfinite(value):
         return f'float("{value}")'
-    text = pprint.pformat(value, width=_WIDTH, sort_dicts=False, compact=True)
-    if text.count("\n") < _LONGEST and len(text) < _LONGEST * _WIDTH and not _has_odd_floats(value):
-        return text
-    if type(value) is bytes:
-        draft.files[f"{file_name(name)}.bin"] = lambda target: target.write_bytes(value)
+    if type(value) is str and len(PurePath(value).parts) > 2 and PurePath(value).is_absolute() and Path(value).exists():
+        raise _path_refusal(value)
+    if value is None or value is Ellipsis or type(value) in (bool, int, float, complex, str, bytes, range, slice):
+        return repr(value)
+    return None
+
+
+def _container(draft: Draft, value: Any, stem: str) -> str | None:
+    if type(value) in (dict, list, tuple, set, frozenset) and _is_plain(value):
+        return pprint.pformat(value, width=_WIDTH, sort_dicts=False, compact=True)
+    if type(value) is dict:
+        items = [
+            f"{expression(draft, key, stem)}: {expression(draft, item, f'{stem}_{number}')}"
+            for number, (key, item) in enumerate(value.items(), 1)
+        ]
+        return f"{{{', '.join(items)}}}"
+    if type(value) not in (list, tuple, set, frozenset):
+        return None
+    ordered = sorted(value, key=repr) if type(value) in (set, frozenset) else value
+    inner = ", ".join(expression(draft, each, f"{stem}_{number}") for number, each in enumerate(ordered, 1))
+    if type(value) is tuple:
+        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    if type(value) is list:
+        return f"[{inner}]"
+    literal = f"{{{inner}}}" if inner else "set()"
+    return literal if type(value) is set else f"frozenset({literal})"
+
+
+def _path(draft: Draft, value: Any, _stem: str) -> str | None:
+    if not isinstance(value, PurePath):
+        return None
+    if value.is_absolute() or ".." in value.parts:
+        raise _path_refusal(value)
+    path = Path(value)
+    if path.is_file() or (path.is_dir() and path.parts):
+        place = path.as_posix()
+        draft.files[place] = partial(shutil.copytree if path.is_dir() else shutil.copyfile, path.absolute())
         draft.imports.append("from pathlib import Path")
-        return f'({_HERE} / "{file_name(name)}.bin").read_bytes()'
-    convert = type(value).__name__ if type(value) in (tuple, set, frozenset) else ""
-    as_json = list(value) if convert else value
-    encoded = json.dumps(as_json, ensure_ascii=False, indent=1)
-    if not _is_equal(json.loads(encoded), as_json):
-        return text  # keys that are no texts, tuples inside
-    file = f"{file_name(name)}.json"
-    draft.files[file] = lambda target: target.write_text(encoded + "\n", encoding="utf-8")
-    draft.imports += ["import json", "from pathlib import Path"]
-    loaded = f'json.loads(({_HERE} / "{file}").read_text(encoding="utf-8"))'
-    return f"{convert}({loaded})" if convert else loaded
+        return f'Path(__file__).parent / "{place}"'
+    draft.imports.append("from pathlib import Path")
+    return f'Path("{value.as_posix()}")'
 
 
-def _has_odd_floats(value: Any) -> bool:
-    if isinstance(value, float):
-        return not math.isfinite(value)
-    if isinstance(value, dict):
-        return any(map(_has_odd_floats, (*value.keys(), *value.values())))
-    return isinstance(value, list | tuple | set | frozenset) and any(map(_has_odd_floats, value))
-
-
-def _is_equal(one: Any, other: Any) -> bool:
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(_is_equal(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(_is_equal, one, other))
-    return bool(one == other) or one != one  # noqa: PLR0124 - NaN
-
-
-def file_name(name: str) -> str:
-    """Return a variable's name as the name of a file."""
-    return name.strip("_").lower() or "data"
-
-
-def _of_library(value: Any, name: str, writer: Writer) -> str | None:  # noqa: PLR0911 - a table of types
-    """Return an expression for values of the standard library, numpy's scalars and torch's small objects."""
-    kind = type(value)
-    if isinstance(value, enum.Enum):
-        return f"{writer.reference(kind)}.{value.name}" if value.name else None
-    if isinstance(value, PurePath):
-        if value.is_absolute():
-            raise NotWritable(
-                f"the path {value} is one of this machine", "read the file into a variable, and use that instead"
-            )
-        writer.draft.imports.append("from pathlib import Path")
-        return f"Path({str(value)!r})"
-    if isinstance(value, re.Pattern):
-        writer.draft.imports.append("import re")
-        flags = value.flags & ~re.UNICODE.value if isinstance(value.pattern, str) else value.flags
-        return f"re.compile({value.pattern!r}{f', {flags}' if flags else ''})"
-    if isinstance(value, logging.Logger):
-        writer.draft.imports.append("import logging")
-        return "logging.getLogger(__name__)" if value.name == "__main__" else f"logging.getLogger({value.name!r})"
-    if kind.__module__ == "torch" and kind.__name__ in ("dtype", "device", "Size"):
-        writer.draft.imports.append("import torch")
-        return f"torch.{value!r}" if kind.__name__ in ("device", "Size") else repr(value)
-    if kind.__module__ in ("datetime", "decimal", "fractions", "uuid"):
-        writer.draft.imports.append(f"import {kind.__module__}")
-        text = repr(value)
-        return text if text.startswith(kind.__module__) else f"{kind.__module__}.{text}"
-    if kind.__module__ == "numpy" and hasattr(value, "item") and not getattr(value, "shape", (1,)):
-        writer.draft.imports.append("import numpy")
-        return f"numpy.{kind.__name__}({value.item()!r})"
-    return None
-
-
-def _of_structure(value: Any, name: str, writer: Writer) -> str | None:  # noqa: PLR0911 - a table of types
-    """Return an expression for containers, dataclasses, named tuples, partial functions, classes and functions."""
-    kind = type(value)
-    within = functools.partial(expression, name=name, writer=writer)
-    if isinstance(value, type) or writer.is_function(value):
-        return writer.reference(value)
-    if isinstance(value, ModuleType):
-        return writer.module(value)
-    if kind in (list, tuple, set, frozenset):
-        inside = ", ".join(map(within, value))
-        return f"[{inside}]" if kind is list else f"{kind.__name__}([{inside}])"
-    if kind is dict:
-        return "{" + ", ".join(f"{within(key)}: {within(each)}" for key, each in value.items()) + "}"
-    if isinstance(value, functools.partial):
-        writer.draft.imports.append("import functools")
-        given = [*map(within, value.args), *(f"{key}={within(each)}" for key, each in value.keywords.items())]
-        return f"functools.partial({', '.join([within(value.func), *given])})"
-    if is_dataclass(value):
-        given = [f"{each.name}={within(getattr(value, each.name))}" for each in fields(value) if each.init]
-        return f"{writer.reference(kind)}({', '.join(given)})"
-    if isinstance(value, tuple) and hasattr(kind, "_fields"):
-        given = [f"{key}={within(each)}" for key, each in zip(kind._fields, value, strict=True)]
-        return f"{writer.reference(kind)}({', '.join(given)})"
-    if isinstance(value, Mapping) and kind.__module__ == "collections":
-        if kind.__name__ == "defaultdict":
-            factory = value.default_factory  # type: ignore[attr-defined]
-            inner = within(dict(value))
-            writer.draft.imports.append("import collections")
-            return f"collections.defaultdict({'None' if factory is None else within(factory)}, {inner})"
-        writer.draft.imports.append("import collections")
-        return f"collections.{kind.__name__}({within(dict(value))})"
-    return None
-
-
-def _of_tensor(value: Any, name: str, writer: Writer) -> str | None:
-    """Return an expression for arrays and tensors, which are kept in a file."""
-    bases = {f"{base.__module__}.{base.__name__}" for base in type(value).__mro__}
-    file = file_name(name)
-    if "numpy.ndarray" in bases and type(value).__module__ == "numpy":
-        if value.dtype.hasobject:
-            raise NotWritable("an array of objects cannot be written down", "make a list of it, or an array of numbers")
-        import numpy
-
-        writer.draft.files[f"{file}.npy"] = lambda target: numpy.save(target, value, allow_pickle=False)
-        writer.draft.imports += ["import numpy", "from pathlib import Path"]
-        return f'numpy.load({_HERE} / "{file}.npy")'
-    if bases & {"torch.Tensor", "torch._tensor.Tensor"}:
-        import torch
-
-        kept = value.detach().cpu().clone()
-        writer.draft.files[f"{file}.pt"] = lambda target: torch.save(kept, target)
-        writer.draft.imports += ["import torch", "from pathlib import Path"]
-        return f'torch.load({_HERE} / "{file}.pt", weights_only=True)'
-    return None
-
-
-def _of_pretrained(value: Any, name: str, writer: Writer) -> str | None:
-    """Return an expression for tokenizers and fitted transformers, which write and read files of their own."""
-    kind = type(value)
-    top = kind.__module__.partition(".")[0]
-    if top == "transformers" and hasattr(value, "save_pretrained") and not hasattr(value, "forward"):
-        writer.draft.files[file_name(name)] = value.save_pretrained
-        writer.draft.imports += [f"from transformers import {kind.__name__}", "from pathlib import Path"]
-        return f'{kind.__name__}.from_pretrained({_HERE} / "{file_name(name)}")'
-    if top == "sklearn" and hasattr(value, "get_params"):
-        from handlergen.creation.tabular import add_estimator, load_text
-
-        file = f"{file_name(name)}.skops"
-        trusted = add_estimator(writer.draft, value, file)
-        writer.draft.imports.append("from pathlib import Path")
-        return load_text(writer.draft, file, trusted, _HERE)
-    return None
-
-
-def is_installed(path: str) -> bool:
-    """Return whether a file belongs to Python or an installed package."""
-    places = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-    return any(part in path for part in ("site-packages", "dist-packages")) or any(
-        path.startswith(f"{place}/") for place in places
+def _path_refusal(value: Any) -> HandlergenError:
+    return HandlergenError(
+        f"{value} is a path of this machine",
+        hint="Change to its directory and write it relative to that: the file then travels with the model.",
     )
 
 
-def own_source(module: str) -> Path | None:
-    """Return the file, or the package's directory, of a module of the user's own; None for any other.
+def _named(draft: Draft, value: Any, stem: str) -> str | None:
+    """Functions, classes, modules and members of enumerations, by their names."""
+    if isinstance(value, enum.Enum):
+        return f"{_name(draft, type(value))}.{value.name}"
+    if isinstance(value, ModuleType):
+        add_value(draft, value.__name__.rpartition(".")[2], value)
+        return value.__name__.rpartition(".")[2]
+    if isinstance(value, functools.partial):
+        draft.imports.append("import functools")
+        parts = [expression(draft, each, stem) for each in (value.func, *value.args)]
+        parts += [f"{key}={expression(draft, each, f'{stem}_{key}')}" for key, each in value.keywords.items()]
+        return f"functools.partial({', '.join(parts)})"
+    if inspect.isroutine(value) or inspect.isclass(value):
+        return _name(draft, value, stem)
+    own, module = getattr(value, "__name__", ""), type(value).__module__  # numpy's ufuncs
+    if isinstance(own, str) and own and getattr(sys.modules.get(module), own, None) is value:
+        draft.imports.append(f"import {module}")
+        return f"{module}.{own}"
+    return None
 
-    Built-in modules and the ones that are installed, also as an editable install outside `site-packages`' directory but
-    named there, are not the user's.
-    """
-    top = sys.modules.get(module.partition(".")[0])
-    file = getattr(top, "__file__", None)
-    if top is None or not file or is_installed(file):
+
+def _name(draft: Draft, value: Any, stem: str = "") -> str:
+    own: str = value.__name__ if value.__name__.isidentifier() else stem
+    if getattr(builtins, own, None) is value:
+        return own
+    if draft.named.get(own, value) is not value:
+        own = f"{own}_{stem}"
+    if own not in draft.named:
+        add_value(draft, own, value)
+    return own
+
+
+def _numbers(draft: Draft, value: Any, stem: str) -> str | None:  # noqa: PLR0911 - a table of types
+    """Arrays, tensors and their types: of few numbers as literals, else in files."""
+    kind = f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"
+    if kind in ("torch.dtype", "torch.device"):
+        draft.imports.append("import torch")
+        if getattr(value, "type", "cpu") != "cpu":
+            raise HandlergenError(f"{value!r} is a device of this machine", hint="Ask for the parameter `device`.")
+        return repr(value) if kind == "torch.dtype" else 'torch.device("cpu")'
+    if kind.startswith("numpy.") and hasattr(value, "dtype") and hasattr(value, "tolist"):
+        draft.imports.append("import numpy as np")
+        if value.dtype.hasobject or value.dtype.names:
+            raise HandlergenError(f"an array of {value.dtype} cannot be written down", hint="Use numbers or a list.")
+        if not value.shape and kind != "numpy.ndarray":
+            return f"np.{type(value).__name__}({expression(draft, value.item(), stem)})"
+        if value.size <= _MOST_ITEMS and value.dtype.kind in "biuf":
+            return f'np.array({expression(draft, value.tolist(), stem)}, dtype="{value.dtype}")'
+        return _file(draft, f"{stem}.npy", partial(_save_array, value), "np.load({})")
+    if kind.startswith("numpy.") and "dtype" in type(value).__name__.lower():
+        draft.imports.append("import numpy as np")
+        return f'np.dtype("{value}")'
+    if kind in ("torch.Tensor", "torch.Parameter"):
+        import torch
+
+        draft.imports.append("import torch")
+        still = value.detach().cpu().clone()
+        if still.numel() <= _MOST_ITEMS and not still.is_complex():
+            return f"torch.tensor({expression(draft, still.tolist(), stem)}, dtype={still.dtype})"
+        return _file(draft, f"{stem}.pt", partial(torch.save, still), "torch.load({}, weights_only=True)")
+    return None
+
+
+def _standard(draft: Draft, value: Any, stem: str) -> str | None:
+    """Objects of the standard library."""
+    if isinstance(value, re.Pattern):
+        draft.imports.append("import re")
+        flags = value.flags & ~re.UNICODE
+        return f"re.compile({value.pattern!r}{f', {flags}' if flags else ''})"
+    if isinstance(value, logging.Logger):
+        draft.imports.append("import logging")
+        return "logging.getLogger(__name__)" if value.name == "__main__" else f"logging.getLogger({value.name!r})"
+    module = type(value).__module__
+    if module in _REPR:
+        text = repr(value)
+        draft.imports.append(f"import {module}")
+        return text if text.startswith(f"{module}.") else f"{module}.{text}"
+    if module == "collections":
+        name = type(value).__name__
+        draft.imports.append(f"from collections import {name}")
+        if name == "defaultdict":
+            factory = expression(draft, value.default_factory, stem)
+            return f"defaultdict({factory}, {expression(draft, dict(value), stem)})"
+        inner = dict(value) if isinstance(value, Mapping) else list(value)
+        return f"{name}({expression(draft, inner, stem)})"
+    return None
+
+
+def _pretrained(draft: Draft, value: Any, stem: str) -> str | None:
+    """Tokenizers, processors and the like, which write and read a directory."""
+    kind = type(value)
+    if kind.__module__.partition(".")[0] == "tokenizers" and hasattr(value, "to_str"):
+        draft.imports.append("from tokenizers import Tokenizer")
+        return _file(draft, f"{stem}.json", lambda path: value.save(str(path)), "Tokenizer.from_file(str({}))")
+    if not hasattr(value, "save_pretrained") or not hasattr(kind, "from_pretrained") or hasattr(value, "state_dict"):
         return None
-    path = Path(file)
-    return path.parent if path.name == "__init__.py" else path
+    return _file(draft, stem, value.save_pretrained, f"{_name(draft, kind)}.from_pretrained({{}})")
+
+
+def _estimator(draft: Draft, value: Any, stem: str) -> str | None:
+    """scikit-learn's objects: scalers, encoders, vectorizers."""
+    if "sklearn" not in {each.__module__.partition(".")[0] for each in type(value).__mro__}:
+        return None
+    from handlergen.creation.tabular import add_estimator, load_text
+
+    file = f"{stem}.skops"
+    trusted = add_estimator(draft, value, file)
+    draft.imports.append("from pathlib import Path")
+    return load_text(draft, file, trusted, "Path(__file__).parent")
+
+
+def _dataclass(draft: Draft, value: Any, stem: str) -> str | None:
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        pairs = value._asdict().items()
+        given = [f"{key}={expression(draft, each, f'{stem}_{key}')}" for key, each in pairs]
+        return f"{_name(draft, type(value))}({', '.join(given)})"
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return None
+    fields = [each for each in dataclasses.fields(value) if each.init]
+    given = [f"{each.name}={expression(draft, getattr(value, each.name), f'{stem}_{each.name}')}" for each in fields]
+    return f"{_name(draft, type(value))}({', '.join(given)})"
+
+
+def constructed(draft: Draft, value: Any, stem: str) -> str | None:
+    """Return the call of a class's constructor with arguments that are found on the object, as attributes.
+
+    That the object is so made again is not known; the answer to the example is compared at the end.
+
+    Returns:
+        None where an argument is not found, or the class takes none and the object has attributes nevertheless.
+    """
+    kind = type(value)
+    if not isinstance(getattr(value, "__dict__", None), dict) or kind.__module__ in ("builtins", "types", "typing"):
+        return None
+    is_network = hasattr(value, "state_dict")
+    if is_network and next(iter(value.state_dict()), None) is not None:
+        return None  # it has weights
+    found = dict(found_arguments(value))
+    if any(each is MISSING for each in found.values()) or (not found and vars(value) and not is_network):
+        return None
+    given = [f"{name}={expression(draft, argument, f'{stem}_{name}')}" for name, argument in found.items()]
+    return f"{_name(draft, kind)}({', '.join(given)})"
+
+
+MISSING = object()
+
+
+def found_arguments(value: Any, given: Mapping[str, Any] | None = None) -> Iterator[tuple[str, Any]]:
+    """Yield names and values of a constructor's arguments, where they differ from the defaults; MISSING: not found.
+
+    An attribute of the parameter's name has it. For a switch whose attribute is a tensor or None (torch's `bias`), the
+    argument is whether there is one.
+
+    Args:
+        given: Arguments that the caller knows.
+    """
+    given = given or {}
+    try:
+        parameters = inspect.signature(type(value).__init__).parameters.values()
+    except (TypeError, ValueError):
+        return
+    for each in list(parameters)[1:]:
+        if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
+            continue
+        if each.name in given:
+            yield each.name, given[each.name]
+            continue
+        attribute = getattr(value, each.name, getattr(value, f"_{each.name}", MISSING))
+        if isinstance(each.default, bool) and not isinstance(attribute, bool) and attribute is not MISSING:
+            attribute = attribute is not None
+        if each.name in ("device", "dtype") and each.default is None:
+            continue
+        if attribute is MISSING or inspect.ismethod(attribute):
+            if each.default is each.empty:
+                yield each.name, MISSING
+        elif each.default is each.empty or not _same(attribute, each.default):
+            yield each.name, attribute
+    for name in given:
+        if name not in {each.name for each in parameters}:
+            yield name, given[name]
+
+
+def _same(one: Any, other: Any) -> bool:
+    try:
+        return one is other or (type(one) is type(other) and bool(one == other))
+    except Exception:  # tensors, whose comparison is no truth value
+        return False
+
+
+def _is_installed_constant(draft: Draft, name: str, value: Any) -> bool:
+    """Import a constant that several packages have under its own name (`torch.float32` apart): typing's objects."""
+    if type(value).__module__ != "typing":
+        return False
+    typing = importlib.import_module("typing")
+    if getattr(typing, name, None) is not value:
+        return False
+    draft.imports.append(f"from typing import {name}")
+    return True
+
+
+def _file(draft: Draft, file: str, write: Callable[[Path], Any], text: str) -> str:
+    """Add a file that the module reads; return the expression, which has `{}` for the file's path."""
+    stem, suffix = Path(file).stem, Path(file).suffix
+    number = 2
+    while file in draft.files:
+        file, number = f"{stem}{number}{suffix}", number + 1
+    draft.files[file] = write
+    draft.imports.append("from pathlib import Path")
+    if text.startswith("json."):
+        draft.imports.append("import json")
+    place = f'Path(__file__).parent / "{file}"'
+    return text.format(f"({place})" if "{}." in text else place)
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        return bool(json.loads(json.dumps(value)) == value) and type(value) in (list, dict, str)
+    except (TypeError, ValueError):
+        return False
+
+
+def _write_json(value: Any, path: Path) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def _save_array(value: Any, path: Path) -> None:
+    import numpy as np
+
+    np.save(path, value, allow_pickle=False)
