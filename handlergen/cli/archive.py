@@ -102,7 +102,7 @@ def command(
     if record_examples:
         show_recorded(examples.record_examples(project, source, overrides=overrides), err=as_json)
     elif not no_examples:
-        examples.require_right_examples(project, source, overrides=overrides)
+        warn(*examples.require_right_examples(project, source, overrides=overrides))
     with interrupted_by(signal.SIGTERM), _progress_bar() as progress:
         result = archive_project(
             project, model_store=model_store, force=force, verify=verify, sign=sign, progress=progress

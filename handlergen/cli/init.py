@@ -49,8 +49,8 @@ def command(directory: Path, *, form: str | None, source: Path | None) -> None:
     for path in written:
         click.echo(f"wrote {path}")
     place = shlex.quote(str(directory))
-    request = next((path for path in written if path.name.startswith("request")), None)
-    sample = f"--file {shlex.quote(str(request))}" if request else "--file PATH"
+    example = next((path.name.partition(".")[0] for path in written if ".request." in path.name), None)
+    sample = f"--example {example}" if example else "--file PATH"
     click.echo("\nNext: predict in this process, then with a server:")
     click.echo(f"  handlergen predict {place} {sample}")
     click.echo(f"  handlergen archive {place}")

@@ -56,12 +56,14 @@ def command(*, probe: bool, config: Path, key_file: Path | None, ca: Path | None
     updates = UpdateRecords(config).unfinished()
     shared = _predictors(models)
     stored = _weights(config, models)
+    examples = {_key(model): _examples(config, model) for model in models}
     if as_json:
         rows = [
             {
                 **_plain(model),
                 "weights": _weights_as_json(stored[_key(model)]),
                 "predictors": [asdict(each) for each in shared[_key(model)]],
+                "examples": examples[_key(model)],
                 "load_failure": why.get(_key(model)),
             }
             for model in models
@@ -83,6 +85,7 @@ def command(*, probe: bool, config: Path, key_file: Path | None, ca: Path | None
         )
         weights = stored[_key(model)]
         click.echo(f"  archive {model.archive}" + (f", weights {weights[0]} ({_size(weights[1])})" if weights else ""))
+        click.echo(f"  examples {examples[_key(model)]}")
         for worker in model.workers:
             click.echo(
                 f"  worker {worker.id:<6} {worker.state:<10} pid {worker.pid:<8} {worker.device:<6} "
@@ -148,6 +151,22 @@ def _weights(config: Path, models: Sequence[ModelStatus]) -> dict[str, tuple[str
             archive = read_archive(store / model.archive)
             found[_key(model)] = archive.weights if archive.version == model.version else None
     return found
+
+
+_AT_START = {"check": "answered rightly", "warm": "asked", "off": "not asked"}
+
+
+def _examples(config: Path, model: ModelStatus) -> str:
+    """Return how many examples the archive in the local model store has, and what was done with them at start."""
+    from handlergen.archives.mar import archived_examples, read_mar
+    from handlergen.server.properties import read_properties
+
+    with contextlib.suppress(HandlergenError, OSError):
+        path = config.resolve().parent / read_properties(config).model_store / model.archive
+        number, archive = len(archived_examples(path)), read_mar(path, whole=False)
+        if number and archive.bundle is not None and archive.version == model.version:
+            return f"{number} {_AT_START[archive.bundle.settings.examples_at_start]} by each worker before READY"
+    return "none"
 
 
 def _weights_as_json(weights: tuple[str, int] | None) -> dict[str, str | int] | None:

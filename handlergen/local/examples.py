@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -101,8 +102,11 @@ def require_right(runs: Sequence[ExampleRun], *, hint: str) -> None:
 
 def require_right_examples(
     project: Project, source: Path, *, gpu: int | None = None, overrides: Mapping[str, Any] | None = None
-) -> None:
+) -> tuple[str, ...]:
     """Ask a project its examples, if it has any, before it is archived.
+
+    Returns:
+        A warning if they could not be asked, because a package is not installed here.
 
     Raises:
         WrongExamples: An answer is wrong.
@@ -111,14 +115,18 @@ def require_right_examples(
     """
     examples = [each.example for each in read_examples(project.root, project.settings.examples)]
     if not examples:
-        return
+        return ()
     advice = "--no-examples packs them without asking (in Python: ask_examples=False)"
     try:
         runs = run_examples(source, examples, gpu=gpu, overrides=overrides)
     except ModuleFailed as error:
+        missing = re.search(r"No module named '([^'.]+)\S*'; it is neither in the archive nor installed", error.message)
+        if missing:
+            return (f"the examples were not asked: the package {missing[1]} is not installed here",)
         error.hint = f"{error.hint}; {advice}" if error.hint else f"to ask the examples, the model is loaded; {advice}"
         raise
     require_right(runs, hint=f"correct the module or the examples; --record-examples takes these answers; {advice}")
+    return ()
 
 
 def record_examples(

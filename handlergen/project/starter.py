@@ -35,7 +35,8 @@ def create_starter(directory: Path, *, form: str = DEFAULT_FORM) -> tuple[str, t
     if form not in FORMS:
         raise HandlergenError(f"there is no form {form!r}", hint=f"The forms are: {', '.join(FORMS)}.")
     starter = template_dir() / "starters" / form
-    texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(starter.iterdir()) if path.is_file()}
+    files = [path for path in sorted(starter.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+    texts = {path.relative_to(starter).as_posix(): path.read_text(encoding="utf-8") for path in files}
     name = propose(directory.resolve().name)
     module = next(file for file in texts if file.endswith(".py"))
     package = FORMS[form].package
@@ -83,6 +84,7 @@ def _write(directory: Path, texts: Mapping[str, str]) -> tuple[Path, ...]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for file, text in texts.items():
+            (directory / file).parent.mkdir(exist_ok=True)
             with (directory / file).open("x", encoding="utf-8") as opened:
                 opened.write(text)
     except OSError as error:

@@ -271,9 +271,9 @@ def follow_the_readme(environment: Environment) -> None:
 def use_the_command_line(environment: Environment) -> None:
     """What needs no server: the starter, checks, archives, `predict`, `map`, `doctor`."""
     environment.run("handlergen", "init", "greeter")
-    environment.run("handlergen", "check", "greeter", "--sample", "greeter/request.json")
+    environment.run("handlergen", "check", "greeter", "--sample", "greeter/examples/doubled.request.json")
     assert "BaseHandler" in environment.run("handlergen", "generate", "greeter")
-    predicted = environment.run("handlergen", "predict", "greeter", "--file", "greeter/request.json")
+    predicted = environment.run("handlergen", "predict", "greeter", "--example", "doubled")
     assert json.loads(predicted) == [2, 4, 6]
 
     for name, source in MODELS.items():

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import handlergen
+from handlergen.archives.mar import archived_examples
 from handlergen.errors import HandlergenError
 from handlergen.inspection.project import open_project
 from handlergen.project.starter import create_starter
@@ -25,7 +26,8 @@ def test_a_starter_meets_the_contract_without_a_warning(form: str, tmp_path: Pat
     assert name == project.settings.name == "digits"
     assert project.contract.form == form
     assert project.warnings == ()
-    assert {path.name for path in written} == {"model.py", "request.json", "handlergen.yaml"}
+    files = {"model.py", "doubled.request.json", "doubled.answer.json", "handlergen.yaml"}
+    assert {path.name for path in written} == files
 
 
 @pytest.mark.parametrize("form", tuple(FORMS))
@@ -34,9 +36,11 @@ def test_a_starter_answers_its_own_request(form: str, tmp_path: Path, monkeypatc
     monkeypatch.syspath_prepend(str(FOREIGN))
     create_starter(tmp_path / "digits", form=form)
     mar = handlergen.archive(tmp_path / "digits", model_store=tmp_path / "store").path
-    data = json.loads((tmp_path / "digits" / "request.json").read_text(encoding="utf-8"))
+    (example,) = archived_examples(mar)
     with handlergen.load(mar) as model:
-        assert model.predict(data) == [2.0, 4.0, 6.0]
+        answer = model.ask(example)
+    assert json.loads(answer.body) == [2.0, 4.0, 6.0]
+    assert example.compare(answer.status, answer.content_type, answer.body) == []
 
 
 def test_init_prints_commands_that_can_be_typed(
@@ -48,10 +52,10 @@ def test_init_prints_commands_that_can_be_typed(
     status, out, _ = run("init", "my digits")
     assert status == 0
     assert out.splitlines()[-4:] == [
-        "  handlergen predict 'my digits' --file 'my digits/request.json'",
+        "  handlergen predict 'my digits' --example doubled",
         "  handlergen archive 'my digits'",
         "  handlergen serve",
-        "  handlergen invoke my-digits --file 'my digits/request.json'",
+        "  handlergen invoke my-digits --example doubled",
     ]
 
 
