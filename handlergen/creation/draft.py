@@ -15,6 +15,7 @@ class Draft:
     """What is known of the project so far.
 
     Attributes:
+        write: Writes a function or class, and what it uses, under a name (`source_code.write`).
         imports: Lines of the module, in any order, with repetitions.
         definitions: Constants, functions and classes as source text, in the order in which they need each other.
         hooks: Role -> source text of the top-level function of that name.
@@ -26,6 +27,7 @@ class Draft:
         named: Names of the module -> the live object that each stands for.
     """
 
+    write: Callable[[Draft, str, Any], None]
     imports: list[str] = field(default_factory=list)
     definitions: list[str] = field(default_factory=list)
     hooks: dict[str, str] = field(default_factory=dict)

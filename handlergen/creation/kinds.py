@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from handlergen.creation.draft import Draft
-from handlergen.creation.source_code import write_callable
+from handlergen.creation.source_code import write, write_callable
 from handlergen.errors import HandlergenError
 from handlergen.project.settings import EXECUTABLE_FORMATS
 from handlergen.project.weights_file import weights_format
@@ -146,7 +146,7 @@ def sketch_function(model: Any, options: Options) -> Sketch:
     """Return the sketch of a plain function: it is `predict`."""
     if "predict" in options.hooks:
         raise HandlergenError("the model is a function, and predict= is another one", hint="Give one of them.")
-    draft = Draft()
+    draft = Draft(write)
     write_callable(draft, "predict", model)
     name = getattr(model, "__name__", "predict")
     return Sketch(f"The function {name}.", draft, {"predict": model})

@@ -10,6 +10,7 @@ import torch
 
 from handlergen.creation.draft import Draft
 from handlergen.creation.kinds import Options, Sketch
+from handlergen.creation.source_code import write
 from handlergen.creation.values import MISSING, expression, found_arguments
 from handlergen.errors import HandlergenError
 
@@ -27,7 +28,7 @@ def sketch_network(model: Any, options: Options) -> Sketch:
             its weights cannot be written down.
     """
     name = type(model).__name__
-    draft = Draft()
+    draft = Draft(write)
     try:
         built, fresh = _construction(model, draft, options.arguments)
         attributes = _attributes(model, fresh, draft)

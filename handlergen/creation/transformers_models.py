@@ -8,6 +8,7 @@ from typing import Any
 from handlergen.creation.draft import Draft
 from handlergen.creation.kinds import Options, Sketch
 from handlergen.creation.requirements import requirement_of
+from handlergen.creation.source_code import write
 from handlergen.errors import HandlergenError
 
 _DIRECTORY = "pretrained"
@@ -36,7 +37,7 @@ def sketch_transformers(model: Any, options: Options) -> Sketch:
 
 
 def _draft() -> Draft:
-    draft = Draft()
+    draft = Draft(write)
     draft.settings["requirements"] = [requirement_of("transformers"), requirement_of("safetensors")]
     return draft
 

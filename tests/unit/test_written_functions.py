@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from handlergen.creation.draft import Draft
-from handlergen.creation.source_code import write_callable
+from handlergen.creation.source_code import write, write_callable
 from handlergen.errors import HandlergenError
 
 LABELS = ["a", "b"]
@@ -159,11 +159,11 @@ def test_what_is_written_computes_the_same(case: str, tmp_path: Path) -> None:
 
 
 def written(function: Any, asked: Any, directory: Path) -> Any:
-    draft = Draft(title="Written.")
+    draft = Draft(write, title="Written.")
     write_callable(draft, "predict", function)
     (directory / "model.py").write_text(draft.module_text())
-    for file, write in draft.files.items():
-        write(directory / file)
+    for file, put in draft.files.items():
+        put(directory / file)
     program = f"import json, model; print(json.dumps(model.predict(json.loads({json.dumps(asked)!r}))))"
     ran = subprocess.run([sys.executable, "-c", program], cwd=directory, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, f"{draft.module_text()}\n{ran.stderr}"
@@ -171,7 +171,7 @@ def written(function: Any, asked: Any, directory: Path) -> Any:
 
 
 def test_the_source_stays_as_it_was_written() -> None:
-    draft = Draft()
+    draft = Draft(write)
     write_callable(draft, "predict", SCALER.scale)
     text = draft.module_text()
     assert "return value / 2  # a comment stays" in text
@@ -180,7 +180,7 @@ def test_the_source_stays_as_it_was_written() -> None:
 
 
 def test_names_that_mean_two_things_get_two_names() -> None:
-    draft = Draft()
+    draft = Draft(write)
     for role, factor in (("preprocess", 2.0), ("postprocess", 3.0)):
         write_callable(draft, role, closed(factor, {"first": abs}))
     names: dict[str, Any] = {}
@@ -202,7 +202,7 @@ def test_what_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
         }
         for message, function in cases.items():
             with pytest.raises(HandlergenError) as caught:
-                write_callable(Draft(), "predict", function)
+                write_callable(Draft(write), "predict", function)
             assert message in caught.value.message
             assert caught.value.hint
 
@@ -219,8 +219,8 @@ for cell in (
     "held = Held(3)",
     "ask = lambda x: held.add(x)",
     "from handlergen.creation.draft import Draft",
-    "from handlergen.creation.source_code import write_callable",
-    "draft = Draft(); write_callable(draft, 'postprocess', ask); text = draft.module_text()",
+    "from handlergen.creation.source_code import write, write_callable",
+    "draft = Draft(write); write_callable(draft, 'postprocess', ask); text = draft.module_text()",
 ):
     shell.run_cell(cell, store_history=True).raise_error()
 names = {}
@@ -240,9 +240,9 @@ def test_the_cells_of_a_notebook(tmp_path: Path) -> None:
 def test_a_python_that_keeps_no_source_is_told_so() -> None:
     program = (
         "from handlergen.creation.draft import Draft\n"
-        "from handlergen.creation.source_code import write_callable\n"
+        "from handlergen.creation.source_code import write, write_callable\n"
         "def predict(x): return x + 1\n\n"
-        "draft = Draft()\n"
+        "draft = Draft(write)\n"
         "write_callable(draft, 'predict', predict)\n"
         "print('WROTE', 'def predict' in draft.module_text())\n"
     )
