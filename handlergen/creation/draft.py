@@ -15,6 +15,7 @@ class Draft:
     """What is known of the project so far.
 
     Attributes:
+        write: Writes a function or class, and what it uses, under a name (`source_code.write`).
         imports: Lines of the module, in any order, with repetitions.
         definitions: Constants, functions and classes as source text, in the order in which they need each other.
         hooks: Role -> source text of the top-level function of that name.
@@ -26,6 +27,7 @@ class Draft:
         named: Names of the module -> the live object that each stands for.
     """
 
+    write: Callable[[Draft, str, Any], None]
     imports: list[str] = field(default_factory=list)
     definitions: list[str] = field(default_factory=list)
     hooks: dict[str, str] = field(default_factory=dict)
@@ -39,8 +41,8 @@ class Draft:
     def module_text(self) -> str:
         """Return the module as a person would lay it out: docstring, imports, definitions, hooks."""
         imports = sorted(set(self.imports), key=lambda line: ("__future__" not in line, line.startswith("from"), line))
-        text = f'"""{self.title}"""\n\n' if self.title else ""
-        text += "\n".join(imports).replace("annotations\n", "annotations\n\n", 1)
+        lines = "\n".join(imports).replace("annotations\n", "annotations\n\n", 1)
+        text = "\n\n".join(filter(None, [f'"""{self.title}"""' if self.title else "", lines]))
         previous = "imports"
         hooks = [self.hooks[role] for role in sorted(self.hooks, key=HOOK_NAMES.index)]
         for block in (*self.definitions, *hooks):

@@ -112,7 +112,7 @@ def _texts(function: FunctionType, code: CodeType) -> Iterator[tuple[str, bool]]
 def _history() -> Iterator[str]:
     """Yield the cells of an IPython session, the newest first."""
     shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    for cell in reversed(shell.user_ns.get("In", []) if shell is not None else []):
+    for cell in reversed(shell.history_manager.input_hist_raw if shell is not None else []):
         yield shell.transform_cell(cell)
         # A magic such as %%time compiles the rest of its cell under another name.
         yield "".join(line for line in cell.splitlines(keepends=True) if not line.startswith(("%", "!")))

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from handlergen.creation.draft import Draft
+from handlergen.creation.estimators import add_estimator
 from handlergen.creation.kinds import Options, Sketch, family
 from handlergen.creation.programs import sketch_program
 from handlergen.creation.requirements import requirement_of
-from handlergen.creation.source_code import write_callable
-from handlergen.creation.tabular import add_estimator
+from handlergen.creation.source_code import write, write_callable
 from handlergen.errors import HandlergenError
 from handlergen.inspection.forms.flow import STAGE_TYPES, nearest_type
 from handlergen.runtime.forms.flow import dense, estimator_call
@@ -51,7 +51,7 @@ class _Flow:
     """
 
     def __init__(self) -> None:
-        self.draft = Draft()
+        self.draft = Draft(write)
         self.lines: list[str] = []
         self.live: list[Any] = []
         self._names: dict[str, Any] = {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from handlergen.creation.draft import Draft
-from handlergen.creation.source_code import write_callable
+from handlergen.creation.source_code import write, write_callable
 from handlergen.errors import HandlergenError
 from handlergen.project.settings import EXECUTABLE_FORMATS
 from handlergen.project.weights_file import weights_format
@@ -22,7 +22,7 @@ KINDS = (
     "TorchScript",
     "a torch.export.ExportedProgram",
     "a scikit-learn, XGBoost or LightGBM model",
-    "a transformers pipeline, model, or (model, tokenizer)",
+    "a transformers pipeline, model, or (model, tokenizer); a SentenceTransformer",
     "an onnxruntime.InferenceSession or onnx.ModelProto",
     "a file of TorchScript (.pt), an exported program (.pt2) or ONNX",
     "a list of flow stages: [(type, model, {'pre': f, 'post': g}), ...]",
@@ -108,7 +108,9 @@ def _kind(model: Any) -> str | None:
     packages = family(model)
     kinds: dict[str, Callable[[], bool]] = {
         "program": lambda: is_program_file(model) or bool(packages & {"onnx", "onnxruntime"}) or _is_program(model),
-        "transformers": lambda: "transformers" in packages or (type(model) is tuple and _is_pair(model)),
+        "transformers": lambda: (
+            bool(packages & {"transformers", "sentence_transformers"}) or (type(model) is tuple and _is_pair(model))
+        ),
         "table": lambda: bool(packages & {"sklearn", "xgboost", "lightgbm"}),
         "network": lambda: "torch.nn.modules.module" in {base.__module__ for base in type(model).__mro__},
         "flow": lambda: isinstance(model, list),
@@ -125,8 +127,8 @@ def _is_program(model: Any) -> bool:
     return isinstance(model, torch.jit.ScriptModule | torch.export.ExportedProgram)
 
 
-def _is_pair(model: tuple[Any, ...]) -> bool:
-    return len(model) == 2 and "transformers" in family(model[0])
+def _is_pair(model: Any) -> bool:
+    return type(model) is tuple and len(model) == 2 and "transformers" in family(model[0])
 
 
 def _unknown(model: Any) -> HandlergenError:
@@ -146,7 +148,7 @@ def sketch_function(model: Any, options: Options) -> Sketch:
     """Return the sketch of a plain function: it is `predict`."""
     if "predict" in options.hooks:
         raise HandlergenError("the model is a function, and predict= is another one", hint="Give one of them.")
-    draft = Draft()
+    draft = Draft(write)
     write_callable(draft, "predict", model)
     name = getattr(model, "__name__", "predict")
     return Sketch(f"The function {name}.", draft, {"predict": model})

@@ -11,6 +11,7 @@ from typing import Any
 from handlergen.creation.draft import Draft
 from handlergen.creation.kinds import Options, Sketch, family, is_program_file
 from handlergen.creation.requirements import requirement_of
+from handlergen.creation.source_code import write
 from handlergen.errors import HandlergenError
 from handlergen.project.weights_file import weights_format
 from handlergen.runtime.forms.weights import call_torch, load_executable, session_call
@@ -24,7 +25,7 @@ def sketch_program(model: Any, _options: Options) -> Sketch:
     """
     import torch
 
-    draft = Draft()
+    draft = Draft(write)
     if is_program_file(model):
         path = Path(model)
         if not path.is_file():

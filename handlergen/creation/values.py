@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from handlergen.creation.draft import Draft
+from handlergen.creation.estimators import add_estimator, load_text
 from handlergen.creation.modules import add_import, add_module
 from handlergen.errors import HandlergenError
 
@@ -40,14 +41,12 @@ def add_value(draft: Draft, name: str, value: Any) -> None:
     Raises:
         HandlergenError: It cannot be written down: why, and what to do.
     """
-    from handlergen.creation.source_code import write
-
     draft.named[name] = value
     if isinstance(value, ModuleType):
         add_module(draft, name, value)
     elif inspect.isroutine(value) or inspect.isclass(value):
         if not add_import(draft, name, value):
-            write(draft, name, value)
+            draft.write(draft, name, value)
     elif not _is_installed_constant(draft, name, value):
         draft.definitions.append(f"{name} = {expression(draft, value, name.lower())}")
 
@@ -249,8 +248,6 @@ def _estimator(draft: Draft, value: Any, stem: str) -> str | None:
     """scikit-learn's objects: scalers, encoders, vectorizers."""
     if "sklearn" not in {each.__module__.partition(".")[0] for each in type(value).__mro__}:
         return None
-    from handlergen.creation.tabular import add_estimator, load_text
-
     file = f"{stem}.skops"
     trusted = add_estimator(draft, value, file)
     draft.imports.append("from pathlib import Path")

@@ -7,18 +7,20 @@ import random
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import handlergen
 from handlergen.creation import create as creation
 from handlergen.errors import HandlergenError, ModuleFailed
 from handlergen.project.examples import read_examples
 from handlergen.runtime.codec.comparison import value_differences
-from tests.live_objects import GROUPS, LiveObject, network, to_matrix
+from tests.live_objects import ASKED, GROUPS, Classifier, LiveObject, Tied, network, to_matrix
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -152,6 +154,47 @@ def test_what_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
             handlergen.create(model, tmp_path / "out", **options)
         assert message in caught.value.message, caught.value.message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_cannot_be_built_again_is_refused_with_the_reason(tmp_path: Path) -> None:
+    classifier = Classifier(8, torch.nn.Tanh)
+    cases: list[tuple[torch.nn.Module, dict[str, Any], str]] = [
+        (Tied(5), {}, "size of Tied(...) is not known"),
+        (Tied(5), {"size": 4}, "embedding.weight: (5, 3) in the object, (4, 3) in a new one"),
+        (Tied(5), {"length": 4}, "its constructor has no parameter length"),
+        (classifier, {"act": torch.nn.ReLU}, "layers.1 is a Tanh, and a ReLU in a new one"),
+        (torch.nn.Sequential(torch.nn.LSTM(4, 3)), {}, "LSTM() raises TypeError"),
+    ]
+    for model, arguments, message in cases:
+        with pytest.raises(HandlergenError) as caught:
+            handlergen.create(model, tmp_path / "out", arguments=arguments)
+        assert message in caught.value.message, caught.value.message
+        assert caught.value.hint
+    classifier.lock = threading.Lock()
+    with pytest.raises(HandlergenError, match=r"its attribute lock: a _thread\.lock cannot be written down"):
+        handlergen.create(classifier, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_changed_after_the_example_was_recorded_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(creation, "_check", lambda place, examples: None)
+    classifier = Classifier(8)
+    classifier._labels = ["small", "large"]
+    place = handlergen.create(classifier, tmp_path / "changed", example=ASKED)
+    module = (place / "model.py").read_text()
+    assert "model._labels = ['small', 'large']" in module
+    (place / "model.py").write_text(module.replace("['small', 'large']", "['tiny', 'huge']"))
+    with pytest.raises(HandlergenError, match=r'answer\[0\]: "(small|large)" ≠ "(tiny|huge)"'):
+        handlergen.archive(place, model_store=tmp_path / "store")
+    (place / "model.py").write_text(module)
+    weights = torch.load(place / "weights.pt", weights_only=True)
+    swapped = {name: value.flip(0) if name.startswith("layers.2") else value for name, value in weights.items()}
+    torch.save(swapped, place / "weights.pt")
+    with pytest.raises(HandlergenError, match=r'answer\[0\]: "(small" ≠ "large|large" ≠ "small)"'):
+        handlergen.archive(place, model_store=tmp_path / "store")
+    assert not list(tmp_path.rglob("*.mar"))
 
 
 def test_a_directory_that_is_not_empty_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

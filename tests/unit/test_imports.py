@@ -46,7 +46,7 @@ STARTS_PROCESSES = {
 }
 MAKES_TEMPORARY_FILES = {
     *("server.launching", "local.model", "local.offline.ray_engine", "archives.packing"),
-    *("creation.create", "creation.tabular", "local.clean"),
+    *("creation.create", "creation.estimators", "local.clean"),
     "runtime.forms.cog",
 }
 PRINTS_AND_EXITS = {
