@@ -150,7 +150,7 @@ def test_check_archive_inspect_and_predict_ask_them(project: Path, run: Run) -> 
     configured(project, {"name": "first", "json": [1, 2], "answer": {"sum": 3.5}})
     wrong = "example first:\n  answer.sum: 3.5 ≠ 3.0 (tolerance 0.001)"
     for command in (["check", ".", "--examples"], ["archive", ".", "--force"], ["predict", ".", "--example", "1"]):
-        status, out, told = run(*command)
+        status, _, told = run(*command)
         assert (status, wrong in told) == (1, True), command
     report = json.loads(run("check", ".", "--examples", "--json")[1])
     assert report["examples"][0]["differences"][0] == {
