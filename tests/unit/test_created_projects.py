@@ -110,6 +110,16 @@ def test_an_answer_that_differs_in_a_clean_process_is_refused_with_the_differenc
     assert list(tmp_path.iterdir()) == []
 
 
+def where(inputs: Any) -> str:
+    return f"read from {Path.home()}/model"
+
+
+def test_no_path_of_this_machine_gets_into_the_example(tmp_path: Path) -> None:
+    with pytest.raises(HandlergenError, match=r"the answer of example 1 has a path of this machine in it"):
+        handlergen.create(where, tmp_path / "out", example=[1])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_missing_in_a_clean_process_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "beside").mkdir()
     (tmp_path / "beside" / "words.txt").write_text("a\nb")
