@@ -41,8 +41,8 @@ class Draft:
     def module_text(self) -> str:
         """Return the module as a person would lay it out: docstring, imports, definitions, hooks."""
         imports = sorted(set(self.imports), key=lambda line: ("__future__" not in line, line.startswith("from"), line))
-        text = f'"""{self.title}"""\n\n' if self.title else ""
-        text += "\n".join(imports).replace("annotations\n", "annotations\n\n", 1)
+        lines = "\n".join(imports).replace("annotations\n", "annotations\n\n", 1)
+        text = "\n\n".join(filter(None, [f'"""{self.title}"""' if self.title else "", lines]))
         previous = "imports"
         hooks = [self.hooks[role] for role in sorted(self.hooks, key=HOOK_NAMES.index)]
         for block in (*self.definitions, *hooks):

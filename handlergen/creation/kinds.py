@@ -22,7 +22,7 @@ KINDS = (
     "TorchScript",
     "a torch.export.ExportedProgram",
     "a scikit-learn, XGBoost or LightGBM model",
-    "a transformers pipeline, model, or (model, tokenizer)",
+    "a transformers pipeline, model, or (model, tokenizer); a SentenceTransformer",
     "an onnxruntime.InferenceSession or onnx.ModelProto",
     "a file of TorchScript (.pt), an exported program (.pt2) or ONNX",
     "a list of flow stages: [(type, model, {'pre': f, 'post': g}), ...]",
@@ -108,7 +108,9 @@ def _kind(model: Any) -> str | None:
     packages = family(model)
     kinds: dict[str, Callable[[], bool]] = {
         "program": lambda: is_program_file(model) or bool(packages & {"onnx", "onnxruntime"}) or _is_program(model),
-        "transformers": lambda: "transformers" in packages or (type(model) is tuple and _is_pair(model)),
+        "transformers": lambda: (
+            bool(packages & {"transformers", "sentence_transformers"}) or (type(model) is tuple and _is_pair(model))
+        ),
         "table": lambda: bool(packages & {"sklearn", "xgboost", "lightgbm"}),
         "network": lambda: "torch.nn.modules.module" in {base.__module__ for base in type(model).__mro__},
         "flow": lambda: isinstance(model, list),
@@ -125,8 +127,8 @@ def _is_program(model: Any) -> bool:
     return isinstance(model, torch.jit.ScriptModule | torch.export.ExportedProgram)
 
 
-def _is_pair(model: tuple[Any, ...]) -> bool:
-    return len(model) == 2 and "transformers" in family(model[0])
+def _is_pair(model: Any) -> bool:
+    return type(model) is tuple and len(model) == 2 and "transformers" in family(model[0])
 
 
 def _unknown(model: Any) -> HandlergenError:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from logging.handlers import BufferingHandler
 from typing import TYPE_CHECKING, Any
 
 from handlergen.archives.staging import make_bundle
 from handlergen.creation.kinds import Sketch
-from handlergen.errors import HandlergenError
+from handlergen.errors import ModuleFailed
 from handlergen.inspection.project import Project
 from handlergen.local.model import LocalAnswer, directories_beside, error_message, open_worker
 from handlergen.local.requests import LocalContext
 from handlergen.local.surroundings import Surroundings
 from handlergen.runtime.contract import Bundle, Hook, Parameter
+from handlergen.runtime.diagnostics import ROOT
 from handlergen.runtime.examples import Example, RightAnswer
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ def with_answer(project: Project, sketch: Sketch, hooks: Mapping[str, Any], mode
         model: The live object.
 
     Raises:
-        HandlergenError: The live object itself fails on the example.
+        ModuleFailed: The live object itself fails on the example.
     """
     bundle = make_bundle(project)
     surroundings = Surroundings(bundle.contract.module, [project.root, *directories_beside(project)])
@@ -50,12 +53,20 @@ def with_answer(project: Project, sketch: Sketch, hooks: Mapping[str, Any], mode
             if sketch.stages:
                 setattr(module, "FLOW", list(sketch.stages))  # noqa: B010 - the checker knows no such attribute
         worker = open_worker(_with_live_hooks(bundle, sketch, hooks), project.root, surroundings, gpu)
-        # Where the caller is: live functions find the files that they read there.
-        answer = _ask(worker, example)
-        worker.close()
+        tracebacks = BufferingHandler(capacity=100)
+        tracebacks.setLevel(logging.ERROR)
+        ROOT.addHandler(tracebacks)
+        try:
+            answer = _ask(worker, example)  # where the caller is: live functions find the files that they read there
+        finally:
+            ROOT.removeHandler(tracebacks)
+            worker.close()
     if answer.status >= 400:
-        raise HandlergenError(
-            f"the object itself fails on the example: {answer.status} {error_message(answer)}",
+        traceback = "\n".join(record.getMessage() for record in tracebacks.buffer).rstrip()
+        last = traceback.splitlines()[-1] if traceback else error_message(answer)
+        raise ModuleFailed(
+            f"the object itself fails on the example: {last}",
+            traceback=traceback,
             hint="Give an example as a client would send it: preprocess gets its decoded content (bytes stay bytes, "
             "JSON becomes lists and dicts).",
         )

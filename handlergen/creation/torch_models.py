@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,6 +66,7 @@ def sketch_network(model: Any, options: Options) -> Sketch:
     call, text = _call(model, dtype)
     if "predict" not in options.hooks:
         draft.hooks["predict"] = text
+        draft.imports += ["from collections.abc import Mapping"] if "Mapping" in text else []
     return Sketch(f"A network, {name}.", draft, {"load": lambda: model, "predict": call})
 
 
@@ -72,8 +74,8 @@ def _call(model: Any, dtype: Any) -> tuple[Any, str]:
     """Return how the live network is called, and the source of `predict`, which does the same."""
     first = next((part for part in model.modules() if next(part.parameters(recurse=False), None) is not None), None)
     kind = torch.int64 if isinstance(first, torch.nn.Embedding | torch.nn.EmbeddingBag) else dtype
-    parameters = inspect.signature(model.forward).parameters.values()
-    several = len([each for each in parameters if each.kind is not each.VAR_KEYWORD]) > 1
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    several = len(parameters) > 1 or any(each.kind is each.VAR_KEYWORD for each in parameters)
     device = next((each.device for each in model.parameters()), torch.device("cpu"))
 
     def tensor(value: Any) -> Any:
@@ -94,7 +96,7 @@ def _call(model: Any, dtype: Any) -> tuple[Any, str]:
         body = (
             "    def tensor(inputs):\n"
             f"        return {convert}\n\n"
-            "    if isinstance(inputs, dict):\n"
+            "    if isinstance(inputs, Mapping):\n"
             "        return model(**{name: tensor(value) for name, value in inputs.items()})\n"
             "    return model(*map(tensor, inputs)) if isinstance(inputs, tuple) else model(tensor(inputs))\n"
         )
@@ -115,10 +117,14 @@ def _construction(model: Any, draft: Draft, arguments: Mapping[str, Any] | None)
             return f"torch.nn.{cls.__name__}({inside})", cls(*fresh) if cls is torch.nn.Sequential else cls(fresh)
         draft.imports.append("from collections import OrderedDict")
         pairs = "".join(f"\n        ({name!r}, {text})," for name, (text, _) in zip(names, parts, strict=True))
-        from collections import OrderedDict
-
-        made = OrderedDict(zip(names, fresh, strict=True))
-        return f"torch.nn.Sequential(OrderedDict([{pairs}\n    ]))", torch.nn.Sequential(made)
+        return f"torch.nn.Sequential(OrderedDict([{pairs}\n    ]))", torch.nn.Sequential(
+            OrderedDict(zip(names, fresh, strict=True))
+        )
+    if cls.__module__.startswith("transformers.") and hasattr(model, "config"):
+        config = type(model.config)
+        values = expression(draft, model.config.to_dict(), "config")
+        made = f"{expression(draft, config, '')}.from_dict({values})"
+        return f"{expression(draft, cls, '')}({made})", cls(config.from_dict(model.config.to_dict()))
     given = dict(found_arguments(model, arguments))
     if isinstance(model, torch.nn.RNNBase):  # LSTM and GRU give the mode themselves
         mode = given.pop("mode", "")
@@ -213,6 +219,8 @@ def _attributes(model: Any, fresh: Any, draft: Draft) -> dict[str, str]:
         if other is None or not alike:
             made = "nothing" if other is None else f"a {type(other).__name__}"
             raise HandlergenError(f"{path} is a {type(owner).__name__}, and {made} in a new one", hint=_OTHER_ARGUMENTS)
+        if type(owner).__module__.startswith("transformers."):
+            continue  # its configuration has them
         if any(len(vars(owner)[hooks]) != len(vars(other)[hooks]) for hooks in _FORWARD_HOOKS):
             raise HandlergenError(
                 f"{path or 'it'} has hooks on its forward that its constructor does not register",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from handlergen.creation.draft import Draft
-from handlergen.creation.kinds import Options, Sketch
+from handlergen.creation.kinds import Options, Sketch, family
 from handlergen.creation.requirements import requirement_of
 from handlergen.creation.source_code import write
 from handlergen.errors import HandlergenError
@@ -23,6 +23,8 @@ def sketch_transformers(model: Any, options: Options) -> Sketch:
     Raises:
         HandlergenError: A class is the user's own, or an argument of the pipeline cannot be written down.
     """
+    if family(model) & {"sentence_transformers"}:
+        return _sentences(model)
     import transformers
 
     if isinstance(model, transformers.Pipeline):
@@ -65,6 +67,19 @@ def _pipeline(model: Any) -> Sketch:
     draft.hooks["load"] = "\n".join(["def load(context):", "    return pipeline(", *lines, "    )", ""])
     draft.hooks["predict"] = "def predict(model, inputs):\n    return model(inputs)\n"
     return Sketch(f"A transformers pipeline for {model.task}.", draft, {"load": lambda: model})
+
+
+def _sentences(model: Any) -> Sketch:
+    draft = _draft()
+    draft.settings["requirements"].append(requirement_of("sentence_transformers"))
+    draft.imports.append("from sentence_transformers import SentenceTransformer")
+    draft.files[_DIRECTORY] = model.save_pretrained
+    draft.hooks["load"] = (
+        "def load(context):\n"
+        f'    return SentenceTransformer(str(context.model_dir / "{_DIRECTORY}"), device=str(context.device))\n'
+    )
+    draft.hooks["predict"] = "def predict(model, inputs):\n    return model.encode(inputs)\n"
+    return Sketch("A SentenceTransformer: texts to vectors.", draft, {"load": lambda: model})
 
 
 def _network(network: Any, tokenizer: Any, options: Options) -> Sketch:
