@@ -40,8 +40,7 @@ def to_matrix(data: Any) -> Any:
     return np.asarray(data, dtype="float32")
 
 
-def to_label(result: Any, input_data: Any) -> Any:
-    names = ("small", "large")
+def to_label(result: Any, input_data: Any, names: tuple[str, ...] = ("small", "large")) -> Any:
     return [{"label": names[int(row.argmax())], "of": len(input_data)} for row in np.asarray(result)]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,9 @@ import yaml
 from handlergen.archives.build import ArchiveResult, archive_project
 from handlergen.archives.packing import Progress
 from handlergen.creation.kinds import Options, Sketch, is_program_file, sketch
-from handlergen.creation.live import with_answer
+from handlergen.creation.live import gpu_of, with_answer
 from handlergen.creation.requirements import requirements_of
-from handlergen.creation.source_code import write_callable
+from handlergen.creation.source_code import without_options, write_callable
 from handlergen.errors import ContractError, HandlergenError, ModuleFailed
 from handlergen.inspection.project import Project, open_project
 from handlergen.local.clean import ask_in_clean_process
@@ -95,7 +97,7 @@ def create(
     target.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target: nothing half-written is ever in its place.
     with tempfile.TemporaryDirectory(prefix=".handlergen-", dir=target.parent) as place:
-        _write_project(Path(place), model, options, {"name": chosen, **settings})
+        _write_project(Path(place), model, options, {"name": chosen, **settings}, ask=True)
         _move(Path(place), target)
     return target
 
@@ -124,7 +126,7 @@ def archive(
     Args:
         model: A `.py` file, a package directory, a directory with handlergen.yaml; or an object.
         model_store, force, verify, sign, progress, environ, count_gpus: See `handlergen.archives.build.archive`.
-        ask_examples: Ask a source its examples first, in a process of its own, if it has any.
+        ask_examples: Ask the examples first, in a process of its own; False also writes an object that cannot run here.
         preprocess, predict, postprocess, example, arguments, format: See `create`; for an object only.
         settings: As in `handlergen.yaml`. The default name of an object is that of its class or function.
 
@@ -149,7 +151,8 @@ def archive(
         return archive_project(project, **for_store)
     settings.setdefault("name", _name_of(model))
     with tempfile.TemporaryDirectory(prefix="handlergen-") as place:
-        project = _write_project(Path(place), model, Options(hooks, arguments, format, example), settings)
+        options = Options(hooks, arguments, format, example)
+        project = _write_project(Path(place), model, options, settings, ask=ask_examples)
         return archive_project(project, **for_store)
 
 
@@ -180,8 +183,8 @@ def _move(place: Path, target: Path) -> None:
             path.replace(there)
 
 
-def _write_project(place: Path, model: Any, options: Options, settings: Mapping[str, Any]) -> Project:
-    """Write a project into an empty directory, and check it in a clean process."""
+def _write_project(place: Path, model: Any, options: Options, settings: Mapping[str, Any], *, ask: bool) -> Project:
+    """Write a project into an empty directory; `ask`: check it in a clean process."""
     check_model_name(str(settings["name"]))
     _, problems = read_settings(None, environ={}, overrides=settings)
     if problems:
@@ -191,7 +194,7 @@ def _write_project(place: Path, model: Any, options: Options, settings: Mapping[
     for role, hook in options.hooks.items():
         if role not in draft.hooks or hook is not made.live.get(role):
             draft.hooks.pop(role, None)
-            write_callable(draft, role, hook)
+            write_callable(draft, role, without_options(hook))
     for role in _passing(made, model, options):
         draft.hooks[role] = _PASS_THROUGH[role]
     draft.title = made.title
@@ -208,14 +211,27 @@ def _write_project(place: Path, model: Any, options: Options, settings: Mapping[
     values = _settings(made, source, settings)
     (place / SETTINGS_FILE).write_text(_yaml(values), encoding="utf-8")
     (place / "README.md").write_text(_readme(made, values), encoding="utf-8")
-    project = open_project(place, environ={})
+    project = _opened(place)
     examples = []
     if options.example is not None:
         examples.append(with_answer(project, made, options.hooks, model, request_of(options.example)))
-    _check(place, examples)
+    if ask:
+        _check(place, examples, gpu_of(model))
     for each in examples:
         write_example(place, each)
     return project
+
+
+def _opened(place: Path) -> Project:
+    """Read the created project. Raises ContractError with the problems of the functions as they were given."""
+    try:
+        return open_project(place, environ={})
+    except ContractError as error:
+        # The directory will be gone.
+        problems = [replace(each, file=Path(each.file).name) for each in error.problems]
+        raise ContractError(
+            problems, hint="the lines are those of the module that was made of your functions"
+        ) from None
 
 
 def _passing(made: Sketch, model: Any, options: Options) -> list[str]:
@@ -225,13 +241,13 @@ def _passing(made: Sketch, model: Any, options: Options) -> list[str]:
         return []  # a flow, or a network with hooks of its own
     missing = [role for role in _PASS_THROUGH if role not in hooks]
     function = options.hooks.get("predict") or (model if inspect.isroutine(model) else None)
-    if function is None:
-        return missing
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         missing = [role for role in missing if role != "postprocess"]  # chunks are sent as they are
-    own = [each for each in inspect.signature(function).parameters.values() if each.name not in NAMED_PARAMETERS]
-    if len(own) > 1 or any(each.kind is each.KEYWORD_ONLY for each in own):
-        missing = [role for role in missing if role != "preprocess"]  # the keys of a JSON object are its parameters
+    if "predict" in hooks:
+        arguments = next(each for each in ast.walk(ast.parse(hooks["predict"])) if isinstance(each, ast.arguments))
+        own = {each.arg for each in (*arguments.posonlyargs, *arguments.args)} - {*NAMED_PARAMETERS}
+        if len(own) > 1 or arguments.kwonlyargs:
+            missing = [role for role in missing if role != "preprocess"]  # the keys of a JSON object are its parameters
     return missing
 
 
@@ -290,9 +306,9 @@ def _plain(example: Any) -> Any:
     return example
 
 
-def _check(place: Path, examples: Sequence[Example]) -> None:
+def _check(place: Path, examples: Sequence[Example], gpu: int | None) -> None:
     """Load the project in a clean process, and compare its answers with the live object's."""
-    ran = ask_in_clean_process(place, examples)
+    ran = ask_in_clean_process(place, examples, gpu=gpu)
     if ran.traceback:
         last = ran.traceback.rstrip().splitlines()[-1]
         raise ModuleFailed(f"the project fails on the example in a clean process: {last}", traceback=ran.traceback)

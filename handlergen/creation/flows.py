@@ -13,7 +13,7 @@ from handlergen.creation.estimators import add_estimator
 from handlergen.creation.kinds import Options, Sketch, family
 from handlergen.creation.programs import sketch_program
 from handlergen.creation.requirements import requirement_of
-from handlergen.creation.source_code import write, write_callable
+from handlergen.creation.source_code import without_options, write, write_callable
 from handlergen.errors import HandlergenError
 from handlergen.inspection.forms.flow import STAGE_TYPES, nearest_type
 from handlergen.runtime.forms.flow import dense, estimator_call
@@ -83,6 +83,10 @@ class _Flow:
 
     def _function(self, function: Any, otherwise: str) -> str:
         """Write a function into the module; return its name there."""
+        if without_options(function) is not function:
+            self._names[otherwise] = function
+            write_callable(self.draft, otherwise, without_options(function))
+            return otherwise
         name = getattr(function, "__name__", otherwise)
         if not name.isidentifier() or self._names.get(name, function) is not function:
             name = otherwise

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from handlergen.creation.draft import Draft
-from handlergen.creation.source_code import write, write_callable
+from handlergen.creation.source_code import without_options, write, write_callable
 from handlergen.errors import HandlergenError
 from handlergen.project.settings import EXECUTABLE_FORMATS
 from handlergen.project.weights_file import weights_format
@@ -149,6 +149,8 @@ def sketch_function(model: Any, options: Options) -> Sketch:
     if "predict" in options.hooks:
         raise HandlergenError("the model is a function, and predict= is another one", hint="Give one of them.")
     draft = Draft(write)
-    write_callable(draft, "predict", model)
+    # An example that is a JSON object, without a preprocess: its keys are the parameters, options among them.
+    keywords = "preprocess" not in options.hooks and isinstance(options.example, Mapping | None)
+    write_callable(draft, "predict", model if keywords else without_options(model))
     name = getattr(model, "__name__", "predict")
     return Sketch(f"The function {name}.", draft, {"predict": model})

@@ -10,6 +10,8 @@ from dataclasses import replace
 from logging.handlers import BufferingHandler
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from handlergen.archives.staging import make_bundle
 from handlergen.creation.kinds import Sketch
 from handlergen.errors import ModuleFailed
@@ -45,14 +47,14 @@ def with_answer(project: Project, sketch: Sketch, hooks: Mapping[str, Any], mode
     """
     bundle = make_bundle(project)
     surroundings = Surroundings(bundle.contract.module, [project.root, *directories_beside(project)])
-    with _at_rest(model) as gpu:
+    with _at_rest(model):
         with surroundings.entered():
             module = importlib.import_module(bundle.contract.module)
             for name, value in {**sketch.live, **hooks}.items():
                 setattr(module, name, value)
             if sketch.stages:
                 setattr(module, "FLOW", list(sketch.stages))  # noqa: B010 - the checker knows no such attribute
-        worker = open_worker(_with_live_hooks(bundle, sketch, hooks), project.root, surroundings, gpu)
+        worker = open_worker(_with_live_hooks(bundle, sketch, hooks), project.root, surroundings, gpu_of(model))
         tracebacks = BufferingHandler(capacity=100)
         tracebacks.setLevel(logging.ERROR)
         ROOT.addHandler(tracebacks)
@@ -101,27 +103,30 @@ def _with_live_hooks(bundle: Bundle, sketch: Sketch, hooks: Mapping[str, Any]) -
     return replace(bundle, contract=replace(contract, hooks={**contract.hooks, **own}, details=details))
 
 
+def gpu_of(model: Any) -> int | None:
+    """Return the index of the GPU that an object's network is on; None for the CPU."""
+    tensors = (next(network.parameters(), None) for network in _networks(model))
+    device = next((tensor.device for tensor in tensors if tensor is not None), None)
+    return device.index if device is not None and device.type == "cuda" else None
+
+
 @contextlib.contextmanager
-def _at_rest(model: Any) -> Iterator[int | None]:
-    """Have the networks in an object in eval mode, and leave them as they were; yield the index of their GPU."""
+def _at_rest(model: Any) -> Iterator[None]:
+    """Have the networks in an object in eval mode, and leave them as they were."""
     networks = _networks(model)
     training = [(part, part.training) for network in networks for part in network.modules()]
-    tensors = (next(network.parameters(), None) for network in networks)
-    device = next((tensor.device for tensor in tensors if tensor is not None), None)
     for network in networks:
         network.eval()
     try:
-        yield device.index if device is not None and device.type == "cuda" else None
+        yield
     finally:
         for part, was in training:
             part.training = was
 
 
 def _networks(model: Any) -> list[Any]:
-    import torch
-
+    """Return the network that an object is or has, and those of the parts of a list (flow stages)."""
     if isinstance(model, list | tuple):
         return [network for part in model for network in _networks(part)]
     inner = getattr(model, "model", None)  # a transformers pipeline's
-    found = (each for each in (model, inner) if isinstance(each, torch.nn.Module))
-    return list(found)[:1]
+    return [each for each in (model, inner) if isinstance(each, torch.nn.Module)][:1]

@@ -18,7 +18,9 @@ from handlergen.creation.modules import add_import, add_source, is_own
 from handlergen.creation.objects import VARIABLE
 from handlergen.creation.values import add_value, expression
 from handlergen.errors import HandlergenError
+from handlergen.runtime.contract import NAMED_PARAMETERS
 
+_OF_HOOKS = ("files", "input_data", *NAMED_PARAMETERS)
 _FUTURE = "from __future__ import annotations"
 
 
@@ -34,10 +36,27 @@ def write_callable(draft: Draft, name: str, function: Any) -> None:
     Raises:
         HandlergenError: It, or something that it uses, cannot be written down: names the object, why, and what to do.
     """
+    if name in ("preprocess", "postprocess"):
+        function = without_options(function)
     home = getattr(inspect.unwrap(function) if callable(function) else function, "__module__", None)
     if isinstance(home, str) and is_own(home):
         draft.inlined.add(home)
     write(draft, name, function)
+
+
+def without_options(function: Any) -> Any:
+    """Return a hook that leaves the options of a function at their defaults: `size` of `to_tensor(data, size=224)`.
+
+    A hook's parameters all have a meaning, so that the second one would get the request's files.
+    """
+    if not isinstance(function, FunctionType) or inspect.isclass(function):
+        return function
+    options = {
+        each.name: each.default
+        for each in inspect.signature(function).parameters.values()
+        if each.default is not each.empty and each.name not in _OF_HOOKS
+    }
+    return functools.partial(function, **options) if options else function
 
 
 def write(draft: Draft, name: str, function: Any) -> None:

@@ -25,7 +25,7 @@ pytestmark = [
 def test_the_served_answers_are_the_objects_own(
     group: str, tmp_path: Path, shared: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(creation, "_check", lambda place, examples: None)  # the server's answers are what is looked at
+    monkeypatch.setattr(creation, "_check", lambda *_: None)  # the server's answers are what is looked at
     objects = dict(GROUPS[group]())
     archives = [
         handlergen.archive(
@@ -45,4 +45,6 @@ def test_the_served_answers_are_the_objects_own(
         answer = server.client.predict(f"created-{name}", content=body, content_type=content_type)
         found = answer.text if answer.content_type.startswith("text/") else json.loads(answer.body)
         assert list(value_differences(live.right, found, tolerance=1e-3)) == []
+        at_start = server.describe(f"created-{name}")["examples"]
+        assert (at_start["number"], at_start["right"]) == (1, 1)
         server.client.unregister(f"created-{name}", drain_s=0)

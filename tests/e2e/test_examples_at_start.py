@@ -86,6 +86,28 @@ def test_every_worker_asks_before_it_is_ready(server: Any, model: str, predictio
     assert server.client.predict(model, [1, 1]).json() == {"sum": 4.0}
 
 
+@pytest.mark.parametrize("protocol", [(), ("--grpc",)])
+def test_invoke_sends_one_and_compares_the_answer(server: Any, protocol: tuple[str, ...]) -> None:
+    def invoke(model: str, example: str) -> tuple[int, str, str]:
+        command = ("invoke", model, "--example", example, *protocol)
+        done = handlergen(*command, cwd=server.directory, timeout=250)
+        return done.returncode, done.stdout.strip(), done.stderr
+
+    assert invoke("in_process", "one")[:2] == (0, '{"sum":6.0}')
+    assert invoke("in_worker", "3")[:2] == (0, '{"sum":48.0}')
+    status, out, told = invoke("warmed", "wrong")
+    assert (status, out) == (1, '{"sum":4.0}')
+    assert "answer.sum: 4.5 ≠ 4.0 (tolerance 0.001)" in told
+    assert "has no example four" in invoke("warmed", "four")[2]
+
+
+def test_status_says_what_was_done_with_them(server: Any) -> None:
+    text = handlergen("status", cwd=server.directory, timeout=250).stdout
+    assert "examples 3 answered rightly by each worker before READY" in text
+    assert "examples 4 asked by each worker before READY" in text
+    assert "examples 4 not asked by each worker before READY" in text
+
+
 def test_a_gauge_counts_the_right_ones(server: Any) -> None:
     def gauge(model: str) -> list[str]:
         text = httpx.get(
@@ -128,7 +150,7 @@ def test_where_only_the_split_makes_the_difference_the_worker_relays(server: Any
             | {"examples": [example("one", 1, 1), example("two", 2, 2)]},
             "answer: 2 ≠ 1 (in a batch of 2)",
         ),
-        ("fails", SUMS, {"examples": [example("text", "x")]}, "answer: an answer ≠ 500 preprocess: "),
+        ("fails", SUMS, {"examples": [example("text", "x")]}, "answer: an answer ≠ 500 "),
     ],
 )
 def test_a_wrong_answer_is_a_failed_load(

@@ -43,7 +43,7 @@ print("ANSWERS", json.dumps(found))
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_the_project_answers_as_the_object(group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(creation, "_check", lambda place, examples: None)  # one clean process for all of a group
+    monkeypatch.setattr(creation, "_check", lambda *_: None)  # one clean process for all of a group
     objects: dict[str, LiveObject] = dict(GROUPS[group]())
     for name, live in objects.items():
         place = handlergen.create(live.model, tmp_path / name, example=live.asked, **live.options)
@@ -170,7 +170,11 @@ def test_a_network_that_cannot_be_built_again_is_refused_with_the_reason(tmp_pat
         (Tied(5), {"length": 4}, "its constructor has no parameter length"),
         (classifier, {"act": torch.nn.ReLU}, "layers.1 is a Tanh, and a ReLU in a new one"),
         (doubling(), {}, "it has hooks on its forward that its constructor does not register"),
-        (torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(4, 2, batch_first=True), 1), {}, "encoder_layer of"),
+        (
+            torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(4, 2, batch_first=True), 1),
+            {},
+            "encoder_layer of",
+        ),
     ]
     for model, arguments, message in cases:
         with pytest.raises(HandlergenError) as caught:
@@ -186,7 +190,7 @@ def test_a_network_that_cannot_be_built_again_is_refused_with_the_reason(tmp_pat
 def test_what_is_changed_after_the_example_was_recorded_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(creation, "_check", lambda place, examples: None)
+    monkeypatch.setattr(creation, "_check", lambda *_: None)
     classifier = Classifier(8)
     classifier._labels = ["small", "large"]
     place = handlergen.create(classifier, tmp_path / "changed", example=ASKED)
@@ -205,7 +209,7 @@ def test_what_is_changed_after_the_example_was_recorded_is_found(
 
 
 def test_a_directory_that_is_not_empty_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(creation, "_check", lambda place, examples: None)
+    monkeypatch.setattr(creation, "_check", lambda *_: None)
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "model.py").write_text("mine")
     with pytest.raises(HandlergenError, match="is not empty; nothing was written"):
