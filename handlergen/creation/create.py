@@ -77,8 +77,9 @@ def create(
         arguments: Of the constructor of an `nn.Module`'s class, where they cannot be found on the instance.
         format: `joblib`: pickle a scikit-learn model.
         force: Write into a directory that is not empty; files of other names stay.
-        settings: As in `handlergen.yaml`; `requirements` in place of those that are found: the libraries of the model,
-            in the versions that are installed here, and what the functions import.
+        settings: As in `handlergen.yaml`. `extra_files` are copied from the current directory. `requirements` stand in
+            place of those that are found: the libraries of the model, in the versions that are installed here, and what
+            the functions import.
 
     Returns:
         The directory.
@@ -204,10 +205,10 @@ def _write_project(place: Path, model: Any, options: Options, settings: Mapping[
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         write(place / name)
     for path in dict.fromkeys(draft.sources):
-        if path.is_dir():
-            shutil.copytree(path, place / path.name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copyfile(path, place / path.name)
+        _copy(path, place / path.name)
+    for entry in settings.get("extra_files", ()):
+        if Path(entry).exists() and not Path(entry).is_absolute():
+            _copy(Path(entry), place / entry)
     values = _settings(made, source, settings)
     (place / SETTINGS_FILE).write_text(_yaml(values), encoding="utf-8")
     (place / "README.md").write_text(_readme(made, values), encoding="utf-8")
@@ -220,6 +221,14 @@ def _write_project(place: Path, model: Any, options: Options, settings: Mapping[
     for each in examples:
         write_example(place, each)
     return project
+
+
+def _copy(path: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        shutil.copytree(path, target, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        shutil.copyfile(path, target)
 
 
 def _opened(place: Path) -> Project:

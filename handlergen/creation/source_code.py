@@ -254,6 +254,8 @@ class _Bare(ast.NodeTransformer):
         node.returns = None
         return node
 
+    visit_AsyncFunctionDef = visit_FunctionDef  # type: ignore[assignment]
+
 
 def _without_annotations(node: ast.AST) -> ast.AST:
     return _Bare().visit(ast.parse(ast.unparse(node)))  # type: ignore[no-any-return]

@@ -118,6 +118,8 @@ def test_what_is_missing_in_a_clean_process_is_named(tmp_path: Path, monkeypatch
         handlergen.create(counting, tmp_path / "out", example=[1])
     assert "counting" in caught.value.traceback or "predict" in caught.value.traceback
     assert not (tmp_path / "out").exists()
+    handlergen.create(counting, tmp_path / "out", example=[1], extra_files=["words.txt"])
+    assert (tmp_path / "out" / "words.txt").read_text() == "a\nb"
 
 
 def counting(inputs: Any) -> int:
