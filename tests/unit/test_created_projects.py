@@ -168,6 +168,12 @@ def test_what_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def doubling() -> torch.nn.Module:
+    model = torch.nn.Linear(4, 2)
+    model.register_forward_hook(lambda _model, _inputs, outputs: outputs * 2)
+    return model
+
+
 def test_a_network_that_cannot_be_built_again_is_refused_with_the_reason(tmp_path: Path) -> None:
     classifier = Classifier(8, torch.nn.Tanh)
     cases: list[tuple[torch.nn.Module, dict[str, Any], str]] = [
@@ -175,7 +181,12 @@ def test_a_network_that_cannot_be_built_again_is_refused_with_the_reason(tmp_pat
         (Tied(5), {"size": 4}, "embedding.weight: (5, 3) in the object, (4, 3) in a new one"),
         (Tied(5), {"length": 4}, "its constructor has no parameter length"),
         (classifier, {"act": torch.nn.ReLU}, "layers.1 is a Tanh, and a ReLU in a new one"),
-        (torch.nn.Sequential(torch.nn.LSTM(4, 3)), {}, "LSTM() raises TypeError"),
+        (doubling(), {}, "it has hooks on its forward that its constructor does not register"),
+        (
+            torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(4, 2, batch_first=True), 1),
+            {},
+            "encoder_layer of",
+        ),
     ]
     for model, arguments, message in cases:
         with pytest.raises(HandlergenError) as caught:
