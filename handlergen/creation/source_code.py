@@ -75,7 +75,11 @@ def _text(draft: Draft, name: str, function: Any) -> str:
     if inspect.ismethod(function):
         return _method(draft, name, function)
     if inspect.isclass(function):
+        if function.__base__ is tuple and hasattr(function, "_fields") and not function.__annotations__:
+            return _named_tuple(draft, name, function)
         definition, environment = class_definition(function), _class_environment(function)
+    elif inspect.ismethod(getattr(function, "__call__", None)) and not hasattr(function, "__wrapped__"):  # noqa: B004
+        return _method(draft, name, function.__call__)  # an object of a class of the caller's
     else:
         inner = inspect.unwrap(function) if callable(function) else None
         if not isinstance(inner, FunctionType):
@@ -87,6 +91,14 @@ def _text(draft: Draft, name: str, function: Any) -> str:
             definition = definition.undecorated()
     others = _add_names(draft, definition.node, environment, of=function.__qualname__, name=name)
     return definition.renamed(name, others)
+
+
+def _named_tuple(draft: Draft, name: str, kind: Any) -> str:
+    """Return the call of `collections.namedtuple` that makes a class, which has no source."""
+    draft.imports.append("from collections import namedtuple")
+    values = expression(draft, tuple(kind._field_defaults.values()), name.lower())
+    defaults = f", defaults={values}" if kind._field_defaults else ""
+    return f"{name} = namedtuple({kind.__name__!r}, {list(kind._fields)}{defaults})\n"
 
 
 def _no_source(function: Any) -> HandlergenError:
@@ -112,7 +124,7 @@ def _method(draft: Draft, name: str, method: Any) -> str:
         called = f"{expression(draft, owner, name)}.{method.__name__}"
     else:
         variable = _add_name(draft, type(owner).__name__.lower(), owner, otherwise=f"{type(owner).__name__}_of_{name}")
-        called = f"{variable}.{method.__name__}"
+        called = variable if method.__name__ == "__call__" else f"{variable}.{method.__name__}"
     parameters = inspect.signature(method).parameters.values()
     return _calling(name, [str(_bare(each)) for each in parameters], called, [_argument(each) for each in parameters])
 

@@ -31,7 +31,7 @@ def sketch_network(model: Any, options: Options) -> Sketch:
     name = type(model).__name__
     draft = Draft(write)
     try:
-        built, fresh = _construction(model, draft, options.arguments)
+        built, fresh = _construction(model, draft, options.arguments or {})
         attributes = _attributes(model, fresh, draft)
     except HandlergenError as error:
         raise HandlergenError(f"the {name}: {error.message}", hint=error.hint) from error
@@ -118,7 +118,7 @@ def _construction(model: Any, draft: Draft, arguments: Mapping[str, Any] | None)
         made = f"{expression(draft, config, '')}.from_dict({values})"
         return f"{expression(draft, cls, '')}({made})", cls(config.from_dict(model.config.to_dict()))
     given = dict(found_arguments(model, arguments))
-    _require_known(model, given)
+    _require_known(model, given, is_part=arguments is None)
     named = []
     for key, value in given.items():
         text = ""
@@ -154,7 +154,7 @@ _EXPORT_INSTEAD = (
 )
 
 
-def _require_known(model: Any, arguments: Mapping[str, Any]) -> None:
+def _require_known(model: Any, arguments: Mapping[str, Any], *, is_part: bool) -> None:
     """Raise HandlergenError where an argument of the constructor is not known, or there is no such parameter."""
     name = type(model).__name__
     parameters = inspect.signature(type(model).__init__).parameters
@@ -167,7 +167,10 @@ def _require_known(model: Any, arguments: Mapping[str, Any]) -> None:
         raise HandlergenError(
             f"{', '.join(missing)} of {name}(...) {'are' if len(missing) > 1 else 'is'} not known: the object has no "
             "attribute of that name",
-            hint=f"Give it: arguments={{{example}}}.",
+            hint=f"Keep it on the object (self.{missing[0]} = {missing[0]}), or give the exported program: "
+            "torch.export.export(model, (example_tensor,))."
+            if is_part
+            else f"Give it: arguments={{{example}}}.",
         )
 
 

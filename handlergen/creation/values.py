@@ -167,6 +167,8 @@ def _named(draft: Draft, value: Any, stem: str) -> str | None:
 
 
 def _name(draft: Draft, value: Any, stem: str = "") -> str:
+    if inspect.ismethoddescriptor(value) and inspect.isclass(owner := getattr(value, "__objclass__", None)):
+        return f"{_name(draft, owner)}.{value.__name__}"  # str.upper
     own: str = value.__name__ if value.__name__.isidentifier() else stem
     if getattr(builtins, own, None) is value:
         return own

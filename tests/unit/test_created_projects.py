@@ -166,12 +166,14 @@ def test_a_network_that_cannot_be_built_again_is_refused_with_the_reason(tmp_pat
         (Tied(5), {"length": 4}, "its constructor has no parameter length"),
         (classifier, {"act": torch.nn.ReLU}, "layers.1 is a Tanh, and a ReLU in a new one"),
         (torch.nn.Sequential(torch.nn.LSTM(4, 3)), {}, "LSTM() raises TypeError"),
+        (torch.nn.Sequential(Tied(5)), {}, "size of Tied(...) is not known"),
     ]
     for model, arguments, message in cases:
         with pytest.raises(HandlergenError) as caught:
             handlergen.create(model, tmp_path / "out", arguments=arguments)
         assert message in caught.value.message, caught.value.message
         assert caught.value.hint
+    assert "self.size = size" in str(caught.value.hint)  # `arguments` are the container's
     classifier.lock = threading.Lock()
     with pytest.raises(HandlergenError, match=r"its attribute lock: a _thread\.lock cannot be written down"):
         handlergen.create(classifier, tmp_path / "out")

@@ -53,6 +53,9 @@ class Point(NamedTuple):
     y: Fraction
 
 
+Span = collections.namedtuple("Span", "first last", defaults=[9])
+SPAN = Span(1)
+CHANGES = {"upper": str.upper, "reversed": lambda text: text[::-1]}
 SIZE = Size(4)
 POINT = Point(1.5, Fraction(1, 3))
 
@@ -67,6 +70,9 @@ class Scaler:
 
     def scale(self, value: float) -> float:
         return helped(value) * self.factor * self.STEP
+
+    def __call__(self, value: float) -> float:
+        return self.scale(value) + 1
 
 
 SCALER = Scaler(5.0)
@@ -127,6 +133,10 @@ def closed(factor: float, names: dict[str, Any]) -> Callable[[Any], Any]:
     return inner
 
 
+def changed(data: str) -> Any:
+    return [CHANGES["upper"](data), CHANGES["reversed"](data), *SPAN]
+
+
 def locked(data: Any) -> Any:
     with LOCK:
         return data
@@ -148,6 +158,8 @@ RIGHT: dict[str, tuple[Any, Any]] = {
     "partial": (functools.partial(powered, exponent=2.0, plus=helped(3)), 3.0),
     "partial of positions": (functools.partial(powered, 3.0), 2.0),
     "method": (SCALER.scale, 3.0),
+    "an object that is called": (SCALER, 3.0),
+    "methods of types, tuples with names": (changed, "ab"),
     "of a library": (json.dumps, [1, 2]),
 }
 
