@@ -99,6 +99,30 @@ class Tied(torch.nn.Module):
         return self.output(self.embedding(numbers).mean(1))
 
 
+class Shifted(torch.nn.Module):
+    """Around networks that it is given; a buffer that no state dict has; double precision behind a norm in single."""
+
+    shift: torch.Tensor
+
+    def __init__(self, body: torch.nn.Module, heads: list[torch.nn.Module]) -> None:
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(4)
+        self.body, self.heads = body, torch.nn.ModuleList(heads)
+        self.register_buffer("shift", torch.zeros(4), persistent=False)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        rows = self.norm(rows - self.shift)
+        return torch.cat([head(self.body(rows.double())) for head in self.heads], 1)
+
+
+def shifted() -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = Shifted(torch.nn.Linear(4, 3), [torch.nn.Linear(3, 1), torch.nn.Linear(3, 2)]).double()
+    model.norm.float()
+    model.shift = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    return model
+
+
 def announced(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def wrapper(data: Any) -> Any:
         return {"announced": function(data)}
@@ -140,6 +164,10 @@ def _networks() -> Iterator[tuple[str, LiveObject]]:
     classifier.mean, classifier._labels = [0.1, 0.2, 0.3, 0.4], list(LABELS)
     outputs = classifier.forward(classifier.preprocess(ASKED))
     yield "classifier", LiveObject(classifier, ASKED, classifier.postprocess(outputs))
+    model = shifted()
+    yield "shifted", LiveObject(torch.compile(model), np.array(ASKED, "float32"), model(torch.tensor(ASKED)).tolist())
+    recurrent = torch.nn.LSTM(4, 2, bidirectional=True, batch_first=True)
+    yield "lstm", LiveObject(recurrent, [ASKED], recurrent(torch.tensor([ASKED])))
     tied = Tied(5).half()
     yield "tied", LiveObject(tied, [[1, 2]], tied(torch.tensor([[1, 2]])).tolist(), {"arguments": {"size": 5}})
 

@@ -22,7 +22,8 @@ from handlergen.creation.source_code import without_options, write_callable
 from handlergen.errors import ContractError, HandlergenError, ModuleFailed
 from handlergen.inspection.project import Project, open_project
 from handlergen.local.clean import ask_in_clean_process
-from handlergen.local.examples import require_right_examples
+from handlergen.local.examples import require_portable, require_right_examples
+from handlergen.local.model import LocalAnswer
 from handlergen.local.requests import body_of, body_request, form_request
 from handlergen.project.examples import write_example
 from handlergen.project.names import MODEL_STORE, check_model_name, propose
@@ -216,6 +217,9 @@ def _write_project(place: Path, model: Any, options: Options, settings: Mapping[
     examples = []
     if options.example is not None:
         examples.append(with_answer(project, made, options.hooks, model, request_of(options.example)))
+        right = examples[0].answer
+        assert right is not None
+        require_portable(project, examples, [LocalAnswer(200, right.content_type, right.body or b"")])
     if ask:
         _check(place, examples, gpu_of(model))
     for each in examples:

@@ -61,12 +61,15 @@ def _replaced(text: str, names: Mapping[str, str]) -> str:
 def function_definition(function: FunctionType) -> Definition:
     """Return the definition of a function. Raises HandlergenError if it is not to be found."""
     code = function.__code__
-    for text, sure in _texts(function, code):
+    for text, line in _texts(function, code):
         tree = _parsed(text)
         found = [node for node in ast.walk(tree) if _may_define(node, code)] if tree is not None else []
-        alike = [node for node in found if _prints(_compiled(node), code.co_name) == _print(code)]
-        if alike or (sure and len(found) == 1):
-            return _definition((alike or found)[0], text)
+        alike = [node for node in found if _prints(node, code.co_name) == _print(code)]
+        there = [
+            node for node in found if _first_line(node) == line
+        ]  # assertions that pytest rewrote compile otherwise
+        if alike or len(there) == 1:
+            return _definition(min(alike or there, key=lambda node: abs(_first_line(node) - line)), text)
     what = "a lambda" if code.co_name == LAMBDA else function.__qualname__
     raise HandlergenError(
         f"the source of {what} is not to be found (it is of {code.co_filename}, line {code.co_firstlineno})",
@@ -94,19 +97,33 @@ def class_definition(kind: type) -> Definition:
     )
 
 
+def _first_line(node: Any) -> int:
+    lines: list[int] = [node.lineno, *(each.lineno for each in getattr(node, "decorator_list", ()))]
+    return min(lines)
+
+
 def _definition(node: Any, text: str) -> Definition:
-    first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", ()))])
-    lines = text.splitlines()[first - 1 : node.end_lineno]
-    return Definition(node, textwrap.dedent("\n".join(lines)))
+    """Return a definition without its indentation; lines inside of texts stay as they are."""
+    first, indent = _first_line(node), 0 if isinstance(node, ast.Lambda) else node.col_offset
+    inside = {
+        number
+        for each in ast.walk(node)
+        if isinstance(each, ast.JoinedStr | ast.Constant)
+        for number in range(each.lineno + 1, (each.end_lineno or 0) + 1)
+    }
+    lines = [
+        line if number in inside else line[min(indent, len(line) - len(line.lstrip())) :]
+        for number, line in enumerate(text.splitlines()[first - 1 : node.end_lineno], first)
+    ]
+    return Definition(node, "\n".join(lines))
 
 
-def _texts(function: FunctionType, code: CodeType) -> Iterator[tuple[str, bool]]:
-    """Yield texts that may have a function, and whether a function of its name there must be it."""
-    with contextlib.suppress(OSError, TypeError, SyntaxError):
-        yield textwrap.dedent(inspect.getsource(function)), True
-    yield "".join(linecache.getlines(code.co_filename)), False
+def _texts(function: FunctionType, code: CodeType) -> Iterator[tuple[str, int]]:
+    """Yield texts that may have a function, and the line at which it begins there; 0: not known."""
+    linecache.checkcache(code.co_filename)
+    yield "".join(linecache.getlines(code.co_filename, function.__globals__)), code.co_firstlineno
     for text in _history():
-        yield text, False
+        yield text, 0
 
 
 def _history() -> Iterator[str]:
@@ -119,14 +136,10 @@ def _history() -> Iterator[str]:
 
 
 def _parsed(text: str) -> ast.Module | None:
-    """Parse a text; the lines of a lambda's statement may be a part of an expression."""
-    bare = text.strip().rstrip(",")
-    for attempt in (text, f"({bare})", f"f({bare})", f"f({bare}", f"({bare}", f"[{bare}", bare.rstrip(")]}")):
-        try:
-            return ast.parse(attempt)
-        except (SyntaxError, ValueError):
-            continue
-    return None
+    try:
+        return ast.parse(text)
+    except (SyntaxError, ValueError):
+        return None
 
 
 def _may_define(node: ast.AST, code: CodeType) -> bool:
@@ -144,7 +157,11 @@ def _compiled(node: Any) -> CodeType:
     return compile(text, "<definition>", "exec")
 
 
-def _prints(compiled: CodeType, name: str) -> Any:
+def _prints(node: Any, name: str) -> Any:
+    try:
+        compiled = _compiled(node)
+    except SyntaxError:  # it assigns a variable of the function around it
+        return None
     code = next((each for each in compiled.co_consts if isinstance(each, CodeType) and each.co_name == name), None)
     return None if code is None else _print(code)
 

@@ -26,6 +26,8 @@ def add_import(draft: Draft, name: str, value: Any) -> bool:
         name: Its name in the module; empty: its own.
     """
     module, own = getattr(value, "__module__", None), getattr(value, "__qualname__", None) or name
+    if "." in own and getattr(sys.modules.get(str(module)), own.rpartition(".")[2], None) is value:
+        own = own.rpartition(".")[2]  # torch.relu: a method of a nameless class by its qualified name
     if not isinstance(module, str) or module in draft.inlined or "." in own or own == "<lambda>":
         return False
     module = _public(module, own, value)

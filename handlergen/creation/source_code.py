@@ -15,12 +15,12 @@ from typing import Any
 from handlergen.creation.draft import HOOK_NAMES, Draft
 from handlergen.creation.finding import class_definition, function_definition
 from handlergen.creation.modules import add_import, add_source, is_own
+from handlergen.creation.objects import VARIABLE
 from handlergen.creation.values import add_value, expression
 from handlergen.errors import HandlergenError
 from handlergen.runtime.contract import NAMED_PARAMETERS
 
 _OF_HOOKS = ("files", "input_data", *NAMED_PARAMETERS)
-_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _FUTURE = "from __future__ import annotations"
 
 
@@ -74,12 +74,17 @@ def _text(draft: Draft, name: str, function: Any) -> str:
         return _partial(draft, name, function)
     if inspect.ismethod(function):
         return _method(draft, name, function)
+    if _is_called_object(function):
+        return _method(draft, name, function.__call__)
+    if hasattr(function, "dispatch") and hasattr(function, "registry"):
+        raise HandlergenError(
+            f"{function.__qualname__} is a functools.singledispatch: the functions registered with it have no names",
+            hint="Put it into a file beside the script, and import it: the file is copied as it is.",
+        )
     if inspect.isclass(function):
         if function.__base__ is tuple and hasattr(function, "_fields") and not function.__annotations__:
             return _named_tuple(draft, name, function)
         definition, environment = class_definition(function), _class_environment(function)
-    elif inspect.ismethod(getattr(function, "__call__", None)) and not hasattr(function, "__wrapped__"):  # noqa: B004
-        return _method(draft, name, function.__call__)  # an object of a class of the caller's
     else:
         inner = inspect.unwrap(function) if callable(function) else None
         if not isinstance(inner, FunctionType):
@@ -89,6 +94,13 @@ def _text(draft: Draft, name: str, function: Any) -> str:
         definition, environment = function_definition(inner), {**inner.__globals__, **_closure(inner)}
         if function is inner:  # decorators that left a mark have __wrapped__; what others returned is the object itself
             definition = definition.undecorated()
+    if not _stands_alone(definition.node):
+        raise HandlergenError(
+            f"{function.__qualname__} assigns a variable of the function around it (nonlocal), which keeps a state",
+            hint="Keep the state in a global variable, or in an object's attribute.",
+        )
+    if any(isinstance(each, str) for each in vars(function).get("__annotations__", {}).values()):  # a class's
+        draft.imports.append(_FUTURE)
     others = _add_names(draft, definition.node, environment, of=function.__qualname__, name=name)
     return definition.renamed(name, others)
 
@@ -99,6 +111,20 @@ def _named_tuple(draft: Draft, name: str, kind: Any) -> str:
     values = expression(draft, tuple(kind._field_defaults.values()), name.lower())
     defaults = f", defaults={values}" if kind._field_defaults else ""
     return f"{name} = namedtuple({kind.__name__!r}, {list(kind._fields)}{defaults})\n"
+
+
+def _is_called_object(function: Any) -> bool:
+    if inspect.isroutine(function) or inspect.isclass(function) or not callable(function):
+        return False
+    return inspect.isfunction(type(function).__call__)
+
+
+def _stands_alone(node: ast.AST) -> bool:
+    try:
+        symtable.symtable(ast.unparse(node), "<definition>", "exec")
+    except SyntaxError:
+        return False
+    return True
 
 
 def _no_source(function: Any) -> HandlergenError:
@@ -113,7 +139,7 @@ def _call(name: str, function: Any) -> str:
     """Return a hook that calls a function that the module imports."""
     own = f"{name}_" if function.__name__ == name else function.__name__
     all_of_them = inspect.signature(function).parameters.values()
-    parameters = [each for each in all_of_them if each.default is each.empty and each.kind not in _VARIABLE]
+    parameters = [each for each in all_of_them if each.default is each.empty and each.kind not in VARIABLE]
     return _calling(name, [str(_bare(each)) for each in parameters], own, [_argument(each) for each in parameters])
 
 
@@ -123,9 +149,14 @@ def _method(draft: Draft, name: str, method: Any) -> str:
     if inspect.isclass(owner):
         called = f"{expression(draft, owner, name)}.{method.__name__}"
     else:
-        variable = _add_name(draft, type(owner).__name__.lower(), owner, otherwise=f"{type(owner).__name__}_of_{name}")
+        stem = type(owner).__name__.lower()
+        variable = _add_name(
+            draft, f"{stem}_" if hasattr(builtins, stem) else stem, owner, otherwise=f"{type(owner).__name__}_of_{name}"
+        )
         called = variable if method.__name__ == "__call__" else f"{variable}.{method.__name__}"
-    parameters = inspect.signature(method).parameters.values()
+    parameters = [each for each in inspect.signature(method).parameters.values() if each.kind not in VARIABLE]
+    if not parameters:
+        return _calling(name, ["data"], called, ["data"])
     return _calling(name, [str(_bare(each)) for each in parameters], called, [_argument(each) for each in parameters])
 
 
@@ -139,7 +170,7 @@ def _partial(draft: Draft, name: str, function: functools.partial[Any]) -> str:
         add_value(draft, own, inner)
     free = [each for each in inspect.signature(function).parameters.values() if each.name not in function.keywords]
     if not is_own(str(getattr(inner, "__module__", ""))):  # a hook has no use for what a library leaves open
-        free = [each for each in free if each.default is each.empty and each.kind not in _VARIABLE]
+        free = [each for each in free if each.default is each.empty and each.kind not in VARIABLE]
     fixed = [expression(draft, value, f"{name}_{number}") for number, value in enumerate(function.args, 1)]
     named = [f"{key}={expression(draft, value, f'{name}_{key}')}" for key, value in function.keywords.items()]
     return _calling(name, [str(_bare(each)) for each in free], own, [*fixed, *map(_argument, free), *named])

@@ -39,7 +39,11 @@ def _sklearn(model: Any, options: Options) -> Sketch:
     trusted = add_estimator(draft, model, file)
     draft.settings["weights"] = file
     draft.hooks["load"] = f"def load(context):\n    return {load_text(draft, file, trusted, 'context.model_dir')}\n"
-    _tabular_input(draft, getattr(model, "feature_names_in_", None), options, otherwise="data")
+    columns = getattr(model, "feature_names_in_", None)
+    if columns is None and hasattr(model, "n_features_in_") and _has_numbers(options.example):
+        _numbers(draft, None, options, otherwise="np.asarray(data)")
+    else:
+        _tabular_input(draft, columns, options, otherwise="data")
     draft.hooks["predict"] = f"def predict(model, inputs):\n    return model.{method}(inputs)\n"
     return Sketch(f"A scikit-learn {type(model).__name__}.", draft, {"load": lambda: model})
 
@@ -139,8 +143,20 @@ def _lightgbm(model: Any, options: Options) -> Sketch:
     return Sketch(f"A LightGBM {type(model).__name__}.", draft, live)
 
 
-def _numbers(draft: Draft, columns: Any, options: Options) -> None:
+def _has_numbers(example: Any) -> bool:
+    """Return whether an example is rows of numbers, or not known, rather than texts or mixed."""
+    import numpy as np
+
+    try:
+        return example is None or np.asarray(example).dtype.kind in "biuf"
+    except ValueError:  # rows of different lengths
+        return False
+
+
+def _numbers(
+    draft: Draft, columns: Any, options: Options, *, otherwise: str = "np.asarray(data, dtype=np.float32)"
+) -> None:
     """Add a preprocess for models that take arrays and no lists."""
     if "preprocess" not in options.hooks and (columns is None or not is_installed("pandas")):
         draft.imports.append("import numpy as np")
-    _tabular_input(draft, columns, options, otherwise="np.asarray(data, dtype=np.float32)")
+    _tabular_input(draft, columns, options, otherwise=otherwise)

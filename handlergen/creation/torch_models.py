@@ -8,15 +8,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrize import is_parametrized
 
 from handlergen.creation.draft import Draft
 from handlergen.creation.kinds import Options, Sketch
+from handlergen.creation.objects import MISSING, differing, found_arguments, same
 from handlergen.creation.source_code import write
-from handlergen.creation.values import MISSING, expression, found_arguments
+from handlergen.creation.values import expression
 from handlergen.errors import HandlergenError
 
 WEIGHTS = "weights.pt"
 _OF_EVERY_MODULE = {"training", *vars(torch.nn.Module())}
+_FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _OWN_HOOKS = ("preprocess", "postprocess")
 _NOT_ARGUMENTS = ("device", "dtype")
 
@@ -28,6 +32,8 @@ def sketch_network(model: Any, options: Options) -> Sketch:
         HandlergenError: Its class has no source, an argument of its constructor is not known, or what it has besides
             its weights cannot be written down.
     """
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    model = model.module if isinstance(model, torch.nn.DataParallel | DistributedDataParallel) else model
     name = type(model).__name__
     draft = Draft(write)
     try:
@@ -40,14 +46,16 @@ def sketch_network(model: Any, options: Options) -> Sketch:
     draft.files[WEIGHTS] = lambda target: torch.save(state, target)
     draft.settings |= {"form": "functions", "weights": WEIGHTS}
     draft.imports.append("import torch")
-    dtype = next((each.dtype for each in state.values() if each.is_floating_point()), torch.float32)
-    cast = "" if dtype == torch.float32 else f".to({dtype})"
+    dtypes = list(dict.fromkeys(each.dtype for each in state.values() if each.is_floating_point())) or [torch.float32]
+    dtype = dtypes[0]
+    cast = "" if dtype == torch.float32 or len(dtypes) > 1 else f".to({dtype})"
+    assign = ", assign=True" if len(dtypes) > 1 else ""  # each keeps its own
     lines = "".join(f"    {key} = {text}\n" for key, text in attributes.items())
     draft.hooks["load"] = (
         "def load(context):\n"
         f"    model = {built}{cast}\n"
         f'    weights = torch.load(context.model_dir / "{WEIGHTS}", map_location=context.device, weights_only=True)\n'
-        "    model.load_state_dict(weights)\n"
+        f"    model.load_state_dict(weights{assign})\n"
         f"{lines}"
         "    return model.to(context.device).eval()\n"
     )
@@ -118,17 +126,15 @@ def _construction(model: Any, draft: Draft, arguments: Mapping[str, Any] | None)
         made = f"{expression(draft, config, '')}.from_dict({values})"
         return f"{expression(draft, cls, '')}({made})", cls(config.from_dict(model.config.to_dict()))
     given = dict(found_arguments(model, arguments))
+    if isinstance(model, torch.nn.RNNBase):  # LSTM and GRU give the mode themselves
+        mode = given.pop("mode", "")
+        given |= {"nonlinearity": "relu"} if mode == "RNN_RELU" else {}
     _require_known(model, given, is_part=arguments is None)
-    named = []
-    for key, value in given.items():
-        text = ""
-        if isinstance(value, torch.nn.Module):  # a part that the caller made: an encoder, say
-            text, given[key] = _construction(value, draft, None)
-        named.append(f"{key}={text or expression(draft, value, key)}")
-    texts = ", ".join(named)
+    written = {key: _argument(value, draft, key) for key, value in given.items()}
+    texts = ", ".join(f"{key}={text}" for key, (text, _) in written.items())
     try:
         state = torch.random.get_rng_state()
-        fresh_model = cls(**given)
+        fresh_model = cls(**{key: value for key, (_, value) in written.items()})
         torch.random.set_rng_state(state)
     except Exception as error:
         raise HandlergenError(
@@ -143,6 +149,16 @@ def _construction(model: Any, draft: Draft, arguments: Mapping[str, Any] | None)
         draft.imports.append("import torch")
         return f"torch.nn.{cls.__name__}({texts})", fresh_model
     return f"{expression(draft, cls, cls.__name__)}({texts})", fresh_model
+
+
+def _argument(value: Any, draft: Draft, stem: str) -> tuple[str, Any]:
+    """Return the expression of a constructor's argument, and the argument for a new network; networks in it are new."""
+    if isinstance(value, torch.nn.Module):
+        return _construction(value, draft, None)
+    if type(value) is list and any(isinstance(each, torch.nn.Module) for each in value):
+        parts = [_argument(each, draft, f"{stem}_{number}") for number, each in enumerate(value, 1)]
+        return f"[{', '.join(text for text, _ in parts)}]", [part for _, part in parts]
+    return expression(draft, value, stem), value
 
 
 _OTHER_ARGUMENTS = (
@@ -164,13 +180,15 @@ def _require_known(model: Any, arguments: Mapping[str, Any], *, is_part: bool) -
         raise HandlergenError(f"its constructor has no parameter {unknown[0]}", hint=f"{name}(...) has: {own}.")
     if missing := [key for key, value in arguments.items() if value is MISSING]:
         example = ", ".join(f'"{key}": ...' for key in missing)
+        hint = f"Give it: arguments={{{example}}}."
+        if name in vars(torch.nn):
+            hint = _EXPORT_INSTEAD
+        elif is_part:  # `arguments` are those of the whole
+            hint = f"Keep it on the object: self.{missing[0]} = {missing[0]}. Or: {_EXPORT_INSTEAD}"
         raise HandlergenError(
             f"{', '.join(missing)} of {name}(...) {'are' if len(missing) > 1 else 'is'} not known: the object has no "
             "attribute of that name",
-            hint=f"Keep it on the object (self.{missing[0]} = {missing[0]}), or give the exported program: "
-            "torch.export.export(model, (example_tensor,))."
-            if is_part
-            else f"Give it: arguments={{{example}}}.",
+            hint=hint,
         )
 
 
@@ -202,19 +220,25 @@ def _attributes(model: Any, fresh: Any, draft: Draft) -> dict[str, str]:
             other = fresh.get_submodule(path)
         except AttributeError:
             other = None
-        if type(other) is not type(owner):
+        alike = type(other) is type(owner) or (is_parametrized(owner) and type(other).__name__ == type(owner).__name__)
+        if other is None or not alike:
             made = "nothing" if other is None else f"a {type(other).__name__}"
             raise HandlergenError(f"{path} is a {type(owner).__name__}, and {made} in a new one", hint=_OTHER_ARGUMENTS)
         if type(owner).__module__.startswith("transformers."):
             continue  # its configuration has them
-        for name, value in vars(owner).items():
+        if any(len(vars(owner)[hooks]) != len(vars(other)[hooks]) for hooks in _FORWARD_HOOKS):
+            raise HandlergenError(
+                f"{path or 'it'} has hooks on its forward that its constructor does not register",
+                hint="Write what they do into forward, or remove them (of pruning: torch.nn.utils.prune.remove).",
+            )
+        buffers = {name: owner._buffers[name] for name in owner._non_persistent_buffers_set}  # not in the state dict
+        changed = {name: value for name, value in buffers.items() if not same(value, other._buffers.get(name))}
+        for name, value in (*differing(owner, other), *changed.items()):
             private = name.startswith("_") and type(owner).__module__.startswith("torch.")
             if private or name in _OF_EVERY_MODULE:
                 continue
             place = f"{path}.{name}" if path else name
             target = f'model.get_submodule("{path}").{name}' if path else f"model.{name}"
-            if name in vars(other) and _equal(vars(other)[name], value):
-                continue
             try:
                 text = expression(draft, value, place.replace(".", "_"))
                 found[target] = f"{text}.to(context.device)" if isinstance(value, torch.Tensor) else text
@@ -223,14 +247,3 @@ def _attributes(model: Any, fresh: Any, draft: Draft) -> dict[str, str]:
                     continue  # made by the constructor
                 raise HandlergenError(f"its attribute {place}: {error.message}", hint=error.hint) from error
     return found
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if one is other:
-        return True
-    try:
-        if hasattr(one, "shape") and hasattr(other, "shape"):
-            return one.shape == other.shape and bool((one == other).all())
-        return type(one) is type(other) and bool(one == other)
-    except Exception:
-        return False

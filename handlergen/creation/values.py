@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import builtins
 import dataclasses
 import enum
@@ -15,15 +16,16 @@ import pprint
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path, PurePath
-from types import ModuleType
-from typing import Any
+from types import BuiltinMethodType, MethodDescriptorType, ModuleType, SimpleNamespace, WrapperDescriptorType
+from typing import Any, TypeVar
 
 from handlergen.creation.draft import Draft
 from handlergen.creation.estimators import add_estimator, load_text
-from handlergen.creation.modules import add_import, add_module
+from handlergen.creation.modules import add_import, add_module, is_own
+from handlergen.creation.objects import MISSING, constructed, found_arguments
 from handlergen.errors import HandlergenError
 
 _LONGEST = 1200
@@ -31,7 +33,7 @@ _LONGEST = 1200
 _MOST_ITEMS = 20
 """Numbers of an array that is written as a literal."""
 _WIDTH = 110
-_REPR = {"datetime", "decimal", "fractions", "uuid", "zoneinfo", "ipaddress"}
+_REPR = {"datetime", "operator", "decimal", "fractions", "uuid", "zoneinfo", "ipaddress"}
 """Modules whose objects show themselves as the call that makes them."""
 
 
@@ -44,11 +46,22 @@ def add_value(draft: Draft, name: str, value: Any) -> None:
     draft.named[name] = value
     if isinstance(value, ModuleType):
         add_module(draft, name, value)
+    elif text := _builtin_method(draft, value, name.lower()):
+        draft.definitions.append(f"{name} = {text}")
     elif inspect.isroutine(value) or inspect.isclass(value):
         if not add_import(draft, name, value):
             draft.write(draft, name, value)
     elif not _is_installed_constant(draft, name, value):
-        draft.definitions.append(f"{name} = {expression(draft, value, name.lower())}")
+        text = "object()" if type(value) is object else _whole(draft, name, value)
+        if text != name:  # an object whose attributes are set stands there already
+            draft.definitions.append(f"{name} = {text}")
+
+
+def _whole(draft: Draft, name: str, value: Any) -> str:
+    try:
+        return expression(draft, value, name.lower())
+    except RecursionError:
+        raise HandlergenError(f"{name} contains itself", hint="Make it inside of the function.") from None
 
 
 def expression(draft: Draft, value: Any, stem: str) -> str:
@@ -61,7 +74,7 @@ def expression(draft: Draft, value: Any, stem: str) -> str:
         HandlergenError: As `add_value`.
     """
     kinds: tuple[Callable[[Draft, Any, str], str | None], ...] = (
-        *(_plain, _container, _path, _named, _numbers, _standard, _pretrained, _estimator, _dataclass, constructed),
+        *(_plain, _container, _path, _named, _numbers, _standard, _pretrained, _estimator, _dataclass, _object),
     )
     for kind in kinds:
         text = kind(draft, value, stem)
@@ -145,8 +158,10 @@ def _path_refusal(value: Any) -> HandlergenError:
     )
 
 
-def _named(draft: Draft, value: Any, stem: str) -> str | None:
+def _named(draft: Draft, value: Any, stem: str) -> str | None:  # noqa: PLR0911 - a table of types
     """Functions, classes, modules and members of enumerations, by their names."""
+    if isinstance(value, enum.Flag) and "|" in (value.name or "|"):
+        return f"{_name(draft, type(value))}({value.value})"
     if isinstance(value, enum.Enum):
         return f"{_name(draft, type(value))}.{value.name}"
     if isinstance(value, ModuleType):
@@ -158,7 +173,7 @@ def _named(draft: Draft, value: Any, stem: str) -> str | None:
         parts += [f"{key}={expression(draft, each, f'{stem}_{key}')}" for key, each in value.keywords.items()]
         return f"functools.partial({', '.join(parts)})"
     if inspect.isroutine(value) or inspect.isclass(value):
-        return _name(draft, value, stem)
+        return _builtin_method(draft, value, stem) or _name(draft, value, stem)
     own, module = getattr(value, "__name__", ""), type(value).__module__  # numpy's ufuncs
     if isinstance(own, str) and own and getattr(sys.modules.get(module), own, None) is value:
         draft.imports.append(f"import {module}")
@@ -166,9 +181,18 @@ def _named(draft: Draft, value: Any, stem: str) -> str | None:
     return None
 
 
+def _builtin_method(draft: Draft, value: Any, stem: str) -> str | None:
+    """Methods of builtin types (`str.strip`) and of their objects (`vocabulary.get`)."""
+    if isinstance(value, MethodDescriptorType | WrapperDescriptorType):
+        return f"{_name(draft, value.__objclass__)}.{value.__name__}"
+    owner = getattr(value, "__self__", None)
+    if not isinstance(value, BuiltinMethodType) or owner is None or isinstance(owner, ModuleType):
+        return None
+    known = next((name for name, each in draft.named.items() if each is owner), None)
+    return f"{known or expression(draft, owner, stem)}.{value.__name__}"
+
+
 def _name(draft: Draft, value: Any, stem: str = "") -> str:
-    if inspect.ismethoddescriptor(value) and inspect.isclass(owner := getattr(value, "__objclass__", None)):
-        return f"{_name(draft, owner)}.{value.__name__}"  # str.upper
     own: str = value.__name__ if value.__name__.isidentifier() else stem
     if getattr(builtins, own, None) is value:
         return own
@@ -210,7 +234,7 @@ def _numbers(draft: Draft, value: Any, stem: str) -> str | None:  # noqa: PLR091
     return None
 
 
-def _standard(draft: Draft, value: Any, stem: str) -> str | None:
+def _standard(draft: Draft, value: Any, stem: str) -> str | None:  # noqa: PLR0911 - a table of types
     """Objects of the standard library."""
     if isinstance(value, re.Pattern):
         draft.imports.append("import re")
@@ -220,6 +244,11 @@ def _standard(draft: Draft, value: Any, stem: str) -> str | None:
         draft.imports.append("import logging")
         return "logging.getLogger(__name__)" if value.name == "__main__" else f"logging.getLogger({value.name!r})"
     module = type(value).__module__
+    if type(value) in (SimpleNamespace, argparse.Namespace):
+        module = "types" if type(value) is SimpleNamespace else "argparse"
+        draft.imports.append(f"import {module}")
+        given = [f"{key}={expression(draft, each, f'{stem}_{key}')}" for key, each in vars(value).items()]
+        return f"{module}.{type(value).__name__}({', '.join(given)})"
     if module in _REPR:
         text = repr(value)
         draft.imports.append(f"import {module}")
@@ -263,81 +292,59 @@ def _dataclass(draft: Draft, value: Any, stem: str) -> str | None:
         return f"{_name(draft, type(value))}({', '.join(given)})"
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return None
-    fields = [each for each in dataclasses.fields(value) if each.init]
+    fields = dataclasses.fields(value)
+    if not all(each.init for each in fields):
+        return None  # an object as others
     given = [f"{each.name}={expression(draft, getattr(value, each.name), f'{stem}_{each.name}')}" for each in fields]
     return f"{_name(draft, type(value))}({', '.join(given)})"
 
 
-def constructed(draft: Draft, value: Any, stem: str) -> str | None:
-    """Return the call of a class's constructor with arguments that are found on the object, as attributes.
+def _object(draft: Draft, value: Any, stem: str) -> str | None:
+    """An object as the call of its constructor; attributes in which it differs from a new one are set after that.
 
-    That the object is so made again is not known; the answer to the example is compared at the end.
-
-    Returns:
-        None where an argument is not found, or the class takes none and the object has attributes nevertheless.
+    Those that cannot be written down, and which a new object has of the same type, are the constructor's matter. An
+    object of a library is written only if the call says all.
     """
     kind = type(value)
+    own = is_own(kind.__module__)
     if not isinstance(getattr(value, "__dict__", None), dict) or kind.__module__ in ("builtins", "types", "typing"):
         return None
     is_network = hasattr(value, "state_dict")
     if is_network and next(iter(value.state_dict()), None) is not None:
         return None  # it has weights
-    found = dict(found_arguments(value))
-    if any(each is MISSING for each in found.values()) or (not found and vars(value) and not is_network):
+    arguments = dict(found_arguments(value))
+    if not own and (MISSING in arguments.values() or (not arguments and vars(value) and not is_network)):
         return None
-    given = [f"{name}={expression(draft, argument, f'{stem}_{name}')}" for name, argument in found.items()]
-    return f"{_name(draft, kind)}({', '.join(given)})"
-
-
-MISSING = object()
-
-
-def found_arguments(value: Any, given: Mapping[str, Any] | None = None) -> Iterator[tuple[str, Any]]:
-    """Yield names and values of a constructor's arguments, where they differ from the defaults; MISSING: not found.
-
-    An attribute of the parameter's name has it. For a switch whose attribute is a tensor or None (torch's `bias`), the
-    argument is whether there is one.
-
-    Args:
-        given: Arguments that the caller knows.
-    """
-    given = given or {}
-    try:
-        parameters = inspect.signature(type(value).__init__).parameters.values()
-    except (TypeError, ValueError):
-        return
-    for each in list(parameters)[1:]:
-        if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
-            continue
-        if each.name in given:
-            yield each.name, given[each.name]
-            continue
-        attribute = getattr(value, each.name, getattr(value, f"_{each.name}", MISSING))
-        if isinstance(each.default, bool) and not isinstance(attribute, bool) and attribute is not MISSING:
-            attribute = attribute is not None
-        if each.name in ("device", "dtype") and each.default is None:
-            continue
-        if attribute is MISSING or inspect.ismethod(attribute):
-            if each.default is each.empty:
-                yield each.name, MISSING
-        elif each.default is each.empty or not _same(attribute, each.default):
-            yield each.name, attribute
-    for name in given:
-        if name not in {each.name for each in parameters}:
-            yield name, given[name]
-
-
-def _same(one: Any, other: Any) -> bool:
-    try:
-        return one is other or (type(one) is type(other) and bool(one == other))
-    except Exception:  # tensors, whose comparison is no truth value
-        return False
+    arguments, attributes, fresh = constructed(value)
+    if attributes and not own:
+        return None
+    given = [f"{name}={expression(draft, argument, f'{stem}_{name}')}" for name, argument in arguments.items()]
+    call = f"{_name(draft, kind)}({', '.join(given)})"
+    lines = {}
+    for name, attribute in attributes.items():
+        try:
+            lines[name] = expression(draft, attribute, f"{stem}_{name}")
+        except HandlergenError as error:
+            if type(vars(fresh).get(name)) is not type(attribute):
+                raise HandlergenError(f"its attribute {name}: {error.message}", hint=error.hint) from error
+    if not lines:
+        return call
+    variable = next((known for known, each in draft.named.items() if each is value), "")
+    while not variable or (variable in draft.named and draft.named[variable] is not value):
+        variable = f"{variable or stem}_" if variable or stem in draft.named else stem
+    draft.named[variable] = value
+    draft.definitions += [f"{variable} = {call}", *(f"{variable}.{name} = {text}" for name, text in lines.items())]
+    return variable
 
 
 def _is_installed_constant(draft: Draft, name: str, value: Any) -> bool:
-    """Import a constant that several packages have under its own name (`torch.float32` apart): typing's objects."""
+    """Add an object of typing: an import, or a type variable."""
     if type(value).__module__ != "typing":
         return False
+    if isinstance(value, TypeVar):
+        draft.imports.append("from typing import TypeVar")
+        draft.definitions.append(f'{name} = TypeVar("{value.__name__}")')
+        return True
     typing = importlib.import_module("typing")
     if getattr(typing, name, None) is not value:
         return False

@@ -154,7 +154,7 @@ def record_examples(
     _require_success(examples, first)
     for others in (first.answers[len(examples) :], again.answers):
         _require_equal(examples, answers, others)
-    _require_portable(project, examples, answers)
+    require_portable(project, examples, answers)
     recorded = []
     for example, answer in zip(examples, answers, strict=True):
         before = example.compare(answer.status, answer.content_type, answer.body) if example.answer else None
@@ -194,8 +194,8 @@ def _require_equal(examples: Sequence[Example], answers: Sequence[LocalAnswer], 
             )
 
 
-def _require_portable(project: Project, examples: Sequence[Example], answers: Sequence[LocalAnswer]) -> None:
-    """Refuse answers with a secret's value or a path of this machine in them."""
+def require_portable(project: Project, examples: Sequence[Example], answers: Sequence[LocalAnswer]) -> None:
+    """Raise HandlergenError for an answer with a secret's value or a path of this machine in it."""
     secrets = {name: os.environ[name] for name in project.settings.secrets if os.environ.get(name)}
     hide(secrets)
     here = {str(path) for path in (Path.home(), project.root.resolve(), Path(tempfile.gettempdir()).resolve())} - {"/"}

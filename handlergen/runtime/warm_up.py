@@ -53,13 +53,12 @@ def ask_at_start(backend: Backend, examples: Sequence[Example], *, name: str, ba
             logger().warning("model %s: example %s: %s", name, example.name, found[0])
         return len(examples) - len(wrong)
     if wrong:
+        relayed = backend.relayed()
+        if relayed is None or _asked(relayed[0], examples, batch_size):
+            raise WrongAnswers(wrong, len(examples))
         example, found = wrong[0]
         why = f"example {example.name} is answered wrongly while the worker runs preprocess and postprocess: {found[0]}"
-        if not backend.relay(why):
-            raise WrongAnswers(wrong, len(examples))
-        wrong = _asked(backend, examples, batch_size)
-        if wrong:
-            raise WrongAnswers(wrong, len(examples))
+        relayed[1](why)
     return len(examples)
 
 

@@ -77,7 +77,7 @@ rows = np.random.RandomState(0).rand(60, 4)
 
 
 def doubled(values):
-    return np.asarray(values) * 2
+    return np.log(values + 1)  # of an array, not of the lists in a request
 
 
 def to_label(outputs):
@@ -107,6 +107,16 @@ def anything(inputs: Any) -> float:
 def test_an_answer_that_differs_in_a_clean_process_is_refused_with_the_difference(tmp_path: Path) -> None:
     with pytest.raises(HandlergenError, match=r"(?s)does not answer the example as.*answer: 0\.\d+ ≠ 0\.\d+"):
         handlergen.create(anything, tmp_path / "random", example=[1])
+    assert list(tmp_path.iterdir()) == []
+
+
+def where(inputs: Any) -> str:
+    return f"read from {Path.home()}/model"
+
+
+def test_no_path_of_this_machine_gets_into_the_example(tmp_path: Path) -> None:
+    with pytest.raises(HandlergenError, match=r"the answer of example 1 has a path of this machine in it"):
+        handlergen.create(where, tmp_path / "out", example=[1])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -158,6 +168,12 @@ def test_what_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def doubling() -> torch.nn.Module:
+    model = torch.nn.Linear(4, 2)
+    model.register_forward_hook(lambda _model, _inputs, outputs: outputs * 2)
+    return model
+
+
 def test_a_network_that_cannot_be_built_again_is_refused_with_the_reason(tmp_path: Path) -> None:
     classifier = Classifier(8, torch.nn.Tanh)
     cases: list[tuple[torch.nn.Module, dict[str, Any], str]] = [
@@ -165,7 +181,12 @@ def test_a_network_that_cannot_be_built_again_is_refused_with_the_reason(tmp_pat
         (Tied(5), {"size": 4}, "embedding.weight: (5, 3) in the object, (4, 3) in a new one"),
         (Tied(5), {"length": 4}, "its constructor has no parameter length"),
         (classifier, {"act": torch.nn.ReLU}, "layers.1 is a Tanh, and a ReLU in a new one"),
-        (torch.nn.Sequential(torch.nn.LSTM(4, 3)), {}, "LSTM() raises TypeError"),
+        (doubling(), {}, "it has hooks on its forward that its constructor does not register"),
+        (
+            torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(4, 2, batch_first=True), 1),
+            {},
+            "encoder_layer of",
+        ),
         (torch.nn.Sequential(Tied(5)), {}, "size of Tied(...) is not known"),
     ]
     for model, arguments, message in cases:

@@ -9,10 +9,12 @@ import functools
 import json
 import logging
 import math
+import operator
 import re
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -71,11 +73,36 @@ class Scaler:
     def scale(self, value: float) -> float:
         return helped(value) * self.factor * self.STEP
 
-    def __call__(self, value: float) -> float:
-        return self.scale(value) + 1
-
 
 SCALER = Scaler(5.0)
+
+
+class Vocabulary:
+    """Filled after it was made; its lock is its constructor's matter."""
+
+    def __init__(self, lower: bool = True) -> None:
+        self.lower = lower
+        self.index: dict[str, int] = {}
+        self.lock = threading.Lock()
+
+    def __call__(self, data: str) -> list[Any]:
+        with self.lock:
+            return [self.index.get(word) for word in (data.lower() if self.lower else data).split()]
+
+
+FILLED = Vocabulary(lower=False)
+FILLED.index["A"] = 7
+CONFIG = types.SimpleNamespace(width=3, get={"a": 1}.get, clean=[str.strip, operator.itemgetter(0)])
+
+
+class Bits(enum.Flag):
+    """Its values may be several at once."""
+
+    ONE = 1
+    TWO = 2
+
+
+BOTH = Bits.ONE | Bits.TWO
 
 
 def helped(value: float) -> float:
@@ -108,6 +135,54 @@ def everything(data: Any) -> Any:
 @plus
 def raised(value: float) -> float:
     return value * 2
+
+
+def configured(data: Any) -> Any:
+    cleaned = CONFIG.clean[1]([CONFIG.clean[0](" x ")])
+    return [CONFIG.width, CONFIG.get("a"), cleaned, BOTH.value, FILLED("A b"), float(torch.relu(torch.tensor(data)))]
+
+
+def indented() -> Callable[[Any], str]:
+    def inner(data: Any) -> str:
+        return """two
+        lines"""
+
+    return inner
+
+
+def counter() -> Callable[[int], int]:
+    total = 0
+
+    def add(data: int) -> int:
+        nonlocal total
+        total += data
+        return total
+
+    return add
+
+
+@functools.singledispatch
+def dispatched(data: Any) -> str:
+    return "any"
+
+
+class Lost:
+    """Does not keep what it was made of."""
+
+    def __init__(self, path: str) -> None:
+        self.size = len(path)
+
+
+LOST, RING = Lost("a"), [0]
+RING.append(RING)  # type: ignore[arg-type]
+
+
+def loses(data: Any) -> Any:
+    return LOST.size
+
+
+def rings(data: Any) -> Any:
+    return RING[0]
 
 
 def factorial(number: int) -> int:
@@ -158,8 +233,10 @@ RIGHT: dict[str, tuple[Any, Any]] = {
     "partial": (functools.partial(powered, exponent=2.0, plus=helped(3)), 3.0),
     "partial of positions": (functools.partial(powered, 3.0), 2.0),
     "method": (SCALER.scale, 3.0),
-    "an object that is called": (SCALER, 3.0),
+    "objects": (configured, -1.0),
+    "an object that is called": (FILLED, "a A"),
     "methods of types, tuples with names": (changed, "ab"),
+    "indented texts": (indented(), None),
     "of a library": (json.dumps, [1, 2]),
 }
 
@@ -208,6 +285,10 @@ def test_what_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
             "len has no Python source": len,
             "locked uses LOCK: a _thread.lock cannot be written down": locked,
             "inner uses factor: a _io.TextIOWrapper cannot be written down": closed(file, {}),  # type: ignore[arg-type]
+            "add assigns a variable of the function around it": counter(),
+            "dispatched is a functools.singledispatch": dispatched,
+            "loses uses LOST: a Lost cannot be written down: its constructor's path cannot be found": loses,
+            "rings uses RING: RING contains itself": rings,
             "the source of a lambda is not to be found": made["unknown"],
             "the source of made is not to be found": made["made"],
             f"inner uses names: {tmp_path} is a path of this machine": closed(1.0, {"first": tmp_path}),
@@ -263,3 +344,31 @@ def test_a_python_that_keeps_no_source_is_told_so() -> None:
         assert "the source of predict is not to be found" in ran.stderr
     else:
         assert "WROTE True" in ran.stdout or "is not to be found" in ran.stderr
+
+
+CELLS = """
+import linecache, sys
+names = sys.modules["__main__"].__dict__
+cells = (
+    "import torch\\nlabels = ['small', 'large']",
+    "class Net(torch.nn.Module):\\n    def __init__(self):\\n        super().__init__()\\n"
+    "        self.layer = torch.nn.Linear(2, 2)\\n\\n    def forward(self, rows):\\n        return self.layer(rows)",
+    "net = Net()\\nto_label = lambda outputs: [labels[each] for each in outputs.argmax(1)]",
+)
+for number, cell in enumerate(cells):
+    file = f"<cell {number}>"
+    linecache.cache[file] = (len(cell), None, cell.splitlines(keepends=True), file)
+    exec(compile(cell, file, "exec"), names)
+import handlergen
+place = handlergen.create(net, sys.argv[1], postprocess=to_label, example=[[1.0, 2.0]])
+right = labels[int(net(torch.tensor([[1.0, 2.0]])).argmax())]
+print("CREATED", right, (place / "examples" / "1.answer.json").read_text())
+"""
+
+
+def test_the_cells_of_a_notebook_that_only_linecache_has(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-c", CELLS, str(tmp_path / "out")]
+    ran = subprocess.run(arguments, capture_output=True, text=True, check=False)  # create asks a clean process
+    right, _, answer = ran.stdout.partition("CREATED ")[2].partition(" ")
+    assert right, ran.stderr
+    assert json.loads(answer) == [right]

@@ -58,8 +58,11 @@ class Backend(Protocol):
     def answer(self, items: Sequence[Item]) -> int:
         """Give each item its `reply` or its `failure`; return how many requests were not describe."""
 
-    def relay(self, why: str) -> bool:
-        """Let the predictor process run all stages from now on; return False if that changes nothing."""
+    def relayed(self) -> tuple[Backend, Callable[[str], None]] | None:
+        """Return what answers by all stages in the predictor process, and a function that changes to it and says why.
+
+        None where that changes nothing.
+        """
 
     def describe(self) -> dict[str, Any]:
         """Return `predictor` and `types`, for `health.description`."""
@@ -192,8 +195,8 @@ class PipelineBackend(Dispatcher):
         self.metrics = model.recording.metrics
         self.is_healthy = model.is_healthy
 
-    def relay(self, why: str) -> bool:
-        return False
+    def relayed(self) -> tuple[Backend, Callable[[str], None]] | None:
+        return None
 
     def flush(self) -> None:
         self._model.recording.flush()

@@ -66,12 +66,16 @@ class PreparedBackend(PipelineBackend):
             relay.answer(again)
         return count
 
-    def relay(self, why: str) -> bool:
+    def relayed(self) -> tuple[RelayBackend, Callable[[str], None]] | None:
         if self._relay is not None:
-            return False
-        self._note(why)
-        self._relay = RelayBackend(self._options, self._client, self._model.recording)
-        return True
+            return None
+        relay = RelayBackend(self._options, self._client, self._model.recording)
+
+        def change(why: str) -> None:
+            self._note(why)
+            self._relay = relay
+
+        return relay, change
 
     def _note(self, why: str) -> None:
         if not self._why:
@@ -263,8 +267,8 @@ class RelayBackend:
     def describe(self) -> dict[str, Any]:
         return {"types": {}, **self._client.describe()}
 
-    def relay(self, why: str) -> bool:
-        return False
+    def relayed(self) -> None:
+        return None
 
     def flush(self) -> None:
         """Do nothing: the predictor process records all."""
