@@ -222,6 +222,7 @@ class _Rules:
             elif hook or role == "collate":
                 written[role] = [code.node for code in names.codes(names.main.originals.get(name, name))]
             names.hooks.update(dict.fromkeys(written.get(role, ()), role))
+        self._written = written
         self._roles: dict[str, _Mentions] = {}
         for role, nodes in written.items():
             hook = contract.hooks.get(role)
@@ -252,6 +253,7 @@ class _Rules:
             for name, site in mine.found["unknown"].items() if role != "setup" else ():
                 what = f"uses {name}{site.helpers}: what that {does}, the source does not show"
                 yield mine.reason(5, name, site, what, f"Write the names out, or say stages: worker if {unless}.")
+        yield from self._input_data()
         if "setup" in self._roles:
             yield from self._device("setup", self._roles["setup"])
         for name, site in self._devices_at_import():
@@ -268,6 +270,18 @@ class _Rules:
         if any(parameter.source == "model" for parameter in hook.parameters):
             fix = "Do in predict what needs it, or make what this hook needs of it in setup(context)."
             yield mine.reason(1, "model", site, "asks for `model`, which only the predictor process has", fix)
+
+    def _input_data(self) -> Iterator[Reason]:
+        """Rule 3 for what predict changes in place, where postprocess asks for `input_data`: a worker has a copy."""
+        hook, predict = self._contract.hooks.get("postprocess"), self._contract.hooks.get("predict")
+        if hook is None or predict is None or all(each.source != "input_data" for each in hook.parameters):
+            return
+        names = {each.name for each in predict.parameters if each.source in ("inputs", "data")}
+        for code in map(self._names.code, self._written.get("predict", ())):
+            if code.harm_to(names, part=False, seen=set()) == "changes":
+                what = f"takes input_data, which may be what {predict.name} changes in place (line {predict.line})"
+                fix = f"Let {predict.name} change a copy."
+                yield self._roles["postprocess"].reason(3, "input_data", Site(self._file, hook.line), what, fix)
 
     def _device(self, role: str, mine: _Mentions) -> Iterator[Reason]:
         hook = self._contract.hooks[role]
