@@ -323,7 +323,7 @@ def show(demo: Demo) -> None:
     images = sorted((EXAMPLE / "held-out").glob("*.png"))
 
     heading(2, "Archive: examples/digits/digits.py and its weights become model-store/digits.mar")
-    demo.run("handlergen", "archive", os.path.relpath(EXAMPLE, WORKPLACE))
+    demo.run("handlergen", "archive", os.path.relpath(EXAMPLE, WORKPLACE), "--record-examples")
 
     heading(3, "Serve: TorchServe, on a config.properties")
     demo.run("handlergen", "config", "--model-api", *choose_ports())

@@ -167,7 +167,8 @@ def _networks() -> Iterator[tuple[str, LiveObject]]:
     model = shifted()
     yield "shifted", LiveObject(torch.compile(model), np.array(ASKED, "float32"), model(torch.tensor(ASKED)).tolist())
     recurrent = torch.nn.LSTM(4, 2, bidirectional=True, batch_first=True)
-    yield "lstm", LiveObject(recurrent, [ASKED], recurrent(torch.tensor([ASKED])))
+    outputs, states = recurrent(torch.tensor([ASKED]))
+    yield "lstm", LiveObject(recurrent, [ASKED], [outputs.tolist(), [each.tolist() for each in states]])
     tied = Tied(5).half()
     yield "tied", LiveObject(tied, [[1, 2]], tied(torch.tensor([[1, 2]])).tolist(), {"arguments": {"size": 5}})
 

@@ -60,6 +60,15 @@ def write_images(images: np.ndarray, labels: np.ndarray, directory: Path) -> Non
         enlarged.save(directory / f"{label}_{number:03d}.png")
 
 
+def write_requests(held_out: Path, directory: Path) -> None:
+    """Make three held-out images the examples; answers of weights trained before are removed."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    images = sorted(held_out.glob("*.png"))
+    for image in (images[0], images[len(images) // 2], images[-1]):
+        shutil.copy(image, directory / f"{image.stem}.request.png")
+
+
 def main() -> None:
     torch.manual_seed(0)
     random.seed(0)
@@ -80,6 +89,7 @@ def main() -> None:
 
     torch.save(model.state_dict(), HERE / "digits.pt")
     write_images(test_images, test_labels, HERE / "held-out")
+    write_requests(HERE / "held-out", HERE / "examples")
     print(f"trained on {len(train_images)} digits in {seconds:.1f} s")
     print(f"right on {right} of {len(test_images)} held-out digits ({right / len(test_images):.1%})")
 

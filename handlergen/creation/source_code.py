@@ -82,6 +82,8 @@ def _text(draft: Draft, name: str, function: Any) -> str:
             hint="Put it into a file beside the script, and import it: the file is copied as it is.",
         )
     if inspect.isclass(function):
+        if function.__base__ is tuple and hasattr(function, "_fields") and not function.__annotations__:
+            return _named_tuple(draft, name, function)
         definition, environment = class_definition(function), _class_environment(function)
     else:
         inner = inspect.unwrap(function) if callable(function) else None
@@ -101,6 +103,14 @@ def _text(draft: Draft, name: str, function: Any) -> str:
         draft.imports.append(_FUTURE)
     others = _add_names(draft, definition.node, environment, of=function.__qualname__, name=name)
     return definition.renamed(name, others)
+
+
+def _named_tuple(draft: Draft, name: str, kind: Any) -> str:
+    """Return the call of `collections.namedtuple` that makes a class, which has no source."""
+    draft.imports.append("from collections import namedtuple")
+    values = expression(draft, tuple(kind._field_defaults.values()), name.lower())
+    defaults = f", defaults={values}" if kind._field_defaults else ""
+    return f"{name} = namedtuple({kind.__name__!r}, {list(kind._fields)}{defaults})\n"
 
 
 def _is_called_object(function: Any) -> bool:

@@ -37,7 +37,7 @@ def sketch_network(model: Any, options: Options) -> Sketch:
     name = type(model).__name__
     draft = Draft(write)
     try:
-        built, fresh = _construction(model, draft, options.arguments)
+        built, fresh = _construction(model, draft, options.arguments or {})
         attributes = _attributes(model, fresh, draft)
     except HandlergenError as error:
         raise HandlergenError(f"the {name}: {error.message}", hint=error.hint) from error
@@ -129,7 +129,7 @@ def _construction(model: Any, draft: Draft, arguments: Mapping[str, Any] | None)
     if isinstance(model, torch.nn.RNNBase):  # LSTM and GRU give the mode themselves
         mode = given.pop("mode", "")
         given |= {"nonlinearity": "relu"} if mode == "RNN_RELU" else {}
-    _require_known(model, given)
+    _require_known(model, given, is_part=arguments is None)
     written = {key: _argument(value, draft, key) for key, value in given.items()}
     texts = ", ".join(f"{key}={text}" for key, (text, _) in written.items())
     try:
@@ -170,7 +170,7 @@ _EXPORT_INSTEAD = (
 )
 
 
-def _require_known(model: Any, arguments: Mapping[str, Any]) -> None:
+def _require_known(model: Any, arguments: Mapping[str, Any], *, is_part: bool) -> None:
     """Raise HandlergenError where an argument of the constructor is not known, or there is no such parameter."""
     name = type(model).__name__
     parameters = inspect.signature(type(model).__init__).parameters
@@ -180,10 +180,15 @@ def _require_known(model: Any, arguments: Mapping[str, Any]) -> None:
         raise HandlergenError(f"its constructor has no parameter {unknown[0]}", hint=f"{name}(...) has: {own}.")
     if missing := [key for key, value in arguments.items() if value is MISSING]:
         example = ", ".join(f'"{key}": ...' for key in missing)
+        hint = f"Give it: arguments={{{example}}}."
+        if name in vars(torch.nn):
+            hint = _EXPORT_INSTEAD
+        elif is_part:  # `arguments` are those of the whole
+            hint = f"Keep it on the object: self.{missing[0]} = {missing[0]}. Or: {_EXPORT_INSTEAD}"
         raise HandlergenError(
             f"{', '.join(missing)} of {name}(...) {'are' if len(missing) > 1 else 'is'} not known: the object has no "
             "attribute of that name",
-            hint=_EXPORT_INSTEAD if name in vars(torch.nn) else f"Give it: arguments={{{example}}}.",
+            hint=hint,
         )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import mimetypes
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,8 @@ def read_examples(root: Path, entries: Sequence[Any]) -> list[ProjectExample]:
         ContractError: With every problem.
     """
     problems: list[Problem] = []
-    found = _of_directory(root / DIRECTORY, problems)
+    listed = [entry.get("name", number) for number, entry in enumerate(entries, 1) if isinstance(entry, Mapping)]
+    found = _of_directory(root / DIRECTORY, listed, problems)
     for number, entry in enumerate(entries, 1):
         try:
             _add_entry(root, number, entry, found)
@@ -84,7 +85,7 @@ def read_examples(root: Path, entries: Sequence[Any]) -> list[ProjectExample]:
     return list(found.values())
 
 
-def _of_directory(directory: Path, problems: list[Problem]) -> dict[str, ProjectExample]:
+def _of_directory(directory: Path, listed: Collection[Any], problems: list[Problem]) -> dict[str, ProjectExample]:
     requests: dict[str, Path] = {}
     answers: dict[str, Path] = {}
     for path in sorted(directory.iterdir()) if directory.is_dir() else ():
@@ -103,7 +104,7 @@ def _of_directory(directory: Path, problems: list[Problem]) -> dict[str, Project
             )
         else:
             place[match["name"]] = path
-    for name in answers.keys() - requests.keys():
+    for name in answers.keys() - requests.keys() - {str(name) for name in listed}:
         problems.append(
             Problem(shown(answers[name]), 0, "an answer without a request", f"Its request would be {name}.request.EXT.")
         )

@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import ssl
+import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -36,7 +37,7 @@ class Certificate:
     ends: float
 
 
-def check_tls(settings: ServerSettings, directory: Path, *, now: float | None = None) -> Certificate | None:
+def check_tls(settings: ServerSettings, directory: Path) -> Certificate | None:
     """Check the certificate and key that the settings name; `directory` is the one of their relative paths.
 
     Returns:
@@ -49,13 +50,10 @@ def check_tls(settings: ServerSettings, directory: Path, *, now: float | None = 
     """
     if not (settings.certificate_file and settings.private_key_file):
         return None
-    certificate_file, key_file = (
-        _path(directory, settings.certificate_file),
-        _path(directory, settings.private_key_file),
-    )
-    server = _server(certificate_file, key_file)
+    certificate_file = _path(directory, settings.certificate_file)
+    server = _server(certificate_file, _path(directory, settings.private_key_file))
     found = _read(certificate_file, server)
-    today = datetime.now(timezone.utc).timestamp() if now is None else now
+    today = time.time()
     if found.ends < today:
         raise HandlergenError(f"the certificate {certificate_file} expired on {_day(found.ends)}", hint="get a new one")
     if found.begins > today:

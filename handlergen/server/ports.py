@@ -37,8 +37,8 @@ def why_not_listen(host: str) -> str:
     return (error.strerror or str(error)) if error else ""
 
 
-def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Return `count` different free ports.
+def free_ports(count: int) -> list[int]:
+    """Return `count` different free ports of 127.0.0.1.
 
     They lie below the range for outgoing connections: the system could assign a port in that range before the caller
     listens on it.
@@ -49,11 +49,11 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
         for port in candidates:
             probe = probes.enter_context(closing(socket.socket()))
             with suppress(OSError):
-                probe.bind((host, port))
+                probe.bind(("127.0.0.1", port))
                 found.append(port)
             if len(found) == count:
                 return found
-    raise OSError(errno.EADDRINUSE, f"fewer than {count} ports of {host} are free")
+    raise OSError(errno.EADDRINUSE, f"fewer than {count} ports of 127.0.0.1 are free")
 
 
 def free_port_settings() -> dict[str, int]:

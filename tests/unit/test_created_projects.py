@@ -187,12 +187,14 @@ def test_a_network_that_cannot_be_built_again_is_refused_with_the_reason(tmp_pat
             {},
             "encoder_layer of",
         ),
+        (torch.nn.Sequential(Tied(5)), {}, "size of Tied(...) is not known"),
     ]
     for model, arguments, message in cases:
         with pytest.raises(HandlergenError) as caught:
             handlergen.create(model, tmp_path / "out", arguments=arguments)
         assert message in caught.value.message, caught.value.message
         assert caught.value.hint
+    assert "self.size = size" in str(caught.value.hint)  # `arguments` are the container's
     classifier.lock = threading.Lock()
     with pytest.raises(HandlergenError, match=r"its attribute lock: a _thread\.lock cannot be written down"):
         handlergen.create(classifier, tmp_path / "out")

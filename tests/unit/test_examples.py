@@ -180,7 +180,7 @@ def test_a_model_that_cannot_be_loaded_here_is_said_to_be_that(project: Path, ru
 
 
 def test_recording(project: Path, run: Run) -> None:
-    configured(project, {"name": "mine", "json": [1], "answer": {"sum": 1}})
+    configured(project, {"name": "mine", "json": [1], "answer": {"sum": 1}}, {"name": "listed", "json": [3]})
     (project / "examples" / "one.request.json").write_text("[1, 2]")
     (project / "examples" / "two.request.json").write_text("[2, 2]")
     (project / "examples" / "two.answer.json").write_text('{"sum": 5}')
@@ -189,6 +189,7 @@ def test_recording(project: Path, run: Run) -> None:
     assert "one.answer.json (new)\n" in out
     assert "two.answer.json (changed)\n  answer.sum: 5 ≠ 4.0 (tolerance 0.001)\n" in out
     assert json.loads((project / "examples" / "two.answer.json").read_text()) == {"sum": 4.0}
+    assert json.loads((project / "examples" / "listed.answer.json").read_text()) == {"sum": 3.0}
     assert not (project / "examples" / "mine.answer.json").exists()
     assert run("check", ".", "--examples")[0] == 0
 

@@ -55,6 +55,9 @@ class Point(NamedTuple):
     y: Fraction
 
 
+Span = collections.namedtuple("Span", "first last", defaults=[9])
+SPAN = Span(1)
+CHANGES = {"upper": str.upper, "reversed": lambda text: text[::-1]}
 SIZE = Size(4)
 POINT = Point(1.5, Fraction(1, 3))
 
@@ -219,6 +222,10 @@ def closed(factor: float, names: dict[str, Any]) -> Callable[[Any], Any]:
     return inner
 
 
+def changed(data: str) -> Any:
+    return [CHANGES["upper"](data), CHANGES["reversed"](data), *SPAN]
+
+
 def locked(data: Any) -> Any:
     with LOCK:
         return data
@@ -243,6 +250,7 @@ RIGHT: dict[str, tuple[Any, Any]] = {
     "objects": (configured, -1.0),
     "defaults that are functions": (functools.partial(with_default, more=["m"]), -3),
     "an object that is called": (FILLED, "a A"),
+    "methods of types, tuples with names": (changed, "ab"),
     "indented texts": (indented(), None),
     "of a library": (json.dumps, [1, 2]),
 }
