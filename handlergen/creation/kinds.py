@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from handlergen.creation.draft import Draft
+from handlergen.creation.modules import is_own
 from handlergen.creation.source_code import without_options, write, write_callable
 from handlergen.errors import HandlergenError
 from handlergen.project.settings import EXECUTABLE_FORMATS
 from handlergen.project.weights_file import weights_format
 
 KINDS = (
-    "a function",
+    "a function, or an object of your own class that is called like one",
     "a torch.nn.Module",
     "TorchScript",
     "a torch.export.ExportedProgram",
@@ -114,7 +115,11 @@ def _kind(model: Any) -> str | None:
         "table": lambda: bool(packages & {"sklearn", "xgboost", "lightgbm"}),
         "network": lambda: "torch.nn.modules.module" in {base.__module__ for base in type(model).__mro__},
         "flow": lambda: isinstance(model, list),
-        "function": lambda: inspect.isroutine(model) or isinstance(model, functools.partial),
+        "function": lambda: (
+            inspect.isroutine(model)
+            or isinstance(model, functools.partial)
+            or (callable(model) and not isinstance(model, type) and is_own(type(model).__module__))
+        ),
     }
     return next((kind for kind, fits in kinds.items() if fits()), None)
 
@@ -152,5 +157,5 @@ def sketch_function(model: Any, options: Options) -> Sketch:
     # An example that is a JSON object, without a preprocess: its keys are the parameters, options among them.
     keywords = "preprocess" not in options.hooks and isinstance(options.example, Mapping | None)
     write_callable(draft, "predict", model if keywords else without_options(model))
-    name = getattr(model, "__name__", "predict")
+    name = getattr(model, "__name__", type(model).__name__)
     return Sketch(f"The function {name}.", draft, {"predict": model})

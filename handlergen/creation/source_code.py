@@ -8,7 +8,7 @@ import functools
 import inspect
 import symtable
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -90,7 +90,7 @@ def _text(draft: Draft, name: str, function: Any) -> str:
         if not isinstance(inner, FunctionType):
             raise _no_source(function)
         if name in HOOK_NAMES and add_import(draft, f"{name}_" if function.__name__ == name else "", function):
-            return _call(name, function)
+            return _call(draft, name, function)
         definition, environment = function_definition(inner), {**inner.__globals__, **_closure(inner)}
         if function is inner:  # decorators that left a mark have __wrapped__; what others returned is the object itself
             definition = definition.undecorated()
@@ -135,12 +135,12 @@ def _no_source(function: Any) -> HandlergenError:
     )
 
 
-def _call(name: str, function: Any) -> str:
+def _call(draft: Draft, name: str, function: Any) -> str:
     """Return a hook that calls a function that the module imports."""
     own = f"{name}_" if function.__name__ == name else function.__name__
     all_of_them = inspect.signature(function).parameters.values()
     parameters = [each for each in all_of_them if each.default is each.empty and each.kind not in VARIABLE]
-    return _calling(name, [str(_bare(each)) for each in parameters], own, [_argument(each) for each in parameters])
+    return _calling(name, _parameters(draft, name, parameters), own, [_argument(each) for each in parameters])
 
 
 def _method(draft: Draft, name: str, method: Any) -> str:
@@ -157,7 +157,7 @@ def _method(draft: Draft, name: str, method: Any) -> str:
     parameters = [each for each in inspect.signature(method).parameters.values() if each.kind not in VARIABLE]
     if not parameters:
         return _calling(name, ["data"], called, ["data"])
-    return _calling(name, [str(_bare(each)) for each in parameters], called, [_argument(each) for each in parameters])
+    return _calling(name, _parameters(draft, name, parameters), called, [_argument(each) for each in parameters])
 
 
 def _partial(draft: Draft, name: str, function: functools.partial[Any]) -> str:
@@ -173,15 +173,20 @@ def _partial(draft: Draft, name: str, function: functools.partial[Any]) -> str:
         free = [each for each in free if each.default is each.empty and each.kind not in VARIABLE]
     fixed = [expression(draft, value, f"{name}_{number}") for number, value in enumerate(function.args, 1)]
     named = [f"{key}={expression(draft, value, f'{name}_{key}')}" for key, value in function.keywords.items()]
-    return _calling(name, [str(_bare(each)) for each in free], own, [*fixed, *map(_argument, free), *named])
+    return _calling(name, _parameters(draft, name, free), own, [*fixed, *map(_argument, free), *named])
 
 
 def _calling(name: str, parameters: list[str], called: str, arguments: list[str]) -> str:
     return f"def {name}({', '.join(parameters)}):\n    return {called}({', '.join(arguments)})\n"
 
 
-def _bare(parameter: inspect.Parameter) -> inspect.Parameter:
-    return parameter.replace(annotation=parameter.empty)
+def _parameters(draft: Draft, name: str, parameters: Iterable[inspect.Parameter]) -> list[str]:
+    """Return parameters as they are declared, without annotations."""
+    declared = []
+    for each in parameters:
+        default = "" if each.default is each.empty else f"={expression(draft, each.default, f'{name}_{each.name}')}"
+        declared.append(str(each.replace(annotation=each.empty, default=each.empty)) + default)
+    return declared
 
 
 def _argument(parameter: inspect.Parameter) -> str:

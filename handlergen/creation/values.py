@@ -74,7 +74,19 @@ def expression(draft: Draft, value: Any, stem: str) -> str:
         HandlergenError: As `add_value`.
     """
     kinds: tuple[Callable[[Draft, Any, str], str | None], ...] = (
-        *(_plain, _container, _path, _named, _numbers, _standard, _pretrained, _estimator, _dataclass, _object),
+        *(
+            _plain,
+            _container,
+            _path,
+            _named,
+            _numbers,
+            _standard,
+            _pretrained,
+            _estimator,
+            _dataclass,
+            _own_container,
+            _object,
+        ),
     )
     for kind in kinds:
         text = kind(draft, value, stem)
@@ -260,7 +272,8 @@ def _standard(draft: Draft, value: Any, stem: str) -> str | None:  # noqa: PLR09
             factory = expression(draft, value.default_factory, stem)
             return f"defaultdict({factory}, {expression(draft, dict(value), stem)})"
         inner = dict(value) if isinstance(value, Mapping) else list(value)
-        return f"{name}({expression(draft, inner, stem)})"
+        most = f", maxlen={value.maxlen}" if getattr(value, "maxlen", None) is not None else ""
+        return f"{name}({expression(draft, inner, stem)}{most})"
     return None
 
 
@@ -297,6 +310,19 @@ def _dataclass(draft: Draft, value: Any, stem: str) -> str | None:
         return None  # an object as others
     given = [f"{each.name}={expression(draft, getattr(value, each.name), f'{stem}_{each.name}')}" for each in fields]
     return f"{_name(draft, type(value))}({', '.join(given)})"
+
+
+def _own_container(draft: Draft, value: Any, stem: str) -> str | None:
+    """A dict, list or text of the caller's class: its content is no attribute."""
+    kind = next((each for each in (dict, list, set, tuple, str, int, float) if isinstance(value, each)), None)
+    if kind is None or not is_own(type(value).__module__):
+        return None
+    if getattr(value, "__dict__", None):
+        raise HandlergenError(
+            f"a {type(value).__name__} with attributes cannot be written down",
+            hint=f"Keep the {kind.__name__} as an attribute of an object, or make it inside of the function.",
+        )
+    return f"{_name(draft, type(value))}({expression(draft, kind(value), stem)})"
 
 
 def _object(draft: Draft, value: Any, stem: str) -> str | None:

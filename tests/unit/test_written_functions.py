@@ -92,6 +92,20 @@ class Vocabulary:
 
 FILLED = Vocabulary(lower=False)
 FILLED.index["A"] = 7
+
+
+class Names(dict[str, int]):
+    def of(self, name: str) -> int:
+        return self.get(name, -1)
+
+
+NAMES, LAST = Names(a=4), collections.deque([1, 2], maxlen=2)
+
+
+def with_default(data: Any, function: Callable[[Any], Any] = abs, more: Any = LABELS) -> Any:
+    return [function(data), more, NAMES.of("a"), LAST.maxlen]
+
+
 CONFIG = types.SimpleNamespace(width=3, get={"a": 1}.get, clean=[str.strip, operator.itemgetter(0)])
 
 
@@ -218,7 +232,7 @@ def locked(data: Any) -> Any:
 
 
 def powered(base: float, exponent: float, *, plus: float = 0.0) -> float:
-    return base**exponent + plus
+    return float(base**exponent + plus)
 
 
 RIGHT: dict[str, tuple[Any, Any]] = {
@@ -234,6 +248,7 @@ RIGHT: dict[str, tuple[Any, Any]] = {
     "partial of positions": (functools.partial(powered, 3.0), 2.0),
     "method": (SCALER.scale, 3.0),
     "objects": (configured, -1.0),
+    "defaults that are functions": (functools.partial(with_default, more=["m"]), -3),
     "an object that is called": (FILLED, "a A"),
     "methods of types, tuples with names": (changed, "ab"),
     "indented texts": (indented(), None),
