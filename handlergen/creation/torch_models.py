@@ -184,7 +184,7 @@ def _require_known(model: Any, arguments: Mapping[str, Any], *, is_part: bool) -
         if name in vars(torch.nn):
             hint = _EXPORT_INSTEAD
         elif is_part:  # `arguments` are those of the whole
-            hint = f"Keep it on the object: self.{missing[0]} = {missing[0]}. Or: {_EXPORT_INSTEAD}"
+            hint = f"Keep it on the object: self.{missing[0]} = {missing[0]}. {_EXPORT_INSTEAD}"
         raise HandlergenError(
             f"{', '.join(missing)} of {name}(...) {'are' if len(missing) > 1 else 'is'} not known: the object has no "
             "attribute of that name",
