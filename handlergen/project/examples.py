@@ -9,6 +9,7 @@ without a request adds to the example of that name in the directory.
 from __future__ import annotations
 
 import dataclasses
+import json
 import mimetypes
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -71,13 +72,15 @@ def read_examples(root: Path, entries: Sequence[Any]) -> list[ProjectExample]:
         except (ValueError, OSError) as error:
             text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else str(error)
             problems.append(Problem(shown(root / SETTINGS_FILE), 0, f"`examples`, entry {number}: {text}"))
-    size = sum(len(part.body) for each in found.values() for part in each.example.parts.values())
+    bodies = [part.body for each in found.values() for part in each.example.parts.values()]
+    bodies += [each.example.answer.body or b"" for each in found.values() if each.example.answer is not None]
+    size = sum(map(len, bodies))
     if size > _LARGEST:
         problems.append(
             Problem(
                 shown(root / DIRECTORY),
                 0,
-                f"the requests of the examples have {size:,} bytes; at most {_LARGEST:,} travel with an archive",
+                f"the examples have {size:,} bytes; at most {_LARGEST:,} travel with an archive",
             )
         )
     if problems:
@@ -274,6 +277,8 @@ def write_answer(root: Path, name: str, answer: RightAnswer) -> Path:
     kept = mime.endswith("json") or mime.startswith(("text/", "image/")) or mime in (NDJSON, NPY)
     if kept and answer.body is not None:
         path, body = directory / f"{name}.answer.{_extension(answer.content_type)}", answer.body
+        if mime == JSON:  # for a person who reads it, and for diffs
+            body = json.dumps(json.loads(body), indent=2, ensure_ascii=False).encode() + b"\n"
     else:
         digest = answer.digest if answer.body is None else digest_of(answer.body)
         path, body = directory / f"{name}.answer.sha256", f"{digest}\n{answer.content_type}\n".encode()

@@ -43,6 +43,12 @@ def placed(directory: Path, text: str, files: dict[str, str] | None = None, **se
 
 # Modules that are plainly free.
 FREE = {
+    "a predict that changes a copy of its inputs": """
+        def predict(inputs):
+            inputs = [value * 2 for value in inputs]
+            return inputs
+        def postprocess(outputs, input_data): return outputs, input_data
+    """,
     "constants, texts and patterns": """
         import re
         SIZE = 2 * 112
@@ -356,6 +362,10 @@ OBJECTS = [
     (NET, "", "next(self.parameters()).device", "self.parameters"),
     (NET, "", "x if self.training else None", "self.training"),
     (NET, "def set_extra_state(self, state): self.labels = state", "self.labels", "self.labels"),
+]
+INPUT_DATA = "def predict(inputs): {}\ndef postprocess(outputs, input_data): return input_data"
+TIED += [
+    (3, "input_data", INPUT_DATA.format(text)) for text in ("inputs[0] = 1", "inputs.update(x=1)", "inputs.mul_(2)")
 ]
 TIED += [(2, name, text.format(method, use)) for text, method, use, name in OBJECTS]
 
