@@ -16,15 +16,14 @@ from handlergen.archives.staging import make_bundle
 from handlergen.creation.kinds import Sketch
 from handlergen.errors import ModuleFailed
 from handlergen.inspection.project import Project
-from handlergen.local.model import LocalAnswer, directories_beside, error_message, open_worker
-from handlergen.local.requests import LocalContext
+from handlergen.local.model import ask, directories_beside, error_message, open_worker
 from handlergen.local.surroundings import Surroundings
 from handlergen.runtime.contract import Bundle, Hook, Parameter
 from handlergen.runtime.diagnostics import ROOT
 from handlergen.runtime.examples import Example, RightAnswer
 
 if TYPE_CHECKING:
-    from handlergen.runtime.worker import Worker
+    pass
 
 _PARAMETERS = {
     "setup": (),
@@ -59,7 +58,7 @@ def with_answer(project: Project, sketch: Sketch, hooks: Mapping[str, Any], mode
         tracebacks.setLevel(logging.ERROR)
         ROOT.addHandler(tracebacks)
         try:
-            answer = _ask(worker, example)  # where the caller is: live functions find the files that they read there
+            answer = ask(worker, example)  # where the caller is: live functions find the files that they read there
         finally:
             ROOT.removeHandler(tracebacks)
             worker.close()
@@ -73,14 +72,6 @@ def with_answer(project: Project, sketch: Sketch, hooks: Mapping[str, Any], mode
             "JSON becomes lists and dicts).",
         )
     return replace(example, answer=RightAnswer(answer.content_type, answer.body))
-
-
-def _ask(worker: Worker, example: Example) -> LocalAnswer:
-    content, headers = example.request()
-    context = LocalContext(["live"], [headers], None)
-    (body,) = worker.handle([content], context)
-    sent = context.headers[0]
-    return LocalAnswer(context.statuses[0], sent.pop("content-type", ""), body, sent)
 
 
 def _with_live_hooks(bundle: Bundle, sketch: Sketch, hooks: Mapping[str, Any]) -> Bundle:

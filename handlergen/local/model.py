@@ -34,7 +34,7 @@ from handlergen.runtime.codec.content import JSON
 from handlergen.runtime.codec.errors import without_server
 from handlergen.runtime.contract import Bundle
 from handlergen.runtime.examples import Example
-from handlergen.runtime.torchserve.streaming import ConsumerGone
+from handlergen.runtime.torchserve.streaming import Collected, ConsumerGone
 
 if TYPE_CHECKING:
     from handlergen.local.offline.rows import Result
@@ -177,9 +177,9 @@ class LocalModel:
         return answer
 
     def ask(self, example: Example) -> LocalAnswer:
-        """Answer the request of an example. Errors are returned as an answer, not raised."""
-        (answer,) = self._answer([example.request()], {})
-        return answer
+        """Answer the request of an example; see `ask`."""
+        with self.surroundings.entered():
+            return ask(self.worker, example)
 
     def batch(
         self,
@@ -274,6 +274,19 @@ class LocalModel:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+def ask(worker: Worker, example: Example) -> LocalAnswer:
+    """Answer the request of an example, a stream as its chunks joined. Errors are returned as an answer, not raised."""
+    content, headers = example.request()
+    outlet = Collected()
+    context = LocalContext([example.name], [headers], outlet)
+    (body,) = worker.handle([content], context)
+    if outlet.failure is not None:
+        return LocalAnswer(outlet.failure.status, JSON, outlet.failure.body(example.name))
+    sent = context.headers[0]
+    kind = sent.pop("content-type", "")
+    return LocalAnswer(context.statuses[0], outlet.content_type or kind, outlet.body + body, sent)
 
 
 def load(source: str | Path, *, gpu: int | None = None, any_runtime: bool = False, **settings: Any) -> LocalModel:

@@ -16,6 +16,7 @@ from handlergen.runtime.codec.content import JSON, MULTIPART, NPY, OCTETS
 if TYPE_CHECKING:
     from handlergen.runtime.codec.errors import Failure
     from handlergen.runtime.pipeline.hooks import Item
+    from handlergen.runtime.torchserve.streaming import Outlet
 
 RequestParts = tuple[dict[str, Any], dict[str, Any]]
 """A request's parts by name, and its headers including its parts' content types."""
@@ -112,9 +113,7 @@ class LocalContext:
         outlet: Gets the chunks of a streamed answer; None: the body gets them.
     """
 
-    def __init__(
-        self, request_ids: Sequence[str], properties: Sequence[dict[str, Any]], outlet: LocalOutlet | None
-    ) -> None:
+    def __init__(self, request_ids: Sequence[str], properties: Sequence[dict[str, Any]], outlet: Outlet | None) -> None:
         self.request_ids = dict(enumerate(request_ids))
         self.request_processor = [SimpleNamespace(get_request_properties=partial(dict, each)) for each in properties]
         self.outlet = outlet

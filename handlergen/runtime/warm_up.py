@@ -16,6 +16,7 @@ from .examples import Example, differences_text
 from .pipeline.backend import Backend
 from .pipeline.hooks import Item
 from .pipeline.pipeline import open_items
+from .torchserve.streaming import Collected
 
 Wrong = list[tuple[Example, list[Difference]]]
 _MOST_AT_ONCE = 32
@@ -87,11 +88,15 @@ def _asked(backend: Backend, examples: Sequence[Example], batch_size: int) -> Wr
 def _items(examples: Sequence[Example]) -> list[Item]:
     requests: list[Any] = [example.request() for example in examples]
     ids = [f"example-{number}" for number in range(1, len(examples) + 1)]
-    return open_items([content for content, _ in requests], [headers for _, headers in requests], ids)
+    items = open_items([content for content, _ in requests], [headers for _, headers in requests], ids)
+    for item in items:
+        item.outlet = Collected()
+    return items
 
 
 def _differences(example: Example, item: Item) -> list[Difference]:
     if item.failure is not None:
         return example.compare(item.failure.status, "", item.failure.body(item.request.id))
     reply: Encoded = item.reply
-    return example.compare(reply.status, reply.content_type, reply.body)
+    chunks: Collected = item.outlet
+    return example.compare(reply.status, chunks.content_type or reply.content_type, chunks.body + reply.body)

@@ -56,6 +56,16 @@ SHARES = """
 """
 
 
+WORDS = """
+    def load(context):
+        return "part"
+
+    def predict(inputs, model):
+        for number in range(inputs):
+            yield f"{model} {number} "
+"""
+
+
 def example(name: str, request: Any, answer: Any = None, **other: Any) -> dict[str, Any]:
     return {"name": name, "json": request, **({"runs": True} if answer is None else {"answer": answer}), **other}
 
@@ -73,6 +83,9 @@ def server(shared: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory)
         make("in_worker", SUMS, workers_per_device=2, examples=RIGHT, predictor="worker"),
         make("warmed", SUMS, examples=WRONG, examples_at_start="warm", predictor="worker"),
         make("unasked", SUMS, examples=WRONG, examples_at_start="off", predictor="worker"),
+        make(
+            "words", WORDS, examples=[{"name": "two", "json": 2, "answer_text": "part 0 part 1 "}], predictor="process"
+        ),
         make("shares", SHARES, examples=[example("one", 1, 10)], predictor="process", stages="worker"),
     )
 
@@ -95,6 +108,8 @@ def test_invoke_sends_one_and_compares_the_answer(server: Any, protocol: tuple[s
 
     assert invoke("in_process", "one")[:2] == (0, '{"sum":6.0}')
     assert invoke("in_worker", "3")[:2] == (0, '{"sum":48.0}')
+    status, out, _ = invoke("words", "two")
+    assert (status, json.loads(out) if protocol else out) == (0, "part 0 part 1 " if protocol else "part 0 part 1")
     status, out, told = invoke("warmed", "wrong")
     assert (status, out) == (1, '{"sum":4.0}')
     assert "answer.sum: 4.5 ≠ 4.0 (tolerance 0.001)" in told

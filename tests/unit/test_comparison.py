@@ -93,6 +93,10 @@ def test_examples_survive_the_archive_and_judge_answers() -> None:
     assert len(form.compare(500, "application/json", error)) == 1
     assert wav.compare(200, "audio/wav", b"sound") == []
     assert len(wav.compare(200, "audio/wav", b"noise")) == 1
+    words = Example.of_body("words", b"2", "application/json", answer=RightAnswer("text/plain", b"a b "))
+    lines = Example.of_body("lines", b"2", "application/json", answer=RightAnswer("application/x-ndjson", b"1\n2.0\n"))
+    assert words.compare(200, "", b'"a b "') == lines.compare(200, "", b"[1,2.0]") == []  # a stream over gRPC
+    assert len(words.compare(200, "", b'"a"')) == len(lines.compare(200, "", b"[1]")) == 1
     content, headers = form.request()
     assert headers["content-type"] == "multipart/form-data"
     assert headers["image"] == {"content-type": "image/png"}

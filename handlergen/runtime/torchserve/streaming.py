@@ -75,6 +75,26 @@ class Outlet(Protocol):
         """End the answer of a batch's only request midway; raises TorchServe's PredictionException."""
 
 
+class Collected:
+    """An outlet for one request, that keeps the chunks joined.
+
+    Attributes:
+        body, content_type: Of the chunks; empty without any.
+        failure: Why the stream ended early, if it did.
+    """
+
+    def __init__(self) -> None:
+        self.body, self.content_type = b"", ""
+        self.failure: Failure | None = None
+
+    def send(self, _item: Item, body: bytes, content_type: str, *_head: Any) -> None:
+        self.body += body
+        self.content_type = self.content_type or content_type
+
+    def break_off(self, failure: Failure) -> None:
+        self.failure = failure
+
+
 class Chunks:
     """Sends one request's chunks, or collects them for one answer.
 
