@@ -6,6 +6,8 @@ They take the way of every request, one by one and then in one batch, through th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
+from os import getpid
 from typing import Any
 
 from .codec.comparison import Difference
@@ -20,6 +22,7 @@ from .torchserve.streaming import Collected
 
 Wrong = list[tuple[Example, list[Difference]]]
 _MOST_AT_ONCE = 32
+_numbers = count(1)
 
 
 class WrongAnswers(Unsuitable):
@@ -87,7 +90,8 @@ def _asked(backend: Backend, examples: Sequence[Example], batch_size: int) -> Wr
 
 def _items(examples: Sequence[Example]) -> list[Item]:
     requests: list[Any] = [example.request() for example in examples]
-    ids = [f"example-{number}" for number in range(1, len(examples) + 1)]
+    # As TorchServe's: no other request has them, in spans and in the log.
+    ids = [f"example-{example.name}-{getpid()}-{next(_numbers)}" for example in examples]
     items = open_items([content for content, _ in requests], [headers for _, headers in requests], ids)
     for item in items:
         item.outlet = Collected()
