@@ -90,7 +90,7 @@ def command(
     from handlergen.archives.build import archive_project, target_path
     from handlergen.archives.render import ordered_hooks, signature
     from handlergen.inspection.project import open_project
-    from handlergen.local import examples
+    from handlergen.project.examples import read_examples
 
     project = open_project(source, overrides=overrides)
     if dry_run:
@@ -99,10 +99,8 @@ def command(
     if no_examples and record_examples:
         raise click.UsageError("--no-examples and --record-examples cannot be combined")
     target_path(project, model_store, force=force)  # fails before anything takes time
-    if record_examples:
-        show_recorded(examples.record_examples(project, source, overrides=overrides), err=as_json)
-    elif not no_examples:
-        warn(*examples.require_right_examples(project, source, overrides=overrides))
+    if record_examples or (not no_examples and read_examples(project.root, project.settings.examples)):
+        _ask_examples(project, source, overrides, record=record_examples, as_json=as_json)
     with interrupted_by(signal.SIGTERM), _progress_bar() as progress:
         result = archive_project(
             project, model_store=model_store, force=force, verify=verify, sign=sign, progress=progress
@@ -123,6 +121,15 @@ def command(
         click.echo("verified every file's CRC-32 and SHA-256 match, and the zip is deterministic")
     if result.signature:
         click.echo(f"signed   {result.signature.path} with {result.signature.fingerprint}")
+
+
+def _ask_examples(project: Project, source: Path, overrides: dict[str, Any], *, record: bool, as_json: bool) -> None:
+    from handlergen.local import examples  # imports torch
+
+    if record:
+        show_recorded(examples.record_examples(project, source, overrides=overrides), err=as_json)
+    else:
+        warn(*examples.require_right_examples(project, source, overrides=overrides))
 
 
 @click.command("generate")

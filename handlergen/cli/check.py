@@ -84,8 +84,6 @@ def command(
       handlergen check digits.py --sample seven.png
       handlergen check . --examples
     """
-    from handlergen.local.examples import require_right
-
     try:
         project = open_project(source, overrides=overrides)
         warnings = (*project.warnings, *_files(project))
@@ -113,8 +111,8 @@ def command(
             _report_sample(ran, str(sample))
         if asked is not None:
             show_runs(asked)
-    hint = "correct the module or the examples; `archive --record-examples` takes these answers"
-    require_right(asked or (), hint=hint)
+    if asked:
+        _require_right(asked)
     if ran is not None and ran.status >= 400:
         context.exit(ModuleFailed.exit_status if ran.status >= 500 else RequestFailed.exit_status)
 
@@ -141,6 +139,12 @@ def _types(source: Path, overrides: dict[str, Any]) -> dict[str, Any]:
     with stdout_of_its_own(), load(source, **given) as model:
         described = model.describe()
     return {name: described[name] for name in ("input", "output")}
+
+
+def _require_right(asked: list[ExampleRun]) -> None:
+    from handlergen.local.examples import require_right
+
+    require_right(asked, hint="correct the module or the examples; `archive --record-examples` takes these answers")
 
 
 def _asked(project: Project, source: Path, *, gpu: int | None, overrides: dict[str, Any]) -> list[ExampleRun]:

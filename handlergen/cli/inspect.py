@@ -21,6 +21,7 @@ from handlergen.project.names import RUNTIME_PACKAGE
 if TYPE_CHECKING:
     from handlergen.archives.audit import Audit
     from handlergen.archives.mar import Mar
+    from handlergen.local.examples import ExampleRun
     from handlergen.runtime.contract import Bundle
     from handlergen.runtime.examples import Example
 
@@ -78,7 +79,6 @@ def command(
     from handlergen.archives.mar import archived_examples, read_mar
     from handlergen.archives.sbom import sbom
     from handlergen.archives.signing import read_public_key, verify
-    from handlergen.local.examples import require_right, run_examples
 
     if as_json and as_sbom:
         raise click.UsageError("--json and --sbom cannot be combined")
@@ -90,7 +90,7 @@ def command(
         raise
     audited = audit(archive)
     examples = archived_examples(mar)
-    runs = run_examples(mar, examples) if ask_examples and examples else []
+    runs = _asked(mar, examples) if ask_examples and examples else []
     if as_sbom:
         print_json(sbom(archive), ensure_ascii=False)
     elif as_json:
@@ -111,6 +111,19 @@ def command(
         raise refusal
     if refusal is not None and audited.version is not None:
         warn(refusal.message)
+    if runs:
+        _require_right(runs)
+
+
+def _asked(mar: Path, examples: Sequence[Example]) -> list[ExampleRun]:
+    from handlergen.local.examples import run_examples  # imports torch
+
+    return run_examples(mar, examples)
+
+
+def _require_right(runs: list[ExampleRun]) -> None:
+    from handlergen.local.examples import require_right
+
     require_right(runs, hint="another library or machine answers differently: do not serve it before you know why")
 
 

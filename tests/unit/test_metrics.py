@@ -87,7 +87,7 @@ def written() -> Written:
 
 def test_every_line_is_declared_with_its_unit_type_and_dimensions(written: Written) -> None:
     """The frontend takes the values in the order they come, and drops names that are not declared."""
-    written.metrics.watch(lambda: {metrics.COPIES: 2, metrics.MEMORY: 10**12})
+    written.metrics.watch(lambda: {metrics.COPIES: 2, metrics.MEMORY: 10**12, metrics.EXAMPLES: 3})
     for stage in STAGE_NAMES:
         written.metrics.record(stage, "a", 0, 1_234_567)
     written.metrics.answered(200)

@@ -30,7 +30,7 @@ def refusal(run: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
 
 
 def test_data_that_is_no_text_is_sent_as_it_was_typed() -> None:
-    assert _rest_body(NO_TEXT, None, ())["content"] == b"caf\xe9"
+    assert _rest_body(NO_TEXT, None, (), content_type=None, headers={})["content"] == b"caf\xe9"
     assert _grpc_inputs(NO_TEXT, None, ()) == {"data": b"caf\xe9"}
     assert of_json_text(NO_TEXT).content == b"caf\xe9"
 
