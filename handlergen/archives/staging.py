@@ -13,7 +13,7 @@ from handlergen.archives.model_config import model_config
 from handlergen.archives.render import render_handler
 from handlergen.archives.requirements import CONSTRAINTS_FILE, Requirements
 from handlergen.errors import HandlergenError
-from handlergen.project.examples import read_examples
+from handlergen.project.examples import examples_of_project
 from handlergen.project.names import (
     HANDLER_FILE,
     MODEL_CONFIG_FILE,
@@ -110,7 +110,7 @@ def make_plan(project: Project, *, gpus: int = 0, model_store: Path = Path(MODEL
     constraints = "".join(f"{line}\n" for line in required.constraints).encode()
     bundle = make_bundle(project)
     config = model_config(settings, gpus=gpus, has_requirements=bool(requirements))
-    examples = [each.example for each in read_examples(project.root, settings.examples)]
+    examples = examples_of_project(project.root, settings.examples)
     files = [
         *(StagedFile(place, origin) for place, origin in collector.files.items()),
         StagedFile(HANDLER_FILE, render_handler(project.contract, settings, version=__version__).encode()),

@@ -17,7 +17,7 @@ from handlergen.cli.printing import counted, print_json, stdout_of_its_own, warn
 from handlergen.errors import ContractError, HandlergenError, ModuleFailed, Problem, RequestFailed
 from handlergen.inspection.project import Project, open_project
 from handlergen.local.sample import SampleRun, run_sample
-from handlergen.project.examples import read_examples
+from handlergen.project.examples import examples_of_project
 from handlergen.project.settings import shown
 from handlergen.runtime.contract import Hook
 from handlergen.runtime.forms.table import FORMS
@@ -150,7 +150,7 @@ def _require_right(asked: list[ExampleRun]) -> None:
 def _asked(project: Project, source: Path, *, gpu: int | None, overrides: dict[str, Any]) -> list[ExampleRun]:
     from handlergen.local.examples import run_examples
 
-    examples = [each.example for each in read_examples(project.root, project.settings.examples)]
+    examples = examples_of_project(project.root, project.settings.examples)
     return run_examples(source, examples, gpu=gpu, overrides=overrides) if examples else []
 
 

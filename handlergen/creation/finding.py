@@ -65,9 +65,8 @@ def function_definition(function: FunctionType) -> Definition:
         tree = _parsed(text)
         found = [node for node in ast.walk(tree) if _may_define(node, code)] if tree is not None else []
         alike = [node for node in found if _prints(node, code.co_name) == _print(code)]
-        there = [
-            node for node in found if _first_line(node) == line
-        ]  # assertions that pytest rewrote compile otherwise
+        # Assertions that pytest rewrote compile otherwise.
+        there = [node for node in found if _first_line(node) == line]
         if alike or len(there) == 1:
             return _definition(min(alike or there, key=lambda node: abs(_first_line(node) - line)), text)
     what = "a lambda" if code.co_name == LAMBDA else function.__qualname__

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from logging.handlers import BufferingHandler
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -21,9 +21,6 @@ from handlergen.local.surroundings import Surroundings
 from handlergen.runtime.contract import Bundle, Hook, Parameter
 from handlergen.runtime.diagnostics import ROOT
 from handlergen.runtime.examples import Example, RightAnswer
-
-if TYPE_CHECKING:
-    pass
 
 _PARAMETERS = {
     "setup": (),

@@ -74,19 +74,8 @@ def expression(draft: Draft, value: Any, stem: str) -> str:
         HandlergenError: As `add_value`.
     """
     kinds: tuple[Callable[[Draft, Any, str], str | None], ...] = (
-        *(
-            _plain,
-            _container,
-            _path,
-            _named,
-            _numbers,
-            _standard,
-            _pretrained,
-            _estimator,
-            _dataclass,
-            _own_container,
-            _object,
-        ),
+        *(_plain, _container, _path, _named, _numbers, _standard),
+        *(_pretrained, _estimator, _dataclass, _own_container, _object),
     )
     for kind in kinds:
         text = kind(draft, value, stem)

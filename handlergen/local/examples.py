@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from handlergen.errors import HandlergenError, ModuleFailed
 from handlergen.inspection.project import Project, open_project
 from handlergen.local.clean import CleanRun, ask_in_clean_process
 from handlergen.local.model import LocalAnswer
-from handlergen.project.examples import read_examples, write_answer
+from handlergen.project.examples import examples_of_project, read_examples, write_answer
 from handlergen.project.settings import shown
 from handlergen.runtime.codec.comparison import Difference
 from handlergen.runtime.codec.redaction import hide, without_secrets
@@ -68,7 +68,7 @@ def examples_of(source: Path, *, overrides: Mapping[str, Any] | None = None) -> 
     if source.suffix == ".mar":
         return list(archived_examples(source))
     project = open_project(source, overrides=overrides)
-    return [each.example for each in read_examples(project.root, project.settings.examples)]
+    return examples_of_project(project.root, project.settings.examples)
 
 
 def run_examples(
@@ -113,7 +113,7 @@ def require_right_examples(
         ModuleFailed: The model cannot be loaded here.
         ContractError: The examples cannot be read.
     """
-    examples = [each.example for each in read_examples(project.root, project.settings.examples)]
+    examples = examples_of_project(project.root, project.settings.examples)
     if not examples:
         return ()
     advice = "--no-examples packs them without asking (in Python: ask_examples=False)"
@@ -178,14 +178,7 @@ def _require_success(examples: Sequence[Example], ran: CleanRun) -> None:
 
 def _require_equal(examples: Sequence[Example], answers: Sequence[LocalAnswer], others: Sequence[LocalAnswer]) -> None:
     for example, answer, other in zip(examples, answers, others, strict=True):
-        right = Example(
-            example.name,
-            example.parts,
-            example.is_form,
-            RightAnswer(answer.content_type, answer.body),
-            example.tolerance,
-            example.pixel_tolerance,
-        )
+        right = replace(example, answer=RightAnswer(answer.content_type, answer.body))
         found = right.compare(other.status, other.content_type, other.body)
         if found:
             raise HandlergenError(

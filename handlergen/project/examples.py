@@ -88,6 +88,11 @@ def read_examples(root: Path, entries: Sequence[Any]) -> list[ProjectExample]:
     return list(found.values())
 
 
+def examples_of_project(root: Path, entries: Sequence[Any]) -> list[Example]:
+    """Return a project's examples; as `read_examples`, without where their answers belong."""
+    return [each.example for each in read_examples(root, entries)]
+
+
 def _of_directory(directory: Path, listed: Collection[Any], problems: list[Problem]) -> dict[str, ProjectExample]:
     requests: dict[str, Path] = {}
     answers: dict[str, Path] = {}

@@ -210,8 +210,9 @@ def _warm_frontend(running: RunningServer, starting: StartingModels) -> None:
     for (name, version), file in starting.expected.items():
         path = running.directory / running.settings.model_store / file
         with contextlib.suppress(HandlergenError):
-            archive, examples = read_mar(path, whole=False), archived_examples(path)
-            if examples and archive.bundle is not None and archive.bundle.settings.examples_at_start != "off":
+            examples = archived_examples(path)
+            bundle = read_mar(path, whole=False).bundle if examples else None
+            if bundle is not None and bundle.settings.examples_at_start != "off":
                 with running.client(timeout=60) as client:
                     client.predict(name, version=version, **request_of(examples[0]))
                 return
